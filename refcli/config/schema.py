@@ -1,0 +1,163 @@
+"""The typed settings of a model and of a training run; every key of a preset is declared here."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every settings class: frozen, and no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TowerSettings(Settings):
+    """The one tower: a BEiT-3 multiway transformer. Defaults are BEiT-3 base at 384."""
+
+    image_size: tuple[int, int] = (384, 384)
+    """(height, width) of the model frame in pixels; one number means a square."""
+    patch_size: int = 16
+    dim: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn_dim: int = 3072
+    vocabulary_size: int = 64010
+    max_text_positions: int = 1024
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    """Rate of the last layer; it grows linearly from 0 at the first."""
+    layer_norm_eps: float = 1e-5
+    init: Literal["beit3", "scaled"] = "beit3"
+    """`beit3`: the published initialisation. `scaled`: 1/sqrt(fan-in) weights and 2-D sine positions, for small towers
+    trained from nothing."""
+    attention: Literal["auto", "sdpa", "explicit"] = "auto"
+    """`auto`: explicit matmuls when training short sequences on a CPU (its fused backward is slow), else the library's
+    scaled_dot_product_attention."""
+    checkpoint_activations: bool = False
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> TowerSettings:
+        if any(side % self.patch_size for side in self.image_size):
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+
+class TextSettings(Settings):
+    """How an expression becomes token ids."""
+
+    tokenizer: str = "builtin"
+    """`builtin` (the small packaged SentencePiece model) or the path of a SentencePiece file such as beit3.spm."""
+    max_tokens: int = Field(64, ge=3)
+    """Longest sequence including <s> and </s>; longer expressions are truncated."""
+
+
+class HeadChoice(Settings):
+    """Which head sits on the tower, and its own settings (declared by the head's `Config`)."""
+
+    name: str = "oneref"
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class ModelSettings(Settings):
+    """One grounder: tower + head + text; stored beside its weights as config.yaml."""
+
+    tower: TowerSettings = TowerSettings()
+    text: TextSettings = TextSettings()
+    head: HeadChoice = HeadChoice()
+
+
+class AugmentSettings(Settings):
+    """Training-time changes of a picture; none of them can lose the referent."""
+
+    flip: float = Field(0.0, ge=0, le=1)
+    """Probability of a horizontal flip (left/right words of the expression are swapped)."""
+    min_scale: float = Field(1.0, gt=0, le=1)
+    """The letterboxed picture's long side is drawn between this and 1 times the model frame."""
+    translate: bool = False
+    """Place the picture anywhere in the model frame instead of centring it."""
+    crop: float = Field(0.0, ge=0, le=1)
+    """Probability of a random crop that keeps every referred region whole; never for expressions of position."""
+    colour_jitter: float = Field(0.0, ge=0, le=1)
+    """Strength of brightness/contrast/saturation jitter: factors are drawn from 1 +- this."""
+    colour_jitter_probability: float = Field(0.8, ge=0, le=1)
+
+
+class DataSettings(Settings):
+    """Which splits of a store are trained on and watched."""
+
+    train: tuple[str, ...] = ("synthetic:train",)
+    """`dataset:split` names inside the store."""
+    validation: tuple[str, ...] = ()
+    validation_samples: int | None = None
+    """Use only the first so many samples of the validation splits."""
+    kinds: tuple[str, ...] | None = None
+    """Train only on these kinds of expression (a curriculum); None means all."""
+    max_regions_in_image: int | None = None
+    workers: int = Field(1, ge=0)
+    augment: AugmentSettings = AugmentSettings()
+
+
+class OptimSettings(Settings):
+    """Optimiser, schedule and what they act on."""
+
+    name: str = "adamw"
+    """Any optimiser of timm by name."""
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    decay_norms_and_biases: bool = False
+    """The official recipe decays every parameter; ours spares norms, biases, positions and scalars."""
+    tower_lr_scale: float = 1.0
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Learning-rate factor per layer below the top of the tower."""
+    warmup_steps: int = 0
+    final_lr_ratio: float = 0.0
+    """The cosine ends at this fraction of `lr`."""
+    clip_grad_norm: float | None = 1.0
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further keyword arguments of the timm optimiser."""
+
+
+class TrainSettings(Settings):
+    """Length, precision and book-keeping of one training run."""
+
+    steps: int = Field(1000, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(32, ge=1)
+    """Samples per forward pass and process."""
+    accumulate: int = Field(1, ge=1)
+    """Forward passes per optimiser step."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 means autocast; weights and optimiser state stay fp32."""
+    compile: bool = False
+    ema_decay: float | None = None
+    freeze_tower: bool = False
+    seed: int = 13
+    device: str = "auto"
+    log_every: int = 20
+    save_every: int = 500
+    validate_every: int | None = None
+    init_weights: str | None = None
+    """Start from these weights (a directory or catalogue name) instead of random ones."""
+
+
+class FinetuneSettings(Settings):
+    """Everything that `refcli finetune` needs besides the store and the output directory."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    optim: OptimSettings = OptimSettings()
+    train: TrainSettings = TrainSettings()

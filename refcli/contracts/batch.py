@@ -1,0 +1,50 @@
+"""What one training or inference step sees: images, words and truth as tensors of the model frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The truth of a batch in the model frame.
+
+    Samples without a referent have `exists == False`, an all-False mask and a zero box.
+    Several referents of one expression are joined: the box encloses them all, the mask is their union.
+    """
+
+    boxes_cxcywh: Float[Tensor, "batch 4"]
+    """(centre x, centre y, width, height) divided by the model frame's width and height."""
+    masks: Bool[Tensor, "batch height width"]
+    """Union of the referred pixels in the model frame."""
+    mask_is_known: Bool[Tensor, " batch"]
+    """False where the data set has boxes only (the mask is then the filled box)."""
+    exists: Bool[Tensor, " batch"]
+
+    def to(self, device: object) -> Targets:
+        """The same truth on another device."""
+        return Targets(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of (image, expression) pairs."""
+
+    images: Float[Tensor, "batch 3 height width"]
+    token_ids: Int[Tensor, "batch words"]
+    token_is_pad: Bool[Tensor, "batch words"]
+    targets: Targets
+    ids: tuple[str, ...]
+
+    def to(self, device: object) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            images=self.images.to(device, non_blocking=True),
+            token_ids=self.token_ids.to(device, non_blocking=True),
+            token_is_pad=self.token_is_pad.to(device, non_blocking=True),
+            targets=self.targets.to(device),
+            ids=self.ids,
+        )

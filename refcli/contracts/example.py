@@ -1,0 +1,41 @@
+"""The canonical record: one expression about one image, and the regions it refers to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class RLE(NamedTuple):
+    """A compressed COCO run-length mask: column-major, first run zeros."""
+
+    size: tuple[int, int]
+    """(height, width) in pixels."""
+    counts: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One referred object, in pixels of the stored image: 0-based, continuous, half-open."""
+
+    box_xyxy: tuple[float, float, float, float]
+    mask: RLE | None = None
+    source_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One (image, expression) pair; `regions == ()` means that nothing in the image is meant."""
+
+    id: str
+    dataset: str
+    split: str
+    image: str
+    """Path relative to the store's image root."""
+    image_id: str
+    width: int
+    height: int
+    expression: str
+    regions: tuple[Region, ...]
+    kind: str | None = None
+    """What sort of expression it is (attribute, ordinal, ...), where the source knows; metrics are sliced by it."""

@@ -1,0 +1,58 @@
+"""What a head says (Prediction, model frame) and what a user gets (Answer, image pixels)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from refcli.contracts.example import RLE
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+PREDICTION_SCHEMA = "refcli.prediction/1"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A head's output for a batch, in the model frame.
+
+    `boxes_xyxy` are pixels of the model frame. `mask_logits` are foreground where > 0, at any resolution that
+    covers the whole model frame. A head without an existence output leaves `existence` None; a head without a
+    mask leaves `mask_logits` None; a head without a box leaves `boxes_xyxy` None (the box is then the mask's).
+    """
+
+    boxes_xyxy: Float[Tensor, "batch targets 4"] | None
+    scores: Float[Tensor, "batch targets"]
+    """Confidence of each target in 0..1."""
+    mask_logits: Float[Tensor, "batch targets mask_height mask_width"] | None
+    existence: Float[Tensor, " batch"] | None
+    """Probability that the expression refers to anything at all."""
+    existence_threshold: float = 0.5
+    """Below this probability the answer is "no target"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One thing found, in pixels of the original image."""
+
+    box_xyxy: tuple[float, float, float, float]
+    score: float
+    mask: RLE | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to one expression about one image; `error` is set where none could be given."""
+
+    id: str
+    image: str
+    expression: str
+    width: int
+    height: int
+    targets: tuple[Target, ...]
+    no_target: bool
+    no_target_score: float | None
+    weights: str
+    error: str | None = None

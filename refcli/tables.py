@@ -1,0 +1,38 @@
+"""Tables of names: each row is imported only when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from refcli.errors import ConfigError
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that looks most like `name`, or None."""
+    matches = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def lookup(table: Mapping[str, str], name: str, *, what: str) -> Any:
+    """Import the object that row `name` of a table points to.
+
+    Args:
+        table: name -> "package.module:attribute".
+        name: the row wanted.
+        what: what the table lists ("head", "source"), for the error.
+
+    Raises:
+        ConfigError: no such row; the hint names the nearest one.
+    """
+    if name not in table:
+        guess = nearest(name, table)
+        raise ConfigError(
+            f"there is no {what} called {name!r}",
+            where=what,
+            hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + ", ".join(sorted(table)),
+        )
+    module, attribute = table[name].split(":")
+    return getattr(import_module(module), attribute)

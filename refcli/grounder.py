@@ -1,0 +1,61 @@
+"""Grounder: one tower and one head, trained and asked as one module."""
+
+from __future__ import annotations
+
+import re
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from refcli.config.load import validate
+from refcli.config.schema import ModelSettings
+from refcli.contracts.batch import Batch
+from refcli.contracts.prediction import Prediction
+from refcli.heads.base import Head
+from refcli.heads.table import HEADS
+from refcli.model.beit3 import OneTower
+from refcli.tables import lookup
+
+BLOCK_NAME = re.compile(r"^tower\.encoder\.blocks\.(\d+)\.")
+
+
+class Grounder(nn.Module):
+    """An Objective of the training loop, and the model behind `predict`."""
+
+    def __init__(self, tower: OneTower, head: Head) -> None:
+        super().__init__()
+        self.tower = tower
+        self.head = head
+
+    @classmethod
+    def from_settings(cls, model: ModelSettings) -> Grounder:
+        """Build with fresh weights.
+
+        Raises:
+            ConfigError: an unknown head, or a head setting that does not exist.
+        """
+        head_class: type[Head] = lookup(HEADS, model.head.name, what="head")
+        config = validate(head_class.Config, model.head.settings, where="model.head.settings")
+        return cls(OneTower(model.tower), head_class(config, model.tower))  # type: ignore[call-arg]
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Weighted losses by name. The whole training computation happens in here; `step` is the loop's counter."""
+        features = self.tower(batch.images, batch.token_ids, batch.token_is_pad)
+        return self.head.losses(self.head(features), batch.targets)
+
+    def predict(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        token_ids: Int[Tensor, "batch words"],
+        token_is_pad: Bool[Tensor, "batch words"],
+    ) -> Prediction:
+        """Answer in the model frame."""
+        return self.head.predict(self.head(self.tower(images, token_ids, token_is_pad)))
+
+    def param_depth(self, name: str) -> int | None:
+        """How deep in the tower a parameter sits: 0 for embeddings, 1..layers for blocks, None for the head."""
+        if not name.startswith("tower."):
+            return None
+        if block := BLOCK_NAME.match(name):
+            return int(block.group(1)) + 1
+        return self.tower.settings.layers if name.startswith("tower.encoder.norm") else 0

@@ -1,0 +1,36 @@
+"""What every head is: three methods and a settings class."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from refcli.config.schema import Settings
+from refcli.contracts.batch import Targets
+from refcli.contracts.prediction import Prediction
+from refcli.model.beit3 import Features
+
+Output = TypeVar("Output")
+
+
+class Head(nn.Module, ABC, Generic[Output]):
+    """Turns the tower's features into boxes, masks and an existence score.
+
+    A head is built as `Head(config, tower)` with its own validated `Config` and the tower's settings.
+    """
+
+    Config: ClassVar[type[Settings]]
+
+    @abstractmethod
+    def forward(self, features: Features) -> Output:
+        """The head's private output; only its own `losses` and `predict` read it."""
+
+    @abstractmethod
+    def losses(self, output: Output, targets: Targets) -> dict[str, Tensor]:
+        """Weighted scalar losses by name; the loop minimises their sum."""
+
+    @abstractmethod
+    def predict(self, output: Output) -> Prediction:
+        """The answer in the model frame."""

@@ -1,0 +1,49 @@
+"""Learned upsampling by stride-2 transposed convolutions, computed as matrix products."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class UpsampleBlock(nn.Module):
+    """2x2 transposed convolution with stride 2 (no bias), BatchNorm and optionally ReLU, on channels-last maps.
+
+    Kernel equals stride, so the convolution is one product with a (in, out*2*2) matrix and a pixel shuffle; at test
+    time the BatchNorm is folded into that matrix. `weight` has nn.ConvTranspose2d's layout (in, out, 2, 2).
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, relu: bool) -> None:
+        super().__init__()
+        self.relu = relu
+        self.weight = nn.Parameter(nn.ConvTranspose2d(in_dim, out_dim, 2, 2, bias=False).weight.detach().clone())
+        self.norm = nn.BatchNorm1d(out_dim)
+
+    def forward(self, x: Float[Tensor, "batch rows columns in_dim"]) -> Float[Tensor, "batch rows2 columns2 out_dim"]:
+        """Double the height and the width."""
+        batch, rows, columns, in_dim = x.shape
+        out_dim = self.weight.shape[1]
+        kernel, bias = self.weight.permute(2, 3, 1, 0), None
+        if not self.training:
+            mean, variance = self.norm.running_mean, self.norm.running_var
+            assert mean is not None and variance is not None
+            gain = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
+            kernel = kernel * gain[:, None]
+            bias = (self.norm.bias - mean * gain).repeat(4)
+        y = F.linear(x, kernel.reshape(4 * out_dim, in_dim), bias)
+        y = y.view(batch, rows, columns, 2, 2, out_dim).permute(0, 1, 3, 2, 4, 5)
+        y = y.reshape(batch, 2 * rows, 2 * columns, out_dim)
+        if self.training:
+            y = self.norm(y.flatten(0, 2)).view_as(y)
+        return F.relu(y) if self.relu else y
+
+
+class Upsampler(nn.Sequential):
+    """A chain of `steps` upsampling blocks; the last has no ReLU (OneRef's mask head)."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, steps: int) -> None:
+        super().__init__(
+            *(UpsampleBlock(in_dim if i == 0 else out_dim, out_dim, relu=i < steps - 1) for i in range(steps))
+        )

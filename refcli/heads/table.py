@@ -1,0 +1,3 @@
+"""The heads by name."""
+
+HEADS: dict[str, str] = {"oneref": "refcli.heads.oneref:OneRefHead"}

@@ -1,0 +1,17 @@
+"""Image-text contrast between the two class vectors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def clip_contrast(
+    vision: Float[Tensor, "batch dim"], language: Float[Tensor, "batch dim"], logit_scale: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Symmetric CLIP loss over unit vectors; `logit_scale` is the inverse temperature (already exponentiated)."""
+    logits = logit_scale * vision @ language.T
+    truth = torch.arange(len(vision), device=vision.device)
+    return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2

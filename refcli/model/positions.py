@@ -1,0 +1,43 @@
+"""Position tables: the BEiT-3 layout, its resampling to other grids, and sine positions for small towers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+NUM_UNUSED_ROWS = 2
+"""torchscale numbers positions from 2: rows 0 and 1 of every table are never read."""
+NUM_EXTRA_ROWS = NUM_UNUSED_ROWS + 1
+"""Rows of a vision table before its first patch: the two unused ones and the class token's."""
+
+
+def resample_vision_positions(
+    table: Float[Tensor, "rows dim"], *, old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Float[Tensor, "new_rows dim"]:
+    """Resample the patch rows of a vision position table to another grid.
+
+    The first three rows are kept; the others, row-major over the grid, go through float32 bicubic interpolation by
+    target size, `align_corners=False`, without antialiasing: the arithmetic of the official 224 -> 384 start.
+    """
+    if old_grid == new_grid:
+        return table
+    extra, patches = table[:NUM_EXTRA_ROWS], table[NUM_EXTRA_ROWS:]
+    image = patches.float().reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False)
+    return torch.cat([extra, image.permute(0, 2, 3, 1).flatten(0, 2).to(table.dtype)])
+
+
+def sine_positions_2d(grid: tuple[int, int], dim: int) -> Float[Tensor, "patches dim"]:
+    """Two-dimensional sine-cosine positions, row-major: a quarter of the channels each for sin/cos of row and column.
+
+    Wavelengths run geometrically from 4 patches to 4 times the grid's longer side.
+    """
+    if dim % 4:
+        raise ValueError(f"2-D sine positions need a dim that is a multiple of 4, not {dim}")
+    longest = 4.0 * max(grid)
+    wavelengths = 4.0 * (longest / 4.0) ** torch.linspace(0, 1, dim // 4)
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing="ij")
+    angles = torch.stack([rows, columns], -1).reshape(-1, 2, 1) * (2 * torch.pi / wavelengths)
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(1)

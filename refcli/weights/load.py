@@ -1,0 +1,143 @@
+"""Weights directories: model.safetensors, config.yaml (the model's settings), meta.json and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from refcli.config.load import validate
+from refcli.config.schema import ModelSettings
+from refcli.errors import WeightsError
+from refcli.files import write_atomically
+from refcli.grounder import Grounder
+from refcli.text.tokenizer import Tokenizer
+
+BUILTIN = "builtin"
+BUILTIN_PATH = Path(__file__).parent / "builtin"
+MODEL_FILE, CONFIG_FILE, META_FILE, TOKENIZER_FILE = "model.safetensors", "config.yaml", "meta.json", "tokenizer.spm"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """A model ready to answer."""
+
+    grounder: Grounder
+    settings: ModelSettings
+    tokenizer: Tokenizer
+    name: str
+    meta: Mapping[str, Any]
+
+
+def save_weights(
+    directory: Path,
+    grounder: Grounder,
+    settings: ModelSettings,
+    *,
+    meta: Mapping[str, object],
+    dtype: Literal["fp32", "bf16"] = "fp32",
+) -> None:
+    """Write a weights directory; an existing one is replaced file by file, the model last."""
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor).contiguous().cpu()
+        for name, tensor in grounder.state_dict().items()
+    }
+    if settings.text.tokenizer != BUILTIN:
+        write_atomically(directory / TOKENIZER_FILE, Tokenizer.load(settings.text).model)
+        settings = settings.model_copy(update={"text": settings.text.model_copy(update={"tokenizer": TOKENIZER_FILE})})
+    dumped = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    write_atomically(directory / CONFIG_FILE, dumped.encode())
+    write_atomically(directory / META_FILE, (json.dumps(dict(meta), indent=2) + "\n").encode())
+    write_atomically(directory / MODEL_FILE, save(state))
+
+
+def find_weights(name_or_path: str) -> Path:
+    """The directory that a weights name or path stands for.
+
+    Raises:
+        WeightsError: it holds no model.
+    """
+    directory = BUILTIN_PATH if name_or_path == BUILTIN else Path(name_or_path)
+    if not (directory / MODEL_FILE).is_file():
+        raise WeightsError(
+            f"there are no weights called {name_or_path!r}",
+            where=str(directory / MODEL_FILE),
+            hint="give `builtin` or a directory with model.safetensors and config.yaml, such as RUN/weights",
+        )
+    return directory
+
+
+def read_settings(directory: Path) -> ModelSettings:
+    """The model settings stored beside the weights."""
+    path = directory / CONFIG_FILE
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as problem:
+        raise WeightsError("the weights have no readable config.yaml", where=str(path), hint=str(problem)) from problem
+    settings = validate(ModelSettings, values, where=str(path))
+    if settings.text.tokenizer == BUILTIN:
+        return settings
+    text = settings.text.model_copy(update={"tokenizer": str(directory / settings.text.tokenizer)})
+    return settings.model_copy(update={"text": text})
+
+
+def load_weights(
+    name_or_path: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> LoadedWeights:
+    """Build the model that a weights directory describes, in evaluation mode.
+
+    Raises:
+        WeightsError: missing, damaged or ill-fitting files; every missing, unexpected or misshapen tensor is named.
+    """
+    directory = find_weights(name_or_path)
+    settings = read_settings(directory)
+    path = directory / MODEL_FILE
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as problem:
+        raise WeightsError(
+            "the model file is damaged", where=str(path), hint=f"fetch it again ({problem})"
+        ) from problem
+    with torch.device("meta"):
+        grounder = Grounder.from_settings(settings)
+    assign_state(grounder, state, where=str(path))
+    grounder.to(device=device, dtype=dtype).eval()
+    meta_path = directory / META_FILE
+    meta = json.loads(meta_path.read_text()) if meta_path.is_file() else {}
+    name = name_or_path if name_or_path == BUILTIN else directory.resolve().name
+    return LoadedWeights(grounder, settings, Tokenizer.load(settings.text), name, meta)
+
+
+def assign_state(grounder: Grounder, state: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Put a complete state dict into a model, replacing its tensors (a model on `meta` becomes real).
+
+    Raises:
+        WeightsError: anything missing, left over, misshapen or not finite.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in grounder.state_dict().items()}
+    problems = [f"{name} is missing" for name in wanted.keys() - state.keys()]
+    problems += [f"{name} is not part of the model" for name in state.keys() - wanted.keys()]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, the model wants {wanted[name]}"
+        for name in wanted.keys() & state.keys()
+        if tuple(state[name].shape) != wanted[name]
+    ]
+    problems += [
+        f"{name} holds NaN or infinity" for name in state if not torch.isfinite(state[name]).all() and name in wanted
+    ]
+    if problems:
+        raise WeightsError(
+            f"the weights do not fit the model ({len(problems)} tensors): " + "; ".join(sorted(problems)[:5]),
+            where=where,
+            hint="do config.yaml and model.safetensors belong together?",
+        )
+    grounder.load_state_dict(dict(state), strict=True, assign=True)

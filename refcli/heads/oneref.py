@@ -132,7 +132,7 @@ class OneRefHead(Head[OneRefOutput]):
         language = F.normalize(self.language_projection(features.text[:, 0]), dim=-1)
         similarity = (vision[:, 1:] @ language.unsqueeze(-1)).squeeze(-1)
         logits = self.similarity_calibration(similarity)
-        attention = logits.float().softmax(-1).to(features.patches.dtype).unsqueeze(1)
+        attention = logits.to(at_least_fp32(logits)).softmax(-1).to(features.patches.dtype).unsqueeze(1)
         pooled = (attention @ features.patches).squeeze(1)
         boxes = mask_cosine = mask_logits = existence = None
         if self.config.rec:

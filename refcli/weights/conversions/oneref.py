@@ -13,6 +13,8 @@ from refcli.errors import WeightsError
 
 EXPERTS = {"A": "vision", "B": "language"}
 """torchscale calls the vision expert A and the language expert B."""
+LAYER = r"beit3\.encoder\.layers\.(\d+)\."
+BLOCK = r"tower.encoder.blocks.\1."
 RENAMES: tuple[tuple[str, str], ...] = (
     (r"beit3\.text_embed\.weight", "tower.text_embedding.words.weight"),
     (r"beit3\.vision_embed\.(mask_token|cls_token)", r"tower.vision_embedding.\1"),
@@ -21,20 +23,20 @@ RENAMES: tuple[tuple[str, str], ...] = (
     (r"beit3\.encoder\.embed_positions\.B\.weight", "tower.text_embedding.positions"),
     (r"beit3\.encoder\.layer_norm\.(A|B)\.(\w+)", r"tower.encoder.norm.\1.\2"),
     (
-        r"beit3\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.(A|B)\.(\w+)",
-        r"tower.encoder.blocks.\1.attention.out.\2.\3",
+        LAYER + r"self_attn\.out_proj\.(A|B)\.(\w+)",
+        BLOCK + r"attention.out.\2.\3",
     ),
     (
-        r"beit3\.encoder\.layers\.(\d+)\.self_attn\.inner_attn_ln\.(A|B)\.(\w+)",
-        r"tower.encoder.blocks.\1.attention.inner_norm.\2.\3",
+        LAYER + r"self_attn\.inner_attn_ln\.(A|B)\.(\w+)",
+        BLOCK + r"attention.inner_norm.\2.\3",
     ),
     (
-        r"beit3\.encoder\.layers\.(\d+)\.self_attn_layer_norm\.(A|B)\.(\w+)",
-        r"tower.encoder.blocks.\1.attention_norm.\2.\3",
+        LAYER + r"self_attn_layer_norm\.(A|B)\.(\w+)",
+        BLOCK + r"attention_norm.\2.\3",
     ),
-    (r"beit3\.encoder\.layers\.(\d+)\.ffn\.(A|B)\.ffn_layernorm\.(\w+)", r"tower.encoder.blocks.\1.ffn.\2.norm.\3"),
-    (r"beit3\.encoder\.layers\.(\d+)\.ffn\.(A|B)\.(fc1|fc2)\.(\w+)", r"tower.encoder.blocks.\1.ffn.\2.\3.\4"),
-    (r"beit3\.encoder\.layers\.(\d+)\.final_layer_norm\.(A|B)\.(\w+)", r"tower.encoder.blocks.\1.ffn_norm.\2.\3"),
+    (LAYER + r"ffn\.(A|B)\.ffn_layernorm\.(\w+)", BLOCK + r"ffn.\2.norm.\3"),
+    (LAYER + r"ffn\.(A|B)\.(fc1|fc2)\.(\w+)", BLOCK + r"ffn.\2.\3.\4"),
+    (LAYER + r"final_layer_norm\.(A|B)\.(\w+)", BLOCK + r"ffn_norm.\2.\3"),
     (r"language_head\.weight", "head.language_projection.weight"),
     (r"vision_head\.weight", "head.vision_projection.weight"),
     (r"logit_scale", "head.contrast_scale"),
@@ -49,7 +51,7 @@ RENAMES: tuple[tuple[str, str], ...] = (
     (r"bn2\.(\w+)", r"head.upsampler.1.norm.\1"),
     (r"bn3\.(\w+)", r"head.upsampler.2.norm.\1"),
 )
-PROJECTION = re.compile(r"beit3\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(A|B)\.(weight|bias)")
+PROJECTION = re.compile(LAYER + r"self_attn\.([qkv])_proj\.(A|B)\.(weight|bias)")
 """Query, key and value are three tensors there and one here, stacked in this order."""
 NEVER_USED = re.compile(r"text_proj\.|layer_norm\.|mlm_head\.|mlm_sts_head\.|mim_head\.|mim_vts_head\.")
 """Tensors of a published file that no box or mask depends on."""

@@ -34,8 +34,9 @@ def scaled_attention(
         return F.scaled_dot_product_attention(query, key, value, attn_mask=key_is_real)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if key_is_real is not None:
-        scores = scores.masked_fill(~key_is_real, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1) @ value
+        # Added in place, not masked_fill: no copy of the scores, and nothing to do in the backward pass.
+        scores += torch.zeros_like(key_is_real, dtype=scores.dtype).masked_fill_(~key_is_real, -torch.inf)
+    return torch.softmax(scores, -1, dtype=scores.dtype) @ value
 
 
 class MultiwayAttention(nn.Module):

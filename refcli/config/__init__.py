@@ -1,0 +1,1 @@
+"""Typed settings: the schema, the presets, and how both become one checked object."""

@@ -1,0 +1,104 @@
+"""The command line: its commands, its global options, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+import typer.main
+from typer.core import TyperGroup
+
+import refcli
+from refcli.cli import presets
+from refcli.cli.errors import DEBUG_VARIABLE, report
+from refcli.cli.output import leave_closed_pipe, write_line
+from refcli.errors import ExitCode, RefcliError
+from refcli.tables import lookup
+
+COMMANDS = {
+    "prepare-data": "refcli.cli.prepare_data:command",
+    "finetune": "refcli.cli.finetune:command",
+    "evaluate": "refcli.cli.evaluate:command",
+    "predict": "refcli.cli.predict:command",
+    "demo": "refcli.cli.demo:command",
+}
+"""In the order of a project's life. Each module imports nothing heavier than typer at its top."""
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+class CommandTable(TyperGroup):
+    """Imports a command's module when the command is named, so that one command never pays for another."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the table, then the sub-applications."""
+        return [*COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        single = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=CONTEXT_SETTINGS)
+        single.command(cmd_name)(lookup(COMMANDS, cmd_name, what="command"))
+        return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    name="refcli",
+    cls=CommandTable,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=CONTEXT_SETTINGS,
+)
+app.add_typer(presets.app, name="presets")
+
+
+def run() -> NoReturn:
+    """Run the command line on `sys.argv` and leave with a documented exit code (see `refcli.errors.ExitCode`)."""
+    try:
+        code = app(prog_name="refcli", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        leave_closed_pipe()
+    except Exception as error:
+        code = _show_usage_error(error) or report(error)
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _show_usage_error(error: Exception) -> int | None:
+    """Let click say what is wrong with the command line; None if that is not what `error` is about.
+
+    typer carries its own copy of click since 0.20 or so, hence no `isinstance` of click's class.
+    """
+    show = getattr(error, "show", None)
+    if show is None or isinstance(error, RefcliError):
+        return None
+    show()
+    return int(getattr(error, "exit_code", ExitCode.USAGE))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        write_line(f"refcli {refcli.__version__}")
+        raise typer.Exit
+
+
+def _switch_on_debug(wanted: bool) -> None:
+    if wanted:
+        os.environ[DEBUG_VARIABLE] = "1"
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help=f"Show tracebacks (also {DEBUG_VARIABLE}=1).", callback=_switch_on_debug),
+    ] = False,
+) -> None:
+    """Visual grounding: say what you mean in a picture, get the box and the mask."""

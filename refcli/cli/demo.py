@@ -1,0 +1,45 @@
+"""`refcli demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refcli.cli.options import Device
+
+if TYPE_CHECKING:
+    from refcli.recipes.demo import DemoRow
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", metavar="DIR")] = Path("refcli-demo"),
+    scenes: Annotated[int, typer.Option("--scenes", help="How many scenes to draw.", min=1, max=500)] = 6,
+    seed: Annotated[int, typer.Option("--seed", help="Other seeds give other scenes.", min=0)] = 0,
+    device: Device = None,
+) -> None:
+    """See it work, offline: draw new scenes, ask the builtin model about them, and look at its answers."""
+    from refcli.cli.output import say, write_line
+    from refcli.recipes.demo import demo
+
+    rows = demo(out, num_scenes=scenes, seed=seed, device=device or "auto")
+    width = max(len(row.expression) for row in rows)
+    write_line(f"{'expression':{width}}  {'kind':11}  {'answer':9}  score  IoU with the truth")
+    for row in rows:
+        write_line(_line(row, width))
+    write_line(f"{sum(row.is_right for row in rows)} of {len(rows)} right")
+    say(f"look at {out / 'contact_sheet.png'}; scenes, overlays, masks and predictions.jsonl are beside it")
+    say(f'ask something else: refcli predict {out / "scenes/scene-000.png"} -e "the red circle" --out {out / "mine"}')
+
+
+def _line(row: DemoRow, width: int) -> str:
+    answer = row.answer
+    verdict = "no target" if answer.no_target else "found"
+    score = answer.no_target_score if answer.no_target else answer.targets[0].score
+    certainty = "" if score is None else f"{score:.0%}"
+    if row.iou is None:
+        outcome = f"{'right' if row.is_right else 'wrong'}: nothing is meant"
+    else:
+        outcome = f"{row.iou:.2f}{'' if row.is_right else '  (missed)'}"
+    return f"{row.expression:{width}}  {row.kind:11}  {verdict:9}  {certainty:>5}  {outcome}"

@@ -1,0 +1,38 @@
+"""From an exception to what the user reads and the exit code the shell gets."""
+
+from __future__ import annotations
+
+import os
+import traceback
+
+from refcli.cli.output import console_err
+from refcli.errors import ExitCode, RefcliError
+
+DEBUG_VARIABLE = "REFCLI_DEBUG"
+"""Set to 1 (or give `refcli --debug`) for tracebacks."""
+
+
+def report(error: BaseException) -> int:
+    """Tell the user about an error on stderr; returns the exit code that goes with it."""
+    if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+        console_err.print("".join(traceback.format_exception(error)), markup=False, end="")
+    if isinstance(error, RefcliError):
+        _print_parts("error", error.message, where=error.where, hint=error.hint)
+        return int(error.exit_code)
+    _print_parts(
+        "unexpected error",
+        f"{type(error).__name__}: {error}",
+        hint="run `refcli --debug ...` to see where it came from; it may be a bug in refcli",
+    )
+    return int(ExitCode.FAILED)
+
+
+def _print_parts(kind: str, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+    for label, text, style in (
+        (kind, message, "bold red"),
+        ("where", where, "bold"),
+        ("hint", hint, "bold green"),
+    ):
+        if text:
+            console_err.print(f"{label}:", style=style, end=" ")
+            console_err.print(text, markup=False)

@@ -1,0 +1,181 @@
+"""`refcli predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refcli.cli.options import Device
+
+if TYPE_CHECKING:
+    from refcli.contracts.prediction import Answer
+    from refcli.recipes.predict import PredictSummary
+
+BUILTIN_NOTE = (
+    "note: the builtin weights know synthetic scenes only; for photographs train or convert a model "
+    "and give it with --weights DIR"
+)
+MOST_FAILURES_LISTED = 20
+SECONDS_BETWEEN_NEWS = 0.2
+
+
+class Format(str, Enum):
+    """How answers look on stdout."""
+
+    jsonl = "jsonl"
+    table = "table"
+
+
+class PrecisionChoice(str, Enum):
+    """Type of the model's weights."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+Weights = Annotated[
+    str,
+    typer.Option("--weights", "-w", help="`builtin` or a weights directory such as RUN/weights.", metavar="NAME|DIR"),
+]
+Precision = Annotated[PrecisionChoice, typer.Option("--precision", help="Type of the weights; auto is the fastest.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Pairs per forward pass.", min=1)]
+
+
+def command(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Pictures, folders, globs, request files (.jsonl), or - for request lines on stdin.",
+            metavar="IMAGE...",
+            show_default=False,
+        ),
+    ] = None,
+    expressions: Annotated[
+        list[str] | None,
+        typer.Option("--expression", "-e", help="What to look for; may be given several times.", metavar="TEXT"),
+    ] = None,
+    requests: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--requests", "-r", help='File of lines {"image": ..., "expression": ...}, or -.', metavar="FILE|-"
+        ),
+    ] = None,
+    weights: Weights = "builtin",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write drawings, masks and predictions.jsonl here.", metavar="DIR"),
+    ] = None,
+    format_: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.jsonl,
+    min_score: Annotated[
+        float | None, typer.Option("--min-score", help="Drop targets below this confidence.", min=0, max=1)
+    ] = None,
+    device: Device = None,
+    precision: Precision = PrecisionChoice.auto,
+    batch_size: BatchSize = None,
+) -> None:
+    """Find what expressions mean in pictures: one JSON line per (picture, expression) on stdout.
+
+    Boxes are xyxy pixels of the picture; masks are COCO run lengths.
+    Exit code 3: some requests failed (they have "error" and are listed on stderr); 1: all did.
+    """
+    import json
+
+    from refcli.cli.output import say, write_line
+    from refcli.inference.answers import answer_to_json
+    from refcli.recipes.predict import predict
+
+    if weights == "builtin":
+        say(BUILTIN_NOTE)
+    to_text: Callable[[Answer], str] = table_line
+    if format_ is Format.jsonl:
+        to_text = lambda answer: json.dumps(answer_to_json(answer), ensure_ascii=False)  # noqa: E731
+    with Counting() as counting:
+
+        def show(answer: Answer) -> None:
+            write_line(to_text(answer))
+            counting.add()
+
+        summary = predict(
+            inputs or [],
+            expressions or [],
+            request_files=requests or [],
+            weights=weights,
+            device=device or "auto",
+            precision=precision.value,
+            batch_size=batch_size,
+            min_score=min_score,
+            out=out,
+            on_answer=show,
+        )
+    _say_summary(summary, out)
+    if summary.exit_code:
+        raise typer.Exit(int(summary.exit_code))
+
+
+def table_line(answer: Answer) -> str:
+    """An answer as one line of aligned columns: verdict, score, box, picture, expression."""
+    asked = f"{answer.image}  {' '.join(answer.expression.split())}"
+    if answer.error is not None:
+        return f"{'error':9}  {'':4}  {'':23}  {asked}  ({answer.error})"
+    if answer.no_target:
+        score = "" if answer.no_target_score is None else f"{answer.no_target_score:4.0%}"
+        return f"{'no target':9}  {score:>4}  {'':23}  {asked}"
+    lines = []
+    for target in answer.targets:
+        box = " ".join(f"{side:5.0f}" for side in target.box_xyxy)
+        lines.append(f"{'found':9}  {target.score:4.0%}  {box}  {asked}")
+    return "\n".join(lines)
+
+
+class Counting:
+    """A running count on stderr where it is a terminal and stdout is not (the lines are then their own progress)."""
+
+    def __init__(self) -> None:
+        import sys
+
+        self._is_shown = sys.stderr.isatty() and not sys.stdout.isatty()
+        self._count = 0
+        self._next_news = 0.0
+
+    def __enter__(self) -> Counting:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._is_shown:
+            self._write("")
+
+    def add(self) -> None:
+        """One more answer."""
+        import time
+
+        self._count += 1
+        if self._is_shown and time.monotonic() >= self._next_news:
+            self._write(f"{self._count} answered")
+            self._next_news = time.monotonic() + SECONDS_BETWEEN_NEWS
+
+    @staticmethod
+    def _write(text: str) -> None:
+        import sys
+
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
+def _say_summary(summary: PredictSummary, out: Path | None) -> None:
+    from refcli.cli.output import say
+
+    if not summary.num_answers:
+        say("there were no requests")
+    for name, error in summary.failures[:MOST_FAILURES_LISTED]:
+        say(f"failed: {error}" if error.startswith(name) else f"failed: {name}: {error}")
+    if len(summary.failures) > MOST_FAILURES_LISTED:
+        say(f'failed: and {len(summary.failures) - MOST_FAILURES_LISTED} more (every line with an "error")')
+    if summary.failures:
+        say(f"{len(summary.failures)} of {summary.num_answers} requests failed")
+    if out is not None:
+        say(f"wrote {out / 'predictions.jsonl'}, {out / 'overlays'} and {out / 'masks'}")

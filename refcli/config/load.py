@@ -1,0 +1,177 @@
+"""From a preset name or a YAML file, plus `--set` overrides, to checked settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from refcli.config.presets import preset_path
+from refcli.config.schema import FinetuneSettings
+from refcli.errors import ConfigError
+from refcli.tables import nearest
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads `1e-4` as a number (YAML 1.1 wants a dot) and refuses a key given twice."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[object] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+        seen.add(key)
+    return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: missing, not YAML, or not a mapping at the top.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError as error:
+        raise ConfigError("there is no such settings file", where=str(path)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the settings file cannot be read: {error}", where=str(path)) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the settings file is not YAML: {' '.join(str(error).split())}", where=str(path)) from error
+    if not isinstance(values, dict):
+        raise ConfigError("a settings file is a mapping of keys to values", where=str(path))
+    return values
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`: mappings are merged key by key, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def read_preset(group: str, name_or_path: str) -> tuple[Path, dict[str, Any]]:
+    """The file and the values of a preset, with `extends: NAME` (one level, same group) resolved.
+
+    Args:
+        group: "finetune", "evaluate", ...
+        name_or_path: a preset's name, or the path of a YAML file (recognised by its suffix or a separator).
+    """
+    is_path = "/" in name_or_path or name_or_path.endswith((".yaml", ".yml"))
+    path = Path(name_or_path) if is_path else preset_path(group, name_or_path)
+    values = read_yaml(path)
+    base_name = values.pop("extends", None)
+    if base_name is None:
+        return path, values
+    base = read_yaml(preset_path(group, str(base_name)))
+    if "extends" in base:
+        raise ConfigError(
+            f"extends goes one level deep, but {base_name!r} itself extends {base['extends']!r}",
+            where=f"{path}: extends",
+            hint=f"extend {base['extends']!r} and repeat what {base_name!r} adds",
+        )
+    return path, merge(base, values)
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Lay `key.sub=value` strings over `values`; each value is read as YAML.
+
+    Raises:
+        ConfigError: an override without "=", with an empty key, or with a value that is not YAML.
+    """
+    merged = dict(values)
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        keys = dotted.strip().split(".")
+        if not equals or not all(keys):
+            raise ConfigError("an override looks like key.sub=value", where=f"--set {override}")
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the value is not YAML: {text!r}", where=f"--set {override}") from error
+        nested: Any = value
+        for key in reversed(keys):
+            nested = {key: nested}
+        merged = merge(merged, nested)
+    return merged
+
+
+def validate(kind: type[S], values: Mapping[str, Any], *, where: str) -> S:
+    """Check `values` against a settings class.
+
+    Args:
+        where: the file or argument that the values come from, for the error.
+
+    Raises:
+        ConfigError: an unknown key (the hint names the nearest known one) or a value that does not fit.
+    """
+    return _validate(kind, values, origin=lambda key: f"{where}: {key}" if key else where)
+
+
+def load_finetune(preset_or_path: str, overrides: Sequence[str] = ()) -> FinetuneSettings:
+    """Settings of a fine-tuning run: schema defaults <- preset or file (also a run.yaml) <- overrides.
+
+    Raises:
+        ConfigError: anything unknown or unfit, with the file (or `--set`) and the key.
+    """
+    path, values = read_preset("finetune", preset_or_path)
+    return _validate(FinetuneSettings, apply_overrides(values, overrides), origin=_origin(path, overrides))
+
+
+def _origin(path: Path, overrides: Sequence[str]) -> Callable[[str], str]:
+    """Says where a dotted key was set: by an override, else by the file."""
+
+    def origin(key: str) -> str:
+        for override in overrides:
+            dotted = override.partition("=")[0].strip()
+            if key == dotted or key.startswith(dotted + ".") or dotted.startswith(key + "."):
+                return f"--set {override}"
+        return f"{path}: {key}" if key else str(path)
+
+    return origin
+
+
+def _validate(kind: type[S], values: Mapping[str, Any], *, origin: Callable[[str], str]) -> S:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        messages: list[str] = []
+        places: list[str] = []
+        hint: str | None = None
+        for problem in error.errors(include_url=False):
+            location = problem["loc"]
+            places.append(origin(".".join(str(part) for part in location)))
+            if problem["type"] == "extra_forbidden":
+                messages.append(f"there is no setting called {str(location[-1])!r}")
+                hint = hint or _hint(kind, location)
+            else:
+                messages.append(f"{'.'.join(map(str, location)) or 'settings'}: {problem['msg']}")
+        raise ConfigError("; ".join(messages), where=", ".join(places), hint=hint) from error
+
+
+def _hint(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """The nearest key known at the level of an unknown one, and all the others of that level."""
+    level = kind
+    for part in location[:-1]:
+        annotation = level.model_fields[str(part)].annotation
+        choices = (annotation, *get_args(annotation))
+        level = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel))
+    known = list(level.model_fields)
+    guess = nearest(str(location[-1]), known)
+    return (f"did you mean {guess!r}? " if guess else "") + "known here: " + ", ".join(known)

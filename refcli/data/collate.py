@@ -1,0 +1,45 @@
+"""Samples -> Batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from refcli.contracts.batch import Batch, Targets
+from refcli.data.transforms import Sample
+
+
+class _EncodesBatches(Protocol):
+    """What is needed of a `Tokenizer`."""
+
+    def encode_batch(self, expressions: list[str]) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Collate:
+    """Stack samples and tokenise their expressions, padded to the longest of the batch.
+
+    Args:
+        tokenizer: turns expressions into token ids.
+    """
+
+    def __init__(self, tokenizer: _EncodesBatches) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """The batch of at least one sample; the samples are of one model frame."""
+        token_ids, token_is_pad = self.tokenizer.encode_batch([sample.expression for sample in samples])
+        return Batch(
+            images=torch.from_numpy(np.stack([sample.image for sample in samples])),
+            token_ids=torch.from_numpy(token_ids),
+            token_is_pad=torch.from_numpy(token_is_pad),
+            targets=Targets(
+                boxes_cxcywh=torch.from_numpy(np.stack([sample.box_cxcywh for sample in samples])),
+                masks=torch.from_numpy(np.stack([sample.mask for sample in samples])),
+                mask_is_known=torch.tensor([sample.mask_is_known for sample in samples], dtype=torch.bool),
+                exists=torch.tensor([sample.exists for sample in samples], dtype=torch.bool),
+            ),
+            ids=tuple(sample.id for sample in samples),
+        )

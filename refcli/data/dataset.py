@@ -1,0 +1,117 @@
+"""The samples of one or several splits of a store, by (index, draw)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
+from torch.utils.data import Dataset
+
+from refcli.config.schema import AugmentSettings, TowerSettings
+from refcli.contracts.example import Example
+from refcli.data.image import open_image
+from refcli.data.store import Store, StoreSplit
+from refcli.data.transforms import Sample, make_sample
+from refcli.errors import ConfigError, DataError
+from refcli.tables import nearest
+
+
+class GroundingDataset(Dataset[Sample]):
+    """Samples of the model frame; deterministic in (index, draw) and picklable for worker processes.
+
+    Args:
+        store: where the splits are.
+        splits: "dataset:split" names, in the order of the indices.
+        tower: gives the size of the model frame.
+        augment: how training pictures are changed; None is the evaluation transform.
+        kinds: keep only expressions of these kinds; None keeps all.
+        max_regions_in_image: not supported: the store does not know how many objects a picture holds.
+        limit: keep only the first so many samples.
+
+    Raises:
+        DataError: an unknown split, or nothing is left.
+        ConfigError: a kind that occurs in none of the splits.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        splits: Sequence[str],
+        *,
+        tower: TowerSettings,
+        augment: AugmentSettings | None,
+        kinds: Sequence[str] | None = None,
+        max_regions_in_image: int | None = None,
+        limit: int | None = None,
+    ) -> None:
+        if max_regions_in_image is not None:
+            raise ConfigError(
+                "the store does not tell how many objects a picture holds",
+                where="data.max_regions_in_image",
+                hint="leave it out; data.kinds selects by the kind of expression",
+            )
+        self.tower = tower
+        self.augment = augment
+        self._splits: list[StoreSplit] = [store.split(name) for name in splits]
+        self._starts = np.array([0, *accumulate(len(split) for split in self._splits)], dtype=np.int64)
+        rows = np.arange(self._starts[-1]) if kinds is None else _rows_of_kinds(self._splits, kinds)
+        self._rows: Int[np.ndarray, " samples"] = rows[:limit]
+        if not len(self._rows):
+            raise DataError("no samples are left", where=", ".join(splits) or "data.train", hint="check data.kinds")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """The sample of (index, draw).
+
+        Raises:
+            ImageError: the picture cannot be read.
+            DataError: the picture is not of the size that the store states.
+        """
+        index, draw = key
+        split, example = self._locate(index)
+        path = split.image_path(example)
+        image = open_image(path)
+        if image.size != (example.width, example.height):
+            raise DataError(
+                f"the picture is {image.width} x {image.height}, the store says {example.width} x {example.height}",
+                where=f"{path} ({example.id})",
+                hint="boxes and masks would not fit; prepare the data again from these pictures",
+            )
+        return make_sample(image, example, tower=self.tower, augment=self.augment, draw=draw)
+
+    def example(self, index: int) -> Example:
+        """The record behind a sample."""
+        return self._locate(index)[1]
+
+    def load(self) -> None:
+        """Read all records now, so that worker processes forked later share the memory."""
+        for split in self._splits:
+            split.load()
+
+    def _locate(self, index: int) -> tuple[StoreSplit, Example]:
+        row = int(self._rows[index])
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        split = self._splits[number]
+        return split, split[row - int(self._starts[number])]
+
+
+def _rows_of_kinds(splits: Sequence[StoreSplit], kinds: Sequence[str]) -> Int[np.ndarray, " rows"]:
+    columns = [split.column("kind") for split in splits]
+    found = {kind for column in columns for kind in pc.unique(column).to_pylist() if kind is not None}
+    for kind in kinds:
+        if kind not in found:
+            guess = nearest(kind, found)
+            raise ConfigError(
+                f"no expression is of the kind {kind!r}",
+                where="data.kinds",
+                hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + (", ".join(sorted(found)) or "none"),
+            )
+    wanted = pa.array(list(kinds), type=pa.string())
+    keep = np.concatenate([pc.is_in(column, value_set=wanted).to_numpy() for column in columns])
+    return np.flatnonzero(keep)

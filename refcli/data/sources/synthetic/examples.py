@@ -1,0 +1,93 @@
+"""From a scene to records: the picture, and an Example per expression with exact boxes and masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from refcli.contracts.example import RLE, Example, Region
+from refcli.data.sources.synthetic.dice import Dice, generator
+from refcli.data.sources.synthetic.graph import graph_of
+from refcli.data.sources.synthetic.language import Utterance, describe
+from refcli.data.sources.synthetic.render import Picture, paint
+from refcli.data.sources.synthetic.scene import Scene, draw_scene
+from refcli.data.sources.synthetic.settings import SyntheticSettings
+from refcli.errors import ConfigError
+
+DATASET = "synthetic"
+SCENES_PER_FOLDER = 1000
+MAX_ATTEMPTS = 500
+"""Layouts drawn for a scene before its settings are called impossible; by default the first nearly always fits."""
+
+
+@dataclass(frozen=True)
+class RenderedScene:
+    """A picture and what is said about it."""
+
+    image: np.ndarray
+    """UInt8[height, width, 3], RGB."""
+    examples: tuple[Example, ...]
+    scene: Scene
+    utterances: tuple[Utterance, ...]
+    """In the order of the examples."""
+
+
+def image_path(split: str, index: int) -> str:
+    """Where a scene's picture lies below the data set's folder."""
+    return f"images/{split}/{index // SCENES_PER_FOLDER:03d}/{index:06d}.jpg"
+
+
+def render_scene(settings: SyntheticSettings, split: str, index: int) -> RenderedScene:
+    """Scene number `index` of a split: always the same for the same settings.
+
+    A layout in which an object would be hidden too much is drawn again.
+
+    Raises:
+        ConfigError: the settings leave no room for so many objects.
+    """
+    for attempt in range(MAX_ATTEMPTS):
+        scene = draw_scene(settings, generator(settings.seed, split, index, attempt, "layout"))
+        if scene is not None:
+            picture = paint(scene, generator(settings.seed, split, index, attempt, "picture"))
+            if min(picture.visible_share) >= settings.min_visible:
+                break
+    else:
+        raise ConfigError(
+            f"no layout fits the settings in {MAX_ATTEMPTS} attempts",
+            where=f"synthetic:{split} scene {index}",
+            hint="ask for fewer objects, a larger canvas, or a smaller min_visible",
+        )
+    dice = Dice(generator(settings.seed, split, index, attempt, "language"))
+    utterances = describe(graph_of(scene), settings, dice)
+    regions = _regions(scene, picture)
+    image_id = f"{DATASET}/{split}/{index:06d}"
+    examples = tuple(
+        Example(
+            id=f"{image_id}/{number}",
+            dataset=DATASET,
+            split=split,
+            image=image_path(split, index),
+            image_id=image_id,
+            width=scene.width,
+            height=scene.height,
+            expression=said.text,
+            regions=tuple(regions[referent] for referent in said.referents),
+            kind=said.kind,
+        )
+        for number, said in enumerate(utterances)
+    )
+    return RenderedScene(picture.image, examples, scene, utterances)
+
+
+def _regions(scene: Scene, picture: Picture) -> list[Region]:
+    """The visible part of every object."""
+    numbers = np.arange(len(scene.objects), dtype=np.int8)
+    masks = (np.ascontiguousarray(picture.owner.T)[None] == numbers[:, None, None]).view(np.uint8).T
+    regions = []
+    for number, run_lengths in enumerate(coco_mask.encode(masks)):
+        left, top, width, height = coco_mask.toBbox(run_lengths).tolist()
+        rle = RLE((scene.height, scene.width), run_lengths["counts"])
+        regions.append(Region((left, top, left + width, top + height), rle, str(number)))
+    return regions

@@ -1,0 +1,74 @@
+"""The expressions of a scene: balanced kinds, distinct sentences, certain truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from refcli.data.sources.synthetic.absent import propose_absent
+from refcli.data.sources.synthetic.dice import Dice, generator
+from refcli.data.sources.synthetic.graph import Graph, graph_of, members
+from refcli.data.sources.synthetic.proposals import PROPOSALS
+from refcli.data.sources.synthetic.scene import draw_scene
+from refcli.data.sources.synthetic.settings import SyntheticSettings
+from refcli.data.sources.synthetic.terms import Term, means_surely
+from refcli.data.sources.synthetic.wording import sentence
+
+TRIES_PER_KIND = 14
+"""Proposals of one kind before another kind is tried."""
+SENTENCES_ONLY = "sentences"
+"""The split name of scenes that are only talked about."""
+
+
+class Utterance(NamedTuple):
+    """One expression about a scene."""
+
+    text: str
+    kind: str
+    referents: tuple[int, ...]
+    """Numbers of the objects meant, ascending; none for "no_target"."""
+    term: Term
+
+
+def describe(graph: Graph, settings: SyntheticSettings, dice: Dice) -> tuple[Utterance, ...]:
+    """Up to `expressions_per_scene` expressions, no two alike, of kinds drawn by `kind_weights`."""
+    kinds = list(settings.kind_weights)
+    weights = list(settings.kind_weights.values())
+    told: dict[str, Utterance] = {}
+    for _ in range(3 * settings.expressions_per_scene):
+        if len(told) == settings.expressions_per_scene:
+            break
+        kind = dice.weighted(kinds, weights)
+        new = _utter_absent(graph, settings, dice) if kind == "no_target" else _utter(graph, kind, dice)
+        if new and new.text not in told and all(new.term != old.term for old in told.values()):
+            told[new.text] = new
+    return tuple(told.values())
+
+
+def _utter(graph: Graph, kind: str, dice: Dice) -> Utterance | None:
+    for _ in range(TRIES_PER_KIND):
+        term = PROPOSALS[kind](graph, graph.everything, dice)
+        if term is not None and (meant := means_surely(term, graph)):
+            return Utterance(sentence(term, dice), kind, tuple(members(meant)), term)
+    return None
+
+
+def _utter_absent(graph: Graph, settings: SyntheticSettings, dice: Dice) -> Utterance | None:
+    present = {kind: weight for kind, weight in settings.kind_weights.items() if kind != "no_target"}
+    if not any(present.values()):
+        present = dict.fromkeys(PROPOSALS, 1.0)
+    kind = dice.weighted(list(present), list(present.values()))
+    term = propose_absent(graph, kind, dice)
+    return Utterance(sentence(term, dice), "no_target", (), term) if term else None
+
+
+def iterate_expressions(settings: SyntheticSettings, count: int) -> Iterator[str]:
+    """`count` expressions without pictures, such as a tokenizer is trained on."""
+    index, left = 0, count
+    while left > 0:
+        scene = draw_scene(settings, generator(settings.seed, SENTENCES_ONLY, index, 0, "layout"))
+        dice = Dice(generator(settings.seed, SENTENCES_ONLY, index, 0, "language"))
+        index += 1
+        for utterance in describe(graph_of(scene), settings, dice)[:left] if scene else ():
+            yield utterance.text
+            left -= 1

@@ -1,0 +1,242 @@
+"""Finding something to say: one function per kind proposes a term about a scene graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from refcli.data.sources.synthetic.dice import Dice
+from refcli.data.sources.synthetic.graph import SIDES, Description, Graph, members
+from refcli.data.sources.synthetic.terms import Extreme, Many, Nth, Pair, Plain, Related, Term, Without
+
+DIRECTIONS = ("left", "right", "above", "below")
+SUBSETS = tuple(
+    tuple(name for bit, name in enumerate(("shape", "colour", "fill", "size")) if number >> bit & 1)
+    for number in range(16)
+)
+"""Every choice of attributes."""
+GROUP_SUBSETS = (("shape",), ("colour",), ("colour", "shape"), ("fill", "shape"), ("fill",), ("size", "shape"), ())
+GROUP_WEIGHTS = (0.42, 0.14, 0.2, 0.08, 0.05, 0.06, 0.05)
+"""How groups are described that something is then singled out of."""
+EXCLUDED = ("shape", "colour", "fill")
+
+Focus = int
+"""Bits of the objects that the term should be about."""
+
+
+def keep(description: Description, attributes: tuple[str, ...]) -> Description:
+    """The description reduced to some of its attributes."""
+    size, fill, colour, shape = description
+    return Description(
+        size if "size" in attributes else None,
+        fill if "fill" in attributes else None,
+        colour if "colour" in attributes else None,
+        shape if "shape" in attributes else None,
+    )
+
+
+def _weight(description: Description) -> float:
+    """How natural a description is: with a noun, and not "solid"."""
+    weight = 1.0 if description.shape else 0.3
+    return weight * (0.35 if description.fill == "solid" else 1.0)
+
+
+def _single_out(graph: Graph, number: int, dice: Dice, *, minimal: float) -> Description | None:
+    """A description that fits one object alone; with probability `minimal` one without a needless word."""
+    full, wanted = graph.description_of(number), 1 << number
+    if graph.matching(full) != wanted:
+        return None
+    fitting: list[tuple[tuple[str, ...], Description]] = []
+    for attributes in SUBSETS[1:]:
+        if "size" in attributes and not full.size:
+            continue
+        description = keep(full, attributes)
+        if graph.matching(description) == wanted:
+            fitting.append((attributes, description))
+    if dice.chance(minimal):
+        sets = [set(attributes) for attributes, _ in fitting]
+        fitting = [item for item in fitting if not any(other < set(item[0]) for other in sets)]
+    descriptions = [description for _, description in fitting]
+    return dice.weighted(descriptions, [_weight(description) for description in descriptions])
+
+
+def _group(graph: Graph, focus: Focus, dice: Dice) -> Description:
+    """A description of a group, taken from one of the objects in focus."""
+    full = graph.description_of(dice.pick(members(focus)))
+    return keep(full, dice.weighted(GROUP_SUBSETS, GROUP_WEIGHTS))
+
+
+def propose_attribute(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
+    """One object by its attributes; of two candidates the one that needs more words."""
+    found = []
+    for number in dice.sample(members(focus), 2):
+        description = _single_out(graph, number, dice, minimal=0.6)
+        if description:
+            found.append(description)
+    if not found:
+        return None
+    best = max(found, key=lambda item: sum(word is not None for word in item))
+    return Plain(best if dice.chance(0.6) else dice.pick(found))
+
+
+def propose_superlative(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
+    """The extreme of a group of two or more."""
+    description = _group(graph, focus, dice)
+    group = graph.matching(description)
+    axis = dice.pick((*SIDES, *SIDES, "big", "small", "big", "small"))
+    if group.bit_count() < 2 or (description.size and axis not in SIDES):
+        return None
+    return Extreme(description, axis, _is_half(graph, group, axis))
+
+
+def _is_half(graph: Graph, group: int, axis: str) -> bool:
+    """True where a group of two straddles the picture, with a member on either side of the middle."""
+    if axis not in ("left", "right") or group.bit_count() != 2:
+        return False
+    first, second = (graph.objects[number].x / graph.scene.width for number in graph.ranked(group, "left"))
+    return first < 0.42 and second > 0.58
+
+
+def propose_ordinal(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
+    """The second (third, ...) of a group from a side."""
+    description = _group(graph, focus, dice)
+    count = graph.matching(description).bit_count()
+    if count < 2 or (count == 2 and dice.chance(0.5)):
+        return None
+    rank = 1 if dice.chance(0.15) else dice.whole(2, min(count, 4))
+    return Nth(description, rank, dice.weighted(SIDES, (0.35, 0.35, 0.15, 0.15)))
+
+
+def propose_relation(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
+    """An object by its place relative to another that is described alone."""
+    return _relate(graph, focus, dice, _plain_anchor)
+
+
+def propose_nested(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
+    """An object by its place relative to another that is itself described by its place."""
+    return _relate(graph, focus, dice, _placed_anchor)
+
+
+Anchor = Plain | Extreme | Related
+
+
+def _relate(
+    graph: Graph, focus: Focus, dice: Dice, find_anchor: Callable[[Graph, int, Dice], Anchor | None]
+) -> Term | None:
+    number = dice.pick(members(graph.everything))
+    direction = dice.pick(DIRECTIONS)
+    strict, loose = graph.related(direction, number)
+    candidates = strict & focus
+    if not candidates:
+        return None
+    wanted = dice.pick(members(candidates))
+    full = graph.description_of(wanted)
+    usable = []
+    for attributes in SUBSETS:
+        if "size" in attributes and not full.size:
+            continue
+        description = keep(full, attributes)
+        group = graph.matching(description)
+        is_needed = group & (group - 1) != 0
+        if group & loose == 1 << wanted and (is_needed or dice.chance(0.1)):
+            usable.append((description, _weight(description) * 0.5 ** max(0, len(attributes) - 2)))
+    if not usable:
+        return None
+    anchor = find_anchor(graph, number, dice)
+    if anchor is None:
+        return None
+    description = dice.weighted([item for item, _ in usable], [weight for _, weight in usable])
+    return Related(description, direction, anchor)
+
+
+def _plain_anchor(graph: Graph, number: int, dice: Dice) -> Anchor | None:
+    description = _single_out(graph, number, dice, minimal=0.75)
+    return Plain(description) if description else None
+
+
+def _placed_anchor(graph: Graph, number: int, dice: Dice) -> Anchor | None:
+    """A term for an object that its attributes alone (as said) do not single out."""
+    if dice.chance(0.4):
+        description = keep(graph.description_of(number), dice.pick((("shape",), ("shape",), ("colour", "shape"))))
+        axes = [axis for axis in (*SIDES, "big", "small") if graph.extreme(graph.matching(description), axis).strict]
+        group = graph.matching(description)
+        axes = [axis for axis in axes if graph.extreme(group, axis).strict == 1 << number]
+        if group.bit_count() < 2 or not axes:
+            return None
+        return Extreme(description, dice.pick(axes))
+    for _ in range(3):
+        inner = _relate(graph, 1 << number, dice, _plain_anchor)
+        if isinstance(inner, Related) and graph.matching(inner.description).bit_count() > 1:
+            return inner
+    return None
+
+
+def propose_exclusion(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
+    """The only one of a group that lacks what the others have."""
+    number = dice.pick(members(focus))
+    full = graph.description_of(number)
+    attributes = dice.weighted(GROUP_SUBSETS, GROUP_WEIGHTS)
+    description = keep(full, attributes)
+    group = graph.matching(description)
+    options = []
+    for attribute in EXCLUDED:
+        if attribute in attributes or (attribute == "fill" and full.fill == "outlined" and not attributes):
+            continue
+        others = {getattr(graph.objects[other], attribute) for other in members(group & ~(1 << number))}
+        if len(others) == 1 and (value := others.pop()) != getattr(full, attribute):
+            options.append((attribute, value))
+    if not options:
+        return None
+    attribute, value = dice.weighted(options, [0.4 if item[1] == "solid" else 1.0 for item in options])
+    return Without(description, attribute, value)
+
+
+def propose_plural(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
+    """Several objects: a whole group, a group with exceptions, or two objects named one by one."""
+    form = dice.weighted(("group", "exception", "pair"), (0.6, 0.2, 0.2))
+    if form == "pair":
+        return _propose_pair(graph, focus, dice)
+    description = _group(graph, focus, dice)
+    group = graph.matching(description)
+    if description == Description():
+        return None
+    if form == "exception":
+        return _propose_exception(graph, description, group, dice)
+    count = group.bit_count()
+    if count < 2:
+        return None
+    quantifier = dice.weighted(("all", "both" if count == 2 else "number", "number", "every", ""), (4, 3, 3, 1, 2))
+    return Many(description, quantifier, count)
+
+
+def _propose_exception(graph: Graph, description: Description, group: int, dice: Dice) -> Term | None:
+    odd = graph.description_of(dice.pick(members(group)))
+    free = [name for name in EXCLUDED if getattr(description, name) is None and getattr(odd, name) != "solid"]
+    if not free:
+        return None
+    exclusion = keep(odd, (dice.pick(free),))
+    out = (graph.matching(exclusion) & group).bit_count()
+    if not out or group.bit_count() - out < 2:
+        return None
+    return Many(description, dice.pick(("all", "all", "")), group.bit_count() - out, exclusion, out)
+
+
+def _propose_pair(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
+    first = dice.pick(members(focus))
+    rest = members(graph.everything & ~(1 << first))
+    found = [_single_out(graph, number, dice, minimal=0.8) for number in (first, dice.pick(rest))]
+    if found[0] is None or found[1] is None:
+        return None
+    if dice.chance(0.5):
+        found.reverse()
+    return Pair(*(Plain(item) for item in found if item))
+
+
+PROPOSALS: dict[str, Callable[[Graph, Focus, Dice], Term | None]] = {
+    "attribute": propose_attribute,
+    "superlative": propose_superlative,
+    "ordinal": propose_ordinal,
+    "relation": propose_relation,
+    "nested": propose_nested,
+    "exclusion": propose_exclusion,
+    "plural": propose_plural,
+}

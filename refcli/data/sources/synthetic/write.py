@@ -1,0 +1,131 @@
+"""Writing synthetic splits: pictures and store, the same bytes whatever the number of workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from refcli.contracts.example import Example
+from refcli.data.sources.synthetic.examples import DATASET, SCENES_PER_FOLDER, image_path, render_scene
+from refcli.data.sources.synthetic.settings import SyntheticSettings
+from refcli.data.store import SplitSummary, write_manifest, write_split
+from refcli.errors import DataError, UsageError
+
+SCENES_PER_TASK = 50
+HELD_OUT_SHARE = 20
+"""Validation and test splits are so many times smaller than the training split."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (split, scenes written, scenes in all)."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    settings: SyntheticSettings
+    root: Path
+    split: str
+    first: int
+    last: int
+
+
+def split_sizes(size: int, splits: Sequence[str] | None) -> dict[str, int]:
+    """Scenes of each split: `size` for every named one; without names train, and val and test of a twentieth."""
+    if splits:
+        return dict.fromkeys(splits, size)
+    held_out = max(1, size // HELD_OUT_SHARE)
+    return {"train": size, "val": held_out, "test": held_out}
+
+
+def write_synthetic(
+    out: Path,
+    *,
+    size: int,
+    seed: int | None = None,
+    splits: Sequence[str] | None = None,
+    workers: int = 1,
+    settings: SyntheticSettings | None = None,
+    progress: Progress | None = None,
+) -> tuple[SplitSummary, ...]:
+    """Generate scenes into the store `out`: pictures below `<out>/synthetic/images`, splits in the manifest.
+
+    Args:
+        out: the store, made where it does not exist.
+        size: scenes in each named split, or in train.
+        seed: replaces the seed of `settings`.
+        splits: names of the splits; None for train, val and test.
+        workers: processes that render; the result does not depend on it.
+        settings: the distribution of scenes.
+        progress: told after every chunk of scenes.
+
+    Raises:
+        UsageError: `size` or `workers` below 1.
+        DataError: a picture cannot be written.
+    """
+    if size < 1 or workers < 1:
+        raise UsageError(f"size ({size}) and workers ({workers}) must be at least 1", where="synthetic")
+    settings = settings or SyntheticSettings()
+    if seed is not None:
+        settings = SyntheticSettings.model_validate({**settings.model_dump(), "seed": seed})
+    summaries = tuple(
+        write_split(out, DATASET, split, _render_split(Path(out), settings, split, scenes, workers, progress))
+        for split, scenes in split_sizes(size, splits).items()
+    )
+    write_manifest(out, summaries, origin={"source": DATASET, "settings": settings.model_dump(mode="json")})
+    return summaries
+
+
+def _render_split(
+    out: Path, settings: SyntheticSettings, split: str, scenes: int, workers: int, progress: Progress | None
+) -> Iterator[Example]:
+    """Write the pictures of a split; yield its examples in order."""
+    root = out / DATASET
+    for index in range(0, scenes, SCENES_PER_FOLDER):
+        (root / image_path(split, index)).parent.mkdir(parents=True, exist_ok=True)
+    tasks = [
+        _Task(settings, root, split, first, min(first + SCENES_PER_TASK, scenes))
+        for first in range(0, scenes, SCENES_PER_TASK)
+    ]
+    for task, examples in zip(tasks, _run(tasks, workers), strict=True):
+        yield from examples
+        if progress:
+            progress(split, task.last, scenes)
+
+
+def _run(tasks: Sequence[_Task], workers: int) -> Iterator[list[Example]]:
+    """The examples of every task, in the order of the tasks."""
+    if workers == 1 or len(tasks) == 1:
+        yield from map(_write_scenes, tasks)
+        return
+    with get_context("spawn").Pool(min(workers, len(tasks)), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        yield from pool.imap(_write_scenes, tasks)
+
+
+def _write_scenes(task: _Task) -> list[Example]:
+    examples: list[Example] = []
+    for index in range(task.first, task.last):
+        rendered = render_scene(task.settings, task.split, index)
+        _write_jpeg(task.root / image_path(task.split, index), rendered.image, task.settings.jpeg_quality)
+        examples += rendered.examples
+    return examples
+
+
+def _write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
+    """Write an RGB picture without chroma subsampling, atomically."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    is_done, data = cv2.imencode(".jpg", image[..., ::-1], options)
+    if not is_done:
+        raise DataError("a picture cannot be encoded as JPEG", where=str(path))
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data.tobytes())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DataError(f"a picture cannot be written: {error}", where=str(path), hint="check the disk") from error

@@ -1,0 +1,115 @@
+"""The way between the pixels of an image and the pixels of the model frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A letterbox: the image is resized by one ratio and placed inside the model frame.
+
+    Sizes and offsets are pixels. `resized_*` are rounded to whole pixels; boxes move by the unrounded `ratio`,
+    as in the published evaluation, so they are right to a sub-pixel only.
+    """
+
+    image_width: int
+    image_height: int
+    resized_width: int
+    resized_height: int
+    left: int
+    top: int
+    model_width: int
+    model_height: int
+    ratio: float
+    """Model pixels per image pixel, before rounding the resized sides."""
+
+    @classmethod
+    def fit(
+        cls, image_width: int, image_height: int, model_width: int, model_height: int, *, scale: float = 1.0
+    ) -> Frame:
+        """The evaluation letterbox: as large as fits, centred, offsets rounded down (OneRef, evaluation transform).
+
+        Args:
+            image_width: width of the image in pixels.
+            image_height: height of the image in pixels.
+            model_width: width of the model frame in pixels.
+            model_height: height of the model frame in pixels.
+            scale: shrink the picture to this part (0..1] of the largest that fits.
+        """
+        ratio = min(model_width / image_width, model_height / image_height) * scale
+        resized_width = min(max(round(image_width * ratio), 1), model_width)
+        resized_height = min(max(round(image_height * ratio), 1), model_height)
+        return cls(
+            image_width=image_width,
+            image_height=image_height,
+            resized_width=resized_width,
+            resized_height=resized_height,
+            left=(model_width - resized_width) // 2,
+            top=(model_height - resized_height) // 2,
+            model_width=model_width,
+            model_height=model_height,
+            ratio=ratio,
+        )
+
+    def boxes_to_model(self, boxes_xyxy: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+        """Boxes in image pixels -> boxes in model-frame pixels (not clipped)."""
+        boxes: Float[np.ndarray, "n 4"] = np.asarray(boxes_xyxy) * self.ratio + self._offsets()
+        return boxes
+
+    def boxes_to_image(self, boxes_xyxy: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+        """Boxes in model-frame pixels -> boxes in image pixels, clipped to the image."""
+        boxes = (np.asarray(boxes_xyxy) - self._offsets()) / self.ratio
+        sides = (self.image_width, self.image_height)
+        clipped: Float[np.ndarray, "n 4"] = np.clip(boxes, 0, sides + sides)
+        return clipped
+
+    def masks_to_image(
+        self, mask_logits: Float[Tensor, "targets mask_height mask_width"]
+    ) -> Bool[np.ndarray, "targets image_height image_width"]:
+        """Mask logits that cover the whole model frame -> bitmaps of the image.
+
+        The letterbox is cut out first and only then enlarged, so that what the model says about the padding cannot
+        bleed into the picture; logits are interpolated bilinearly and are foreground where > 0.
+        """
+        logits = mask_logits.detach().float().cpu()
+        _, mask_height, mask_width = logits.shape
+        y0, y1, y_weight = _taps(
+            self.image_height, self.resized_height, self.top, mask_height / self.model_height, mask_height
+        )
+        x0, x1, x_weight = _taps(
+            self.image_width, self.resized_width, self.left, mask_width / self.model_width, mask_width
+        )
+        masks = np.empty((len(logits), self.image_height, self.image_width), dtype=np.bool_)
+        for target, plane in enumerate(logits):
+            columns = torch.lerp(plane[:, x0], plane[:, x1], x_weight)
+            rows = torch.lerp(columns[y0], columns[y1], y_weight[:, None])
+            masks[target] = (rows > 0).numpy()
+        return masks
+
+    def _offsets(self) -> Float[np.ndarray, " 4"]:
+        return np.array([self.left, self.top, self.left, self.top], dtype=np.float64)
+
+
+def _taps(num_pixels: int, resized: int, offset: int, cells_per_pixel: float, num_cells: int) -> tuple[Tensor, ...]:
+    """For every image pixel along one axis: its two neighbouring mask cells and the weight of the second.
+
+    Args:
+        num_pixels: image pixels along the axis.
+        resized: model-frame pixels that the image takes.
+        offset: model-frame pixels before the image.
+        cells_per_pixel: mask cells per model-frame pixel.
+        num_cells: mask cells along the whole frame.
+    """
+    centres = (torch.arange(num_pixels, dtype=torch.float64) + 0.5) * (resized / num_pixels) + offset
+    first, last = offset * cells_per_pixel, (offset + resized) * cells_per_pixel - 1
+    if last < first:  # the picture is thinner than one cell
+        first = last = (first + last) / 2
+    position = (centres * cells_per_pixel - 0.5).clamp(first, last).clamp(0, num_cells - 1)
+    lower = position.floor().long()
+    return lower, (lower + 1).clamp(max=num_cells - 1), (position - lower).float()

@@ -1,0 +1,112 @@
+"""Masks as polygons, boxes, bitmaps and COCO run lengths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from pycocotools import mask as coco
+
+from refcli.contracts.example import RLE
+from refcli.errors import DataError
+
+_NUMBERS_OF_A_TRIANGLE = 6
+
+
+def encode_mask(mask: Bool[np.ndarray, "height width"]) -> RLE:
+    """Compress a bitmap."""
+    height, width = mask.shape
+    encoded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return RLE((int(height), int(width)), encoded["counts"])
+
+
+def decode_mask(rle: RLE) -> Bool[np.ndarray, "height width"]:
+    """The bitmap of a compressed mask (column-major in memory).
+
+    Raises:
+        DataError: the run lengths do not describe a mask of that size.
+    """
+    try:
+        bitmap: np.ndarray = coco.decode(_coco(rle))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"a mask of size {rle.size} cannot be decoded: {error}") from error
+    return bitmap.view(np.bool_)
+
+
+def union_masks(masks: Sequence[RLE]) -> RLE:
+    """The pixels that are in any of the masks (at least one mask, all of one size)."""
+    _check_sizes(masks)
+    return masks[0] if len(masks) == 1 else _rle(coco.merge([_coco(mask) for mask in masks]))
+
+
+def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> RLE:
+    """Union of polygons (x1, y1, x2, y2, ... in pixels), rasterised as COCO does.
+
+    Polygons of fewer than three points cover nothing.
+
+    Raises:
+        DataError: a polygon has an odd number of coordinates or one that is not finite.
+    """
+    for polygon in polygons:
+        if len(polygon) % 2 or not all(math.isfinite(value) for value in polygon):
+            raise DataError(f"a polygon of {len(polygon)} numbers is not a list of finite x, y pairs")
+    parts = [list(polygon) for polygon in polygons if len(polygon) >= _NUMBERS_OF_A_TRIANGLE]
+    if not parts:
+        return encode_mask(np.zeros((height, width), dtype=np.bool_))
+    return _rle(coco.merge(coco.frPyObjects(parts, height, width)))
+
+
+def box_pixels(box_xyxy: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
+    """The half-open (left, top, right, bottom) pixels of a box: edges rounded half up, clipped to the image."""
+    x1, y1, x2, y2 = (math.floor(value + 0.5) for value in box_xyxy)
+    return min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)
+
+
+def box_to_rle(box_xyxy: Sequence[float], height: int, width: int) -> RLE:
+    """A filled box, with the same pixels as COCO's rasterisation of it."""
+    left, top, right, bottom = box_pixels(box_xyxy, height, width)
+    bitmap = np.zeros((height, width), dtype=np.bool_, order="F")
+    bitmap[top:bottom, left:right] = True
+    return encode_mask(bitmap)
+
+
+def rle_area(rle: RLE) -> int:
+    """Number of foreground pixels."""
+    return int(coco.area(_coco(rle)))
+
+
+def rle_intersection(a: RLE, b: RLE) -> int:
+    """Number of pixels in both masks."""
+    _check_sizes((a, b))
+    return int(coco.area(coco.merge([_coco(a), _coco(b)], intersect=True)))
+
+
+def rle_iou(a: RLE, b: RLE) -> float:
+    """Intersection over union of two masks, in 0..1; two empty masks agree: 1."""
+    intersection = rle_intersection(a, b)
+    union = rle_area(a) + rle_area(b) - intersection
+    return intersection / union if union else 1.0
+
+
+def mask_box(rle: RLE) -> tuple[float, float, float, float]:
+    """The tightest half-open xyxy box around a mask in pixels; an empty mask gives (0, 0, 0, 0)."""
+    x, y, width, height = (float(value) for value in coco.toBbox(_coco(rle)))
+    return x, y, x + width, y + height
+
+
+def _coco(rle: RLE) -> dict[str, Any]:
+    return {"size": list(rle.size), "counts": rle.counts}
+
+
+def _rle(encoded: dict[str, Any]) -> RLE:
+    height, width = encoded["size"]
+    return RLE((int(height), int(width)), encoded["counts"])
+
+
+def _check_sizes(masks: Sequence[RLE]) -> None:
+    sizes = {tuple(mask.size) for mask in masks}
+    if len(sizes) != 1:
+        raise DataError(f"masks of different sizes cannot be compared or joined: {sorted(sizes)}")

@@ -1,0 +1,99 @@
+"""Answers as the JSON lines that `predict` writes and other programs read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from refcli.contracts.example import RLE
+from refcli.contracts.prediction import PREDICTION_SCHEMA, Answer, Target
+from refcli.errors import DataError
+
+BOX_DECIMALS = 2
+SCORE_DECIMALS = 5
+
+
+def answer_to_json(answer: Answer) -> dict[str, Any]:
+    """The record of schema `refcli.prediction/1`, `schema` first.
+
+    Boxes are absolute pixels of the original image (EXIF orientation applied), xyxy, half-open, to 0.01 pixel; masks
+    are compressed COCO run lengths with `counts` as text.
+    """
+    return {
+        "schema": PREDICTION_SCHEMA,
+        "id": answer.id,
+        "image": answer.image,
+        "expression": answer.expression,
+        "width": answer.width,
+        "height": answer.height,
+        "targets": [_target_to_json(target) for target in answer.targets],
+        "no_target": answer.no_target,
+        "no_target_score": None if answer.no_target_score is None else round(answer.no_target_score, SCORE_DECIMALS),
+        "weights": answer.weights,
+        "error": answer.error,
+    }
+
+
+def answer_from_json(record: Mapping[str, Any]) -> Answer:
+    """The answer that a record holds.
+
+    Raises:
+        DataError: another schema, or a missing or malformed field.
+    """
+    if record.get("schema") != PREDICTION_SCHEMA:
+        raise DataError(
+            f"the record is not of schema {PREDICTION_SCHEMA}", where="schema", hint=f"found {record.get('schema')!r}"
+        )
+    try:
+        return Answer(
+            id=str(record["id"]),
+            image=str(record["image"]),
+            expression=str(record["expression"]),
+            width=int(record["width"]),
+            height=int(record["height"]),
+            targets=tuple(_target_from_json(target) for target in record["targets"]),
+            no_target=bool(record["no_target"]),
+            no_target_score=None if record["no_target_score"] is None else float(record["no_target_score"]),
+            weights=str(record["weights"]),
+            error=record["error"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"the prediction record is malformed: {error!r}", where=str(record.get("id"))) from error
+
+
+def read_answers(path: Path) -> Iterator[Answer]:
+    """Stream the answers of a predictions file.
+
+    Raises:
+        DataError: a line that is not a prediction record; the line number is named.
+    """
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"not a line of JSON ({error})", where=f"{path}:{number}") from error
+            yield answer_from_json(record)
+
+
+def _target_to_json(target: Target) -> dict[str, Any]:
+    mask = None
+    if target.mask is not None:
+        mask = {"size": list(target.mask.size), "counts": target.mask.counts.decode("ascii")}
+    return {
+        "box": [round(side, BOX_DECIMALS) for side in target.box_xyxy],
+        "score": round(target.score, SCORE_DECIMALS),
+        "mask": mask,
+    }
+
+
+def _target_from_json(record: Mapping[str, Any]) -> Target:
+    left, top, right, bottom = (float(side) for side in record["box"])
+    mask = record["mask"]
+    rle = None
+    if mask is not None:
+        height, width = mask["size"]
+        rle = RLE((int(height), int(width)), mask["counts"].encode("ascii"))
+    return Target((left, top, right, bottom), float(record["score"]), rle)

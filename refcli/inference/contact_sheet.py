@@ -1,0 +1,51 @@
+"""Many drawings on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from refcli.inference.lettering import font_for, line_height, wrap
+
+PAPER = (244, 245, 248)
+INK = (22, 25, 33)
+GUTTER = 24
+TITLE_SIZE = 30
+
+
+def contact_sheet(
+    drawings: Sequence[Image.Image], *, columns: int = 4, cell_width: int = 420, title: str | None = None
+) -> Image.Image:
+    """Lay drawings out in a grid, row by row, each scaled to the cell's width.
+
+    Args:
+        drawings: at least one picture.
+        columns: most drawings in a row.
+        cell_width: width of each in pixels.
+        title: a headline.
+    """
+    columns = min(columns, len(drawings))
+    cells = [_scaled(drawing, cell_width) for drawing in drawings]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    width = columns * (cell_width + GUTTER) + GUTTER
+    headline: list[str] = []
+    if title:
+        headline = wrap(title, font_for(title, TITLE_SIZE), width - 2 * GUTTER, 2)
+    top = GUTTER + len(headline) * line_height(TITLE_SIZE) + (GUTTER // 2 if headline else 0)
+    height = top + sum(max(cell.height for cell in row) + GUTTER for row in rows)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, line in enumerate(headline):
+        position = (GUTTER, GUTTER + number * line_height(TITLE_SIZE))
+        draw.text(position, line, font=font_for(line, TITLE_SIZE), fill=INK)
+    for row in rows:
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (GUTTER + column * (cell_width + GUTTER), top))
+        top += max(cell.height for cell in row) + GUTTER
+    return sheet
+
+
+def _scaled(drawing: Image.Image, width: int) -> Image.Image:
+    height = max(1, round(drawing.height * width / drawing.width))
+    return drawing.resize((width, height), Image.Resampling.LANCZOS)

@@ -1,0 +1,108 @@
+"""demo: new synthetic scenes, questions about them, and the packaged model's answers, without any download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from refcli.contracts.example import Example
+from refcli.contracts.prediction import Answer
+from refcli.data.sources.synthetic import SyntheticSettings, render_scene
+from refcli.errors import UsageError
+from refcli.evaluation.mask_metrics import mask_iou
+from refcli.evaluation.scores import score_sample
+from refcli.files import write_atomically
+from refcli.inference.contact_sheet import contact_sheet
+from refcli.inference.output_folder import OutputFolder, encode_picture
+from refcli.inference.predictor import Predictor
+from refcli.inference.requests import Request
+from refcli.inference.ungated import gated
+
+SPLIT = "demo"
+"""Scenes of this split are in no training set."""
+EXPRESSIONS_PER_SCENE = 4
+SHEET = "contact_sheet.png"
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One question and how it was answered."""
+
+    scene: str
+    kind: str
+    expression: str
+    answer: Answer
+    iou: float | None
+    """IoU of the answer's mask (of its box, for a model without masks) with the truth; None where nothing is meant."""
+    is_right: bool
+    """IoU of at least 0.5, or "no target" where nothing is meant."""
+
+
+def demo(
+    out: Path, *, num_scenes: int = 6, seed: int = 0, weights: str = "builtin", device: str = "auto"
+) -> list[DemoRow]:
+    """Render scenes, ask a few expressions of each, and write scenes, drawings, predictions and a contact sheet.
+
+    Args:
+        out: the folder to write to.
+        num_scenes: how many scenes.
+        seed: other seeds give other scenes.
+        weights: a weights name or directory.
+        device: where the model runs.
+
+    Raises:
+        UsageError: fewer than one scene.
+    """
+    if num_scenes < 1:
+        raise UsageError("a demo needs a scene", where="--scenes")
+    predictor = Predictor(weights, device=device)
+    questions = _questions(num_scenes, seed)
+    requests = [
+        Request(example.id, f"scenes/scene-{number:03d}.png", example.expression, pixels)
+        for number, example, pixels in questions
+    ]
+    ungated = list(predictor.ungated(requests))
+    rows: list[DemoRow] = []
+    drawings: list[Image.Image] = []
+    with OutputFolder(out) as folder:
+        (out / "scenes").mkdir(exist_ok=True)
+        for name, pixels in {request.image: request.source for request in requests}.items():
+            write_atomically(out / name, encode_picture(Image.fromarray(pixels), "PNG"))
+        for request, (_, example, pixels), raw in zip(requests, questions, ungated, strict=True):
+            answer = gated(raw)
+            drawings.append(folder.add(answer, pixels))
+            rows.append(_row(request.image, example, raw, answer))
+    title = f"refcli demo: {sum(row.is_right for row in rows)} of {len(rows)} right, weights {predictor.weights}"
+    sheet = contact_sheet(drawings, columns=EXPRESSIONS_PER_SCENE, title=title)
+    write_atomically(out / SHEET, encode_picture(sheet, "PNG"))
+    return rows
+
+
+def _questions(num_scenes: int, seed: int) -> list[tuple[int, Example, np.ndarray]]:
+    """(scene number, example, picture) of a few expressions per scene, of as many kinds as the scene has."""
+    settings = SyntheticSettings(seed=seed)
+    asked = []
+    for number in range(num_scenes):
+        scene = render_scene(settings, SPLIT, number)
+        asked += [(number, example, scene.image) for example in choose_varied(scene.examples)]
+    return asked
+
+
+def choose_varied(examples: tuple[Example, ...], count: int = EXPRESSIONS_PER_SCENE) -> list[Example]:
+    """Up to `count` examples, in their order: one of each kind first, then whatever comes next."""
+    first_of_kind = {example.kind: example for example in reversed(examples)}.values()
+    ranked = sorted(examples, key=lambda example: (example not in first_of_kind, examples.index(example)))
+    return sorted(ranked[:count], key=examples.index)
+
+
+def _row(scene: str, example: Example, raw: Answer, answer: Answer) -> DemoRow:
+    score = score_sample(example, raw)
+    iou = None
+    if score.has_target:
+        of_mask = mask_iou(np.array(score.mask_intersection), np.array(score.mask_union))
+        iou = 0.0 if answer.no_target else float(of_mask) if score.mask_is_known else score.box_iou
+    is_right = answer.no_target if iou is None else iou >= 0.5
+    return DemoRow(scene, example.kind or "", example.expression, answer, iou, is_right)

@@ -1,0 +1,271 @@
+"""Fine-tune a grounder on a store: settings -> data -> model -> loop -> weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import refcli
+from refcli.config.schema import FinetuneSettings
+from refcli.contracts.batch import Batch
+from refcli.data.collate import Collate
+from refcli.data.dataset import GroundingDataset
+from refcli.data.sampling import EndlessSampler, OnePass
+from refcli.data.store import Store
+from refcli.engine.distributed import World, join_world, resolve_device
+from refcli.engine.loop import Feed, train
+from refcli.engine.randomness import seed_generators
+from refcli.engine.reporting import Logged, Reporter, Silence
+from refcli.engine.run_dir import RunDir
+from refcli.engine.workers import init_worker
+from refcli.errors import ConfigError, DataError
+from refcli.evaluation.model_frame import validate
+from refcli.grounder import Grounder
+from refcli.text.tokenizer import Tokenizer
+from refcli.weights.load import load_weights, save_weights
+
+PREFETCHED_BATCHES = 4
+"""Batches that each loading process keeps ready."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    grounder: Grounder
+    feed: Feed
+    num_train: int
+    num_validation: int
+    notes: tuple[str, ...]
+
+
+def finetune(
+    settings: FinetuneSettings,
+    *,
+    store_path: Path,
+    out: Path,
+    resume: bool = False,
+    force: bool = False,
+    reporter: Reporter,
+) -> Path:
+    """Train and write the run directory `out`; returns its weights directory.
+
+    The weights are those after the last step: the averaged ones if `train.ema_decay` is set.
+
+    Raises:
+        RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (all saved).
+    """
+    world = join_world(settings.train.device)
+    try:
+        parts = build(settings, store_path=store_path, world=world)
+        if world.is_main:
+            RunDir.open(out, settings, resume=resume, force=force, facts={"store": str(store_path.resolve())})
+        world.wait()
+        run = RunDir(out)
+        listener: Reporter = Logged(run, reporter) if world.is_main else Silence()
+        for note in parts.notes:
+            listener.noted(note)
+        trained = train(
+            parts.grounder,
+            parts.feed,
+            optim=settings.optim,
+            settings=settings.train,
+            run=run,
+            world=world,
+            reporter=listener,
+            frozen=[parts.grounder.tower] if settings.train.freeze_tower else [],
+            compiled=[parts.grounder.tower, parts.grounder.head],
+        )
+        if world.is_main:
+            assert isinstance(trained, Grounder)
+            save_weights(out / "weights", trained, settings.model, meta=_meta(settings))
+        world.wait()
+    finally:
+        world.close()
+    return out / "weights"
+
+
+def preview(settings: FinetuneSettings, *, store_path: Path) -> list[str]:
+    """Lines that say what `finetune` would train on what: parameter counts and the shapes of the first batch.
+
+    Raises:
+        RefcliError: as `finetune`, as far as nothing is written or trained.
+    """
+    world = World(rank=0, size=1, device=resolve_device(settings.train.device))
+    parts = build(settings, store_path=store_path, world=world)
+    batch = next(parts.feed.batches(0))
+    head = settings.model.head.name
+    return [
+        *parts.notes,
+        f"tower: {_num_parameters(parts.grounder.tower):,} parameters"
+        + (" (frozen)" if settings.train.freeze_tower else ""),
+        f"head {head}: {_num_parameters(parts.grounder.head):,} parameters",
+        f"samples: {parts.num_train:,} for training, {parts.num_validation:,} for validation",
+        f"first batch: images {tuple(batch.images.shape)}, token_ids {tuple(batch.token_ids.shape)}, "
+        f"masks {tuple(batch.targets.masks.shape)}, {int(batch.targets.exists.sum())} with a referent",
+        f"device: {world.device}",
+    ]
+
+
+def build(settings: FinetuneSettings, *, store_path: Path, world: World) -> Parts:
+    """Open the data and make the model; nothing is written.
+
+    Raises:
+        RefcliError: settings, data or weights that do not fit.
+    """
+    tokenizer = Tokenizer.load(settings.model.text)
+    if tokenizer.vocabulary_size > settings.model.tower.vocabulary_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocabulary_size} ids, more than the tower embeds",
+            where="model.tower.vocabulary_size",
+            hint=f"set it to {tokenizer.vocabulary_size} or more",
+        )
+    store = Store(store_path)
+    training = GroundingDataset(
+        store,
+        settings.data.train,
+        tower=settings.model.tower,
+        augment=settings.data.augment,
+        kinds=settings.data.kinds,
+        max_regions_in_image=settings.data.max_regions_in_image,
+    )
+    if len(training) == 0:
+        raise DataError(
+            "no training sample is left",
+            where=f"{store_path}: {', '.join(settings.data.train)}",
+            hint="loosen data.kinds and data.max_regions_in_image",
+        )
+    watched = None
+    if settings.data.validation:
+        watched = GroundingDataset(
+            store,
+            settings.data.validation,
+            tower=settings.model.tower,
+            augment=None,
+            limit=settings.data.validation_samples,
+        )
+    seed_generators(settings.train.seed)
+    grounder = Grounder.from_settings(settings.model)
+    notes = start_from(grounder, settings) if settings.train.init_weights else ()
+    collate = Collate(tokenizer)
+    feed = Feed(
+        batches=partial(_train_batches, training, collate, settings, world),
+        validate=_validator(watched, collate, settings) if watched else None,
+    )
+    return Parts(grounder, feed, len(training), len(watched) if watched else 0, notes)
+
+
+def start_from(grounder: Grounder, settings: FinetuneSettings) -> tuple[str, ...]:
+    """Copy `train.init_weights` into a new grounder; returns what the user should know.
+
+    The tower must fit whole. The head must fit whole as well, unless the weights have another head: then the new
+    head keeps its fresh weights, which is said.
+
+    Raises:
+        ConfigError: other tensors, other shapes, or another tokenizer.
+    """
+    name = str(settings.train.init_weights)
+    loaded = load_weights(name, device="cpu", dtype=torch.float32)
+    if loaded.tokenizer.model != Tokenizer.load(settings.model.text).model:
+        raise ConfigError(
+            "the weights were trained with another tokenizer",
+            where=f"train.init_weights {name}",
+            hint="model.text.tokenizer",
+        )
+    has_same_head = loaded.settings.head.name == settings.model.head.name
+    notes: tuple[str, ...] = (f"started from {name}",)
+    pairs: list[tuple[str, nn.Module, nn.Module]] = [("tower", grounder.tower, loaded.grounder.tower)]
+    if has_same_head:
+        pairs.append(("head", grounder.head, loaded.grounder.head))
+    else:
+        num_fresh = _num_parameters(grounder.head)
+        notes += (
+            f"the weights have the head {loaded.settings.head.name!r}: all {num_fresh:,} parameters of the head "
+            f"{settings.model.head.name!r} start fresh",
+        )
+    for part, new, old in pairs:
+        _copy_state(new, old, part=part, name=name)
+    return notes
+
+
+def _copy_state(new: nn.Module, old: nn.Module, *, part: str, name: str) -> None:
+    wanted, given = new.state_dict(), old.state_dict()
+    problems = [f"{part}.{key} is missing" for key in wanted if key not in given]
+    problems += [f"{part}.{key} is not part of the model" for key in given if key not in wanted]
+    problems += [
+        f"{part}.{key} has shape {tuple(given[key].shape)}, the settings want {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in given and given[key].shape != wanted[key].shape
+    ]
+    if problems:
+        raise ConfigError(
+            f"the weights do not fit the settings ({len(problems)} tensors): " + "; ".join(problems[:5]),
+            where=f"train.init_weights {name}",
+            hint=f"make model.{part} the same as in the weights' config.yaml",
+        )
+    new.load_state_dict(given)
+
+
+def _train_batches(
+    dataset: GroundingDataset, collate: Collate, settings: FinetuneSettings, world: World, start: int
+) -> Iterator[Batch]:
+    sampler = EndlessSampler(
+        len(dataset),
+        batch_size=settings.train.batch_size,
+        seed=settings.train.seed,
+        rank=world.rank,
+        world=world.size,
+        start_step=start,
+    )
+    workers = settings.data.workers
+    return iter(
+        DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=workers,
+            prefetch_factor=PREFETCHED_BATCHES if workers else None,
+            persistent_workers=workers > 0,
+            worker_init_fn=init_worker,
+            pin_memory=world.device.type == "cuda",
+        )
+    )
+
+
+def _validator(
+    dataset: GroundingDataset, collate: Collate, settings: FinetuneSettings
+) -> Callable[[nn.Module], dict[str, float]]:
+    def run(model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, Grounder)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=OnePass(len(dataset), batch_size=settings.train.batch_size),
+            collate_fn=collate,
+            num_workers=settings.data.workers,
+            worker_init_fn=init_worker,
+        )
+        return validate(model, loader, bf16=settings.train.precision == "bf16")
+
+    return run
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _meta(settings: FinetuneSettings) -> dict[str, object]:
+    return {
+        "refcli": refcli.__version__,
+        "trained_on": list(settings.data.train),
+        "steps": settings.train.steps,
+        "batch_size": settings.train.batch_size * settings.train.accumulate,
+        "seed": settings.train.seed,
+        "init_weights": settings.train.init_weights,
+        "averaged": settings.train.ema_decay is not None,
+    }

@@ -1,0 +1,162 @@
+"""Evaluation asks every sample once, in order, scores it in image pixels, slices by kind and holds gates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refcli.contracts.example import Example, Region
+from refcli.contracts.prediction import Answer, Target
+from refcli.errors import GateError, UsageError
+from refcli.evaluation.evaluate import evaluate_split
+from refcli.evaluation.report import METRICS, TABLE, check_gates, parse_gates, report_document, report_split, table_rows
+from refcli.geometry.masks import box_to_rle
+
+BOX = (10.0, 20.0, 50.0, 60.0)
+
+
+class InMemory:
+    """A split of examples whose pictures nobody opens."""
+
+    def __init__(self, examples: list[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    def image_path(self, example: Example) -> Path:
+        return Path("/pictures") / example.image
+
+
+class Oracle:
+    """Answers right, except for the expressions it was told to miss, refuse or fail."""
+
+    def __init__(self, split: InMemory) -> None:
+        self.split = split
+        self.asked: list[Path] = []
+
+    def ungated(self, requests):
+        truth = {example.id: example for example in self.split.examples}
+        for request in requests:
+            self.asked.append(request.source)
+            example = truth[request.id]
+            boxes = [BOX if example.expression != "miss" else (70.0, 70.0, 80.0, 80.0)]
+            targets = tuple(Target(box, 0.9, box_to_rle(box, 100, 100)) for box in boxes)
+            says_none = not example.regions or example.expression == "refuse"
+            error = "unreadable" if example.expression == "fail" else None
+            yield Answer(request.id, request.image, request.expression, 100, 100, targets, says_none, 0.5, "w", error)
+
+
+def sample(number: int, kind: str, expression: str = "right") -> Example:
+    regions = () if kind == "no_target" else (Region(BOX, box_to_rle(BOX, 100, 100)),)
+    return Example(str(number), "d", "s", f"{number}.jpg", str(number), 100, 100, expression, regions, kind)
+
+
+@pytest.fixture
+def split() -> InMemory:
+    return InMemory(
+        [
+            sample(0, "attribute"),
+            sample(1, "attribute", "miss"),
+            sample(2, "ordinal"),
+            sample(3, "ordinal", "refuse"),
+            sample(4, "no_target"),
+            sample(5, "attribute", "fail"),
+        ]
+    )
+
+
+def test_every_sample_is_asked_once_with_its_picture_and_the_failed_ones_are_listed(split):
+    oracle, progress = Oracle(split), []
+    result = evaluate_split(oracle, split, name="d:s", on_sample=lambda done, total: progress.append((done, total)))
+    assert oracle.asked == [Path(f"/pictures/{n}.jpg") for n in range(6)]
+    assert progress == [(n, 6) for n in range(1, 7)]
+    assert len(result.scores) == 5
+    assert result.failures == (("5", "unreadable"),)
+
+
+def test_figures_are_sliced_by_kind(split):
+    report = report_split(evaluate_split(Oracle(split), split, name="d:s"))
+    assert list(report.kinds) == ["attribute", "no_target", "ordinal"]
+    assert report.kinds["attribute"].metrics["acc50"] == 0.5
+    assert report.kinds["ordinal"].metrics["acc50"] == 1.0
+    assert report.kinds["ordinal"].metrics["acc50_gated"] == 0.5
+    assert report.kinds["no_target"].metrics["n_acc"] == 1.0
+    assert report.overall.count == 5
+    assert report.overall.num_targeted == 4
+    assert report.overall.metrics["acc50"] == 0.75
+
+
+def test_a_limit_takes_the_first_samples(split):
+    oracle = Oracle(split)
+    assert len(evaluate_split(oracle, split, name="d:s", limit=2).scores) == 2
+    assert len(oracle.asked) == 2
+    assert len(evaluate_split(Oracle(split), split, name="d:s", limit=100).scores) == 5
+
+
+def test_the_document_is_json_with_flat_keys_and_every_figure(split):
+    report = report_split(evaluate_split(Oracle(split), split, name="d:s"))
+    document = json.loads(json.dumps(report_document([report], weights="w", precision="float32")))
+    assert document["schema"] == "refcli.evaluation/1"
+    assert document["metrics"]["d/s/acc50"] == 0.75
+    assert {key.removeprefix("d/s/") for key in document["metrics"]} == set(METRICS)
+    assert document["splits"]["d:s"]["failures"] == [{"id": "5", "error": "unreadable"}]
+    low, high = document["splits"]["d:s"]["intervals"]["acc50"]
+    assert 0 <= low <= 0.75 <= high <= 1
+
+
+def test_the_table_has_a_row_per_kind_and_the_overall_last_with_dashes_for_what_was_not_measured(split):
+    rows = table_rows(report_split(evaluate_split(Oracle(split), split, name="d:s")))
+    assert [row[0] for row in rows] == ["attribute", "no_target", "ordinal", "overall"]
+    assert rows[0][:3] == ["attribute", "2", "50.0"]
+    assert rows[1][2 : 2 + len(TABLE)] == ["-", "-", "-", "-", "-", "100.0", "-"]
+
+
+def test_a_split_without_kinds_or_without_answers_has_the_overall_row_only(split):
+    for examples in ([], [Example("5", "d", "s", "5.jpg", "5", 100, 100, "fail", ())]):
+        bare = InMemory(examples)
+        rows = table_rows(report_split(evaluate_split(Oracle(bare), bare, name="d:s")))
+        assert rows == [["overall", "0", *["-"] * len(TABLE)]]
+
+
+def test_gates_are_held_for_every_split_and_all_misses_are_named(split):
+    report = report_split(evaluate_split(Oracle(split), split, name="d:s"))
+    check_gates([report], parse_gates(["acc50=0.75", "n_acc=1"]))
+    with pytest.raises(GateError, match=r"acc50 is 0.7500, wanted 0.8; d:s t_acc is 0.7500, wanted 0.9") as caught:
+        check_gates([report], parse_gates(["acc50=0.8", "t_acc=0.9"]))
+    assert caught.value.exit_code == 4
+
+
+def test_a_gate_on_what_was_not_measured_is_not_met(split):
+    targeted = InMemory([sample(0, "attribute")])
+    report = report_split(evaluate_split(Oracle(targeted), targeted, name="d:s"))
+    with pytest.raises(GateError, match="n_acc was not measured"):
+        check_gates([report], {"n_acc": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ("acc5O=0.8", "did you mean 'acc50'"),
+        ("acc50", "no number"),
+        ("acc50=high", "no number"),
+        ("acc50=85", "fraction"),
+        ("acc50=nan", "fraction"),
+    ],
+)
+def test_gates_that_cannot_be_understood_are_refused(gate, message):
+    with pytest.raises(UsageError) as caught:
+        parse_gates([gate])
+    assert message in str(caught.value)
+
+
+def test_intervals_are_the_same_on_every_run(split):
+    first, second = (report_split(evaluate_split(Oracle(split), split, name="d:s")).intervals for _ in range(2))
+    assert first == second
+    assert np.isfinite(list(first.values())).all()

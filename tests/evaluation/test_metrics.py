@@ -1,0 +1,213 @@
+"""Metrics mean what their definitions say; where the published code measures the same, the numbers are the same."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from refcli.contracts.example import Example, Region
+from refcli.contracts.prediction import Answer, Target
+from refcli.errors import DataError
+from refcli.evaluation.report import measure
+from refcli.evaluation.scores import Scores, enclosing_box, pair_iou, score_sample
+from refcli.evaluation.terms import Terms, intervals, share, values
+from refcli.geometry.masks import encode_mask
+
+SIDE = 100
+
+
+def bitmap(*boxes, side=SIDE) -> np.ndarray:
+    mask = np.zeros((side, side), dtype=bool)
+    for left, top, right, bottom in boxes:
+        mask[top:bottom, left:right] = True
+    return mask
+
+
+def region(box, *, mask=True) -> Region:
+    return Region(tuple(map(float, box)), encode_mask(bitmap(box)) if mask else None)
+
+
+def target(box, *, mask=True) -> Target:
+    return Target(tuple(map(float, box)), 0.9, encode_mask(bitmap(box)) if mask else None)
+
+
+def example(*regions: Region, kind=None, ident="0", image="i.jpg") -> Example:
+    return Example(ident, "d", "s", image, image, SIDE, SIDE, "x", regions, kind)
+
+
+def answer(*targets: Target, says_none=False) -> Answer:
+    return Answer("0", "i.jpg", "x", SIDE, SIDE, targets, says_none, None, "w")
+
+
+def metrics(*pairs) -> dict[str, float]:
+    return dict(measure(Scores.of(score_sample(truth, said) for truth, said in pairs)).metrics)
+
+
+LEFT, RIGHT = (0, 0, 50, 100), (50, 0, 100, 100)
+MISPLACED = (20, 0, 70, 100)  # IoU with LEFT: 30 / 70
+SHIFTED = (10, 0, 60, 100)  # IoU with LEFT: 40 / 60
+
+
+@pytest.fixture(scope="module")
+def golden(fixtures):
+    folder = fixtures / "metrics"
+    return load_file(folder / "io.safetensors"), json.loads((folder / "meta.json").read_text())
+
+
+def test_box_figures_equal_the_published_evaluation(golden):
+    tensors, meta = golden
+    predicted = tensors["xyxy_pred"].double().clamp(0, 1) * SIDE
+    truth = tensors["xyxy_gt"].double() * SIDE
+    pairs = [
+        (example(Region(tuple(true.tolist()))), answer(Target(tuple(box.tolist()), 1.0)))
+        for true, box in zip(truth, predicted, strict=True)
+    ]
+    scores = Scores.of(score_sample(*pair) for pair in pairs)
+    np.testing.assert_allclose(scores.box_iou, tensors["box_iou"].numpy(), atol=1e-6)
+    figures = measure(scores).metrics
+    assert figures["acc50"] == meta["accuracy_at_0_5"]
+    assert figures["box_miou"] == pytest.approx(meta["box_miou"], abs=1e-6)
+    assert "mask_miou" not in figures
+
+
+def test_mask_figures_equal_the_published_evaluation_on_the_same_bitmaps(golden):
+    tensors, meta = golden
+    # The published binarisation: threshold at the head's resolution, then enlarge and take what is not zero.
+    sure = (tensors["seg_logit"].sigmoid() - 0.5).relu()
+    truth = tensors["gt_mask"][:, 0].bool()
+    side = truth.shape[-1]
+    drawn = F.interpolate(sure, size=(side, side), mode="bilinear", align_corners=False)[:, 0] > 0
+    box = (0.0, 0.0, 1.0, 1.0)
+    scores = Scores.of(
+        score_sample(
+            Example(str(n), "d", "s", "i", "i", side, side, "x", (Region(box, encode_mask(true.numpy())),)),
+            Answer(str(n), "i", "x", side, side, (Target(box, 1.0, encode_mask(mask.numpy())),), False, None, "w"),
+        )
+        for n, (true, mask) in enumerate(zip(truth, drawn, strict=True))
+    )
+    np.testing.assert_array_equal(scores.mask_intersection, tensors["mask_intersection"].numpy())
+    np.testing.assert_array_equal(scores.mask_union, tensors["mask_union"].numpy())
+    figures = measure(scores).metrics
+    assert figures["mask_miou"] == pytest.approx(meta["mask_miou"], abs=1e-6)
+    assert figures["mask_oiou"] == pytest.approx(meta["mask_oiou"], abs=1e-6)
+    assert figures["pr50"] == pytest.approx((tensors["mask_iou"] >= 0.5).double().mean().item())
+
+
+def test_accuracy_counts_the_box_whatever_the_gate_says_and_the_gated_one_does_not():
+    figures = metrics(
+        (example(region(LEFT)), answer(target(LEFT))), (example(region(LEFT)), answer(target(LEFT), says_none=True))
+    )
+    assert figures["acc50"] == 1.0
+    assert figures["acc50_gated"] == 0.5
+    assert figures["t_acc"] == 0.5
+    assert figures["mask_miou"] == 1.0
+
+
+def test_thresholds_are_met_by_equality():
+    half = (0, 0, 25, 100)  # IoU exactly 0.5 with LEFT
+    figures = metrics((example(region(LEFT)), answer(target(half))))
+    assert (figures["acc50"], figures["acc60"], figures["pr50"], figures["pr60"]) == (1.0, 0.0, 1.0, 0.0)
+
+
+def test_samples_without_a_target_are_in_no_box_or_mask_figure():
+    targeted = (example(region(LEFT)), answer(target(SHIFTED)))
+    empty = (example(), answer(target(RIGHT)))
+    with_empty, without = metrics(targeted, empty), metrics(targeted)
+    for name in ("acc50", "acc50_gated", "box_miou", "mask_miou", "mask_oiou", "pr50", "t_acc"):
+        assert with_empty[name] == without[name]
+    assert "n_acc" not in without
+    assert with_empty["n_acc"] == 0.0
+
+
+def test_several_referents_are_their_enclosing_box_and_the_union_of_their_masks():
+    truth = example(region((0, 0, 10, 10)), region((90, 90, 100, 100)))
+    together = Target((0.0, 0.0, 100.0, 100.0), 0.9, encode_mask(bitmap((0, 0, 10, 10), (90, 90, 100, 100))))
+    apart = (target((90, 90, 100, 100)), target((0, 0, 10, 10)))
+    for said in (answer(together), answer(*apart)):
+        figures = metrics((truth, said))
+        assert figures["box_miou"] == figures["mask_miou"] == 1.0
+    one = metrics((truth, answer(target((0, 0, 10, 10)))))
+    assert one["box_miou"] == pytest.approx(0.01)
+    assert one["mask_miou"] == pytest.approx(0.5)
+
+
+def test_oiou_weighs_by_area_and_miou_does_not():
+    small, big = (0, 0, 10, 10), (0, 0, 100, 100)
+    figures = metrics(
+        (example(region(small)), answer(target((50, 50, 60, 60)))), (example(region(big)), answer(target(big)))
+    )
+    assert figures["mask_miou"] == 0.5
+    assert figures["mask_oiou"] == pytest.approx(10_000 / 10_200)
+
+
+def test_generalised_figures_follow_the_published_table_of_cases():
+    right_none = (example(), answer(target(LEFT), says_none=True))
+    missed_none = (example(), answer(target((0, 0, 10, 10))))
+    wrong_none = (example(region(LEFT)), answer(target(MISPLACED), says_none=True))
+    found = (example(region(LEFT)), answer(target(SHIFTED)))
+    figures = metrics(right_none, missed_none, wrong_none, found)
+    assert figures["giou"] == pytest.approx((1 + 0 + 0 + 4000 / 6000) / 4)
+    assert figures["ciou"] == pytest.approx((0 + 0 + 0 + 4000) / (0 + 100 + 7000 + 6000))
+    assert figures["n_acc"] == 0.5
+    assert figures["t_acc"] == 0.5
+
+
+def test_data_without_masks_and_models_without_masks_have_no_mask_figures():
+    for pair in (
+        (example(region(LEFT, mask=False)), answer(target(LEFT))),
+        (example(region(LEFT)), answer(target(LEFT, mask=False))),
+        (example(region(LEFT), region(RIGHT, mask=False)), answer(target(LEFT))),
+    ):
+        assert not {"mask_miou", "mask_oiou", "pr50", "giou", "ciou"} & metrics(pair).keys()
+
+
+def test_an_answer_without_any_target_scores_nothing_on_a_sample_that_has_one():
+    figures = metrics((example(region(LEFT)), answer(says_none=True)))
+    assert (figures["acc50"], figures["box_miou"], figures["mask_miou"], figures["giou"]) == (0, 0, 0, 0)
+
+
+def test_a_picture_of_another_size_than_the_data_says_is_refused():
+    said = Answer("0", "i.jpg", "x", SIDE, SIDE + 1, (), True, None, "w")
+    with pytest.raises(DataError, match="100 x 101"):
+        score_sample(example(), said)
+
+
+def test_box_iou_of_degenerate_boxes_is_zero_and_never_nan():
+    point = (5.0, 5.0, 5.0, 5.0)
+    assert pair_iou(point, point) == 0.0
+    assert pair_iou(LEFT, None) == 0.0
+    assert pair_iou(LEFT, (60.0, 0.0, 40.0, 100.0)) == 0.0
+    assert enclosing_box([]) is None
+
+
+def test_shares_are_exact_over_many_samples():
+    hits = np.arange(3_000_001) % 3 == 0
+    assert values({"a": share(hits, np.ones_like(hits))}) == {"a": 1_000_001 / 3_000_001}
+
+
+def test_intervals_hold_the_figure_and_shrink_with_more_images_but_not_with_more_questions_about_one():
+    random = np.random.default_rng(0)
+
+    def width(num_images: int, questions: int) -> float:
+        hits = np.repeat(random.random(num_images) < 0.7, questions)
+        image = np.repeat(np.arange(num_images), questions)
+        terms = {"acc": share(hits, np.ones_like(hits))}
+        low, high = intervals(terms, image)["acc"]
+        assert low <= values(terms)["acc"] <= high
+        return high - low
+
+    few = width(100, 1)
+    assert width(100, 10) == pytest.approx(few, rel=0.3)
+    assert width(10_000, 1) == pytest.approx(few / 10, rel=0.3)
+    # The normal approximation of a binomial share: 2 * 1.96 * sqrt(p (1 - p) / n).
+    assert few == pytest.approx(3.92 * np.sqrt(0.7 * 0.3 / 100), rel=0.2)
+
+
+def test_intervals_leave_out_what_was_not_measured():
+    nothing = np.zeros(5)
+    assert intervals({"n_acc": Terms(nothing, nothing)}, np.arange(5)) == {}
+    assert intervals({}, np.arange(0)) == {}

@@ -14,8 +14,8 @@ import refcli
 from refcli.cli import presets
 from refcli.cli.errors import DEBUG_VARIABLE, report
 from refcli.cli.output import leave_closed_pipe, write_line
-from refcli.errors import ExitCode, RefcliError
-from refcli.tables import lookup
+from refcli.errors import ExitCode, RefcliError, UsageError
+from refcli.tables import lookup, nearest
 
 COMMANDS = {
     "prepare-data": "refcli.cli.prepare_data:command",
@@ -29,19 +29,37 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 class CommandTable(TyperGroup):
-    """Imports a command's module when the command is named, so that one command never pays for another."""
+    """Imports a command's module when the command is named, so that one command never pays for another.
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    The contexts and commands are click's; typer brings click itself or a copy of it, so they are not named here.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401
         """Names in the order of the table, then the sub-applications."""
         return [*COMMANDS, *super().list_commands(ctx)]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
         """The command of that name, or None."""
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
         single = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=CONTEXT_SETTINGS)
         single.command(cmd_name)(lookup(COMMANDS, cmd_name, what="command"))
         return typer.main.get_command(single)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
+        """As click does it, but an unknown command gets the nearest name.
+
+        Raises:
+            UsageError: there is no such command.
+        """
+        known = self.list_commands(ctx)
+        if args[0] not in known and not ctx.resilient_parsing:
+            guess = nearest(args[0], known)
+            raise UsageError(
+                f"there is no command {args[0]!r}",
+                hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + ", ".join(known),
+            )
+        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(
@@ -71,7 +89,7 @@ def run() -> NoReturn:
 def _show_usage_error(error: Exception) -> int | None:
     """Let click say what is wrong with the command line; None if that is not what `error` is about.
 
-    typer carries its own copy of click since 0.20 or so, hence no `isinstance` of click's class.
+    typer brings click itself or a copy of it, depending on its version, hence no `isinstance` of click's class.
     """
     show = getattr(error, "show", None)
     if show is None or isinstance(error, RefcliError):

@@ -105,7 +105,6 @@ class DataSettings(Settings):
     """Use only the first so many samples of the validation splits."""
     kinds: tuple[str, ...] | None = None
     """Train only on these kinds of expression (a curriculum); None means all."""
-    max_regions_in_image: int | None = None
     workers: int = Field(1, ge=0)
     augment: AugmentSettings = AugmentSettings()
 

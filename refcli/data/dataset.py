@@ -29,7 +29,6 @@ class GroundingDataset(Dataset[Sample]):
         tower: gives the size of the model frame.
         augment: how training pictures are changed; None is the evaluation transform.
         kinds: keep only expressions of these kinds; None keeps all.
-        max_regions_in_image: not supported: the store does not know how many objects a picture holds.
         limit: keep only the first so many samples.
 
     Raises:
@@ -45,15 +44,8 @@ class GroundingDataset(Dataset[Sample]):
         tower: TowerSettings,
         augment: AugmentSettings | None,
         kinds: Sequence[str] | None = None,
-        max_regions_in_image: int | None = None,
         limit: int | None = None,
     ) -> None:
-        if max_regions_in_image is not None:
-            raise ConfigError(
-                "the store does not tell how many objects a picture holds",
-                where="data.max_regions_in_image",
-                hint="leave it out; data.kinds selects by the kind of expression",
-            )
         self.tower = tower
         self.augment = augment
         self._splits: list[StoreSplit] = [store.split(name) for name in splits]

@@ -91,8 +91,8 @@ class OnePass:
 
 def _draws(seed: int, epochs: Int[np.ndarray, " n"], indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """63-bit hashes of (seed, epoch, index)."""
-    value = np.full(len(indices), seed % (1 << 64), dtype=np.uint64)
-    for part in (epochs, indices):
+    value = np.zeros(len(indices), dtype=np.uint64)
+    for part in (np.full_like(indices, seed), epochs, indices):
         value = _mixed(value + np.uint64(_MIX_STEP) + part.astype(np.uint64))
     draws: Int[np.ndarray, " n"] = (value >> np.uint64(1)).astype(np.int64)
     return draws

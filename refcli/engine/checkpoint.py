@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,7 @@ class Checkpoints:
         target = self.path(state.step)
         if not target.exists():
             self.root.mkdir(parents=True, exist_ok=True)
-            temporary = self.root / f".tmp-{target.name}-{os.getpid()}"
-            temporary.mkdir()
+            temporary = Path(tempfile.mkdtemp(dir=self.root, prefix=f".tmp-{target.name}-"))
             save_model(state.objective, str(temporary / MODEL_FILE))
             if state.ema is not None:
                 save_model(state.ema, str(temporary / EMA_FILE))
@@ -97,6 +97,7 @@ class Checkpoints:
             for file in temporary.iterdir():
                 _sync(file)
             _sync(temporary)
+            temporary.chmod(0o755)
             temporary.replace(target)
             _sync(self.root)
         self._point("last", Pointer(state.step))

@@ -31,7 +31,8 @@ class World:
         if self.size == 1:
             return objective
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(objective, device_ids=ids)
+        # A tower has parameters that only some objectives use (the mask token), which DDP must be told to expect.
+        return DistributedDataParallel(objective, device_ids=ids, find_unused_parameters=True)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process."""

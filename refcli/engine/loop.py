@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +36,7 @@ SCORE = "score"
 class Feed:
     """Where batches come from, and how the model is watched."""
 
-    batches: Callable[[int], Iterator[Batch]]
+    batches: Callable[[int], Generator[Batch, None, None]]
     """Endless batches for this process, given how many it has already had."""
     validate: Callable[[nn.Module], dict[str, float]] | None = None
     """Metrics of a model in evaluation mode, a "score" among them."""
@@ -92,7 +93,7 @@ def train(
 
     averages = Averages()
     _train_mode(objective, frozen)
-    with StopSignals() as signals:
+    with StopSignals() as signals, closing(batches):
         while state.step < settings.steps:
             before = time.perf_counter()
             factor = lr_factor(

@@ -48,5 +48,5 @@ def _iou_and_union(
     overlap = torch.cat((torch.maximum(a_xyxy, b_xyxy)[..., :2], torch.minimum(a_xyxy, b_xyxy)[..., 2:]), dim=-1)
     intersection = box_areas(overlap)
     union = box_areas(a_xyxy) + box_areas(b_xyxy) - intersection
-    # Not `union + eps`: an epsilon small enough to be exact makes the gradient of an empty pair explode.
+    # Two empty boxes: 0 / 1, so that neither the value nor the gradient is NaN.
     return intersection / torch.where(union > 0, union, 1.0), union

@@ -44,6 +44,8 @@ class _Measures:
     """Lengths in pixels of the drawing."""
 
     line: int
+    rim: int
+    """Width of the white edge on each side of a line."""
     letter: int
     margin: int
 
@@ -79,8 +81,10 @@ def _colour(number: int) -> Colour:
 
 
 def _measure(long_side: int) -> _Measures:
-    letter = min(max(long_side // 30, 16), 72)
-    return _Measures(line=max(2, round(long_side / 260)), letter=letter, margin=letter * 2 // 3)
+    """Letters and lines grow with the square root of the picture's size: readable when small, not clumsy when large."""
+    root = long_side**0.5
+    letter = round(0.8 * root)
+    return _Measures(line=max(2, round(root / 11)), rim=max(1, round(root / 30)), letter=letter, margin=letter * 2 // 3)
 
 
 def _draw_masks(canvas: np.ndarray, targets: tuple[Target, ...], measures: _Measures) -> np.ndarray:
@@ -98,7 +102,7 @@ def _draw_masks(canvas: np.ndarray, targets: tuple[Target, ...], measures: _Meas
     drawn: np.ndarray = np.clip(painted + 0.5, 0, 255).astype(np.uint8)
     for number, alpha in soft:
         outlines, _ = cv2.findContours((alpha >= 0.5).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.polylines(drawn, outlines, True, WHITE, measures.line + 2, cv2.LINE_AA)
+        cv2.polylines(drawn, outlines, True, WHITE, measures.line + 2 * measures.rim, cv2.LINE_AA)
         cv2.polylines(drawn, outlines, True, _colour(number), measures.line, cv2.LINE_AA)
     return drawn
 
@@ -121,7 +125,7 @@ def _draw_box(canvas: np.ndarray, box_xyxy: list[float], colour: Colour, measure
     left, right = np.clip([box_xyxy[0], box_xyxy[2]], inset, max(width - 1 - inset, inset))
     top, bottom = np.clip([box_xyxy[1], box_xyxy[3]], inset, max(height - 1 - inset, inset))
     outline = _rounded(left, top, right, bottom, radius=3.0 * measures.line)
-    cv2.polylines(canvas, [outline], True, WHITE, measures.line + 2, cv2.LINE_AA, shift=4)
+    cv2.polylines(canvas, [outline], True, WHITE, measures.line + 2 * measures.rim, cv2.LINE_AA, shift=4)
     cv2.polylines(canvas, [outline], True, colour, measures.line, cv2.LINE_AA, shift=4)
 
 

@@ -28,7 +28,7 @@ class Predictor:
     """Answers expressions about pictures.
 
     Args:
-        weights: `builtin`, a weights directory, or weights that are already loaded.
+        weights: `builtin`, a weights directory, or loaded weights (their model is moved to `device` and `precision`).
         device: `auto`, `cpu`, `cuda` or `mps`.
         precision: type of the weights; `auto` is bf16 where that is faster.
         batch_size: pairs per forward pass; None chooses by device.

@@ -113,7 +113,9 @@ def read_request_file(name: str, expressions: Sequence[str] = ()) -> Iterator[Re
         UsageError: the file cannot be read.
     """
     if name == STDIN:
-        yield from parse_request_lines(sys.stdin.buffer, "<stdin>", None, expressions)
+        # Not sys.stdin.buffer: a thread that waits in it when the program ends would make the interpreter abort.
+        with open(sys.stdin.fileno(), "rb", closefd=False) as lines:
+            yield from parse_request_lines(lines, "<stdin>", None, expressions)
         return
     try:
         with Path(name).open("rb") as lines:

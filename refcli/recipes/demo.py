@@ -61,16 +61,15 @@ def demo(
     predictor = Predictor(weights, device=device)
     questions = _questions(num_scenes, seed)
     requests = [
-        Request(example.id, f"scenes/scene-{number:03d}.png", example.expression, pixels)
-        for number, example, pixels in questions
+        Request(example.id, scene_name(number), example.expression, pixels) for number, example, pixels in questions
     ]
     ungated = list(predictor.ungated(requests))
     rows: list[DemoRow] = []
     drawings: list[Image.Image] = []
     with OutputFolder(out) as folder:
         (out / "scenes").mkdir(exist_ok=True)
-        for name, pixels in {request.image: request.source for request in requests}.items():
-            write_atomically(out / name, encode_picture(Image.fromarray(pixels), "PNG"))
+        for name, picture in {scene_name(number): pixels for number, _, pixels in questions}.items():
+            write_atomically(out / name, encode_picture(Image.fromarray(picture), "PNG"))
         for request, (_, example, pixels), raw in zip(requests, questions, ungated, strict=True):
             answer = gated(raw)
             drawings.append(folder.add(answer, pixels))
@@ -79,6 +78,11 @@ def demo(
     sheet = contact_sheet(drawings, columns=EXPRESSIONS_PER_SCENE, title=title)
     write_atomically(out / SHEET, encode_picture(sheet, "PNG"))
     return rows
+
+
+def scene_name(number: int) -> str:
+    """The file of a scene, below the demo's folder."""
+    return f"scenes/scene-{number:03d}.png"
 
 
 def _questions(num_scenes: int, seed: int) -> list[tuple[int, Example, np.ndarray]]:

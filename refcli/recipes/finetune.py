@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 import refcli
 from refcli.config.schema import FinetuneSettings
@@ -19,19 +19,16 @@ from refcli.data.dataset import GroundingDataset
 from refcli.data.sampling import EndlessSampler, OnePass
 from refcli.data.store import Store
 from refcli.engine.distributed import World, join_world, resolve_device
+from refcli.engine.loading import iterate_batches
 from refcli.engine.loop import Feed, train
 from refcli.engine.randomness import seed_generators
 from refcli.engine.reporting import Logged, Reporter, Silence
 from refcli.engine.run_dir import RunDir
-from refcli.engine.workers import init_worker
 from refcli.errors import ConfigError, DataError
 from refcli.evaluation.model_frame import validate
 from refcli.grounder import Grounder
 from refcli.text.tokenizer import Tokenizer
 from refcli.weights.load import load_weights, save_weights
-
-PREFETCHED_BATCHES = 4
-"""Batches that each loading process keeps ready."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,8 @@ def preview(settings: FinetuneSettings, *, store_path: Path) -> list[str]:
     """
     world = World(rank=0, size=1, device=resolve_device(settings.train.device))
     parts = build(settings, store_path=store_path, world=world)
-    batch = next(parts.feed.batches(0))
+    with closing(parts.feed.batches(0)) as batches:
+        batch = next(batches)
     head = settings.model.head.name
     return [
         *parts.notes,
@@ -133,13 +131,12 @@ def build(settings: FinetuneSettings, *, store_path: Path, world: World) -> Part
         tower=settings.model.tower,
         augment=settings.data.augment,
         kinds=settings.data.kinds,
-        max_regions_in_image=settings.data.max_regions_in_image,
     )
     if len(training) == 0:
         raise DataError(
             "no training sample is left",
             where=f"{store_path}: {', '.join(settings.data.train)}",
-            hint="loosen data.kinds and data.max_regions_in_image",
+            hint="loosen data.kinds",
         )
     watched = None
     if settings.data.validation:
@@ -214,7 +211,7 @@ def _copy_state(new: nn.Module, old: nn.Module, *, part: str, name: str) -> None
 
 def _train_batches(
     dataset: GroundingDataset, collate: Collate, settings: FinetuneSettings, world: World, start: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     sampler = EndlessSampler(
         len(dataset),
         batch_size=settings.train.batch_size,
@@ -223,19 +220,7 @@ def _train_batches(
         world=world.size,
         start_step=start,
     )
-    workers = settings.data.workers
-    return iter(
-        DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=workers,
-            prefetch_factor=PREFETCHED_BATCHES if workers else None,
-            persistent_workers=workers > 0,
-            worker_init_fn=init_worker,
-            pin_memory=world.device.type == "cuda",
-        )
-    )
+    return iterate_batches(dataset, sampler, collate, workers=settings.data.workers)
 
 
 def _validator(
@@ -243,14 +228,9 @@ def _validator(
 ) -> Callable[[nn.Module], dict[str, float]]:
     def run(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Grounder)
-        loader = DataLoader(
-            dataset,
-            batch_sampler=OnePass(len(dataset), batch_size=settings.train.batch_size),
-            collate_fn=collate,
-            num_workers=settings.data.workers,
-            worker_init_fn=init_worker,
-        )
-        return validate(model, loader, bf16=settings.train.precision == "bf16")
+        order = OnePass(len(dataset), batch_size=settings.train.batch_size)
+        with closing(iterate_batches(dataset, order, collate, workers=settings.data.workers)) as batches:
+            return validate(model, batches, bf16=settings.train.precision == "bf16")
 
     return run
 

@@ -121,6 +121,7 @@ def test_a_truncated_file_is_an_image_error(tmp_path, kept):
     assert caught.value.hint
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "PPM", "TGA", "ICO"])
 def test_damaged_bytes_give_pixels_or_an_image_error(file_format):
     data = encoded(two_tone().resize((40, 30)), file_format)

@@ -58,7 +58,9 @@ def test_ranks_divide_each_global_batch_of_the_single_process(world):
 
 def test_a_draw_depends_on_seed_epoch_and_index_only():
     def draws(batch_size, seed):
-        stream = [item for batch in first_batches(40 // batch_size, 20, batch_size=batch_size, seed=seed) for item in batch]
+        stream = [
+            item for batch in first_batches(40 // batch_size, 20, batch_size=batch_size, seed=seed) for item in batch
+        ]
         return dict(stream[:20]), dict(stream[20:])
 
     first, second = draws(4, seed=1)

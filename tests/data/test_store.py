@@ -50,7 +50,7 @@ def varied_examples():
         example(0),
         example(1, regions=()),
         example(2, regions=(one, two, Region((0.1, 1 / 3, 12.5, 19.0)))),
-        example(3, kind=None, expression="a\nb\t\"c\""),
+        example(3, kind=None, expression='a\nb\t"c"'),
         example(4, regions=(replace(one, source_id=None),)),
         example(5, regions=(Region((-1.5, 0.0, 31.0, 20.0), None, ""),)),
     ]

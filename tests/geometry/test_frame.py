@@ -32,8 +32,8 @@ def test_the_picture_fits_and_touches_two_sides(size, model):
     assert 1 <= frame.resized_width <= frame.model_width
     assert 1 <= frame.resized_height <= frame.model_height
     assert frame.resized_width == frame.model_width or frame.resized_height == frame.model_height
-    assert 0 <= frame.left and frame.left + frame.resized_width <= frame.model_width
-    assert 0 <= frame.top and frame.top + frame.resized_height <= frame.model_height
+    assert frame.left >= 0 and frame.left + frame.resized_width <= frame.model_width
+    assert frame.top >= 0 and frame.top + frame.resized_height <= frame.model_height
 
 
 def test_boxes_come_back_where_they_were():

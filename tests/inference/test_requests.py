@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -131,10 +131,10 @@ def test_relative_paths_are_looked_for_here_first_and_then_beside_the_file(tmp_p
 
 
 def test_stdin_is_read_line_by_line(monkeypatch):
-    class Pipe:
-        buffer = io.BytesIO(b'{"image": "a", "expression": "x"}\n{"image": "b", "expression": "y"}\n')
-
-    monkeypatch.setattr("sys.stdin", Pipe)
-    requests = read_requests(["-"])
-    assert next(requests).image == "a"
-    assert Pipe.buffer.tell() < len(Pipe.buffer.getvalue())
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stdin, os.fdopen(writing, "wb", buffering=0) as pipe:
+        monkeypatch.setattr("sys.stdin", stdin)
+        requests = read_requests(["-"])
+        for name in ("a", "b"):
+            pipe.write(json.dumps({"image": name, "expression": "x"}).encode() + b"\n")
+            assert next(requests).image == name

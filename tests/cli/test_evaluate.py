@@ -1,0 +1,120 @@
+"""`refcli evaluate`: a table or a document on stdout, gates as exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from refcli.cli.app import run
+from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
+from refcli.data.sources.synthetic.write import write_synthetic
+from refcli.grounder import Grounder
+from refcli.weights.load import save_weights
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    settings = ModelSettings(
+        tower=TowerSettings(image_size=32, dim=16, layers=1, heads=2, ffn_dim=16, vocabulary_size=4096),
+        head=HeadChoice(settings={"res": True, "existence": True, "mask_upsamples": 1}),
+    )
+    folder = tmp_path_factory.mktemp("weights") / "random"
+    save_weights(folder, Grounder.from_settings(settings), settings, meta={})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    write_synthetic(folder, size=6, splits=["test", "val"])
+    return folder
+
+
+@pytest.fixture
+def refcli(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["refcli", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            run()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_the_table_has_a_row_per_kind_and_the_overall(refcli, store, weights):
+    code, out, err = refcli("evaluate", "--data", store, "--split", "synthetic:test", "-w", weights)
+    assert code == 0
+    first = [line.split()[0] for line in out.splitlines() if line.strip()]
+    assert first[0] == "synthetic:test"
+    assert first[1] == "kind"
+    assert "attribute" in first
+    assert "overall" in first
+    assert err == ""
+
+
+def test_the_document_counts_every_sample_of_every_split_and_is_what_summary_json_holds(
+    refcli, store, weights, tmp_path
+):
+    code, out, _ = refcli(
+        "evaluate", "--data", store, "--split", "synthetic:test", "--split", "synthetic:val", "-w", weights, "--json",
+        "--out", tmp_path / "o",
+    )  # fmt: skip
+    document = json.loads(out)
+    assert code == 0
+    assert json.loads((tmp_path / "o/summary.json").read_text()) == document
+    manifest = json.loads((store / "manifest.json").read_text())["datasets"]["synthetic"]["splits"]
+    for split in ("test", "val"):
+        part = document["splits"][f"synthetic:{split}"]
+        assert part["overall"]["count"] == manifest[split]["examples"]
+        assert sum(kind["count"] for kind in part["kinds"].values()) == part["overall"]["count"]
+    assert 0 <= document["metrics"]["synthetic/test/acc50"] <= 1
+
+
+def test_a_limit_takes_the_first_samples(refcli, store, weights):
+    _, out, _ = refcli(
+        "evaluate", "--data", store, "--split", "synthetic:test", "-w", weights, "--json", "--limit", "5"
+    )
+    assert json.loads(out)["splits"]["synthetic:test"]["overall"]["count"] == 5
+
+
+def test_a_gate_that_is_not_met_ends_with_code_4_after_the_figures(refcli, store, weights):
+    arguments = ("evaluate", "--data", store, "--split", "synthetic:test", "-w", weights, "--json")
+    code, out, err = refcli(*arguments, "--fail-under", "acc50=1")
+    assert code == 4
+    assert "wanted 1" in err
+    assert json.loads(out)["splits"]
+    assert refcli(*arguments, "--fail-under", "acc50=0")[0] == 0
+
+
+def test_pictures_that_cannot_be_read_are_listed_and_left_out_with_code_3(refcli, weights, tmp_path):
+    write_synthetic(tmp_path, size=3, splits=["test"])
+    picture = sorted((tmp_path / "synthetic").rglob("*.jpg"))[0]
+    picture.write_bytes(b"broken")
+    code, out, err = refcli("evaluate", "--data", tmp_path, "--split", "synthetic:test", "-w", weights, "--json")
+    part = json.loads(out)["splits"]["synthetic:test"]
+    assert code == 3
+    assert part["failures"]
+    assert f"{len(part['failures'])} of {part['overall']['count'] + len(part['failures'])} samples" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--split", "synthetic:tset"], 5, "synthetic:test"),
+        (["--split", "synthetic:test", "--split", "synthetic:test"], 2, "once"),
+        (["--split", "synthetic:test", "--fail-under", "acc=1"], 2, "no metric called 'acc'"),
+        ([], 2, "--split"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(refcli, store, weights, arguments, code, message):
+    actual, out, err = refcli("evaluate", "--data", store, "-w", weights, *arguments)
+    assert actual == code
+    assert message in err
+    assert out == ""

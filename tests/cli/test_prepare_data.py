@@ -1,0 +1,67 @@
+"""`refcli prepare-data`: a store on disk, a summary on stderr, machine-readable facts on stdout."""
+
+import json
+
+import pytest
+
+from refcli.cli.prepare_data import command
+from refcli.data.image import read_image
+from refcli.data.sources.table import SOURCES
+from refcli.data.spec import load_spec
+from refcli.data.store import Store
+from refcli.errors import ConfigError, UsageError
+
+
+def test_the_summary_as_json_is_what_the_store_holds(tmp_path, capsys):
+    command("synthetic", out=tmp_path / "store", size=2, seed=3, split=["tiny", "other"], as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    store = Store(tmp_path / "store")
+    assert said["store"] == str(tmp_path / "store")
+    assert [row["split"] for row in said["splits"]] == ["tiny", "other"]
+    assert store.names() == ["synthetic:other", "synthetic:tiny"]
+    for row in said["splits"]:
+        split = store.split(f"synthetic:{row['split']}")
+        assert row["examples"] == len(split)
+        assert row["images"] == 2
+        shape = read_image(split.image_path(split[0])).shape
+        assert shape == (split[0].height, split[0].width, 3)
+
+
+def test_without_json_stdout_is_the_store_and_stderr_the_summary(tmp_path, capsys):
+    command("synthetic", out=tmp_path, size=2, seed=3, split=["tiny"])
+    captured = capsys.readouterr()
+    assert captured.out == f"{tmp_path}\n"
+    assert "synthetic:tiny" in captured.err
+
+
+def test_the_list_has_every_source_with_its_licence(capsys):
+    command(list_=True, as_json=True)
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == sorted(SOURCES)
+    assert all(row["licence"] and row["description"] and row["origin"] for row in rows)
+
+
+def test_every_source_has_a_specification():
+    for name in SOURCES:
+        assert load_spec(name).description
+
+
+def test_an_unknown_source_names_the_nearest(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        command("syntetic", out=tmp_path / "store")
+    assert "did you mean 'synthetic'" in caught.value.hint
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_is_missing_or_impossible_is_a_usage_error(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for arguments, where in [
+        ({"name": None, "out": tmp_path}, "NAME"),
+        ({"name": "synthetic"}, "--out"),
+        ({"name": "synthetic", "out": file}, "--out"),
+        ({"name": "synthetic", "out": tmp_path, "split": ["a", "a"]}, "--split"),
+    ]:
+        with pytest.raises(UsageError) as caught:
+            command(**arguments)
+        assert where in caught.value.where

@@ -1,0 +1,132 @@
+"""A small objective with dropout and a stream of batches, to run the real loop in milliseconds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import nn
+
+from refcli.config.schema import FinetuneSettings, OptimSettings, TrainSettings
+from refcli.contracts.batch import Batch, Targets
+from refcli.engine.distributed import World
+from refcli.engine.loop import Feed, train
+from refcli.engine.reporting import Silence
+from refcli.engine.run_dir import RunDir
+
+BATCH = 4
+
+
+class BoxFromPixels(nn.Module):
+    """Predicts the box of a batch from 2x2 pictures; dropout makes it draw random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(nn.Linear(12, 16), nn.LayerNorm(16), nn.Dropout(0.25))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+        difference = self.head(self.tower(batch.images.flatten(1))) - batch.targets.boxes_cxcywh
+        return {"l1": difference.abs().mean(), "l2": difference.square().mean()}
+
+    def param_depth(self, name: str) -> int | None:
+        return 0 if name.startswith("tower.") else None
+
+
+def make_batch(number: int) -> Batch:
+    """Batch `number` of the stream: boxes are a linear function of the pixels."""
+    generator = torch.Generator().manual_seed(number)
+    images = torch.randn(BATCH, 3, 2, 2, generator=generator)
+    boxes = images.flatten(1) @ torch.linspace(-1, 1, 48).reshape(12, 4)
+    yes = torch.ones(BATCH, dtype=torch.bool)
+    targets = Targets(boxes, torch.zeros(BATCH, 2, 2, dtype=torch.bool), yes, yes)
+    ids = tuple(f"{number}/{row}" for row in range(BATCH))
+    return Batch(
+        images, torch.zeros(BATCH, 3, dtype=torch.int64), torch.zeros(BATCH, 3, dtype=torch.bool), targets, ids
+    )
+
+
+@dataclass
+class Notes(Silence):
+    """Keeps what the loop reports."""
+
+    measured_lines: list = field(default_factory=list)
+    validated_lines: list = field(default_factory=list)
+    saved_steps: list = field(default_factory=list)
+    started_at: list = field(default_factory=list)
+
+    def started(self, *, step, total):
+        self.started_at.append(step)
+
+    def measured(self, metrics):
+        self.measured_lines.append(dict(metrics))
+
+    def validated(self, metrics, *, is_best):
+        self.validated_lines.append((dict(metrics), is_best))
+
+    def saved(self, step):
+        self.saved_steps.append(step)
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+@pytest.fixture
+def settings() -> FinetuneSettings:
+    """Twelve steps of two batches each in fp32, averaged, measured at every step."""
+    return FinetuneSettings(
+        optim=OptimSettings(lr=1e-2, warmup_steps=3),
+        train=TrainSettings(
+            steps=12, batch_size=BATCH, accumulate=2, precision="fp32", ema_decay=0.9, log_every=1, save_every=5, seed=3
+        ),
+    )
+
+
+@pytest.fixture
+def run_training(tmp_path, settings, notes) -> Callable[..., tuple[nn.Module, nn.Module, RunDir]]:
+    """Run the loop in `tmp_path / name`; returns (what was trained, what the loop returned, the run directory)."""
+
+    def run(
+        name: str = "run",
+        *,
+        changes=None,
+        optim=None,
+        resume=False,
+        force=False,
+        batch=make_batch,
+        objective=None,
+        **loop,
+    ):
+        torch.manual_seed(0)
+        model = objective if objective is not None else BoxFromPixels()
+        new = settings.model_copy(
+            update={
+                "train": settings.train.model_copy(update=changes or {}),
+                "optim": settings.optim.model_copy(update=optim or {}),
+            }
+        )
+        directory = RunDir.open(tmp_path / name, new, resume=resume, force=force, facts={})
+        validate = loop.pop("validate", None)
+        result = train(
+            model,
+            Feed(lambda start: (batch(number) for number in itertools.count(start)), validate),
+            optim=new.optim,
+            settings=new.train,
+            run=directory,
+            world=World(0, 1, torch.device("cpu")),
+            reporter=notes,
+            **loop,
+        )
+        return model, result, directory
+
+    return run
+
+
+@pytest.fixture
+def batch_of() -> Callable[[int], Batch]:
+    return make_batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ BLOCK_NAME = re.compile(r"^tower\.encoder\.blocks\.(\d+)\.")
 class Grounder(nn.Module):
     """An Objective of the training loop, and the model behind `predict`."""
 
-    def __init__(self, tower: OneTower, head: Head) -> None:
+    def __init__(self, tower: OneTower, head: Head[Any]) -> None:
         super().__init__()
         self.tower = tower
         self.head = head
@@ -34,9 +35,9 @@ class Grounder(nn.Module):
         Raises:
             ConfigError: an unknown head, or a head setting that does not exist.
         """
-        head_class: type[Head] = lookup(HEADS, model.head.name, what="head")
+        head_class: type[Head[Any]] = lookup(HEADS, model.head.name, what="head")
         config = validate(head_class.Config, model.head.settings, where="model.head.settings")
-        return cls(OneTower(model.tower), head_class(config, model.tower))  # type: ignore[call-arg]
+        return cls(OneTower(model.tower), head_class(config, model.tower))
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Weighted losses by name. The whole training computation happens in here; `step` is the loop's counter."""

@@ -16,7 +16,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def lookup(table: Mapping[str, str], name: str, *, what: str) -> Any:
+def lookup(table: Mapping[str, str], name: str, *, what: str) -> Any:  # noqa: ANN401 - a row may be anything
     """Import the object that row `name` of a table points to.
 
     Args:

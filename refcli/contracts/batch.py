@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class Targets:
     """False where the data set has boxes only (the mask is then the filled box)."""
     exists: Bool[Tensor, " batch"]
 
-    def to(self, device: object) -> Targets:
+    def to(self, device: str | torch.device) -> Targets:
         """The same truth on another device."""
         return Targets(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
 
@@ -39,7 +40,7 @@ class Batch:
     targets: Targets
     ids: tuple[str, ...]
 
-    def to(self, device: object) -> Batch:
+    def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
         return Batch(
             images=self.images.to(device, non_blocking=True),

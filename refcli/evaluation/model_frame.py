@@ -56,7 +56,7 @@ def validate(grounder: Grounder, batches: Iterable[Batch], *, bf16: bool = False
     """Score a grounder (in evaluation mode) on one pass over validation batches.
 
     The best-scored target is compared with the truth, where the truth exists; masks only where the data set has masks.
-    The official metrics in image pixels are `refcli evaluate`'s; these follow them closely enough to choose a checkpoint.
+    The official metrics in image pixels are `refcli evaluate`'s; these are close enough to choose a checkpoint by.
 
     Returns:
         box_iou, box_accuracy, mask_iou, mask_accuracy, existence_accuracy as far as the head and the data have them,

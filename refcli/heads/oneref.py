@@ -152,11 +152,13 @@ class OneRefHead(Head[OneRefOutput]):
         self, features: Features, language: Float[Tensor, "batch dim"]
     ) -> Float[Tensor, "batch mask_height mask_width"]:
         """Cosine of every upsampled vision vector with the expression."""
-        upsampled = self.upsampler(features.patches.unflatten(1, features.grid))
+        patches = features.patches
+        upsampled: Tensor = self.upsampler(patches.reshape(len(patches), *features.grid, -1))
         query = F.normalize(self.mask_query(language), dim=-1)
         product = torch.einsum("bhwd,bd->bhw", upsampled, query.to(upsampled.dtype))
         norm = torch.linalg.vector_norm(upsampled, dim=-1, dtype=at_least_fp32(upsampled))
-        return product.to(norm.dtype) / norm.clamp(min=1e-12)
+        cosine: Tensor = product.to(norm.dtype) / norm.clamp(min=1e-12)
+        return cosine
 
     def losses(self, output: OneRefOutput, targets: Targets) -> dict[str, Tensor]:
         """The official losses; samples without a referent train the similarity, the mask and the existence only."""

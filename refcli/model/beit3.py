@@ -53,7 +53,9 @@ class OneTower(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw fresh weights, by `settings.init`."""
+        """Draw fresh weights, by `settings.init`; on the meta device there are none to draw."""
+        if self.vision_embedding.positions.is_meta:
+            return
         scaled = self.settings.init == "scaled"
         for module in self.encoder.modules():
             if isinstance(module, nn.Linear):
@@ -100,11 +102,13 @@ class OneTower(nn.Module):
     def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch vision_tokens dim"]:
         """Encode images alone."""
         vision, _ = self.vision_embedding(images)
-        return self.encoder(Rows(vision, vision[:, :0]), None)[0].vision
+        last: Rows = self.encoder(Rows(vision, vision[:, :0]), None)[0]
+        return last.vision
 
     def encode_texts(
         self, token_ids: Int[Tensor, "batch words"], token_is_pad: Bool[Tensor, "batch words"]
     ) -> Float[Tensor, "batch words dim"]:
         """Encode expressions alone."""
         text = self.text_embedding(token_ids, token_is_pad)
-        return self.encoder(Rows(text[:, :0], text), ~token_is_pad[:, None, None])[0].text
+        last: Rows = self.encoder(Rows(text[:, :0], text), ~token_is_pad[:, None, None])[0]
+        return last.text

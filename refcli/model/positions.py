@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -36,8 +38,7 @@ def sine_positions_2d(grid: tuple[int, int], dim: int) -> Float[Tensor, "patches
     """
     if dim % 4:
         raise ValueError(f"2-D sine positions need a dim that is a multiple of 4, not {dim}")
-    longest = 4.0 * max(grid)
-    wavelengths = 4.0 * (longest / 4.0) ** torch.linspace(0, 1, dim // 4)
+    wavelengths = torch.logspace(math.log10(4), math.log10(4 * max(grid)), dim // 4)
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing="ij")
     angles = torch.stack([rows, columns], -1).reshape(-1, 2, 1) * (2 * torch.pi / wavelengths)
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch.overrides import TorchFunctionMode
 
 from refcli.config.load import validate
 from refcli.config.schema import ModelSettings
@@ -107,7 +108,7 @@ def load_weights(
         raise WeightsError(
             "the model file is damaged", where=str(path), hint=f"fetch it again ({problem})"
         ) from problem
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialisation():
         grounder = Grounder.from_settings(settings)
     assign_state(grounder, state, where=str(path))
     grounder.to(device=device, dtype=dtype).eval()
@@ -115,6 +116,21 @@ def load_weights(
     meta = json.loads(meta_path.read_text()) if meta_path.is_file() else {}
     name = name_or_path if name_or_path == BUILTIN else directory.resolve().name
     return LoadedWeights(grounder, settings, Tokenizer.load(settings.text), name, meta)
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves fresh parameters as they are: they are about to be replaced, and drawing on `meta` costs a second."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever `func` returns
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def assign_state(grounder: Grounder, state: Mapping[str, torch.Tensor], *, where: str) -> None:

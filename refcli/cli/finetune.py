@@ -49,7 +49,9 @@ def command(
         overrides.append(f"train.init_weights={json.dumps(init)}")
     if device is not None:
         overrides.append(f"train.device={json.dumps(device)}")
-    if resume and (out / "run.yaml").is_file():
+    if resume:
+        if not (out / "run.yaml").is_file():
+            raise UsageError("there is no run to resume", where=str(out / "run.yaml"), hint="leave out --resume")
         preset = preset or str(out / "run.yaml")
         data = data or Path(json.loads((out / "env.json").read_text(encoding="utf-8"))["store"])
     if preset is None:

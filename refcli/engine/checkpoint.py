@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.optim import Optimizer
@@ -121,7 +123,7 @@ class Checkpoints:
                 load_model(state.ema, str(directory / EMA_FILE))
             saved: Mapping[str, Any] = torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True)
             state.optimizer.load_state_dict(saved["optimizer"])
-        except Exception as error:
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
             raise DataError(
                 f"the checkpoint cannot be loaded: {error}",
                 where=str(directory),

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import cv2
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from refcli.contracts.batch import Batch
@@ -46,6 +47,7 @@ def iterate_batches(
             num_workers=workers,
             prefetch_factor=PREFETCHED_BATCHES if workers else None,
             worker_init_fn=init_worker,
+            generator=torch.Generator(),  # its own, so that starting to load draws nothing from the global one
         )
     )
     try:

@@ -17,6 +17,7 @@ from refcli.contracts.batch import Batch
 from refcli.engine.allocator import keep_freed_pages
 from refcli.engine.averages import Averages
 from refcli.engine.checkpoint import TrainingState
+from refcli.engine.compiling import compile_errors_told, compile_parts
 from refcli.engine.distributed import World
 from refcli.engine.optim import build_optimizer, set_lr
 from refcli.engine.randomness import seed_generators, undisturbed_randomness
@@ -65,7 +66,7 @@ def train(
         The averaged model if `settings.ema_decay`, else `objective`.
 
     Raises:
-        TrainingError: a loss is not finite; the batch is recorded in the run directory.
+        TrainingError: a loss is not finite (the batch is recorded in the run directory), or compiling failed.
         StoppedError: SIGTERM or SIGINT came; the last whole step is saved.
     """
     if world.device.type == "cpu":
@@ -78,8 +79,7 @@ def train(
         average = ModelEmaV3(objective, decay=settings.ema_decay, use_warmup=True, warmup_power=EMA_WARMUP_POWER)
     state = TrainingState(objective, build_optimizer(objective, optim), average.module if average else None)
     if settings.compile:
-        for part in compiled or (objective,):
-            part.compile()
+        compile_parts(compiled or (objective,))
     wrapped = world.wrap(objective)
     last = run.checkpoints.pointer("last")
     batches = feed.batches(last.step * settings.accumulate if last else 0)
@@ -93,7 +93,7 @@ def train(
 
     averages = Averages()
     _train_mode(objective, frozen)
-    with StopSignals() as signals, closing(batches):
+    with StopSignals() as signals, closing(batches), compile_errors_told():
         while state.step < settings.steps:
             before = time.perf_counter()
             factor = lr_factor(

@@ -60,7 +60,8 @@ def finetune(
     """
     world = join_world(settings.train.device)
     try:
-        parts = build(settings, store_path=store_path, world=world)
+        continues = resume and RunDir(out).checkpoints.pointer("last") is not None
+        parts = build(settings, store_path=store_path, world=world, with_init_weights=not continues)
         if world.is_main:
             RunDir.open(out, settings, resume=resume, force=force, facts={"store": str(store_path.resolve())})
         world.wait()
@@ -111,8 +112,11 @@ def preview(settings: FinetuneSettings, *, store_path: Path) -> list[str]:
     ]
 
 
-def build(settings: FinetuneSettings, *, store_path: Path, world: World) -> Parts:
+def build(settings: FinetuneSettings, *, store_path: Path, world: World, with_init_weights: bool = True) -> Parts:
     """Open the data and make the model; nothing is written.
+
+    Args:
+        with_init_weights: read `train.init_weights`; a resumed run has its own weights and does not need them.
 
     Raises:
         RefcliError: settings, data or weights that do not fit.
@@ -149,7 +153,7 @@ def build(settings: FinetuneSettings, *, store_path: Path, world: World) -> Part
         )
     seed_generators(settings.train.seed)
     grounder = Grounder.from_settings(settings.model)
-    notes = start_from(grounder, settings) if settings.train.init_weights else ()
+    notes = start_from(grounder, settings) if settings.train.init_weights and with_init_weights else ()
     collate = Collate(tokenizer)
     feed = Feed(
         batches=partial(_train_batches, training, collate, settings, world),

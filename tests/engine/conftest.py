@@ -130,3 +130,12 @@ def run_training(tmp_path, settings, notes) -> Callable[..., tuple[nn.Module, nn
 @pytest.fixture
 def batch_of() -> Callable[[int], Batch]:
     return make_batch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny models are slower on two threads, and much slower where other programs want the second core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

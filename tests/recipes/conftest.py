@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from refcli.config.load import validate
@@ -105,3 +106,12 @@ def settings() -> FinetuneSettings:
         },
         where="this test",
     )
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny models are slower on two threads, and much slower where other programs want the second core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

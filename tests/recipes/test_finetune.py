@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,17 @@ def test_init_continues_from_the_weights_of_another_run(tmp_path, store, setting
     assert all(torch.equal(value, before[name]) for name, value in parts.grounder.state_dict().items())
 
 
+def test_a_resumed_run_does_not_need_the_weights_that_it_started_from(tmp_path, store, settings):
+    weights = finetune(changed(settings, "train.steps=1"), store_path=store, out=tmp_path / "one", reporter=Silence())
+    second = changed(settings, f"train.init_weights={weights}", "train.steps=2")
+    finetune(second, store_path=store, out=tmp_path / "two", reporter=Silence())
+    shutil.rmtree(tmp_path / "one")
+    longer = changed(second, "train.steps=3")
+    finetune(longer, store_path=store, out=tmp_path / "two", resume=True, reporter=Silence())
+
+    assert max(line["step"] for line in lines_of(tmp_path / "two")) == 3
+
+
 @pytest.mark.parametrize(
     ("override", "part"), [("model.tower.ffn_dim=128", "tower"), ("model.head.settings.similarity_scale=null", "head")]
 )
@@ -153,7 +165,10 @@ def test_the_command_trains_prints_the_run_and_resumes_without_being_told_again(
 
     def refcli(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "refcli", "finetune", *arguments, "--out", str(run)], capture_output=True, text=True
+            [sys.executable, "-m", "refcli", "finetune", *arguments, "--out", str(run)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
     dry = refcli("--preset", str(preset), "--data", str(store), "--dry-run")

@@ -1,0 +1,34 @@
+"""The existence threshold is the best of those that keep what is there."""
+
+import numpy as np
+import pytest
+
+from refcli.errors import DataError
+from refcli.evaluation.calibration import calibrate_existence
+
+
+def accuracies(threshold, existence, has_target):
+    kept = existence >= threshold
+    return kept[has_target].mean(), (~kept[~has_target]).mean()
+
+
+def test_two_separate_groups_are_told_apart():
+    existence, has_target = np.array([0.9, 0.2, 0.8, 0.3]), np.array([True, False, True, False])
+    threshold = calibrate_existence(existence, has_target, min_t_acc=0.95)
+    assert accuracies(threshold, existence, has_target) == (1.0, 1.0)
+
+
+def test_no_threshold_of_a_fine_grid_is_better():
+    generator = np.random.default_rng(0)
+    has_target = generator.random(500) < 0.8
+    existence = np.clip(generator.normal(np.where(has_target, 0.7, 0.4), 0.15), 0, 1)
+    threshold = calibrate_existence(existence, has_target, min_t_acc=0.9)
+    t_acc, n_acc = accuracies(threshold, existence, has_target)
+    others = [accuracies(other, existence, has_target) for other in np.linspace(0, 1, 2001)]
+    assert t_acc >= 0.9
+    assert t_acc + n_acc >= max(sum(pair) for pair in others if pair[0] >= 0.9) - 1e-9
+
+
+def test_one_sort_of_samples_is_an_error():
+    with pytest.raises(DataError):
+        calibrate_existence(np.array([0.5, 0.6]), np.array([True, True]), min_t_acc=0.9)

@@ -1,0 +1,115 @@
+"""Validation in the model frame: IoU, hits and existence by hand-made predictions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from refcli.contracts.batch import Batch, Targets
+from refcli.contracts.prediction import Prediction
+from refcli.errors import DataError
+from refcli.evaluation.model_frame import mask_iou_pairs, validate
+
+SIDE = 8
+
+
+class Says(torch.nn.Module):
+    """A grounder that always gives the prediction it was made with."""
+
+    def __init__(self, **parts) -> None:
+        super().__init__()
+        self.anything = torch.nn.Parameter(torch.zeros(1))
+        samples = next(len(value) for value in parts.values() if value is not None)
+        empty = {"boxes_xyxy": None, "mask_logits": None, "existence": None, "scores": torch.ones(samples, 1)}
+        self.prediction = Prediction(**{**empty, **parts})
+
+    def predict(self, images, token_ids, token_is_pad):
+        return self.prediction
+
+
+def make_batch(boxes_xyxy, *, exists=None, masks=None, mask_is_known=None) -> Batch:
+    boxes = torch.tensor(boxes_xyxy, dtype=torch.float32) / SIDE
+    count = len(boxes)
+    centre_and_size = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
+    yes = torch.ones(count, dtype=torch.bool)
+    return Batch(
+        images=torch.zeros(count, 3, SIDE, SIDE),
+        token_ids=torch.zeros(count, 2, dtype=torch.int64),
+        token_is_pad=torch.zeros(count, 2, dtype=torch.bool),
+        targets=Targets(
+            boxes_cxcywh=centre_and_size,
+            masks=torch.zeros(count, SIDE, SIDE, dtype=torch.bool) if masks is None else masks,
+            mask_is_known=yes if mask_is_known is None else torch.tensor(mask_is_known),
+            exists=yes if exists is None else torch.tensor(exists),
+        ),
+        ids=tuple(map(str, range(count))),
+    )
+
+
+def test_boxes_are_scored_in_pixels_of_the_model_frame():
+    said = torch.tensor([[[0.0, 0, 4, 4]], [[0, 0, 4, 2]]])
+    scores = validate(Says(boxes_xyxy=said), [make_batch([[0, 0, 4, 4], [0, 0, 4, 8]])])
+
+    assert scores == {"box_iou": 0.625, "box_accuracy": 0.5, "score": 0.625}
+
+
+def test_a_hit_needs_more_than_half():
+    said = torch.tensor([[[0.0, 0, 4, 4]]])
+    scores = validate(Says(boxes_xyxy=said), [make_batch([[0, 0, 4, 8]])])
+
+    assert (scores["box_iou"], scores["box_accuracy"]) == (0.5, 0.0)
+
+
+def test_the_best_scored_target_counts():
+    said = torch.tensor([[[5.0, 5, 8, 8], [0, 0, 4, 4]]])
+    grounder = Says(boxes_xyxy=said, scores=torch.tensor([[0.2, 0.7]]))
+
+    assert validate(grounder, [make_batch([[0, 0, 4, 4]])])["box_iou"] == 1.0
+
+
+def test_samples_without_a_referent_count_for_existence_only():
+    said = torch.tensor([[[0.0, 0, 4, 4]], [[0, 0, 1, 1]]])
+    grounder = Says(boxes_xyxy=said, existence=torch.tensor([0.9, 0.8]))
+    scores = validate(grounder, [make_batch([[0, 0, 4, 4], [0, 0, 0, 0]], exists=[True, False])])
+
+    assert scores == {"box_iou": 1.0, "box_accuracy": 1.0, "existence_accuracy": 0.5, "score": 0.75}
+
+
+def test_masks_are_compared_at_the_truths_resolution_and_only_where_they_are_known():
+    truth = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
+    truth[0, :, :4] = True
+    logits = torch.tensor([[[[1.0, -1.0], [1.0, -1.0]]], [[[1.0, 1.0], [1.0, 1.0]]]])
+    scores = validate(
+        Says(mask_logits=logits), [make_batch([[0, 0, 4, 8]] * 2, masks=truth, mask_is_known=[True, False])]
+    )
+
+    assert (scores["mask_iou"], scores["mask_accuracy"]) == (1.0, 1.0)
+
+
+def test_mask_iou_equals_counting_pixels():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, SIDE, SIDE, generator=generator)
+    masks = torch.rand(5, SIDE, SIDE, generator=generator) > 0.6
+    expected = []
+    for said, truth in zip(logits.tolist(), masks.tolist(), strict=True):
+        pairs = [
+            (s > 0, t) for said_row, row in zip(said, truth, strict=True) for s, t in zip(said_row, row, strict=True)
+        ]
+        expected.append(sum(s and t for s, t in pairs) / sum(s or t for s, t in pairs))
+
+    assert mask_iou_pairs(logits, masks).tolist() == pytest.approx(expected)
+
+
+def test_samples_are_weighed_alike_whatever_the_batches():
+    said = torch.tensor([[[0.0, 0, 4, 4]]])
+    one, other = make_batch([[0, 0, 4, 4]]), make_batch([[0, 0, 4, 8]])
+    three = validate(Says(boxes_xyxy=said), [one, one, other])
+
+    assert three["box_iou"] == pytest.approx(2.5 / 3, abs=1e-5)
+
+
+def test_nothing_to_score_is_a_data_error():
+    said = torch.tensor([[[0.0, 0, 4, 4]]])
+
+    with pytest.raises(DataError, match="nothing"):
+        validate(Says(boxes_xyxy=said), [make_batch([[0, 0, 0, 0]], exists=[False])])

@@ -1,0 +1,90 @@
+"""Weights directories round-trip, and misfits are named."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
+from refcli.errors import WeightsError
+from refcli.grounder import Grounder
+from refcli.weights.load import load_weights, save_weights
+
+SETTINGS = ModelSettings(
+    tower=TowerSettings(image_size=32, patch_size=8, dim=32, layers=2, heads=2, ffn_dim=64, vocabulary_size=650),
+    head=HeadChoice(settings={"res": True, "mask_dim": 16, "similarity_scale": 5.0}),
+)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    grounder = Grounder.from_settings(SETTINGS).eval()
+    save_weights(tmp_path / "w", grounder, SETTINGS, meta={"made_by": "a test"})
+    return grounder, tmp_path / "w"
+
+
+def change(directory, change_state):
+    state = load_file(directory / "model.safetensors")
+    change_state(state)
+    save_file(state, directory / "model.safetensors")
+
+
+def test_what_is_saved_is_what_is_loaded(saved):
+    grounder, directory = saved
+    loaded = load_weights(str(directory))
+    assert loaded.settings == SETTINGS
+    assert loaded.meta == {"made_by": "a test"}
+    assert loaded.name == "w"
+    assert not loaded.grounder.training
+    ours, theirs = loaded.grounder.state_dict(), grounder.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_bf16_files_are_half_as_large_and_load_as_fp32(saved, tmp_path):
+    grounder, directory = saved
+    save_weights(tmp_path / "half", grounder, SETTINGS, meta={}, dtype="bf16")
+    sizes = [(where / "model.safetensors").stat().st_size for where in (directory, tmp_path / "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert {p.dtype for p in load_weights(str(tmp_path / "half")).grounder.parameters()} == {torch.float32}
+
+
+def test_a_directory_brings_its_own_tokenizer(saved, tmp_path):
+    grounder, _ = saved
+    from importlib.resources import files
+
+    spm = tmp_path / "mine.spm"
+    spm.write_bytes(files("refcli.text").joinpath("builtin.spm").read_bytes())
+    settings = SETTINGS.model_copy(update={"text": SETTINGS.text.model_copy(update={"tokenizer": str(spm)})})
+    save_weights(tmp_path / "own", grounder, settings, meta={})
+    spm.unlink()
+    assert load_weights(str(tmp_path / "own")).tokenizer.encode("star") == load_weights(str(saved[1])).tokenizer.encode(
+        "star"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change_state", "message"),
+    [
+        (lambda state: state.pop("head.box_mlp.0.bias"), "head.box_mlp.0.bias is missing"),
+        (lambda state: state.update(extra=torch.zeros(1)), "extra is not part of the model"),
+        (lambda state: state.update({"head.box_mlp.0.bias": torch.zeros(3)}), r"shape \(3,\), the model wants \(32,\)"),
+        (lambda state: state["head.box_mlp.0.bias"].fill_(torch.nan), "holds NaN"),
+    ],
+)
+def test_every_misfit_is_named(saved, change_state, message):
+    change(saved[1], change_state)
+    with pytest.raises(WeightsError, match=message):
+        load_weights(str(saved[1]))
+
+
+def test_a_truncated_file_is_an_error(saved):
+    path = saved[1] / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="damaged"):
+        load_weights(str(saved[1]))
+
+
+def test_weights_that_are_not_there_are_an_error(tmp_path):
+    with pytest.raises(WeightsError, match="no weights called"):
+        load_weights(str(tmp_path))

@@ -24,7 +24,7 @@ from refcli.engine.loop import Feed, train
 from refcli.engine.randomness import seed_generators
 from refcli.engine.reporting import Logged, Reporter, Silence
 from refcli.engine.run_dir import RunDir
-from refcli.errors import ConfigError, DataError
+from refcli.errors import ConfigError
 from refcli.evaluation.model_frame import validate
 from refcli.grounder import Grounder
 from refcli.text.tokenizer import Tokenizer
@@ -136,12 +136,6 @@ def build(settings: FinetuneSettings, *, store_path: Path, world: World, with_in
         augment=settings.data.augment,
         kinds=settings.data.kinds,
     )
-    if len(training) == 0:
-        raise DataError(
-            "no training sample is left",
-            where=f"{store_path}: {', '.join(settings.data.train)}",
-            hint="loosen data.kinds",
-        )
     watched = None
     if settings.data.validation:
         watched = GroundingDataset(

@@ -40,7 +40,7 @@ def package_model(
     existence, has_target = ask_existence(Predictor(loaded, precision="bf16"), Store(calibrate[0]).split(calibrate[1]))
     threshold = round(calibrate_existence(existence, has_target, min_t_acc=min_t_acc), 4)
     settings = with_threshold(loaded.settings, threshold)
-    grounder = load_weights(str(weights)).grounder
+    grounder = load_weights(str(weights)).grounder  # the predictor has turned the first one into bf16
     meta: dict[str, object] = {**loaded.meta, "existence_threshold_from": calibrate[1]}
     save_weights(out, grounder, settings, meta=meta, dtype="bf16")
     meta["scores"] = evaluate(score[0], [score[1]], weights=str(out)).document

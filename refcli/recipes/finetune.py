@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 
 import refcli
@@ -28,7 +27,8 @@ from refcli.errors import ConfigError
 from refcli.evaluation.model_frame import validate
 from refcli.grounder import Grounder
 from refcli.text.tokenizer import Tokenizer
-from refcli.weights.load import load_weights, save_weights
+from refcli.weights.load import save_weights
+from refcli.weights.transfer import start_from
 
 
 @dataclass(frozen=True)
@@ -147,64 +147,14 @@ def build(settings: FinetuneSettings, *, store_path: Path, world: World, with_in
         )
     seed_generators(settings.train.seed)
     grounder = Grounder.from_settings(settings.model)
-    notes = start_from(grounder, settings) if settings.train.init_weights and with_init_weights else ()
+    origin = settings.train.init_weights if with_init_weights else None
+    notes = start_from(origin, grounder, settings.model) if origin else ()
     collate = Collate(tokenizer)
     feed = Feed(
         batches=partial(_train_batches, training, collate, settings, world),
         validate=_validator(watched, collate, settings) if watched else None,
     )
     return Parts(grounder, feed, len(training), len(watched) if watched else 0, notes)
-
-
-def start_from(grounder: Grounder, settings: FinetuneSettings) -> tuple[str, ...]:
-    """Copy `train.init_weights` into a new grounder; returns what the user should know.
-
-    The tower must fit whole. The head must fit whole as well, unless the weights have another head: then the new
-    head keeps its fresh weights, which is said.
-
-    Raises:
-        ConfigError: other tensors, other shapes, or another tokenizer.
-    """
-    name = str(settings.train.init_weights)
-    loaded = load_weights(name, device="cpu", dtype=torch.float32)
-    if loaded.tokenizer.model != Tokenizer.load(settings.model.text).model:
-        raise ConfigError(
-            "the weights were trained with another tokenizer",
-            where=f"train.init_weights {name}",
-            hint="model.text.tokenizer",
-        )
-    has_same_head = loaded.settings.head.name == settings.model.head.name
-    notes: tuple[str, ...] = (f"started from {name}",)
-    pairs: list[tuple[str, nn.Module, nn.Module]] = [("tower", grounder.tower, loaded.grounder.tower)]
-    if has_same_head:
-        pairs.append(("head", grounder.head, loaded.grounder.head))
-    else:
-        num_fresh = _num_parameters(grounder.head)
-        notes += (
-            f"the weights have the head {loaded.settings.head.name!r}: all {num_fresh:,} parameters of the head "
-            f"{settings.model.head.name!r} start fresh",
-        )
-    for part, new, old in pairs:
-        _copy_state(new, old, part=part, name=name)
-    return notes
-
-
-def _copy_state(new: nn.Module, old: nn.Module, *, part: str, name: str) -> None:
-    wanted, given = new.state_dict(), old.state_dict()
-    problems = [f"{part}.{key} is missing" for key in wanted if key not in given]
-    problems += [f"{part}.{key} is not part of the model" for key in given if key not in wanted]
-    problems += [
-        f"{part}.{key} has shape {tuple(given[key].shape)}, the settings want {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in given and given[key].shape != wanted[key].shape
-    ]
-    if problems:
-        raise ConfigError(
-            f"the weights do not fit the settings ({len(problems)} tensors): " + "; ".join(problems[:5]),
-            where=f"train.init_weights {name}",
-            hint=f"make model.{part} the same as in the weights' config.yaml",
-        )
-    new.load_state_dict(given)
 
 
 def _train_batches(

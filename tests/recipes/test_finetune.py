@@ -19,6 +19,7 @@ from refcli.engine.distributed import World
 from refcli.engine.reporting import Silence
 from refcli.engine.stopping import StoppedError
 from refcli.errors import ConfigError, ImageError
+from refcli.model.positions import resample_vision_positions
 from refcli.recipes.finetune import build, finetune, preview
 from refcli.weights.load import load_weights
 
@@ -103,6 +104,21 @@ def test_init_continues_from_the_weights_of_another_run(tmp_path, store, setting
 
     before = load_weights(str(weights), device="cpu", dtype=torch.float32).grounder.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in parts.grounder.state_dict().items())
+
+
+def test_init_at_another_image_size_resamples_the_vision_positions(tmp_path, store, settings):
+    weights = finetune(changed(settings, "train.steps=1"), store_path=store, out=tmp_path / "one", reporter=Silence())
+    larger = changed(settings, "model.tower.image_size=48", f"train.init_weights={weights}")
+    parts = build(larger, store_path=store, world=ALONE)
+
+    before = load_weights(str(weights), device="cpu", dtype=torch.float32).grounder.tower.state_dict()
+    after = parts.grounder.tower.state_dict()
+    old, new = before.pop("vision_embedding.positions"), after.pop("vision_embedding.positions")
+    grids = settings.model.tower.grid, larger.model.tower.grid
+    assert grids[0] != grids[1]
+    assert torch.equal(new, resample_vision_positions(old, old_grid=grids[0], new_grid=grids[1]))
+    assert all(torch.equal(value, before[key]) for key, value in after.items())
+    assert any("resampled" in note for note in parts.notes)
 
 
 def test_a_resumed_run_does_not_need_the_weights_that_it_started_from(tmp_path, store, settings):

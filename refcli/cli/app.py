@@ -19,6 +19,8 @@ from refcli.tables import lookup, nearest
 
 COMMANDS = {
     "prepare-data": "refcli.cli.prepare_data:command",
+    "inspect-data": "refcli.cli.inspect_data:command",
+    "audit": "refcli.cli.audit:command",
     "finetune": "refcli.cli.finetune:command",
     "evaluate": "refcli.cli.evaluate:command",
     "predict": "refcli.cli.predict:command",

@@ -4,114 +4,172 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.progress import TaskID
+from refcli.cli.options import Set
 
-    from refcli.data.store import SplitSummary
+if TYPE_CHECKING:
+    from refcli.data.preparation.plan import Plan
+    from refcli.data.preparation.run import Shard
+    from refcli.recipes.prepare_data import Preparation
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="The store to write to or add to.", metavar="STORE")]
+Raw = Annotated[Path | None, typer.Option("--raw", "-r", help="Folder with the files as published.", metavar="DIR")]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--images", "-i", help="Folder, zip or tar with pictures; may be given several times.", metavar="DIR"),
+]
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="The source to prepare, e.g. synthetic.", metavar="[NAME]")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The store to write to or add to.", metavar="STORE")
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Data sets, e.g. refcoco_unc; see --list.", metavar="[NAME]..."),
+    ] = None,
+    raw: Raw = None,
+    out: Out = None,
+    images: Images = None,
+    split: Annotated[
+        list[str] | None, typer.Option("--split", help="Only this split; may be given several times.")
+    ] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="A file of your own instead of a NAME.", metavar="FILE")
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="auto, refer, grefcoco, referit, flickr, pth, coco, odvg or jsonl.")
+    ] = "auto",
+    name: Annotated[str | None, typer.Option("--name", help="What to call the data set of --from.")] = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="A further file for --from, e.g. instances=FILE.", metavar="ROLE=FILE"),
+    ] = None,
+    set_: Set = None,
+    check_images: Annotated[bool, typer.Option("--check-images", help="Decode every picture, compare sizes.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail, writing nothing, where anything is missing, broken or miscounted.")
+    ] = False,
+    reproduce_paper: Annotated[
+        bool, typer.Option("--reproduce-paper", help="Mixtures keep training pictures that are in evaluation splits.")
+    ] = False,
+    workers: Annotated[int, typer.Option("--workers", help="Processes that work.", min=1)] = 1,
+    shard: Annotated[
+        str | None, typer.Option("--shard", help="Prepare only part i of n; the parts make one split.", metavar="i/n")
     ] = None,
     size: Annotated[
-        int, typer.Option("--size", help="Pictures in each --split; without --split, in train.", min=1)
+        int, typer.Option("--size", help="synthetic: pictures in each --split, or in train.", min=1)
     ] = 2000,
-    seed: Annotated[int, typer.Option("--seed", help="Other seeds give other pictures.", min=0)] = 0,
-    split: Annotated[
-        list[str] | None,
-        typer.Option("--split", help="Write only this split; may be given several times. Default train, val, test."),
+    seed: Annotated[int, typer.Option("--seed", help="synthetic: other seeds give other pictures.", min=0)] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Do again what is unchanged.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be read and written.")] = False,
+    verify: Annotated[
+        Path | None, typer.Option("--verify", help="Compare a store with its manifest and leave.", metavar="STORE")
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", help="Processes that work.", min=1)] = 1,
-    list_: Annotated[bool, typer.Option("--list", help="List the sources and leave.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the data sets and leave.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
-    """Write pictures, expressions, boxes and masks into a store.
+    """Read expressions, boxes and masks of data sets, check them, and write them into a store.
 
-    Splits that the store already has stay; a split of the same name is replaced.
+    Splits that the store already has stay; one of the same name is replaced, unless nothing has changed.
     """
+    from refcli.cli import prepare_report as show
     from refcli.errors import UsageError
 
     if list_:
-        _print_sources(as_json)
+        show.data_sets(as_json)
         return
-    if name is None:
-        raise UsageError("no source is named", where="NAME", hint="see `refcli prepare-data --list`")
-    if out is None:
-        raise UsageError("no store is named", where="--out", hint=f"refcli prepare-data {name} --out STORE")
-
-    import json
-    from dataclasses import asdict
-
-    from refcli.cli.output import write_line
-    from refcli.recipes.prepare_data import prepare_data
-
-    with _Progress() as progress:
-        summaries = prepare_data(
-            name, out=out, size=size, seed=seed, splits=split, workers=workers, progress=progress.wrote
+    if verify is not None:
+        show.verification(verify)
+        return
+    if bool(names) == bool(from_):
+        raise UsageError(
+            "name data sets, or give one file with --from", where="NAME", hint="see `refcli prepare-data --list`"
         )
+    if out is None:
+        raise UsageError("no store is named", where="--out", hint="add --out STORE")
+    if out.exists() and not out.is_dir():
+        raise UsageError("the store must be a directory", where=f"--out {out}", hint="name another place")
+    if split and len(set(split)) < len(split):
+        raise UsageError(f"a split is named twice: {', '.join(split)}", where="--split")
+    for root in images or ():
+        if not root.exists():
+            raise UsageError("there is no such folder or archive", where=f"--images {root}")
+
+    from refcli.config.load import apply_overrides
+    from refcli.data.preparation.plan import plan_file, plan_named
+    from refcli.data.sources.table import GENERATORS
+    from refcli.data.spec import load_spec
+    from refcli.recipes.prepare_data import Preparation
+
+    how = Preparation(
+        out=out,
+        images=tuple(images or ()),
+        splits=tuple(split) if split else None,
+        workers=workers,
+        shard=_shard(shard),
+        check_images=check_images,
+        strict=strict,
+        force=force,
+    )
+    overrides = apply_overrides({}, set_ or [])
+    done: list[dict[str, Any]] = []
+    if from_ is not None:
+        if not name:
+            raise UsageError("the data set of --from has no name", where="--name", hint="add --name my_set")
+        only = split[0] if split else None
+        plan = plan_file(from_, name=name, form=format_, split=only, beside=_roles(with_), overrides=overrides)
+        done += _carry_out(plan, how, dry_run)
+    for each in names or ():
+        spec = load_spec(each)
+        if spec.mixture:
+            done += show.mixed(each, how, keep_leaks=reproduce_paper, dry_run=dry_run)
+        elif spec.source in GENERATORS:
+            done += show.generated(each, how, size=size, seed=seed, overrides=overrides, dry_run=dry_run)
+        elif raw is None:
+            hint = f"refcli prepare-data {each} --raw DIR ..."
+            raise UsageError(f"{each} is read from its published files", where="--raw", hint=hint)
+        else:
+            done += _carry_out(plan_named(each, raw=raw, splits=split, overrides=overrides), how, dry_run)
+    if not dry_run:
+        done += show.overlaps(out, [one["dataset"] for one in done])
     if as_json:
-        write_line(json.dumps({"store": str(out), "splits": [asdict(summary) for summary in summaries]}))
-        return
-    _show(summaries)
-    write_line(str(out))
+        show.as_json(out, done)
+    elif not dry_run:
+        show.store(out)
 
 
-def _print_sources(as_json: bool) -> None:
-    import json
-    from dataclasses import asdict
+def _carry_out(plan: Plan, how: Preparation, dry_run: bool) -> list[dict[str, Any]]:
+    from refcli.cli import prepare_report as show
+    from refcli.recipes.prepare_data import prepare
 
-    from refcli.cli.output import write_line
-    from refcli.recipes.prepare_data import list_sources
-
-    rows = list_sources()
-    if as_json:
-        write_line(json.dumps([asdict(row) for row in rows]))
-        return
-    for row in rows:
-        write_line(f"{row.name}  {row.description} [{row.licence}]")
+    if dry_run:
+        return show.plan(plan, how)
+    with show.Counting() as bar:
+        report = prepare(plan, how, progress=bar.read)
+    show.report(report)
+    return [report.to_json()]
 
 
-def _show(summaries: Sequence[SplitSummary]) -> None:
-    from rich.table import Table
+def _shard(text: str | None) -> Shard | None:
+    from refcli.data.preparation.run import Shard
+    from refcli.errors import UsageError
 
-    from refcli.cli.output import console_err
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("split", "images", "examples", "regions", "masks", "no target", "MB"):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for row in summaries:
-        counts = (row.images, row.examples, row.regions, row.masks, row.no_target)
-        table.add_row(f"{row.dataset}:{row.split}", *(f"{count:,}" for count in counts), f"{row.bytes / 1e6:.1f}")
-    console_err.print(table)
+    if text is None:
+        return None
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError("a shard is i/n with 1 <= i <= n", where=f"--shard {text}", hint="e.g. --shard 1/4")
+    return Shard(int(number), int(count))
 
 
-class _Progress:
-    """A bar per split, on a terminal only."""
+def _roles(pairs: Sequence[str] | None) -> dict[str, Path]:
+    from refcli.errors import UsageError
 
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        from refcli.cli.output import console_err
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=console_err, transient=True, disable=not console_err.is_terminal)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Progress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
-
-    def wrote(self, split: str, done: int, total: int) -> None:
-        """Move the bar of a split."""
-        if split not in self._tasks:
-            self._tasks[split] = self._bars.add_task(split, total=total)
-        self._bars.update(self._tasks[split], completed=done)
+    roles = {}
+    for pair in pairs or ():
+        role, equals, file = pair.partition("=")
+        if not (role and equals and file):
+            raise UsageError("a further file is role=FILE", where=f"--with {pair}", hint="--with instances=FILE")
+        roles[role] = Path(file)
+    return roles

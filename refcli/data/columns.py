@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
 from refcli.contracts.example import RLE, Example, Region
+from refcli.errors import DataError
 
 REGION = pa.struct(
     [
@@ -34,18 +37,35 @@ SCHEMA = pa.schema(
 """One row per Example. A mask's size is the image's (height, width), so only its run lengths are stored."""
 
 
-def example_to_row(example: Example) -> dict[str, object]:
-    """The row of `SCHEMA` that holds an Example."""
-    regions = [
-        {
-            **dict(zip(("x1", "y1", "x2", "y2"), region.box_xyxy, strict=True)),
-            "mask_counts": region.mask.counts if region.mask else None,
-            "source_id": region.source_id,
-        }
-        for region in example.regions
+def examples_to_table(examples: Sequence[Example]) -> pa.Table:
+    """Rows of `SCHEMA`, column by column (several times faster than row by row).
+
+    Raises:
+        DataError: a mask is not of its image's size, which the columns could not tell.
+    """
+    for example in examples:
+        for region in example.regions:
+            if region.mask is not None and tuple(region.mask.size) != (example.height, example.width):
+                raise DataError(
+                    f"an example cannot be stored: a mask has the size {tuple(region.mask.size)}, "
+                    f"the image {(example.height, example.width)}",
+                    where=f"{example.dataset}:{example.split} {example.id}",
+                )
+    regions = [region for example in examples for region in example.regions]
+    boxes = np.array([region.box_xyxy for region in regions], dtype=np.float64).reshape(-1, 4)
+    columns = [
+        *(pa.array(np.ascontiguousarray(boxes[:, side])) for side in range(4)),
+        pa.array([region.mask.counts if region.mask else None for region in regions], pa.binary()),
+        pa.array([region.source_id for region in regions], pa.string()),
     ]
-    row: dict[str, object] = {name: getattr(example, name) for name in SCHEMA.names}
-    return {**row, "regions": regions}
+    offsets = np.cumsum([0, *(len(example.regions) for example in examples)], dtype=np.int32)
+    structs = pa.StructArray.from_arrays(columns, fields=list(REGION))
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs, type=SCHEMA.field("regions").type)
+    arrays = [
+        lists if field.name == "regions" else pa.array([getattr(e, field.name) for e in examples], field.type)
+        for field in SCHEMA
+    ]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
 class RowReader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,8 @@ import pyarrow.parquet as pq
 
 from refcli.contracts.example import Example
 from refcli.data.columns import SCHEMA, RowReader
-from refcli.data.store_writing import (
-    MANIFEST,
-    STORE_SCHEMA,
-    SplitSummary,
-    read_manifest,
-    write_manifest,
-    write_split,
-)
+from refcli.data.manifest import MANIFEST, STORE_SCHEMA, read_manifest, split_files, write_manifest
+from refcli.data.store_writing import SplitSummary, write_split
 from refcli.errors import DataError
 from refcli.tables import nearest
 
@@ -69,56 +63,55 @@ class Store:
                 hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + (", ".join(names) or "none"),
             )
         dataset, split = name.rsplit(":", 1)
-        entry = self._datasets[dataset]
+        entry = self._datasets[dataset]["splits"][split]
+        files = split_files(entry, where=f"{self.path / MANIFEST}: {name}")
         return StoreSplit(
             name=name,
-            path=self.path / entry["splits"][split]["file"],
-            image_root=self.path / (entry.get("images") or dataset),
-            num_examples=entry["splits"][split]["examples"],
+            files=tuple((self.path / file["file"], file["examples"]) for file in files),
+            image_root=self.path / (entry.get("images_at") or dataset),
         )
+
+    def origin(self, name: str) -> Mapping[str, Any]:
+        """Where a split comes from: its source, settings and input files."""
+        dataset, split = name.rsplit(":", 1)
+        return dict(self._datasets[dataset]["splits"][split].get("origin") or {})
 
 
 class StoreSplit:
     """The examples of one split, by index.
 
-    Row groups are read when they are first touched and stay in memory as Arrow buffers. Pickling carries the path
-    only, so a worker process opens the file for itself; a forked one shares what its parent has loaded.
+    Row groups are read when they are first touched and stay in memory as Arrow buffers. Pickling carries the paths
+    only, so a worker process opens the files for itself; a forked one shares what its parent has loaded.
+
+    Args:
+        name: "dataset:split".
+        files: (Parquet file, number of its rows), in order.
+        image_root: what the examples' image paths are relative to.
     """
 
-    def __init__(self, *, name: str, path: Path, image_root: Path, num_examples: int) -> None:
+    def __init__(self, *, name: str, files: Sequence[tuple[Path, int]], image_root: Path) -> None:
         self.name = name
-        self.path = path
+        self.files = tuple(files)
         self.image_root = image_root
-        self._num_examples = num_examples
         self._open()
 
     def _open(self) -> None:
-        try:
-            metadata = pq.read_metadata(self.path)
-        except FileNotFoundError as error:
-            raise DataError(
-                "a file of the store is missing", where=str(self.path), hint="prepare the data again"
-            ) from error
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"this is not a whole Parquet file: {error}", where=str(self.path)) from error
-        missing = [column for column in SCHEMA.names if column not in metadata.schema.to_arrow_schema().names]
-        if missing or metadata.num_rows != self._num_examples:
-            what = f"lacks the columns {missing}" if missing else f"has {metadata.num_rows} rows"
-            raise DataError(
-                f"the file {what}, but the manifest lists {self._num_examples} examples",
-                where=str(self.path),
-                hint="it was changed after it was written; prepare the data again",
-            )
-        sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        self._places: list[tuple[Path, int]] = []
+        """(file, row group) of every group."""
+        sizes: list[int] = []
+        for path, num_rows in self.files:
+            groups = _group_sizes(path, num_rows)
+            self._places += [(path, number) for number in range(len(groups))]
+            sizes += groups
         self._starts = [0, *accumulate(sizes)]
-        self._groups: list[RowReader | None] = [None] * metadata.num_row_groups
+        self._groups: list[RowReader | None] = [None] * len(sizes)
 
     def __len__(self) -> int:
-        return self._num_examples
+        return self._starts[-1]
 
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < self._num_examples:
-            raise IndexError(f"{self.name} has {self._num_examples} examples; there is no number {index}")
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} examples; there is no number {index}")
         group = bisect_right(self._starts, index) - 1
         reader = self._groups[group] or self._read_group(group)
         return reader[index - self._starts[group]]
@@ -131,7 +124,13 @@ class StoreSplit:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One whole column, for filters over all examples at once."""
-        return pq.read_table(self.path, columns=[name], memory_map=True).column(name)
+        return pa.concat_tables(self.tables([name])).column(name)
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows as tables, a row group at a time; `columns` None gives all of them."""
+        for path, group in self._places:
+            with pq.ParquetFile(path, memory_map=True) as file:
+                yield file.read_row_group(group, columns=list(columns or SCHEMA.names), use_threads=False)
 
     def image_path(self, example: Example) -> Path:
         """Where the picture of an example lies.
@@ -141,20 +140,39 @@ class StoreSplit:
         """
         if example.image.startswith("/") or ".." in example.image.split("/"):
             raise DataError(
-                f"the image path {example.image!r} leaves the image root", where=f"{self.path}: {example.id}"
+                f"the image path {example.image!r} leaves the image root", where=f"{self.name}: {example.id}"
             )
         return self.image_root / example.image
 
     def _read_group(self, group: int) -> RowReader:
-        with pq.ParquetFile(self.path, memory_map=True) as file:
-            reader = RowReader(file.read_row_group(group, columns=SCHEMA.names, use_threads=False))
+        path, number = self._places[group]
+        with pq.ParquetFile(path, memory_map=True) as file:
+            reader = RowReader(file.read_row_group(number, columns=SCHEMA.names, use_threads=False))
         self._groups[group] = reader
         return reader
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "path": self.path, "image_root": self.image_root, "num": self._num_examples}
+        return {"name": self.name, "files": self.files, "image_root": self.image_root}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.name, self.path, self.image_root = state["name"], state["path"], state["image_root"]
-        self._num_examples = state["num"]
+        self.name, self.files, self.image_root = state["name"], state["files"], state["image_root"]
         self._open()
+
+
+def _group_sizes(path: Path, num_rows: int) -> list[int]:
+    """Rows of every row group of a file that must hold `num_rows` in all."""
+    try:
+        metadata = pq.read_metadata(path)
+    except FileNotFoundError as error:
+        raise DataError("a file of the store is missing", where=str(path), hint="prepare the data again") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"this is not a whole Parquet file: {error}", where=str(path)) from error
+    missing = [column for column in SCHEMA.names if column not in metadata.schema.to_arrow_schema().names]
+    if missing or metadata.num_rows != num_rows:
+        what = f"lacks the columns {missing}" if missing else f"has {metadata.num_rows} rows"
+        raise DataError(
+            f"the file {what}, but the manifest lists {num_rows} examples",
+            where=str(path),
+            hint="it was changed after it was written; prepare the data again",
+        )
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]

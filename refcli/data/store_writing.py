@@ -1,33 +1,31 @@
-"""Writing a split of the store as a stream, and listing it in the manifest."""
+"""Writing a split of the store as a stream of tables."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Int64
+from typing_extensions import Self
 
 from refcli.contracts.example import Example
-from refcli.data.columns import SCHEMA, example_to_row
+from refcli.data.columns import SCHEMA, examples_to_table
+from refcli.data.store_checks import check_table
 from refcli.errors import DataError
-from refcli.files import write_atomically
+from refcli.files import file_sha256
 
-STORE_SCHEMA = "refcli.store/1"
-MANIFEST = "manifest.json"
 ROWS_PER_GROUP = 10_000
-_HASH_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What a split holds, as listed in the manifest."""
+    """What a split, or one part of it, holds, as listed in the manifest."""
 
     dataset: str
     split: str
@@ -45,53 +43,120 @@ class SplitSummary:
     """Examples without a region."""
 
 
-@dataclass
-class _Counts:
-    """What has gone by so far; it also refuses what does not belong into the split."""
+class SplitWriter:
+    """Writes `<out>/<dataset>/<split>.parquet` beside its place; `publish` moves it there.
 
-    dataset: str
-    split: str
-    ids: set[str] = field(default_factory=set)
-    images: set[str] = field(default_factory=set)
-    regions: int = 0
-    masks: int = 0
-    no_target: int = 0
+    Rows are checked and counted as they come and are never all in memory. Without `publish` nothing is left behind.
 
-    def add(self, example: Example) -> None:
-        problem = self._problem(example)
-        if problem:
+    Args:
+        out: the store.
+        dataset: name of the data set.
+        split: name of the split.
+        part: (number, count) if the split is written in parts: `<split>.1-of-4.parquet`.
+
+    Raises:
+        DataError: a name that no file can have.
+    """
+
+    def __init__(self, out: Path, dataset: str, split: str, *, part: tuple[int, int] | None = None) -> None:
+        for name in (dataset, split):
+            if not name or set(name) & set(":/\\") or name.startswith("."):
+                raise DataError(
+                    f"{name!r} cannot be the name of a data set or split", hint="use letters, digits and _-+."
+                )
+        self._out, self._dataset, self._split = Path(out), dataset, split
+        suffix = f".{part[0]}-of-{part[1]}" if part else ""
+        self._path = self._out / dataset / f"{split}{suffix}.parquet"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._unfinished = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
+        self._parquet = pq.ParquetWriter(self._unfinished, SCHEMA, compression="zstd")
+        self._ids: list[Int64[np.ndarray, " rows"]] = []
+        self._images: set[int] = set()
+        self._waiting: list[pa.Table] = []
+        self._num_waiting = 0
+        self._examples = self._regions = self._masks = self._no_target = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._parquet.close()
+        self._unfinished.unlink(missing_ok=True)
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows of `SCHEMA`.
+
+        Raises:
+            DataError: see `check_table`.
+        """
+        if not len(table):
+            return
+        table = table.cast(SCHEMA)
+        check_table(table, dataset=self._dataset, split=self._split)
+        ids = np.fromiter(map(hash, table["id"].to_pylist()), np.int64, len(table))
+        if len(np.unique(ids)) < len(ids):
+            self._refuse_repeated_ids(ids, table)
+        self._ids.append(ids)
+        self._images.update(map(hash, pc.unique(table["image"]).to_pylist()))
+        lists = table["regions"].combine_chunks()
+        regions = lists.flatten()
+        self._examples += len(table)
+        self._regions += len(regions)
+        self._masks += len(regions) - int(regions.field("mask_counts").null_count)
+        self._no_target += int(pc.sum(pc.equal(pc.list_value_length(lists), 0)).as_py())
+        self._waiting.append(table)
+        self._num_waiting += len(table)
+        if self._num_waiting >= ROWS_PER_GROUP:
+            self._flush()
+
+    def finish(self) -> SplitSummary:
+        """Close the file, still beside its place.
+
+        Raises:
+            DataError: there are no rows, or an id occurs twice.
+        """
+        self._flush()
+        self._parquet.close()
+        if not self._examples:
             raise DataError(
-                f"an example cannot be stored: {problem}", where=f"{self.dataset}:{self.split} {example.id}"
+                "the split has no examples", where=f"{self._dataset}:{self._split}", hint="check the source files"
             )
-        self.ids.add(example.id)
-        self.images.add(example.image)
-        self.regions += len(example.regions)
-        self.masks += sum(region.mask is not None for region in example.regions)
-        self.no_target += not example.regions
+        ids = np.concatenate(self._ids)
+        if len(np.unique(ids)) < len(ids):
+            self._refuse_repeated_ids(ids, pq.read_table(self._unfinished, columns=["id"]))
+        return SplitSummary(
+            dataset=self._dataset,
+            split=self._split,
+            file=self._path.relative_to(self._out).as_posix(),
+            sha256=file_sha256(self._unfinished),
+            bytes=self._unfinished.stat().st_size,
+            examples=self._examples,
+            images=len(self._images),
+            regions=self._regions,
+            masks=self._masks,
+            no_target=self._no_target,
+        )
 
-    def _problem(self, example: Example) -> str | None:
-        image = PurePosixPath(example.image)
-        if (example.dataset, example.split) != (self.dataset, self.split):
-            return f"it belongs to {example.dataset}:{example.split}"
-        if example.id in self.ids:
-            return "its id occurs twice"
-        if not example.expression.strip():
-            return "its expression is blank"
-        if not example.image or image.is_absolute() or ".." in image.parts:
-            return f"its image {example.image!r} is not a path inside the image root"
-        if example.width < 1 or example.height < 1:
-            return f"its image has the size {example.width} x {example.height}"
-        for region in example.regions:
-            x1, y1, x2, y2 = region.box_xyxy
-            if not all(math.isfinite(value) for value in region.box_xyxy) or x2 < x1 or y2 < y1:
-                return f"the box {region.box_xyxy} is not (left, top, right, bottom)"
-            if region.mask is not None and tuple(region.mask.size) != (example.height, example.width):
-                return f"a mask has the size {region.mask.size}, the image {(example.height, example.width)}"
-        return None
+    def publish(self) -> None:
+        """Move the finished file to its place."""
+        self._unfinished.replace(self._path)
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._parquet.write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROWS_PER_GROUP)
+            self._waiting, self._num_waiting = [], 0
+
+    def _refuse_repeated_ids(self, ids: Int64[np.ndarray, " rows"], table: pa.Table) -> None:
+        order = np.argsort(ids, kind="stable")
+        second = int(order[1:][np.diff(ids[order]) == 0][0])
+        raise DataError(
+            "an example cannot be stored: its id occurs twice",
+            where=f"{self._dataset}:{self._split} {table['id'][second].as_py()}",
+        )
 
 
 def write_split(out: Path, dataset: str, split: str, examples: Iterable[Example]) -> SplitSummary:
-    """Write `<out>/<dataset>/<split>.parquet`, atomically and without holding all examples in memory.
+    """Write a split, atomically and without holding all examples in memory.
 
     The split is not listed before `write_manifest` is called with the summary.
 
@@ -99,110 +164,25 @@ def write_split(out: Path, dataset: str, split: str, examples: Iterable[Example]
         DataError: there are no examples, or one is invalid (foreign split, repeated id, blank expression, a path that
             leaves the image root, a box that is not finite and ordered, a mask of another size than the image).
     """
-    for name in (dataset, split):
-        if not name or set(name) & set(":/\\") or name.startswith("."):
-            raise DataError(f"{name!r} cannot be the name of a data set or split", hint="use letters, digits and _-+.")
-    path = Path(out) / dataset / f"{split}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    counts = _Counts(dataset, split)
-    try:
-        with pq.ParquetWriter(part, SCHEMA, compression="zstd") as writer:
-            for rows in _batches(examples, counts):
-                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=ROWS_PER_GROUP)
-        if not counts.ids:
-            raise DataError("the split has no examples", where=f"{dataset}:{split}", hint="check the source files")
-        summary = SplitSummary(
-            dataset=dataset,
-            split=split,
-            file=path.relative_to(out).as_posix(),
-            sha256=file_sha256(part),
-            bytes=part.stat().st_size,
-            examples=len(counts.ids),
-            images=len(counts.images),
-            regions=counts.regions,
-            masks=counts.masks,
-            no_target=counts.no_target,
-        )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    return write_tables(out, dataset, split, (examples_to_table(batch) for batch in _batches(examples)))
+
+
+def write_tables(out: Path, dataset: str, split: str, tables: Iterable[pa.Table]) -> SplitSummary:
+    """As `write_split`, from tables of `SCHEMA`."""
+    with SplitWriter(out, dataset, split) as writer:
+        for table in tables:
+            writer.write(table)
+        summary = writer.finish()
+        writer.publish()
     return summary
 
 
-def write_manifest(
-    out: Path,
-    summaries: Sequence[SplitSummary],
-    *,
-    images: str | None = None,
-    origin: Mapping[str, Any] | None = None,
-) -> Path:
-    """Add splits to `<out>/manifest.json` (or replace theirs), atomically; other splits stay as they are.
-
-    Args:
-        out: the store.
-        summaries: what `write_split` returned.
-        images: the image root of these data sets: absolute, or relative to the store; default `<out>/<dataset>`.
-        origin: where the examples come from (settings, source files and their sha256), kept with each split.
-    """
-    path = Path(out) / MANIFEST
-    empty: dict[str, Any] = {"schema": STORE_SCHEMA, "datasets": {}}
-    manifest = read_manifest(Path(out)) if path.exists() else empty
-    for summary in summaries:
-        entry = manifest["datasets"].setdefault(summary.dataset, {"images": None, "splits": {}})
-        if images is not None:
-            entry["images"] = images
-        facts = {key: value for key, value in asdict(summary).items() if key not in ("dataset", "split")}
-        entry["splits"][summary.split] = facts | ({"origin": dict(origin)} if origin else {})
-    write_atomically(path, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
-    return path
-
-
-def read_manifest(store: Path) -> dict[str, Any]:
-    """The manifest of a store.
-
-    Raises:
-        DataError: it is no JSON, of another version, or lacks what a manifest must have.
-    """
-    path = store / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"the manifest cannot be read: {error}", where=str(path)) from error
-    found = manifest.get("schema") if isinstance(manifest, dict) else None
-    if found != STORE_SCHEMA:
-        raise DataError(
-            f"the manifest is of version {found!r}, this program reads {STORE_SCHEMA!r}",
-            where=str(path),
-            hint="prepare the data again with this version",
-        )
-    try:
-        for entry in manifest["datasets"].values():
-            for split in entry["splits"].values():
-                str(split["file"]), int(split["examples"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(
-            f"the manifest is incomplete: {error!r}", where=str(path), hint="prepare the data again"
-        ) from error
-    return dict(manifest)
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's contents, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _batches(examples: Iterable[Example], counts: _Counts) -> Iterator[list[dict[str, object]]]:
-    rows: list[dict[str, object]] = []
+def _batches(examples: Iterable[Example]) -> Iterator[Sequence[Example]]:
+    batch: list[Example] = []
     for example in examples:
-        counts.add(example)
-        rows.append(example_to_row(example))
-        if len(rows) == ROWS_PER_GROUP:
-            yield rows
-            rows = []
-    if rows:
-        yield rows
+        batch.append(example)
+        if len(batch) == ROWS_PER_GROUP:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

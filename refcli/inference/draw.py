@@ -50,12 +50,13 @@ class _Measures:
     margin: int
 
 
-def draw_answer(pixels: np.ndarray, answer: Answer) -> Image.Image:
+def draw_answer(pixels: np.ndarray, answer: Answer, *, is_truth: bool = False) -> Image.Image:
     """Draw an answer; small pictures are enlarged, and a caption strip with the expression is added below.
 
     Args:
         pixels: uint8 RGB [height, width, 3] of the picture, EXIF orientation applied.
         answer: what was found in it; its boxes and masks are pixels of the same picture.
+        is_truth: the answer is what the data say, not what a model found: scores mean nothing and are not drawn.
     """
     height, width = pixels.shape[:2]
     factor = max(1.0, SMALLEST_DRAWING / max(height, width))
@@ -66,9 +67,9 @@ def draw_answer(pixels: np.ndarray, answer: Answer) -> Image.Image:
     for number, target in enumerate(answer.targets):
         _draw_box(canvas, [side * factor for side in target.box_xyxy], _colour(number), measures)
     image = Image.fromarray(canvas)
-    for number, target in enumerate(answer.targets):
+    for number, target in enumerate(() if is_truth else answer.targets):
         _draw_score(image, [side * factor for side in target.box_xyxy], target.score, _colour(number), measures)
-    return _with_caption(image, answer, measures)
+    return _with_caption(image, answer, _verdict(answer, is_truth=is_truth), measures)
 
 
 def blank_picture(width: int = SMALLEST_DRAWING, height: int = SMALLEST_DRAWING // 2) -> np.ndarray:
@@ -167,20 +168,22 @@ def _ink_on(colour: Colour) -> Colour:
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else WHITE
 
 
-def _verdict(answer: Answer) -> tuple[str, Colour]:
+def _verdict(answer: Answer, *, is_truth: bool) -> tuple[str, Colour]:
     """The words of the caption's chip and its colour."""
     if answer.error is not None:
         return "error", RED
     if answer.no_target:
         return "no target", AMBER
     found = len(answer.targets)
+    if is_truth:
+        return ("1 region" if found == 1 else f"{found} regions"), PALETTE[0]
     return ("found" if found == 1 else f"{found} found"), PALETTE[0]
 
 
-def _with_caption(image: Image.Image, answer: Answer, measures: _Measures) -> Image.Image:
+def _with_caption(image: Image.Image, answer: Answer, verdict: tuple[str, Colour], measures: _Measures) -> Image.Image:
     """Add a dark strip below with a chip that says how it went, and the expression."""
     margin, step = measures.margin, line_height(measures.letter)
-    words, colour = _verdict(answer)
+    words, colour = verdict
     chip_font = font_of(measures.letter * 4 // 5)
     chip_width = int(chip_font.getlength(words)) + 2 * (measures.letter // 2)
     width = max(image.width, chip_width + 2 * margin + 8 * measures.letter)

@@ -1,69 +1,194 @@
-"""prepare-data: write the examples of a source into a store."""
+"""prepare-data: read the files of data sets, check them, and write them into a store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from refcli.data.sources.table import SOURCES
-from refcli.data.spec import load_spec
-from refcli.data.store import SplitSummary
-from refcli.errors import UsageError
-from refcli.tables import lookup
+from refcli.data.manifest import write_manifest
+from refcli.data.preparation.counting import CountCheck, check_counts
+from refcli.data.preparation.finish import Finishing
+from refcli.data.preparation.origin import describe_origin, is_unchanged
+from refcli.data.preparation.pictures import Pictures
+from refcli.data.preparation.plan import Plan
+from refcli.data.preparation.run import Prepared, Progress, Selected, Shard, run
+from refcli.data.sources.record import Problems, RawRecord
+from refcli.data.store_writing import SplitSummary
+from refcli.errors import DataError, UsageError
+from refcli.files import write_atomically
+
+SERIOUS = frozenset(
+    {
+        "missing_image",
+        "unusable_picture",
+        "unreadable_mask",
+        "box_not_finite",
+        "inverted_box",
+        "degenerate_box",
+        "box_outside_the_image",
+        "region_without_box",
+        "broken_line",
+        "image_without_annotation",
+        "malformed_caption",
+        "unreadable_folder_or_archive",
+    }
+)
+"""Problems that end a strict preparation."""
 
 
 @dataclass(frozen=True)
-class SourceRow:
-    """One source that can be prepared."""
+class Preparation:
+    """How to prepare data sets; the same for all that are named."""
 
-    name: str
-    description: str
-    licence: str
-    origin: str
+    out: Path
+    """The store; made where it does not exist."""
+    images: tuple[Path, ...] = ()
+    """Folders, zips or tars to look for pictures in; none: pictures are not looked for."""
+    splits: tuple[str, ...] | None = None
+    """Only these; None for all."""
+    workers: int = 1
+    shard: Shard | None = None
+    check_images: bool = False
+    """Decode every picture."""
+    strict: bool = False
+    """Any serious problem or count that differs ends the preparation before anything is published."""
+    force: bool = False
+    """Do again what is unchanged."""
 
 
-def list_sources() -> list[SourceRow]:
-    """Every source, by name."""
-    rows = []
-    for name in sorted(SOURCES):
-        spec = load_spec(name)
-        rows.append(SourceRow(name, spec.description, spec.licence, spec.origin))
-    return rows
+@dataclass(frozen=True)
+class DatasetReport:
+    """What became of one data set."""
+
+    dataset: str
+    status: Literal["written", "unchanged"]
+    splits: tuple[SplitSummary, ...] = ()
+    counts: tuple[CountCheck, ...] = ()
+    lost: Mapping[str, int] = field(default_factory=dict)
+    """Expressions that were read but left out, by split."""
+    problems: Problems = field(default_factory=Problems)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the report file and `--json`."""
+        return {
+            "dataset": self.dataset,
+            "status": self.status,
+            "splits": [asdict(split) for split in self.splits],
+            "counts": [asdict(check) | {"agrees": check.agrees} for check in self.counts],
+            "left_out": dict(self.lost),
+            "problems": dict(self.problems.counts),
+            "places": self.problems.places,
+            "seconds": round(self.seconds, 3),
+        }
 
 
-def prepare_data(
-    name: str,
-    *,
-    out: Path,
-    size: int,
-    seed: int,
-    splits: Sequence[str] | None = None,
-    workers: int = 1,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[SplitSummary, ...]:
-    """Write splits of a source into the store `out`; splits that are already there stay, or are replaced by name.
-
-    Args:
-        name: the source, see `list_sources`.
-        out: the store; made where it does not exist.
-        size: pictures of each named split, or of train.
-        seed: other seeds give other pictures.
-        splits: names of the splits to write; None for the source's own.
-        workers: processes that work.
-        progress: called with (split, pictures written, pictures in all).
+def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -> DatasetReport:
+    """Carry out a plan; splits that are already in the store stay, or are replaced by name.
 
     Raises:
-        ConfigError: no such source.
-        UsageError: `out` is a file, or a split is named twice.
-        DataError: a split cannot be written.
+        DataError: unsafe, damaged or contradictory files; every picture is missing; or, if strict, anything serious.
+            The store is then as it was.
     """
-    write = lookup(SOURCES, name, what="source")
-    if out.exists() and not out.is_dir():
-        raise UsageError("the store must be a directory", where=f"--out {out}", hint="name another place")
-    if splits and len(set(splits)) < len(splits):
-        raise UsageError(f"a split is named twice: {', '.join(splits)}", where="--split")
-    summaries: tuple[SplitSummary, ...] = write(
-        out, size=size, seed=seed, splits=splits or None, workers=workers, progress=progress
+    start = time.perf_counter()
+    origin = describe_origin(
+        source=plan.source_name,
+        settings=plan.settings,
+        files=plan.files,
+        images=how.images,
+        check_images=how.check_images,
+        splits=how.splits,
     )
-    return summaries
+    if not how.force and is_unchanged(how.out, plan.dataset, origin, part=how.shard):
+        return DatasetReport(plan.dataset, "unchanged", seconds=time.perf_counter() - start)
+    how.out.mkdir(parents=True, exist_ok=True)
+    pictures = Pictures.unlooked()
+    if how.images:
+        pictures = Pictures.below(
+            how.images,
+            (record.image for record in Selected(_records(plan, Problems()), how.splits, how.shard)),
+            extract_to=how.out / plan.dataset / "images",
+        )
+    problems = Problems()
+    with ExitStack() as stack:
+        prepared = run(
+            Selected(_records(plan, problems), how.splits, how.shard),
+            pictures,
+            stack=stack,
+            out=how.out,
+            how=Finishing(plan.dataset, how.check_images and bool(how.images)),
+            problems=problems,
+            workers=how.workers,
+            shard=how.shard,
+            progress=progress,
+        )
+        counts = tuple(check_counts(plan.spec, prepared.intake)) if plan.spec and not how.shard else ()
+        _refuse_nothing(plan, prepared, how)
+        if how.strict:
+            _refuse_problems(plan, prepared, counts)
+        prepared.publish()
+    write_manifest(
+        how.out,
+        prepared.summaries,
+        images=str(pictures.base) if pictures.base else None,
+        origin=origin,
+        part=how.shard,
+    )
+    report = DatasetReport(
+        plan.dataset,
+        "written",
+        prepared.summaries,
+        counts,
+        dict(prepared.lost),
+        prepared.problems,
+        time.perf_counter() - start,
+    )
+    suffix = f".{how.shard.number}-of-{how.shard.count}" if how.shard else ""
+    text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
+    write_atomically(how.out / plan.dataset / f"report{suffix}.json", text.encode())
+    return report
+
+
+def _records(plan: Plan, problems: Problems) -> Iterable[RawRecord]:
+    return plan.source.read(plan.files, plan.settings, dataset=plan.dataset, problems=problems)
+
+
+def _refuse_nothing(plan: Plan, prepared: Prepared, how: Preparation) -> None:
+    missing = [split for split in how.splits or () if split not in prepared.intake]
+    if missing and how.shard is None:
+        raise UsageError(
+            f"{plan.dataset} has no split {missing[0]!r}",
+            where="--split",
+            hint="it has: " + (", ".join(sorted(plan.spec.splits)) if plan.spec else "none of that name"),
+        )
+    if prepared.summaries or how.shard is not None:
+        return
+    places = prepared.problems.places
+    kind, listed = next(iter(places.items()), ("the files hold no record", [""]))
+    raise DataError(
+        f"nothing of {plan.dataset} can be used: {kind.replace('_', ' ')}, {prepared.problems.counts[kind]} times",
+        where=listed[0] or str(next(iter(plan.files.values()))),
+        hint="check --images" if kind == "missing_image" else "check the files",
+    )
+
+
+def _refuse_problems(plan: Plan, prepared: Prepared, counts: Sequence[CountCheck]) -> None:
+    for check in counts:
+        if not check.agrees and check.is_certain:
+            raise DataError(
+                f"{plan.dataset}:{check.split} has {check.found:,} {check.what}, {check.expected:,} are expected",
+                where=", ".join(map(str, plan.files.values())),
+                hint="the files are not the published ones; without --strict they are taken as they are",
+            )
+    for kind, places in prepared.problems.places.items():
+        if kind in SERIOUS:
+            raise DataError(
+                f"{plan.dataset}: {kind.replace('_', ' ')}, {prepared.problems.counts[kind]} times",
+                where=places[0],
+                hint="without --strict such records are left out and counted",
+            )

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+from refcli.cli.app import COMMANDS
+
 HEAVY = ("torch", "timm", "torchvision", "numpy", "cv2", "PIL", "pyarrow", "sentencepiece")
 IMPORTED = """
 import sys
@@ -45,7 +47,7 @@ def test_help_and_version_import_nothing_heavy():
 
 
 def test_the_help_of_every_command_imports_nothing_heavy():
-    for name in ("prepare-data", "finetune", "evaluate", "predict", "demo"):
+    for name in COMMANDS:
         assert imported_by(name, "--help") == "", name
 
 

@@ -6,20 +6,20 @@ import pytest
 
 from refcli.cli.prepare_data import command
 from refcli.data.image import read_image
-from refcli.data.sources.table import SOURCES
-from refcli.data.spec import load_spec
+from refcli.data.spec import list_specs
 from refcli.data.store import Store
 from refcli.errors import ConfigError, UsageError
 
 
 def test_the_summary_as_json_is_what_the_store_holds(tmp_path, capsys):
-    command("synthetic", out=tmp_path / "store", size=2, seed=3, split=["tiny", "other"], as_json=True)
+    command(["synthetic"], out=tmp_path / "store", size=2, seed=3, split=["tiny", "other"], as_json=True)
     said = json.loads(capsys.readouterr().out)
     store = Store(tmp_path / "store")
     assert said["store"] == str(tmp_path / "store")
-    assert [row["split"] for row in said["splits"]] == ["tiny", "other"]
+    rows = said["datasets"][0]["splits"]
+    assert [row["split"] for row in rows] == ["tiny", "other"]
     assert store.names() == ["synthetic:other", "synthetic:tiny"]
-    for row in said["splits"]:
+    for row in rows:
         split = store.split(f"synthetic:{row['split']}")
         assert row["examples"] == len(split)
         assert row["images"] == 2
@@ -28,7 +28,7 @@ def test_the_summary_as_json_is_what_the_store_holds(tmp_path, capsys):
 
 
 def test_without_json_stdout_is_the_store_and_stderr_the_summary(tmp_path, capsys):
-    command("synthetic", out=tmp_path, size=2, seed=3, split=["tiny"])
+    command(["synthetic"], out=tmp_path, size=2, seed=3, split=["tiny"])
     captured = capsys.readouterr()
     assert captured.out == f"{tmp_path}\n"
     assert "synthetic:tiny" in captured.err
@@ -37,18 +37,13 @@ def test_without_json_stdout_is_the_store_and_stderr_the_summary(tmp_path, capsy
 def test_the_list_has_every_source_with_its_licence(capsys):
     command(list_=True, as_json=True)
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == sorted(SOURCES)
+    assert [row["name"] for row in rows] == list_specs()
     assert all(row["licence"] and row["description"] and row["origin"] for row in rows)
-
-
-def test_every_source_has_a_specification():
-    for name in SOURCES:
-        assert load_spec(name).description
 
 
 def test_an_unknown_source_names_the_nearest(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        command("syntetic", out=tmp_path / "store")
+        command(["syntetic"], out=tmp_path / "store")
     assert "did you mean 'synthetic'" in caught.value.hint
     assert not (tmp_path / "store").exists()
 
@@ -57,10 +52,16 @@ def test_what_is_missing_or_impossible_is_a_usage_error(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     for arguments, where in [
-        ({"name": None, "out": tmp_path}, "NAME"),
-        ({"name": "synthetic"}, "--out"),
-        ({"name": "synthetic", "out": file}, "--out"),
-        ({"name": "synthetic", "out": tmp_path, "split": ["a", "a"]}, "--split"),
+        ({"names": None, "out": tmp_path}, "NAME"),
+        ({"names": ["synthetic"], "from_": file, "out": tmp_path}, "NAME"),
+        ({"names": ["synthetic"]}, "--out"),
+        ({"names": ["synthetic"], "out": file}, "--out"),
+        ({"names": ["synthetic"], "out": tmp_path, "split": ["a", "a"]}, "--split"),
+        ({"names": ["refcoco_unc"], "out": tmp_path}, "--raw"),
+        ({"names": ["synthetic"], "out": tmp_path, "images": [tmp_path / "none"]}, "--images"),
+        ({"names": ["synthetic"], "out": tmp_path, "shard": "3/2"}, "--shard 3/2"),
+        ({"from_": file, "out": tmp_path}, "--name"),
+        ({"from_": file, "name": "mine", "out": tmp_path, "with_": ["instances"]}, "--with instances"),
     ]:
         with pytest.raises(UsageError) as caught:
             command(**arguments)

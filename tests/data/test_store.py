@@ -8,14 +8,18 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from refcli.contracts.example import Example, Region
 from refcli.data import store_writing
+from refcli.data.columns import examples_to_table
+from refcli.data.manifest import read_manifest
 from refcli.data.store import Store, write_manifest, write_split
-from refcli.data.store_writing import file_sha256
+from refcli.data.store_writing import SplitWriter
 from refcli.errors import DataError
+from refcli.files import file_sha256
 from refcli.geometry.masks import encode_mask, mask_box
 
 
@@ -69,7 +73,7 @@ def test_row_groups_do_not_show(tmp_path, monkeypatch):
     examples = [example(number) for number in range(11)]
     written(tmp_path, examples)
     split = Store(tmp_path).split("toy:train")
-    assert pq.read_metadata(split.path).num_row_groups == 3
+    assert pq.read_metadata(split.files[0][0]).num_row_groups == 3
     assert [split[index] for index in (10, 0, 3, 4, 7, 8)] == [examples[index] for index in (10, 0, 3, 4, 7, 8)]
     for index in (-1, 11):
         with pytest.raises(IndexError):
@@ -115,15 +119,13 @@ def test_writing_streams(tmp_path, monkeypatch):
     monkeypatch.setattr(store_writing, "ROWS_PER_GROUP", 10)
     num_made = 0
     made_before_rows_were_written = []
-    table_of = store_writing.pa.Table.from_pylist
+    into_table = store_writing.examples_to_table
 
-    class Spy:
-        @staticmethod
-        def from_pylist(rows, schema):
-            made_before_rows_were_written.append(num_made)
-            return table_of(rows, schema=schema)
+    def spy(batch):
+        made_before_rows_were_written.append(num_made)
+        return into_table(batch)
 
-    monkeypatch.setattr(store_writing.pa, "Table", Spy)
+    monkeypatch.setattr(store_writing, "examples_to_table", spy)
 
     def examples():
         nonlocal num_made
@@ -135,6 +137,37 @@ def test_writing_streams(tmp_path, monkeypatch):
     assert made_before_rows_were_written == [10, 20, 30, 35]
 
 
+def test_parts_written_by_several_processes_make_one_split(tmp_path):
+    examples = [example(number) for number in range(10)]
+    for number, chosen in ((2, examples[6:]), (1, examples[:6])):
+        with SplitWriter(tmp_path, "toy", "train", part=(number, 2)) as writer:
+            writer.write(examples_to_table(chosen))
+            summary = writer.finish()
+            writer.publish()
+        write_manifest(tmp_path, [summary], origin={"source": "toy"}, part=(number, 2))
+        if number == 2:
+            with pytest.raises(DataError, match=r"parts \[1\] of 2") as caught:
+                Store(tmp_path).split("toy:train")
+            assert "--shard 1/2" in caught.value.hint
+
+    split = Store(tmp_path).split("toy:train")
+    assert [split[index] for index in range(len(split))] == examples
+    entry = read_manifest(tmp_path)["datasets"]["toy"]["splits"]["train"]
+    assert (entry["examples"], entry["images"], entry["regions"]) == (10, 10, 10)
+
+
+def test_a_picture_of_unknown_size_may_have_boxes_but_no_masks(tmp_path):
+    box = Region((1.0, 2.0, 3.0, 4.0))
+    written(tmp_path, [example(0, width=0, height=0, regions=(box,))])
+    assert Store(tmp_path).split("toy:train")[0].regions == (box,)
+    table = examples_to_table([example(1)])
+    for name in ("width", "height"):
+        column = pa.array([0], pa.int32())
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+    with SplitWriter(tmp_path, "toy", "train") as writer, pytest.raises(DataError, match="size is unknown"):
+        writer.write(table)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -143,7 +176,8 @@ def test_writing_streams(tmp_path, monkeypatch):
         (example(7, expression=" \n"), "blank"),
         (example(7, image="../secret.png"), "not a path inside"),
         (example(7, image="/etc/passwd"), "not a path inside"),
-        (example(7, width=0), "size 0 x 20"),
+        (example(7, width=0, regions=()), "size 0 x 20"),
+        (example(7, width=-3, height=-3, regions=()), "size -3 x -3"),
         (example(7, regions=(Region((5.0, 5.0, 4.0, 9.0)),)), "left, top, right, bottom"),
         (example(7, regions=(Region((0.0, 0.0, float("nan"), 9.0)),)), "left, top, right, bottom"),
         (example(7, height=21), "a mask has the size"),

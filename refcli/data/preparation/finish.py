@@ -1,0 +1,167 @@
+"""From raw records to examples: text repaired, masks rasterised, boxes clipped and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from refcli.contracts.example import RLE, Example, Region
+from refcli.data.preparation.images import decode, probe
+from refcli.data.preparation.masks import region_mask
+from refcli.data.preparation.text import repair_text
+from refcli.data.sources.record import BoxXYXY, Problems, RawRecord, RawRegion
+from refcli.errors import DataError, ImageError
+from refcli.geometry.masks import mask_box, rle_area
+
+CLIP_TOLERANCE = 0.5
+"""Pixels that a box may reach out of its image without being listed."""
+LEAST_AGREEMENT = 0.7
+"""IoU of a box and its mask's extent below which the two are listed as disagreeing."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedRecord:
+    """A raw record whose picture was found, or not looked for."""
+
+    record: RawRecord
+    image: str
+    """Path relative to the data set's image root."""
+    path: Path | None
+    """Where the picture lies; None if pictures were not looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finishing:
+    """What `finish` has to know."""
+
+    dataset: str
+    check_images: bool = False
+    """Decode every picture whole and compare its size with the annotation's."""
+
+
+def finish(placed: Sequence[PlacedRecord], how: Finishing, problems: Problems) -> Iterator[Example]:
+    """Examples of records, in order.
+
+    What cannot be used is left out and told to `problems`: empty expressions; records with a picture that is broken
+    or of another size (only if pictures are checked); records with a region whose box is inverted, degenerate, not
+    finite or outside the image. What is only odd is told and kept: boxes that were clipped, masks that cannot be read
+    or disagree with their box, text that was repaired.
+    """
+    for one in placed:
+        record = one.record
+        texts = list(_texts(record, problems))
+        if not texts:
+            continue
+        try:
+            width, height = _size(one, how)
+        except (ImageError, DataError) as error:
+            for _ in texts:
+                problems.add("unusable_picture", record.where, f"{one.image}: {error.message}")
+            continue
+        regions = _regions(record, width, height, problems)
+        if regions is None:
+            problems.add("dropped_record", record.where, f"its {len(texts)} expressions are left out")
+            continue
+        for identity, text in texts:
+            yield Example(
+                id=f"{how.dataset}/{identity}",
+                dataset=how.dataset,
+                split=record.split,
+                image=one.image,
+                image_id=record.image.key,
+                width=width,
+                height=height,
+                expression=text,
+                regions=regions,
+                kind=record.kind,
+            )
+
+
+def _texts(record: RawRecord, problems: Problems) -> Iterator[tuple[str, str]]:
+    for expression in record.expressions:
+        text = repair_text(expression.text)
+        if not text:
+            problems.add("empty_expression", record.where, f"{expression.id} {expression.text!r}")
+            continue
+        if text != expression.text and text != " ".join(expression.text.split()):
+            problems.add("repaired_text", record.where, f"{expression.text!r} -> {text!r}")
+        yield expression.id, text
+
+
+@lru_cache(maxsize=256)
+def _picture_size(path: Path, is_decoded: bool) -> tuple[int, int]:
+    facts = decode(path) if is_decoded else probe(path)
+    return facts.width, facts.height
+
+
+def _size(one: PlacedRecord, how: Finishing) -> tuple[int, int]:
+    """(width, height): the annotation's, else the picture's, else (0, 0) for unknown."""
+    told = (one.record.image.width or 0, one.record.image.height or 0)
+    if one.path is None or (all(told) and not how.check_images):
+        return told if all(told) else (0, 0)
+    found = _picture_size(one.path, how.check_images)
+    if all(told) and told != found:
+        raise DataError(f"the picture is {found[0]} x {found[1]}, its annotation says {told[0]} x {told[1]}")
+    return found
+
+
+def _regions(record: RawRecord, width: int, height: int, problems: Problems) -> tuple[Region, ...] | None:
+    """The regions of a record; None if one of them cannot be used."""
+    regions = []
+    for raw in record.regions:
+        mask = _mask(raw, width, height, record.where, problems)
+        box = raw.box_xyxy or (mask_box(mask) if mask is not None else None)
+        wrong = _wrong(box, width, height)
+        if box is None or wrong:
+            problems.add(wrong or "region_without_box", record.where, f"{raw.source_id or ''} {box}".strip())
+            return None
+        if width:
+            clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height)))
+            if max(abs(a - b) for a, b in zip(box, clipped, strict=True)) > CLIP_TOLERANCE:
+                problems.add("clipped_box", record.where, f"{box} in an image of {width} x {height}")
+            box = clipped
+        if mask is not None and raw.box_xyxy is not None and _agreement(box, mask_box(mask)) < LEAST_AGREEMENT:
+            problems.add("mask_disagrees_with_box", record.where, f"box {box}, mask {mask_box(mask)}")
+        regions.append(Region(box, mask, raw.source_id))
+    return tuple(regions)
+
+
+def _mask(raw: RawRegion, width: int, height: int, where: str, problems: Problems) -> RLE | None:
+    if raw.segmentation is None:
+        return None
+    if not width:
+        problems.add("mask_in_picture_of_unknown_size", where)
+        return None
+    try:
+        mask = region_mask(raw, height, width)
+    except DataError as error:
+        problems.add("unreadable_mask", where, error.message)
+        return None
+    if mask is None or not rle_area(mask):
+        problems.add("empty_mask", where, raw.source_id or "")
+        return None
+    return mask
+
+
+def _wrong(box: BoxXYXY | None, width: int, height: int) -> str | None:
+    if box is None:
+        return None
+    x1, y1, x2, y2 = box
+    if not all(map(math.isfinite, box)):
+        return "box_not_finite"
+    if x2 < x1 or y2 < y1:
+        return "inverted_box"
+    if x2 == x1 or y2 == y1:
+        return "degenerate_box"
+    if width and (x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0):
+        return "box_outside_the_image"
+    return None
+
+
+def _agreement(a: BoxXYXY, b: BoxXYXY) -> float:
+    shared = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return shared / (areas - shared)

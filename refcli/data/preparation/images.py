@@ -1,0 +1,285 @@
+"""Where pictures lie: an index by file name of everything below some folders and archives."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from refcli.data.image import MAX_PIXELS, open_image
+from refcli.data.reading.archives import is_archive, open_archive
+from refcli.data.sources.record import RawImage
+from refcli.errors import DataError, ImageError
+
+PICTURE_SUFFIXES = frozenset({"jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"})
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+_ORIENTATION = 0x0112
+_SIDEWAYS = frozenset({5, 6, 7, 8})
+"""EXIF orientations that exchange width and height."""
+_HEADER_IS_ENOUGH = frozenset({"JPEG", "MPO", "WEBP", "BMP", "GIF"})
+"""Formats whose orientation is known before the pixels (a PNG may have it behind them, Pillow turns TIFFs itself)."""
+
+
+class ImageFacts(NamedTuple):
+    """The size of a picture as `refcli.data.image.read_image` returns it, in pixels."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """One picture: a file, or a member of an archive."""
+
+    path: Path | None
+    archive: Path | None = None
+    member: str | None = None
+
+
+class _Place(NamedTuple):
+    container: int
+    """Which of the roots and archives."""
+    relative: str
+    """Path below the root, or the member's name."""
+
+
+@dataclass(frozen=True)
+class _Container:
+    path: Path
+    is_archive: bool
+    is_named: bool = True
+    """Whether it is one of the roots."""
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders that lead to what it holds; an archive counts as a folder of its name."""
+        path = os.path.abspath(self.path)  # noqa: PTH100 - links stay
+        parts = path.replace(os.sep, "/").casefold().split("/")
+        return [*parts[:-1], parts[-1].split(".")[0]] if self.is_archive else parts
+
+
+_Index = dict[str, list[_Place]]
+"""Case-folded file name -> places, in no particular order."""
+
+
+class ImageRoots:
+    """Everything below some folders and in some archives, by file name; see `open`."""
+
+    def __init__(self, containers: Sequence[_Container], files: _Index, unreadable: dict[Path, str]) -> None:
+        self._containers = tuple(containers)
+        self._folders = [container.folders for container in containers]
+        self._files = files
+        self._members: _Index | None = None
+        self.unreadable = unreadable
+        """Folders, links and archives below the roots that could not be opened -> why. Archives are opened when a
+        picture is looked for that is no plain file."""
+
+    @classmethod
+    def open(cls, roots: Sequence[Path]) -> ImageRoots:
+        """Look through the roots: every folder below a directory, archives that lie directly in it, or an archive.
+
+        Hidden files and folders are left out. Links are followed; a folder that is reached twice is read once, at its
+        real place if that is below the roots.
+
+        Raises:
+            DataError: a root does not exist, cannot be read, or is a file that is no archive.
+        """
+        scan = _Scan()
+        containers = [_Container(root, is_archive=not root.is_dir()) for root in roots]
+        for number, container in enumerate(containers):
+            if not container.is_archive:
+                scan.walk(container.path, number)
+            elif not is_archive(container.path):
+                raise DataError(
+                    "this is neither a folder nor a zip or tar archive"
+                    if container.path.exists()
+                    else "there is no such folder or archive",
+                    where=str(container.path),
+                    hint="name a folder, zip or tar that holds the pictures",
+                )
+        lying_about = [path for path in scan.archives if path not in roots]
+        containers += [_Container(path, is_archive=True, is_named=False) for path in lying_about]
+        return cls(containers, scan.files, scan.unreadable)
+
+    @property
+    def has_archives(self) -> bool:
+        """Whether a picture may be found in an archive."""
+        return any(container.is_archive for container in self._containers)
+
+    def find(self, image: RawImage) -> FoundImage | None:
+        """Where a picture is; None if it is nowhere.
+
+        Plain files come before archives, the same case before another, then the names in their order. Of several files
+        of a name, the one that lies at the given relative path is taken, else the one that shares most trailing
+        folders with it, else that of the right size if it is known, else the first by root, depth and path.
+
+        Raises:
+            DataError: an archive that was named as a root is broken or unsafe.
+        """
+        found = self._look_up(image, self._files)
+        if found is None and self.has_archives:
+            if self._members is None:
+                self._members = self._list_archives()
+            found = self._look_up(image, self._members)
+        return found
+
+    def _look_up(self, image: RawImage, index: _Index) -> FoundImage | None:
+        names = [[part for part in name.split("/") if part not in ("", ".")] for name in image.names]
+        for same_case in (True, False):
+            for parts in filter(None, names):
+                places = index.get(parts[-1].casefold(), [])
+                if same_case:
+                    places = [place for place in places if place.relative.rpartition("/")[2] == parts[-1]]
+                if places:
+                    return self._found(self._best(places, [part.casefold() for part in parts], image))
+        return None
+
+    def _best(self, places: list[_Place], parts: list[str], image: RawImage) -> _Place:
+        if len(places) == 1:
+            return places[0]
+        ranks = {place: self._rank(place, parts) for place in places}
+        best = min(ranks.values())
+        equals = sorted(
+            (place for place in places if ranks[place] == best),
+            key=lambda place: (place.container, place.relative.count("/"), place.relative),
+        )
+        if len(equals) > 1 and image.width and image.height:
+            fitting = (place for place in equals if self._has_size(place, image.width, image.height))
+            return next(fitting, equals[0])
+        return equals[0]
+
+    def _rank(self, place: _Place, parts: list[str]) -> tuple[bool, int]:
+        """Lower is better: not the very path, minus the number of trailing folders in common."""
+        own = place.relative.casefold().split("/")
+        folders = [*self._folders[place.container], *own[:-1]]
+        agreeing = 0
+        for mine, wanted in zip(reversed(folders), reversed(parts[:-1]), strict=False):
+            if mine != wanted:
+                break
+            agreeing += 1
+        return own != parts, -agreeing
+
+    def _has_size(self, place: _Place, width: int, height: int) -> bool:
+        container = self._containers[place.container]
+        if container.is_archive:
+            return False
+        try:
+            return probe(container.path / place.relative) == (width, height)
+        except ImageError:
+            return False
+
+    def _found(self, place: _Place) -> FoundImage:
+        container = self._containers[place.container]
+        if container.is_archive:
+            return FoundImage(path=None, archive=container.path, member=place.relative)
+        return FoundImage(path=container.path / place.relative)
+
+    def _list_archives(self) -> _Index:
+        """The members of all archives; one that was only lying about and cannot be read is noted as unreadable."""
+        index: _Index = {}
+        for number, container in enumerate(self._containers):
+            if not container.is_archive:
+                continue
+            try:
+                with open_archive(container.path) as archive:
+                    names = archive.names()
+            except DataError as error:
+                if container.is_named:
+                    raise
+                self.unreadable[container.path] = error.message
+                continue
+            _add(index, number, (name for name in names if not _is_hidden(name)))
+        return index
+
+
+@dataclass
+class _Scan:
+    files: _Index = field(default_factory=dict)
+    archives: list[Path] = field(default_factory=list)
+    unreadable: dict[Path, str] = field(default_factory=dict)
+    _visited: set[tuple[int, int]] = field(default_factory=set)
+
+    def walk(self, root: Path, number: int) -> None:
+        """Add what lies below a root, breadth first, linked folders last; no file is looked into or even stat'ed."""
+        folders, linked = deque([""]), deque[str]()
+        while folders or linked:
+            prefix = (folders or linked).popleft()
+            try:
+                facts = (root / prefix).stat()
+                if (facts.st_dev, facts.st_ino) in self._visited:
+                    continue
+                self._visited.add((facts.st_dev, facts.st_ino))
+                with os.scandir(root / prefix) as scanned:
+                    entries = sorted(scanned, key=lambda entry: entry.name)
+            except OSError as error:
+                if not prefix:
+                    raise DataError(
+                        f"the folder cannot be read: {error.strerror}", where=str(root), hint="check its permissions"
+                    ) from error
+                self.unreadable[root / prefix] = str(error.strerror)
+                continue
+            _add(self.files, number, (prefix + name for name in self._files_of(entries, root, prefix, folders, linked)))
+
+    def _files_of(
+        self, entries: Iterable[os.DirEntry[str]], root: Path, prefix: str, folders: deque[str], linked: deque[str]
+    ) -> Iterable[str]:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError as error:  # a link that leads to itself, or through a closed folder
+                self.unreadable[root / prefix / entry.name] = str(error.strerror)
+                continue
+            if is_folder:
+                (linked if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
+            elif is_file and not prefix and entry.name.lower().endswith(ARCHIVE_SUFFIXES):
+                self.archives.append(root / entry.name)
+            elif is_file:
+                yield entry.name
+
+
+def _add(index: _Index, container: int, names: Iterable[str]) -> None:
+    for name in names:
+        file_name = name.rpartition("/")[2].casefold()
+        if file_name.rpartition(".")[2] in PICTURE_SUFFIXES:
+            index.setdefault(file_name, []).append(_Place(container, name))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def probe(path: Path) -> ImageFacts:
+    """The upright size of a picture, from its header where the format allows; damage behind that is not seen.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                is_told = image.format in _HEADER_IS_ENOUGH or (image.format == "PNG" and "exif" in image.info)
+                if is_told and image.width * image.height <= MAX_PIXELS:
+                    is_sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+                    return ImageFacts(*(image.size[::-1] if is_sideways else image.size))
+    except Exception:  # whatever the decoder says of a damaged file: reading it whole names the reason
+        return decode(path)
+    return decode(path)
+
+
+def decode(path: Path) -> ImageFacts:
+    """The upright size of a picture that is decoded whole.
+
+    Raises:
+        ImageError: there is no such file, it is no picture, damaged or too large.
+    """
+    image = open_image(path)
+    return ImageFacts(image.width, image.height)

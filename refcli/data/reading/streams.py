@@ -1,0 +1,157 @@
+"""Bytes and lines of plain and gzip-compressed files, told apart by their first bytes, never more than a limit."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from refcli.errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+MAX_BYTES = 4 << 30
+"""Decompressed size up to which a file is read; the largest annotation file in use takes about 1 GB."""
+MAX_STREAM_BYTES = 256 << 30
+"""The same for files that are read line by line or member by member and never held whole."""
+MAX_LINE_BYTES = 64 << 20
+_GZIP_MAGIC = b"\x1f\x8b"
+_UTF8_BOM = b"\xef\xbb\xbf"
+
+
+class _Bounded(io.RawIOBase):
+    """A seekable stream that raises DataError beyond `max_bytes` and for broken compression, naming the file."""
+
+    def __init__(self, source: gzip.GzipFile, underlying: BinaryIO, where: str, max_bytes: int) -> None:
+        self._source = source
+        self._underlying = underlying
+        self._where = where
+        self._max_bytes = max_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._source.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            raise io.UnsupportedOperation("the end of a compressed stream is not known")
+        target = offset if whence == io.SEEK_SET else self._source.tell() + offset
+        self._check(target)
+        try:
+            return self._source.seek(target)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise self._broken(error) from error
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        try:
+            data = self._source.read(len(view))
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise self._broken(error) from error
+        view[: len(data)] = data
+        self._check(self._source.tell())
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._source.close()
+            self._underlying.close()
+        super().close()
+
+    def _check(self, position: int) -> None:
+        if position > self._max_bytes:
+            raise _too_large(self._where, self._max_bytes)
+
+    def _broken(self, error: Exception) -> DataError:
+        return DataError(
+            f"the gzip data is truncated or broken ({error})", where=self._where, hint="copy or download the file again"
+        )
+
+
+def open_binary(path: Path, *, max_bytes: int = MAX_BYTES) -> BinaryIO:
+    """Open a file for reading, decompressed if it is gzip; use it in a `with` statement.
+
+    Raises:
+        DataError: no such regular file; while reading: truncated gzip, or more than `max_bytes` of decompressed data.
+    """
+    where = str(path)
+    if not path.is_file():
+        what = "this is not a regular file" if path.exists() else "there is no such file"
+        raise DataError(what, where=where, hint="check the path")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(
+            f"cannot open the file ({error.strerror})", where=where, hint="check its permissions"
+        ) from error
+    is_gzip = file.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC)
+    if is_gzip:
+        return io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=file, mode="rb"), file, where, max_bytes))
+    if path.stat().st_size > max_bytes:
+        file.close()
+        raise _too_large(where, max_bytes)
+    return file
+
+
+def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """The whole content of a file, decompressed.
+
+    Raises:
+        DataError: as `open_binary`.
+    """
+    with open_binary(path, max_bytes=max_bytes) as stream:
+        if isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO):
+            return path.read_bytes()  # one allocation; a buffered reader would join two halves
+        return stream.read()
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (1-based line number, text without its line end) of every line that is not blank.
+
+    Lines are UTF-8; a line that is not is read as Latin-1. A byte order mark is dropped.
+
+    Raises:
+        DataError: as `open_binary`, or a line is longer than 64 MiB.
+    """
+    with open_binary(path, max_bytes=MAX_STREAM_BYTES) as stream:
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise DataError(
+                    f"line {number} is longer than {MAX_LINE_BYTES >> 20} MiB",
+                    where=str(path),
+                    hint="this file holds one record per line; is it one JSON document instead?",
+                )
+            if number == 1:
+                line = line.removeprefix(_UTF8_BOM)
+            text = _decode(line).rstrip("\r\n")
+            if text and not text.isspace():
+                yield number, text
+
+
+def stem(path: Path) -> str:
+    """A file's name without ".gz" and without the last suffix before it: "unc_val" of "unc_val.pth.gz"."""
+    return Path(path.name.removesuffix(".gz")).stem
+
+
+def _decode(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
+
+
+def _too_large(where: str, max_bytes: int) -> DataError:
+    return DataError(
+        f"the file holds more than {max_bytes:,} bytes", where=where, hint="check that this is the file you meant"
+    )

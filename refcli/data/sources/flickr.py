@@ -1,0 +1,234 @@
+"""Flickr30k Entities: phrases of captions, and boxes for the chains of phrases that name the same thing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from refcli.config.schema import Settings
+from refcli.data.reading.archives import is_archive, open_archive
+from refcli.data.reading.streams import read_lines
+from refcli.data.sources.flickr_files import CaptionPhrase, EntityBoxes, parse_boxes, parse_caption
+from refcli.data.sources.folders import list_files, read_file
+from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
+from refcli.errors import DataError
+
+SPLITS = ("train", "val", "test")
+NOT_VISUAL = "0"
+"""The chain of phrases that name nothing in the picture; each of them stands for itself."""
+MAX_BYTES = 4 << 20
+"""Of one caption or annotation file; they have a few kilobytes."""
+
+
+class FlickrSettings(Settings):
+    """Choices of the Flickr30k Entities reader."""
+
+    scene_boxes: bool = False
+    """Give phrases for the whole scene, which have no box, one around the whole image."""
+    unrelated_captions: Literal["keep", "drop"] = "keep"
+    """What to do with captions that do not belong to their picture, as listed in UNRELATED_CAPTIONS."""
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """Where the caption and annotation files lie, by the picture's number."""
+
+    sentences_in: Path
+    sentences: Mapping[str, str]
+    annotations_in: Path
+    annotations: Mapping[str, str]
+
+
+def read_flickr(
+    files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems
+) -> Iterator[RawRecord]:
+    """Yield one record per phrase of a caption that has boxes, picture by picture; see `Reader`.
+
+    Every box of the phrase's chain is a region of its own; the protocols differ in how they are merged.
+
+    Args:
+        files: `annotations` (annotations.zip, or the folder `Annotations`, or a folder of that and `Sentences`); one or
+            more of `train`, `val`, `test` (lists of pictures); optionally `sentences` (the folder, where it is not in
+            the zip nor beside `Annotations`) and `unrelated`.
+        settings: a `FlickrSettings`.
+        dataset: unused: the images' keys are those of Flickr30k.
+        problems: one per phrase that is left out: `phrase_without_box_chain_0`, `phrase_without_box_scene`,
+            `phrase_without_box_nobndbox`, `phrase_without_box` (its chain is not in the annotation) and
+            `phrase_of_unrelated_caption`; and `malformed_caption`, `image_without_annotation`.
+    """
+    assert isinstance(settings, FlickrSettings)
+    unrelated = _unrelated(files, settings)
+    images = _images_by_split(files)
+    tree = _open_tree(files["annotations"], files.get("sentences"))
+    for split, image_ids in images.items():
+        for image_id in image_ids:
+            if image_id not in tree.sentences or image_id not in tree.annotations:
+                missing = "XML" if image_id in tree.sentences else "captions"
+                problems.add("image_without_annotation", f"{files[split].name}: {image_id}", f"no {missing}")
+                continue
+            yield from _records(image_id, split, tree, settings, unrelated, problems)
+
+
+def sniff_flickr(path: Path) -> bool:
+    """Whether this is a folder or archive with `Sentences` and `Annotations`, or one of these two folders."""
+    if path.is_dir():
+        return any(all((root / name).is_dir() for name in ("Sentences", "Annotations")) for root in (path, path.parent))
+    if not is_archive(path):
+        return False
+    try:
+        with open_archive(path) as archive:
+            folders = {name.rpartition("/")[0].rpartition("/")[2] for name in archive.names()}
+    except DataError:
+        return False
+    return {"Sentences", "Annotations"} <= folders
+
+
+def _records(
+    image_id: str,
+    split: str,
+    tree: _Tree,
+    settings: FlickrSettings,
+    unrelated: frozenset[tuple[str, int]],
+    problems: Problems,
+) -> Iterator[RawRecord]:
+    name = tree.annotations[image_id]
+    data = read_file(tree.annotations_in, name, max_bytes=MAX_BYTES)
+    boxes = parse_boxes(data, image_id, where=f"{tree.annotations_in}: {name}")
+    image = RawImage(f"flickr30k:{image_id}", (f"{image_id}.jpg",), boxes.width, boxes.height)
+    captions = _lines(read_file(tree.sentences_in, tree.sentences[image_id], max_bytes=MAX_BYTES))
+    for sentence, line in captions:
+        where = f"Sentences/{image_id}.txt: line {sentence + 1}"
+        try:
+            caption = parse_caption(line, where=where)
+        except DataError as error:
+            problems.add("malformed_caption", where, error.message)
+            continue
+        for number, phrase in enumerate(caption.phrases):
+            text = caption.text[phrase.begin : phrase.end]
+            if settings.unrelated_captions == "drop" and (image_id, sentence) in unrelated:
+                problems.add("phrase_of_unrelated_caption", where, text)
+                continue
+            regions = _regions(phrase, boxes, image_id, settings.scene_boxes)
+            if not regions:
+                problems.add(_why_no_box(phrase, boxes), where, text)
+                continue
+            yield RawRecord(
+                split=split,
+                image=image,
+                expressions=(RawExpression(f"{image_id}/{sentence}/{number}", text),),
+                regions=regions,
+                where=f"{where}, phrase {number + 1}",
+                kind=phrase.types[0] if phrase.types else None,
+            )
+
+
+def _regions(
+    phrase: CaptionPhrase, boxes: EntityBoxes, image_id: str, scenes_have_boxes: bool
+) -> tuple[RawRegion, ...]:
+    if phrase.chain == NOT_VISUAL:
+        return ()
+    if phrase.chain in boxes.regions:
+        return boxes.regions[phrase.chain]
+    if scenes_have_boxes and phrase.chain in boxes.scenes:
+        if boxes.width is None or boxes.height is None:
+            raise DataError(
+                "a scene has no box around the image where the image's size is not told",
+                where=f"Annotations/{image_id}.xml",
+                hint="leave scene_boxes off",
+            )
+        box = (0.0, 0.0, float(boxes.width), float(boxes.height))
+        return (RawRegion(box, source_id=f"flickr30k:{image_id}/{phrase.chain}/scene"),)
+    return ()
+
+
+def _why_no_box(phrase: CaptionPhrase, boxes: EntityBoxes) -> str:
+    if phrase.chain == NOT_VISUAL:
+        return "phrase_without_box_chain_0"
+    if phrase.chain in boxes.scenes:
+        return "phrase_without_box_scene"
+    if phrase.chain in boxes.unboxed:
+        return "phrase_without_box_nobndbox"
+    return "phrase_without_box"
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, str]]:
+    """0-based line numbers and the lines that are not blank."""
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n")):
+        if line.strip():
+            try:
+                yield number, line.decode("utf-8")
+            except UnicodeDecodeError:
+                yield number, line.decode("latin-1")
+
+
+def _open_tree(path: Path, sentences: Path | None) -> _Tree:
+    if not path.is_dir():
+        captions = list_files(path, ".txt", folder="Sentences")
+        return _Tree(path, captions, path, list_files(path, ".xml", folder="Annotations"))
+    annotations = path / "Annotations" if (path / "Annotations").is_dir() else path
+    sentences = sentences or annotations.parent / "Sentences"
+    if not sentences.is_dir():
+        raise DataError("the captions are missing", where=str(sentences), hint="unpack annotations.zip as a whole")
+    return _Tree(sentences, list_files(sentences, ".txt"), annotations, list_files(annotations, ".xml"))
+
+
+def _images_by_split(files: Mapping[str, Path]) -> dict[str, list[str]]:
+    images: dict[str, list[str]] = {}
+    split_of: dict[str, str] = {}
+    for split in SPLITS:
+        if split in files:
+            for number, text in read_lines(files[split]):
+                image_id = text.strip().removesuffix(".jpg")
+                if image_id in split_of:
+                    raise DataError(
+                        f"image {image_id} is already in {split_of[image_id]}", where=f"{files[split]}: line {number}"
+                    )
+                split_of[image_id] = split
+                images.setdefault(split, []).append(image_id)
+    if not images:
+        raise DataError(
+            "no list says which pictures belong to a split",
+            where=str(files["annotations"]),
+            hint="put train.txt, val.txt or test.txt of Flickr30k Entities beside it",
+        )
+    return images
+
+
+def _unrelated(files: Mapping[str, Path], settings: FlickrSettings) -> frozenset[tuple[str, int]]:
+    """(picture, 0-based sentence) of the captions to be dropped."""
+    if settings.unrelated_captions == "keep":
+        return frozenset()
+    if "unrelated" not in files:
+        raise DataError(
+            "there is no list of the unrelated captions that are to be dropped",
+            where=str(files["annotations"]),
+            hint="put UNRELATED_CAPTIONS beside it, or set unrelated_captions to keep",
+        )
+    pairs = set()
+    for number, text in read_lines(files["unrelated"]):
+        if text.lstrip().startswith("#"):
+            continue
+        fields = text.split()
+        if len(fields) != 2 or not fields[1].isdecimal():
+            raise DataError(f"{text!r} is not <image> <sentence number>", where=f"{files['unrelated']}: line {number}")
+        pairs.add((fields[0], int(fields[1]) - 1))
+    return frozenset(pairs)
+
+
+SOURCE = Source(
+    description="Flickr30k Entities (annotations.zip or its folders Sentences and Annotations)",
+    read=read_flickr,
+    settings=FlickrSettings,
+    files={
+        "annotations": ("annotations.zip", "Annotations", "annotations"),
+        "train": ("train.txt",),
+        "val": ("val.txt",),
+        "test": ("test.txt",),
+        "sentences": ("Sentences",),
+        "unrelated": ("UNRELATED_CAPTIONS", "UNRELATED_CAPTIONS.txt"),
+    },
+    sniff=sniff_flickr,
+    optional=frozenset({*SPLITS, "sentences", "unrelated"}),
+)

@@ -1,0 +1,71 @@
+"""gRefCOCO: refs with any number of annotations, or none, in `grefs(unc).json` beside `instances.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from refcli.config.schema import Settings
+from refcli.data.sources.record import Problems, RawRecord, Source
+from refcli.data.sources.refer import INSTANCES_NAMES, ReferSettings, referred_records, refs_names
+from refcli.data.sources.refs_file import Ref, TextField, sniff_refs
+from refcli.errors import DataError
+
+NOTHING = -1
+"""The annotation id of a ref that is about nothing."""
+
+
+class GrefcocoSettings(ReferSettings):
+    """Choices of the gRefCOCO reader."""
+
+    text: TextField = "raw"
+    """`raw`: as it was typed, which the reference implementation (ReLA) reads; `sent`: the cleaned sentence."""
+
+
+def read_grefcoco(
+    files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems
+) -> Iterator[RawRecord]:
+    """Yield one record per ref, with no regions if it is about nothing; see `Reader`.
+
+    `ann_id` may be a list of ids, `[-1]`, `[]` or, in older rows, one bare id. The COCO-style export of the same data
+    (`finetune_grefcoco_<split>.json`) is read by the source `coco`.
+
+    Args:
+        files: `refs` and `instances`.
+        settings: a `GrefcocoSettings`.
+        dataset: for images and annotations that are not COCO's.
+        problems: `repeated_annotation` (kept once), and those of `referred_records`.
+
+    Raises:
+        DataError: a ref that is and is not about nothing, besides what `referred_records` raises.
+    """
+    assert isinstance(settings, GrefcocoSettings)
+
+    def annotations_of(ref: Ref) -> tuple[int, ...]:
+        ann_ids = tuple(dict.fromkeys(ref.ann_ids))
+        if len(ann_ids) < len(ref.ann_ids):
+            problems.add("repeated_annotation", ref.where, f"annotations {list(ref.ann_ids)}")
+        named = tuple(one for one in ann_ids if one != NOTHING)
+        if named and NOTHING in ann_ids:
+            raise DataError(f"the ref has the annotations {list(ann_ids)}, where -1 means none", where=ref.where)
+        if ref.no_target is not None and ref.no_target == bool(named):
+            raise DataError(
+                f"the ref says no_target {ref.no_target} and has the annotations {list(ref.ann_ids)}", where=ref.where
+            )
+        return named
+
+    return referred_records(files, settings, annotations_of, dataset=dataset, problems=problems)
+
+
+def sniff_grefcoco(path: Path) -> bool:
+    """Whether a file is a list of refs with lists of annotations."""
+    return sniff_refs(path) == "several"
+
+
+SOURCE = Source(
+    description="gRefCOCO's grefs(unc).json or .p with instances.json: several targets, or none",
+    read=read_grefcoco,
+    settings=GrefcocoSettings,
+    files={"refs": refs_names("grefs"), "instances": INSTANCES_NAMES},
+    sniff=sniff_grefcoco,
+)

@@ -1,0 +1,78 @@
+"""Files with one JSON object per line: a line that cannot be used is listed, and the rest goes on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from refcli.data.reading.streams import open_binary, read_lines
+from refcli.data.sources.record import Problems
+from refcli.errors import DataError
+
+T = TypeVar("T")
+BROKEN_LINE = "broken_line"
+HEAD_BYTES = 64 << 10
+_UTF8_BOM = b"\xef\xbb\xbf"
+
+
+def read_rows(path: Path, parse: Callable[[bytes, int, str], T], problems: Problems) -> Iterator[T]:
+    """Yield what `parse` makes of each line that is not blank.
+
+    Args:
+        path: plain or gzip.
+        parse: called with the line, its 1-based number and its place for messages; raises DataError for a line that
+            cannot be used.
+        problems: told of every such line, as `broken_line`.
+
+    Raises:
+        DataError: the file is missing or damaged, holds nothing, or has no line that can be used.
+    """
+    first_error: DataError | None = None
+    num_good = 0
+    for number, line in read_lines(path):
+        where = f"{path.name}: line {number}"
+        try:
+            row = parse(line.encode(), number, where)
+        except DataError as error:
+            first_error = first_error or error
+            problems.add(BROKEN_LINE, where, error.message + (f" ({error.hint})" if error.hint else ""))
+            continue
+        num_good += 1
+        yield row
+    if num_good:
+        return
+    if first_error is None:
+        raise DataError("the file is empty", where=str(path), hint="it should hold one JSON object per line")
+    raise DataError(
+        f"no line can be used; the first: {first_error.message}",
+        where=f"{path}: {first_error.where}",
+        hint=first_error.hint or "it should hold one JSON object per line",
+    )
+
+
+def head(path: Path) -> bytes:
+    """The first 64 KiB of a file, decompressed, without byte order mark and leading blanks; empty if unreadable."""
+    try:
+        with open_binary(path) as stream:
+            return stream.read(HEAD_BYTES).removeprefix(_UTF8_BOM).lstrip()
+    except (DataError, OSError):
+        return b""
+
+
+def first_object_has(path: Path, *keys: bytes) -> bool:
+    """Whether a file begins with a line that is a JSON object with all these keys, at any depth.
+
+    Of a line that is longer than 64 KiB only the beginning is looked at.
+    """
+    line, newline, _ = head(path).partition(b"\n")
+    if not line.startswith(b"{") or (newline and not line.rstrip().endswith(b"}")):
+        return False
+    return all(re.search(rb'"' + re.escape(key) + rb'"\s*:', line) for key in keys)
+
+
+def are_fractions(boxes: Sequence[Sequence[float]]) -> bool:
+    """Whether boxes are given in parts of the picture rather than pixels: not a number is above 1."""
+    numbers = [number for box in boxes for number in box]
+    return bool(numbers) and all(0 <= number <= 1 for number in numbers)

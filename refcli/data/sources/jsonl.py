@@ -1,0 +1,220 @@
+"""A user's own data: one JSON object per line, each an image, what is said about it, and what that means.
+
+    {"image": "a.jpg", "expression": "the red cup", "box": [10, 20, 110, 220]}
+    {"image": "a.jpg", "expressions": ["both cups", "the two cups"], "boxes": [[10, 20, 110, 220], [150, 20, 250, 220]]}
+    {"image": "a.jpg", "expression": "the fork", "no_target": true}
+
+The picture: `image` is its path below one of the folders of pictures (names of COCO's are recognised). Optional:
+`width` and `height` in pixels; `image_id`, which tells that pictures of several names are the same photograph
+("coco:581857", or a name of your own).
+
+The text: `expression`, or a list of `expressions` that mean the same.
+
+The target, exactly one of:
+
+- `box`: [x1, y1, x2, y2], or `box_xywh`: [x, y, width, height]; optional `segmentation`.
+- `boxes` or `boxes_xywh`: a list of such boxes, at least one; optional `segmentation`: a list of as many, null where
+  there is none.
+- `segmentation` alone: the box is its extent.
+- `no_target`: true, when nothing in the image is meant; an empty list of boxes may stand beside it. A line with no box
+  and no `no_target` is broken: a missing annotation is not a statement.
+
+Boxes are in pixels of the picture, counted from 0 at the outer edge of the first one, the far edge exclusive: a box
+of a whole picture is [0, 0, width, height]. A segmentation is COCO's: polygons [[x, y, x, y, ...], ...], a run-length
+object {"size": [height, width], "counts": ...}, or a list of these.
+
+Also optional: `id` (unique in its split; by default the file's split and the line's number), `split` (by default that
+of the file), `kind` (what sort of expression it is; scores can be split by it).
+
+A line that breaks a rule, or has a key that is not in this list, is listed as a `broken_line`; the others are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from refcli.config.schema import Settings
+from refcli.data.reading.json_files import parse_json
+from refcli.data.sources.coco_instances import xywh_to_xyxy
+from refcli.data.sources.json_lines import are_fractions, first_object_has, read_rows
+from refcli.data.sources.picture_names import named_image
+from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
+from refcli.errors import DataError
+from refcli.tables import nearest
+
+_Box = tuple[float, float, float, float]
+
+
+class JsonlSettings(Settings):
+    """The format leaves nothing to choose."""
+
+
+class _Line(msgspec.Struct):
+    image: str
+    expression: str | None = None
+    expressions: list[str] | None = None
+    box: _Box | None = None
+    box_xywh: _Box | None = None
+    boxes: list[_Box] | None = None
+    boxes_xywh: list[_Box] | None = None
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+    no_target: bool = False
+    width: int | None = None
+    height: int | None = None
+    image_id: str | int | None = None
+    id: str | int | None = None
+    split: str | None = None
+    kind: str | None = None
+
+
+KEYS = _Line.__struct_fields__
+"""Every key of the format."""
+_BOX_KEYS = ("box", "box_xywh", "boxes", "boxes_xywh")
+
+
+def read_jsonl(
+    files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems
+) -> Iterator[RawRecord]:
+    """Yield one record per line; see `Reader`.
+
+    Args:
+        files: split -> file; a line's own split wins.
+        settings: a `JsonlSettings`.
+        dataset: names pictures that are not COCO's.
+        problems: `broken_line`.
+    """
+    assert isinstance(settings, JsonlSettings)
+    places: dict[tuple[str, str], str] = {}
+    for role, path in files.items():
+
+        def parse(line: bytes, number: int, where: str, role: str = role) -> RawRecord:
+            record = _record(_parse_line(line, where), f"{role}/{number}", role, where, dataset)
+            for expression in record.expressions:
+                earlier = places.get((record.split, expression.id))
+                if earlier is not None:
+                    raise DataError(f"the id {expression.id!r} was already given", where=where, hint=earlier)
+            places.update(((record.split, expression.id), where) for expression in record.expressions)
+            return record
+
+        yield from read_rows(path, parse, problems)
+
+
+def sniff_jsonl(path: Path) -> bool:
+    """Whether a file begins with a line that has an image and an expression, and is no prediction."""
+    has_text = first_object_has(path, b"image", b"expression") or first_object_has(path, b"image", b"expressions")
+    return has_text and not first_object_has(path, b"schema")
+
+
+def _parse_line(line: bytes, where: str) -> _Line:
+    keys = parse_json(line, dict[str, msgspec.Raw], where=where)
+    for key in keys:
+        if key not in KEYS:
+            guess = nearest(key, KEYS)
+            raise DataError(
+                f"there is no key {key!r}",
+                where=where,
+                hint=f"did you mean {guess!r}?" if guess else "the keys are " + ", ".join(KEYS),
+            )
+    return parse_json(line, _Line, where=where)
+
+
+def _record(row: _Line, default_id: str, default_split: str, where: str, dataset: str) -> RawRecord:
+    return RawRecord(
+        split=_named(row.split, default_split, "split", where),
+        image=_image(row, dataset, where),
+        expressions=_expressions(row, default_id, where),
+        regions=_regions(row, where),
+        where=where,
+        kind=row.kind,
+    )
+
+
+def _image(row: _Line, dataset: str, where: str) -> RawImage:
+    if not row.image.strip():
+        raise DataError("image is empty", where=where)
+    for key, side in (("width", row.width), ("height", row.height)):
+        if side is not None and side < 1:
+            raise DataError(f"{key} is {side}", where=where, hint="pixels, at least 1")
+    image = named_image(row.image, dataset=dataset, width=row.width, height=row.height)
+    if row.image_id is None:
+        return image
+    key = _named(str(row.image_id), "", "image_id", where)
+    return RawImage(key if ":" in key else f"{dataset}:{key}", image.names, image.width, image.height)
+
+
+def _expressions(row: _Line, default_id: str, where: str) -> tuple[RawExpression, ...]:
+    identity = _named(None if row.id is None else str(row.id), default_id, "id", where)
+    if (row.expression is None) == (row.expressions is None):
+        raise DataError("a line has either expression or expressions", where=where)
+    if row.expression is not None:
+        return (RawExpression(identity, row.expression),)
+    if not row.expressions:
+        raise DataError("expressions is empty", where=where)
+    return tuple(RawExpression(f"{identity}/{number}", text) for number, text in enumerate(row.expressions))
+
+
+def _regions(row: _Line, where: str) -> tuple[RawRegion, ...]:
+    given = [key for key in _BOX_KEYS if getattr(row, key) is not None]
+    has_segmentation = bytes(row.segmentation) != b"null"
+    if len(given) > 1:
+        raise DataError(f"{given[0]} and {given[1]} are both given", where=where, hint="give one of them")
+    boxes = _boxes(row)
+    if row.no_target:
+        if boxes or has_segmentation:
+            raise DataError("no_target is true, but there is a target", where=where)
+        return ()
+    if not given and has_segmentation:
+        return (RawRegion(None, bytes(row.segmentation)),)
+    if not boxes:
+        raise DataError(
+            "there is no box", where=where, hint='if nothing in the image is meant, write "no_target": true'
+        )
+    if are_fractions(boxes):
+        raise DataError(f"{given[0]} is in parts of the image", where=where, hint="give it in pixels")
+    return tuple(
+        RawRegion(box, mask) for box, mask in zip(boxes, _masks(row, given[0], len(boxes), where), strict=True)
+    )
+
+
+def _boxes(row: _Line) -> list[BoxXYXY]:
+    if row.box is not None:
+        return [row.box]
+    if row.box_xywh is not None:
+        return [xywh_to_xyxy(row.box_xywh)]
+    return row.boxes or [xywh_to_xyxy(box) for box in row.boxes_xywh or ()]
+
+
+def _masks(row: _Line, key: str, count: int, where: str) -> list[bytes | None]:
+    segmentation = bytes(row.segmentation)
+    if segmentation == b"null":
+        return [None] * count
+    if key in ("box", "box_xywh"):
+        return [segmentation]
+    parts = parse_json(segmentation, list[msgspec.Raw], where=f"{where}, segmentation")
+    if len(parts) != count:
+        raise DataError(
+            f"there are {count} boxes but {len(parts)} segmentations",
+            where=where,
+            hint=f"with {key}, segmentation is a list of as many, null where there is none",
+        )
+    return [None if bytes(part) == b"null" else bytes(part) for part in parts]
+
+
+def _named(value: str | None, default: str, key: str, where: str) -> str:
+    if value is None:
+        return default
+    if not value.strip():
+        raise DataError(f"{key} is empty", where=where)
+    return value.strip()
+
+
+SOURCE = Source(
+    description='JSON lines of your own: {"image": ..., "expression": ..., "box": [x1, y1, x2, y2]}',
+    read=read_jsonl,
+    settings=JsonlSettings,
+    files={"*": ()},
+    sniff=sniff_jsonl,
+)

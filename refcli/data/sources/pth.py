@@ -1,0 +1,250 @@
+"""The `.pth` lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef: one tuple per expression, in several layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from math import isfinite
+from operator import itemgetter
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from refcli.config.schema import Settings
+from refcli.data.reading.json_files import convert
+from refcli.data.sources.coco_instances import Instances, coco_image, read_instances, xywh_to_xyxy
+from refcli.data.sources.pth_rows import Box, Family, Row, read_rows, starts_rows
+from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
+from refcli.data.sources.referit import saiapr_image
+from refcli.errors import DataError
+
+INSTANCES = "instances"
+ENOUGH_BOXES = 50
+"""Of so many x, y, width, height boxes one would have a width up to x or a height up to y: in RefCOCO three in five."""
+BOX_TOLERANCE = 0.02
+"""Pixels by which a box may differ from its annotation, which is written with two decimals."""
+
+BoxKind = Literal["xywh", "xyxy"]
+
+
+class PthSettings(Settings):
+    """Choices of the reader; `auto` settles them from the rows of each file."""
+
+    boxes: Literal["auto", "xywh", "xyxy"] = "auto"
+    """What the four numbers are. auto: what the layout has, unless the boxes tell otherwise, which is an error."""
+    images: Literal["auto", "coco", "referit", "flickr", "own"] = "auto"
+    """Whose photographs these are; `own`: none of the three."""
+    inclusive_boxes: bool = True
+    """The far edges of ReferIt's and Flickr30k's boxes name the last pixel, so they are moved out by one pixel. False
+    takes the numbers as edges, as TransVG and OneRef do: the boxes are one pixel short."""
+    first_flickr_pixel: Literal[0, 1] = 0
+    """Number of the first column and row in Flickr30k's boxes. The dataset's own parser subtracts the 1 of its XML."""
+
+
+class _Object(NamedTuple):
+    """What a row refers to."""
+
+    image: RawImage
+    region: RawRegion
+
+
+class _Size(msgspec.Struct):
+    height: int
+    width: int
+
+
+def read_pth(files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems) -> Iterator[RawRecord]:
+    """Yield one record per run of tuples about the same box, split by split; see `Reader`.
+
+    An expression's id is the position of its tuple, from 0. Masks and image sizes come with OneRef's tuples; with
+    TransVG's they are looked up by annotation id if there is an `instances` file.
+
+    Args:
+        files: a file per split, saved by torch or as the same lists in JSON; optionally `instances`.
+        settings: a `PthSettings`.
+        dataset: for the keys of images that are not of COCO, ReferIt or Flickr30k.
+        problems: nothing is left out, but `box_kind_assumed` (too few boxes to tell; one per file and family),
+            `unreadable_segmentation`, `annotation_not_in_instances` and `box_differs_from_instances` (no mask joined).
+
+    Raises:
+        DataError: a tuple of no known layout, layouts that do not go together, or boxes that contradict their kind.
+    """
+    assert isinstance(settings, PthSettings)
+    family = None if settings.images == "auto" else settings.images
+    rows_by_split = {split: read_rows(path, family=family) for split, path in files.items() if split != INSTANCES}
+    instances: Instances | None = None
+    if INSTANCES in files:
+        named = (row.annotation_id for rows in rows_by_split.values() for row in rows)
+        instances = read_instances(files[INSTANCES], annotation_ids={one for one in named if one is not None})
+    for split, rows in rows_by_split.items():
+        kinds = _box_kinds(rows, settings, files[split], problems)
+        objects = ((_object(row, kinds[row.family], settings, dataset, instances, problems), row) for row in rows)
+        for meant, run in groupby(objects, key=itemgetter(0)):
+            members = [row for _, row in run]
+            yield RawRecord(
+                split=split,
+                image=meant.image,
+                expressions=tuple(RawExpression(str(row.index), row.phrase) for row in members),
+                regions=(meant.region,),
+                where=members[0].where,
+            )
+
+
+def _box_kinds(rows: list[Row], settings: PthSettings, path: Path, problems: Problems) -> dict[Family, BoxKind]:
+    """What the four numbers are, for each family of the file, compared with all of its boxes."""
+    boxes: dict[Family, list[Row]] = {}
+    for row in rows:
+        boxes.setdefault(row.family, []).append(row)
+    if "flickr" in boxes:
+        _check_first_pixel(boxes["flickr"], settings, path, problems)
+    return {family: _box_kind(family, members, settings, path, problems) for family, members in boxes.items()}
+
+
+def _box_kind(family: Family, rows: list[Row], settings: PthSettings, path: Path, problems: Problems) -> BoxKind:
+    is_inclusive = family in ("referit", "flickr")
+    proof = next((row for row in rows if _is_never_xyxy(row.box, is_inclusive)), None)
+    kind = _usual_kind(rows[0]) if settings.boxes == "auto" else settings.boxes
+    if proof is not None and kind == "xyxy":
+        raise DataError(
+            f"the boxes of {family} are read as corners, but {list(proof.box)} can only be x, y, width, height",
+            where=f"{path}: tuple {proof.index}",
+            hint="if all are, declare the setting boxes: xywh; else the file contradicts itself",
+        )
+    if proof is None and settings.boxes == "auto" and kind != "xyxy":
+        if kind is None or len(rows) >= ENOUGH_BOXES:
+            raise DataError(
+                f"all {len(rows)} boxes of {family} could be corners, where x, y, width, height would have shown itself"
+                if kind
+                else "the boxes do not tell whether they are corners or x, y, width, height",
+                where=str(path),
+                hint="look at some, and declare the setting boxes: xyxy or boxes: xywh",
+            )
+        problems.add("box_kind_assumed", path.name, f"{len(rows)} boxes of {family}, taken as x, y, width, height")
+    return kind or "xywh"
+
+
+def _usual_kind(row: Row) -> BoxKind | None:
+    if row.layout == "mixup":
+        return "xywh"
+    return {"coco": "xywh", "referit": "xyxy", "flickr": "xyxy", "own": None}[row.family]
+
+
+def _is_never_xyxy(box: Box, is_inclusive: bool) -> bool:
+    """Whether a box has no extent when it is read as corners, but has some as x, y, width, height."""
+    first_x, first_y, last_x, last_y = box
+    if min(last_x, last_y) < 0 or (min(last_x, last_y) == 0 and not is_inclusive):
+        return False
+    if is_inclusive:
+        return last_x < first_x or last_y < first_y
+    return last_x <= first_x or last_y <= first_y
+
+
+def _check_first_pixel(rows: list[Row], settings: PthSettings, path: Path, problems: Problems) -> None:
+    zero = next((row for row in rows if min(row.box[:2]) < settings.first_flickr_pixel), None)
+    if zero is not None:
+        raise DataError(
+            f"the box {list(zero.box)} begins before pixel {settings.first_flickr_pixel}, the first one",
+            where=f"{path}: tuple {zero.index}",
+            hint="check the setting first_flickr_pixel",
+        )
+    if settings.first_flickr_pixel == 0 and len(rows) >= ENOUGH_BOXES and all(min(row.box[:2]) > 0 for row in rows):
+        problems.add("first_flickr_pixel_may_be_1", path.name, f"none of {len(rows)} boxes begins at 0")
+
+
+def _object(
+    row: Row, kind: BoxKind, settings: PthSettings, dataset: str, instances: Instances | None, problems: Problems
+) -> _Object:
+    box = _edges(row, kind, settings)
+    size = convert(row.about, _Size, where=row.where) if isinstance(row.about, dict) else None
+    width, height = (size.width, size.height) if size else (None, None)
+    segmentation: bytes | None = None
+    source_id: str | None = None
+    if row.layout == "oneref":
+        segmentation = _segmentation(row, problems)
+    elif row.annotation_id is not None:
+        source_id = f"coco:{row.annotation_id}"
+        if instances is not None:
+            width, height, segmentation = _joined(row, row.annotation_id, box, instances, problems)
+    elif row.referit_region is not None:
+        source_id = f"saiapr:{row.referit_region}"
+    return _Object(_image(row, dataset, width, height), RawRegion(box, segmentation, source_id))
+
+
+def _image(row: Row, dataset: str, width: int | None, height: int | None) -> RawImage:
+    if row.number is None:
+        return RawImage(f"{dataset}:{row.file_name}", (row.file_name,), width, height)
+    if row.family == "coco":
+        return coco_image(row.number, width=width, height=height)
+    if row.family == "referit":
+        return saiapr_image(row.number, width=width, height=height)
+    return RawImage(f"flickr30k:{row.number}", (f"{row.number}.jpg",), width, height)
+
+
+def _edges(row: Row, kind: BoxKind, settings: PthSettings) -> BoxXYXY:
+    left, top, right, bottom = map(float, row.box)
+    if kind == "xywh":
+        right, bottom = left + right, top + bottom
+    outwards = 1.0 if settings.inclusive_boxes and row.family in ("referit", "flickr") else 0.0
+    first = float(settings.first_flickr_pixel) if row.family == "flickr" else 0.0
+    return left - first, top - first, right - first + outwards, bottom - first + outwards
+
+
+def _joined(
+    row: Row, annotation_id: int, box: BoxXYXY, instances: Instances, problems: Problems
+) -> tuple[int | None, int | None, bytes | None]:
+    """Width, height and mask of a TransVG tuple, as far as the instances file has them."""
+    annotation = instances.annotations.get(annotation_id)
+    if annotation is None:
+        problems.add("annotation_not_in_instances", row.where, f"annotation {annotation_id}")
+        return None, None, None
+    if annotation.image_id != row.number:
+        raise DataError(
+            f"annotation {annotation_id} is of image {annotation.image_id}, the tuple's image is {row.number}",
+            where=row.where,
+            hint="the instances file belongs to another data set",
+        )
+    image = instances.images.get(annotation.image_id)
+    width, height = (image.width, image.height) if image else (None, None)
+    if any(abs(a - b) > BOX_TOLERANCE for a, b in zip(box, xywh_to_xyxy(annotation.bbox), strict=True)):
+        problems.add("box_differs_from_instances", row.where, f"{list(row.box)}, there {list(annotation.bbox)}")
+        return width, height, None
+    return width, height, annotation.segmentation or None
+
+
+def _segmentation(row: Row, problems: Problems) -> bytes | None:
+    """The polygons or run lengths of a OneRef tuple as JSON text."""
+    if not row.last or isinstance(row.last, str):
+        return None
+    try:
+        if isinstance(row.last, dict):
+            return msgspec.json.encode(_run_lengths(row.last))
+        if isinstance(row.last, list | tuple):
+            return msgspec.json.encode([_part(part) for part in row.last])
+        raise TypeError(f"a mask of type {type(row.last).__name__}")
+    except (TypeError, ValueError, LookupError, RecursionError) as error:
+        problems.add("unreadable_segmentation", row.where, f"{type(error).__name__}: {error}")
+        return None
+
+
+def _part(part: object) -> object:
+    if isinstance(part, dict):
+        return _run_lengths(part)
+    if isinstance(part, list | tuple) and all(type(x) in (int, float) and isfinite(x) for x in part):
+        return part
+    raise TypeError("a polygon that is no list of numbers")
+
+
+def _run_lengths(mask: dict[str, object]) -> dict[str, object]:
+    counts = mask["counts"]
+    return {"size": mask["size"], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+SOURCE = Source(
+    description="the .pth lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef, one file per split",
+    read=read_pth,
+    settings=PthSettings,
+    files={"*": (), INSTANCES: ("instances.json", "instances_train2014.json")},
+    sniff=starts_rows,
+    optional=frozenset({INSTANCES}),
+)

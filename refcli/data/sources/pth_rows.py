@@ -1,0 +1,151 @@
+"""The tuples of a `.pth` list, one per expression, in the layouts of TransVG and OneRef: told apart by their types."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from refcli.data.reading.json_files import read_json
+from refcli.data.reading.pickles import read_torch_list, starts_torch_list
+from refcli.data.reading.streams import open_binary
+from refcli.errors import DataError
+
+Family = Literal["coco", "referit", "flickr", "own"]
+"""Whose photographs a row is about; `own`: none of the three."""
+Layout = Literal["transvg", "oneref", "mixup", "flickr"]
+"""`transvg`: 5 items, the second "<annotation>.pth"; `oneref`: 5 or 6, the second the image's size; `mixup`: the same,
+the second "referit" or "flickr"; `flickr`: 3 items."""
+Box = tuple[float, float, float, float]
+
+_COCO_NAME = re.compile(r"(?:.*/)?(?:COCO_(?:train|val)2014_([0-9]{12})(?:_[0-9]+)?|([0-9]{12}))\.jpg")
+_NUMBER_NAME = re.compile(r"(?:.*/)?([0-9]+)\.jpg")
+_COCO_ANNOTATION = re.compile(r"([0-9]+)\.pth")
+_REFERIT_REGION = re.compile(r"([0-9]+_[0-9]+)\.pth")
+_JSON_START = re.compile(rb'\s*\[\s*\[\s*"[^"\\]+\.(?:jpg|jpeg|png)"\s*,')
+_SNIFFED_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tuple of the file."""
+
+    index: int
+    where: str
+    layout: Layout
+    family: Family
+    file_name: str
+    number: int | None
+    """The image's, in its family; None for `own`."""
+    about: object
+    """Second item: annotation or region, image size or family; None in Flickr30k's tuples."""
+    box: Box
+    phrase: str
+    last: object
+    """Fifth item: polygons, attributes of the phrase, or nothing of use."""
+
+    @property
+    def annotation_id(self) -> int | None:
+        """COCO's number of the object, which TransVG's tuples have."""
+        match = (
+            _COCO_ANNOTATION.fullmatch(self.about) if self.family == "coco" and isinstance(self.about, str) else None
+        )
+        return int(match[1]) if match else None
+
+    @property
+    def referit_region(self) -> str | None:
+        """ReferItGame's name of the object, "<image>_<region>", which TransVG's tuples have."""
+        match = (
+            _REFERIT_REGION.fullmatch(self.about) if self.family == "referit" and isinstance(self.about, str) else None
+        )
+        return match[1] if match else None
+
+
+def read_rows(path: Path, *, family: Family | None) -> list[Row]:
+    """Read a list saved by torch, or the same in JSON; `family` declares whose photographs they are, if it is known.
+
+    Raises:
+        DataError: an unsafe or broken file, a tuple of no known layout, layouts that do not belong together, or names
+            that are not of the family.
+    """
+    with open_binary(path) as stream:
+        is_json = stream.read(_SNIFFED_BYTES).lstrip().startswith(b"[")
+    content = read_json(path, list[object]) if is_json else read_torch_list(path)
+    if not isinstance(content, list) or not content:
+        what = "nothing" if content == [] else f"a {type(content).__name__}, not a list of tuples"
+        raise DataError(f"the file holds {what}", where=str(path), hint="is it a checkpoint? check the path")
+    rows = [_row(item, index, family, path) for index, item in enumerate(content)]
+    layouts = {row.layout for row in rows}
+    if len(layouts) > 1 and layouts != {"oneref", "mixup"}:
+        odd = next(row for row in rows if row.layout != rows[0].layout)
+        raise DataError(
+            f"tuples of the layouts {' and '.join(sorted(layouts))} do not belong in one file",
+            where=f"{path}: tuple {odd.index}",
+            hint="the first tuple is of the layout " + rows[0].layout,
+        )
+    return rows
+
+
+def starts_rows(path: Path) -> bool:
+    """Whether a file begins as a list saved by torch, or as such tuples in JSON; False if it cannot be read."""
+    try:
+        if starts_torch_list(path):
+            return True
+        with open_binary(path) as stream:
+            return _JSON_START.match(stream.read(_SNIFFED_BYTES)) is not None
+    except (DataError, OSError):
+        return False
+
+
+def _row(item: object, index: int, declared: Family | None, path: Path) -> Row:
+    if not isinstance(item, list | tuple) or len(item) not in (3, 5, 6):
+        raise _malformed("the entry is no tuple of 3, 5 or 6 items", path, index)
+    file_name, about, box, phrase, last = item[:5] if len(item) > 3 else (item[0], None, *item[1:], None)
+    if not isinstance(file_name, str) or not isinstance(phrase, str):
+        raise _malformed("the file name or the phrase is no text", path, index)
+    if not isinstance(box, list | tuple) or len(box) != 4 or not all(type(x) in (int, float) for x in box):
+        raise _malformed("the box is not four numbers", path, index)
+    layout = _layout(about, len(item))
+    if layout is None:
+        raise _malformed(f"the second item is {str(about)[:80]!r}, which no known layout has", path, index)
+    family = _family(layout, about, file_name) if declared is None or layout == "mixup" else declared
+    match = (_COCO_NAME if family == "coco" else _NUMBER_NAME).fullmatch(file_name)
+    if family != "own" and match is None:
+        raise _malformed(f"{file_name!r} is not the name of an image of {family}", path, index)
+    return Row(
+        index=index,
+        where=f"{path.name}: tuple {index}",
+        layout=layout,
+        family=family,
+        file_name=file_name,
+        number=int(match[match.lastindex or 0]) if match and family != "own" else None,
+        about=about,
+        box=(box[0], box[1], box[2], box[3]),
+        phrase=phrase,
+        last=last,
+    )
+
+
+def _layout(about: object, num_items: int) -> Layout | None:
+    if num_items == 3:
+        return "flickr"
+    if isinstance(about, dict):
+        return "oneref"
+    if about in ("referit", "flickr"):
+        return "mixup"
+    return "transvg" if num_items == 5 and isinstance(about, str) and about.endswith(".pth") else None
+
+
+def _family(layout: Layout, about: object, file_name: str) -> Family:
+    if layout == "flickr" or about == "flickr":
+        return "flickr"
+    if about == "referit":
+        return "referit"
+    if _COCO_NAME.fullmatch(file_name):
+        return "coco"
+    return "referit" if layout == "transvg" and _REFERIT_REGION.fullmatch(str(about)) else "own"
+
+
+def _malformed(message: str, path: Path, index: int) -> DataError:
+    return DataError(message, where=f"{path}: tuple {index}", hint="this is none of the layouts of TransVG and OneRef")

@@ -1,0 +1,142 @@
+"""ReferItGame (refclef, Berkeley splits) as the JSON files of Hu et al.: boxes, expressions by split, image sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from refcli.config.schema import Settings
+from refcli.data.reading.json_files import read_json
+from refcli.data.reading.streams import open_binary, read_lines
+from refcli.data.sources.mat_masks import MatMasks
+from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
+from refcli.errors import DataError
+
+SPLITS = ("train", "val", "test")
+MISSING_IMAGES = frozenset({"19579", "17975", "19575"})
+"""Photographs that REFER's refclef lacks; without them the splits have the 54,127 / 5,842 / 60,103 expressions of
+TransVG and OneRef."""
+_REGION = re.compile(r"([0-9]+)_[0-9]+")
+_FIRST_BOX = re.compile(rb'\s*\{\s*"[0-9]+_[0-9]+"\s*:\s*\[\s*[0-9]+\s*(?:,\s*[0-9]+\s*){3}\]')
+_SNIFFED_BYTES = 512
+
+
+class ReferitSettings(Settings):
+    """Choices of the ReferItGame reader."""
+
+    inclusive_boxes: bool = True
+    """The files' far edges name the last pixel of the object, so they are moved out by one pixel. False takes the
+    numbers as edges, as TransVG and OneRef do: the boxes are one pixel short."""
+    drop_missing_images: bool = False
+    """Leave out the expressions of the three photographs that REFER's refclef lacks."""
+
+
+def read_referit(
+    files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems
+) -> Iterator[RawRecord]:
+    """Yield one record per region, split by split; see `Reader`.
+
+    Args:
+        files: `boxes`, one or more of `train`, `val`, `test`; optionally `sizes`, `masks` (ReferItGame's `mask` folder
+            or a zip of it), and the splits' lists of images.
+        settings: a `ReferitSettings`.
+        dataset: unused: the images' keys are those of SAIAPR.
+        problems: `known_missing_image` (one per expression), `region_without_box`, `region_without_expression`,
+            `mask_missing`.
+    """
+    assert isinstance(settings, ReferitSettings)
+    splits = [split for split in SPLITS if split in files]
+    if not splits:
+        raise DataError(
+            "there are boxes but no expressions",
+            where=str(files["boxes"]),
+            hint="put referit_query_train.json, referit_query_val.json or referit_query_test.json beside it",
+        )
+    boxes = read_json(files["boxes"], dict[str, tuple[float, float, float, float]])
+    sizes = read_json(files["sizes"], dict[str, tuple[int, int]]) if "sizes" in files else {}
+    masks = MatMasks.find(files["masks"]) if "masks" in files else None
+    split_of_image: dict[str, str] = {}
+    for split in splits:
+        listed = _listed_images(files.get(f"{split}_images"))
+        for region, texts in read_json(files[split], dict[str, list[str]]).items():
+            where = f"{files[split].name}: region {region}"
+            image = _image_of(region, where)
+            if split_of_image.setdefault(image, split) != split:
+                raise DataError(f"image {image} is in {split_of_image[image]} and in {split}", where=where)
+            if listed is not None and image not in listed:
+                raise DataError(f"image {image} is not in the list of images of {split}", where=where)
+            if settings.drop_missing_images and image in MISSING_IMAGES:
+                for text in texts:
+                    problems.add("known_missing_image", where, text)
+                continue
+            if not texts:
+                problems.add("region_without_expression", where)
+                continue
+            box = boxes.get(region)
+            if box is None:
+                problems.add("region_without_box", where, f"{len(texts)} expressions")
+                continue
+            mask = masks.mask(region) if masks else None
+            if masks and mask is None:
+                problems.add("mask_missing", where)
+            width, height = sizes.get(f"{image}.jpg", (None, None))
+            yield RawRecord(
+                split=split,
+                image=saiapr_image(image, width=width, height=height),
+                expressions=tuple(RawExpression(f"{region}/{number}", text) for number, text in enumerate(texts)),
+                regions=(RawRegion(_edges(box, settings.inclusive_boxes), mask, f"saiapr:{region}"),),
+                where=where,
+            )
+
+
+def saiapr_image(image_id: str | int, *, width: int | None = None, height: int | None = None) -> RawImage:
+    """A photograph of IAPR TC-12 (SAIAPR), whose number is its file name."""
+    return RawImage(f"saiapr:{image_id}", (f"{image_id}.jpg",), width, height)
+
+
+def sniff_referit(path: Path) -> bool:
+    """Whether a file begins as `referit_bbox.json` does: `{"<image>_<region>": [four integers]`."""
+    try:
+        with open_binary(path) as stream:
+            return _FIRST_BOX.match(stream.read(_SNIFFED_BYTES)) is not None
+    except (DataError, OSError):
+        return False
+
+
+def _edges(box: BoxXYXY, far_edge_is_pixel: bool) -> BoxXYXY:
+    outwards = 1.0 if far_edge_is_pixel else 0.0
+    return box[0], box[1], box[2] + outwards, box[3] + outwards
+
+
+def _image_of(region: str, where: str) -> str:
+    match = _REGION.fullmatch(region)
+    if match is None:
+        raise DataError(f"{region!r} is not <image>_<region>, two numbers", where=where)
+    return match[1]
+
+
+def _listed_images(path: Path | None) -> frozenset[str] | None:
+    if path is None:
+        return None
+    return frozenset(text.strip().removesuffix(".jpg") for _, text in read_lines(path))
+
+
+SOURCE = Source(
+    description="ReferItGame as the JSON files of Hu et al. (referit_bbox.json and its neighbours)",
+    read=read_referit,
+    settings=ReferitSettings,
+    files={
+        "boxes": ("referit_bbox.json",),
+        "train": ("referit_query_train.json",),
+        "val": ("referit_query_val.json",),
+        "test": ("referit_query_test.json",),
+        "sizes": ("referit_imsize.json",),
+        "train_images": ("referit_train_imlist.txt",),
+        "val_images": ("referit_val_imlist.txt",),
+        "test_images": ("referit_test_imlist.txt",),
+        "masks": ("mask", "mask.zip", "mask.tar", "ReferitData.zip"),
+    },
+    sniff=sniff_referit,
+    optional=frozenset({*SPLITS, "sizes", "train_images", "val_images", "test_images", "masks"}),
+)

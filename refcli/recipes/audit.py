@@ -1,0 +1,61 @@
+"""audit: what a store's training splits share with its evaluation splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from refcli.data.audit import Audit, audit_store, distinct_pictures
+from refcli.data.perceptual_hash import LARGEST_DISTANCE, MAX_DISTANCE, hash_pictures
+from refcli.data.store import Store
+from refcli.errors import GateError, UsageError
+
+
+def audit(
+    store_path: Path,
+    *,
+    check_images: bool = False,
+    max_distance: int = MAX_DISTANCE,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Audit:
+    """Look for overlaps between splits of a store, and for repetitions within them.
+
+    Args:
+        store_path: a store made by `refcli prepare-data`.
+        check_images: read every picture and look for the same photograph under different ids as well.
+        max_distance: bits by which the hashes of two such pictures may differ.
+        workers: processes that read pictures.
+        progress: called with (pictures read, pictures in all).
+
+    Raises:
+        UsageError: `max_distance` or `workers` is out of range.
+        DataError: there is no store, or a file of it is missing or damaged.
+    """
+    if not 0 <= max_distance <= LARGEST_DISTANCE:
+        raise UsageError(f"{max_distance} is not in 0..{LARGEST_DISTANCE}", where="--max-distance")
+    if workers < 1:
+        raise UsageError(f"{workers} processes cannot work", where="--workers")
+    store = Store(store_path)
+    if not check_images:
+        return audit_store(store)
+    found = hash_pictures(distinct_pictures(store), workers=workers, progress=progress)
+    result = audit_store(store, hashes=found.hashes, max_distance=max_distance)
+    return replace(result, unreadable_pictures=found.unreadable)
+
+
+def refuse_overlap(result: Audit) -> None:
+    """Do nothing if no training and evaluation split share an image.
+
+    Raises:
+        GateError: some do; the worst pair is named.
+    """
+    overlapping = result.overlapping
+    if overlapping:
+        worst = max(overlapping, key=lambda overlap: overlap.shared_images)
+        raise GateError(
+            f"{len(overlapping)} of {len(result.overlaps)} pairs of training and evaluation splits share images",
+            where=f"{worst.train} holds {worst.shared_images:,} images of {worst.evaluation}",
+            hint="leave those images out of training, or do not score on such a split",
+        )

@@ -1,0 +1,80 @@
+"""Every kind of COCO segmentation gives the mask that pycocotools gives for it."""
+
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from refcli.data.preparation.masks import region_mask
+from refcli.data.sources.record import RawRegion
+from refcli.errors import DataError
+from refcli.geometry.masks import decode_mask, encode_mask, polygons_to_rle
+
+HEIGHT, WIDTH = 20, 30
+SQUARE = [2.0, 3.0, 12.0, 3.0, 12.0, 9.0, 2.0, 9.0]
+TRIANGLE = [20.5, 10.0, 28.0, 18.0, 15.0, 18.0]
+
+
+def mask_of(value):
+    return region_mask(RawRegion(None, json.dumps(value).encode()), HEIGHT, WIDTH)
+
+
+def bitmap(rows, columns):
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[slice(*rows), slice(*columns)] = True
+    return mask
+
+
+def test_polygons_are_united():
+    assert mask_of([SQUARE, TRIANGLE]) == polygons_to_rle([SQUARE, TRIANGLE], HEIGHT, WIDTH)
+    assert decode_mask(mask_of([SQUARE]))[3:9, 2:12].all()
+
+
+def test_parts_that_are_no_polygon_are_left_out_and_nothing_remains_of_nothing():
+    assert mask_of([SQUARE, [1.0, 2.0, 3.0, 4.0], [*TRIANGLE, 5.0]]) == mask_of([SQUARE])
+    assert mask_of([[1.0, 2.0, 3.0, 4.0]]) is None
+    assert mask_of([]) is None
+    assert region_mask(RawRegion(None, b""), HEIGHT, WIDTH) is None
+    assert region_mask(RawRegion(None), HEIGHT, WIDTH) is None
+
+
+def test_run_lengths_compressed_or_not_and_lists_of_them():
+    first, second = bitmap((2, 7), (3, 9)), bitmap((5, 15), (8, 20))
+    compressed = [encode_mask(first), encode_mask(second)]
+    as_dicts = [{"size": list(rle.size), "counts": rle.counts.decode()} for rle in compressed]
+    flat = first.flatten(order="F")
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flat, [True] if not flat[-1] else [False]]).astype(int)))
+    counts = np.diff(np.concatenate([[0], edges, [flat.size]]))
+    counts = [int(count) for count in counts if count]
+    assert mask_of({"size": [HEIGHT, WIDTH], "counts": counts}) == compressed[0]
+    assert mask_of(as_dicts[1]) == compressed[1]
+    assert (decode_mask(mask_of(as_dicts)) == (first | second)).all()
+
+
+def test_a_mask_may_be_given_or_be_read_when_it_is_needed():
+    rle = encode_mask(bitmap((2, 7), (3, 9)))
+    assert region_mask(RawRegion(None, rle), HEIGHT, WIDTH) == rle
+    assert region_mask(RawRegion(None, lambda: rle), HEIGHT, WIDTH) == rle
+    assert region_mask(RawRegion(None, lambda: None), HEIGHT, WIDTH) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"[[1, 2", "cannot be read"),
+        (b'{"size": [20, 30]}', "cannot be read"),
+        (b'{"size": [20, 30], "counts": [5, 5]}', "10 pixels"),
+        (b'[["a", "b", "c", "d", "e", "f"]]', "cannot be read"),
+        (b"7", "cannot be read"),
+        (b'{"size": [4, 4], "counts": [16]}', r"size \(4, 4\)"),
+    ],
+)
+def test_what_is_no_segmentation_is_refused(text, message):
+    with pytest.raises(DataError, match=message):
+        region_mask(RawRegion(None, text), HEIGHT, WIDTH)
+
+
+def test_the_oracle_agrees_on_areas():
+    truth = coco.area(coco.merge(coco.frPyObjects([SQUARE, TRIANGLE], HEIGHT, WIDTH)))
+    assert decode_mask(mask_of([SQUARE, TRIANGLE])).sum() == truth

@@ -1,0 +1,246 @@
+"""Mixtures: members are put together, and no training row shows a picture that scores are reported on."""
+
+import pytest
+
+from refcli.contracts.example import RLE, Example, Region
+from refcli.data import mixture as mixture_module
+from refcli.data import store_writing
+from refcli.data.manifest import read_manifest, write_manifest
+from refcli.data.mixture import EVAL_IMAGE_KEYS, write_mixture
+from refcli.data.spec import DatasetSpec
+from refcli.data.store import Store, write_split
+from refcli.errors import DataError, UsageError
+
+MASK = RLE((20, 30), b"0T7")
+
+
+def example(dataset, split, id_, image):
+    return Example(
+        id=id_,
+        dataset=dataset,
+        split=split,
+        image=f"{image}.jpg",
+        image_id=f"coco:{image}",
+        width=30,
+        height=20,
+        expression=f"{id_} of {dataset}",
+        regions=(Region((1.0, 2.0, 3.5, 4.25), MASK, f"object {id_}"), Region((0.0, 0.0, 1.0, 1.0))),
+        kind="plain",
+    )
+
+
+def stored(out, dataset, split, images, images_at=None, prefix=None):
+    """A split with one row per number in `images`, which is its picture."""
+    prefix = f"{dataset}/" if prefix is None else prefix
+    rows = [example(dataset, split, f"{prefix}{number}", image) for number, image in enumerate(images)]
+    write_manifest(out, [write_split(out, dataset, split, rows)], images=images_at, origin={"made": dataset})
+    return rows
+
+
+def spec(**changes):
+    values = {
+        "description": "two together",
+        "licence": "CC0-1.0",
+        "origin": "a test",
+        "mixture": {"train": ["left:train", "right:train"], "val": ["right:val"]},
+        "family": ["left", "right"],
+    }
+    return DatasetSpec.model_validate(values | changes)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Training pictures 1 2 3 2 and 3 4 5; evaluation pictures 2 (left:testA), 4 6 (right:val), so 2 and 4 leak."""
+    stored(tmp_path, "left", "train", [1, 2, 3, 2])
+    stored(tmp_path, "left", "testA", [2])
+    stored(tmp_path, "right", "train", [3, 4, 5])
+    stored(tmp_path, "right", "val", [4, 6])
+    return tmp_path
+
+
+def pictures(store, name):
+    return Store(store).split(name).column("image_id").to_pylist()
+
+
+def test_training_rows_with_an_evaluation_picture_of_any_member_are_dropped_and_counted(store):
+    report = write_mixture(store, "both", spec(), keep_leaks=False)
+    assert pictures(store, "both:train") == ["coco:1", "coco:3", "coco:3", "coco:5"]
+    left, right, _ = report.members
+    assert (left.split, left.member) == ("train", "left:train")
+    assert (left.rows, left.images, left.dropped_rows, left.dropped_images) == (4, 3, 2, 1)
+    assert (right.rows, right.images, right.dropped_rows, right.dropped_images) == (3, 3, 1, 1)
+    assert sum(one.rows - one.dropped_rows for one in (left, right)) == report.summaries[0].examples == 4
+
+
+def test_evaluation_splits_are_kept_whole(store):
+    report = write_mixture(store, "both", spec(), keep_leaks=False)
+    assert pictures(store, "both:val") == pictures(store, "right:val")
+    assert report.members[2].dropped_rows == 0
+
+
+def test_keeping_leaks_is_the_plain_sum_and_still_counts_them(store):
+    report = write_mixture(store, "both", spec(), keep_leaks=True)
+    assert pictures(store, "both:train") == pictures(store, "left:train") + pictures(store, "right:train")
+    assert [(one.leaking_rows, one.leaking_images) for one in report.members] == [(2, 1), (1, 1), (0, 0)]
+    assert [one.dropped_rows for one in report.members] == [0, 0, 0]
+    assert report.keep_leaks
+
+
+def test_rows_differ_from_their_members_in_data_set_split_and_image_only(store):
+    stored(store, "left", "trainval", [1, 7])
+    several = spec(mixture={"train": ["left:trainval"]}, family=[])
+    write_mixture(store, "both", several, keep_leaks=False)
+    mixed = Store(store).split("both:train")
+    original = Store(store).split("left:trainval")
+    assert len(mixed) == 2
+    for new, old in zip((mixed[0], mixed[1]), (original[0], original[1]), strict=True):
+        assert (new.dataset, new.split) == ("both", "train")
+        assert mixed.image_path(new) == original.image_path(old)
+        for name in ("id", "image", "image_id", "width", "height", "expression", "regions", "kind"):
+            assert getattr(new, name) == getattr(old, name), name
+
+
+def test_the_evaluation_pictures_are_listed_beside_the_splits(store):
+    report = write_mixture(store, "both", spec(), keep_leaks=False)
+    assert (store / "both" / EVAL_IMAGE_KEYS).read_text() == "coco:2\ncoco:4\ncoco:6\n"
+    assert report.evaluation_images == 3
+
+
+def test_ids_that_do_not_tell_their_data_set_are_made_to(tmp_path):
+    stored(tmp_path, "left", "train", [1, 2], prefix="")
+    stored(tmp_path, "right", "train", [3, 4], prefix="")
+    write_mixture(tmp_path, "both", spec(mixture={"train": ["left:train", "right:train"]}), keep_leaks=False)
+    assert Store(tmp_path).split("both:train").column("id").to_pylist() == ["left/0", "left/1", "right/0", "right/1"]
+
+
+def test_ids_that_tell_their_data_set_stay(store):
+    write_mixture(store, "both", spec(), keep_leaks=True)
+    ids = Store(store).split("both:train").column("id").to_pylist()
+    assert ids == ["left/0", "left/1", "left/2", "left/3", "right/0", "right/1", "right/2"]
+
+
+def test_two_splits_of_one_data_set_may_use_the_same_ids(store):
+    everything = spec(mixture={"train": ["left:train", "left:testA"]})
+    write_mixture(store, "both", everything, keep_leaks=True)
+    ids = Store(store).split("both:train").column("id").to_pylist()
+    assert len(set(ids)) == 5
+    assert ids[0] == "left/train/left/0"
+    assert ids[4] == "left/testA/left/0"
+
+
+@pytest.mark.parametrize(
+    ("roots", "expected_root", "expected_images"),
+    [
+        ((None, None), ".", ["left/1.jpg", "right/2.jpg"]),
+        (("pictures", "pictures/small"), "pictures", ["1.jpg", "small/2.jpg"]),
+        (("../left", "../right/train2014"), "..", ["left/1.jpg", "right/train2014/2.jpg"]),
+        (("/photos/coco", "/photos/coco"), "/photos/coco", ["1.jpg", "2.jpg"]),
+        (("/photos/coco", "/photos/saiapr"), "/photos", ["coco/1.jpg", "saiapr/2.jpg"]),
+    ],
+)
+def test_image_paths_stay_right_under_one_root(tmp_path, roots, expected_root, expected_images):
+    out = tmp_path / "store"
+    stored(out, "left", "train", [1], images_at=roots[0])
+    stored(out, "right", "train", [2], images_at=roots[1])
+    write_mixture(out, "both", spec(mixture={"train": ["left:train", "right:train"]}), keep_leaks=False)
+    opened = Store(out)
+    mixed = opened.split("both:train")
+    assert mixed.column("image").to_pylist() == expected_images
+    assert read_manifest(out)["datasets"]["both"]["splits"]["train"]["images_at"] == expected_root
+    for row, member in enumerate(("left:train", "right:train")):
+        original = opened.split(member)
+        assert mixed.image_path(mixed[row]).resolve() == original.image_path(original[0]).resolve()
+
+
+def test_roots_inside_and_outside_the_store_meet_at_their_common_folder(tmp_path):
+    out = tmp_path / "store"
+    stored(out, "left", "train", [1])
+    stored(out, "right", "train", [2], images_at=str(tmp_path / "photos"))
+    write_mixture(out, "both", spec(mixture={"train": ["left:train", "right:train"]}), keep_leaks=False)
+    mixed = Store(out).split("both:train")
+    assert mixed.image_root == tmp_path
+    assert mixed.column("image").to_pylist() == ["store/left/1.jpg", "photos/2.jpg"]
+
+
+def test_a_store_may_be_moved_with_its_mixture(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    stored(old, "left", "train", [1])
+    stored(old, "right", "train", [2])
+    write_mixture(old, "both", spec(mixture={"train": ["left:train", "right:train"]}), keep_leaks=False)
+    old.rename(new)
+    mixed = Store(new).split("both:train")
+    assert [mixed.image_path(mixed[row]).resolve() for row in (0, 1)] == [new / "left/1.jpg", new / "right/2.jpg"]
+
+
+def test_missing_members_are_named_with_the_command_that_makes_them(store):
+    wanted = spec(mixture={"train": ["left:train", "middle:train", "upper:train", "upper:trainval"]})
+    with pytest.raises(DataError) as caught:
+        write_mixture(store, "both", wanted, keep_leaks=False)
+    assert caught.value.message.endswith("not in the store: middle:train, upper:train, upper:trainval")
+    assert f"refcli prepare-data middle upper --raw DIR --images DIR --out {store}" in caught.value.hint
+    assert not (store / "both").exists()
+
+
+def test_a_folder_without_a_store_lacks_all_members(tmp_path):
+    with pytest.raises(DataError, match="left:train, right:train, right:val"):
+        write_mixture(tmp_path, "both", spec(), keep_leaks=False)
+
+
+def test_evaluation_splits_of_published_data_sets_that_are_not_in_the_store_are_reported(store):
+    wider = spec(family=["left", "right", "refcoco_unc"])
+    report = write_mixture(store, "both", wider, keep_leaks=False)
+    assert report.missing_evaluation == ("refcoco_unc:val", "refcoco_unc:testA", "refcoco_unc:testB")
+    assert Store(store).origin("both:train")["missing_evaluation"] == list(report.missing_evaluation)
+
+
+def test_strict_refuses_when_evaluation_splits_are_missing_unless_leaks_are_kept(store):
+    stored(store, "refcoco_unc", "testA", [5])
+    wider = spec(family=["left", "right", "refcoco_unc"])
+    with pytest.raises(DataError) as caught:
+        write_mixture(store, "both", wider, keep_leaks=False, strict=True)
+    assert "refcoco_unc:val, refcoco_unc:testB" in caught.value.message
+    assert "refcli prepare-data refcoco_unc " in caught.value.hint
+    assert not (store / "both").exists()
+    report = write_mixture(store, "both", wider, keep_leaks=True, strict=True)
+    assert report.members[1].leaking_images == 2
+
+
+def test_a_training_split_whose_pictures_are_all_evaluated_is_an_error(store):
+    stored(store, "left", "val", [1, 3])
+    with pytest.raises(DataError, match="no examples"):
+        write_mixture(store, "both", spec(mixture={"train": ["left:train"]}), keep_leaks=False)
+
+
+def test_one_split_can_be_written_alone(store):
+    report = write_mixture(store, "both", spec(), keep_leaks=False, splits=["val"])
+    assert [summary.split for summary in report.summaries] == ["val"]
+    assert "both:train" not in Store(store).names()
+    with pytest.raises(UsageError) as caught:
+        write_mixture(store, "both", spec(), keep_leaks=False, splits=["trian"])
+    assert "did you mean 'train'" in caught.value.hint
+
+
+def test_only_mixtures_can_be_mixed(store):
+    with pytest.raises(DataError, match="not a mixture"):
+        write_mixture(store, "left", spec(mixture={}, family=[], source="refer"), keep_leaks=False)
+
+
+def test_row_groups_are_copied_one_after_the_other(store, monkeypatch):
+    monkeypatch.setattr(store_writing, "ROWS_PER_GROUP", 2)
+    stored(store, "left", "train", [1, 2, 3, 2, 9])
+    sizes = []
+
+    def watched(out, dataset, split, tables):
+        def passed_on():
+            for table in tables:
+                sizes.append((split, len(table)))
+                yield table
+
+        return store_writing.write_tables(out, dataset, split, passed_on())
+
+    monkeypatch.setattr(mixture_module, "write_tables", watched)
+    seen = []
+    report = write_mixture(store, "both", spec(), keep_leaks=False, progress=lambda *now: seen.append(now))
+    assert sizes[:3] == [("train", 1), ("train", 1), ("train", 1)]
+    assert seen[:3] == [("train", 2, 8), ("train", 4, 8), ("train", 5, 8)]
+    assert (report.members[0].rows, report.members[0].dropped_rows, report.members[0].dropped_images) == (5, 2, 1)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from refcli.errors import ExitCode
 
-console_err = Console(stderr=True, highlight=False, soft_wrap=True)
+console_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 """Where everything goes that is not the answer itself."""
 
 

@@ -53,6 +53,10 @@ def command(
     reproduce_paper: Annotated[
         bool, typer.Option("--reproduce-paper", help="Mixtures keep training pictures that are in evaluation splits.")
     ] = False,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Mixtures are made although evaluation splits to keep out are missing."),
+    ] = False,
     workers: Annotated[int, typer.Option("--workers", help="Processes that work.", min=1)] = 1,
     shard: Annotated[
         str | None, typer.Option("--shard", help="Prepare only part i of n; the parts make one split.", metavar="i/n")
@@ -98,8 +102,6 @@ def command(
 
     from refcli.config.load import apply_overrides
     from refcli.data.preparation.plan import plan_file, plan_named
-    from refcli.data.sources.table import GENERATORS
-    from refcli.data.spec import load_spec
     from refcli.recipes.prepare_data import Preparation
 
     how = Preparation(
@@ -113,6 +115,24 @@ def command(
         force=force,
     )
     overrides = apply_overrides({}, set_ or [])
+    kinds = {_kind(each) for each in names or ()} or {"file"}
+    for is_given, option, users in (
+        (raw is not None, "--raw", {"published"}),
+        (bool(images), "--images", {"published", "file"}),
+        (shard is not None, "--shard", {"published", "file"}),
+        (bool(set_), "--set", {"published", "file", "generated"}),
+        (name is not None, "--name", {"file"}),
+        (bool(with_), "--with", {"file"}),
+        (format_ != "auto", "--format", {"file"}),
+        (reproduce_paper, "--reproduce-paper", {"mixture"}),
+        (allow_missing, "--allow-missing", {"mixture"}),
+    ):
+        if is_given and not kinds & users:
+            raise UsageError(
+                f"{option} does nothing here", where=option, hint=f"it is for {' and '.join(sorted(users))} data sets"
+            )
+    if check_images and not images and kinds & {"published", "file"}:
+        raise UsageError("there are no pictures to check", where="--check-images", hint="add --images DIR")
     done: list[dict[str, Any]] = []
     if from_ is not None:
         if not name:
@@ -121,22 +141,33 @@ def command(
         plan = plan_file(from_, name=name, form=format_, split=only, beside=_roles(with_), overrides=overrides)
         done += _carry_out(plan, how, dry_run)
     for each in names or ():
-        spec = load_spec(each)
-        if spec.mixture:
-            done += show.mixed(each, how, keep_leaks=reproduce_paper, dry_run=dry_run)
-        elif spec.source in GENERATORS:
+        if _kind(each) == "mixture":
+            done += show.mixed(each, how, keep_leaks=reproduce_paper, allow_missing=allow_missing, dry_run=dry_run)
+        elif _kind(each) == "generated":
             done += show.generated(each, how, size=size, seed=seed, overrides=overrides, dry_run=dry_run)
         elif raw is None:
             hint = f"refcli prepare-data {each} --raw DIR ..."
             raise UsageError(f"{each} is read from its published files", where="--raw", hint=hint)
         else:
             done += _carry_out(plan_named(each, raw=raw, splits=split, overrides=overrides), how, dry_run)
+    audit = None
     if not dry_run:
-        done += show.overlaps(out, [one["dataset"] for one in done])
+        audit = show.overlaps(out, {one["dataset"] for one in done}, check_images=check_images, workers=workers)
     if as_json:
-        show.as_json(out, done)
+        show.as_json(out, done, audit)
     elif not dry_run:
         show.store(out)
+
+
+def _kind(name: str) -> str:
+    """Where a data set comes from: "published" files, a "mixture" of splits, or "generated"."""
+    from refcli.data.sources.table import GENERATORS
+    from refcli.data.spec import load_spec
+
+    spec = load_spec(name)
+    if spec.mixture:
+        return "mixture"
+    return "generated" if spec.source in GENERATORS else "published"
 
 
 def _carry_out(plan: Plan, how: Preparation, dry_run: bool) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from refcli.errors import DataError
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from refcli.data.preparation.counting import CountCheck
     from refcli.data.preparation.plan import Plan
     from refcli.recipes.prepare_data import DatasetReport, Preparation
 
@@ -57,6 +58,8 @@ def verification(store: Path) -> None:
 
 def plan(of: Plan, how: Preparation) -> list[dict[str, Any]]:
     """What would be read and written."""
+    for note in of.notes:
+        say(note)
     say(f"{of.dataset}: format {of.source_name}, settings {of.settings.model_dump(mode='json')}")
     for role, path in of.files.items():
         say(f"  would read {role}: {path}")
@@ -74,15 +77,7 @@ def report(of: DatasetReport) -> None:
         say(f"{of.dataset}: nothing has changed, nothing was done (--force does it again)")
         return
     splits(of.splits)
-    for split in dict.fromkeys(check.split for check in of.counts if not check.agrees):
-        wrong = [check for check in of.counts if check.split == split and not check.agrees]
-        found = ", ".join(f"{check.found:,} {check.what}" for check in wrong)
-        known = ", ".join(f"{check.expected:,}" for check in wrong)
-        certainty = "are expected" if wrong[0].is_certain else "are remembered, not verified"
-        say(f"warning: {of.dataset}:{split} has {found}; {known} {certainty}")
-    agreeing = sum(check.agrees for check in of.counts)
-    if of.counts:
-        say(f"{of.dataset}: {agreeing} of {len(of.counts)} known counts agree")
+    _counts(of.dataset, of.counts)
     for split, lost in of.lost.items():
         say(f"{of.dataset}:{split}: {lost:,} expressions were left out")
     for kind, count in of.problems.counts.most_common():
@@ -90,6 +85,17 @@ def report(of: DatasetReport) -> None:
         for place in of.problems.places[kind][:SHOWN_PLACES]:
             say(f"    {place}")
     say(f"{of.dataset}: {of.seconds:.1f} s")
+
+
+def _counts(dataset: str, counts: Sequence[CountCheck]) -> None:
+    for split in dict.fromkeys(check.split for check in counts if not check.agrees):
+        wrong = [check for check in counts if check.split == split and not check.agrees]
+        found = ", ".join(f"{check.found:,} {check.what}" for check in wrong)
+        known = ", ".join(f"{check.expected:,}" for check in wrong)
+        certainty = "are expected" if wrong[0].is_certain else "are remembered, not verified"
+        say(f"warning: {dataset}:{split} has {found}; {known} {certainty}")
+    if counts:
+        say(f"{dataset}: {sum(check.agrees for check in counts)} of {len(counts)} known counts agree")
 
 
 def splits(rows: Iterable[SplitSummary]) -> None:
@@ -130,7 +136,7 @@ def generated(
     return [{"dataset": name, "status": "written", "splits": [asdict(summary) for summary in summaries]}]
 
 
-def mixed(name: str, how: Preparation, *, keep_leaks: bool, dry_run: bool) -> list[dict[str, Any]]:
+def mixed(name: str, how: Preparation, *, keep_leaks: bool, allow_missing: bool, dry_run: bool) -> list[dict[str, Any]]:
     """Put a mixture together from splits of the store."""
     from refcli.data.mixture import write_mixture
     from refcli.data.spec import load_spec
@@ -146,11 +152,17 @@ def mixed(name: str, how: Preparation, *, keep_leaks: bool, dry_run: bool) -> li
             name,
             spec,
             keep_leaks=keep_leaks,
+            allow_missing=allow_missing,
             strict=how.strict,
+            force=how.force,
             splits=how.splits,
             progress=bar.wrote,
         )
+    if made.status == "unchanged":
+        say(f"{name}: nothing has changed, nothing was done (--force does it again)")
+        return [{"dataset": name, **asdict(made)}]
     splits(made.summaries)
+    _counts(name, made.counts)
     for member in made.members:
         verb = "kept" if keep_leaks else "left out"
         say(
@@ -159,17 +171,17 @@ def mixed(name: str, how: Preparation, *, keep_leaks: bool, dry_run: bool) -> li
         )
     for missing in made.missing_evaluation:
         say(f"warning: {missing} is not in the store: its pictures may be in {name}'s training splits")
-    return [{"dataset": name, "status": "written", **asdict(made)}]
+    return [{"dataset": name, **asdict(made)}]
 
 
-def overlaps(out: Path, datasets: Collection[str]) -> list[dict[str, Any]]:
+def overlaps(out: Path, datasets: Collection[str], *, check_images: bool, workers: int) -> dict[str, Any]:
     """What the audit of the store finds about pairs of splits that these data sets are part of."""
     from refcli.cli.audit import show_overlaps
     from refcli.recipes.audit import audit
 
-    found = audit(out)
+    found = audit(out, only=datasets, check_images=check_images, workers=workers)
     show_overlaps(found, datasets)
-    return [{"audit": found.to_json()}]
+    return found.to_json()
 
 
 def store(out: Path) -> None:
@@ -177,9 +189,9 @@ def store(out: Path) -> None:
     write_line(str(out))
 
 
-def as_json(out: Path, done: Sequence[dict[str, Any]]) -> None:
+def as_json(out: Path, done: Sequence[dict[str, Any]], audit: dict[str, Any] | None) -> None:
     """Everything that was done, as one JSON object on stdout."""
-    write_line(json.dumps({"store": str(out), "datasets": list(done)}, ensure_ascii=False))
+    write_line(json.dumps({"store": str(out), "datasets": list(done), "audit": audit}, ensure_ascii=False))
 
 
 class Counting:

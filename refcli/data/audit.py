@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Int64
 
+from refcli.data.audit_codes import CodedSplit, Codes, coded_splits, codes_of, flags
 from refcli.data.perceptual_hash import MAX_DISTANCE, LookAlike, find_look_alikes
-from refcli.data.store import Store, StoreSplit
+from refcli.data.store import Store
 from refcli.errors import DataError
 
 AUDIT_SCHEMA = "refcli.audit/1"
-PIXEL_FRACTION = 100
-"""Boxes are equal if they are after rounding to 1 / 100 pixel, the precision of COCO's files."""
-SIDES = ("x1", "y1", "x2", "y2")
-_REGION_COLUMNS = tuple(f"regions.list.element.{name}" for name in (*SIDES, "source_id"))
-
-
-def is_train_like(split: str) -> bool:
-    """Whether models are trained on a split, by its name: "train", "train2014", "trainval", "train_pseudo", "focus"...
-
-    Every name that starts with "train" or "focus", in any case, is train-like; all others are for evaluation.
-    """
-    return split.casefold().startswith(("train", "focus"))
 
 
 @dataclass(frozen=True)
@@ -69,6 +58,8 @@ class Audit:
     splits: tuple[SplitAudit, ...]
     overlaps: tuple[Overlap, ...]
     """Every pair of a train-like and an evaluation split."""
+    not_audited: tuple[str, ...] = ()
+    """Splits that could not be: parts of them are not there yet, or they hold nothing."""
     look_alikes: tuple[LookAlike, ...] | None = None
     """None: pictures were not compared."""
     unreadable_pictures: Mapping[str, str] = field(default_factory=dict)
@@ -85,37 +76,52 @@ class Audit:
             "schema": AUDIT_SCHEMA,
             "splits": [asdict(split) for split in self.splits],
             "overlaps": [asdict(overlap) for overlap in self.overlaps],
+            "not_audited": list(self.not_audited),
             "look_alikes": None if self.look_alikes is None else [pair._asdict() for pair in self.look_alikes],
             "unreadable_pictures": dict(self.unreadable_pictures),
         }
 
 
-def audit_store(store: Store, *, hashes: Mapping[str, int] | None = None, max_distance: int = MAX_DISTANCE) -> Audit:
-    """Compare all train-like with all evaluation splits of a store, and look for repetitions within each.
+def audit_store(
+    store: Store,
+    *,
+    only: Collection[str] | None = None,
+    hashes: Mapping[str, int] | None = None,
+    max_distance: int = MAX_DISTANCE,
+) -> Audit:
+    """Compare train-like with evaluation splits of a store, and look for repetitions within each.
 
     Args:
         store: the store.
+        only: data sets; their splits, and the pairs of splits that they are part of. None for all.
         hashes: image id -> `difference_hash` of its picture, to find look-alikes; None: they are not looked for.
         max_distance: bits by which the hashes of look-alikes may differ.
 
     Raises:
         DataError: a file of the store is missing or damaged.
     """
-    splits, image_ids = _coded_splits([store.split(name) for name in store.names()])
+    opened = [split for split in map(store.split, store.whole_names()) if len(split)]
+    splits, image_ids = coded_splits(opened, only)
     evaluations = [split for split in splits if not split.is_train_like]
     trains = [split for split in splits if split.is_train_like]
     look_alikes = None
     if hashes is not None:
         sides = (_hashes_of(group, image_ids, hashes) for group in (trains, evaluations))
-        look_alikes = find_look_alikes(*sides, max_distance=max_distance)
+        wanted = [
+            set(_ids_of([split for split in group if split.is_wanted], image_ids)) for group in (trains, evaluations)
+        ]
+        found = find_look_alikes(*sides, max_distance=max_distance)
+        look_alikes = [pair for pair in found if pair.train in wanted[0] or pair.evaluation in wanted[1]]
     pairs = _coded_pairs(look_alikes, image_ids)
     overlaps = []
     for train in trains:
         seen = _Seen(train, splits)
-        overlaps += [seen.overlap(split, pairs) for split in evaluations]
+        overlaps += [seen.overlap(split, pairs) for split in evaluations if train.is_wanted or split.is_wanted]
+    audited = {split.name for split in splits}
     return Audit(
-        splits=tuple(split.audit() for split in splits),
+        splits=tuple(_repetitions(split) for split in splits if split.is_wanted),
         overlaps=tuple(overlaps),
+        not_audited=tuple(name for name in store.names() if name not in audited),
         look_alikes=None if look_alikes is None else tuple(look_alikes),
     )
 
@@ -127,9 +133,11 @@ def distinct_pictures(store: Store) -> dict[str, Path]:
         DataError: an image path leaves the image root.
     """
     pictures: dict[str, Path] = {}
-    for split in map(store.split, store.names()):
+    for split in map(store.split, store.whole_names()):
+        if not len(split):
+            continue
         table = pa.concat_tables(split.tables(["image_id", "image"]))
-        codes, _ = _codes(table.column("image_id"))
+        codes, _ = codes_of(table.column("image_id"))
         firsts = table.take(np.unique(codes, return_index=True)[1])
         for image_id, image in zip(*(firsts.column(name).to_pylist() for name in ("image_id", "image")), strict=True):
             if image.startswith("/") or ".." in image.split("/"):
@@ -138,159 +146,68 @@ def distinct_pictures(store: Store) -> dict[str, Path]:
     return pictures
 
 
-_Codes = Int64[np.ndarray, " n"]
-"""Equal things have equal codes, over all splits of the store; codes are dense from 0."""
-
-
-@dataclass(frozen=True)
-class _CodedSplit:
-    name: str
-    images: _Codes
-    """Of every example, as the next two."""
-    requests: _Codes
-    """Image and text."""
-    examples: _Codes
-    """Image, text and set of boxes."""
-    boxes: _Codes
-    """Image and box of every region."""
-    sources: _Codes
-    """Image and source id of every region; -1 without one."""
-    objects: _Codes
-    """`sources`, or codes of their own for boxes without one."""
-
-    @property
-    def is_train_like(self) -> bool:
-        return is_train_like(self.name.rpartition(":")[2])
-
-    def audit(self) -> SplitAudit:
-        """What repeats."""
-        distinct, firsts = np.unique(self.examples, return_index=True)
-        meanings = np.bincount(self.requests[firsts])
-        return SplitAudit(
-            name=self.name,
-            is_train_like=self.is_train_like,
-            examples=len(self.examples),
-            images=_num_distinct(self.images),
-            objects=_num_distinct(self.objects),
-            duplicate_expressions=len(self.examples) - len(distinct),
-            ambiguous_expressions=int((meanings[self.requests] > 1).sum()),
-        )
+def _repetitions(split: CodedSplit) -> SplitAudit:
+    distinct, firsts = np.unique(split.examples, return_index=True)
+    meanings = np.bincount(split.requests[firsts])
+    return SplitAudit(
+        name=split.name,
+        is_train_like=split.is_train_like,
+        examples=len(split.examples),
+        images=_num_distinct(split.images),
+        objects=_num_distinct(split.objects),
+        duplicate_expressions=len(split.examples) - len(distinct),
+        ambiguous_expressions=int((meanings[split.requests] > 1).sum()),
+    )
 
 
 class _Seen:
     """What a training split holds, as one flag per code."""
 
-    def __init__(self, train: _CodedSplit, splits: Sequence[_CodedSplit]) -> None:
+    def __init__(self, train: CodedSplit, splits: Sequence[CodedSplit]) -> None:
         self._name = train.name
-        self._images = _flags(train.images, [split.images for split in splits])
-        self._examples = _flags(train.examples, [split.examples for split in splits])
-        self._boxes = _flags(train.boxes, [split.boxes for split in splits])
-        self._sources = _flags(train.sources, [split.sources for split in splits])
+        self._pictures = flags(train.pictures, _size([split.pictures for split in splits]))
+        self._examples = flags(train.examples, _size([split.examples for split in splits]))
+        self._boxes = flags(train.boxes, _size([split.boxes for split in splits]))
+        self._sources = flags(train.sources, _size([split.sources for split in splits]))
 
-    def overlap(self, other: _CodedSplit, look_alikes: Int64[np.ndarray, "pairs 2"] | None) -> Overlap:
+    def overlap(self, other: CodedSplit, look_alikes: Int64[np.ndarray, "pairs 2"] | None) -> Overlap:
         """What of an evaluation split is in this one."""
         is_seen = self._boxes[other.boxes] | self._sources[other.sources]
         similar = None
         if look_alikes is not None:
             ones, others = look_alikes.T
-            similar = _num_distinct(others[self._images[ones] & np.isin(others, other.images)])
+            similar = _num_distinct(others[self._pictures[ones] & np.isin(others, other.pictures)])
         return Overlap(
             train=self._name,
             evaluation=other.name,
-            shared_images=_num_distinct(other.images[self._images[other.images]]),
+            shared_images=_num_distinct(other.pictures[self._pictures[other.pictures]]),
             shared_objects=_num_distinct(other.objects[is_seen]),
             identical_examples=int(self._examples[other.examples].sum()),
             look_alikes=similar,
         )
 
 
-def _flags(own: _Codes, everyones: Sequence[_Codes]) -> Bool[np.ndarray, " codes"]:
-    """Whether each code is among `own`; the last entry, which -1 picks, is False."""
-    flags = np.zeros(2 + max((int(codes.max(initial=-1)) for codes in everyones), default=-1), dtype=np.bool_)
-    flags[own[own >= 0]] = True
-    return flags
+def _size(everyones: Sequence[Codes]) -> int:
+    return 1 + max((int(codes.max(initial=-1)) for codes in everyones), default=-1)
 
 
-def _num_distinct(codes: _Codes) -> int:
+def _num_distinct(codes: Codes) -> int:
     return len(np.unique(codes))
 
 
-def _coded_splits(splits: Sequence[StoreSplit]) -> tuple[list[_CodedSplit], pa.Array]:
-    """The splits as codes, and the image id of every image code."""
-    if not splits:
-        return [], pa.array([], pa.large_string())
-    columns = ["image_id", "expression", *_REGION_COLUMNS]
-    tables = [pa.concat_tables(split.tables(columns)) for split in splits]
-    table = pa.concat_tables(tables)
-    images, image_ids = _codes(table.column("image_id"))
-    texts, _ = _codes(_comparable(table.column("expression")))
-    lists = table.column("regions")
-    lengths = pc.list_value_length(lists).to_numpy().astype(np.int64)
-    regions = pc.list_flatten(lists)
-    corners = np.stack([pc.struct_field(regions, side).to_numpy() for side in SIDES], axis=1)
-    names, _ = _codes(_without_empty(pc.struct_field(regions, "source_id")))
-    owners = np.repeat(np.arange(len(table)), lengths)
-    boxes = _box_codes(images[owners], corners)
-    sources = np.where(names < 0, -1, _joined(images[owners], names + 1))
-    objects = np.where(names < 0, sources.max(initial=-1) + 1 + boxes, sources)
-    requests = _joined(images, texts)
-    examples = _joined(requests, _set_codes(lengths, owners, boxes))
-    row_ends = np.cumsum([len(one) for one in tables])
-    region_ends = np.concatenate([[0], np.cumsum(lengths)])[row_ends]
-    by_row = (np.split(codes, row_ends[:-1]) for codes in (images, requests, examples))
-    by_region = (np.split(codes, region_ends[:-1]) for codes in (boxes, sources, objects))
-    rows = zip(splits, *by_row, *by_region, strict=True)
-    return [_CodedSplit(split.name, *codes) for split, *codes in rows], image_ids
+def _ids_of(splits: Sequence[CodedSplit], image_ids: pa.Array) -> list[str]:
+    used = np.unique(np.concatenate([np.empty(0, np.int64), *(split.pictures for split in splits)]))
+    ids: list[str] = image_ids.take(used).to_pylist()
+    return ids
 
 
-def _codes(texts: pa.ChunkedArray) -> tuple[_Codes, pa.Array]:
-    """Codes of texts (-1 for null), and the text of every code."""
-    chunks = [chunk.cast(pa.large_string()) for chunk in texts.chunks]
-    encoded = pa.concat_arrays(chunks or [pa.array([], pa.large_string())]).dictionary_encode()
-    return encoded.indices.fill_null(-1).to_numpy().astype(np.int64), encoded.dictionary
-
-
-def _comparable(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    single = pc.replace_substring_regex(texts, pattern=r"\s+", replacement=" ")
-    return pc.utf8_lower(pc.utf8_trim_whitespace(single))
-
-
-def _without_empty(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, texts.type), texts)
-
-
-def _joined(first: _Codes, second: _Codes) -> _Codes:
-    """Codes of pairs of codes."""
-    pairs = first * (int(second.max(initial=0)) + 1) + second
-    return np.unique(pairs, return_inverse=True)[1].reshape(-1)
-
-
-def _box_codes(images: _Codes, boxes_xyxy: Float64[np.ndarray, "n 4"]) -> _Codes:
-    codes = images
-    for side in boxes_xyxy.T:
-        codes = _joined(codes, np.unique(np.rint(side * PIXEL_FRACTION), return_inverse=True)[1])
-    return codes
-
-
-def _set_codes(lengths: _Codes, owners: _Codes, boxes: _Codes) -> _Codes:
-    """Codes of the sets of boxes that examples have, whatever their order."""
-    ordered = boxes[np.lexsort((boxes, owners))]
-    starts = np.cumsum(lengths) - lengths
-    codes = np.zeros(len(lengths), dtype=np.int64)
-    for position in range(int(lengths.max(initial=0))):
-        has_more = lengths > position
-        codes[has_more] = _joined(codes[has_more], ordered[starts[has_more] + position])
-    return _joined(lengths, codes)
-
-
-def _hashes_of(splits: Sequence[_CodedSplit], image_ids: pa.Array, hashes: Mapping[str, int]) -> dict[str, int]:
-    used = np.unique(np.concatenate([np.empty(0, np.int64), *(split.images for split in splits)]))
-    return {image_id: hashes[image_id] for image_id in image_ids.take(used).to_pylist() if image_id in hashes}
+def _hashes_of(splits: Sequence[CodedSplit], image_ids: pa.Array, hashes: Mapping[str, int]) -> dict[str, int]:
+    return {image_id: hashes[image_id] for image_id in _ids_of(splits, image_ids) if image_id in hashes}
 
 
 def _coded_pairs(look_alikes: Sequence[LookAlike] | None, image_ids: pa.Array) -> Int64[np.ndarray, "pairs 2"] | None:
     if look_alikes is None:
         return None
     ids = pa.array([image_id for pair in look_alikes for image_id in pair[:2]], image_ids.type)
-    codes: _Codes = pc.index_in(ids, value_set=image_ids).to_numpy(zero_copy_only=False).astype(np.int64)
+    codes: Codes = pc.index_in(ids, value_set=image_ids).to_numpy(zero_copy_only=False).astype(np.int64)
     return codes.reshape(-1, 2)

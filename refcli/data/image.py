@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import threading
+import warnings
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,12 @@ from refcli.errors import ImageError
 MAX_PIXELS = 200_000_000
 """Larger pictures are refused before they are decoded (a small file can claim any size)."""
 
+_ORIENTATION = 0x0112
+_TURNED = range(2, 9)
+_SIDEWAYS = range(5, 9)
+"""EXIF orientations that exchange width and height."""
+_HEADER_IS_ENOUGH = frozenset({"JPEG", "MPO", "WEBP", "BMP", "GIF"})
+"""Formats whose orientation is known before the pixels (a PNG may have it behind them, Pillow turns TIFFs itself)."""
 _WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _HIGH_RANGE = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 _BROKEN = (
@@ -37,6 +45,26 @@ _BROKEN = (
 """What Pillow's decoders raise on damaged files."""
 
 _pillow_limit = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """The size of a picture as `read_image` returns it, in pixels, and how its file holds it."""
+
+    width: int
+    height: int
+    orientation: int = 1
+    """EXIF: 1 if the file holds the picture upright, 2 to 8 if it is turned or mirrored when it is read."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the upright picture."""
+        return self.width, self.height
+
+    @property
+    def raw_size(self) -> tuple[int, int]:
+        """(width, height) of the raster in the file, before it is turned."""
+        return (self.height, self.width) if self.orientation in _SIDEWAYS else self.size
 
 
 def read_image(source: str | Path | bytes, *, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
@@ -68,6 +96,42 @@ def open_image(source: str | Path | bytes, *, name: str | None = None) -> Image.
             raise ImageError(
                 f"the picture cannot be decoded: {error}", where=where, hint="fetch or export the file again"
             ) from error
+
+
+def probe(path: Path) -> ImageFacts:
+    """The size of a picture, from its header where the format allows; damage behind that is not seen.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                is_told = image.format in _HEADER_IS_ENOUGH or (image.format == "PNG" and "exif" in image.info)
+                if is_told and image.width * image.height <= MAX_PIXELS:
+                    orientation = _orientation(image)
+                    width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
+                    return ImageFacts(width, height, orientation)
+    except Exception:  # whatever the decoder says of a damaged file: reading it whole names the reason
+        return decode(path)
+    return decode(path)
+
+
+def decode(path: Path) -> ImageFacts:
+    """The size of a picture that is decoded whole.
+
+    Raises:
+        ImageError: there is no such file, it is no picture, damaged or too large.
+    """
+    width, height = open_image(path).size
+    with _opened(path, str(path)) as image:
+        return ImageFacts(width, height, _orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    given = image.getexif().get(_ORIENTATION)
+    return next((known for known in _TURNED if known == given), 1)
 
 
 def _opened(source: str | Path | bytes, where: str) -> Image.Image:

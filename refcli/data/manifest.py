@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,33 +26,53 @@ def write_manifest(
     *,
     images: str | None = None,
     origin: Mapping[str, Any] | None = None,
+    outcome: Mapping[str, Any] | None = None,
     part: tuple[int, int] | None = None,
+    publish: Callable[[], None] | None = None,
 ) -> Path:
     """Add splits to `<out>/manifest.json` (or replace theirs), atomically; other splits stay as they are.
 
-    Several processes may do so at a time.
+    Several processes may do so at a time. Files that the manifest no longer names are removed.
 
     Args:
         out: the store.
         summaries: what the writers returned.
         images: the image root of these splits: absolute, or relative to the store; default `<out>/<dataset>`.
         origin: where the examples come from (settings, source files and their sha256), kept with each split.
+        outcome: what happened on the way, kept with each split.
         part: (number, count): the summaries are one part of their splits. Parts of another origin or count make way.
+        publish: moves the files to their places, while no other process touches the manifest.
     """
     path = Path(out) / MANIFEST
     with FileLock(path.with_name(f".{MANIFEST}.lock")):
         empty: dict[str, Any] = {"schema": STORE_SCHEMA, "datasets": {}}
         manifest = read_manifest(Path(out)) if path.exists() else empty
+        before = _files(manifest)
         for summary in summaries:
             splits = manifest["datasets"].setdefault(summary.dataset, {"splits": {}})["splits"]
             facts = {key: value for key, value in asdict(summary).items() if key not in ("dataset", "split")}
+            facts |= {"outcome": dict(outcome or {})}
             shared = {"images_at": images, "origin": dict(origin or {})}
             if part is None:
                 splits[summary.split] = facts | shared
             else:
                 splits[summary.split] = _with_part(splits.get(summary.split, {}), facts, shared, part)
+        if publish:
+            publish()
         write_atomically(path, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+        for file in before - _files(manifest):
+            (Path(out) / file).unlink(missing_ok=True)
     return path
+
+
+def _files(manifest: Mapping[str, Any]) -> set[str]:
+    entries = [split for dataset in manifest["datasets"].values() for split in dataset["splits"].values()]
+    return {file["file"] for entry in entries for file in (entry["parts"].values() if "parts" in entry else [entry])}
+
+
+def is_whole(entry: Mapping[str, Any]) -> bool:
+    """Whether a split is in one file, or all its parts are there."""
+    return "parts" not in entry or len(entry["parts"]) == entry["num_parts"]
 
 
 def _with_part(

@@ -30,6 +30,15 @@ class SplitCounts(Settings):
     `remembered`: only a hint, a difference is no failure."""
 
 
+class CountsIf(Settings):
+    """The counts of a data set that is read with other settings than its own."""
+
+    settings: dict[str, Any] = Field(min_length=1)
+    """Those that differ from the data set's and change what is counted; all of them together."""
+    splits: dict[str, SplitCounts] = Field(default_factory=dict)
+    """Empty: they change the counts, but nobody has published these."""
+
+
 class Obtain(Settings):
     """One thing to get from its authors; nothing is ever downloaded from here."""
 
@@ -72,8 +81,9 @@ class DatasetSpec(Settings):
     """Role -> names of its file (or folder), best first; tried in each of `folders`, then in the raw folder itself."""
 
     splits: dict[str, SplitCounts] = Field(default_factory=dict)
-    allow_image_overlap: bool = False
-    """The splits divide objects, not pictures: one picture may be in several."""
+    """With the settings above."""
+    counts_if: tuple[CountsIf, ...] = ()
+    """Counts with other settings. A setting that no entry names changes no count."""
 
     mixture: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Split -> its members, as "dataset:split"."""
@@ -84,6 +94,8 @@ class DatasetSpec(Settings):
     def _is_whole(self) -> DatasetSpec:
         if (self.source is None) != bool(self.mixture):
             raise ValueError("a data set has either a source or a mixture")
+        if self.counts_if and self.source is None:
+            raise ValueError("counts_if is about the settings of a source, and a mixture has none")
         for name in (*self.folders, *(name for names in self.files.values() for name in names)):
             if not PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise ValueError(f"{name!r} is not a path inside the folder of raw data")
@@ -97,9 +109,17 @@ class DatasetSpec(Settings):
         return self
 
 
+def is_train_like(split: str) -> bool:
+    """Whether models are trained on a split, by its name: "train", "train2014", "trainval", "train_pseudo", "focus"...
+
+    Every name that starts with "train" or "focus", in any case, is train-like; scores are reported on all others.
+    """
+    return split.casefold().startswith(("train", "focus"))
+
+
 def is_evaluation_split(split: str) -> bool:
-    """Whether scores are reported on a split: any but train, trainval, train_pseudo and the like."""
-    return not split.startswith("train")
+    """Whether scores are reported on a split: it is not train-like."""
+    return not is_train_like(split)
 
 
 def list_specs() -> list[str]:

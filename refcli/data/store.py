@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from refcli.contracts.example import Example
 from refcli.data.columns import SCHEMA, RowReader
-from refcli.data.manifest import MANIFEST, STORE_SCHEMA, read_manifest, split_files, write_manifest
+from refcli.data.manifest import MANIFEST, STORE_SCHEMA, is_whole, read_manifest, split_files, write_manifest
 from refcli.data.store_writing import SplitSummary, write_split
 from refcli.errors import DataError
 from refcli.tables import nearest
@@ -45,6 +45,15 @@ class Store:
         """All splits as "dataset:split", sorted."""
         return sorted(f"{dataset}:{split}" for dataset, entry in self._datasets.items() for split in entry["splits"])
 
+    def whole_names(self) -> list[str]:
+        """The splits that can be opened: all but those whose parts are not all there."""
+        return [name for name in self.names() if is_whole(self._entry(name))]
+
+    def _entry(self, name: str) -> Mapping[str, Any]:
+        dataset, split = name.rsplit(":", 1)
+        entry: Mapping[str, Any] = self._datasets[dataset]["splits"][split]
+        return entry
+
     def split(self, name: str) -> StoreSplit:
         """Open one split.
 
@@ -62,19 +71,17 @@ class Store:
                 where=str(self.path / MANIFEST),
                 hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + (", ".join(names) or "none"),
             )
-        dataset, split = name.rsplit(":", 1)
-        entry = self._datasets[dataset]["splits"][split]
+        entry = self._entry(name)
         files = split_files(entry, where=f"{self.path / MANIFEST}: {name}")
         return StoreSplit(
             name=name,
             files=tuple((self.path / file["file"], file["examples"]) for file in files),
-            image_root=self.path / (entry.get("images_at") or dataset),
+            image_root=self.path / (entry.get("images_at") or name.rsplit(":", 1)[0]),
         )
 
     def origin(self, name: str) -> Mapping[str, Any]:
         """Where a split comes from: its source, settings and input files."""
-        dataset, split = name.rsplit(":", 1)
-        return dict(self._datasets[dataset]["splits"][split].get("origin") or {})
+        return dict(self._entry(name).get("origin") or {})
 
 
 class StoreSplit:

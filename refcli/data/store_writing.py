@@ -65,10 +65,12 @@ class SplitWriter:
                     f"{name!r} cannot be the name of a data set or split", hint="use letters, digits and _-+."
                 )
         self._out, self._dataset, self._split = Path(out), dataset, split
+        self._is_part = part is not None
         suffix = f".{part[0]}-of-{part[1]}" if part else ""
         self._path = self._out / dataset / f"{split}{suffix}.parquet"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._unfinished = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
+        _remove_abandoned(self._path)
         self._parquet = pq.ParquetWriter(self._unfinished, SCHEMA, compression="zstd")
         self._ids: list[Int64[np.ndarray, " rows"]] = []
         self._images: set[int] = set()
@@ -113,15 +115,15 @@ class SplitWriter:
         """Close the file, still beside its place.
 
         Raises:
-            DataError: there are no rows, or an id occurs twice.
+            DataError: there are no rows (a part may have none), or an id occurs twice.
         """
         self._flush()
         self._parquet.close()
-        if not self._examples:
+        if not self._examples and not self._is_part:
             raise DataError(
                 "the split has no examples", where=f"{self._dataset}:{self._split}", hint="check the source files"
             )
-        ids = np.concatenate(self._ids)
+        ids = np.concatenate([*self._ids, np.empty(0, np.int64)])
         if len(np.unique(ids)) < len(ids):
             self._refuse_repeated_ids(ids, pq.read_table(self._unfinished, columns=["id"]))
         return SplitSummary(
@@ -153,6 +155,14 @@ class SplitWriter:
             "an example cannot be stored: its id occurs twice",
             where=f"{self._dataset}:{self._split} {table['id'][second].as_py()}",
         )
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes that were killed have left beside a file."""
+    for old in path.parent.glob(f".{path.name}.*.part"):
+        number = old.name.split(".")[-2]
+        if number.isdecimal() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
+            old.unlink(missing_ok=True)
 
 
 def write_split(out: Path, dataset: str, split: str, examples: Iterable[Example]) -> SplitSummary:

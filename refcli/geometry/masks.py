@@ -14,6 +14,12 @@ from refcli.contracts.example import RLE
 from refcli.errors import DataError
 
 _NUMBERS_OF_A_TRIANGLE = 6
+_REACH = 10
+"""How many image sides a polygon may reach out; pycocotools takes memory by the length of outlines, and crashes."""
+_FIRST_DIGIT = 48
+_PAYLOAD_BITS = 5
+_MORE, _SIGN, _PAYLOAD = 0x20, 0x10, 0x1F
+_MAX_DIGITS = 12
 
 
 def encode_mask(mask: Bool[np.ndarray, "height width"]) -> RLE:
@@ -48,15 +54,50 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
     Polygons of fewer than three points cover nothing.
 
     Raises:
-        DataError: a polygon has an odd number of coordinates or one that is not finite.
+        DataError: a polygon has an odd number of coordinates, one that is not finite, or one further than ten times
+            the image's longer side from 0.
     """
+    reach = _REACH * max(height, width)
     for polygon in polygons:
-        if len(polygon) % 2 or not all(math.isfinite(value) for value in polygon):
+        if len(polygon) % 2 or not all(abs(value) < math.inf for value in polygon):
             raise DataError(f"a polygon of {len(polygon)} numbers is not a list of finite x, y pairs")
+        if not all(abs(value) <= reach for value in polygon):
+            raise DataError(f"a polygon lies far outside the image of {width} x {height} pixels")
     parts = [list(polygon) for polygon in polygons if len(polygon) >= _NUMBERS_OF_A_TRIANGLE]
     if not parts:
         return encode_mask(np.zeros((height, width), dtype=np.bool_))
     return _rle(coco.merge(coco.frPyObjects(parts, height, width)))
+
+
+def check_run_lengths(rle: RLE) -> None:
+    """Refuse a compressed mask whose run lengths do not fill it; pycocotools measures such a mask without a word.
+
+    Raises:
+        DataError: the counts are damaged, a run is negative, or the runs do not add up to the mask's pixels.
+    """
+    runs: list[int] = []
+    value = digits = 0
+    for byte in rle.counts:
+        digit = byte - _FIRST_DIGIT
+        if not 0 <= digit <= _MORE | _PAYLOAD or digits == _MAX_DIGITS:
+            raise DataError("the run lengths are damaged")
+        value |= (digit & _PAYLOAD) << (_PAYLOAD_BITS * digits)
+        digits += 1
+        if digit & _MORE:
+            continue
+        if digit & _SIGN:
+            value -= 1 << (_PAYLOAD_BITS * digits)
+        if len(runs) > 2:  # from the fourth on, a run is given as its difference to the last but one
+            value += runs[-2]
+        if value < 0:
+            raise DataError("a run length is negative")
+        runs.append(value)
+        value = digits = 0
+    if digits:
+        raise DataError("the run lengths are cut off")
+    height, width = rle.size
+    if sum(runs) != height * width:
+        raise DataError(f"run lengths of {sum(runs)} pixels in a mask of {height} x {width}")
 
 
 def box_pixels(box_xyxy: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from refcli.errors import GateError, UsageError
 def audit(
     store_path: Path,
     *,
+    only: Collection[str] | None = None,
     check_images: bool = False,
     max_distance: int = MAX_DISTANCE,
     workers: int = 1,
@@ -24,6 +25,7 @@ def audit(
 
     Args:
         store_path: a store made by `refcli prepare-data`.
+        only: data sets; pairs of splits that none of them is part of are left out. None for all.
         check_images: read every picture and look for the same photograph under different ids as well.
         max_distance: bits by which the hashes of two such pictures may differ.
         workers: processes that read pictures.
@@ -39,9 +41,9 @@ def audit(
         raise UsageError(f"{workers} processes cannot work", where="--workers")
     store = Store(store_path)
     if not check_images:
-        return audit_store(store)
+        return audit_store(store, only=only)
     found = hash_pictures(distinct_pictures(store), workers=workers, progress=progress)
-    result = audit_store(store, hashes=found.hashes, max_distance=max_distance)
+    result = audit_store(store, only=only, hashes=found.hashes, max_distance=max_distance)
     return replace(result, unreadable_pictures=found.unreadable)
 
 

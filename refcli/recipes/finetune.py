@@ -194,6 +194,11 @@ def _meta(settings: FinetuneSettings) -> dict[str, object]:
         "steps": settings.train.steps,
         "batch_size": settings.train.batch_size * settings.train.accumulate,
         "seed": settings.train.seed,
-        "init_weights": settings.train.init_weights,
+        "init_weights": _last_two_parts(settings.train.init_weights),
         "averaged": settings.train.ema_decay is not None,
     }
+
+
+def _last_two_parts(name: str | None) -> str | None:
+    """Give "run/weights" of a path: whose weights they were, not where they lay."""
+    return None if name is None else "/".join(Path(name).parts[-2:])

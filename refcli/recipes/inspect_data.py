@@ -129,7 +129,7 @@ def inspect_data(
         DataError: there is no such store or split.
     """
     store = Store(path)
-    names = list(splits) if splits else store.names()
+    names = list(splits) if splits else store.whole_names()
     if len(set(names)) < len(names):
         raise UsageError(f"a split is named twice: {', '.join(names)}", where="--split")
     if not names:

@@ -22,23 +22,28 @@ from refcli.data.store_writing import SplitSummary
 from refcli.errors import DataError, UsageError
 from refcli.files import write_atomically
 
-SERIOUS = frozenset(
+TOLERATED = frozenset(
     {
-        "missing_image",
-        "unusable_picture",
-        "unreadable_mask",
-        "box_not_finite",
-        "inverted_box",
-        "degenerate_box",
-        "box_outside_the_image",
-        "region_without_box",
-        "broken_line",
-        "image_without_annotation",
-        "malformed_caption",
-        "unreadable_folder_or_archive",
+        "repaired_text",
+        "empty_expression",
+        "clipped_box",
+        "crowd_region",
+        "repeated_annotation",
+        "mask_disagrees_with_box",
+        "known_missing_image",
+        "region_without_expression",
+        "several_expression_keys",
+        "image_without_phrase",
+        "phrase_without_box",
+        "phrase_without_box_chain_0",
+        "phrase_without_box_scene",
+        "phrase_without_box_nobndbox",
+        "phrase_of_unrelated_caption",
+        "caption_without_box",
+        "left_out_detection",
     }
 )
-"""Problems that end a strict preparation."""
+"""Problems that well-made releases have; any other ends a strict preparation."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
         check_images=how.check_images,
         splits=how.splits,
     )
-    if not how.force and is_unchanged(how.out, plan.dataset, origin, part=how.shard):
+    if not how.force and is_unchanged(how.out, plan.dataset, origin, part=how.shard, strict=how.strict):
         return DatasetReport(plan.dataset, "unchanged", seconds=time.perf_counter() - start)
     how.out.mkdir(parents=True, exist_ok=True)
     pictures = Pictures.unlooked()
@@ -127,18 +132,27 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
             shard=how.shard,
             progress=progress,
         )
-        counts = tuple(check_counts(plan.spec, prepared.intake)) if plan.spec and not how.shard else ()
+        counts: tuple[CountCheck, ...] = ()
+        if plan.spec and not how.shard:
+            settings = plan.settings.model_dump(mode="json")
+            counts = tuple(check_counts(plan.spec, prepared.intake, settings=settings, splits=how.splits))
         _refuse_nothing(plan, prepared, how)
-        if how.strict:
-            _refuse_problems(plan, prepared, counts)
-        prepared.publish()
-    write_manifest(
-        how.out,
-        prepared.summaries,
-        images=str(pictures.base) if pictures.base else None,
-        origin=origin,
-        part=how.shard,
-    )
+        refused = _refused_if_strict(plan, prepared, counts)
+        if refused and how.strict:
+            raise refused
+        write_manifest(
+            how.out,
+            prepared.summaries,
+            images=_image_root(pictures, how.out),
+            origin=origin,
+            outcome={
+                "splits": sorted(summary.split for summary in prepared.summaries),
+                "missing_images": problems.counts["missing_image"],
+                "refused_if_strict": refused.message if refused else None,
+            },
+            part=how.shard,
+            publish=prepared.publish,
+        )
     report = DatasetReport(
         plan.dataset,
         "written",
@@ -148,7 +162,8 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
         prepared.problems,
         time.perf_counter() - start,
     )
-    suffix = f".{how.shard.number}-of-{how.shard.count}" if how.shard else ""
+    suffix = f".{'+'.join(how.splits)}" if how.splits else ""
+    suffix += f".{how.shard.number}-of-{how.shard.count}" if how.shard else ""
     text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
     write_atomically(how.out / plan.dataset / f"report{suffix}.json", text.encode())
     return report
@@ -166,29 +181,43 @@ def _refuse_nothing(plan: Plan, prepared: Prepared, how: Preparation) -> None:
             where="--split",
             hint="it has: " + (", ".join(sorted(plan.spec.splits)) if plan.spec else "none of that name"),
         )
-    if prepared.summaries or how.shard is not None:
+    if how.shard is not None:
         return
-    places = prepared.problems.places
-    kind, listed = next(iter(places.items()), ("the files hold no record", [""]))
+    written = {summary.split for summary in prepared.summaries}
+    empty = [split for split in prepared.intake if split not in written]
+    if written and not empty:
+        return
+    name = f"{plan.dataset}:{empty[0]}" if written else plan.dataset
+    kind, places = next(iter(prepared.problems.places.items()), ("no record", []))
     raise DataError(
-        f"nothing of {plan.dataset} can be used: {kind.replace('_', ' ')}, {prepared.problems.counts[kind]} times",
-        where=listed[0] or str(next(iter(plan.files.values()))),
+        f"nothing of {name} can be used: {kind.replace('_', ' ')}, {prepared.problems.counts[kind]} times",
+        where=next(iter([*places, *map(str, plan.files.values())])),
         hint="check --images" if kind == "missing_image" else "check the files",
     )
 
 
-def _refuse_problems(plan: Plan, prepared: Prepared, counts: Sequence[CountCheck]) -> None:
+def _refused_if_strict(plan: Plan, prepared: Prepared, counts: Sequence[CountCheck]) -> DataError | None:
     for check in counts:
         if not check.agrees and check.is_certain:
-            raise DataError(
+            return DataError(
                 f"{plan.dataset}:{check.split} has {check.found:,} {check.what}, {check.expected:,} are expected",
                 where=", ".join(map(str, plan.files.values())),
                 hint="the files are not the published ones; without --strict they are taken as they are",
             )
     for kind, places in prepared.problems.places.items():
-        if kind in SERIOUS:
-            raise DataError(
+        if kind not in TOLERATED:
+            return DataError(
                 f"{plan.dataset}: {kind.replace('_', ' ')}, {prepared.problems.counts[kind]} times",
                 where=places[0],
                 hint="without --strict such records are left out and counted",
             )
+    return None
+
+
+def _image_root(pictures: Pictures, out: Path) -> str | None:
+    """The image root for the manifest: relative if it lies in the store, which can then be moved."""
+    if pictures.base is None:
+        return None
+    store = out.resolve()
+    inside = pictures.base.is_relative_to(store)
+    return pictures.base.relative_to(store).as_posix() if inside else str(pictures.base)

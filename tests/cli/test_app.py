@@ -156,7 +156,7 @@ def test_a_closed_pipe_ends_quietly():
 def test_presets_list_prints_one_line_each_with_its_purpose():
     done = refcli_run("presets", "list")
 
-    assert re.search(r"^finetune/synthetic_small  \S", done.stdout, re.MULTILINE)
+    assert re.search(r"^finetune/synthetic_small {2,}\S", done.stdout, re.MULTILINE)
 
 
 def test_presets_copy_writes_the_file_once(tmp_path: Path):

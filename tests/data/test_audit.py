@@ -2,6 +2,7 @@
 
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,22 +10,22 @@ import pytest
 from PIL import Image
 
 from refcli.contracts.example import Example, Region
-from refcli.data.audit import audit_store, distinct_pictures, is_train_like
+from refcli.data.audit import audit_store, distinct_pictures
 from refcli.data.perceptual_hash import difference_hash, find_look_alikes, hash_pictures
-from refcli.data.store import Store, write_manifest, write_split
+from refcli.data.store import Store, StoreSplit, write_manifest, write_split
 
 BOX = (1.0, 2.0, 11.0, 12.0)
 OTHER_BOX = (20.0, 2.0, 31.0, 12.0)
 
 
-def make_store(out, **splits):
-    """Splits of the data set toy: lists of (image id, text, regions), a region being a box or (box, source id)."""
+def make_store(out, dataset="toy", **splits):
+    """Splits of a data set: lists of (image id, text, regions), a region being a box or (box, source id)."""
     summaries = []
     for split, rows in splits.items():
         examples = [
             Example(
                 id=f"{split}/{number}",
-                dataset="toy",
+                dataset=dataset,
                 split=split,
                 image=f"{image_id.replace(':', '_')}.png",
                 image_id=image_id,
@@ -38,7 +39,7 @@ def make_store(out, **splits):
             )
             for number, (image_id, text, regions) in enumerate(rows)
         ]
-        summaries.append(write_split(out, "toy", split, examples))
+        summaries.append(write_split(out, dataset, split, examples))
     write_manifest(out, summaries)
     return Store(out)
 
@@ -51,16 +52,6 @@ def only_overlap(out, train, val):
     (overlap,) = audit_store(make_store(out, train=train, val=val)).overlaps
     assert (overlap.train, overlap.evaluation, overlap.look_alikes) == ("toy:train", "toy:val", None)
     return counts(overlap)
-
-
-@pytest.mark.parametrize("name", ["train", "train2014", "trainval", "train_pseudo", "Train", "focus", "focus_2"])
-def test_splits_to_train_on_are_told_by_their_names(name):
-    assert is_train_like(name)
-
-
-@pytest.mark.parametrize("name", ["val", "test", "testA", "minival", "untrained", "restval"])
-def test_all_other_splits_are_for_evaluation(name):
-    assert not is_train_like(name)
 
 
 def test_splits_with_nothing_in_common_share_nothing(tmp_path):
@@ -185,9 +176,76 @@ def test_an_empty_store_has_no_overlaps(tmp_path):
         "schema": "refcli.audit/1",
         "splits": [],
         "overlaps": [],
+        "not_audited": [],
         "look_alikes": None,
         "unreadable_pictures": {},
     }
+
+
+def test_focus_splits_are_compared_as_training_splits(tmp_path):
+    same = [("coco:1", "a cat", [BOX])]
+    audit = audit_store(make_store(tmp_path, Focus_1=same, val=same))
+    assert [(overlap.train, overlap.evaluation) for overlap in audit.overlaps] == [("toy:Focus_1", "toy:val")]
+
+
+def two_data_sets(out):
+    """toy and other, which share coco:1; other:train has nothing of toy:val but other pictures, other:test neither."""
+    make_store(out, train=[("coco:1", "a cat", [BOX]), ("coco:4", "a cow", [BOX])], val=[("coco:2", "a dog", [BOX])])
+    return make_store(
+        out,
+        "other",
+        train=[("coco:7", "a cat", [BOX])],
+        val=[("coco:1", "a cat", [BOX]), ("coco:8", "a", [BOX]), ("coco:1", "it", [OTHER_BOX])],
+        test=[("coco:9", "a cat", [BOX])],
+    )
+
+
+def test_with_only_some_data_sets_their_splits_and_pairs_are_as_in_the_whole_audit(tmp_path):
+    store = two_data_sets(tmp_path)
+    hashes = {"coco:1": 0, "coco:2": 3, "coco:4": 0xFF << 20, "coco:7": 3, "coco:8": 0xFF << 40, "coco:9": 1}
+    whole, part = (audit_store(store, only=only, hashes=hashes) for only in (None, {"toy"}))
+
+    assert [split.name for split in part.splits] == ["toy:train", "toy:val"]
+    assert set(part.splits) < set(whole.splits)
+    assert part.overlaps == tuple(
+        overlap for overlap in whole.overlaps if "toy" in overlap.train or "toy" in overlap.evaluation
+    )
+    assert {(overlap.train, overlap.evaluation): counts(overlap) for overlap in part.overlaps} == {
+        ("toy:train", "toy:val"): (0, 0, 0),
+        ("toy:train", "other:val"): (1, 1, 1),
+        ("toy:train", "other:test"): (0, 0, 0),
+        ("other:train", "toy:val"): (0, 0, 0),
+    }
+    assert set(part.look_alikes) == {("coco:1", "coco:2", 2), ("coco:1", "coco:9", 1)} | {("coco:7", "coco:2", 0)}
+    assert set(whole.look_alikes) - set(part.look_alikes) == {("coco:7", "coco:9", 1), ("coco:7", "coco:1", 2)}
+
+
+def test_texts_and_boxes_are_read_of_the_wanted_splits_and_of_those_that_share_their_images(tmp_path, monkeypatch):
+    store = two_data_sets(tmp_path)
+    read = set()
+    tables = StoreSplit.tables
+
+    def watched(split, columns=None):
+        if columns is None or "expression" in columns:
+            read.add(split.name)
+        return tables(split, columns)
+
+    monkeypatch.setattr(StoreSplit, "tables", watched)
+    audit_store(store, only={"toy"})
+    assert read == {"toy:train", "toy:val", "other:val"}
+
+
+def test_a_split_whose_parts_are_not_all_there_is_named_and_the_others_are_audited(tmp_path):
+    store = make_store(tmp_path, train=[("coco:1", "a", [BOX])], val=[("coco:1", "a", [BOX])])
+    summary = write_split(tmp_path, "toy", "test", [replace(store.split("toy:val")[0], split="test")])
+    write_manifest(tmp_path, [summary], part=(1, 2))
+    store = Store(tmp_path)
+    audit = audit_store(store)
+
+    assert audit.not_audited == ("toy:test",)
+    assert [split.name for split in audit.splits] == ["toy:train", "toy:val"]
+    assert audit.to_json()["not_audited"] == ["toy:test"]
+    assert list(distinct_pictures(store)) == ["coco:1"]
 
 
 def test_forty_thousand_examples_are_audited_in_a_second(tmp_path):

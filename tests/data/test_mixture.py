@@ -3,12 +3,13 @@
 import pytest
 
 from refcli.contracts.example import RLE, Example, Region
-from refcli.data import mixture as mixture_module
 from refcli.data import store_writing
 from refcli.data.manifest import read_manifest, write_manifest
 from refcli.data.mixture import EVAL_IMAGE_KEYS, write_mixture
+from refcli.data.preparation.counting import CountCheck
 from refcli.data.spec import DatasetSpec
 from refcli.data.store import Store, write_split
+from refcli.data.store_writing import SplitWriter
 from refcli.errors import DataError, UsageError
 
 MASK = RLE((20, 30), b"0T7")
@@ -186,23 +187,109 @@ def test_a_folder_without_a_store_lacks_all_members(tmp_path):
         write_mixture(tmp_path, "both", spec(), keep_leaks=False)
 
 
-def test_evaluation_splits_of_published_data_sets_that_are_not_in_the_store_are_reported(store):
+def test_evaluation_splits_of_published_data_sets_that_are_missing_are_reported_where_that_is_allowed(store):
     wider = spec(family=["left", "right", "refcoco_unc"])
-    report = write_mixture(store, "both", wider, keep_leaks=False)
+    report = write_mixture(store, "both", wider, keep_leaks=False, allow_missing=True)
     assert report.missing_evaluation == ("refcoco_unc:val", "refcoco_unc:testA", "refcoco_unc:testB")
     assert Store(store).origin("both:train")["missing_evaluation"] == list(report.missing_evaluation)
 
 
-def test_strict_refuses_when_evaluation_splits_are_missing_unless_leaks_are_kept(store):
+def test_without_leaks_every_evaluation_split_of_the_family_must_be_there(store):
     stored(store, "refcoco_unc", "testA", [5])
     wider = spec(family=["left", "right", "refcoco_unc"])
     with pytest.raises(DataError) as caught:
-        write_mixture(store, "both", wider, keep_leaks=False, strict=True)
+        write_mixture(store, "both", wider, keep_leaks=False)
     assert "refcoco_unc:val, refcoco_unc:testB" in caught.value.message
     assert "refcli prepare-data refcoco_unc " in caught.value.hint
+    assert "--allow-missing" in caught.value.hint
     assert not (store / "both").exists()
-    report = write_mixture(store, "both", wider, keep_leaks=True, strict=True)
+
+
+def test_who_keeps_leaks_or_mixes_no_training_split_needs_no_evaluation_splits(store):
+    stored(store, "refcoco_unc", "testA", [5])
+    wider = spec(family=["left", "right", "refcoco_unc"])
+    report = write_mixture(store, "both", wider, keep_leaks=True)
     assert report.members[1].leaking_images == 2
+    assert write_mixture(store, "both", wider, keep_leaks=False, splits=["val"]).summaries[0].examples == 2
+
+
+def test_an_evaluation_split_whose_parts_are_not_all_there_is_missing(store):
+    rows = [example("left", "val", "left/0", 1)]
+    write_manifest(store, [write_split(store, "left", "val", rows)], part=(1, 2))
+    with pytest.raises(DataError, match="not in the store: left:val"):
+        write_mixture(store, "both", spec(), keep_leaks=False)
+
+
+PUBLISHED = {"train": {"images": 5, "refs": 7, "expressions": 8, "basis": "verified"}, "val": {"basis": "published"}}
+
+
+def test_with_leaks_the_counts_are_compared_with_the_published_ones(store):
+    report = write_mixture(store, "both", spec(splits=PUBLISHED), keep_leaks=True)
+    assert report.counts == (
+        CountCheck("train", "expressions", expected=8, found=7, is_certain=True),
+        CountCheck("train", "images", expected=5, found=5, is_certain=True),
+    )
+    assert write_mixture(store, "both", spec(splits=PUBLISHED), keep_leaks=False).counts == ()
+
+
+def test_strict_refuses_a_count_that_differs_and_leaves_the_store_as_it_was(store):
+    before = (store / "manifest.json").read_bytes()
+    with pytest.raises(DataError, match="both:train has 7 expressions, 8 are expected"):
+        write_mixture(store, "both", spec(splits=PUBLISHED), keep_leaks=True, strict=True)
+    assert (store / "manifest.json").read_bytes() == before
+    assert list((store / "both").iterdir()) == []
+    write_mixture(store, "both", spec(splits=PUBLISHED), keep_leaks=True)
+    with pytest.raises(DataError, match="8 are expected"):
+        write_mixture(store, "both", spec(splits=PUBLISHED), keep_leaks=True, strict=True)
+
+
+def test_what_is_unchanged_is_not_written_again_unless_forced(store):
+    write_mixture(store, "both", spec(), keep_leaks=False)
+    written = (store / "both" / "train.parquet").stat().st_ino
+    again = write_mixture(store, "both", spec(), keep_leaks=False)
+    assert (again.status, again.summaries) == ("unchanged", ())
+    assert write_mixture(store, "both", spec(), keep_leaks=False, splits=["val"]).status == "unchanged"
+    assert (store / "both" / "train.parquet").stat().st_ino == written
+    assert write_mixture(store, "both", spec(), keep_leaks=False, force=True).status == "written"
+    assert (store / "both" / "train.parquet").stat().st_ino != written
+
+
+def _a_member_changes(store):
+    stored(store, "right", "train", [3, 4, 5, 9])
+
+
+def _an_evaluation_split_changes(store):
+    stored(store, "left", "testA", [1])
+
+
+def _a_member_moves(store):
+    stored(store, "right", "train", [3, 4, 5], images_at="elsewhere")
+
+
+def _a_file_is_gone(store):
+    (store / "both" / "train.parquet").unlink()
+
+
+def _the_list_of_pictures_is_gone(store):
+    (store / "both" / EVAL_IMAGE_KEYS).unlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_a_member_changes, _an_evaluation_split_changes, _a_member_moves, _a_file_is_gone, _the_list_of_pictures_is_gone],
+)
+def test_a_mixture_is_made_again_when(store, change):
+    write_mixture(store, "both", spec(), keep_leaks=False)
+    change(store)
+    assert write_mixture(store, "both", spec(), keep_leaks=False).status == "written"
+    assert (store / "both" / EVAL_IMAGE_KEYS).is_file()
+
+
+def test_a_mixture_is_made_again_with_another_family_or_with_leaks(store):
+    write_mixture(store, "both", spec(family=["right"]), keep_leaks=False)
+    assert write_mixture(store, "both", spec(), keep_leaks=False).status == "written"
+    assert write_mixture(store, "both", spec(), keep_leaks=True).status == "written"
+    assert len(Store(store).split("both:train")) == 7
 
 
 def test_a_training_split_whose_pictures_are_all_evaluated_is_an_error(store):
@@ -229,18 +316,15 @@ def test_row_groups_are_copied_one_after_the_other(store, monkeypatch):
     monkeypatch.setattr(store_writing, "ROWS_PER_GROUP", 2)
     stored(store, "left", "train", [1, 2, 3, 2, 9])
     sizes = []
+    write = SplitWriter.write
 
-    def watched(out, dataset, split, tables):
-        def passed_on():
-            for table in tables:
-                sizes.append((split, len(table)))
-                yield table
+    def watched(writer, table):
+        sizes.append(len(table))
+        write(writer, table)
 
-        return store_writing.write_tables(out, dataset, split, passed_on())
-
-    monkeypatch.setattr(mixture_module, "write_tables", watched)
+    monkeypatch.setattr(SplitWriter, "write", watched)
     seen = []
     report = write_mixture(store, "both", spec(), keep_leaks=False, progress=lambda *now: seen.append(now))
-    assert sizes[:3] == [("train", 1), ("train", 1), ("train", 1)]
+    assert sizes[:3] == [1, 1, 1]
     assert seen[:3] == [("train", 2, 8), ("train", 4, 8), ("train", 5, 8)]
     assert (report.members[0].rows, report.members[0].dropped_rows, report.members[0].dropped_images) == (5, 2, 1)

@@ -9,7 +9,7 @@ from refcli.config.load import validate
 from refcli.config.schema import Settings
 from refcli.data.sources.record import Source
 from refcli.data.sources.table import GENERATORS, SOURCES
-from refcli.data.spec import DatasetSpec, find_files, is_evaluation_split, list_specs, load_spec
+from refcli.data.spec import DatasetSpec, find_files, is_evaluation_split, is_train_like, list_specs, load_spec
 from refcli.errors import ConfigError, DataError
 from refcli.tables import lookup
 
@@ -80,7 +80,6 @@ def test_splits_by_picture_add_up_to_the_whole(name, images, refs):
     splits = load_spec(name).splits.values()
     assert sum(split.images for split in splits) == images
     assert sum(split.refs for split in splits) == refs
-    assert not load_spec(name).allow_image_overlap
 
 
 @pytest.mark.parametrize(
@@ -90,7 +89,6 @@ def test_splits_by_object_share_pictures_but_no_objects(name, images, refs):
     spec = load_spec(name)
     assert sum(split.images for split in spec.splits.values()) > images
     assert sum(split.refs for split in spec.splits.values()) == refs
-    assert spec.allow_image_overlap
 
 
 def test_both_divisions_of_refcocog_hold_the_same_expressions():
@@ -120,9 +118,26 @@ def test_members_and_family_of_a_mixture_are_data_sets_with_evaluation_splits(na
         assert any(is_evaluation_split(split) for split in load_spec(dataset).splits)
 
 
-def test_only_training_splits_begin_with_train():
-    assert [is_evaluation_split(split) for split in ("train", "trainval", "train_pseudo")] == [False] * 3
-    assert [is_evaluation_split(split) for split in ("val", "testA", "test", "testAB")] == [True] * 4
+@pytest.mark.parametrize("name", ["train", "train2014", "trainval", "train_pseudo", "Train", "focus", "Focus_2"])
+def test_splits_to_train_on_are_told_by_their_names(name):
+    assert is_train_like(name)
+    assert not is_evaluation_split(name)
+
+
+@pytest.mark.parametrize("name", ["val", "test", "testA", "testAB", "minival", "untrained", "restval"])
+def test_all_other_splits_are_for_evaluation(name):
+    assert is_evaluation_split(name)
+    assert not is_train_like(name)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_settings_that_change_counts_are_settings_of_the_source(name):
+    spec = load_spec(name)
+    source: Source = lookup(SOURCES, spec.source, what="source")
+    for entry in spec.counts_if:
+        changed = validate(source.settings, spec.settings | entry.settings, where=name)
+        assert changed != validate(source.settings, spec.settings, where=name)
+        assert not entry.splits or entry.splits.keys() == spec.splits.keys()
 
 
 def test_an_unknown_data_set_names_the_nearest():
@@ -142,6 +157,8 @@ def test_an_unknown_data_set_names_the_nearest():
         ({"source": "refer", "folders": ["/data"]}, "not a path inside"),
         ({"source": "refer", "splits": {"val": {"images": 3}}}, "basis"),
         ({"source": "refer", "licnce": "MIT"}, "licnce"),
+        ({"source": "refer", "counts_if": [{"settings": {}}]}, "counts_if"),
+        ({"mixture": {"train": ["a:train"]}, "counts_if": [{"settings": {"text": "raw"}}]}, "a mixture has none"),
     ],
 )
 def test_a_specification_that_contradicts_itself_is_refused(changes, message):
@@ -202,6 +219,14 @@ def test_a_raw_folder_that_does_not_exist_is_named(tmp_path):
         find_files(load_spec("flickr30k"), tmp_path / "nowhere")
     assert caught.value.where == str(tmp_path / "nowhere")
     assert "obtain" in caught.value.hint
+
+
+def test_captions_of_flickr_that_were_unpacked_below_annotations_are_found(tmp_path):
+    touch(tmp_path, *(f"{split}.txt" for split in ("train", "val", "test")))
+    touch(tmp_path, "annotations/Annotations/1.xml", "annotations/Sentences/1.txt")
+    found = find_files(load_spec("flickr30k"), tmp_path)
+    assert found["annotations"] == tmp_path / "annotations/Annotations"
+    assert found["sentences"] == tmp_path / "annotations/Sentences"
 
 
 def test_optional_files_may_be_absent_but_those_of_published_splits_may_not(tmp_path):

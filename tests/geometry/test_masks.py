@@ -89,6 +89,8 @@ def test_polygons_without_area_cover_nothing_and_broken_ones_are_refused():
     assert rle_area(polygons_to_rle([[1.0, 1.0, 5.0, 5.0]], 10, 10)) == 0
     with pytest.raises(DataError, match="x, y pairs"):
         polygons_to_rle([[1.0, 1.0, 5.0, 5.0, 7.0]], 10, 10)
+    with pytest.raises(DataError, match="far outside"):
+        polygons_to_rle([[1.0, 1.0, 5.0, 1e9, 7.0, 2.0]], 10, 10)
     with pytest.raises(DataError, match="finite"):
         polygons_to_rle([[1.0, 1.0, 5.0, float("nan"), 7.0, 2.0]], 10, 10)
 

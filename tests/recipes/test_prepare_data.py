@@ -120,6 +120,37 @@ def test_what_has_not_changed_is_not_done_again(tmp_path, raw):
     assert len(Store(store).split("refcoco_unc:train")) == 30
 
 
+def test_pictures_that_were_missing_are_looked_for_again(tmp_path, raw):
+    write_pictures(tmp_path / "coco", range(1, 31))
+    how = {"out": tmp_path / "store", "images": (tmp_path / "coco",)}
+    assert prepared(raw, **how).problems.counts["missing_image"] == 10
+    write_pictures(tmp_path / "coco")
+    assert prepared(raw, **how).status == "written"
+    assert len(Store(tmp_path / "store").split("refcoco_unc:train")) == 60
+    assert prepared(raw, **how).status == "unchanged"
+
+
+def test_strict_is_not_satisfied_by_what_a_lenient_run_has_written(tmp_path, raw):
+    prepared(raw, out=tmp_path / "store")
+    with pytest.raises(DataError, match="are expected"):
+        prepared(raw, out=tmp_path / "store", strict=True)
+
+
+def test_a_split_that_another_run_has_replaced_is_done_again(tmp_path, raw):
+    store = tmp_path / "store"
+    prepared(raw, out=store)
+    prepared(raw, out=store, splits=("val",), overrides={"text": "raw"})
+    assert examples_of(store, "refcoco_unc:val")[0].expression == "Thing 4!"
+    assert prepared(raw, out=store).status == "written"
+    assert examples_of(store, "refcoco_unc:val")[0].expression == "thing 4 0"
+
+
+def test_a_split_without_a_single_usable_record_is_an_error(tmp_path, raw):
+    write_pictures(tmp_path / "coco", [number for number in range(1, NUM_IMAGES + 1) if number % 4])
+    with pytest.raises(DataError, match="nothing of refcoco_unc:val"):
+        prepared(raw, out=tmp_path / "store", images=(tmp_path / "coco",))
+
+
 def test_workers_and_inputs_in_gzip_change_nothing(tmp_path, raw):
     import gzip
 
@@ -143,6 +174,31 @@ def test_shards_make_the_same_split_together(tmp_path, raw):
         assert sorted(parts, key=lambda one: one.id) == sorted(whole, key=lambda one: one.id)
         entry = read_manifest(tmp_path / "parts")["datasets"]["refcoco_unc"]["splits"][split]
         assert entry["images"] == len({one.image for one in whole})
+
+
+def test_shards_that_hold_nothing_of_a_split_complete_it_all_the_same(tmp_path, raw):
+    count = 30
+    for number in range(1, count + 1):
+        prepared(raw, out=tmp_path / "parts", shard=Shard(number, count))
+        whole = Store(tmp_path / "parts").whole_names()
+        assert whole == (["refcoco_unc:train", "refcoco_unc:val"] if number == count else [])
+    assert len(Store(tmp_path / "parts").split("refcoco_unc:val")) == 20
+    assert prepared(raw, out=tmp_path / "parts", shard=Shard(1, count)).status == "unchanged"
+
+
+def test_files_of_an_older_layout_do_not_stay_beside_the_new_ones(tmp_path, raw):
+    store = tmp_path / "store"
+    prepared(raw, out=store)
+    for number in (1, 2):
+        prepared(raw, out=store, shard=Shard(number, 2))
+    names = sorted(path.name for path in (store / "refcoco_unc").glob("*.parquet"))
+    assert names == [f"{split}.{number}-of-2.parquet" for split in ("train", "val") for number in (1, 2)]
+    abandoned = store / "refcoco_unc" / ".train.parquet.4194999.part"
+    abandoned.write_bytes(b"half")
+    prepared(raw, out=store)
+    assert sorted(path.name for path in (store / "refcoco_unc").glob("*.part*")) == []
+    assert not abandoned.exists()
+    assert len(Store(store).split("refcoco_unc:train")) == 60
 
 
 def test_pictures_are_found_missing_ones_listed_and_left_out(tmp_path, raw):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from refcli.config.load import validate
 from refcli.data.preparation.run import Intake
-from refcli.data.spec import DatasetSpec
+from refcli.data.sources.record import Source
+from refcli.data.sources.table import SOURCES
+from refcli.data.spec import DatasetSpec, SplitCounts
+from refcli.tables import lookup
 
 REMEMBERED = "remembered"
 """Basis of counts that nobody has checked against the files: a difference is worth a hint, not a failure."""
@@ -29,14 +34,46 @@ class CountCheck:
         return self.expected == self.found
 
 
-def check_counts(spec: DatasetSpec, intake: Mapping[str, Intake]) -> list[CountCheck]:
-    """Every count that the specification knows of a split that was read."""
-    checks = []
-    for split in intake.keys() & spec.splits.keys():
-        expected = spec.splits[split]
-        found = intake[split].counts()
-        for what in found:
-            count = getattr(expected, what)
-            if count is not None:
-                checks.append(CountCheck(split, what, count, found[what], expected.basis != REMEMBERED))
-    return sorted(checks, key=lambda check: (check.split, check.what))
+def check_counts(
+    spec: DatasetSpec,
+    intake: Mapping[str, Intake],
+    *,
+    settings: Mapping[str, Any],
+    splits: Collection[str] | None = None,
+) -> list[CountCheck]:
+    """Every count that the specification knows; a split of which nothing was read has 0 of everything.
+
+    Args:
+        spec: of the data set.
+        intake: split -> what was read.
+        settings: all settings that the source has read with, as plain values.
+        splits: only these; None for all that the specification knows.
+
+    Returns:
+        The checks by split; none where the counts with these settings are not known.
+    """
+    expected = _known_counts(spec, settings)
+    found = {split: intake.get(split, Intake()).counts() for split in expected if splits is None or split in splits}
+    return compare_counts(expected, found)
+
+
+def compare_counts(expected: Mapping[str, SplitCounts], found: Mapping[str, Mapping[str, int]]) -> list[CountCheck]:
+    """Every count, by split and by name, that is both expected and found."""
+    return [
+        CountCheck(split, what, count, found[split][what], expected[split].basis != REMEMBERED)
+        for split in sorted(expected.keys() & found.keys())
+        for what in sorted(found[split])
+        if (count := getattr(expected[split], what)) is not None
+    ]
+
+
+def _known_counts(spec: DatasetSpec, settings: Mapping[str, Any]) -> Mapping[str, SplitCounts]:
+    if spec.source is None or not spec.counts_if:
+        return spec.splits
+    source: Source = lookup(SOURCES, spec.source, what="source")
+    usual = validate(source.settings, spec.settings, where="settings").model_dump(mode="json")
+    keys = {key for entry in spec.counts_if for key in entry.settings}
+    changed = {key: settings[key] for key in keys if settings[key] != usual[key]}
+    if not changed:
+        return spec.splits
+    return next((entry.splits for entry in spec.counts_if if entry.settings == changed), {})

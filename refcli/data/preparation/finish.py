@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from refcli.contracts.example import RLE, Example, Region
-from refcli.data.preparation.images import decode, probe
+from refcli.data.image import ImageFacts, decode, probe
+from refcli.data.preparation.images import must_fit
 from refcli.data.preparation.masks import region_mask
 from refcli.data.preparation.text import repair_text
 from refcli.data.sources.record import BoxXYXY, Problems, RawRecord, RawRegion
@@ -42,13 +43,18 @@ class Finishing:
     """Decode every picture whole and compare its size with the annotation's."""
 
 
+class _RotatedPictureError(DataError):
+    """A picture that is turned when it is read, but not its annotation."""
+
+
 def finish(placed: Sequence[PlacedRecord], how: Finishing, problems: Problems) -> Iterator[Example]:
     """Examples of records, in order.
 
     What cannot be used is left out and told to `problems`: empty expressions; records with a picture that is broken
-    or of another size (only if pictures are checked); records with a region whose box is inverted, degenerate, not
-    finite or outside the image. What is only odd is told and kept: boxes that were clipped, masks that cannot be read
-    or disagree with their box, text that was repaired.
+    or of another size, or whose boxes refer to it as it is before it is turned upright (only of pictures that are
+    looked into: all if they are checked, else those that `must_fit`); records with a region whose box is inverted,
+    degenerate, not finite or outside the image. What is only odd is told and kept: boxes that were clipped, masks that
+    cannot be read or disagree with their box, text that was repaired.
     """
     for one in placed:
         record = one.record
@@ -58,8 +64,9 @@ def finish(placed: Sequence[PlacedRecord], how: Finishing, problems: Problems) -
         try:
             width, height = _size(one, how)
         except (ImageError, DataError) as error:
+            kind = "rotated_picture" if isinstance(error, _RotatedPictureError) else "unusable_picture"
             for _ in texts:
-                problems.add("unusable_picture", record.where, f"{one.image}: {error.message}")
+                problems.add(kind, record.where, f"{one.image}: {error.message}")
             continue
         regions = _regions(record, width, height, problems)
         if regions is None:
@@ -92,20 +99,25 @@ def _texts(record: RawRecord, problems: Problems) -> Iterator[tuple[str, str]]:
 
 
 @lru_cache(maxsize=256)
-def _picture_size(path: Path, is_decoded: bool) -> tuple[int, int]:
-    facts = decode(path) if is_decoded else probe(path)
-    return facts.width, facts.height
+def _picture_facts(path: Path, is_decoded: bool) -> ImageFacts:
+    return decode(path) if is_decoded else probe(path)
 
 
 def _size(one: PlacedRecord, how: Finishing) -> tuple[int, int]:
     """(width, height): the annotation's, else the picture's, else (0, 0) for unknown."""
-    told = (one.record.image.width or 0, one.record.image.height or 0)
-    if one.path is None or (all(told) and not how.check_images):
+    image = one.record.image
+    told = (image.width or 0, image.height or 0)
+    if one.path is None or (all(told) and not how.check_images and not must_fit(image)):
         return told if all(told) else (0, 0)
-    found = _picture_size(one.path, how.check_images)
-    if all(told) and told != found:
-        raise DataError(f"the picture is {found[0]} x {found[1]}, its annotation says {told[0]} x {told[1]}")
-    return found
+    found = _picture_facts(one.path, how.check_images)
+    if all(told) and found.orientation != 1 and told == found.raw_size:
+        raise _RotatedPictureError(
+            f"its EXIF orientation is {found.orientation}, but its boxes refer to the unturned picture of "
+            f"{told[0]} x {told[1]}: save it again without the tag (jpegtran -copy none)"
+        )
+    if all(told) and told != found.size:
+        raise DataError(f"the picture is {found.width} x {found.height}, its annotation says {told[0]} x {told[1]}")
+    return found.size
 
 
 def _regions(record: RawRecord, width: int, height: int, problems: Problems) -> tuple[Region, ...] | None:

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
-from refcli.data.image import MAX_PIXELS, open_image
+from refcli.data.image import ImageFacts, probe
 from refcli.data.reading.archives import is_archive, open_archive
 from refcli.data.sources.record import RawImage
 from refcli.errors import DataError, ImageError
 
 PICTURE_SUFFIXES = frozenset({"jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"})
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-_ORIENTATION = 0x0112
-_SIDEWAYS = frozenset({5, 6, 7, 8})
-"""EXIF orientations that exchange width and height."""
-_HEADER_IS_ENOUGH = frozenset({"JPEG", "MPO", "WEBP", "BMP", "GIF"})
-"""Formats whose orientation is known before the pixels (a PNG may have it behind them, Pillow turns TIFFs itself)."""
-
-
-class ImageFacts(NamedTuple):
-    """The size of a picture as `refcli.data.image.read_image` returns it, in pixels."""
-
-    width: int
-    height: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +53,11 @@ _Index = dict[str, list[_Place]]
 """Case-folded file name -> places, in no particular order."""
 
 
+def must_fit(image: RawImage) -> bool:
+    """Whether a file is this picture only if it has the annotated size: not COCO's, whose names tell them apart."""
+    return bool(image.width and image.height) and not image.key.startswith("coco:")
+
+
 class ImageRoots:
     """Everything below some folders and in some archives, by file name; see `open`."""
 
@@ -76,6 +66,7 @@ class ImageRoots:
         self._folders = [container.folders for container in containers]
         self._files = files
         self._members: _Index | None = None
+        self._facts: dict[_Place, ImageFacts | None] = {}
         self.unreadable = unreadable
         """Folders, links and archives below the roots that could not be opened -> why. Archives are opened when a
         picture is looked for that is no plain file."""
@@ -115,9 +106,12 @@ class ImageRoots:
     def find(self, image: RawImage) -> FoundImage | None:
         """Where a picture is; None if it is nowhere.
 
-        Plain files come before archives, the same case before another, then the names in their order. Of several files
-        of a name, the one that lies at the given relative path is taken, else the one that shares most trailing
-        folders with it, else that of the right size if it is known, else the first by root, depth and path.
+        Plain files come before archives, the same case before another, then the names in their order. A name with
+        folders is no other folder's file: either all of them lead to the file, those of the root included, or they
+        end in the file's path below its root (where that has no folder, in the root's name). Of several such files,
+        the one at the given relative path is taken, else the one that shares most trailing folders with it, else the
+        first by root, depth and path. A plain file is passed over if it has not the annotated size (see `must_fit`);
+        of COCO's photographs, whose names tell them apart, one of that size is only preferred among equals.
 
         Raises:
             DataError: an archive that was named as a root is broken or unsafe.
@@ -136,26 +130,25 @@ class ImageRoots:
                 places = index.get(parts[-1].casefold(), [])
                 if same_case:
                     places = [place for place in places if place.relative.rpartition("/")[2] == parts[-1]]
-                if places:
-                    return self._found(self._best(places, [part.casefold() for part in parts], image))
+                best = self._best(places, [part.casefold() for part in parts], image)
+                if best is not None:
+                    return self._found(best)
         return None
 
-    def _best(self, places: list[_Place], parts: list[str], image: RawImage) -> _Place:
-        if len(places) == 1:
-            return places[0]
-        ranks = {place: self._rank(place, parts) for place in places}
-        best = min(ranks.values())
-        equals = sorted(
-            (place for place in places if ranks[place] == best),
-            key=lambda place: (place.container, place.relative.count("/"), place.relative),
+    def _best(self, places: list[_Place], parts: list[str], image: RawImage) -> _Place | None:
+        ranks = {place: rank for place in places if (rank := self._rank(place, parts)) is not None}
+        ordered = sorted(
+            ranks, key=lambda place: (ranks[place], place.container, place.relative.count("/"), place.relative)
         )
+        if must_fit(image):
+            return next((place for place in ordered if self._fits(place, image)), None)
+        equals = [place for place in ordered if ranks[place] == ranks[ordered[0]]]
         if len(equals) > 1 and image.width and image.height:
-            fitting = (place for place in equals if self._has_size(place, image.width, image.height))
-            return next(fitting, equals[0])
-        return equals[0]
+            return next((place for place in equals if self._fits(place, image)), equals[0])
+        return equals[0] if equals else None
 
-    def _rank(self, place: _Place, parts: list[str]) -> tuple[bool, int]:
-        """Lower is better: not the very path, minus the number of trailing folders in common."""
+    def _rank(self, place: _Place, parts: list[str]) -> tuple[bool, int] | None:
+        """Lower is better: not the very path, minus the number of trailing folders in common; None: another picture."""
         own = place.relative.casefold().split("/")
         folders = [*self._folders[place.container], *own[:-1]]
         agreeing = 0
@@ -163,16 +156,22 @@ class ImageRoots:
             if mine != wanted:
                 break
             agreeing += 1
+        if agreeing < min(len(parts) - 1, max(len(own) - 1, 1)):
+            return None
         return own != parts, -agreeing
 
-    def _has_size(self, place: _Place, width: int, height: int) -> bool:
+    def _fits(self, place: _Place, image: RawImage) -> bool:
+        """Whether a file has the annotated size, upright or as it lies there; archives are not looked into."""
         container = self._containers[place.container]
         if container.is_archive:
-            return False
-        try:
-            return probe(container.path / place.relative) == (width, height)
-        except ImageError:
-            return False
+            return True
+        if place not in self._facts:
+            try:
+                self._facts[place] = probe(container.path / place.relative)
+            except ImageError:
+                self._facts[place] = None
+        facts = self._facts[place]
+        return facts is not None and (image.width, image.height) in (facts.size, facts.raw_size)
 
     def _found(self, place: _Place) -> FoundImage:
         container = self._containers[place.container]
@@ -254,32 +253,3 @@ def _add(index: _Index, container: int, names: Iterable[str]) -> None:
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-
-
-def probe(path: Path) -> ImageFacts:
-    """The upright size of a picture, from its header where the format allows; damage behind that is not seen.
-
-    Raises:
-        ImageError: as `decode`.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                is_told = image.format in _HEADER_IS_ENOUGH or (image.format == "PNG" and "exif" in image.info)
-                if is_told and image.width * image.height <= MAX_PIXELS:
-                    is_sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-                    return ImageFacts(*(image.size[::-1] if is_sideways else image.size))
-    except Exception:  # whatever the decoder says of a damaged file: reading it whole names the reason
-        return decode(path)
-    return decode(path)
-
-
-def decode(path: Path) -> ImageFacts:
-    """The upright size of a picture that is decoded whole.
-
-    Raises:
-        ImageError: there is no such file, it is no picture, damaged or too large.
-    """
-    image = open_image(path)
-    return ImageFacts(image.width, image.height)

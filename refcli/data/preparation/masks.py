@@ -11,9 +11,19 @@ from pycocotools import mask as coco
 from refcli.contracts.example import RLE
 from refcli.data.sources.record import RawRegion
 from refcli.errors import DataError
-from refcli.geometry.masks import union_masks
+from refcli.geometry.masks import check_run_lengths, polygons_to_rle, union_masks
 
 _NUMBERS_OF_A_TRIANGLE = 6
+_UNREADABLE = (
+    msgspec.DecodeError,
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)
+"""What values of other types and ranges than a segmentation's raise."""
 _decode = msgspec.json.Decoder().decode
 
 
@@ -24,44 +34,51 @@ def region_mask(region: RawRegion, height: int, width: int) -> RLE | None:
     out, and if none remains there is no mask. Lists of run lengths are united (a pixel of any is a pixel).
 
     Raises:
-        DataError: what is there is no segmentation, or one of another image size.
+        DataError: what is there is no segmentation, is one of another image size or lies far outside of the image, or
+            has run lengths that do not fill it.
     """
     given = region.segmentation
     if given is None:
         return None
     if callable(given) and not isinstance(given, RLE):
         given = given()
-    mask = _from_json(given, height, width) if isinstance(given, bytes) else given
-    if mask is not None and tuple(mask.size) != (height, width):
-        raise DataError(f"the mask has the size {tuple(mask.size)}, the image {(height, width)}")
-    return mask
+    if isinstance(given, bytes):
+        return _from_json(given, height, width)
+    if given is not None:
+        _check_size(given.size, height, width)
+        check_run_lengths(given)
+    return given
 
 
 def _from_json(text: bytes, height: int, width: int) -> RLE | None:
     try:
         value = _decode(text) if text else None
         if isinstance(value, Mapping):
-            return _from_run_lengths(value)
+            return _from_run_lengths(value, height, width)
         if isinstance(value, Sequence) and value and isinstance(value[0], Mapping):
-            return union_masks([_from_run_lengths(one) for one in value])
+            return union_masks([_from_run_lengths(one, height, width) for one in value])
         polygons = [part for part in value or () if len(part) >= _NUMBERS_OF_A_TRIANGLE and not len(part) % 2]
-        if not polygons:
-            return None
-        return _rle(coco.merge(coco.frPyObjects(polygons, height, width)))
-    except (msgspec.DecodeError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        return polygons_to_rle(polygons, height, width) if polygons else None
+    except _UNREADABLE as error:
         raise DataError(f"the segmentation cannot be read: {error}") from error
 
 
-def _from_run_lengths(value: Mapping[str, Any]) -> RLE:
-    height, width = (int(side) for side in value["size"])
+def _from_run_lengths(value: Mapping[str, Any], height: int, width: int) -> RLE:
+    size = tuple(value["size"])
+    _check_size(size, height, width)
     counts = value["counts"]
     if isinstance(counts, str):
-        return RLE((height, width), counts.encode("latin-1"))
+        mask = RLE((height, width), counts.encode("latin-1"))
+        check_run_lengths(mask)
+        return mask
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("a run length is negative or no whole number")
     if sum(counts) != height * width:
         raise ValueError(f"run lengths of {sum(counts)} pixels in a mask of {height} x {width}")
-    return _rle(coco.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width))
+    encoded = coco.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
+    return RLE((height, width), encoded["counts"])
 
 
-def _rle(encoded: Mapping[str, Any]) -> RLE:
-    height, width = encoded["size"]
-    return RLE((int(height), int(width)), encoded["counts"])
+def _check_size(size: tuple[int, ...], height: int, width: int) -> None:
+    if tuple(size) != (height, width):
+        raise DataError(f"the mask has the size {tuple(size)}, the image {(height, width)}")

@@ -46,15 +46,32 @@ def tree_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def is_unchanged(store: Path, dataset: str, origin: Mapping[str, Any], *, part: tuple[int, int] | None) -> bool:
-    """Whether the store already has the splits of a data set from the same origin, every one of them whole."""
+def is_unchanged(
+    store: Path, dataset: str, origin: Mapping[str, Any], *, part: tuple[int, int] | None, strict: bool
+) -> bool:
+    """Whether doing a preparation again would change nothing.
+
+    The store must have every split of it, from the same origin and whole; none may have left pictures out, which may
+    be there by now; and if `strict`, none may have had a problem that strict refuses.
+    """
     if not (store / MANIFEST).is_file():
         return False
-    splits = read_manifest(store)["datasets"].get(dataset, {"splits": {}})["splits"].values()
-    same = [facts for facts in splits if facts.get("origin") == origin]
+    splits = read_manifest(store)["datasets"].get(dataset, {"splits": {}})["splits"]
+    files = {name: facts for name, facts in splits.items() if facts.get("origin") == origin}
     if part is not None:
-        same = [facts["parts"].get(str(part[0])) for facts in same if facts.get("num_parts") == part[1]]
-    return bool(same) and all(file is not None and _is_whole(store, file) for file in same)
+        files = {
+            name: facts["parts"].get(str(part[0])) or {}
+            for name, facts in files.items()
+            if facts.get("num_parts") == part[1]
+        }
+    outcomes = [file.get("outcome", {}) for file in files.values()]
+    return (
+        bool(files)
+        and all(_is_whole(store, file) for file in files.values())
+        and all(set(outcome.get("splits", ())) <= files.keys() for outcome in outcomes)
+        and not any(outcome.get("missing_images", 1) for outcome in outcomes)
+        and not (strict and any(outcome.get("refused_if_strict", True) for outcome in outcomes))
+    )
 
 
 def _is_whole(store: Path, file: Mapping[str, Any]) -> bool:

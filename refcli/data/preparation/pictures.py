@@ -54,7 +54,7 @@ class Pictures:
             wanted = {image.key: (image, found) for image in images if (found := index.find(image)) and found.archive}
             extracted = extract_images(wanted.values(), extract_to.resolve())
         places = [root for root in roots if root.is_dir()]
-        if extracted or not places:
+        if index.has_archives or not places:
             places.append(extract_to.resolve())
         return cls(index, Path(os.path.commonpath(places)), extracted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,18 @@ from typing import Any
 
 from refcli.config.load import validate
 from refcli.config.schema import Settings
+from refcli.data.reading.streams import stem
 from refcli.data.sources.detect import detect_format
 from refcli.data.sources.record import Source
 from refcli.data.sources.table import SOURCES
 from refcli.data.spec import DatasetSpec, find_files, load_spec
 from refcli.errors import DataError, UsageError
 from refcli.tables import lookup
+
+_SPLITS_BY_WORD = {
+    word.casefold(): word for word in ("train", "trainval", "val", "test", "testA", "testB", "testC", "minival")
+} | dict.fromkeys(("valid", "validation", "dev"), "val")
+"""Word in a file's name, without the year behind it -> split."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,8 @@ class Plan:
     settings: Settings
     files: Mapping[str, Path]
     spec: DatasetSpec | None = None
+    notes: tuple[str, ...] = ()
+    """What was assumed, for the user to know."""
 
 
 def plan_named(
@@ -70,7 +79,8 @@ def plan_file(
         file: the main file of the format.
         name: what the data set is to be called.
         form: a row of the table of sources, or "auto".
-        split: the split of a format that keeps a file per split; None: what the file's name ends with, or train.
+        split: the split of a format that keeps a file per split; None: the last word of the file's name that
+            names one, or train, of which the plan has a note.
         beside: further files by role; those not given are looked for beside `file`.
         overrides: settings of the source.
 
@@ -83,7 +93,12 @@ def plan_file(
     form = detect_format(file) if form == "auto" else form
     source: Source = lookup(SOURCES, form, what="format")
     settings = validate(source.settings, overrides or {}, where=f"settings of the format {form}")
-    main = (split or _split_in(file.name)) if source.has_file_per_split else next(iter(source.files))
+    main = next(iter(source.files))
+    notes: tuple[str, ...] = ()
+    if source.has_file_per_split:
+        found = split or _split_in(file)
+        main = found or "train"
+        notes = () if found else (f"{file.name}: taken as the split train; --split names another",)
     beside = beside or {}
     others = [role for role in source.files if role not in ("*", main)]
     unknown = sorted(set(beside) - set(others))
@@ -104,13 +119,12 @@ def plan_file(
                 where=str(file.parent),
                 hint=f"put {' or '.join(source.files[role])} beside it, or give --with {role}=FILE",
             )
-    return Plan(name, form, source, settings, files)
+    return Plan(name, form, source, settings, files, notes=notes)
 
 
-def _split_in(file_name: str) -> str:
-    words = file_name.split(".")[0].replace("-", "_").split("_")
-    known = ("train", "trainval", "val", "test", "testA", "testB", "testC", "minival")
-    return next((word for word in reversed(words) if word in known), "train")
+def _split_in(file: Path) -> str | None:
+    words = (word.casefold().rstrip("0123456789") for word in reversed(re.split("[._-]", stem(file))))
+    return next((_SPLITS_BY_WORD[word] for word in words if word in _SPLITS_BY_WORD), None)
 
 
 def _first_of(folder: Path, names: Iterable[str]) -> Path | None:

@@ -6,6 +6,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -19,6 +20,7 @@ from refcli.data.preparation.finish import Finishing, PlacedRecord, finish
 from refcli.data.preparation.pictures import Pictures
 from refcli.data.sources.record import Problems, RawRecord
 from refcli.data.store_writing import SplitSummary, SplitWriter
+from refcli.errors import DataError
 
 RECORDS_PER_TASK = 1_000
 TASKS_AHEAD = 3
@@ -76,11 +78,14 @@ class Selected:
     def __init__(self, records: Iterable[RawRecord], splits: Collection[str] | None, shard: Shard | None) -> None:
         self._records, self._splits, self._shard = records, splits, shard
         self.intake: dict[str, Intake] = {}
+        self.splits: set[str] = set()
+        """Every split that went by, also those of which this shard holds nothing."""
 
     def __iter__(self) -> Iterator[RawRecord]:
         for record in self._records:
             if self._splits is not None and record.split not in self._splits:
                 continue
+            self.splits.add(record.split)
             if self._shard is not None and not self._shard.holds(record):
                 continue
             intake = self.intake.setdefault(record.split, Intake())
@@ -130,6 +135,9 @@ def run(
             writers[split].write(table)
         if progress:
             progress(how.dataset, done)
+    if shard is not None:
+        for split in sorted(selected.splits - writers.keys()):
+            writers[split] = stack.enter_context(SplitWriter(out, how.dataset, split, part=shard))
     for path, reason in pictures.unreadable.items():
         problems.add("unreadable_folder_or_archive", str(path), reason)
     summaries = tuple(writer.finish() for writer in writers.values())
@@ -168,6 +176,10 @@ def _work(placed: Iterator[PlacedRecord], how: Finishing, workers: int) -> Itera
             while waiting:
                 records, future = waiting.popleft()
                 yield records, future.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker process was killed", where=how.dataset, hint="was there enough memory? try fewer --workers"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -119,7 +119,7 @@ def _data_member(archive: Archive) -> str:
 def _load_zip(stream: BinaryIO, where: str) -> object:
     with archive_of(stream, where=where) as archive:
         content = archive.read(_data_member(archive), max_bytes=MAX_PICKLE_BYTES)
-    return _load(io.BufferedReader(io.BytesIO(content)), where)  # type: ignore[arg-type]
+    return _load(io.BufferedReader(io.BytesIO(content)), where)
 
 
 def _load(stream: BinaryIO, where: str, encoding: str = "latin1") -> object:

@@ -50,13 +50,14 @@ def read_flickr(
 
     Args:
         files: `annotations` (annotations.zip, or the folder `Annotations`, or a folder of that and `Sentences`); one or
-            more of `train`, `val`, `test` (lists of pictures); optionally `sentences` (the folder, where it is not in
-            the zip nor beside `Annotations`) and `unrelated`.
+            more of `train`, `val`, `test` (lists of pictures); optionally `sentences` (the folder; without it the
+            captions are in the zip, or beside `Annotations`) and `unrelated`.
         settings: a `FlickrSettings`.
         dataset: unused: the images' keys are those of Flickr30k.
         problems: one per phrase that is left out: `phrase_without_box_chain_0`, `phrase_without_box_scene`,
             `phrase_without_box_nobndbox`, `phrase_without_box` (its chain is not in the annotation) and
-            `phrase_of_unrelated_caption`; and `malformed_caption`, `image_without_annotation`.
+            `phrase_of_unrelated_caption`; and `malformed_caption`, `image_without_annotation` and
+            `malformed_annotation` (every phrase of the picture is left out).
     """
     assert isinstance(settings, FlickrSettings)
     unrelated = _unrelated(files, settings)
@@ -95,7 +96,11 @@ def _records(
 ) -> Iterator[RawRecord]:
     name = tree.annotations[image_id]
     data = read_file(tree.annotations_in, name, max_bytes=MAX_BYTES)
-    boxes = parse_boxes(data, image_id, where=f"{tree.annotations_in}: {name}")
+    try:
+        boxes = parse_boxes(data, image_id, where=f"Annotations/{image_id}.xml")
+    except DataError as error:
+        problems.add("malformed_annotation", error.where or name, error.message)
+        return
     image = RawImage(f"flickr30k:{image_id}", (f"{image_id}.jpg",), boxes.width, boxes.height)
     captions = _lines(read_file(tree.sentences_in, tree.sentences[image_id], max_bytes=MAX_BYTES))
     for sentence, line in captions:
@@ -164,14 +169,18 @@ def _lines(data: bytes) -> Iterator[tuple[int, str]]:
 
 
 def _open_tree(path: Path, sentences: Path | None) -> _Tree:
-    if not path.is_dir():
-        captions = list_files(path, ".txt", folder="Sentences")
-        return _Tree(path, captions, path, list_files(path, ".xml", folder="Annotations"))
-    annotations = path / "Annotations" if (path / "Annotations").is_dir() else path
-    sentences = sentences or annotations.parent / "Sentences"
+    if path.is_dir():
+        annotations = path / "Annotations" if (path / "Annotations").is_dir() else path
+        boxes = list_files(annotations, ".xml")
+        sentences = sentences or annotations.parent / "Sentences"
+    else:
+        annotations = path
+        boxes = list_files(path, ".xml", folder="Annotations")
+    if sentences is None:
+        return _Tree(path, list_files(path, ".txt", folder="Sentences"), annotations, boxes)
     if not sentences.is_dir():
         raise DataError("the captions are missing", where=str(sentences), hint="unpack annotations.zip as a whole")
-    return _Tree(sentences, list_files(sentences, ".txt"), annotations, list_files(annotations, ".xml"))
+    return _Tree(sentences, list_files(sentences, ".txt"), annotations, boxes)
 
 
 def _images_by_split(files: Mapping[str, Path]) -> dict[str, list[str]]:

@@ -85,18 +85,27 @@ def read_jsonl(
         settings: a `JsonlSettings`.
         dataset: names pictures that are not COCO's.
         problems: `broken_line`.
+
+    In memory are 64-bit hashes of the ids that lines give themselves; those made of lines' numbers cannot repeat. A
+    given id that is the same as that of an earlier line's number is found when the split is written.
     """
     assert isinstance(settings, JsonlSettings)
-    places: dict[tuple[str, str], str] = {}
+    given: set[int] = set()
     for role, path in files.items():
 
         def parse(line: bytes, number: int, where: str, role: str = role) -> RawRecord:
-            record = _record(_parse_line(line, where), f"{role}/{number}", role, where, dataset)
-            for expression in record.expressions:
-                earlier = places.get((record.split, expression.id))
-                if earlier is not None:
-                    raise DataError(f"the id {expression.id!r} was already given", where=where, hint=earlier)
-            places.update(((record.split, expression.id), where) for expression in record.expressions)
+            row = _parse_line(line, where)
+            record = _record(row, f"{role}/{number}", role, where, dataset)
+            if row.id is not None or given:
+                ids = {hash((record.split, expression.id)): expression.id for expression in record.expressions}
+                for repeated in ids.keys() & given:
+                    raise DataError(
+                        f"the id {ids[repeated]!r} was already given",
+                        where=where,
+                        hint="give each line an id of its own",
+                    )
+                if row.id is not None:
+                    given.update(ids)
             return record
 
         yield from read_rows(path, parse, problems)

@@ -13,7 +13,8 @@ import msgspec
 
 from refcli.config.schema import Settings
 from refcli.data.reading.json_files import convert
-from refcli.data.sources.coco_instances import Instances, coco_image, read_instances, xywh_to_xyxy
+from refcli.data.sources.coco_instances import coco_image
+from refcli.data.sources.pth_instances import Annotated
 from refcli.data.sources.pth_rows import Box, Family, Row, read_rows, starts_rows
 from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
 from refcli.data.sources.referit import saiapr_image
@@ -22,8 +23,6 @@ from refcli.errors import DataError
 INSTANCES = "instances"
 ENOUGH_BOXES = 50
 """Of so many x, y, width, height boxes one would have a width up to x or a height up to y: in RefCOCO three in five."""
-BOX_TOLERANCE = 0.02
-"""Pixels by which a box may differ from its annotation, which is written with two decimals."""
 
 BoxKind = Literal["xywh", "xyxy"]
 
@@ -57,15 +56,17 @@ class _Size(msgspec.Struct):
 def read_pth(files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems) -> Iterator[RawRecord]:
     """Yield one record per run of tuples about the same box, split by split; see `Reader`.
 
-    An expression's id is the position of its tuple, from 0. Masks and image sizes come with OneRef's tuples; with
-    TransVG's they are looked up by annotation id if there is an `instances` file.
+    An expression's id is the position of its tuple, from 0. TransVG's tuples of COCO name the annotation, and masks and
+    image sizes are looked up by it if there is an `instances` file. OneRef's have both; the annotation is looked up by
+    its box.
 
     Args:
         files: a file per split, saved by torch or as the same lists in JSON; optionally `instances`.
         settings: a `PthSettings`.
         dataset: for the keys of images that are not of COCO, ReferIt or Flickr30k.
         problems: nothing is left out, but `box_kind_assumed` (too few boxes to tell; one per file and family),
-            `unreadable_segmentation`, `annotation_not_in_instances` and `box_differs_from_instances` (no mask joined).
+            `first_flickr_pixel_may_be_1` (one per file), `unreadable_segmentation`, `annotation_not_found` and
+            `box_differs_from_instances` (no mask is joined).
 
     Raises:
         DataError: a tuple of no known layout, layouts that do not go together, or boxes that contradict their kind.
@@ -73,13 +74,11 @@ def read_pth(files: Mapping[str, Path], settings: Settings, *, dataset: str, pro
     assert isinstance(settings, PthSettings)
     family = None if settings.images == "auto" else settings.images
     rows_by_split = {split: read_rows(path, family=family) for split, path in files.items() if split != INSTANCES}
-    instances: Instances | None = None
-    if INSTANCES in files:
-        named = (row.annotation_id for rows in rows_by_split.values() for row in rows)
-        instances = read_instances(files[INSTANCES], annotation_ids={one for one in named if one is not None})
+    all_rows = (row for rows in rows_by_split.values() for row in rows)
+    annotated = Annotated.read(files[INSTANCES], all_rows) if INSTANCES in files else None
     for split, rows in rows_by_split.items():
         kinds = _box_kinds(rows, settings, files[split], problems)
-        objects = ((_object(row, kinds[row.family], settings, dataset, instances, problems), row) for row in rows)
+        objects = ((_object(row, kinds[row.family], settings, dataset, annotated, problems), row) for row in rows)
         for meant, run in groupby(objects, key=itemgetter(0)):
             members = [row for _, row in run]
             yield RawRecord(
@@ -120,7 +119,7 @@ def _box_kind(family: Family, rows: list[Row], settings: PthSettings, path: Path
                 where=str(path),
                 hint="look at some, and declare the setting boxes: xyxy or boxes: xywh",
             )
-        problems.add("box_kind_assumed", path.name, f"{len(rows)} boxes of {family}, taken as x, y, width, height")
+        problems.add("box_kind_assumed", f"{path.name}: {family}", f"{len(rows)} boxes, taken as x, y, width, height")
     return kind or "xywh"
 
 
@@ -149,11 +148,11 @@ def _check_first_pixel(rows: list[Row], settings: PthSettings, path: Path, probl
             hint="check the setting first_flickr_pixel",
         )
     if settings.first_flickr_pixel == 0 and len(rows) >= ENOUGH_BOXES and all(min(row.box[:2]) > 0 for row in rows):
-        problems.add("first_flickr_pixel_may_be_1", path.name, f"none of {len(rows)} boxes begins at 0")
+        problems.add("first_flickr_pixel_may_be_1", f"{path.name}: flickr", f"none of {len(rows)} boxes begins at 0")
 
 
 def _object(
-    row: Row, kind: BoxKind, settings: PthSettings, dataset: str, instances: Instances | None, problems: Problems
+    row: Row, kind: BoxKind, settings: PthSettings, dataset: str, annotated: Annotated | None, problems: Problems
 ) -> _Object:
     box = _edges(row, kind, settings)
     size = convert(row.about, _Size, where=row.where) if isinstance(row.about, dict) else None
@@ -162,10 +161,13 @@ def _object(
     source_id: str | None = None
     if row.layout == "oneref":
         segmentation = _segmentation(row, problems)
+        if annotated is not None and row.family == "coco":
+            found = annotated.id_by_box(row, box, problems)
+            source_id = None if found is None else f"coco:{found}"
     elif row.annotation_id is not None:
         source_id = f"coco:{row.annotation_id}"
-        if instances is not None:
-            width, height, segmentation = _joined(row, row.annotation_id, box, instances, problems)
+        if annotated is not None:
+            width, height, segmentation = annotated.size_and_mask(row, row.annotation_id, box, problems)
     elif row.referit_region is not None:
         source_id = f"saiapr:{row.referit_region}"
     return _Object(_image(row, dataset, width, height), RawRegion(box, segmentation, source_id))
@@ -190,28 +192,6 @@ def _edges(row: Row, kind: BoxKind, settings: PthSettings) -> BoxXYXY:
     return left - first, top - first, right - first + outwards, bottom - first + outwards
 
 
-def _joined(
-    row: Row, annotation_id: int, box: BoxXYXY, instances: Instances, problems: Problems
-) -> tuple[int | None, int | None, bytes | None]:
-    """Width, height and mask of a TransVG tuple, as far as the instances file has them."""
-    annotation = instances.annotations.get(annotation_id)
-    if annotation is None:
-        problems.add("annotation_not_in_instances", row.where, f"annotation {annotation_id}")
-        return None, None, None
-    if annotation.image_id != row.number:
-        raise DataError(
-            f"annotation {annotation_id} is of image {annotation.image_id}, the tuple's image is {row.number}",
-            where=row.where,
-            hint="the instances file belongs to another data set",
-        )
-    image = instances.images.get(annotation.image_id)
-    width, height = (image.width, image.height) if image else (None, None)
-    if any(abs(a - b) > BOX_TOLERANCE for a, b in zip(box, xywh_to_xyxy(annotation.bbox), strict=True)):
-        problems.add("box_differs_from_instances", row.where, f"{list(row.box)}, there {list(annotation.bbox)}")
-        return width, height, None
-    return width, height, annotation.segmentation or None
-
-
 def _segmentation(row: Row, problems: Problems) -> bytes | None:
     """The polygons or run lengths of a OneRef tuple as JSON text."""
     if not row.last or isinstance(row.last, str):
@@ -222,7 +202,7 @@ def _segmentation(row: Row, problems: Problems) -> bytes | None:
         if isinstance(row.last, list | tuple):
             return msgspec.json.encode([_part(part) for part in row.last])
         raise TypeError(f"a mask of type {type(row.last).__name__}")
-    except (TypeError, ValueError, LookupError, RecursionError) as error:
+    except (TypeError, ValueError, LookupError, OverflowError, RecursionError) as error:
         problems.add("unreadable_segmentation", row.where, f"{type(error).__name__}: {error}")
         return None
 

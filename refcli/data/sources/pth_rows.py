@@ -20,11 +20,13 @@ the second "referit" or "flickr"; `flickr`: 3 items."""
 Box = tuple[float, float, float, float]
 
 _COCO_NAME = re.compile(r"(?:.*/)?(?:COCO_(?:train|val)2014_([0-9]{12})(?:_[0-9]+)?|([0-9]{12}))\.jpg")
-_NUMBER_NAME = re.compile(r"(?:.*/)?([0-9]+)\.jpg")
-_COCO_ANNOTATION = re.compile(r"([0-9]+)\.pth")
-_REFERIT_REGION = re.compile(r"([0-9]+_[0-9]+)\.pth")
+_NUMBER_NAME = re.compile(r"(?:.*/)?([0-9]{1,18})\.jpg")
+_COCO_ANNOTATION = re.compile(r"([0-9]{1,18})\.pth")
+_REFERIT_REGION = re.compile(r"([0-9]{1,18}_[0-9]{1,18})\.pth")
 _JSON_START = re.compile(rb'\s*\[\s*\[\s*"[^"\\]+\.(?:jpg|jpeg|png)"\s*,')
 _SNIFFED_BYTES = 512
+_MAX_COORDINATE = 2**53
+"""Whole numbers beyond it are not floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Row:
     box: Box
     phrase: str
     last: object
-    """Fifth item: polygons, attributes of the phrase, or nothing of use."""
+    """Fifth item of OneRef's tuples: the object's polygons."""
 
     @property
     def annotation_id(self) -> int | None:
@@ -104,7 +106,7 @@ def _row(item: object, index: int, declared: Family | None, path: Path) -> Row:
     file_name, about, box, phrase, last = item[:5] if len(item) > 3 else (item[0], None, *item[1:], None)
     if not isinstance(file_name, str) or not isinstance(phrase, str):
         raise _malformed("the file name or the phrase is no text", path, index)
-    if not isinstance(box, list | tuple) or len(box) != 4 or not all(type(x) in (int, float) for x in box):
+    if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_coordinate, box)):
         raise _malformed("the box is not four numbers", path, index)
     layout = _layout(about, len(item))
     if layout is None:
@@ -123,8 +125,12 @@ def _row(item: object, index: int, declared: Family | None, path: Path) -> Row:
         about=about,
         box=(box[0], box[1], box[2], box[3]),
         phrase=phrase,
-        last=last,
+        last=last if layout == "oneref" else None,
     )
+
+
+def _is_coordinate(value: object) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) <= _MAX_COORDINATE)
 
 
 def _layout(about: object, num_items: int) -> Layout | None:
@@ -148,4 +154,8 @@ def _family(layout: Layout, about: object, file_name: str) -> Family:
 
 
 def _malformed(message: str, path: Path, index: int) -> DataError:
-    return DataError(message, where=f"{path}: tuple {index}", hint="this is none of the layouts of TransVG and OneRef")
+    return DataError(
+        message,
+        where=f"{path}: tuple {index}",
+        hint="this reader knows the lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef",
+    )

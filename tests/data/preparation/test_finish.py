@@ -12,9 +12,9 @@ from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRec
 SQUARE = json.dumps([[10, 10, 30, 10, 30, 30, 10, 30]]).encode()
 
 
-def record(*regions, texts=("the cat",), width=100, height=80, where="refs.p: ref 3"):
+def record(*regions, texts=("the cat",), width=100, height=80, where="refs.p: ref 3", key="coco:7"):
     expressions = tuple(RawExpression(f"3/{number}", text) for number, text in enumerate(texts))
-    return RawRecord("val", RawImage("coco:7", ("7.jpg",), width, height), expressions, tuple(regions), where)
+    return RawRecord("val", RawImage(key, ("7.jpg",), width, height), expressions, tuple(regions), where)
 
 
 def finished(raw, path=None, check_images=False):
@@ -101,6 +101,20 @@ def test_text_that_is_right_stays_as_it_is():
     assert repair_text("cafe\u0301") == "caf\u00e9"
 
 
+def test_windows_characters_that_were_read_as_latin_1_are_mended():
+    examples, problems = finished(record(texts=("the person\x92s \x93hat\x94\x85", "left\x96most\x81 cup")))
+    assert [one.expression for one in examples] == [
+        "the person\u2019s \u201chat\u201d\u2026",
+        "left\u2013most cup",
+    ]
+    assert problems.counts == {"repaired_text": 2}
+
+
+def test_half_a_surrogate_pair_becomes_a_blank():
+    assert repair_text("a\ud83dcat \ude00") == "a cat"
+    assert repair_text("a \U0001f600 cat") == "a \U0001f600 cat"
+
+
 def test_unknown_sizes_come_from_the_picture_or_stay_unknown(tmp_path):
     path = tmp_path / "7.jpg"
     Image.new("RGB", (60, 40)).save(path)
@@ -125,3 +139,44 @@ def test_checked_pictures_must_decode_and_have_the_annotated_size(tmp_path):
         assert examples == []
         assert problems.counts == {"unusable_picture": 1}
     assert len(finished(raw, small)[0]) == 1
+
+
+def turned(path, orientation, size=(100, 80)):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_boxes_of_a_picture_as_it_lies_in_its_file_do_not_fit_the_upright_one(tmp_path, orientation):
+    path = turned(tmp_path / "7.jpg", orientation)
+    raw = record(RawRegion((1.0, 1.0, 5.0, 5.0)), texts=("a cat", "pet"))
+    examples, problems = finished(raw, path, check_images=True)
+    assert examples == []
+    assert problems.counts == {"rotated_picture": 2}
+    assert f"orientation is {orientation}" in problems.places["rotated_picture"][0]
+    assert "jpegtran" in problems.places["rotated_picture"][0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_of_the_upright_picture_fit_a_turned_file(tmp_path, orientation):
+    path = turned(tmp_path / "7.jpg", orientation, (80, 100) if orientation > 4 else (100, 80))
+    raw = record(RawRegion((1.0, 1.0, 5.0, 5.0)))
+    examples, problems = finished(raw, path, check_images=True)
+    assert bool(examples) == (orientation not in (2, 3, 4))
+    assert set(problems.counts) == (set() if examples else {"rotated_picture"})
+    unsized = record(RawRegion((1.0, 1.0, 5.0, 5.0)), width=None, height=None)
+    examples, problems = finished(unsized, path, check_images=True)
+    assert [(one.width, one.height) for one in examples] == [(100, 80)]
+    assert not problems.counts
+
+
+def test_unchecked_pictures_are_looked_into_only_where_their_size_must_fit(tmp_path):
+    path = turned(tmp_path / "7.jpg", 6)
+    region = RawRegion((1.0, 1.0, 5.0, 5.0))
+    assert len(finished(record(region), path)[0]) == 1
+    assert len(finished(record(region), tmp_path / "nowhere.jpg")[0]) == 1
+    examples, problems = finished(record(region, key="pets:7.jpg"), path)
+    assert examples == []
+    assert problems.counts == {"rotated_picture": 1}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refcli.data.image import read_image
+from refcli.data.image import decode, probe, read_image
 from refcli.data.preparation.extract import extract_images, safe_path
-from refcli.data.preparation.images import FoundImage, ImageRoots, decode, probe
+from refcli.data.preparation.images import FoundImage, ImageRoots
 from refcli.data.sources.record import RawImage
 from refcli.errors import DataError, ImageError
 
@@ -109,8 +109,52 @@ def test_of_equals_the_one_of_the_right_size_wins_and_without_a_size_the_first(t
     roots = ImageRoots.open([tmp_path])
 
     assert roots.find(RawImage("toy:1", ("1.jpg",), 7, 4)) == FoundImage(fitting)
-    assert roots.find(RawImage("toy:1", ("1.jpg",), 9, 9)) == FoundImage(broken)
+    assert roots.find(RawImage("coco:1", ("1.jpg",), 7, 4)) == FoundImage(fitting)
+    assert roots.find(RawImage("coco:1", ("1.jpg",), 9, 9)) == FoundImage(broken)
     assert roots.find(RawImage("toy:1", ("1.jpg",))) == FoundImage(broken)
+
+
+def test_a_file_of_the_same_name_in_another_folder_is_another_picture(tmp_path):
+    picture(tmp_path / "vg" / "VG_100K_2" / "1.jpg")
+    picture(tmp_path / "vg" / "2.jpg")
+    flat = picture(tmp_path / "VG_100K" / "3.jpg")
+    zipped(tmp_path / "vg" / "VG_100K_3.zip", {"4.jpg": b"four", "part/VG_100K/5.jpg": b"five"})
+    roots = ImageRoots.open([tmp_path / "vg", tmp_path / "VG_100K"])
+
+    for name in ("VG_100K/1.jpg", "VG_100K/2.jpg", "VG_100K/4.jpg", "whole/VG_100K/5.jpg", "../1.jpg"):
+        assert roots.find(RawImage(f"vg:{name}", (name,))) is None
+    assert roots.find(RawImage("vg:3", ("/elsewhere/images/VG_100K/3.jpg",))) == FoundImage(flat)
+    assert roots.find(RawImage("vg:5", ("VG_100K/5.jpg",))).member == "part/VG_100K/5.jpg"
+
+
+def test_a_coco_picture_lies_in_any_folder_whatever_folder_its_name_has(tmp_path):
+    path = picture(tmp_path / "images" / "000000000009.jpg")
+    image = RawImage("coco:9", ("train2014/COCO_train2014_000000000009.jpg", *COCO.names), 80, 60)
+
+    assert ImageRoots.open([tmp_path]).find(image) == FoundImage(path)
+
+
+def test_a_file_of_another_size_is_another_picture_even_if_it_is_the_only_one(tmp_path):
+    path = picture(tmp_path / "a" / "1.jpg", (7, 4))
+    (tmp_path / "a" / "2.jpg").write_bytes(b"broken")
+    archive = zipped(tmp_path / "more.zip", {"a/2.jpg": b"not looked into"})
+    roots = ImageRoots.open([tmp_path])
+
+    assert roots.find(RawImage("toy:1", ("1.jpg",), 7, 4)) == FoundImage(path)
+    assert roots.find(RawImage("toy:1", ("1.jpg",), 4, 7)) is None
+    assert roots.find(RawImage("toy:1", ("a/1.jpg",), 7, 5)) is None
+    assert roots.find(RawImage("toy:2", ("2.jpg",), 7, 5)) == FoundImage(None, archive, "a/2.jpg")
+
+
+def test_a_turned_file_has_the_annotated_size_upright_and_as_it_lies_there(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = picture(tmp_path / "1.jpg", (7, 4), exif=exif)
+    roots = ImageRoots.open([tmp_path])
+
+    for width, height in ((7, 4), (4, 7)):
+        assert roots.find(RawImage("toy:1", ("1.jpg",), width, height)) == FoundImage(path)
+    assert roots.find(RawImage("toy:1", ("1.jpg",), 7, 7)) is None
 
 
 def test_links_are_followed_and_loops_end(tmp_path):
@@ -258,8 +302,12 @@ def test_the_measured_size_is_that_of_the_picture_as_it_is_read(tmp_path, file_f
     path = picture(tmp_path / "picture", (8, 6), file_format, exif=exif)
     height, width, _ = read_image(path).shape
 
-    assert probe(path) == decode(path) == (width, height)
+    facts = probe(path)
+    assert facts == decode(path)
+    assert facts.size == (width, height)
     if file_format == "JPEG":
+        assert facts.orientation == orientation
+        assert facts.raw_size == (8, 6)
         assert (width, height) == ((6, 8) if orientation in (6, 8) else (8, 6))
 
 
@@ -269,7 +317,7 @@ def test_a_truncated_picture_has_a_size_but_cannot_be_decoded(tmp_path):
     noise.save(path)
     path.write_bytes(path.read_bytes()[:1500])
 
-    assert probe(path) == (80, 60)
+    assert probe(path).size == (80, 60)
     with pytest.raises(ImageError):
         decode(path)
 

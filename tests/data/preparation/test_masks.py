@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
+from refcli.contracts.example import RLE
 from refcli.data.preparation.masks import region_mask
 from refcli.data.sources.record import RawRegion
 from refcli.errors import DataError
@@ -67,12 +68,48 @@ def test_a_mask_may_be_given_or_be_read_when_it_is_needed():
         (b'{"size": [20, 30], "counts": [5, 5]}', "10 pixels"),
         (b'[["a", "b", "c", "d", "e", "f"]]', "cannot be read"),
         (b"7", "cannot be read"),
+        (b"[[1, 1, 9, 1, 9, 1e9]]", "far outside"),
+        (b"[[1, 1, 9, 1, -301, 9]]", "far outside"),
+        (b"[[1, 1, 9, 1, 9, 1" + b"0" * 400 + b"]]", "far outside"),
+        (b'{"size": [20, 30], "counts": [-5, 605]}', "negative"),
+        (b'{"size": [20, 30], "counts": [0.5, 599.5]}', "no whole number"),
+        (b'{"size": [20, 30], "counts": [true, 599]}', "no whole number"),
+        (b'{"size": [20, 30], "counts": [99999999999, 600]}', "100000000599 pixels"),
+        (b'{"size": [1e999, 30], "counts": [600]}', "out of range"),
+        (b'{"size": [20, 30], "counts": "11"}', "2 pixels"),
+        (b'{"size": [20, 30], "counts": ""}', "0 pixels"),
+        (b'{"size": [20, 30], "counts": "1\\u00e9"}', "damaged"),
+        (b'{"size": [20, 30], "counts": "11!"}', "damaged"),
+        (b'{"size": [20, 30], "counts": "' + b"o" * 99 + b'"}', "damaged"),
+        (b'{"size": [20, 30], "counts": "O"}', "negative"),
+        (b'{"size": [20, 30], "counts": "hb0P"}', "cut off"),
         (b'{"size": [4, 4], "counts": [16]}', r"size \(4, 4\)"),
     ],
 )
 def test_what_is_no_segmentation_is_refused(text, message):
     with pytest.raises(DataError, match=message):
         region_mask(RawRegion(None, text), HEIGHT, WIDTH)
+
+
+def test_a_given_mask_whose_run_lengths_do_not_fill_it_is_refused():
+    short = RLE((HEIGHT, WIDTH), encode_mask(np.ones((4, 4), dtype=bool)).counts)
+    for given in (short, lambda: short):
+        with pytest.raises(DataError, match="16 pixels"):
+            region_mask(RawRegion(None, given), HEIGHT, WIDTH)
+
+
+def test_masks_of_any_shape_fill_themselves():
+    rng = np.random.default_rng(0)
+    for density in (0.0, 0.003, 0.5, 0.997, 1.0):
+        mask = rng.random((240, 320)) < density
+        text = {"size": [240, 320], "counts": encode_mask(mask).counts.decode()}
+        read = region_mask(RawRegion(None, json.dumps(text).encode()), 240, 320)
+        assert (decode_mask(read) == mask).all()
+
+
+def test_polygons_may_reach_out_of_the_image():
+    mask = mask_of([[-50.0, -50.0, 15.0, -50.0, 15.0, 250.0, -50.0, 250.0]])
+    assert (decode_mask(mask) == bitmap((0, HEIGHT), (0, 15))).all()
 
 
 def test_the_oracle_agrees_on_areas():

@@ -155,16 +155,6 @@ def test_both_torch_containers_are_read_plain_and_compressed(tmp_path: Path, wra
         assert read_torch_list(tmp_path / name) == ROWS[:1]
 
 
-def test_what_torch_itself_saves_is_read(tmp_path: Path):
-    torch = pytest.importorskip("torch") if os.environ.get("REFCLI_TEST_WITH_TORCH") else None
-    if torch is None:
-        pytest.skip("set REFCLI_TEST_WITH_TORCH to import torch here")
-    for is_zip in (True, False):
-        torch.save(ROWS[:1], tmp_path / "a.pth", _use_new_zipfile_serialization=is_zip)
-        assert starts_torch_list(tmp_path / "a.pth")
-        assert read_torch_list(tmp_path / "a.pth") == ROWS[:1]
-
-
 def test_files_that_torch_did_not_write_are_refused_and_not_taken_for_lists(tmp_path: Path):
     contents = {
         "text": b"hello",

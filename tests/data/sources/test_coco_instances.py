@@ -4,12 +4,13 @@ import gzip
 import json
 import tracemalloc
 
+import numpy as np
 import pytest
 
-from refcli.contracts.example import RLE
 from refcli.data.preparation.masks import region_mask
 from refcli.data.sources.coco_instances import coco_image, coco_region, read_instances
 from refcli.errors import DataError
+from refcli.geometry.masks import encode_mask
 
 TRIANGLE = [[1.5, 2, 30, 2.25, 30, 20]]
 
@@ -86,10 +87,11 @@ def test_crowds_are_flagged_and_keep_their_run_lengths(tmp_path):
 
 
 def test_lists_of_run_lengths_of_refclef_reach_the_mask(tmp_path):
-    runs = [{"counts": "`12d0\\Q1", "size": [30, 40]}]
+    mask = encode_mask(np.arange(1200).reshape(30, 40) % 40 < 7)
+    runs = [{"counts": mask.counts.decode("ascii"), "size": [30, 40]}]
     path = write(tmp_path / "i.json", [image(9)], [annotation(7, 9, segmentation=runs)])
     region = coco_region(read_instances(path).annotations[7])
-    assert region_mask(region, 30, 40) == RLE((30, 40), b"`12d0\\Q1")
+    assert region_mask(region, 30, 40) == mask
 
 
 def test_a_region_has_the_far_corner_of_its_box_and_the_annotations_identity(tmp_path):

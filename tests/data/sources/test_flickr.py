@@ -147,6 +147,18 @@ def test_the_published_zip_and_a_folder_of_both_folders_read_alike(tmp_path):
         read(files)
 
 
+def test_captions_beside_a_zip_that_has_none_are_read(tmp_path):
+    files = files_in(tmp_path)
+    expected, _ = read(files)
+    files["annotations"] = tmp_path / "annotations.zip"
+    with zipfile.ZipFile(files["annotations"], "w") as archive:
+        archive.writestr("Annotations/77.xml", BOXES)
+    with pytest.raises(DataError, match=r"no \.txt file in Sentences"):
+        read(files)
+    files["sentences"] = tmp_path / "Sentences"
+    assert read(files)[0] == expected
+
+
 def test_split_lists_may_be_compressed_and_may_name_files(tmp_path):
     files = files_in(tmp_path)
     files["val"] = tmp_path / "val.txt.gz"
@@ -181,6 +193,18 @@ def test_a_malformed_caption_is_counted_and_the_others_are_read(tmp_path):
     records, problems = read(files_in(tmp_path, captions=captions))
     assert [r.expressions[0].id for r in records] == ["77/1/0"]
     assert problems.counts == {"malformed_caption": 1}
+
+
+def test_a_malformed_annotation_is_counted_and_the_other_pictures_are_read(tmp_path):
+    files = files_in(tmp_path, train="5\n77\n")
+    (tmp_path / "Sentences" / "5.txt").write_text(CAPTIONS)
+    (tmp_path / "Annotations" / "5.xml").write_text(BOXES.replace("</annotation>", ""))
+    records, problems = read(files)
+    assert {r.image.key for r in records} == {"flickr30k:77"}
+    assert problems.counts["malformed_annotation"] == 1
+    assert problems.places["malformed_annotation"][0].startswith("Annotations/5.xml: ")
+    (tmp_path / "Annotations" / "5.xml").write_text(BOXES.replace("<xmin>159</xmin>", ""))
+    assert read(files)[1].places["malformed_annotation"][0].startswith("Annotations/5.xml: object 0: <xmin>")
 
 
 def test_captions_in_latin_1_with_windows_line_ends_are_read(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,37 @@ def test_two_files_may_hold_lines_of_one_split(tmp_path):
     records = list(SOURCE.read({"train": first, "val": second}, JsonlSettings(), dataset="mine", problems=Problems()))
     assert [record.split for record in records] == ["test", "test"]
     assert records[0].expressions[0].id != records[1].expressions[0].id
+
+
+def test_an_id_may_come_again_in_another_split_only(tmp_path):
+    several = {"image": "a.jpg", "expressions": ["x", "y"], "no_target": True}
+    problems = Problems()
+    lines = [
+        several | {"id": "a"},
+        GOOD | {"id": "a/1"},
+        GOOD | {"id": "a/1", "split": "val"},
+        GOOD | {"id": "train/5"},
+    ]
+    records = read(write(tmp_path, *lines, GOOD), problems)
+    assert [record.where for record in records] == ["my.jsonl: line 1", "my.jsonl: line 3", "my.jsonl: line 4"]
+    assert [place.split(" (")[0] for place in problems.places["broken_line"]] == [
+        "my.jsonl: line 2: the id 'a/1' was already given",
+        "my.jsonl: line 5: the id 'train/5' was already given",
+    ]
+
+
+def test_lines_without_ids_leave_nothing_in_memory(tmp_path):
+    path = write(tmp_path, *[GOOD] * 3_000)
+    records = SOURCE.read({"train": path}, JsonlSettings(), dataset="mine", problems=Problems())
+    next(records)
+    tracemalloc.start()
+    try:
+        num_records = sum(1 for _ in records)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert num_records == 2_999
+    assert peak < 2_999 * 50  # bytes; an id and its place took several hundred a line
 
 
 def test_the_documentation_names_every_key():

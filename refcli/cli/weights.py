@@ -1,0 +1,209 @@
+"""`refcli weights`: published weights by name, from the hub or from a file, and what weights hold."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from refcli.recipes.weights import ListedWeights
+    from refcli.weights.convert import ConversionReport
+    from refcli.weights.inspect import WeightsInfo
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, pull, convert and check published weights.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+NameOrPath = Annotated[str, typer.Argument(help="A NAME of the list, or a directory of weights.", metavar="NAME|PATH")]
+HEADER = ("NAME", "TASKS", "IMAGE", "FILE", "CHECKSUM", "HERE", "WHAT")
+SHOWN_NAMES = 5
+"""Names of one kind of tensor on the screen; the JSON report and meta.json have all."""
+
+
+class Dtype(str, Enum):
+    """How numbers are stored."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    KEEP = "keep"
+
+
+@app.command("list")
+def list_command(as_json: AsJson = False) -> None:
+    """Every set of weights that has a name; "unverified" is what nobody has stated a checksum for."""
+    import json
+
+    from refcli.cli.output import write_line
+    from refcli.recipes.weights import list_weights
+
+    listed = list_weights()
+    if as_json:
+        write_line(json.dumps([each.to_json() for each in listed], indent=1))
+        return
+    rows = [HEADER, *(_row(each) for each in listed)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    for row in rows:
+        write_line("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command("pull")
+def pull_command(
+    name: Annotated[
+        str, typer.Argument(help="A NAME of the list, or hf://org/repo@rev/file.", metavar="NAME|hf://...")
+    ],
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.", metavar="REVISION")
+    ] = None,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Write down the commit and checksum; later pulls want the same.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Download and convert again what is already here.")] = False,
+) -> None:
+    """Download weights from the Hugging Face hub, check and convert them; prints the directory.
+
+    Heeds HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and HF_HUB_CACHE. What broke off goes on where it stopped.
+    """
+    from refcli.cli.output import say, write_line
+    from refcli.weights.download import pull
+
+    write_line(str(pull(name, revision=revision, pin=pin, force=force, say=say)))
+
+
+@app.command("convert")
+def convert_command(
+    file: Annotated[Path, typer.Argument(help="An official checkpoint (.pth).", metavar="FILE")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write; new or empty.", metavar="DIR")],
+    kind: Annotated[str, typer.Option("--kind", help="auto, oneref, beit3 or vqkd.")] = "auto",
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="How to store the numbers.")] = Dtype.FP32,
+    image_size: Annotated[
+        int | None,
+        typer.Option("--image-size", help="Resample the positions to this model frame.", metavar="PIXELS", min=1),
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option("--heads", help="Attention heads, where they have not 64 channels.", min=1)
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", help="beit3.spm; by default the one that was pulled.", metavar="FILE"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a weights directory of an official checkpoint, without running anything that is in it."""
+    import json
+    from dataclasses import asdict
+
+    from refcli.cli.output import write_line
+    from refcli.recipes.weights import convert_weights
+
+    report = convert_weights(
+        file, out=out, kind=kind, dtype=dtype.value, image_size=image_size, heads=heads, tokenizer=tokenizer
+    )
+    _say_report(report)
+    write_line(json.dumps(asdict(report), indent=1, default=str) if as_json else str(report.out))
+
+
+@app.command("info")
+def info_command(name_or_path: NameOrPath, as_json: AsJson = False) -> None:
+    """What weights are and hold: tasks, parameters, origin, licence, training arguments, the paper's scores."""
+    import json
+    from dataclasses import asdict
+
+    from refcli.cli.output import write_line
+    from refcli.recipes.weights import describe_weights
+
+    description = describe_weights(name_or_path)
+    listed, info = description.listed, description.info
+    if as_json:
+        catalogue, files = listed.to_json() if listed else None, asdict(info) if info else None
+        write_line(json.dumps({"catalogue": catalogue, "files": files}, indent=1, default=str))
+        return
+    lines = (_of_catalogue(listed) if listed else []) + (_of_files(info) if info else [])
+    width = max(len(key) for key, _ in lines)
+    for key, value in lines:
+        write_line(f"{key:{width}}  {value}")
+
+
+@app.command("verify")
+def verify_command(name_or_path: NameOrPath) -> None:
+    """Check the files of weights: checksums, shapes, that every number is finite; prints the directory."""
+    from refcli.cli.output import say, write_line
+    from refcli.recipes.weights import refuse_broken, verify_weights
+
+    directory, problems = verify_weights(name_or_path)
+    for problem in problems:
+        say(problem)
+    refuse_broken(directory, problems)
+    write_line(str(directory))
+
+
+def _row(listed: ListedWeights) -> tuple[str, ...]:
+    entry = listed.entry
+    file = f"~{entry.stated_size}" + (" zip" if entry.member else "") if entry.stated_size else ""
+    return (
+        entry.name,
+        ",".join(entry.tasks),
+        str(entry.image_size or ""),
+        file,
+        listed.checksum,
+        "yes" if listed.directory else "",
+        entry.title,
+    )
+
+
+def _of_catalogue(listed: ListedWeights) -> list[tuple[str, str]]:
+    from refcli.recipes.weights import UNVERIFIED
+    from refcli.weights.catalog import Catalog
+
+    entry, origin, tables = listed.entry, listed.origin, Catalog.load().tables
+    known = listed.pin or entry
+    lines = [("name", entry.name), ("what", entry.title), ("tasks", ", ".join(entry.tasks))]
+    if entry.file is not None:
+        lines += [("repository", " or ".join(origin.repos)), ("file", entry.file)]
+        lines += [("member", entry.member)] if entry.member else []
+        lines += [
+            ("revision", known.revision or UNVERIFIED),
+            ("sha256", known.sha256 or UNVERIFIED),
+            ("size", f"{known.num_bytes:,} bytes" if known.num_bytes else f"~{entry.stated_size} ({UNVERIFIED})"),
+        ]
+    lines += [("image size", f"{entry.image_size} x {entry.image_size}")] if entry.image_size else []
+    lines += [("starts from", entry.starts_from)] if entry.starts_from else []
+    lines += [("trained on", ", ".join(entry.trained_on))] if entry.trained_on else []
+    for table, sets in entry.scores.items():
+        for name, scores in sets.items():
+            cells = ", ".join(f"{split} {value:.2f}" for split, value in scores.items())
+            lines.append((f"paper {tables[table].metric}", f"{name}: {cells} ({tables[table].source})"))
+    lines += [("licence", origin.licence)]
+    lines += [("citation", origin.citation)] if origin.citation else []
+    lines += [("notes", entry.notes)] if entry.notes else []
+    return [*lines, ("directory", str(listed.directory or f"not here; refcli weights pull {entry.name}"))]
+
+
+def _of_files(info: WeightsInfo) -> list[tuple[str, str]]:
+    lines = [("files", str(info.directory)), ("kind", info.kind), ("answers", ", ".join(info.tasks) or "nothing yet")]
+    lines += [("frame", " x ".join(str(side) for side in info.image_size)), ("stored as", ", ".join(info.dtypes))]
+    lines += [("parameters", f"{info.num_parameters:,}")]
+    for parts in (info.parameters, info.pretraining_parameters):
+        lines += [("", f"{part} {count:,}") for part, count in parts.items()]
+    if info.tokenizer:
+        lines.append(("tokenizer", info.tokenizer + ("" if info.tokenizer_is_there else ", which is missing")))
+    if info.source:
+        lines.append(("made from", ", ".join(f"{key} {info.source[key]}" for key in info.source if key != "args")))
+    lines += [("pretraining", f"{name}={value}") for name, value in info.pretraining.items()]
+    lines += [("file licence", info.licence)] if info.licence else []
+    return [*lines, ("model sha256", info.sha256), *(("note", note) for note in info.notes)]
+
+
+def _say_report(report: ConversionReport) -> None:
+    from refcli.cli.output import say
+
+    say(f"{report.kind}: {report.num_parameters:,} parameters as {report.dtype}; tasks: {', '.join(report.tasks)}")
+    for what, names in (("kept apart", report.kept_apart), ("left out", tuple(report.dropped))):
+        if names:
+            more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+            say(f"{what}: {len(names)} ({', '.join(names[:SHOWN_NAMES])}{more})")
+    for note in report.notes:
+        say(note)
+    if report.needs_tokenizer:
+        say("it has no tokenizer yet: `refcli weights pull beit3-tokenizer`, then convert again")

@@ -1,0 +1,141 @@
+"""weights: what there is, what it holds, and from an official checkpoint to a directory that refcli loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refcli.errors import WeightsError
+from refcli.weights.catalog import TOKENIZER, Catalog, CatalogEntry, WeightsOrigin
+from refcli.weights.download import OFFICIAL_TOKENIZER, read_origin
+from refcli.weights.locate import BUILTIN, BUILTIN_PATH, pulled_directory, resolve
+from refcli.weights.pins import Pin, read_pins
+
+if TYPE_CHECKING:
+    from refcli.weights.convert import ConversionReport, Dtype
+    from refcli.weights.inspect import WeightsInfo
+
+UNVERIFIED = "unverified"
+
+
+@dataclass(frozen=True)
+class ListedWeights:
+    """An entry of the catalogue, and what this machine has of it."""
+
+    entry: CatalogEntry
+    origin: WeightsOrigin
+    directory: Path | None
+    """Where it lies; None if it was not pulled."""
+    pin: Pin | None
+
+    @property
+    def checksum(self) -> str:
+        """`packaged`, `pinned` (by this user), `known` (to the catalogue) or `unverified`."""
+        if self.entry.file is None:
+            return "packaged"
+        if self.pin is not None:
+            return "pinned"
+        return "known" if self.entry.sha256 is not None else UNVERIFIED
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain data; null stands for "not verified"."""
+        return {
+            **self.entry.model_dump(mode="json"),
+            "repos": list(self.origin.repos),
+            "licence": self.origin.licence,
+            "citation": self.origin.citation,
+            "homepage": self.origin.homepage,
+            "checksum": self.checksum,
+            "pin": self.pin.model_dump() if self.pin else None,
+            "directory": str(self.directory) if self.directory else None,
+        }
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known about some weights: from the catalogue, from their files, or from both."""
+
+    listed: ListedWeights | None
+    info: WeightsInfo | None
+
+
+def list_weights() -> tuple[ListedWeights, ...]:
+    """Every set of weights that has a name, in the catalogue's order.
+
+    Raises:
+        WeightsError: the lock file is damaged.
+    """
+    catalog, pins = Catalog.load(), read_pins()
+    return tuple(
+        ListedWeights(entry, catalog.origin(entry), _directory(entry), pins.get(entry.name))
+        for entry in catalog.weights
+    )
+
+
+def convert_weights(
+    file: Path,
+    *,
+    out: Path,
+    kind: str = "auto",
+    dtype: Dtype = "fp32",
+    image_size: int | None = None,
+    heads: int | None = None,
+    tokenizer: Path | None = None,
+) -> ConversionReport:
+    """Convert an official checkpoint; a tokenizer that was pulled is put beside a model that needs one.
+
+    Raises:
+        UsageError, WeightsError: as `refcli.weights.convert.convert`.
+    """
+    from refcli.weights.convert import convert
+
+    pulled = pulled_directory(TOKENIZER) / OFFICIAL_TOKENIZER
+    if tokenizer is None and pulled.is_file():
+        tokenizer = pulled
+    return convert(file, out=out, kind=kind, dtype=dtype, image_size=image_size, heads=heads, tokenizer=tokenizer)
+
+
+def describe_weights(name_or_path: str) -> Description:
+    """What the catalogue says about some weights, and what their files say if they are here.
+
+    Raises:
+        WeightsError: neither knows them, or the files cannot be read.
+    """
+    from refcli.weights.inspect import info
+
+    listed = next((each for each in list_weights() if each.entry.name == name_or_path), None)
+    if listed is not None and (listed.directory is None or listed.entry.kind == "tokenizer"):
+        return Description(listed, None)
+    return Description(listed, info(resolve(name_or_path)))
+
+
+def verify_weights(name_or_path: str) -> tuple[Path, list[str]]:
+    """Check the files of some weights; returns their directory and everything that is wrong.
+
+    Raises:
+        WeightsError: there are no such weights here.
+    """
+    from refcli.weights.inspect import verify
+
+    directory = resolve(name_or_path)
+    return directory, verify(directory)
+
+
+def refuse_broken(directory: Path, problems: list[str]) -> None:
+    """Do nothing if nothing is wrong.
+
+    Raises:
+        WeightsError: something is.
+    """
+    if problems:
+        raise WeightsError(
+            f"{len(problems)} things are wrong with these weights", where=str(directory), hint="pull or convert again"
+        )
+
+
+def _directory(entry: CatalogEntry) -> Path | None:
+    if entry.name == BUILTIN:
+        return BUILTIN_PATH
+    directory = pulled_directory(entry.name)
+    return directory if read_origin(directory) is not None else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import random
 import resource
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 from pycocotools import mask as coco
@@ -115,7 +117,8 @@ def main() -> None:
     workers = sys.argv[2] if len(sys.argv) > 2 else "2"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_corpus(folder, num_expressions)
+        with get_context("spawn").Pool(1) as pool:  # its memory must not count as prepare-data's
+            pool.apply(make_corpus, (folder, num_expressions))
         size = sum(file.stat().st_size for file in (folder / "refcoco").iterdir())
         print(f"{num_expressions:,} expressions, {size / 1e6:.0f} MB of files")
         command = [
@@ -130,9 +133,11 @@ def main() -> None:
             f"{name}/store",
         ]
         start = time.perf_counter()
-        subprocess.run([*command, "--workers", workers], check=True, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([*command, "--workers", workers], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        assert status == 0, "prepare-data failed"
+        peak = usage.ru_maxrss / 1024
         print(
             f"prepare-data: {num_expressions / seconds:,.0f} expressions/s ({seconds:.1f} s, start included), ", end=""
         )

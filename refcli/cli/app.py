@@ -11,7 +11,7 @@ import typer.main
 from typer.core import TyperGroup
 
 import refcli
-from refcli.cli import presets
+from refcli.cli import presets, weights
 from refcli.cli.errors import DEBUG_VARIABLE, report
 from refcli.cli.output import leave_closed_pipe, write_line
 from refcli.errors import ExitCode, RefcliError, UsageError
@@ -73,6 +73,7 @@ app = typer.Typer(
     context_settings=CONTEXT_SETTINGS,
 )
 app.add_typer(presets.app, name="presets")
+app.add_typer(weights.app, name="weights")
 
 
 def run() -> NoReturn:

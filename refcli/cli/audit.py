@@ -93,6 +93,8 @@ def show_overlaps(result: Audit, datasets: Collection[str] | None = None) -> Non
             for row in found
         ]
         _print_table(headings[: 5 if result.look_alikes is None else 6], counts, num_names=2)
+    for name in result.not_audited:
+        say(f"not looked at: {name}, its parts are not all there yet")
     if pairs:
         shared = sum(bool(row.shared_images) for row in pairs)
         say(f"{shared} of {len(pairs)} pairs of training and evaluation splits share images")

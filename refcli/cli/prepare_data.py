@@ -176,6 +176,8 @@ def _carry_out(plan: Plan, how: Preparation, dry_run: bool) -> list[dict[str, An
 
     if dry_run:
         return show.plan(plan, how)
+    for note in plan.notes:
+        show.note(note)
     with show.Counting() as bar:
         report = prepare(plan, how, progress=bar.read)
     show.report(report)

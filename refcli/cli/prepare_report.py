@@ -71,6 +71,11 @@ def plan(of: Plan, how: Preparation) -> list[dict[str, Any]]:
     return [{"dataset": of.dataset, "status": "dry-run", "source": of.source_name, "files": files}]
 
 
+def note(text: str) -> None:
+    """Something that was decided for the user."""
+    say(text)
+
+
 def report(of: DatasetReport) -> None:
     """Counts, differences and problems of one data set."""
     if of.status == "unchanged":

@@ -206,4 +206,4 @@ def _say_report(report: ConversionReport) -> None:
     for note in report.notes:
         say(note)
     if report.needs_tokenizer:
-        say("it has no tokenizer yet: `refcli weights pull beit3-tokenizer`, then convert again")
+        say(f"it reads nothing yet: put beit3.spm into {report.out} (`refcli weights pull beit3-tokenizer` gets it)")

@@ -59,14 +59,22 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
     """
     reach = _REACH * max(height, width)
     for polygon in polygons:
-        if len(polygon) % 2 or not all(abs(value) < math.inf for value in polygon):
+        if len(polygon) % 2 or not _is_finite(polygon):
             raise DataError(f"a polygon of {len(polygon)} numbers is not a list of finite x, y pairs")
-        if not all(abs(value) <= reach for value in polygon):
+        if polygon and (min(polygon) < -reach or max(polygon) > reach):
             raise DataError(f"a polygon lies far outside the image of {width} x {height} pixels")
     parts = [list(polygon) for polygon in polygons if len(polygon) >= _NUMBERS_OF_A_TRIANGLE]
     if not parts:
         return encode_mask(np.zeros((height, width), dtype=np.bool_))
     return _rle(coco.merge(coco.frPyObjects(parts, height, width)))
+
+
+def _is_finite(numbers: Sequence[float]) -> bool:
+    """Whether no number is NaN or infinite: then, and only then, their sum is neither (whole numbers always are)."""
+    try:
+        return math.isfinite(sum(numbers))
+    except OverflowError:  # whole numbers beyond every float
+        return True
 
 
 def check_run_lengths(rle: RLE) -> None:

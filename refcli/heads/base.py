@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ class Head(nn.Module, ABC, Generic[Output]):
     """
 
     Config: ClassVar[type[Settings]]
+    OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Setting -> the modules that exist only where it is on; they may start fresh, or be left behind."""
 
     @abstractmethod
     def forward(self, features: Features) -> Output:

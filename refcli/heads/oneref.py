@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -105,6 +106,11 @@ class OneRefHead(Head[OneRefOutput]):
     """
 
     Config: ClassVar[type[Settings]] = OneRefSettings
+    OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "rec": ("pool_projection", "box_mlp"),
+        "res": ("upsampler", "mask_query", "mask_calibration"),
+        "existence": ("existence",),
+    }
 
     def __init__(self, config: OneRefSettings, tower: TowerSettings) -> None:
         super().__init__()

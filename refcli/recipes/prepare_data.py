@@ -16,7 +16,7 @@ from refcli.data.preparation.finish import Finishing
 from refcli.data.preparation.origin import describe_origin, is_unchanged
 from refcli.data.preparation.pictures import Pictures
 from refcli.data.preparation.plan import Plan
-from refcli.data.preparation.run import Prepared, Progress, Selected, Shard, run
+from refcli.data.preparation.run import Prepared, Progress, Selected, Shard, paused_collector, run
 from refcli.data.sources.record import Problems, RawRecord
 from refcli.data.store_writing import SplitSummary
 from refcli.errors import DataError, UsageError
@@ -120,7 +120,7 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
             extract_to=how.out / plan.dataset / "images",
         )
     problems = Problems()
-    with ExitStack() as stack:
+    with ExitStack() as stack, paused_collector():
         prepared = run(
             Selected(_records(plan, problems), how.splits, how.shard),
             pictures,
@@ -163,7 +163,7 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
         time.perf_counter() - start,
     )
     suffix = f".{'+'.join(how.splits)}" if how.splits else ""
-    suffix += f".{how.shard.number}-of-{how.shard.count}" if how.shard else ""
+    suffix += f".{how.shard.number}-of-{how.shard.total}" if how.shard else ""
     text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
     write_atomically(how.out / plan.dataset / f"report{suffix}.json", text.encode())
     return report

@@ -130,7 +130,7 @@ def refuse_broken(directory: Path, problems: list[str]) -> None:
     """
     if problems:
         raise WeightsError(
-            f"{len(problems)} things are wrong with these weights", where=str(directory), hint="pull or convert again"
+            "these weights are not whole: " + problems[0], where=str(directory), hint="pull or convert again"
         )
 
 

@@ -19,6 +19,7 @@ PIECE_OFFSET = 1
 """A SentencePiece id s > 2 becomes token id s + 1."""
 OFFICIAL_NAME = "beit3.spm"
 OFFICIAL_NUM_PIECES = 64000
+OFFICIAL_ADDRESS = "https://huggingface.co/linhuixiao/OneRef/resolve/main/beit3_checkpoints/beit3.spm"
 
 
 class Tokenizer:
@@ -45,7 +46,7 @@ class Tokenizer:
             raise WeightsError(
                 "the tokenizer file is not there",
                 where=str(path),
-                hint="beit3.spm is published beside the BEiT-3 weights; give its path as text.tokenizer",
+                hint=f"put beit3.spm there: {OFFICIAL_ADDRESS} (`refcli weights pull beit3-tokenizer`)",
             )
         try:
             tokenizer = cls(path.read_bytes(), max_tokens=settings.max_tokens)

@@ -15,15 +15,17 @@ from safetensors.torch import load_file, save
 from torch.overrides import TorchFunctionMode
 
 from refcli.config.load import validate
-from refcli.config.schema import ModelSettings
+from refcli.config.schema import ModelSettings, TextSettings
 from refcli.errors import WeightsError
 from refcli.files import write_atomically
 from refcli.grounder import Grounder
 from refcli.text.tokenizer import Tokenizer
+from refcli.weights.conversions.beit3 import TowerOnlySettings
+from refcli.weights.locate import BUILTIN, BUILTIN_PATH, MODEL_FILE, resolve
 
-BUILTIN = "builtin"
-BUILTIN_PATH = Path(__file__).parent / "builtin"
-MODEL_FILE, CONFIG_FILE, META_FILE, TOKENIZER_FILE = "model.safetensors", "config.yaml", "meta.json", "tokenizer.spm"
+__all__ = ["BUILTIN", "BUILTIN_PATH", "MODEL_FILE", "LoadedWeights", "find_weights", "load_weights", "save_weights"]
+
+CONFIG_FILE, META_FILE, TOKENIZER_FILE = "config.yaml", "meta.json", "tokenizer.spm"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -62,33 +64,74 @@ def save_weights(
 
 
 def find_weights(name_or_path: str) -> Path:
-    """The directory that a weights name or path stands for.
+    """The directory that a weights name, path or hf:// address stands for.
 
     Raises:
-        WeightsError: it holds no model.
+        WeightsError: it holds no model, or was not pulled yet.
+        UsageError: a malformed hf:// address.
     """
-    directory = BUILTIN_PATH if name_or_path == BUILTIN else Path(name_or_path)
-    if not (directory / MODEL_FILE).is_file():
-        raise WeightsError(
-            f"there are no weights called {name_or_path!r}",
-            where=str(directory / MODEL_FILE),
-            hint="give `builtin` or a directory with model.safetensors and config.yaml, such as RUN/weights",
-        )
-    return directory
+    return BUILTIN_PATH if name_or_path == BUILTIN else resolve(name_or_path)
 
 
 def read_settings(directory: Path) -> ModelSettings:
-    """The model settings stored beside the weights."""
+    """The model settings stored beside the weights.
+
+    Raises:
+        WeightsError: no readable config.yaml, or one of a tower without a head or of a visual tokenizer.
+        ConfigError: wrong settings.
+    """
+    values = _read_config(directory)
+    if "head" not in values:
+        raise WeightsError(
+            f"these weights are {'a tower without a head' if 'tower' in values else 'a visual tokenizer'}, "
+            "not a model that can be asked",
+            where=str(directory),
+            hint="start `refcli finetune` from it: train.init_weights" if "tower" in values else None,
+        )
+    settings = validate(ModelSettings, values, where=str(directory / CONFIG_FILE))
+    return settings.model_copy(update={"text": _beside(directory, settings.text)})
+
+
+def read_tower_settings(directory: Path) -> TowerOnlySettings | None:
+    """The settings of a tower without a head; None for a whole model."""
+    values = _read_config(directory)
+    if "head" in values or "tower" not in values:
+        return None
+    settings = validate(TowerOnlySettings, values, where=str(directory / CONFIG_FILE))
+    return settings.model_copy(update={"text": _beside(directory, settings.text)})
+
+
+def read_state(directory: Path) -> dict[str, torch.Tensor]:
+    """The tensors of model.safetensors.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    path = directory / MODEL_FILE
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as problem:
+        raise WeightsError(
+            "the model file is damaged", where=str(path), hint=f"fetch it again ({problem})"
+        ) from problem
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_FILE
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as problem:
         raise WeightsError("the weights have no readable config.yaml", where=str(path), hint=str(problem)) from problem
-    settings = validate(ModelSettings, values, where=str(path))
-    if settings.text.tokenizer == BUILTIN:
-        return settings
-    text = settings.text.model_copy(update={"tokenizer": str(directory / settings.text.tokenizer)})
-    return settings.model_copy(update={"text": text})
+    if not isinstance(values, dict):
+        raise WeightsError("config.yaml is no mapping of keys to values", where=str(path))
+    return values
+
+
+def _beside(directory: Path, text: TextSettings) -> TextSettings:
+    """The text settings with the path of the tokenizer that lies in the directory."""
+    if text.tokenizer == BUILTIN:
+        return text
+    return text.model_copy(update={"tokenizer": str(directory / text.tokenizer)})
 
 
 def load_weights(
@@ -101,21 +144,16 @@ def load_weights(
     """
     directory = find_weights(name_or_path)
     settings = read_settings(directory)
-    path = directory / MODEL_FILE
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as problem:
-        raise WeightsError(
-            "the model file is damaged", where=str(path), hint=f"fetch it again ({problem})"
-        ) from problem
+    tokenizer = Tokenizer.load(settings.text)  # before the gigabytes: it may not be there
+    state = read_state(directory)
     with torch.device("meta"), _NoInitialisation():
         grounder = Grounder.from_settings(settings)
-    assign_state(grounder, state, where=str(path))
+    assign_state(grounder, state, where=str(directory / MODEL_FILE))
     grounder.to(device=device, dtype=dtype).eval()
     meta_path = directory / META_FILE
     meta = json.loads(meta_path.read_text()) if meta_path.is_file() else {}
     name = name_or_path if name_or_path == BUILTIN else directory.resolve().name
-    return LoadedWeights(grounder, settings, Tokenizer.load(settings.text), name, meta)
+    return LoadedWeights(grounder, settings, tokenizer, name, meta)
 
 
 class _NoInitialisation(TorchFunctionMode):

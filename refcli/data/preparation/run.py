@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,11 +36,11 @@ class Shard(NamedTuple):
 
     number: int
     """From 1."""
-    count: int
+    total: int
 
     def holds(self, record: RawRecord) -> bool:
         """Whether a record belongs to this run."""
-        return zlib.crc32(record.image.key.encode()) % self.count == self.number - 1
+        return zlib.crc32(record.image.key.encode()) % self.total == self.number - 1
 
 
 @dataclass
@@ -142,6 +143,18 @@ def run(
         problems.add("unreadable_folder_or_archive", str(path), reason)
     summaries = tuple(writer.finish() for writer in writers.values())
     return Prepared(summaries, tuple(writers.values()), selected.intake, problems, +lost)
+
+
+@contextmanager
+def paused_collector() -> Iterator[None]:
+    """Leave Python's cycle collector out: millions of records, none in a cycle, cost it a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _placed(

@@ -1,0 +1,102 @@
+"""One checkpoint out of a zip, under a name of our own choosing, so that no name in the zip can choose a place."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+import zlib
+from pathlib import Path
+
+from refcli.errors import WeightsError
+
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+MAX_MEMBERS = 10_000
+MAX_RATIO = 20
+"""Trained weights hardly compress; a member that grows more than this is no checkpoint."""
+MAC_FOLDER = "__MACOSX/"
+"""Mac's zips hold a shadow of every file in it."""
+_BLOCK = 1 << 22
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError)
+
+
+def is_zip_of_weights(path: Path) -> bool:
+    """Whether a file is a zip that holds checkpoints, rather than a checkpoint (which torch saves as a zip too)."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with _opened(path) as archive:
+        return not any(name.endswith("/data.pkl") or name == "data.pkl" for name in archive.namelist())
+
+
+def extract_checkpoint(path: Path, member: str | None, out: Path) -> str:
+    """Write one member of a zip to `out`.
+
+    Args:
+        member: the end of its name, whole folders ("unc/best_checkpoint.pth"); None for the only checkpoint there is.
+
+    Returns:
+        The member's full name.
+
+    Raises:
+        WeightsError: no such member or several (all are listed), a hostile or broken zip.
+    """
+    with _opened(path) as archive:
+        info = _choose(archive, member, path)
+        if info.file_size > MAX_RATIO * max(info.compress_size, 1):
+            raise WeightsError(
+                f"the zip's member {info.filename!r} would grow {info.file_size // max(info.compress_size, 1)}-fold",
+                where=str(path),
+                hint="this is no checkpoint; do not use the file",
+            )
+        try:
+            _copy(archive, info, out, where=str(path))
+        except _BROKEN as problem:
+            out.unlink(missing_ok=True)
+            raise WeightsError(
+                f"the zip's member {info.filename!r} cannot be read ({problem})",
+                where=str(path),
+                hint="pull again with --force",
+            ) from problem
+    return info.filename
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except _BROKEN as problem:
+        raise WeightsError(
+            f"the zip cannot be read ({problem})", where=str(path), hint="pull again with --force"
+        ) from problem
+
+
+def _choose(archive: zipfile.ZipFile, member: str | None, path: Path) -> zipfile.ZipInfo:
+    infos = [info for info in archive.infolist() if not info.is_dir() and not info.filename.startswith(MAC_FOLDER)]
+    if len(infos) > MAX_MEMBERS:
+        raise WeightsError(f"the zip has {len(infos):,} members", where=str(path), hint="this is no set of weights")
+    if member is None:
+        fitting = [info for info in infos if info.filename.lower().endswith(CHECKPOINT_SUFFIXES)]
+    else:
+        fitting = [info for info in infos if f"/{info.filename}".endswith(f"/{member}")]
+    plain = [info for info in fitting if stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)]
+    if len(plain) == 1:
+        return plain[0]
+    what = "checkpoint" if member is None else f"member that ends in {member!r}"
+    raise WeightsError(
+        f"the zip has {len(plain)} of what should be one: a {what}",
+        where=str(path),
+        hint="it holds "
+        + (", ".join(info.filename for info in infos[:20]) or "nothing")
+        + "; say which with hf://ORGANISATION/REPOSITORY/FILE.zip#MEMBER",
+    )
+
+
+def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, out: Path, *, where: str) -> None:
+    """Copy block by block, and never more than the zip's directory announced."""
+    num_written = 0
+    with archive.open(info) as source, out.open("wb") as file:
+        while block := source.read(_BLOCK):
+            num_written += len(block)
+            if num_written > info.file_size:
+                raise zipfile.BadZipFile(f"it holds more than the {info.file_size:,} bytes that {where} announces")
+            file.write(block)
+    if num_written != info.file_size:
+        raise zipfile.BadZipFile(f"it holds {num_written:,} of {info.file_size:,} bytes")

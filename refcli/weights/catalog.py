@@ -1,0 +1,151 @@
+"""The catalogue: every set of weights that refcli knows by name, from `data_specs/weights.yaml`."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from refcli.config.load import read_yaml, validate
+from refcli.config.presets import data_specs_root
+from refcli.config.schema import Settings
+from refcli.errors import WeightsError
+from refcli.tables import nearest
+
+Kind = Literal["builtin", "oneref", "beit3", "vqkd", "tokenizer"]
+"""What a file holds; all but the first and the last are rows of the table of conversions."""
+Task = Literal["rec", "res", "pretraining", "visual-tokenizer", "text-tokenizer"]
+KINDS_WITH_TEXT = frozenset({"oneref", "beit3"})
+"""Models that read expressions and so need `TOKENIZER`."""
+TOKENIZER = "beit3-tokenizer"
+"""The entry whose file every model of `KINDS_WITH_TEXT` needs beside it."""
+HEX = "0123456789abcdef"
+
+
+class PublishedTable(Settings):
+    """Where scores were read."""
+
+    metric: str
+    """As refcli's own reports call it; values are in percent."""
+    source: str
+    note: str | None = None
+
+
+class WeightsOrigin(Settings):
+    """Who made some weights, and under which terms."""
+
+    repos: tuple[str, ...] = ()
+    """Repositories on the hub that hold the files, in the order in which they are tried."""
+    homepage: str | None = None
+    licence: str
+    citation: str | None = None
+
+
+class CatalogEntry(Settings):
+    """One set of weights. None means "not verified" for a revision, a checksum and a size."""
+
+    name: str
+    title: str
+    """One line."""
+    origin: str
+    """Row of the catalogue's origins."""
+    kind: Kind
+    tasks: tuple[Task, ...]
+    tower: Literal["base", "large"] | None = None
+    head: str | None = None
+    image_size: int | None = Field(None, ge=1)
+    """Side of the square model frame in pixels."""
+    starts_from: str | None = None
+    """The entry that training began with."""
+    trained_on: tuple[str, ...] = ()
+    """Data sets of the last stage, as `refcli prepare-data --list` names them."""
+    file: str | None = None
+    """Path inside the repository; None for what is inside refcli."""
+    member: str | None = None
+    """For a zip: the end of the member's name, whole folders."""
+    stated_size: str | None = None
+    """Of the file, as its authors round it."""
+    revision: str | None = None
+    """The commit, 40 hex digits."""
+    sha256: str | None = None
+    """Of the file, not of the member."""
+    num_bytes: int | None = Field(None, ge=1)
+    """Of the file."""
+    scores: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
+    """Table -> data set -> split -> percent."""
+    notes: str | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> CatalogEntry:
+        if (self.file is None) != (self.kind == "builtin"):
+            raise ValueError("all weights but the packaged ones have a file")
+        for value, digits in ((self.revision, 40), (self.sha256, 64)):
+            if value is not None and (len(value) != digits or set(value) - set(HEX)):
+                raise ValueError(f"{value!r} is not {digits} hex digits")
+        return self
+
+
+class Catalog(Settings):
+    """All entries, in the order in which they are listed."""
+
+    tables: dict[str, PublishedTable]
+    origins: dict[str, WeightsOrigin]
+    weights: tuple[CatalogEntry, ...]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Catalog:
+        names = self.names()
+        if len(set(names)) < len(names):
+            raise ValueError("a name is given twice")
+        for entry in self.weights:
+            if entry.origin not in self.origins:
+                raise ValueError(f"{entry.name}: there is no origin {entry.origin!r}")
+            if entry.file is not None and not self.origins[entry.origin].repos:
+                raise ValueError(f"{entry.name}: its origin has no repository")
+            if entry.starts_from is not None and entry.starts_from not in names:
+                raise ValueError(f"{entry.name}: it starts from {entry.starts_from!r}, which is not listed")
+            for table in entry.scores:
+                if table not in self.tables:
+                    raise ValueError(f"{entry.name}: there is no table {table!r}")
+        return self
+
+    @staticmethod
+    @cache
+    def load() -> Catalog:
+        """The catalogue that ships with refcli.
+
+        Raises:
+            ConfigError: the file is missing or does not fit, so the installation is broken.
+        """
+        path = data_specs_root() / "weights.yaml"
+        return validate(Catalog, read_yaml(path), where=str(path))
+
+    def names(self) -> list[str]:
+        """Every name, in order."""
+        return [entry.name for entry in self.weights]
+
+    def origin(self, entry: CatalogEntry) -> WeightsOrigin:
+        """Who made an entry's weights."""
+        return self.origins[entry.origin]
+
+    def find(self, name: str) -> CatalogEntry:
+        """The entry of that name.
+
+        Raises:
+            WeightsError: there is none; the hint names the nearest.
+        """
+        for entry in self.weights:
+            if entry.name == name:
+                return entry
+        guess = nearest(name, self.names())
+        raise WeightsError(
+            f"there are no weights called {name!r}",
+            where="the catalogue",
+            hint=(f"did you mean {guess!r}? " if guess else "") + "see `refcli weights list`",
+        )
+
+
+def find(name: str) -> CatalogEntry:
+    """The entry of that name in the catalogue that ships with refcli; errors as `Catalog.find`."""
+    return Catalog.load().find(name)

@@ -1,0 +1,8 @@
+"""The kinds of official checkpoint by name, and what makes a plan of each."""
+
+CONVERSIONS: dict[str, str] = {
+    "oneref": "refcli.weights.conversions.oneref:plan",
+    "beit3": "refcli.weights.conversions.beit3:plan",
+    "vqkd": "refcli.weights.convert:plan_visual_tokenizer",
+}
+"""Each row is called as `plan(official, args=, heads=, image_size=)` and gives a `Plan`."""

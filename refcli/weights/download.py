@@ -1,0 +1,245 @@
+"""Pull published weights: find out which file, fetch it, convert it, and put the directory in place at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from refcli.errors import UsageError, WeightsError
+from refcli.weights.archives import extract_checkpoint, is_zip_of_weights
+from refcli.weights.catalog import KINDS_WITH_TEXT, TOKENIZER, Catalog, CatalogEntry
+from refcli.weights.hub import HubFile, NotOnHubError, fetch, waiting
+from refcli.weights.locate import SCHEME, HubUri, pulled_directory
+from refcli.weights.pins import Pin, read_pins, write_pin
+
+CONFIG_FILE, META_FILE, TOKENIZER_FILE = "config.yaml", "meta.json", "tokenizer.spm"
+OFFICIAL_TOKENIZER = "beit3.spm"
+"""Name of the file in the directory of a pulled tokenizer; `Tokenizer.load` counts the pieces of a file called so."""
+AUTO = "auto"
+
+Converter = Callable[..., Any]
+"""`refcli.weights.convert.convert(path, kind=, out=, tokenizer=, origin=)`, or what stands for it."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a name or an address asks for."""
+
+    name: str
+    uris: tuple[HubUri, ...]
+    """The same file in several repositories, best first."""
+    kind: str
+    sha256: str | None
+    licence: str | None
+
+    @property
+    def may_read_text(self) -> bool:
+        """Whether the model reads expressions, as far as that is known before the file is opened."""
+        return self.kind == AUTO or self.kind in KINDS_WITH_TEXT
+
+
+def pull(
+    name_or_uri: str,
+    *,
+    revision: str | None = None,
+    pin: bool = False,
+    force: bool = False,
+    say: Say = lambda text: None,
+    convert: Converter | None = None,
+) -> Path:
+    """Download, check and convert some weights; what is already there is used again.
+
+    Args:
+        name_or_uri: a name of the catalogue or `hf://org/repo@rev/file`.
+        revision: the branch, tag or commit; else the pinned one, else the catalogue's, else the default branch.
+        pin: write down the commit and checksum that came, also of the tokenizer; later pulls want the same, unless a
+            `revision` is given together with `pin`.
+        force: download and convert again.
+        say: gets a line of talk now and then.
+        convert: makes a weights directory of a checkpoint; refcli's own by default.
+
+    Returns:
+        The directory: model.safetensors, config.yaml, meta.json and tokenizer.spm; or meta.json and beit3.spm.
+
+    Raises:
+        WeightsError: unknown name, no access, no connection, wrong checksum, or a file that is not what it should be.
+        UsageError: there is nothing to pull, or the address is malformed.
+    """
+    pinned = read_pins().get(name_or_uri)
+    wanted = _wanted(name_or_uri, revision=revision, pinned=pinned, pin=pin)
+    directory = pulled_directory(name_or_uri)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory.with_name(f".{directory.name}.lock"))
+    with waiting(lock, say, f"another refcli is pulling {name_or_uri}; waiting for it"):
+        there = None if force else read_origin(directory)
+        if there is None or not _is_enough(there, wanted):
+            file = _fetch_first(wanted, force=force, say=say)
+            if there is None or there["sha256"] != file.sha256 or there["member"] != wanted.uris[0].member:
+                there = _install(wanted, file, directory, pin=pin, say=say, convert=convert)
+            else:
+                say(f"the file is the one that {directory} was made from")
+        else:
+            say(f"already here: {directory}")
+    if pin:
+        write_pin(name_or_uri, _pin(there))
+    elif pinned is None and wanted.sha256 is None:
+        say(f"unverified: no checksum is known for {name_or_uri}; --pin keeps this one ({there['sha256']})")
+    return directory
+
+
+def read_origin(directory: Path) -> dict[str, Any] | None:
+    """Where pulled weights came from: name, repo, file, member, revision, sha256, num_bytes, licence.
+
+    None for a directory that was not pulled, or that lacks one of its files.
+    """
+    try:
+        meta = json.loads((directory / META_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    origin, files = meta.get("origin"), meta.get("files")
+    if (
+        not isinstance(origin, dict)
+        or not isinstance(files, dict)
+        or not {*Pin.model_fields, "member"} <= origin.keys()
+    ):
+        return None
+    needed = {*files} if meta["kind"] == "tokenizer" else {*files, CONFIG_FILE}
+    if meta["kind"] in KINDS_WITH_TEXT:
+        needed.add(TOKENIZER_FILE)
+    return origin if all((directory / name).is_file() for name in needed) else None
+
+
+def _wanted(name_or_uri: str, *, revision: str | None, pinned: Pin | None, pin: bool) -> Wanted:
+    """Settle the revision and the checksum. A pin is obeyed, unless --revision and --pin together replace it."""
+    entry, uri, known_revision, known_sha256 = None, None, None, None
+    if name_or_uri.startswith(SCHEME):
+        uri = HubUri.parse(name_or_uri)
+        if revision and uri.revision and revision != uri.revision:
+            raise UsageError("two revisions are given", where=f"--revision {revision}", hint=f"{name_or_uri} has one")
+        known_revision = uri.revision
+    else:
+        entry = Catalog.load().find(name_or_uri)
+        if entry.file is None:
+            raise UsageError(f"{name_or_uri} is inside refcli", where=name_or_uri, hint="there is nothing to pull")
+        known_revision, known_sha256 = entry.revision, entry.sha256
+    if pinned is not None:
+        known_revision, known_sha256 = pinned.revision, pinned.sha256
+    asked = revision or known_revision
+    if revision and revision != known_revision and (pin or pinned is None):
+        known_sha256 = None
+    if uri is not None:
+        return Wanted(name_or_uri, (HubUri(uri.repo, uri.file, asked, uri.member),), AUTO, known_sha256, None)
+    assert entry is not None
+    assert entry.file is not None
+    origin = Catalog.load().origin(entry)
+    uris = tuple(HubUri(repo, entry.file, asked, entry.member) for repo in _repos(entry, pinned))
+    return Wanted(name_or_uri, uris, entry.kind, known_sha256, origin.licence)
+
+
+def _repos(entry: CatalogEntry, pinned: Pin | None) -> tuple[str, ...]:
+    """The repositories to try: the pinned one first, for its commits are its own."""
+    repos = Catalog.load().origin(entry).repos
+    return repos if pinned is None else (pinned.repo, *(repo for repo in repos if repo != pinned.repo))
+
+
+def _is_enough(there: dict[str, Any], wanted: Wanted) -> bool:
+    """Whether the directory is certainly what is wanted, without asking the hub."""
+    revision = wanted.uris[0].revision
+    return (
+        revision in (None, there["revision"])
+        and wanted.sha256 in (None, there["sha256"])
+        and there["member"] == wanted.uris[0].member
+    )
+
+
+def _fetch_first(wanted: Wanted, *, force: bool, say: Say) -> HubFile:
+    """Fetch from the first repository that has the file."""
+    missing: NotOnHubError | None = None
+    for uri in wanted.uris:
+        try:
+            say(f"looking for {uri}")
+            return fetch(uri, sha256=wanted.sha256, force=force, say=say)
+        except NotOnHubError as problem:
+            say(problem.message)
+            missing = missing or problem
+    assert missing is not None
+    raise missing
+
+
+def _fetch_tokenizer(*, pin: bool, say: Say) -> Path:
+    wanted = _wanted(TOKENIZER, revision=None, pinned=read_pins().get(TOKENIZER), pin=False)
+    file = _fetch_first(wanted, force=False, say=say)
+    if pin:
+        write_pin(TOKENIZER, _pin(_origin(wanted, file)))
+    return file.path
+
+
+def _install(
+    wanted: Wanted, file: HubFile, directory: Path, *, pin: bool, say: Say, convert: Converter | None
+) -> dict[str, Any]:
+    """Build the directory beside its place and move it there; returns what `read_origin` will."""
+    origin = _origin(wanted, file)
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name[:50]}."))
+    try:
+        built = temporary / "built"
+        if wanted.kind == "tokenizer":
+            built.mkdir()
+            shutil.copyfile(file.path, built / OFFICIAL_TOKENIZER)
+            meta = {"kind": wanted.kind, "files": {OFFICIAL_TOKENIZER: file.sha256}, "origin": origin}
+            (built / META_FILE).write_text(json.dumps(meta, indent=1) + "\n")
+        else:
+            tokenizer = _fetch_tokenizer(pin=pin, say=say) if wanted.may_read_text else None
+            checkpoint = _checkpoint(wanted, file, temporary, say)
+            say(f"converting {checkpoint.name}")
+            converter = convert or _own_converter()
+            converter(checkpoint, kind=wanted.kind, out=built, tokenizer=tokenizer, origin=origin)
+        if directory.exists():
+            directory.rename(temporary / "replaced")
+        built.rename(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return origin
+
+
+def _own_converter() -> Converter:
+    from refcli.weights.convert import convert
+
+    return convert
+
+
+def _checkpoint(wanted: Wanted, file: HubFile, temporary: Path, say: Say) -> Path:
+    """The checkpoint itself, out of its zip if it is in one."""
+    member = wanted.uris[0].member
+    if not is_zip_of_weights(file.path):
+        if member is not None:
+            raise WeightsError("this is no zip of checkpoints", where=str(file.path), hint=f"it should hold {member}")
+        return file.path
+    out = temporary / "checkpoint.pth"
+    say(f"took {extract_checkpoint(file.path, member, out)} out of {file.path.name}")
+    return out
+
+
+def _pin(origin: dict[str, Any]) -> Pin:
+    return Pin(**{key: origin[key] for key in Pin.model_fields})
+
+
+def _origin(wanted: Wanted, file: HubFile) -> dict[str, Any]:
+    uri = wanted.uris[0]
+    return {
+        "name": wanted.name,
+        "repo": file.repo,
+        "file": uri.file,
+        "member": uri.member,
+        "revision": file.revision,
+        "sha256": file.sha256,
+        "num_bytes": file.num_bytes,
+        "licence": wanted.licence,
+    }

@@ -1,0 +1,278 @@
+"""What a weights directory holds, and whether it is whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+
+from refcli.config.load import validate
+from refcli.config.schema import ModelSettings, Settings, TextSettings
+from refcli.errors import RefcliError, WeightsError
+from refcli.files import file_sha256
+from refcli.grounder import Grounder
+from refcli.heads.table import HEADS
+from refcli.model.beit3 import OneTower
+from refcli.model.visual_tokenizer import VisualTokenizer, VisualTokenizerSettings
+from refcli.tables import lookup
+from refcli.text.tokenizer import Tokenizer
+from refcli.weights.conversions.beit3 import TowerOnlySettings
+from refcli.weights.conversions.plan import is_parameter
+from refcli.weights.convert import PRETRAINING_HEADS_FILE
+from refcli.weights.load import BUILTIN, CONFIG_FILE, META_FILE, MODEL_FILE
+
+TASK_OF_SETTING = {"rec": "box", "res": "mask", "existence": "existence"}
+PRETRAINING_ARGS = (
+    "enable_mrefm",
+    "enable_ref_mim",
+    "enable_ref_mlm",
+    "enable_dynamic_mim",
+    "enable_mim_vts",
+    "enable_mlm_sts",
+)
+"""Arguments of the published code that say how a model was pretrained; the target-relation scores VTS and STS last."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a safetensors file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors calls it, such as F32."""
+
+    @property
+    def numel(self) -> int:
+        """Number of values."""
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """A weights directory at a glance; no tensor was read for it."""
+
+    directory: Path
+    kind: str
+    """The head's name; `tower` without one; `visual tokenizer`."""
+    tasks: tuple[str, ...]
+    """`box`, `mask`, `existence`: what the model was trained to answer."""
+    parameters: dict[str, int]
+    """Part -> number of parameters, of the main file."""
+    pretraining_parameters: dict[str, int]
+    """The same for heads that are kept apart."""
+    dtypes: tuple[str, ...]
+    image_size: tuple[int, int]
+    """(height, width) in pixels."""
+    tokenizer: str | None
+    tokenizer_is_there: bool
+    sha256: str
+    """Of the main file: as recorded when it was written, else of the file as it is."""
+    source: dict[str, Any]
+    """File name, size, sha256, epoch and training args of the checkpoint it was converted from."""
+    pretraining: dict[str, Any]
+    """The args that say how it was pretrained, as far as the checkpoint had them."""
+    origin: dict[str, Any]
+    """Repository, revision and licence, where they were told."""
+    notes: tuple[str, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the main file."""
+        return sum(self.parameters.values())
+
+    @property
+    def licence(self) -> str | None:
+        """As the origin states it."""
+        licence = self.origin.get("licence")
+        return licence if isinstance(licence, str) else None
+
+
+def info(directory: Path) -> WeightsInfo:
+    """Describe a weights directory: converted, trained here, or packaged.
+
+    Raises:
+        WeightsError: it holds no weights, or files that cannot be read.
+        ConfigError: a config.yaml with wrong settings.
+    """
+    settings, meta = _settings(directory), _meta(directory)
+    stored = _stored(directory / MODEL_FILE)
+    apart = _stored(directory / PRETRAINING_HEADS_FILE) if (directory / PRETRAINING_HEADS_FILE).is_file() else {}
+    source = _mapping(meta, "source")
+    args = _mapping(source, "args")
+    recorded = _mapping(meta, "files").get(MODEL_FILE)
+    text = _text(settings)
+    return WeightsInfo(
+        directory=directory,
+        kind=_kind(settings),
+        tasks=tuple(meta["tasks"]) if isinstance(meta.get("tasks"), list) else _tasks(settings),
+        parameters=_count(stored, depth=2),
+        pretraining_parameters=_count(apart, depth=1),
+        dtypes=tuple(sorted({tensor.dtype for tensor in stored.values()})),
+        image_size=_image_size(settings),
+        tokenizer=text.tokenizer if text else None,
+        tokenizer_is_there=text is not None and (text.tokenizer == BUILTIN or (directory / text.tokenizer).is_file()),
+        sha256=recorded if isinstance(recorded, str) else file_sha256(directory / MODEL_FILE),
+        source=source,
+        pretraining={name: args[name] for name in PRETRAINING_ARGS if name in args},
+        origin=_mapping(meta, "origin"),
+        notes=tuple(meta["notes"]) if isinstance(meta.get("notes"), list) else (),
+    )
+
+
+def verify(directory: Path) -> list[str]:
+    """Everything that is wrong with a weights directory; an empty list means that it is whole.
+
+    Checked: recorded sha256s, names and shapes against config.yaml, that every number is finite, and the tokenizer.
+
+    Raises:
+        WeightsError: it holds no weights at all.
+    """
+    _find(directory)
+    try:
+        settings, meta = _settings(directory), _meta(directory)
+        problems = _changed_files(directory, meta)
+        problems += _misfits(directory / MODEL_FILE, settings)
+        problems += _not_finite(directory / MODEL_FILE)
+        if (directory / PRETRAINING_HEADS_FILE).is_file():
+            problems += _not_finite(directory / PRETRAINING_HEADS_FILE)
+        if text := _text(settings):
+            problems += _tokenizer_problems(directory, text)
+    except RefcliError as problem:
+        return [f"{problem.message} ({problem.where})"]
+    return problems
+
+
+def _find(directory: Path) -> None:
+    if not (directory / MODEL_FILE).is_file():
+        raise WeightsError("this is no weights directory", where=str(directory), hint=f"it has no {MODEL_FILE}")
+
+
+def _settings(directory: Path) -> Settings:
+    _find(directory)
+    path = directory / CONFIG_FILE
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+        raise WeightsError("the weights have no readable config.yaml", where=str(path), hint=str(problem)) from problem
+    if not isinstance(values, dict):
+        raise WeightsError("config.yaml is no mapping of keys to values", where=str(path))
+    kind = ModelSettings if "head" in values else TowerOnlySettings if "tower" in values else VisualTokenizerSettings
+    settings: Settings = validate(kind, values, where=str(path))
+    return settings
+
+
+def _kind(settings: Settings) -> str:
+    if isinstance(settings, ModelSettings):
+        return settings.head.name
+    return "tower" if isinstance(settings, TowerOnlySettings) else "visual tokenizer"
+
+
+def _meta(directory: Path) -> dict[str, Any]:
+    path = directory / META_FILE
+    if not path.is_file():
+        return {}
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise WeightsError("meta.json cannot be read", where=str(path), hint=str(problem)) from problem
+    return meta if isinstance(meta, dict) else {}
+
+
+def _mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _stored(path: Path) -> dict[str, Stored]:
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return {name: Stored(tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
+    except (SafetensorError, OSError) as problem:
+        raise WeightsError("the model file is damaged", where=str(path), hint=str(problem)) from problem
+
+
+def _count(stored: Mapping[str, Stored], *, depth: int) -> dict[str, int]:
+    parts: dict[str, int] = {}
+    for name in filter(is_parameter, sorted(stored)):
+        part = ".".join(name.split(".")[:depth])
+        parts[part] = parts.get(part, 0) + stored[name].numel
+    return parts
+
+
+def _tasks(settings: Settings) -> tuple[str, ...]:
+    """What a model of ours answers; here every head that is there was trained."""
+    if not isinstance(settings, ModelSettings):
+        return ()
+    head_class = lookup(HEADS, settings.head.name, what="head")
+    config = validate(head_class.Config, settings.head.settings, where="model.head.settings").model_dump()
+    return tuple(task for setting, task in TASK_OF_SETTING.items() if config.get(setting))
+
+
+def _text(settings: Settings) -> TextSettings | None:
+    return settings.text if isinstance(settings, ModelSettings | TowerOnlySettings) else None
+
+
+def _image_size(settings: Settings) -> tuple[int, int]:
+    if isinstance(settings, ModelSettings | TowerOnlySettings):
+        return settings.tower.image_size
+    assert isinstance(settings, VisualTokenizerSettings)
+    return settings.image_size, settings.image_size
+
+
+def _changed_files(directory: Path, meta: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name, recorded in _mapping(meta, "files").items():
+        path = directory / Path(name).name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif file_sha256(path) != recorded:
+            problems.append(f"{name} is not the file that was written: its sha256 differs from meta.json's")
+    return problems
+
+
+def _misfits(path: Path, settings: Settings) -> list[str]:
+    with torch.device("meta"):
+        if isinstance(settings, ModelSettings):
+            wanted = Grounder.from_settings(settings).state_dict()
+        elif isinstance(settings, TowerOnlySettings):
+            wanted = {f"tower.{name}": tensor for name, tensor in OneTower(settings.tower).state_dict().items()}
+        else:
+            assert isinstance(settings, VisualTokenizerSettings)
+            wanted = VisualTokenizer(settings).state_dict()
+    stored = _stored(path)
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - stored.keys())]
+    problems += [f"{name} is not part of the model" for name in sorted(stored.keys() - wanted.keys())]
+    problems += [
+        f"{name} has shape {stored[name].shape}, config.yaml wants {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & stored.keys())
+        if stored[name].shape != tuple(wanted[name].shape)
+    ]
+    return problems
+
+
+def _not_finite(path: Path) -> list[str]:
+    problems = []
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            tensor = file.get_tensor(name)
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                problems.append(f"{name} holds NaN or infinity")
+    return problems
+
+
+def _tokenizer_problems(directory: Path, text: TextSettings) -> list[str]:
+    found = (
+        text if text.tokenizer == BUILTIN else text.model_copy(update={"tokenizer": str(directory / text.tokenizer)})
+    )
+    try:
+        Tokenizer.load(found)
+    except WeightsError as problem:
+        return [f"{problem.message} ({problem.where}): {problem.hint}"]
+    return []

@@ -1,0 +1,127 @@
+"""From what a user calls some weights to the directory that holds them; never touches the network."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from refcli.errors import UsageError, WeightsError
+from refcli.tables import nearest
+from refcli.weights.catalog import Catalog
+
+BUILTIN = "builtin"
+BUILTIN_PATH = Path(__file__).parent / "builtin"
+MODEL_FILE = "model.safetensors"
+HOME_VARIABLE = "REFCLI_HOME"
+SCHEME = "hf://"
+URI_FORM = "hf://ORGANISATION/REPOSITORY[@REVISION]/FILE[#MEMBER]"
+URI = re.compile(
+    r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/#]+))?/(?P<file>[^#]+)(?:#(?P<member>.+))?", re.ASCII
+)
+
+
+@dataclass(frozen=True)
+class HubUri:
+    """One file in a repository on the Hugging Face hub."""
+
+    repo: str
+    file: str
+    revision: str | None = None
+    """A branch, tag or commit; None for the default branch."""
+    member: str | None = None
+    """For a zip: the end of the wanted member's name."""
+
+    @classmethod
+    def parse(cls, text: str) -> HubUri:
+        """Read `hf://org/repo@rev/file#member`, percent-encoded or not.
+
+        Raises:
+            UsageError: it has another form, or a file name that leaves its repository.
+        """
+        found = URI.fullmatch(text)
+        if found is None:
+            raise UsageError(
+                "this is not the address of a file on the hub",
+                where=text,
+                hint=f"{URI_FORM}, e.g. hf://linhuixiao/OneRef/beit3_checkpoints/beit3.spm",
+            )
+        parts = {name: unquote(part) if part else None for name, part in found.groupdict().items()}
+        file = parts["file"] or ""
+        if any(part in ("", ".", "..") for part in file.split("/")) or "\\" in file or "\0" in file:
+            raise UsageError("this file name leaves its repository", where=text, hint=URI_FORM)
+        return cls(parts["repo"] or "", file, parts["revision"], parts["member"])
+
+    def __str__(self) -> str:
+        revision = f"@{quote(self.revision, safe='')}" if self.revision else ""
+        return f"{SCHEME}{self.repo}{revision}/{self.file}" + (f"#{self.member}" if self.member else "")
+
+
+def home() -> Path:
+    """Where refcli keeps what it pulled: $REFCLI_HOME, else ~/.cache/refcli."""
+    return Path(os.environ.get(HOME_VARIABLE) or Path("~") / ".cache" / "refcli").expanduser()
+
+
+def pulled_directory(name_or_uri: str) -> Path:
+    """Where `refcli weights pull` puts these weights; each name and each address has a directory of its own.
+
+    Raises:
+        UsageError: a malformed hf:// address.
+    """
+    if not name_or_uri.startswith(SCHEME):
+        return home() / "weights" / name_or_uri
+    address = str(HubUri.parse(name_or_uri))
+    readable = re.sub(r"[^\w.+-]+", "--", address.removeprefix(SCHEME))
+    return home() / "weights" / f"{readable[:150]}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+
+
+def resolve(name_or_path: str) -> Path:
+    """The directory of `builtin`, of a path, of a catalogue name or of an hf:// address; the last two once pulled.
+
+    Raises:
+        WeightsError: nothing of that name holds a model; the hint says which command gets it.
+        UsageError: a malformed hf:// address.
+    """
+    if name_or_path == BUILTIN:
+        return BUILTIN_PATH
+    given = Path(name_or_path)
+    if (given / MODEL_FILE).is_file():
+        return given
+    names = Catalog.load().names()
+    if name_or_path in names or name_or_path.startswith(SCHEME):
+        return _pulled(name_or_path)
+    if given.is_file():
+        raise WeightsError(
+            "these weights are a single file, not a directory of refcli's",
+            where=name_or_path,
+            hint=f"refcli weights convert {shlex.quote(name_or_path)} --out DIR",
+        )
+    guess = nearest(name_or_path, names) if not given.exists() else None
+    raise WeightsError(
+        f"there are no weights called {name_or_path!r}",
+        where=str(given / MODEL_FILE),
+        hint=(f"did you mean {guess!r}? " if guess else "")
+        + "give `builtin`, a name of `refcli weights list`, or a directory with model.safetensors and config.yaml, "
+        "such as RUN/weights",
+    )
+
+
+def _pulled(name_or_uri: str) -> Path:
+    directory = pulled_directory(name_or_uri)
+    if not name_or_uri.startswith(SCHEME) and Catalog.load().find(name_or_uri).kind == "tokenizer":
+        raise WeightsError(
+            f"{name_or_uri!r} is a tokenizer, not a model",
+            where=str(directory),
+            hint="give its file as model.text.tokenizer",
+        )
+    if not (directory / MODEL_FILE).is_file():
+        raise WeightsError(
+            f"the weights {name_or_uri!r} are not on this machine yet",
+            where=str(directory),
+            hint=f"refcli weights pull {shlex.quote(name_or_uri)}",
+        )
+    return directory

@@ -1,0 +1,237 @@
+"""A small Hugging Face hub on loopback: the endpoints, headers and refusals that a download meets, and its failures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+DEFAULT_BRANCH = "main"
+REPO, FILE = "linhuixiao/OneRef", "rec_single_dataset_finetuning_large_unc.pth"
+"""What the catalogue's oneref-large-rec-refcoco stands for."""
+SPM = "beit3_checkpoints/beit3.spm"
+CHUNK = 1000
+"""Bytes that the client writes at a time in these tests; 10 MB otherwise."""
+
+
+def noise(seed: int, size: int = 20_000) -> bytes:
+    """Content that no compression makes smaller."""
+    return random.Random(seed).randbytes(size)
+
+
+def converted(path: Path, *, kind: str, out: Path, tokenizer: Path | None, origin: dict[str, object]) -> None:
+    """A stand-in for the real conversion, which has tests of its own: the checkpoint as it is, with its story."""
+    out.mkdir()
+    (out / "model.safetensors").write_bytes(path.read_bytes())
+    (out / "config.yaml").write_text("tower: {dim: 8}\n")
+    if tokenizer is not None:
+        (out / "tokenizer.spm").write_bytes(tokenizer.read_bytes())
+    meta = {"kind": kind, "files": {"model.safetensors": None}, "origin": origin}
+    (out / "meta.json").write_text(json.dumps(meta))
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it arrived."""
+
+    server: str
+    """`hub`, or `storage`: where the hub sends those who want a large file."""
+    method: str
+    path: str
+    range: str | None
+    token: str | None
+
+
+@dataclass
+class Repository:
+    """Commits, newest last; each is a whole tree."""
+
+    commits: list[dict[str, bytes]] = field(default_factory=list)
+    gated_to: str | None = None
+    """The only token that may read it."""
+
+    def commit_of(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        for number, tree in enumerate(self.commits):
+            if revision == commit_name(number):
+                return revision, tree
+        if revision == DEFAULT_BRANCH and self.commits:
+            return commit_name(len(self.commits) - 1), self.commits[-1]
+        return None
+
+
+def commit_name(number: int) -> str:
+    """40 hex digits."""
+    return hashlib.sha1(f"commit {number}".encode()).hexdigest()
+
+
+class FakeHub:
+    """The state that the two servers share; change it between pulls."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.requests: list[Request] = []
+        self.break_after: int | None = None
+        """Storage hangs up after so many bytes of a response."""
+        self.breaks_left = 0
+        """How many responses are cut off like that; then storage answers 503 if `then_down`, else properly."""
+        self.then_down = False
+        self.stall_after: int | None = None
+        """Storage sends so many bytes and then nothing, until `released`."""
+        self.stalled, self.released = threading.Event(), threading.Event()
+        self.corrupt = False
+        """Storage flips a bit of the first byte."""
+        self.num_bytes_sent = 0
+        self.url = ""
+        self.storage_url = ""
+
+    def repository(self, repo: str) -> Repository:
+        return self.repositories.setdefault(repo, Repository())
+
+    def commit(self, repo: str, files: dict[str, bytes]) -> str:
+        """Add a commit that has exactly these files; returns its name."""
+        commits = self.repository(repo).commits
+        commits.append(files)
+        return commit_name(len(commits) - 1)
+
+    def downloads(self) -> list[Request]:
+        """Requests for the content of files."""
+        return [request for request in self.requests if request.server == "storage" and request.method == "GET"]
+
+    def content(self, digest: str) -> bytes:
+        for repository in self.repositories.values():
+            for tree in repository.commits:
+                for content in tree.values():
+                    if hashlib.sha256(content).hexdigest() == digest:
+                        return content
+        raise KeyError(digest)
+
+
+@contextmanager
+def running() -> Iterator[FakeHub]:
+    """A hub and its storage, on two ports; the ports close in the end."""
+    hub = FakeHub()
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub, kind)) for kind in (_HubHandler, _StorageHandler)]
+    hub.url, hub.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    threads = [threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True) for server in servers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield hub
+    finally:
+        hub.released.set()
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+        for thread in threads:
+            thread.join()
+
+
+def _handler(hub: FakeHub, kind: type[_Handler]) -> type[_Handler]:
+    return type(kind.__name__, (kind,), {"hub": hub})
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: FakeHub
+    name: str
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Keep quiet: `requests` is the log."""
+
+    def do_HEAD(self) -> None:
+        self._note_and_answer()
+
+    def do_GET(self) -> None:
+        self._note_and_answer()
+
+    def _note_and_answer(self) -> None:
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        self.hub.requests.append(Request(self.name, self.command, self.path, self.headers.get("Range"), token))
+        self.answer(token)
+
+    def answer(self, token: str | None) -> None:
+        raise NotImplementedError
+
+    def say(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": "0", **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+
+
+class _HubHandler(_Handler):
+    name = "hub"
+
+    def answer(self, token: str | None) -> None:
+        parts = unquote(self.path.partition("?")[0]).strip("/").split("/", 4)
+        if len(parts) != 5 or parts[2] != "resolve":
+            return self.say(404, {"X-Error-Code": "NotFound"})
+        repository = self.hub.repositories.get("/".join(parts[:2]))
+        if token == "wrong":
+            return self.say(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+        if repository is None:
+            return self.say(401 if token is None else 404, {"X-Error-Code": "RepoNotFound"})
+        if repository.gated_to is not None and token != repository.gated_to:
+            return self.say(401 if token is None else 403, {"X-Error-Code": "GatedRepo"})
+        found = repository.commit_of(parts[3])
+        if found is None:
+            return self.say(404, {"X-Error-Code": "RevisionNotFound"})
+        commit, tree = found
+        if parts[4] not in tree:
+            return self.say(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+        content = tree[parts[4]]
+        digest = hashlib.sha256(content).hexdigest()
+        return self.say(
+            302,
+            {
+                "X-Repo-Commit": commit,
+                "X-Linked-Etag": f'"{digest}"',
+                "X-Linked-Size": str(len(content)),
+                "Location": f"{self.hub.storage_url}/{digest}",
+            },
+        )
+
+
+class _StorageHandler(_Handler):
+    name = "storage"
+
+    def answer(self, token: str | None) -> None:
+        hub = self.hub
+        if hub.breaks_left == 0 and hub.break_after is not None and hub.then_down:
+            return self.say(503, {})
+        content = hub.content(self.path.strip("/"))
+        if hub.corrupt:
+            content = bytes([content[0] ^ 1]) + content[1:]
+        start = 0
+        if wanted := self.headers.get("Range"):
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        total, content = len(content), content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content)))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        self.end_headers()
+        if hub.break_after is not None and hub.breaks_left > 0:
+            hub.breaks_left -= 1
+            self._send(content[: hub.break_after])
+            self.close_connection = True
+        elif hub.stall_after is not None:
+            self._send(content[: hub.stall_after])
+            hub.stalled.set()
+            hub.released.wait(60)
+            self.close_connection = True
+        else:
+            self._send(content)
+        return None
+
+    def _send(self, content: bytes) -> None:
+        self.wfile.write(content)
+        self.wfile.flush()
+        self.hub.num_bytes_sent += len(content)

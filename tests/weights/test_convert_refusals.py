@@ -1,0 +1,114 @@
+"""A checkpoint that does not fit is refused with every reason, and nothing is left behind."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from refcli.errors import ConfigError, ExitCode, UsageError, WeightsError
+from refcli.weights import convert as converting
+from refcli.weights.conversions.plan import KeyRow, KeyTableError
+from refcli.weights.convert import convert
+
+HEADS_OF_TINY = 4
+
+
+def save(path, state):
+    """As the original code saves its training checkpoints."""
+    torch.save({"model": state, "optimizer": {}, "epoch": 9, "args": Namespace(lr=1e-4)}, path)
+    return path
+
+
+def drop(name):
+    return lambda state: state.pop(name)
+
+
+def put(name, tensor):
+    return lambda state: state.update({name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("change", "row"),
+    [
+        (
+            drop("bbox_embed.layers.1.bias"),
+            KeyRow("bbox_embed.layers.1.bias", "missing", wanted=(64,)),
+        ),
+        (
+            drop("beit3.encoder.layers.1.self_attn.k_proj.A.weight"),
+            KeyRow("beit3.encoder.layers.1.self_attn.k_proj.A.weight", "missing", wanted=(64, 64)),
+        ),
+        (drop("beit3.text_embed.weight"), KeyRow("beit3.text_embed.weight", "missing")),
+        (put("resnet.conv1", torch.zeros(2)), KeyRow("resnet.conv1", "unexpected", (2,))),
+        (
+            put("beit3.encoder.layers.2.ffn.B.fc2.weight", torch.zeros(256, 64)),
+            KeyRow("beit3.encoder.layers.2.ffn.B.fc2.weight", "wrong shape", (256, 64), (64, 256)),
+        ),
+        (
+            put("beit3.encoder.embed_positions.A.weight", torch.zeros(18, 64)),
+            KeyRow("beit3.encoder.embed_positions.A.weight", "wrong shape", (18, 64)),
+        ),
+        (
+            put("beit3.vision_embed.proj.weight", torch.zeros(64, 3)),
+            KeyRow("beit3.vision_embed.proj.weight", "wrong shape", (64, 3)),
+        ),
+        (
+            put("visu_proj.bias", torch.full((64,), torch.nan)),
+            KeyRow("head.pool_projection.bias", "NaN or infinity", (64,)),
+        ),
+    ],
+)
+def test_what_does_not_fit_is_in_the_table_and_nothing_is_written(fixtures, tmp_path, change, row):
+    official = load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors")
+    change(official)
+    path = save(tmp_path / "c.pth", official)
+    with pytest.raises(KeyTableError) as caught:
+        convert(path, out=tmp_path / "deep" / "w", heads=HEADS_OF_TINY)
+    assert row in caught.value.rows
+    assert row.name in caught.value.message
+    assert caught.value.exit_code == ExitCode.INTEGRITY
+    assert caught.value.where == str(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_crash_while_writing_leaves_nothing(fixtures, tmp_path, monkeypatch):
+    path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
+
+    def full(tensors, filename, metadata):
+        Path(filename).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(converting, "save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        convert(path, out=tmp_path / "w", heads=HEADS_OF_TINY)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_output_directory_that_is_taken_is_left_alone(fixtures, tmp_path):
+    path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="already there"):
+        convert(path, out=tmp_path / "w", heads=HEADS_OF_TINY)
+    (tmp_path / "w" / "mine.txt").unlink()
+    convert(path, out=tmp_path / "w", heads=HEADS_OF_TINY)
+    assert (tmp_path / "w" / "model.safetensors").is_file()
+
+
+def test_settings_that_do_not_fit_the_file_are_refused(fixtures, tmp_path):
+    path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
+    big_spm = Path(converting.__file__).parents[1] / "text" / "builtin.spm"
+    for options, error, message in (
+        ({"heads": 5}, UsageError, "does not divide into 5 heads"),
+        ({"heads": 4, "image_size": 100}, UsageError, "not a multiple of the patch size 16"),
+        ({"heads": 4, "tokenizer": big_spm}, UsageError, r"more than the tower embeds \(200\)"),
+        ({"heads": 4, "tokenizer": path}, WeightsError, "not a SentencePiece model"),
+        ({"heads": 4, "kind": "beit4"}, ConfigError, "no kind of checkpoint called 'beit4'"),
+        ({"heads": 4, "dtype": "fp8"}, UsageError, "no dtype 'fp8'"),
+        ({"heads": 4, "kind": "vqkd"}, WeightsError, "VQ-KD"),
+    ):
+        with pytest.raises(error, match=message):
+            convert(path, out=tmp_path / "w", **options)
+        assert list(tmp_path.iterdir()) == [path]

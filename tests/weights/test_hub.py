@@ -1,0 +1,175 @@
+"""Downloads from a hub on loopback: interrupted, damaged, refused, offline."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+import pytest
+
+from refcli.errors import ExitCode, WeightsError
+from refcli.weights import hub as hub_client
+from refcli.weights.locate import home, pulled_directory
+
+REPO, MIRROR = "linhuixiao/OneRef", "xiaolinhui/OneRef"
+FILE = "rec_single_dataset_finetuning_large_unc.pth"
+CHUNK = 1000
+"""Bytes that the client writes at a time here."""
+
+
+def noise(seed: int, size: int = 20_000) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def left_behind() -> list[str]:
+    """What lies in REFCLI_HOME/weights, apart from lock files."""
+    return sorted(path.name for path in (home() / "weights").iterdir() if path.suffix != ".lock")
+
+
+def test_a_file_is_kept_in_the_hubs_own_cache(hub, pulled):
+    from huggingface_hub import try_to_load_from_cache
+
+    pulled()
+
+    assert Path(try_to_load_from_cache(REPO, FILE)).read_bytes() == noise(1)
+
+
+def test_a_pause_in_the_connection_is_bridged(hub, pulled):
+    hub.break_after, hub.breaks_left = 3 * CHUNK, 2
+
+    assert (pulled() / "model.safetensors").read_bytes() == noise(1)
+    ranges = [request.range for request in hub.downloads() if sha256(noise(1)) in request.path]
+    assert ranges == [None, f"bytes={3 * CHUNK}-", f"bytes={6 * CHUNK}-"]
+
+
+def test_a_download_that_broke_off_goes_on_where_it_stopped(hub, pulled):
+    tokenizer = pulled("beit3-tokenizer")
+    assert (tokenizer / "beit3.spm").read_bytes() == noise(2, 500)
+    hub.break_after, hub.breaks_left, hub.then_down = 3 * CHUNK, 1, True
+
+    with pytest.raises(WeightsError, match="503") as broken:
+        pulled()
+
+    assert "what has arrived is kept" in broken.value.hint
+    assert left_behind() == ["beit3-tokenizer"]
+    hub.break_after, hub.num_bytes_sent, num_before = None, 0, len(hub.downloads())
+    said: list[str] = []
+    assert (pulled(say=said.append) / "model.safetensors").read_bytes() == noise(1)
+    assert [request.range for request in hub.downloads()[num_before:]] == [f"bytes={3 * CHUNK}-"]
+    assert hub.num_bytes_sent == 20_000 - 3 * CHUNK
+    assert any(line.startswith(f"continuing {FILE}") for line in said)
+
+
+def test_a_damaged_download_is_thrown_away_and_nothing_is_converted(hub, pulled):
+    hub.corrupt = True
+
+    with pytest.raises(WeightsError, match="arrived damaged") as damaged:
+        pulled()
+
+    assert damaged.value.exit_code == ExitCode.INTEGRITY
+    assert left_behind() == []
+    assert list((home().parent / "hf").rglob("*.refcli-partial")) == []
+    hub.corrupt = False
+    assert (pulled() / "model.safetensors").read_bytes() == noise(1)
+
+
+def test_a_damaged_file_in_the_cache_is_found_and_mended_by_force(hub, pulled):
+    pulled("beit3-tokenizer")
+    blob = home().parent / "hf" / "models--linhuixiao--OneRef" / "blobs" / sha256(noise(2, 500))
+    blob.write_bytes(b"something else")
+    (pulled_directory("beit3-tokenizer") / "beit3.spm").unlink()
+
+    with pytest.raises(WeightsError, match="cached file is damaged") as damaged:
+        pulled("beit3-tokenizer")
+
+    assert "--force" in damaged.value.hint
+    assert (pulled("beit3-tokenizer", force=True) / "beit3.spm").read_bytes() == noise(2, 500)
+
+
+def test_a_repository_that_is_not_there_is_named(hub, pulled):
+    with pytest.raises(WeightsError, match="no repository no/where that you may see") as missing:
+        pulled("hf://no/where/model.pth")
+
+    assert "HF_TOKEN" in missing.value.hint
+
+
+def test_an_unknown_revision_is_named(hub, pulled):
+    with pytest.raises(WeightsError, match="no revision 'v9'"):
+        pulled(revision="v9")
+
+
+@pytest.mark.parametrize("token", [None, "somebody"])
+def test_a_gated_repository_says_where_to_ask(hub, monkeypatch, token, pulled):
+    hub.repositories[REPO].gated_to = "friend"
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+
+    with pytest.raises(WeightsError, match="only users whom the owners let in") as gated:
+        pulled()
+
+    assert f"{hub.url}/{REPO}" in gated.value.hint
+    assert "HF_TOKEN" in gated.value.hint
+    assert not any(MIRROR in request.path for request in hub.requests)
+
+
+def test_the_token_opens_a_gated_repository_and_goes_nowhere_else(hub, monkeypatch, pulled):
+    hub.repositories[REPO].gated_to = "friend"
+    monkeypatch.setenv("HF_TOKEN", "friend")
+
+    pulled()
+
+    assert {request.token for request in hub.requests if request.server == "hub"} == {"friend"}
+    assert {request.token for request in hub.downloads()} == {None}
+
+
+def test_a_wrong_token_is_told_apart_from_a_missing_repository(hub, monkeypatch, pulled):
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+
+    with pytest.raises(WeightsError, match=r"refuses access \(401\)") as refused:
+        pulled()
+
+    assert "HF_TOKEN" in refused.value.hint
+
+
+def test_offline_says_so_and_asks_nobody(hub, monkeypatch, pulled):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set"):
+        pulled()
+
+    assert hub.requests == []
+
+
+def test_offline_works_with_what_the_hubs_cache_has(hub, monkeypatch, pulled):
+    (pulled() / "model.safetensors").unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    num_requests = len(hub.requests)
+
+    assert (pulled() / "model.safetensors").read_bytes() == noise(1)
+    assert len(hub.requests) == num_requests
+
+
+def test_a_hub_that_does_not_answer_is_told_apart_from_offline_mode(hub, monkeypatch, pulled):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+
+    with pytest.raises(WeightsError, match="cannot be reached") as unreachable:
+        pulled()
+
+    assert "HF_ENDPOINT" in unreachable.value.hint
+
+
+def test_a_full_disk_is_noticed_before_the_download(hub, monkeypatch, pulled):
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr(hub_client.shutil, "disk_usage", lambda path: usage)
+
+    with pytest.raises(WeightsError, match=r"the disk has 0\.0 GB left"):
+        pulled()
+
+    assert hub.downloads() == []

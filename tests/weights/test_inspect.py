@@ -1,0 +1,130 @@
+"""`info` tells what a weights directory holds, and `verify` what is wrong with it."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import refcli
+from refcli.errors import WeightsError
+from refcli.files import file_sha256
+from refcli.weights.convert import convert
+from refcli.weights.inspect import info, verify
+
+BUILTIN = Path(refcli.__file__).parent / "weights" / "builtin"
+MODEL = "model.safetensors"
+
+
+@pytest.fixture
+def converted(fixtures, tmp_path):
+    """A converted MRefM checkpoint with a tokenizer beside it; its args say that VTS was on and STS was off."""
+    args = Namespace(enable_mrefm=True, enable_mim_vts=True, enable_mlm_sts=False, lr=1e-4)
+    official = load_file(fixtures / "oneref_tiny_mrefm" / "weights.safetensors")
+    torch.save({"model": official, "epoch": 4, "args": args}, tmp_path / "c.pth")
+    convert(tmp_path / "c.pth", out=tmp_path / "w", heads=4, origin={"licence": "MIT"})
+    (tmp_path / "w" / "beit3.spm").write_bytes(b"not yet")
+    return tmp_path / "w"
+
+
+def change(path, change_state):
+    state = load_file(path)
+    change_state(state)
+    save_file(state, path)
+
+
+def without_tokenizer(problems):
+    """The tiny model's tokenizer is a stand-in, which `verify` says as well."""
+    return [problem for problem in problems if "beit3.spm" not in problem]
+
+
+def test_info_tells_what_a_converted_checkpoint_is(fixtures, converted):
+    official = load_file(fixtures / "oneref_tiny_mrefm" / "weights.safetensors")
+    told = info(converted)
+    assert (told.kind, told.tasks, told.image_size, told.dtypes) == ("oneref", (), (64, 64), ("F32",))
+    assert told.pretraining == {"enable_mrefm": True, "enable_mim_vts": True, "enable_mlm_sts": False}
+    assert told.source["args"]["lr"] == 1e-4
+    assert told.source["epoch"] == 4
+    assert told.licence == "MIT"
+    assert told.tokenizer == "beit3.spm"
+    assert told.tokenizer_is_there
+    assert told.sha256 == file_sha256(converted / MODEL)
+    assert told.parameters["tower.text_embedding"] == 200 * 64 + 1024 * 64
+    assert told.pretraining_parameters["mim_head"] == 32 * 64 + 32
+    dropped = sum(official[name].numel() for name in ("text_proj.weight", "text_proj.bias", "logit_scale"))
+    counted = told.num_parameters + sum(told.pretraining_parameters.values()) + dropped
+    assert counted == sum(tensor.numel() for tensor in official.values())
+
+
+def test_info_and_verify_know_the_packaged_model(tmp_path):
+    told = info(BUILTIN)
+    assert told.kind == "oneref"
+    assert told.tasks == ("box", "mask", "existence")
+    assert told.tokenizer == "builtin"
+    assert told.tokenizer_is_there
+    assert told.sha256 == file_sha256(BUILTIN / MODEL)
+    assert verify(BUILTIN) == []
+
+
+def test_towers_and_visual_tokenizers_are_told_apart(fixtures, tmp_path):
+    official = load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors")
+    tower = {name: tensor for name, tensor in official.items() if name.startswith("beit3.")}
+    torch.save({"model": tower}, tmp_path / "tower.pth")
+    torch.save({"model": load_file(fixtures / "vqkd_tiny" / "weights.safetensors")}, tmp_path / "vqkd.pth")
+    convert(tmp_path / "tower.pth", out=tmp_path / "tower", heads=4)
+    convert(tmp_path / "vqkd.pth", out=tmp_path / "vqkd", heads=2)
+    assert (info(tmp_path / "tower").kind, info(tmp_path / "tower").tokenizer_is_there) == ("tower", False)
+    assert (info(tmp_path / "vqkd").kind, info(tmp_path / "vqkd").tokenizer) == ("visual tokenizer", None)
+    assert info(tmp_path / "vqkd").image_size == (64, 64)
+    assert verify(tmp_path / "vqkd") == []
+    assert without_tokenizer(verify(tmp_path / "tower")) == []
+    assert any("tokenizer file is not there" in problem for problem in verify(tmp_path / "tower"))
+
+
+def test_a_whole_directory_has_no_problem(converted):
+    assert without_tokenizer(verify(converted)) == []
+    assert any("not a SentencePiece model" in problem for problem in verify(converted))
+
+
+@pytest.mark.parametrize(
+    ("change_state", "problem"),
+    [
+        (lambda state: state.pop("head.box_mlp.0.bias"), "head.box_mlp.0.bias is missing"),
+        (lambda state: state.update(extra=torch.zeros(1)), "extra is not part of the model"),
+        (
+            lambda state: state.update({"head.box_mlp.0.bias": torch.zeros(3)}),
+            "head.box_mlp.0.bias has shape (3,), config.yaml wants (64,)",
+        ),
+        (lambda state: state["head.box_mlp.0.bias"].fill_(torch.inf), "head.box_mlp.0.bias holds NaN or infinity"),
+    ],
+)
+def test_every_misfit_is_named_beside_the_changed_checksum(converted, change_state, problem):
+    change(converted / MODEL, change_state)
+    problems = without_tokenizer(verify(converted))
+    assert problem in problems
+    assert any("sha256 differs" in each for each in problems)
+    assert len(problems) == 2
+
+
+def test_heads_that_are_kept_apart_are_checked_too(converted):
+    change(converted / "pretraining_heads.safetensors", lambda state: state["mim_head.bias"].fill_(torch.nan))
+    assert "mim_head.bias holds NaN or infinity" in verify(converted)
+    (converted / "pretraining_heads.safetensors").unlink()
+    assert "pretraining_heads.safetensors is missing" in verify(converted)
+
+
+def test_damaged_files_are_problems_and_not_crashes(converted):
+    whole = (converted / MODEL).read_bytes()
+    (converted / MODEL).write_bytes(whole[: len(whole) // 2])
+    assert any("damaged" in problem for problem in verify(converted))
+    (converted / MODEL).write_bytes(whole)
+    for content, problem in (("tower: {depth: 3}\n", "depth"), ("[1, 2]", "no mapping"), ("{", "no readable")):
+        (converted / "config.yaml").write_text(content)
+        assert any(problem in each for each in verify(converted)), content
+
+
+def test_a_directory_without_weights_is_an_error(tmp_path):
+    for look in (info, verify):
+        with pytest.raises(WeightsError, match="no weights directory"):
+            look(tmp_path)

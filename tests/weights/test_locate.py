@@ -1,0 +1,81 @@
+"""What a user calls some weights leads to a directory, or to the command that makes it."""
+
+from __future__ import annotations
+
+import pytest
+
+from refcli.errors import UsageError, WeightsError
+from refcli.weights import hub
+from refcli.weights.locate import BUILTIN_PATH, HubUri, pulled_directory, resolve
+
+NAME = "oneref-large-rec-refcoco"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hf://OneRef/model.pth",
+        "hf://a/b",
+        "hf://a/b/",
+        "hf://a/b/../c.pth",
+        "hf://a/b/%2e%2e/c",
+        "hf://a b/c/d",
+        "hf://",
+    ],
+)
+def test_a_malformed_address_is_a_usage_error(address):
+    with pytest.raises(UsageError, match=r"address|leaves"):
+        HubUri.parse(address)
+
+
+def test_an_address_is_written_as_it_was_read():
+    text = "hf://org/repo@refs%2Fpr%2F1/dir/file+.zip#unc+/best.pth"
+
+    assert HubUri.parse(text) == HubUri("org/repo", "dir/file+.zip", "refs/pr/1", "unc+/best.pth")
+    assert str(HubUri.parse(text)) == text
+
+
+def test_addresses_that_read_alike_have_directories_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFCLI_HOME", str(tmp_path))
+    addresses = ["hf://a/b/c/d.pth", "hf://a/b/c--d.pth", "hf://a/b/c d.pth"]
+
+    assert len({pulled_directory(address) for address in addresses}) == 3
+    assert {pulled_directory(address).parent for address in addresses} == {tmp_path / "weights"}
+
+
+def test_resolve_knows_the_packaged_model_and_directories(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+
+    assert resolve("builtin") == BUILTIN_PATH
+    assert resolve(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        (NAME, f"refcli weights pull {NAME}"),
+        ("hf://a/b/c d.pth", "refcli weights pull 'hf://a/b/c d.pth'"),
+    ],
+)
+def test_resolve_never_downloads_but_says_which_command_does(tmp_path, monkeypatch, name, command):
+    monkeypatch.setenv("REFCLI_HOME", str(tmp_path))
+    monkeypatch.setattr(hub, "fetch", None)
+
+    with pytest.raises(WeightsError, match="not on this machine yet") as missing:
+        resolve(name)
+
+    assert missing.value.hint == command
+
+
+def test_resolve_guesses_what_was_meant(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFCLI_HOME", str(tmp_path))
+    checkpoint = tmp_path / "best checkpoint.pth"
+    checkpoint.touch()
+
+    with pytest.raises(WeightsError, match="did you mean 'oneref-large-rec-refcoco'"):
+        resolve("oneref-large-rec-refcco")
+    with pytest.raises(WeightsError, match="single file") as single:
+        resolve(str(checkpoint))
+    assert single.value.hint == f"refcli weights convert '{checkpoint}' --out DIR"
+    with pytest.raises(WeightsError, match="a tokenizer, not a model"):
+        resolve("beit3-tokenizer")

@@ -1,0 +1,260 @@
+"""Official checkpoint files are read as data: nothing runs, and what is broken is said."""
+
+import os
+import random
+import subprocess
+import sys
+import types
+import zipfile
+from argparse import Namespace
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from refcli.errors import ExitCode, WeightsError
+from refcli.files import file_sha256, write_atomically
+from refcli.weights.reading import read_checkpoint
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(7)}
+FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+
+
+def save(path, content, *, zipped=True):
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+def as_the_original_code(state, **args):
+    return {
+        "model": OrderedDict(state),
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(50)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
+        "lr_scheduler": {"last_epoch": 3},
+        "epoch": 3,
+        "args": Namespace(**args),
+        "val_accu": 0.75,
+    }
+
+
+class Running:
+    """Pickled as a call of `function(*arguments)`, whose result then gets `state` as its attributes."""
+
+    def __init__(self, function, *arguments, state=None):
+        self.call = (function, arguments, state)
+
+    def __reduce__(self):
+        return self.call
+
+
+@FORMATS
+def test_a_training_checkpoint_gives_its_tensors_and_its_args(tmp_path, zipped):
+    content = as_the_original_code(STATE, lr=1e-4, device="cuda", betas=(0.9, 0.999), enable_mim_vts=False, seed=None)
+    read = read_checkpoint(save(tmp_path / "c.pth", content, zipped=zipped))
+    assert read.state.keys() == STATE.keys()
+    assert all(torch.equal(read.state[name], STATE[name]) for name in STATE)
+    assert read.args == {"lr": 1e-4, "device": "cuda", "betas": [0.9, 0.999], "enable_mim_vts": False, "seed": None}
+    assert read.epoch == 3
+    assert read.dropped == ("optimizer", "lr_scheduler", "val_accu")
+    assert read.unknown_types == ()
+    assert read.source_sha256 == file_sha256(tmp_path / "c.pth")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_tensors_stay_in_the_file_until_they_are_used(tmp_path):
+    read = read_checkpoint(save(tmp_path / "c.pth", {"model": {"a": torch.ones(1000)}}))
+    assert str(tmp_path / "c.pth") in Path("/proc/self/maps").read_text()
+    read.state["a"].zero_()
+    assert read_checkpoint(tmp_path / "c.pth").state["a"].sum() == 1000, "the file must not be written to"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": STATE},
+        {"module": STATE, "epoch": 1},
+        {"state_dict": STATE},
+        STATE,
+        OrderedDict(STATE),
+        {"model": {f"module.{name}": tensor for name, tensor in STATE.items()}},
+        {f"module.{name}": torch.nn.Parameter(tensor.float()) for name, tensor in STATE.items()},
+    ],
+)
+def test_every_official_container_is_opened(tmp_path, content):
+    state = read_checkpoint(save(tmp_path / "c.pth", content)).state
+    assert state.keys() == STATE.keys()
+    assert not any(tensor.requires_grad for tensor in state.values())
+
+
+def test_types_that_are_not_known_become_text_without_being_imported(tmp_path):
+    authors = types.ModuleType("authors_code")
+    exec("class Schedule:\n    def __init__(self):\n        self.step = 3", authors.__dict__)
+    sys.modules["authors_code"] = authors
+    try:
+        content = as_the_original_code(STATE, out=Path("runs/x"), schedule=authors.Schedule(), best=np.float64(0.5))
+        save(tmp_path / "c.pth", content)
+    finally:
+        del sys.modules["authors_code"]
+    read = read_checkpoint(tmp_path / "c.pth")
+    assert "authors_code" not in sys.modules
+    assert read.args["out"] in ("pathlib.PosixPath('runs', 'x')", "pathlib.PosixPath('runs/x')")
+    assert read.args["schedule"] == "authors_code.Schedule()"
+    assert read.args["best"].startswith("numpy.")
+    assert {"pathlib.PosixPath", "authors_code.Schedule"} < set(read.unknown_types)
+
+
+def test_args_that_json_cannot_hold_are_told_all_the_same(tmp_path):
+    args = {"device": torch.device("cuda", 1), "nan": float("nan"), "mean": torch.ones(3), 5: b"x"}
+    read = read_checkpoint(save(tmp_path / "c.pth", {"model": STATE, "args": args}))
+    assert read.args == {"device": "cuda:1", "nan": "nan", "mean": "tensor of shape (3,)", "5": "b'x'"}
+
+
+@FORMATS
+@pytest.mark.parametrize("place", ["model", "args", "top"])
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (os.system, "touch {marker}"),
+        (subprocess.check_output, ["touch", "{marker}"]),
+        (eval, "open('{marker}', 'w')"),
+        (exec, "open('{marker}', 'w')"),
+        (os.mkdir, "{marker}"),
+    ],
+)
+def test_a_pickle_that_runs_programs_is_refused_and_runs_nothing(tmp_path, function, arguments, place, zipped):
+    marker = str(tmp_path / "marker")
+    filled = (
+        [a.format(marker=marker) for a in arguments] if isinstance(arguments, list) else arguments.format(marker=marker)
+    )
+    running = Running(function, filled)
+    content = {"top": running, "model": {"model": {"a": running}}, "args": {"model": STATE, "args": running}}[place]
+    path = save(tmp_path / "c.pth", content, zipped=zipped)
+    with pytest.raises(WeightsError, match="which no checkpoint needs") as caught:
+        read_checkpoint(path)
+    assert caught.value.exit_code == ExitCode.INTEGRITY
+    assert not Path(marker).exists()
+
+
+def test_a_call_of_any_other_function_is_text_among_the_args_and_an_error_among_the_tensors(tmp_path):
+    running = Running(write_atomically, str(tmp_path / "marker"), b"")
+    read = read_checkpoint(save(tmp_path / "c.pth", {"model": STATE, "args": {"call": running}}))
+    assert read.args["call"].startswith("refcli.files.write_atomically(")
+    with pytest.raises(WeightsError, match="no dense tensor: a"):
+        read_checkpoint(save(tmp_path / "d.pth", {"model": {"a": running}}))
+    with pytest.raises(WeightsError, match="cannot be read"):
+        read_checkpoint(save(tmp_path / "e.pth", {"model": STATE, "args": Running(torch.hub.load, "a/b", "c")}))
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_dictionary_cannot_bring_methods_of_its_own(tmp_path):
+    state = Running(OrderedDict, list(STATE.items()), state={"items": "not a method"})
+    assert read_checkpoint(save(tmp_path / "c.pth", {"model": state})).state.keys() == STATE.keys()
+
+
+@FORMATS
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.6, 0.99])
+def test_a_truncated_file_is_an_error(tmp_path, zipped, kept):
+    path = save(tmp_path / "c.pth", {"model": {"a": torch.rand(5000)}, "args": Namespace(lr=1)}, zipped=zipped)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(WeightsError) as caught:
+        read_checkpoint(path)
+    assert caught.value.where is not None
+    assert "c.pth" in caught.value.where
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
+    save(tmp_path / "small.pth", {"model": {"a": torch.zeros(10)}})
+    with zipfile.ZipFile(tmp_path / "small.pth") as small, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+        for name in small.namelist():
+            content = b"\0" * 50_000_000 if name.endswith("data/0") else small.read(name)
+            bomb.writestr(name, content, compress_type=zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "bomb.pth").stat().st_size < 100_000
+    with pytest.raises(WeightsError, match="declares 50,"):
+        read_checkpoint(tmp_path / "bomb.pth")
+
+
+@FORMATS
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path, zipped):
+    huge = torch.zeros(1).expand(1_000_000, 1_000_000)
+    path = save(tmp_path / "c.pth", {"model": {"a": huge}}, zipped=zipped)
+    with pytest.raises(WeightsError, match="declare 4,000,000,000,000 bytes"):
+        read_checkpoint(path)
+
+
+@FORMATS
+def test_a_storage_larger_than_its_file_is_refused(tmp_path, zipped):
+    path = save(tmp_path / "c.pth", {"model": {"a": torch.zeros(70_000)}}, zipped=zipped)
+    true, false = (b"J" + number.to_bytes(4, "little") for number in (70_000, 2**31 - 1))
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content.replace(true, false) if name.endswith("data.pkl") else content)
+    else:
+        assert path.read_bytes().count(true) == 2, "once for the storage and once for the tensor"
+        path.write_bytes(path.read_bytes().replace(true, false))
+    with pytest.raises(WeightsError, match="cannot be read"):
+        read_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@FORMATS
+def test_no_damage_makes_it_crash(tmp_path, zipped):
+    path = save(tmp_path / "c.pth", {"model": STATE, "args": Namespace(out=Path("x"))}, zipped=zipped)
+    whole, dice, outcomes = path.read_bytes(), random.Random(5), {"read": 0, "refused": 0}
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(dice.choice([1, 1, 3])):
+            damaged[dice.randrange(len(whole))] = dice.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_checkpoint(path)
+            outcomes["read"] += 1
+        except WeightsError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 10
+
+
+def test_args_that_unfold_without_end_are_refused(tmp_path):
+    unfolding = ["lol"]
+    for _ in range(6):
+        unfolding = [unfolding] * 30
+    with pytest.raises(WeightsError, match="too large to be settings"):
+        read_checkpoint(save(tmp_path / "c.pth", {"model": STATE, "args": Namespace(x=unfolding)}))
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize(
+    "wrong", [torch.eye(3).to_sparse(), torch.zeros(3, dtype=torch.complex64), torch.zeros(3, device="meta"), None, 5]
+)
+def test_what_is_no_dense_tensor_is_named(tmp_path, wrong):
+    with pytest.raises(WeightsError, match=r"no dense tensor: wrong|cannot be read"):
+        read_checkpoint(save(tmp_path / "c.pth", {"model": {"right": torch.zeros(1), "wrong": wrong}}))
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {"model": {}}, torch.zeros(3)])
+def test_what_holds_no_state_dict_is_an_error(tmp_path, content):
+    with pytest.raises(WeightsError, match=r"not a state dict|nothing at all"):
+        read_checkpoint(save(tmp_path / "c.pth", content))
+
+
+@pytest.mark.parametrize("start", [b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\n", b""])
+def test_a_file_of_another_kind_is_recognised(tmp_path, start):
+    (tmp_path / "c.pth").write_bytes(start)
+    with pytest.raises(WeightsError, match="not a PyTorch checkpoint"):
+        read_checkpoint(tmp_path / "c.pth")
+
+
+def test_an_archive_of_checkpoints_tells_what_is_inside(tmp_path):
+    with zipfile.ZipFile(tmp_path / "base.zip", "w") as archive:
+        archive.writestr("unc/best_checkpoint.pth", b"x")
+    with pytest.raises(WeightsError) as caught:
+        read_checkpoint(tmp_path / "base.zip")
+    assert caught.value.hint == "unpack it and convert unc/best_checkpoint.pth"
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(WeightsError, match="no such checkpoint"):
+        read_checkpoint(tmp_path / "c.pth")

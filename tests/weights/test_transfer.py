@@ -1,0 +1,92 @@
+"""A run starts from official weights of any kind: a tower alone, a pretrained model, another task's head."""
+
+import io
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+from safetensors.torch import load_file
+
+from refcli.config.schema import HeadChoice, ModelSettings
+from refcli.errors import WeightsError
+from refcli.grounder import Grounder
+from refcli.weights.convert import convert
+from refcli.weights.load import load_weights, read_settings
+from refcli.weights.transfer import read_start, start_from
+
+
+@pytest.fixture
+def spm(tmp_path) -> Path:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the red star is left of the blue ring"] * 50),
+        model_writer=model,
+        vocab_size=30,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (tmp_path / "small.spm").write_bytes(model.getvalue())
+    return tmp_path / "small.spm"
+
+
+def converted(fixtures, tmp_path, spm, name, *, keep=""):
+    """A directory made of the tensors of a fixture whose names start with `keep`."""
+    state = load_file(fixtures / name / "weights.safetensors")
+    torch.save({"model": {key: state[key] for key in state if key.startswith(keep)}}, tmp_path / "c.pth")
+    convert(tmp_path / "c.pth", out=tmp_path / "w", heads=4, tokenizer=spm)
+    return tmp_path / "w"
+
+
+def fresh(directory, **head):
+    """A new model with the tower and the tokenizer of some weights, and a head of its own."""
+    text = {"tokenizer": str(directory / "tokenizer.spm")}
+    settings = ModelSettings(tower=read_start(str(directory)).tower_settings, text=text, head=HeadChoice(settings=head))
+    torch.manual_seed(0)
+    return Grounder.from_settings(settings), settings
+
+
+def same(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_beit3_tower_starts_a_run_with_a_fresh_head(fixtures, tmp_path, spm):
+    directory = converted(fixtures, tmp_path, spm, "oneref_tiny_rec", keep="beit3.")
+    grounder, settings = fresh(directory)
+    head = {key: tensor.clone() for key, tensor in grounder.head.state_dict().items()}
+    notes = start_from(str(directory), grounder, settings)
+    tower = load_file(directory / "model.safetensors")
+    assert same({f"tower.{key}": tensor for key, tensor in grounder.tower.state_dict().items()}, tower)
+    assert same(grounder.head.state_dict(), head)
+    assert any("have no head: all" in note for note in notes)
+
+
+def test_a_mask_run_starts_from_a_pretrained_model_without_a_mask_head(fixtures, tmp_path, spm):
+    directory = converted(fixtures, tmp_path, spm, "oneref_tiny_mrefm")
+    grounder, settings = fresh(directory, rec=False, res=True)
+    upsampler = grounder.head.upsampler[0].weight.clone()
+    notes = start_from(str(directory), grounder, settings)
+    trained = load_weights(str(directory)).grounder.head
+    assert torch.equal(grounder.head.language_projection.weight, trained.language_projection.weight)
+    assert torch.equal(grounder.head.upsampler[0].weight, upsampler)
+    assert "start fresh, for the weights do not have them: head.upsampler" in notes
+    assert "left behind, for the settings switch them off: head.box_mlp, head.pool_projection" in notes
+
+
+def test_a_tower_or_a_visual_tokenizer_cannot_be_asked(fixtures, tmp_path, spm):
+    directory = converted(fixtures, tmp_path, spm, "oneref_tiny_rec", keep="beit3.")
+    with pytest.raises(WeightsError, match="a tower without a head, not a model that can be asked"):
+        load_weights(str(directory))
+    torch.save(load_file(fixtures / "vqkd_tiny" / "weights.safetensors"), tmp_path / "v.pth")
+    convert(tmp_path / "v.pth", out=tmp_path / "v", heads=2)
+    with pytest.raises(WeightsError, match="a visual tokenizer, not a model"):
+        read_settings(tmp_path / "v")
+
+
+def test_a_missing_tokenizer_is_said_before_the_model_is_read(fixtures, tmp_path, spm):
+    directory = converted(fixtures, tmp_path, spm, "oneref_tiny_rec")
+    (directory / "tokenizer.spm").unlink()
+    (directory / "model.safetensors").write_bytes(b"never looked at")
+    with pytest.raises(WeightsError, match="tokenizer file is not there") as caught:
+        load_weights(str(directory))
+    assert "refcli weights pull beit3-tokenizer" in caught.value.hint

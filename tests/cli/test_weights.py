@@ -124,7 +124,7 @@ def test_the_list_has_a_line_for_every_name(capsys):
     assert [line.split()[0] for line in lines] == Catalog.load().names()
     by_name = {line.split()[0]: " ".join(line.split()) for line in lines}
     assert by_name[NAME] == f"{NAME} rec 384 ~8.0 GB unverified OneRef large, boxes, fine-tuned on RefCOCO"
-    assert by_name["builtin"].startswith("builtin rec,res 112 packaged yes The small model inside refcli")
+    assert by_name["builtin"].startswith("builtin rec,res 154 packaged yes The small model inside refcli")
 
 
 def test_the_list_as_json_says_null_where_nothing_was_verified(capsys):

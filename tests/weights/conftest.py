@@ -1,15 +1,33 @@
-"""A hub on loopback that huggingface_hub takes for the real one."""
+"""A hub on loopback that huggingface_hub takes for the real one, and a small tokenizer file."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from refcli.weights import hub as hub_client
 from refcli.weights.download import pull
+
+
+@pytest.fixture(scope="session")
+def spm(tmp_path_factory) -> Path:
+    """A SentencePiece file small enough for the 200 words of the tiny models."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the red star is left of the blue ring"] * 50),
+        model_writer=model,
+        vocab_size=30,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    path = tmp_path_factory.mktemp("spm") / "small.spm"
+    path.write_bytes(model.getvalue())
+    return path
 
 
 @pytest.fixture(scope="session")

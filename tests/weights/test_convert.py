@@ -1,12 +1,9 @@
 """Official checkpoints become weights directories that answer as the official code does, or nothing at all."""
 
-import io
 import json
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
-import sentencepiece
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -23,22 +20,6 @@ from refcli.weights.load import load_weights
 HEADS_OF_TINY = 4
 """The tiny models have attention heads of 16 channels; no shape shows it."""
 ROWS, OUTPUTS = 2e-5, 5e-6
-
-
-@pytest.fixture(scope="module")
-def spm(tmp_path_factory) -> Path:
-    """A SentencePiece file small enough for the 200 words of the tiny models."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the red star is left of the blue ring"] * 50),
-        model_writer=model,
-        vocab_size=30,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    path = tmp_path_factory.mktemp("spm") / "small.spm"
-    path.write_bytes(model.getvalue())
-    return path
 
 
 def save(path, state, **args):

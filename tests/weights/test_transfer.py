@@ -1,10 +1,6 @@
 """A run starts from official weights of any kind: a tower alone, a pretrained model, another task's head."""
 
-import io
-from pathlib import Path
-
 import pytest
-import sentencepiece
 import torch
 from safetensors.torch import load_file
 
@@ -14,20 +10,6 @@ from refcli.grounder import Grounder
 from refcli.weights.convert import convert
 from refcli.weights.load import load_weights, read_settings
 from refcli.weights.transfer import read_start, start_from
-
-
-@pytest.fixture
-def spm(tmp_path) -> Path:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the red star is left of the blue ring"] * 50),
-        model_writer=model,
-        vocab_size=30,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    (tmp_path / "small.spm").write_bytes(model.getvalue())
-    return tmp_path / "small.spm"
 
 
 def converted(fixtures, tmp_path, spm, name, *, keep=""):

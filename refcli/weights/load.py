@@ -23,7 +23,7 @@ from refcli.text.tokenizer import Tokenizer
 from refcli.weights.conversions.beit3 import TowerOnlySettings
 from refcli.weights.locate import BUILTIN, BUILTIN_PATH, MODEL_FILE, resolve
 
-__all__ = ["BUILTIN", "BUILTIN_PATH", "MODEL_FILE", "LoadedWeights", "find_weights", "load_weights", "save_weights"]
+__all__ = ["BUILTIN", "BUILTIN_PATH", "MODEL_FILE", "LoadedWeights", "load_weights", "save_weights"]
 
 CONFIG_FILE, META_FILE, TOKENIZER_FILE = "config.yaml", "meta.json", "tokenizer.spm"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -61,16 +61,6 @@ def save_weights(
     write_atomically(directory / CONFIG_FILE, dumped.encode())
     write_atomically(directory / META_FILE, (json.dumps(dict(meta), indent=2) + "\n").encode())
     write_atomically(directory / MODEL_FILE, save(state))
-
-
-def find_weights(name_or_path: str) -> Path:
-    """The directory that a weights name, path or hf:// address stands for.
-
-    Raises:
-        WeightsError: it holds no model, or was not pulled yet.
-        UsageError: a malformed hf:// address.
-    """
-    return BUILTIN_PATH if name_or_path == BUILTIN else resolve(name_or_path)
 
 
 def read_settings(directory: Path) -> ModelSettings:
@@ -142,7 +132,7 @@ def load_weights(
     Raises:
         WeightsError: missing, damaged or ill-fitting files; every missing, unexpected or misshapen tensor is named.
     """
-    directory = find_weights(name_or_path)
+    directory = resolve(name_or_path)
     settings = read_settings(directory)
     tokenizer = Tokenizer.load(settings.text)  # before the gigabytes: it may not be there
     state = read_state(directory)

@@ -13,7 +13,8 @@ from refcli.errors import ConfigError
 from refcli.grounder import Grounder
 from refcli.model.positions import resample_vision_positions
 from refcli.text.tokenizer import Tokenizer
-from refcli.weights.load import find_weights, load_weights, read_state, read_tower_settings
+from refcli.weights.load import load_weights, read_state, read_tower_settings
+from refcli.weights.locate import resolve
 
 VISION_POSITIONS = "vision_embedding.positions"
 TOWER_PREFIX = "tower."
@@ -36,7 +37,7 @@ def read_start(name: str) -> Start:
     Raises:
         WeightsError: no such weights, or damaged ones.
     """
-    directory = find_weights(name)
+    directory = resolve(name)
     if settings := read_tower_settings(directory):
         tokenizer = Tokenizer.load(settings.text)
         tower = {key.removeprefix(TOWER_PREFIX): tensor.float() for key, tensor in read_state(directory).items()}

@@ -14,7 +14,7 @@ from refcli.contracts.example import Example
 from refcli.grounder import Grounder
 from refcli.inference.answers import read_answers
 from refcli.recipes.demo import choose_varied
-from refcli.weights import load
+from refcli.weights import locate
 from refcli.weights.load import save_weights
 
 
@@ -27,7 +27,7 @@ def random_builtin(tmp_path, monkeypatch):
         head=HeadChoice(settings={"res": True, "existence": True, "mask_upsamples": 1}),
     )
     save_weights(tmp_path / "w", Grounder.from_settings(settings), settings, meta={})
-    monkeypatch.setattr(load, "BUILTIN_PATH", tmp_path / "w")
+    monkeypatch.setattr(locate, "BUILTIN_PATH", tmp_path / "w")
     monkeypatch.chdir(tmp_path)
 
 

@@ -113,8 +113,8 @@ def probe(path: Path) -> ImageFacts:
                     orientation = _orientation(image)
                     width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
                     return ImageFacts(width, height, orientation)
-    except Exception:  # whatever the decoder says of a damaged file: reading it whole names the reason
-        return decode(path)
+    except (*_BROKEN, Image.DecompressionBombWarning):
+        return decode(path)  # which names the reason
     return decode(path)
 
 

@@ -78,6 +78,7 @@ def command(
     Splits that the store already has stay; one of the same name is replaced, unless nothing has changed.
     """
     from refcli.cli import prepare_report as show
+    from refcli.cli.output import write_line
     from refcli.errors import UsageError
 
     if list_:
@@ -115,7 +116,8 @@ def command(
         force=force,
     )
     overrides = apply_overrides({}, set_ or [])
-    kinds = {_kind(each) for each in names or ()} or {"file"}
+    kind_of = {each: _kind(each) for each in names or ()}
+    kinds = set(kind_of.values()) or {"file"}
     for is_given, option, users in (
         (raw is not None, "--raw", {"published"}),
         (bool(images), "--images", {"published", "file"}),
@@ -140,10 +142,10 @@ def command(
         only = split[0] if split else None
         plan = plan_file(from_, name=name, form=format_, split=only, beside=_roles(with_), overrides=overrides)
         done += _carry_out(plan, how, dry_run)
-    for each in names or ():
-        if _kind(each) == "mixture":
+    for each, kind in kind_of.items():
+        if kind == "mixture":
             done += show.mixed(each, how, keep_leaks=reproduce_paper, allow_missing=allow_missing, dry_run=dry_run)
-        elif _kind(each) == "generated":
+        elif kind == "generated":
             done += show.generated(each, how, size=size, seed=seed, overrides=overrides, dry_run=dry_run)
         elif raw is None:
             hint = f"refcli prepare-data {each} --raw DIR ..."
@@ -156,7 +158,7 @@ def command(
     if as_json:
         show.as_json(out, done, audit)
     elif not dry_run:
-        show.store(out)
+        write_line(str(out))
 
 
 def _kind(name: str) -> str:
@@ -172,12 +174,13 @@ def _kind(name: str) -> str:
 
 def _carry_out(plan: Plan, how: Preparation, dry_run: bool) -> list[dict[str, Any]]:
     from refcli.cli import prepare_report as show
+    from refcli.cli.output import say
     from refcli.recipes.prepare_data import prepare
 
     if dry_run:
         return show.plan(plan, how)
     for note in plan.notes:
-        show.note(note)
+        say(note)
     with show.Counting() as bar:
         report = prepare(plan, how, progress=bar.read)
     show.report(report)

@@ -71,11 +71,6 @@ def plan(of: Plan, how: Preparation) -> list[dict[str, Any]]:
     return [{"dataset": of.dataset, "status": "dry-run", "source": of.source_name, "files": files}]
 
 
-def note(text: str) -> None:
-    """Something that was decided for the user."""
-    say(text)
-
-
 def report(of: DatasetReport) -> None:
     """Counts, differences and problems of one data set."""
     if of.status == "unchanged":
@@ -187,11 +182,6 @@ def overlaps(out: Path, datasets: Collection[str], *, check_images: bool, worker
     found = audit(out, only=datasets, check_images=check_images, workers=workers)
     show_overlaps(found, datasets)
     return found.to_json()
-
-
-def store(out: Path) -> None:
-    """The store's place, as data."""
-    write_line(str(out))
 
 
 def as_json(out: Path, done: Sequence[dict[str, Any]], audit: dict[str, Any] | None) -> None:

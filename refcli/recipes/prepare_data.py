@@ -126,7 +126,7 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
             pictures,
             stack=stack,
             out=how.out,
-            how=Finishing(plan.dataset, how.check_images and bool(how.images)),
+            how=Finishing(plan.dataset, how.check_images),
             problems=problems,
             workers=how.workers,
             shard=how.shard,

@@ -39,6 +39,8 @@ class Batch:
     token_is_pad: Bool[Tensor, "batch words"]
     targets: Targets
     ids: tuple[str, ...]
+    word_roles: Int[Tensor, "batch words"] | None = None
+    """For pre-training: 1 at the pieces of the expression's subject, 2 at those of its object, else 0."""
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
@@ -48,4 +50,5 @@ class Batch:
             token_is_pad=self.token_is_pad.to(device, non_blocking=True),
             targets=self.targets.to(device),
             ids=self.ids,
+            word_roles=None if self.word_roles is None else self.word_roles.to(device, non_blocking=True),
         )

@@ -40,6 +40,8 @@ class Target:
     box_xyxy: tuple[float, float, float, float]
     score: float
     mask: RLE | None = None
+    box_is_from_mask: bool = False
+    """The head gives no box; this is the tight one of the mask."""
 
 
 @dataclass(frozen=True, slots=True)

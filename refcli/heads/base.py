@@ -25,6 +25,8 @@ class Head(nn.Module, ABC, Generic[Output]):
     Config: ClassVar[type[Settings]]
     OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Setting -> the modules that exist only where it is on; they may start fresh, or be left behind."""
+    hidden_layers: tuple[int, ...] = ()
+    """Layers of the tower whose rows before its final norm the head reads in `Features.hidden`; 0 is the embedding."""
 
     @abstractmethod
     def forward(self, features: Features) -> Output:

@@ -19,9 +19,11 @@ from refcli.contracts.prediction import Prediction
 from refcli.geometry.boxes import cxcywh_to_xyxy
 from refcli.heads.base import Head
 from refcli.heads.parts.calibration import Calibration
+from refcli.heads.parts.mlp import ThreeLayerMLP
 from refcli.heads.parts.truth import box_pixels, patch_truth
 from refcli.heads.parts.upsampler import Upsampler
-from refcli.losses.boxes import box_giou, box_l1, mean_over
+from refcli.losses.averages import mean_over
+from refcli.losses.boxes import box_giou, box_l1
 from refcli.losses.contrast import clip_contrast
 from refcli.losses.masks import dice, sigmoid_focal
 from refcli.model.beit3 import Features
@@ -91,13 +93,6 @@ def at_least_fp32(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-class BoxMLP(nn.Sequential):
-    """Three linear layers with ReLU between: DETR's box regressor."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
-
-
 class OneRefHead(Head[OneRefOutput]):
     """Box by similarity-weighted pooling, mask by upsampled similarity, existence from both.
 
@@ -121,7 +116,7 @@ class OneRefHead(Head[OneRefOutput]):
         self.similarity_calibration = Calibration(config.similarity_scale)
         if config.rec:
             self.pool_projection = nn.Linear(dim, dim)
-            self.box_mlp = BoxMLP(dim)
+            self.box_mlp = ThreeLayerMLP(dim, 4)
         if config.res:
             mask_dim = config.mask_dim or dim
             self.upsampler = Upsampler(dim, mask_dim, steps=config.mask_upsamples)

@@ -1,3 +1,6 @@
 """The heads by name."""
 
-HEADS: dict[str, str] = {"oneref": "refcli.heads.oneref:OneRefHead"}
+HEADS: dict[str, str] = {
+    "oneref": "refcli.heads.oneref:OneRefHead",
+    "shared_ris": "refcli.heads.shared_ris:SharedRISHead",
+}

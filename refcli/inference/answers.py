@@ -13,6 +13,8 @@ from refcli.errors import DataError
 
 BOX_DECIMALS = 2
 SCORE_DECIMALS = 5
+FROM_HEAD, FROM_MASK = "head", "mask"
+"""Where a box comes from: the model says it, or it is the tight box of the mask."""
 
 
 def answer_to_json(answer: Answer) -> dict[str, Any]:
@@ -86,6 +88,7 @@ def _target_to_json(target: Target) -> dict[str, Any]:
         "box": [round(side, BOX_DECIMALS) for side in target.box_xyxy],
         "score": round(target.score, SCORE_DECIMALS),
         "mask": mask,
+        "box_source": FROM_MASK if target.box_is_from_mask else FROM_HEAD,
     }
 
 
@@ -96,4 +99,5 @@ def _target_from_json(record: Mapping[str, Any]) -> Target:
     if mask is not None:
         height, width = mask["size"]
         rle = RLE((int(height), int(width)), mask["counts"].encode("ascii"))
-    return Target((left, top, right, bottom), float(record["score"]), rle)
+    from_mask = record.get("box_source", FROM_HEAD) == FROM_MASK
+    return Target((left, top, right, bottom), float(record["score"]), rle, from_mask)

@@ -100,7 +100,7 @@ def _targets(
             Target(_box(box), float(score), mask) for box, score, mask in zip(in_image, scores, masks, strict=True)
         )
     return tuple(
-        Target(mask_box(mask), float(score), mask)
+        Target(mask_box(mask), float(score), mask, box_is_from_mask=True)
         for score, mask in zip(scores, masks, strict=True)
         if mask is not None and rle_area(mask) > 0
     )

@@ -42,7 +42,7 @@ def test_the_record_has_exactly_the_documented_fields_in_order():
         "error",
     ]  # fmt: skip
     assert record["schema"] == "refcli.prediction/1"
-    assert list(record["targets"][0]) == ["box", "score", "mask"]
+    assert list(record["targets"][0]) == ["box", "score", "mask", "box_source"]
     assert (
         answer_to_json(Answer("1", "", "", 1, 1, (Target((0, 0, 1, 1), 1.0),), False, None, "w"))["targets"][0]["mask"]
         is None

@@ -2,128 +2,232 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refcli.cli.options import Device
-from refcli.cli.predict import BatchSize, Precision, PrecisionChoice, Weights
+from refcli.cli.options import Data, Device
+from refcli.cli.predict import BatchSize, Precision, PrecisionChoice
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from refcli.evaluation.report import SplitReport
+    from refcli.errors import ExitCode
+    from refcli.evaluation.report import RunReport
+    from refcli.recipes.evaluate import Evaluation, OnSample
 
-HEADINGS = ("kind", "samples", "Acc@0.5", "gated", "box mIoU", "mask mIoU", "oIoU", "N-acc", "T-acc")
 MOST_FAILURES_LISTED = 20
+LONGEST_NAME = 40
+
+
+class MissingChoice(str, Enum):
+    """What a sample without an answer is."""
+
+    error = "error"
+    wrong = "wrong"
 
 
 def command(
-    data: Annotated[
-        Path, typer.Option("--data", "-d", help="The store that `refcli prepare-data` wrote.", metavar="STORE")
-    ],
+    parts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="With --merge: the parts' --out folders.", metavar="DIR", show_default=False),
+    ] = None,
+    data: Data = None,
     splits: Annotated[
-        list[str],
-        typer.Option("--split", help="May be given several times.", metavar="DATASET:SPLIT"),
-    ],
-    weights: Weights = "builtin",
+        list[str] | None, typer.Option("--split", help="May be given several times.", metavar="DATASET:SPLIT")
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            "-w",
+            help="`builtin` or a weights directory such as RUN/weights; several give one table. Default: builtin.",
+            metavar="NAME|DIR",
+        ),
+    ] = None,
+    predictions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--predictions",
+            help="Score the lines of a prediction file (.jsonl, also gzipped) of any system instead of running one.",
+            metavar="FILE",
+        ),
+    ] = None,
+    missing: Annotated[
+        MissingChoice,
+        typer.Option(
+            "--missing",
+            help="A sample without a usable answer is left out as an error (exit code 3), or wrong in every figure.",
+        ),
+    ] = MissingChoice.error,
+    conventions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--convention",
+            help="Also count as others do: oneref384, lavt480, cgformer, cris, rela480, rela480-text, gsva, all.",
+            metavar="NAME",
+        ),
+    ] = None,
+    score_threshold: Annotated[
+        float, typer.Option("--score-threshold", help="Boxes from this score on count in grec_*.", min=0, max=1)
+    ] = 0.7,
     limit: Annotated[
         int | None, typer.Option("--limit", help="Only the first so many samples per split.", min=1)
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", help="Score only part I of N; join the parts with --merge.", metavar="I/N")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Join the parts named as arguments into one run.")] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare",
+            help="Paired test against another run's per_sample.parquet (or its folder).",
+            metavar="FILE|DIR",
+        ),
     ] = None,
     device: Device = None,
     precision: Precision = PrecisionChoice.auto,
     batch_size: BatchSize = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document with every figure.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write summary.json here.", metavar="DIR")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write summary.json and per_sample.parquet here.", metavar="DIR"),
+    ] = None,
     fail_under: Annotated[
         list[str] | None,
         typer.Option(
-            "--fail-under", help="Exit with code 4 if a figure is lower; e.g. acc50=0.85.", metavar="METRIC=X"
+            "--fail-under",
+            help="Exit with code 4 if a figure is lower; e.g. acc50=0.85 or rela480/giou=0.6.",
+            metavar="METRIC=X",
         ),
     ] = None,
 ) -> None:
-    """Score a model on splits of a store, with the predictor that `refcli predict` uses.
+    """Score models, or prediction files of any system, on splits of a store.
 
     Everything is measured in pixels of the original pictures. Acc@0.5, box mIoU, mask mIoU and oIoU are over
-    expressions that mean something, before the model's "no target"; "gated" counts a wrong "no target" as a miss;
-    N-acc (T-acc) is the share of expressions without (with) a target whose existence is judged right.
-    Exit code 3: some samples could not be read (they are listed and left out); 4: a --fail-under gate is not met.
+    expressions that mean something, before the system's "no target"; "gated" counts a wrong "no target" as a miss;
+    N-acc (T-acc) is the share of expressions without (with) a target whose existence is judged right. --json has all
+    figures: Pr@X, gIoU, cIoU, GREC, Recall@k, groups by words, size and number of targets, and the conventions.
+    Exit code 3: samples have no answer, or lines of a file no use (all are counted); 4: a --fail-under gate is not met.
     """
     import json
 
-    from refcli.cli.output import say, write_line
-    from refcli.evaluation.report import check_gates, parse_gates
-    from refcli.recipes.evaluate import evaluate
+    from refcli.cli.output import write_line
+    from refcli.errors import ExitCode, UsageError
+    from refcli.evaluation.conventions import choose_conventions
+    from refcli.evaluation.gates import check_gates, parse_gates
+    from refcli.evaluation.report import several_document
+    from refcli.evaluation.run_file import Scoring, read_run
+    from refcli.evaluation.shards import parse_shard
+    from refcli.recipes.evaluate import evaluate, evaluate_file, merge_evaluations
 
-    gates = parse_gates(fail_under or [])
+    if merge and (data or splits or weights or predictions or shard or limit or conventions):
+        raise UsageError("--merge takes the parts as they are", where="--merge", hint="give only folders and --out")
+    if parts and not merge:
+        raise UsageError(f"what is {str(parts[0])!r} for?", where="arguments", hint="folders are for --merge")
+    if data is None and not merge:
+        raise UsageError("there is no store to take the truth from", where="--data")
+    other = None if compare is None else read_run(compare)
+    scoring = Scoring(choose_conventions(conventions or []), score_threshold, missing.value)
+    gates = parse_gates(fail_under or [], conventions=() if merge else scoring.conventions)
+    part = None if shard is None else parse_shard(shard)
+    results = [merge_evaluations(parts or [])] if merge else []
     with SampleBars() as bars:
-        result = evaluate(
-            data,
-            splits,
-            weights=weights,
-            device=device or "auto",
-            precision=precision.value,
-            batch_size=batch_size,
-            limit=limit,
-            out=out,
-            on_sample=bars.show,
-        )
+        if data is not None:
+            models = weights or ([] if predictions else ["builtin"])
+            results += [
+                evaluate(
+                    data,
+                    splits or [],
+                    weights=name,
+                    device=device or "auto",
+                    precision=precision.value,
+                    batch_size=batch_size,
+                    limit=limit,
+                    shard=part,
+                    scoring=scoring,
+                    on_sample=bars.of(name),
+                )
+                for name in models
+            ]
+            results += [
+                evaluate_file(
+                    file, data, splits or [], limit=limit, shard=part, scoring=scoring, on_sample=bars.of(file.name)
+                )
+                for file in predictions or []
+            ]
+    if other is not None:
+        results = [result.compared_with(other) for result in results]
+    if out is not None:
+        for number, result in enumerate(results, start=1):
+            result.write(out if len(results) == 1 else out / f"{number}-{_file_name(result.run.weights)}")
+    reports = [result.report for result in results]
     if json_:
-        write_line(json.dumps(result.document, indent=2))
+        document = results[0].document if len(results) == 1 else several_document(reports)
+        write_line(json.dumps(document, indent=2))
     else:
-        for report in result.reports:
-            write_line(_table(report, weights=str(result.document["weights"])))
-    for report in result.reports:
-        for sample, error in report.failures[:MOST_FAILURES_LISTED]:
+        _write_tables(reports, other=None if other is None else other.weights)
+    for report in reports:
+        _say_failures(report)
+    check_gates(reports, gates)
+    code = _worst(results)
+    if code is not ExitCode.OK:
+        raise typer.Exit(int(code))
+
+
+def _write_tables(reports: Sequence[RunReport], *, other: str | None) -> None:
+    from refcli.cli.evaluate_tables import comparison_text, split_text, systems_text
+    from refcli.cli.output import write_line
+
+    if len(reports) == 1:
+        for split in reports[0].splits:
+            write_line(split_text(split, weights=reports[0].weights))
+    else:
+        write_line(systems_text(reports))
+    for report in reports:
+        for comparison in report.comparisons:
+            write_line(comparison_text(comparison, this=report.weights, other=other or ""))
+
+
+def _worst(results: Sequence[Evaluation]) -> ExitCode:
+    from refcli.errors import ExitCode
+
+    codes = {result.exit_code for result in results}
+    if codes == {ExitCode.FAILED}:
+        return ExitCode.FAILED
+    return ExitCode.OK if codes == {ExitCode.OK} else ExitCode.PARTIAL
+
+
+def _file_name(name: str) -> str:
+    """A name of weights as part of a folder's name."""
+    plain = [letter if letter.isalnum() or letter in "._-" else "-" for letter in Path(name).name]
+    return "".join(plain)[:LONGEST_NAME].strip(".-") or "x"
+
+
+def _say_failures(report: RunReport) -> None:
+    """What could not be used, on stderr: counted in full, the first of each sort listed."""
+    from refcli.cli.output import say
+
+    for split in report.splits:
+        for sample, error in split.failures[:MOST_FAILURES_LISTED]:
             say(f"failed: {sample}: {error}")
-        if report.failures:
-            total = len(report.failures) + report.overall.count
-            say(f"{len(report.failures)} of {total} samples of {report.name} failed and are in no figure")
-    check_gates(result.reports, gates)
-    if result.exit_code:
-        raise typer.Exit(int(result.exit_code))
-
-
-def _table(report: SplitReport, *, weights: str) -> str:
-    from refcli.evaluation.report import table_rows
-
-    rows = table_rows(report)
-    count = report.overall.count + len(report.failures)
-    speed = count / report.seconds if report.seconds else 0.0
-    lines = [f"{report.name}  weights {weights}  {report.seconds:.1f} s, {speed:.1f} samples/s", ""]
-    lines += _aligned([HEADINGS, *rows[:-1]])
-    lines += [_rule(rows), *_aligned([HEADINGS, *rows])[-1:]]
-    lines += ["", *_interval_lines(report.intervals)]
-    return "\n".join(lines) + "\n"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    first = max(len("no_target"), *(len(row[0]) for row in rows))
-    widths = [first, *(len(heading) for heading in HEADINGS[1:])]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-
-
-def _rule(rows: Sequence[Sequence[str]]) -> str:
-    return "-" * len(_aligned([HEADINGS, *rows])[0])
-
-
-def _interval_lines(intervals: Mapping[str, tuple[float, float]]) -> list[str]:
-    from refcli.evaluation.report import TABLE
-
-    known = [(name, intervals[name]) for name in TABLE if name in intervals]
-    shown = ", ".join(f"{name} {100 * low:.1f}..{100 * high:.1f}" for name, (low, high) in known)
-    return [f"95 % intervals (whole images resampled): {shown}"] if shown else []
+        if split.failures:
+            say(f"{len(split.failures)} of {split.num_samples} samples of {split.name} failed and are in no figure")
+        if split.num_wrong:
+            say(f"{split.num_wrong} of {split.num_samples} samples of {split.name} have no answer and count as wrong")
+    for file, sorts in report.problems.items():
+        for sort, lines in sorts.items():
+            for line in lines.first[:MOST_FAILURES_LISTED]:
+                say(f"{sort}: {line}")
+            say(f"{lines.count} lines of {file} answer nothing: {sort}")
 
 
 class SampleBars:
-    """A progress bar per split on stderr, where it is a terminal."""
+    """Progress bars on stderr, one per system and split, where it is a terminal."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -142,8 +246,13 @@ class SampleBars:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def show(self, split: str, done: int, total: int) -> None:
-        """So many samples of a split are done."""
-        if split not in self._tasks:
-            self._tasks[split] = self._progress.add_task(split, total=total)
-        self._progress.update(self._tasks[split], completed=done)
+    def of(self, system: str) -> OnSample:
+        """What a system reports its progress to."""
+
+        def show(split: str, done: int, total: int) -> None:
+            title = f"{Path(system).name} {split}"
+            if title not in self._tasks:
+                self._tasks[title] = self._progress.add_task(title, total=total)
+            self._progress.update(self._tasks[title], completed=done)
+
+        return show

@@ -1,30 +1,22 @@
-"""Scoring the Predictor that the user gets on a split of a store, one sample at a time."""
+"""Scoring the Predictor that the user gets on a split of a store; scoring goes on while the model works."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
-from refcli.evaluation.scores import SampleScore, Scores, score_sample
+from refcli.evaluation.run_file import Scoring, SplitScores
+from refcli.evaluation.scores import SampleScore, score_sample, score_unanswered
+from refcli.evaluation.truth import Split
 from refcli.inference.requests import Request
 
-
-class Split(Protocol):
-    """Examples with pictures: what evaluation needs of a store's split."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Example: ...
-
-    def image_path(self, example: Example, /) -> Path:
-        """Where the example's picture lies."""
-        ...
+MOST_WAITING = 256
+"""Answers that may wait to be scored; then the model waits."""
 
 
 class UngatedPredictor(Protocol):
@@ -35,55 +27,68 @@ class UngatedPredictor(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class SplitScores:
-    """All that was measured on one split."""
-
-    name: str
-    scores: Scores
-    failures: tuple[tuple[str, str], ...]
-    """(sample id, error) of samples that could not be answered; they are in no metric."""
-    seconds: float
-
-
 def evaluate_split(
     predictor: UngatedPredictor,
     split: Split,
     *,
     name: str,
-    limit: int | None = None,
+    rows: range | None = None,
+    size: int | None = None,
+    scoring: Scoring | None = None,
     on_sample: Callable[[int, int], None] | None = None,
 ) -> SplitScores:
-    """Ask every expression of a split and score the answers.
+    """Ask the expressions of a split and score the answers, in a thread beside the model.
 
     Args:
         predictor: the model; its batch size and precision are its own.
         split: where the examples come from.
         name: `dataset:split`.
-        limit: use only the first so many samples.
-        on_sample: called with (samples done, samples in all) after each.
+        rows: the part that is asked; None: everything.
+        size: samples of all parts together; None: those of `rows`.
+        scoring: conventions and thresholds; None: the default ones.
+        on_sample: called with (samples done, samples of this part) after each.
 
     Raises:
         DataError: a picture whose size is not the one that the data set says.
     """
-    total = len(split) if limit is None else min(limit, len(split))
+    how = scoring or Scoring()
+    asked_rows = range(len(split)) if rows is None else rows
     asked: deque[Example] = deque()  # filled by the predictor's reading thread, emptied here in the same order
 
     def requests() -> Iterator[Request]:
-        for index in range(total):
+        for index in asked_rows:
             example = split[index]
             asked.append(example)
             yield Request(example.id, example.image, example.expression, split.image_path(example))
 
-    rows: list[SampleScore] = []
-    failures: list[tuple[str, str]] = []
+    table = how.table()
     start = time.perf_counter()
-    for done, answer in enumerate(predictor.ungated(requests()), start=1):
-        example = asked.popleft()
-        if answer.error is None:
-            rows.append(score_sample(example, answer))
-        else:
-            failures.append((example.id, answer.error))
-        if on_sample is not None:
-            on_sample(done, total)
-    return SplitScores(name, Scores.of(rows), tuple(failures), time.perf_counter() - start)
+    waiting: deque[Future[SampleScore]] = deque()
+    remaining = iter(asked_rows)
+    with ThreadPoolExecutor(1, thread_name_prefix="scoring") as pool:
+        for done, answer in enumerate(predictor.ungated(requests()), start=1):
+            waiting.append(pool.submit(score, asked.popleft(), answer, how))
+            while waiting and (waiting[0].done() or len(waiting) > MOST_WAITING):
+                table.add(next(remaining), waiting.popleft().result())
+            if on_sample is not None:
+                on_sample(done, len(asked_rows))
+        for future in waiting:
+            table.add(next(remaining), future.result())
+    return SplitScores(
+        name=name,
+        table=table.finish(),
+        size=len(asked_rows) if size is None else size,
+        total=len(split),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def score(example: Example, answer: Answer, how: Scoring) -> SampleScore:
+    """A sample's score; an answer that holds an error is none.
+
+    Raises:
+        DataError: see `score_sample`.
+    """
+    if answer.error is not None:
+        return score_unanswered(example, str(answer.error), counts=how.missing == "wrong", frames=how.frames)
+    return score_sample(example, answer, frames=how.frames, score_threshold=how.score_threshold)

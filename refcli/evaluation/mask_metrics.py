@@ -5,28 +5,42 @@ from __future__ import annotations
 import numpy as np
 
 from refcli.evaluation.box_metrics import THRESHOLDS
-from refcli.evaluation.scores import Scores
+from refcli.evaluation.conventions import CONVENTIONS, ORIGINAL, Convention
+from refcli.evaluation.generalised_metrics import says_none
+from refcli.evaluation.sample_table import Scores
 from refcli.evaluation.terms import Terms, share
 
 
 def mask_iou(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
     """IoU per sample from pixel counts; two empty masks agree: 1."""
-    return np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
+    return CONVENTIONS[ORIGINAL].mask_iou(intersection, union)
 
 
-def mask_terms(scores: Scores) -> dict[str, Terms]:
+def mask_terms(scores: Scores, convention: Convention) -> dict[str, Terms]:
     """IoU figures over the samples WITH a target whose masks are known.
 
-    Masks are compared at the size of the original image, before the model's existence gate.
+    The union of the answer's masks is compared with the union of the referents', before the model's existence gate.
 
     - `mask_miou`: mean of the IoU per sample (called IoU in CRIS and ETRIS).
     - `mask_oiou`: sum of intersections / sum of unions (called cIoU in ReLA); large referents weigh more.
-    - `pr50` ... `pr90`: share with mask IoU >= 0.5 ... 0.9.
+    - `pr50` ... `pr90`: share with mask IoU >= 0.5 ... 0.9 (> in some conventions).
+
+    An answer without a mask, of a system that draws masks, is an empty mask.
     """
     among = scores.has_target & scores.mask_is_known
-    iou = mask_iou(scores.mask_intersection, scores.mask_union)
+    counts = scores.overlaps[convention.frame]
+    iou = convention.mask_iou(counts.intersection, counts.union)
     terms = {
         "mask_miou": share(iou, among),
-        "mask_oiou": Terms(np.where(among, scores.mask_intersection, 0), np.where(among, scores.mask_union, 0)),
+        "mask_oiou": Terms(
+            np.where(among, counts.intersection, 0),
+            np.where(among, counts.union, 0),
+            where_empty=convention.empty_iou if among.any() else None,
+        ),
     }
-    return terms | {f"pr{round(threshold * 100)}": share(iou >= threshold, among) for threshold in THRESHOLDS}
+    if convention.pr_is_gated:
+        iou = np.where(says_none(scores, convention), 0.0, iou)
+    for threshold in THRESHOLDS:
+        is_hit = iou > threshold if convention.pr_is_strict else iou >= threshold
+        terms[f"pr{round(threshold * 100)}"] = share(is_hit, among)
+    return terms

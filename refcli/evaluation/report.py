@@ -1,106 +1,156 @@
-"""The figures of an evaluation: overall, by kind of expression, as a document, a table and a gate."""
+"""What is reported of a run: figures overall and by group, as a document and as rows of a table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from refcli.errors import GateError, UsageError
-from refcli.evaluation.box_metrics import THRESHOLDS, box_terms
-from refcli.evaluation.evaluate import SplitScores
-from refcli.evaluation.generalised_metrics import generalised_terms
-from refcli.evaluation.mask_metrics import mask_terms
-from refcli.evaluation.scores import Scores
-from refcli.evaluation.terms import Terms, intervals, values
-from refcli.tables import nearest
+from refcli.evaluation.breakdown import break_down, by_kind
+from refcli.evaluation.comparison import Comparison
+from refcli.evaluation.conventions import CONVENTIONS, ORIGINAL
+from refcli.evaluation.figures import Slice, measure, metric_terms
+from refcli.evaluation.published import published_on
+from refcli.evaluation.run_file import LineProblems, Run, SplitScores
+from refcli.evaluation.terms import intervals
 
 EVALUATION_SCHEMA = "refcli.evaluation/1"
-METRICS = (
-    *(f"acc{round(threshold * 100)}" for threshold in THRESHOLDS),
-    "acc50_gated",
-    "box_miou",
-    "mask_miou",
-    "mask_oiou",
-    *(f"pr{round(threshold * 100)}" for threshold in THRESHOLDS),
-    "n_acc",
-    "t_acc",
-    "giou",
-    "ciou",
-)
+SEVERAL_SCHEMA = "refcli.evaluations/1"
 TABLE = ("acc50", "acc50_gated", "box_miou", "mask_miou", "mask_oiou", "n_acc", "t_acc")
 """The columns of the short table."""
 
 
 @dataclass(frozen=True)
-class Slice:
-    """The figures of some samples of a split; a figure that nothing was measured for is absent."""
-
-    count: int
-    num_targeted: int
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class SplitReport:
-    """The figures of one split."""
+    """The figures of one split; fractions in 0..1."""
 
     name: str
     overall: Slice
+    """By the default convention."""
     kinds: Mapping[str, Slice]
     """By kind of expression, in alphabetical order; empty where the data set has no kinds."""
+    breakdown: Mapping[str, Mapping[str, Slice]]
+    """By group, see `break_down`."""
+    conventions: Mapping[str, Slice]
+    """By convention, `original` among them."""
     intervals: Mapping[str, tuple[float, float]]
     """95 % bootstrap intervals of the overall figures."""
     failures: tuple[tuple[str, str], ...]
+    """(sample id, error) of samples without an answer, which are in no figure."""
+    num_wrong: int
+    """Samples without an answer that count as wrong."""
+    size: int
+    """Samples that were to be scored, in all parts of the run together."""
+    total: int
+    """Samples of the split."""
     seconds: float
 
-
-def metric_terms(scores: Scores) -> dict[str, Terms]:
-    """The terms of all metrics."""
-    return box_terms(scores) | mask_terms(scores) | generalised_terms(scores)
-
-
-def measure(scores: Scores) -> Slice:
-    """The figures of some samples."""
-    return Slice(len(scores), int(scores.has_target.sum()), values(metric_terms(scores)))
+    @property
+    def num_samples(self) -> int:
+        """Samples of this run, with those in no figure."""
+        return self.overall.count + len(self.failures)
 
 
-def report_split(result: SplitScores) -> SplitReport:
+@dataclass(frozen=True)
+class RunReport:
+    """The figures of one system."""
+
+    weights: str
+    """The name of its weights, or its prediction file."""
+    precision: str | None
+    score_threshold: float
+    splits: tuple[SplitReport, ...]
+    problems: Mapping[str, Mapping[str, LineProblems]] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
+    """With the run that was given for comparison, split by split."""
+
+
+def report_split(result: SplitScores, conventions: Sequence[str] = (ORIGINAL,)) -> SplitReport:
     """All figures of one split."""
     scores = result.scores
-    kinds = {str(kind): measure(scores[scores.kind == kind]) for kind in np.unique(scores.kind) if kind}
+    by_convention = {name: measure(scores, name) for name in conventions}
     return SplitReport(
         name=result.name,
-        overall=measure(scores),
-        kinds=kinds,
+        overall=by_convention[ORIGINAL],
+        kinds=by_kind(scores),
+        breakdown=break_down(scores),
+        conventions=by_convention,
         intervals=intervals(metric_terms(scores), scores.image),
         failures=result.failures,
+        num_wrong=len(result.wrong),
+        size=result.size,
+        total=result.total,
         seconds=result.seconds,
     )
 
 
-def report_document(reports: Sequence[SplitReport], *, weights: str, precision: str) -> dict[str, object]:
-    """The JSON document of an evaluation; figures are fractions in 0..1, `metrics` has them under flat keys."""
+def report_run(run: Run, comparisons: Sequence[Comparison] = ()) -> RunReport:
+    """All figures of one run."""
+    return RunReport(
+        weights=run.weights,
+        precision=run.precision,
+        score_threshold=run.scoring.score_threshold,
+        splits=tuple(report_split(split, run.scoring.conventions) for split in run.splits),
+        problems=run.problems,
+        comparisons=tuple(comparisons),
+    )
+
+
+def report_document(report: RunReport) -> dict[str, object]:
+    """The JSON document of a run.
+
+    `metrics` has all figures under flat keys: `dataset/split/metric`, and `dataset/split/convention/metric` for
+    conventions other than the default. Figures are fractions in 0..1.
+    """
     return {
         "schema": EVALUATION_SCHEMA,
-        "weights": weights,
-        "precision": precision,
-        "metrics": {
-            f"{report.name.replace(':', '/')}/{metric}": value
-            for report in reports
-            for metric, value in report.overall.metrics.items()
+        "weights": report.weights,
+        "precision": report.precision,
+        "score_threshold": report.score_threshold,
+        "conventions": {
+            name: {"source": CONVENTIONS[name].source, "differs": CONVENTIONS[name].differs}
+            for name in dict.fromkeys(name for split in report.splits for name in split.conventions)
         },
-        "splits": {
-            report.name: {
-                "overall": _slice_document(report.overall),
-                "intervals": {name: list(interval) for name, interval in report.intervals.items()},
-                "kinds": {kind: _slice_document(part) for kind, part in report.kinds.items()},
-                "failures": [{"id": sample, "error": error} for sample, error in report.failures],
-                "seconds": round(report.seconds, 3),
-            }
-            for report in reports
+        "metrics": flat_metrics(report),
+        "splits": {split.name: _split_document(split) for split in report.splits},
+        "problems": {
+            file: {sort: {"count": one.count, "first": list(one.first)} for sort, one in sorts.items()}
+            for file, sorts in report.problems.items()
         },
+        "comparison": {one.name: _comparison_document(one) for one in report.comparisons},
+    }
+
+
+def several_document(reports: Sequence[RunReport]) -> dict[str, object]:
+    """The JSON document of several runs."""
+    return {"schema": SEVERAL_SCHEMA, "runs": [report_document(report) for report in reports]}
+
+
+def flat_metrics(report: RunReport) -> dict[str, float]:
+    """Every figure of a run under its flat key."""
+    return {
+        "/".join([*split.name.split(":"), *([] if convention == ORIGINAL else [convention]), metric]): value
+        for split in report.splits
+        for convention, part in split.conventions.items()
+        for metric, value in part.metrics.items()
+    }
+
+
+def _split_document(split: SplitReport) -> dict[str, object]:
+    return {
+        "overall": _slice_document(split.overall),
+        "intervals": {name: list(interval) for name, interval in split.intervals.items()},
+        "kinds": {kind: _slice_document(part) for kind, part in split.kinds.items()},
+        "breakdown": {
+            group: {name: _slice_document(part) for name, part in parts.items()}
+            for group, parts in split.breakdown.items()
+        },
+        "conventions": {name: _slice_document(part) for name, part in split.conventions.items() if name != ORIGINAL},
+        "published": [vars(figure) for figure in published_on(split.name)],
+        "failures": [{"id": sample, "error": error} for sample, error in split.failures],
+        "counted_as_wrong": split.num_wrong,
+        "size": split.size,
+        "total": split.total,
+        "seconds": round(split.seconds, 3),
     }
 
 
@@ -108,53 +158,33 @@ def _slice_document(part: Slice) -> dict[str, object]:
     return {"count": part.count, "targeted": part.num_targeted, **part.metrics}
 
 
+def _comparison_document(comparison: Comparison) -> dict[str, object]:
+    return {
+        "samples": comparison.num_samples,
+        "left_out": comparison.num_left_out,
+        "metrics": {
+            name: {
+                "this": one.this,
+                "other": one.other,
+                "difference": one.this - one.other,
+                "interval": list(one.interval),
+                "p_value": one.p_value,
+            }
+            for name, one in comparison.metrics.items()
+        },
+    }
+
+
 def table_rows(report: SplitReport) -> list[list[str]]:
     """Rows of (kind, count, figures in percent), the kinds first and the overall last; a dash where not measured."""
-    parts = [*report.kinds.items(), ("overall", report.overall)]
-    return [
-        [kind, str(part.count)] + [f"{100 * part.metrics[name]:.1f}" if name in part.metrics else "-" for name in TABLE]
-        for kind, part in parts
-    ]
+    return [slice_row(kind, part) for kind, part in (*report.kinds.items(), ("overall", report.overall))]
 
 
-def parse_gates(gates: Sequence[str]) -> dict[str, float]:
-    """`metric=value` texts as numbers.
-
-    Raises:
-        UsageError: an unknown metric, or a value that is no fraction.
-    """
-    parsed: dict[str, float] = {}
-    for gate in gates:
-        name, equals, value = gate.partition("=")
-        if name not in METRICS:
-            guess = nearest(name, METRICS)
-            raise UsageError(
-                f"there is no metric called {name!r}",
-                where="--fail-under",
-                hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + ", ".join(METRICS),
-            )
-        try:
-            parsed[name] = float(value)
-        except ValueError as error:
-            raise UsageError(f"{gate!r} has no number", where="--fail-under", hint="e.g. acc50=0.85") from error
-        if not equals or not 0 <= parsed[name] <= 1:
-            raise UsageError(f"{gate!r} is not a fraction in 0..1", where="--fail-under", hint="e.g. acc50=0.85")
-    return parsed
+def slice_row(name: str, part: Slice) -> list[str]:
+    """One row of the short table."""
+    return [name, str(part.count), *(percent(part.metrics.get(metric)) for metric in TABLE)]
 
 
-def check_gates(reports: Sequence[SplitReport], gates: Mapping[str, float]) -> None:
-    """Hold every split to every gate.
-
-    Raises:
-        GateError: a figure is below its gate, or was not measured; all of them are named.
-    """
-    missed = []
-    for report in reports:
-        for name, floor in gates.items():
-            value = report.overall.metrics.get(name)
-            if value is None:
-                missed.append(f"{report.name} {name} was not measured, wanted {floor:g}")
-            elif value < floor:
-                missed.append(f"{report.name} {name} is {value:.4f}, wanted {floor:g}")
-    if missed:
-        raise GateError("; ".join(missed), where="--fail-under")
+def percent(value: float | None) -> str:
+    """A fraction in percent with one decimal, or a dash."""
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 NUM_RESAMPLES = 1000
 RESAMPLES_AT_ONCE = 100
@@ -18,6 +19,8 @@ class Terms:
 
     above: np.ndarray
     below: np.ndarray
+    where_empty: float | None = None
+    """The figure where the sum below the line is 0; None: it was not measured."""
 
 
 def share(hits: np.ndarray, among: np.ndarray) -> Terms:
@@ -26,9 +29,13 @@ def share(hits: np.ndarray, among: np.ndarray) -> Terms:
 
 
 def values(terms: Mapping[str, Terms]) -> dict[str, float]:
-    """The figures; one with nothing below the line is left out."""
-    sums = {name: (float(pair.above.sum()), float(pair.below.sum())) for name, pair in terms.items()}
-    return {name: above / below for name, (above, below) in sums.items() if below > 0}
+    """The figures; one that was not measured is left out."""
+    figures = {name: _ratio(float(pair.above.sum()), float(pair.below.sum()), pair) for name, pair in terms.items()}
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _ratio(above: float, below: float, terms: Terms) -> float | None:
+    return above / below if below > 0 else terms.where_empty
 
 
 def intervals(
@@ -42,26 +49,37 @@ def intervals(
         seed: of the resampling; the same seed gives the same interval.
         level: probability that the interval is meant to hold.
     """
-    numbers, cluster = np.unique(image, return_inverse=True)
     names = list(values(terms))
     if not names:
         return {}
-    sums = np.stack(
-        [
-            np.bincount(cluster, weights=column, minlength=len(numbers))
-            for name in names
-            for column in (terms[name].above, terms[name].below)
-        ],
-        axis=1,
-    )
+    sums = sums_by_image([terms[name] for name in names], image)
+    num_images = len(sums)
     random = np.random.default_rng(seed)
-    chances = np.full(len(numbers), 1 / len(numbers))
+    chances = np.full(num_images, 1 / num_images)
     draws = [
-        random.multinomial(len(numbers), chances, size=RESAMPLES_AT_ONCE) @ sums
+        random.multinomial(num_images, chances, size=RESAMPLES_AT_ONCE) @ sums.reshape(num_images, -1)
         for _ in range(NUM_RESAMPLES // RESAMPLES_AT_ONCE)
     ]
-    above, below = np.concatenate(draws).reshape(NUM_RESAMPLES, len(names), 2).transpose(2, 0, 1)
-    ratios = np.where(below > 0, above / np.where(below > 0, below, 1), np.nan)
+    figures = ratios(np.concatenate(draws).reshape(NUM_RESAMPLES, len(names), 2), [terms[name] for name in names])
     tails = (1 - level) / 2, (1 + level) / 2
-    low, high = np.nanquantile(ratios, tails, axis=0)
+    low, high = np.nanquantile(figures, tails, axis=0)
     return {name: (float(low[at]), float(high[at])) for at, name in enumerate(names)}
+
+
+def sums_by_image(terms: Sequence[Terms], image: np.ndarray) -> Float[np.ndarray, "images metrics 2"]:
+    """What each image adds above and below the line, in the order of the images' numbers."""
+    numbers, cluster = np.unique(image, return_inverse=True)
+    columns = [
+        np.bincount(cluster, weights=column, minlength=len(numbers))
+        for pair in terms
+        for column in (pair.above, pair.below)
+    ]
+    return np.stack(columns, axis=1).reshape(len(numbers), len(terms), 2)
+
+
+def ratios(sums: Float[np.ndarray, "draws metrics 2"], terms: Sequence[Terms]) -> Float[np.ndarray, "draws metrics"]:
+    """The figures of many sums at once; NaN where nothing was measured."""
+    empty = np.array([np.nan if pair.where_empty is None else pair.where_empty for pair in terms])
+    above, below = sums[..., 0], sums[..., 1]
+    figures: Float[np.ndarray, "draws metrics"] = np.where(below > 0, above / np.where(below > 0, below, 1), empty)
+    return figures

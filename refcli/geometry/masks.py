@@ -83,29 +83,31 @@ def check_run_lengths(rle: RLE) -> None:
     Raises:
         DataError: the counts are damaged, a run is negative, or the runs do not add up to the mask's pixels.
     """
-    runs: list[int] = []
-    value = digits = 0
-    for byte in rle.counts:
-        digit = byte - _FIRST_DIGIT
-        if not 0 <= digit <= _MORE | _PAYLOAD or digits == _MAX_DIGITS:
-            raise DataError("the run lengths are damaged")
-        value |= (digit & _PAYLOAD) << (_PAYLOAD_BITS * digits)
-        digits += 1
-        if digit & _MORE:
-            continue
-        if digit & _SIGN:
-            value -= 1 << (_PAYLOAD_BITS * digits)
-        if len(runs) > 2:  # from the fourth on, a run is given as its difference to the last but one
-            value += runs[-2]
-        if value < 0:
-            raise DataError("a run length is negative")
-        runs.append(value)
-        value = digits = 0
-    if digits:
-        raise DataError("the run lengths are cut off")
     height, width = rle.size
-    if sum(runs) != height * width:
-        raise DataError(f"run lengths of {sum(runs)} pixels in a mask of {height} x {width}")
+    digits = np.frombuffer(rle.counts, dtype=np.uint8).astype(np.int64) - _FIRST_DIGIT
+    total = 0
+    if len(digits):
+        if digits.min() < 0 or digits.max() > _MORE | _PAYLOAD:
+            raise DataError("the run lengths are damaged")
+        last = np.flatnonzero(digits & _MORE == 0)
+        if not len(last) or last[-1] != len(digits) - 1:
+            raise DataError("the run lengths are cut off")
+        first = np.concatenate(([0], last[:-1] + 1))
+        num_digits = last - first + 1
+        if num_digits.max() > _MAX_DIGITS:
+            raise DataError("the run lengths are damaged")
+        shifts = _PAYLOAD_BITS * (np.arange(len(digits)) - np.repeat(first, num_digits))
+        runs = np.add.reduceat((digits & _PAYLOAD) << shifts, first)
+        runs -= np.where(digits[last] & _SIGN, 1 << (_PAYLOAD_BITS * num_digits), 0)
+        runs[1::2] = np.cumsum(runs[1::2])  # from the fourth on, a run is given as its difference to the last but one
+        runs[2::2] = np.cumsum(runs[2::2])
+        if runs.min() < 0:
+            raise DataError("a run length is negative")
+        if runs.max() > height * width:  # also keeps the sum from wrapping round
+            raise DataError(f"a run is longer than a mask of {height} x {width}")
+        total = int(runs.sum())
+    if total != height * width:
+        raise DataError(f"run lengths of {total} pixels in a mask of {height} x {width}")
 
 
 def box_pixels(box_xyxy: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:

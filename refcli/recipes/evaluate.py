@@ -1,36 +1,61 @@
-"""evaluate: a model, a store and some splits in, figures out."""
+"""evaluate: a model or a prediction file, a store and some splits in, figures out."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refcli.data.store import Store
 from refcli.errors import ExitCode, UsageError
+from refcli.evaluation.comparison import compare_runs
 from refcli.evaluation.evaluate import evaluate_split
-from refcli.evaluation.report import SplitReport, report_document, report_split
+from refcli.evaluation.prediction_file import score_file
+from refcli.evaluation.report import RunReport, SplitReport, report_document, report_run
+from refcli.evaluation.run_file import PER_SAMPLE, Run, Scoring, merge_runs, read_run, write_run
+from refcli.evaluation.shards import Shard
+from refcli.evaluation.truth import PassingSplit
 from refcli.files import write_atomically
 from refcli.inference.device import Precision
 from refcli.inference.predictor import Predictor
 
 SUMMARY = "summary.json"
+OnSample = Callable[[str, int, int], None]
+"""Called with (split, samples done, samples of this part) after each sample."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of every split, and the same as a JSON document."""
+    """One system's samples, its figures, and the figures as a JSON document."""
 
-    reports: tuple[SplitReport, ...]
+    run: Run
+    report: RunReport
     document: Mapping[str, object]
 
     @property
+    def reports(self) -> tuple[SplitReport, ...]:
+        """The figures of every split."""
+        return self.report.splits
+
+    @property
     def exit_code(self) -> ExitCode:
-        """0 where every sample was answered, 3 where some were, 1 where none was."""
-        if not any(report.failures for report in self.reports):
-            return ExitCode.OK
-        return ExitCode.PARTIAL if any(report.overall.count for report in self.reports) else ExitCode.FAILED
+        """0 where all went well, 3 where samples have no answer or lines no use, 1 where nothing was scored."""
+        if not any(split.overall.count for split in self.reports) and any(split.failures for split in self.reports):
+            return ExitCode.FAILED
+        is_whole = not self.report.problems and not any(split.failures for split in self.reports)
+        return ExitCode.OK if is_whole else ExitCode.PARTIAL
+
+    def compared_with(self, other: Run) -> Evaluation:
+        """The same, with a comparison to another run."""
+        report = replace(self.report, comparisons=tuple(compare_runs(self.run, other)))
+        return Evaluation(self.run, report, report_document(report))
+
+    def write(self, out: Path) -> None:
+        """Write every sample and then the figures into a folder, each file whole or not at all."""
+        out.mkdir(parents=True, exist_ok=True)
+        write_run(self.run, out / PER_SAMPLE)
+        write_atomically(out / SUMMARY, (json.dumps(self.document, indent=2) + "\n").encode())
 
 
 def evaluate(
@@ -42,8 +67,10 @@ def evaluate(
     precision: Precision = "auto",
     batch_size: int | None = None,
     limit: int | None = None,
+    shard: Shard | None = None,
+    scoring: Scoring | None = None,
     out: Path | None = None,
-    on_sample: Callable[[str, int, int], None] | None = None,
+    on_sample: OnSample | None = None,
 ) -> Evaluation:
     """Score a model on splits of a store; the model is the same Predictor that `predict` uses.
 
@@ -55,38 +82,103 @@ def evaluate(
         precision: type of its weights.
         batch_size: pairs per forward pass.
         limit: only the first so many samples of each split.
-        out: a folder for summary.json.
-        on_sample: called with (split, samples done, samples in all) after each sample.
+        shard: only a part of these.
+        scoring: conventions and thresholds; None: the default ones.
+        out: a folder for summary.json and per_sample.parquet.
+        on_sample: told of progress.
 
     Raises:
         UsageError: no split, or one that is named twice.
         DataError: no such store or split.
     """
-    if not split_names or len(set(split_names)) != len(split_names):
-        raise UsageError(
-            "name every split once" if split_names else "there is no split to evaluate on",
-            where="--split",
-            hint="known: " + ", ".join(Store(store_path).names()),
-        )
-    if limit is not None and limit < 1:
-        raise UsageError(f"{limit} samples cannot be evaluated", where="--limit")
-    store = Store(store_path)
-    splits = {name: store.split(name) for name in split_names}
+    asked = _open_splits(store_path, split_names, limit, shard or Shard())
+    how = scoring or Scoring()
     predictor = Predictor(weights, device=device, precision=precision, batch_size=batch_size)
-    reports = []
-    for name, split in splits.items():
+    results = []
+    for name, (split, rows, size) in asked.items():
 
         def report_progress(done: int, total: int, name: str = name) -> None:
             if on_sample is not None:
                 on_sample(name, done, total)
 
-        reports.append(
-            report_split(evaluate_split(predictor, split, name=name, limit=limit, on_sample=report_progress))
+        results.append(
+            evaluate_split(predictor, split, name=name, rows=rows, size=size, scoring=how, on_sample=report_progress)
         )
-    document = report_document(
-        reports, weights=predictor.weights, precision=str(predictor.dtype).removeprefix("torch.")
+    return _evaluation(Run(predictor.weights, str(predictor.dtype).removeprefix("torch."), how, tuple(results)), out)
+
+
+def evaluate_file(
+    predictions: Path,
+    store_path: Path,
+    split_names: Sequence[str],
+    *,
+    limit: int | None = None,
+    shard: Shard | None = None,
+    scoring: Scoring | None = None,
+    out: Path | None = None,
+    on_sample: OnSample | None = None,
+) -> Evaluation:
+    """Score a prediction file (`refcli.prediction/1`, plain or gzipped) of any system on splits of a store.
+
+    Args:
+        predictions: the file; see `score_file` for what becomes of unusable lines.
+        store_path: a store made by `refcli prepare-data`.
+        split_names: `dataset:split` names.
+        limit: only the first so many samples of each split.
+        shard: only a part of these.
+        scoring: conventions and thresholds; None: the default ones.
+        out: a folder for summary.json and per_sample.parquet.
+        on_sample: told of progress.
+
+    Raises:
+        UsageError: no split, or one that is named twice.
+        DataError: no such store or split, or a file that cannot be read.
+    """
+    asked = _open_splits(store_path, split_names, limit, shard or Shard())
+    run = score_file(
+        predictions,
+        {name: split for name, (split, _, _) in asked.items()},
+        rows={name: rows for name, (_, rows, _) in asked.items()},
+        sizes={name: size for name, (_, _, size) in asked.items()},
+        scoring=scoring,
+        on_sample=on_sample,
     )
+    return _evaluation(run, out)
+
+
+def merge_evaluations(parts: Sequence[Path], *, out: Path | None = None) -> Evaluation:
+    """The evaluation of a whole run from its shards' folders (or their per_sample.parquet).
+
+    Raises:
+        UsageError: no part, or one that is named twice.
+        DataError: a part cannot be read, they are not of one run, or they are not each sample exactly once.
+    """
+    if not parts or len({part.resolve() for part in parts}) != len(parts):
+        raise UsageError("name every part once", where="--merge", hint="refcli evaluate --merge DIR DIR ...")
+    return _evaluation(merge_runs({str(part): read_run(part) for part in parts}), out)
+
+
+def _evaluation(run: Run, out: Path | None) -> Evaluation:
+    report = report_run(run)
+    evaluation = Evaluation(run, report, report_document(report))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / SUMMARY, (json.dumps(document, indent=2) + "\n").encode())
-    return Evaluation(tuple(reports), document)
+        evaluation.write(out)
+    return evaluation
+
+
+def _open_splits(
+    store_path: Path, names: Sequence[str], limit: int | None, shard: Shard
+) -> dict[str, tuple[PassingSplit, range, int]]:
+    """Each split, the rows of it that are scored here, and how many are scored in all parts together."""
+    store = Store(store_path)
+    if not names or len(set(names)) != len(names):
+        raise UsageError(
+            "name every split once" if names else "there is no split to evaluate on",
+            where="--split",
+            hint="known: " + ", ".join(store.names()),
+        )
+    if limit is not None and limit < 1:
+        raise UsageError(f"{limit} samples cannot be evaluated", where="--limit")
+    splits = {name: PassingSplit(store.split(name)) for name in names}
+    sizes = {name: len(split) if limit is None else min(limit, len(split)) for name, split in splits.items()}
+    return {name: (split, shard.rows(sizes[name]), sizes[name]) for name, split in splits.items()}

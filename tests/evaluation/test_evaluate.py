@@ -10,9 +10,11 @@ import pytest
 
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
-from refcli.errors import GateError, UsageError
+from refcli.errors import DataError, GateError, UsageError
 from refcli.evaluation.evaluate import evaluate_split
-from refcli.evaluation.report import METRICS, TABLE, check_gates, parse_gates, report_document, report_split, table_rows
+from refcli.evaluation.figures import METRICS
+from refcli.evaluation.gates import check_gates, parse_gates
+from refcli.evaluation.report import TABLE, RunReport, report_document, report_split, table_rows
 from refcli.geometry.masks import box_to_rle
 
 BOX = (10.0, 20.0, 50.0, 60.0)
@@ -51,6 +53,10 @@ class Oracle:
             says_none = not example.regions or example.expression == "refuse"
             error = "unreadable" if example.expression == "fail" else None
             yield Answer(request.id, request.image, request.expression, 100, 100, targets, says_none, 0.5, "w", error)
+
+
+def report_of(split: InMemory) -> RunReport:
+    return RunReport("w", "float32", 0.7, (report_split(evaluate_split(Oracle(split), split, name="d:s")),))
 
 
 def sample(number: int, kind: str, expression: str = "right") -> Example:
@@ -93,16 +99,14 @@ def test_figures_are_sliced_by_kind(split):
     assert report.overall.metrics["acc50"] == 0.75
 
 
-def test_a_limit_takes_the_first_samples(split):
+def test_only_the_rows_asked_for_are_asked(split):
     oracle = Oracle(split)
-    assert len(evaluate_split(oracle, split, name="d:s", limit=2).scores) == 2
-    assert len(oracle.asked) == 2
-    assert len(evaluate_split(Oracle(split), split, name="d:s", limit=100).scores) == 5
+    assert len(evaluate_split(oracle, split, name="d:s", rows=range(2)).scores) == 2
+    assert oracle.asked == [Path("/pictures/0.jpg"), Path("/pictures/1.jpg")]
 
 
 def test_the_document_is_json_with_flat_keys_and_every_figure(split):
-    report = report_split(evaluate_split(Oracle(split), split, name="d:s"))
-    document = json.loads(json.dumps(report_document([report], weights="w", precision="float32")))
+    document = json.loads(json.dumps(report_document(report_of(split))))
     assert document["schema"] == "refcli.evaluation/1"
     assert document["metrics"]["d/s/acc50"] == 0.75
     assert {key.removeprefix("d/s/") for key in document["metrics"]} == set(METRICS)
@@ -126,7 +130,7 @@ def test_a_split_without_kinds_or_without_answers_has_the_overall_row_only(split
 
 
 def test_gates_are_held_for_every_split_and_all_misses_are_named(split):
-    report = report_split(evaluate_split(Oracle(split), split, name="d:s"))
+    report = report_of(split)
     check_gates([report], parse_gates(["acc50=0.75", "n_acc=1"]))
     with pytest.raises(GateError, match=r"acc50 is 0.7500, wanted 0.8; d:s t_acc is 0.7500, wanted 0.9") as caught:
         check_gates([report], parse_gates(["acc50=0.8", "t_acc=0.9"]))
@@ -134,10 +138,11 @@ def test_gates_are_held_for_every_split_and_all_misses_are_named(split):
 
 
 def test_a_gate_on_what_was_not_measured_is_not_met(split):
-    targeted = InMemory([sample(0, "attribute")])
-    report = report_split(evaluate_split(Oracle(targeted), targeted, name="d:s"))
+    report = report_of(InMemory([sample(0, "attribute")]))
     with pytest.raises(GateError, match="n_acc was not measured"):
         check_gates([report], {"n_acc": 0.0})
+    with pytest.raises(GateError, match="lavt480/mask_miou was not measured"):
+        check_gates([report], parse_gates(["lavt480/mask_miou=0.5"]))
 
 
 @pytest.mark.parametrize(
@@ -148,12 +153,47 @@ def test_a_gate_on_what_was_not_measured_is_not_met(split):
         ("acc50=high", "no number"),
         ("acc50=85", "fraction"),
         ("acc50=nan", "fraction"),
+        ("lavt480/acc50=0.5", "no metric called 'acc50'"),
+        ("lavt=0.5", "no metric called 'lavt'"),
+        ("lavt/mask_miou=0.5", "known: original"),
     ],
 )
 def test_gates_that_cannot_be_understood_are_refused(gate, message):
     with pytest.raises(UsageError) as caught:
         parse_gates([gate])
     assert message in str(caught.value)
+
+
+def test_a_gate_on_a_convention_that_is_not_measured_says_what_to_add():
+    with pytest.raises(UsageError, match="add --convention lavt480"):
+        parse_gates(["lavt480/mask_miou=0.5"], conventions=["original"])
+
+
+def test_samples_are_grouped_by_words_size_and_number_of_targets():
+    two = (Region(BOX, box_to_rle(BOX, 100, 100)), Region((0.0, 0.0, 5.0, 5.0), box_to_rle((0, 0, 5, 5), 100, 100)))
+    small = Example("3", "d", "s", "3.jpg", "3", 100, 100, "the tiny red star there", two[1:])
+    both = Example("4", "d", "s", "4.jpg", "4", 100, 100, "all of them", two)
+    split = InMemory([sample(0, "k"), sample(1, "k", "miss"), sample(2, "no_target"), small, both])
+    groups = report_split(evaluate_split(Oracle(split), split, name="d:s")).breakdown
+    assert {name: part.count for name, part in groups["words"].items()} == {"1-2 words": 3, "3-5 words": 2}
+    assert {name: part.count for name, part in groups["box_size"].items()} == {
+        "box < 2 %": 1, "box 10-30 %": 2, "box 30+ %": 1,
+    }  # fmt: skip
+    assert {name: part.count for name, part in groups["targets"].items()} == {
+        "no target": 1, "1 target": 3, "2 targets": 1,
+    }  # fmt: skip
+    assert groups["box_size"]["box 10-30 %"].metrics["acc50"] == 0.5
+    assert groups["targets"]["no target"].metrics["n_acc"] == 1.0
+
+
+def test_an_error_in_scoring_ends_the_evaluation(split):
+    class WrongSize(Oracle):
+        def ungated(self, requests):
+            for answer in super().ungated(requests):
+                yield Answer(answer.id, answer.image, answer.expression, 1, 1, (), True, None, "w")
+
+    with pytest.raises(DataError, match="1 x 1"):
+        evaluate_split(WrongSize(split), split, name="d:s")
 
 
 def test_intervals_are_the_same_on_every_run(split):

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
 from refcli.errors import DataError
-from refcli.evaluation.report import measure
-from refcli.evaluation.scores import Scores, enclosing_box, pair_iou, score_sample
+from refcli.evaluation.box_overlaps import enclosing_box, pair_iou
+from refcli.evaluation.figures import measure
+from refcli.evaluation.sample_table import Scores
+from refcli.evaluation.scores import score_sample
 from refcli.evaluation.terms import Terms, intervals, share, values
 from refcli.geometry.masks import encode_mask
 
@@ -89,8 +91,8 @@ def test_mask_figures_equal_the_published_evaluation_on_the_same_bitmaps(golden)
         )
         for n, (true, mask) in enumerate(zip(truth, drawn, strict=True))
     )
-    np.testing.assert_array_equal(scores.mask_intersection, tensors["mask_intersection"].numpy())
-    np.testing.assert_array_equal(scores.mask_union, tensors["mask_union"].numpy())
+    np.testing.assert_array_equal(scores.overlaps["image"].intersection, tensors["mask_intersection"].numpy())
+    np.testing.assert_array_equal(scores.overlaps["image"].union, tensors["mask_union"].numpy())
     figures = measure(scores).metrics
     assert figures["mask_miou"] == pytest.approx(meta["mask_miou"], abs=1e-6)
     assert figures["mask_oiou"] == pytest.approx(meta["mask_oiou"], abs=1e-6)
@@ -170,10 +172,50 @@ def test_an_answer_without_any_target_scores_nothing_on_a_sample_that_has_one():
     assert (figures["acc50"], figures["box_miou"], figures["mask_miou"], figures["giou"]) == (0, 0, 0, 0)
 
 
-def test_a_picture_of_another_size_than_the_data_says_is_refused():
+def test_a_picture_or_a_mask_of_another_size_than_the_data_says_is_refused():
     said = Answer("0", "i.jpg", "x", SIDE, SIDE + 1, (), True, None, "w")
     with pytest.raises(DataError, match="100 x 101"):
         score_sample(example(), said)
+    small = Target((0.0, 0.0, 5.0, 5.0), 0.9, encode_mask(bitmap((0, 0, 5, 5), side=50)))
+    with pytest.raises(DataError, match="a mask is 50 x 50, the data says 100 x 100"):
+        score_sample(example(region(LEFT)), answer(small))
+
+
+def test_boxes_that_are_not_finite_are_no_boxes():
+    nothing = float("nan")
+    lost = Target((nothing, 0.0, 50.0, 100.0), 0.9, encode_mask(bitmap(LEFT)))
+    figures = metrics((example(region(LEFT)), answer(lost)))
+    assert (figures["acc50"], figures["box_miou"], figures["recall1_any"], figures["grec_pr_iou"]) == (0, 0, 0, 0)
+    assert figures["mask_miou"] == 1.0
+    assert metrics((example(region(LEFT)), answer(lost, target(LEFT))))["box_miou"] == 1.0
+
+
+def test_a_system_that_draws_masks_has_drawn_empty_ones_where_it_leaves_them_out():
+    drawn = (example(region(LEFT)), answer(target(LEFT)))
+    left_out = (example(region(LEFT)), answer(target(LEFT, mask=False)))
+    figures = metrics(drawn, left_out)
+    assert (figures["mask_miou"], figures["mask_oiou"], figures["pr50"]) == (0.5, 0.5, 0.5)
+
+
+def test_boxes_without_masks_and_expressions_without_a_target_give_no_mask_figures():
+    targeted = (example(region(LEFT, mask=False)), answer(target(LEFT)))
+    empty = (example(), answer(says_none=True))
+    assert not {"mask_miou", "giou", "ciou"} & metrics(targeted, empty).keys()
+
+
+def test_nothing_meant_and_nothing_answered_is_perfect_and_one_false_mask_is_not():
+    right = (example(), answer(says_none=True))
+    figures = metrics(right, right)
+    assert (figures["giou"], figures["ciou"], figures["n_acc"]) == (1.0, 1.0, 1.0)
+    assert not {"acc50", "mask_miou", "t_acc"} & figures.keys()
+    figures = metrics(right, (example(), answer(target((0, 0, 10, 10)))))
+    assert (figures["giou"], figures["ciou"], figures["n_acc"]) == (0.5, 0.0, 0.5)
+
+
+def test_two_empty_masks_of_something_that_is_meant_agree():
+    invisible = Region((0.0, 0.0, 1.0, 1.0), encode_mask(bitmap()))
+    figures = metrics((example(invisible), answer(Target((0.0, 0.0, 1.0, 1.0), 0.9, encode_mask(bitmap())))))
+    assert (figures["mask_miou"], figures["mask_oiou"]) == (1.0, 1.0)
 
 
 def test_box_iou_of_degenerate_boxes_is_zero_and_never_nan():

@@ -1,0 +1,138 @@
+"""Figures of `refcli evaluate` as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refcli.evaluation.comparison import Comparison
+    from refcli.evaluation.report import RunReport, SplitReport
+
+HEADINGS = ("samples", "Acc@0.5", "gated", "box mIoU", "mask mIoU", "oIoU", "N-acc", "T-acc")
+CONVENTION_METRICS = ("acc50", "mask_miou", "mask_oiou", "pr50", "pr70", "pr90", "giou", "ciou", "n_acc", "t_acc")
+NAME_WIDTH = len("no_target")
+NOTABLE = 0.05
+"""Differences with a p-value below this are marked."""
+
+
+def split_text(report: SplitReport, *, weights: str) -> str:
+    """All tables of one split of one system."""
+    from refcli.evaluation.report import table_rows
+
+    speed = report.num_samples / report.seconds if report.seconds else 0.0
+    rows = table_rows(report)
+    lines = [f"{report.name}  weights {weights}  {report.seconds:.1f} s, {speed:.1f} samples/s", ""]
+    table = aligned([("kind", *HEADINGS), *rows])
+    lines += [*table[:-1], "-" * len(table[-1]), table[-1], "", *_interval_lines(report.intervals)]
+    lines += _convention_lines(report) + _published_lines(report)
+    return "\n".join(lines) + "\n"
+
+
+def systems_text(reports: Sequence[RunReport]) -> str:
+    """One table of several systems, a row for each on each split."""
+    from refcli.evaluation.report import slice_row
+
+    splits = dict.fromkeys(split.name for report in reports for split in report.splits)
+    rows = [
+        [name, *slice_row(report.weights, split.overall)]
+        for name in splits
+        for report in reports
+        for split in report.splits
+        if split.name == name
+    ]
+    return "\n".join(aligned([("split", "system", *HEADINGS), *rows], num_names=2)) + "\n"
+
+
+def comparison_text(comparison: Comparison, *, this: str, other: str) -> str:
+    """Differences between two runs; a star marks those with a p-value below 0.05."""
+    rows = [
+        [
+            name,
+            hundredths(one.this),
+            hundredths(one.other),
+            f"{100 * (one.this - one.other):+.2f}",
+            f"{100 * one.interval[0]:+.2f}..{100 * one.interval[1]:+.2f}",
+            f"{one.p_value:.4f}" + ("*" if one.p_value < NOTABLE else " "),
+        ]
+        for name, one in comparison.metrics.items()
+    ]
+    left_out = f", {comparison.num_left_out} in one run only are left out" if comparison.num_left_out else ""
+    title = f"{comparison.name}  {this} against {other}, {comparison.num_samples} samples{left_out}"
+    return "\n".join([title, "", *aligned([("metric", "this", "other", "difference", "95 %", "p "), *rows])]) + "\n"
+
+
+def hundredths(value: float) -> str:
+    """A fraction in percent with two decimals, as papers print it."""
+    return f"{100 * value:.2f}"
+
+
+def aligned(rows: Sequence[Sequence[str]], *, num_names: int = 1) -> list[str]:
+    """Rows as lines: the first columns to the left, figures to the right."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    widths[0] = max(widths[0], NAME_WIDTH)
+    return [
+        "  ".join(
+            cell.ljust(width) if at < num_names else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def _interval_lines(intervals: Mapping[str, tuple[float, float]]) -> list[str]:
+    from refcli.evaluation.report import TABLE
+
+    known = [(name, intervals[name]) for name in TABLE if name in intervals]
+    shown = ", ".join(f"{name} {100 * low:.1f}..{100 * high:.1f}" for name, (low, high) in known)
+    return [f"95 % intervals (whole images resampled): {shown}"] if shown else []
+
+
+def _convention_lines(report: SplitReport) -> list[str]:
+    from refcli.evaluation.report import percent
+
+    if len(report.conventions) == 1:
+        return []
+    rows = [
+        [name, *(percent(part.metrics.get(metric)) for metric in CONVENTION_METRICS)]
+        for name, part in report.conventions.items()
+    ]
+    return ["", *aligned([("convention", *CONVENTION_METRICS), *rows])]
+
+
+def _published_lines(report: SplitReport) -> list[str]:
+    from refcli.evaluation.published import published_on, published_size
+
+    figures = published_on(report.name)
+    if not figures:
+        return []
+    size = published_size(report.name)
+    rows = [
+        [
+            one.metric,
+            one.system + (" (*)" if one.second_hand else ""),
+            one.training,
+            one.convention,
+            hundredths(one.value),
+        ]
+        for one in figures
+    ]
+    mine = {
+        (one.metric, one.convention): report.conventions[one.convention].metrics.get(one.metric)
+        for one in figures
+        if one.convention in report.conventions
+    }
+    rows += [
+        [metric, "this run", "", convention, hundredths(value)]
+        for (metric, convention), value in mine.items()
+        if value is not None
+    ]
+    rows.sort(key=lambda row: row[0])
+    counted = "" if size is None else f"; the published split has {size}, this run scored {report.overall.count}"
+    headings = ("metric", "system", "training", "convention", "%")
+    return [
+        "",
+        f"published on {report.name}{counted} (*: second-hand; sources are in the JSON document)",
+        "",
+        *aligned([headings, *rows], num_names=4),
+    ]

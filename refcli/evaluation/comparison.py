@@ -1,0 +1,152 @@
+"""Two runs on the same samples: differences with their intervals and a paired test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float
+
+from refcli.errors import DataError
+from refcli.evaluation.figures import metric_terms
+from refcli.evaluation.run_file import Run, SplitScores
+from refcli.evaluation.terms import NUM_RESAMPLES, RESAMPLES_AT_ONCE, Terms, ratios, sums_by_image, values
+
+NUM_PERMUTATIONS = 10_000
+ROUNDING = 1e-12
+"""Differences this close to the observed one are as large: only the order of additions tells them apart."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of this run beside that of the other."""
+
+    this: float
+    other: float
+    interval: tuple[float, float]
+    """95 % bootstrap interval of this - other; whole images are drawn, for both runs alike."""
+    p_value: float
+    """Two-sided, of the paired permutation test that swaps the two runs' answers image by image."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs on one split."""
+
+    name: str
+    num_samples: int
+    """Samples that count in both runs; all figures here are over these."""
+    num_left_out: int
+    """Samples that count in one run only."""
+    metrics: Mapping[str, Difference]
+
+
+def compare_runs(this: Run, other: Run) -> list[Comparison]:
+    """Compare two runs on every split that both have.
+
+    Raises:
+        DataError: they have no split, or no sample of a split, in common.
+    """
+    theirs = {split.name: split for split in other.splits}
+    pairs = [(split, theirs[split.name]) for split in this.splits if split.name in theirs]
+    if not pairs:
+        raise DataError(
+            "the two runs have no split in common",
+            where=f"{', '.join(split.name for split in this.splits)} and {', '.join(theirs)}",
+        )
+    return [compare_splits(one, two) for one, two in pairs]
+
+
+def compare_splits(this: SplitScores, other: SplitScores, *, seed: int = 0) -> Comparison:
+    """Compare two runs on the samples of one split that count in both, in every figure that both have.
+
+    Args:
+        this: one run.
+        other: the other; its samples are found by id.
+        seed: of the resampling and the permutations.
+
+    Raises:
+        DataError: no sample is in both.
+    """
+    mine, theirs = _counted_ids(this), _counted_ids(other)
+    common = pa.array(sorted(set(mine) & set(theirs)), pa.string())
+    if not len(common):
+        raise DataError(f"the two runs have no sample of {this.name} in common", where=this.name)
+    ours, others = (replace(split, table=_rows(split.table, common)).scores for split in (this, other))
+    terms, their_terms = metric_terms(ours), metric_terms(others)
+    names = [name for name in values(terms) if name in values(their_terms)]
+    pairs = [(terms[name], their_terms[name]) for name in names]
+    return Comparison(
+        name=this.name,
+        num_samples=len(common),
+        num_left_out=len(mine) + len(theirs) - 2 * len(common),
+        metrics=dict(zip(names, compare_terms(pairs, ours.image, seed=seed), strict=True)),
+    )
+
+
+def _counted_ids(split: SplitScores) -> list[str]:
+    ids: list[str] = split.table.filter(split.table["counts"])["id"].to_pylist()
+    return ids
+
+
+def _rows(table: pa.Table, ids: pa.Array) -> pa.Table:
+    return table.take(pc.index_in(ids, table["id"].combine_chunks()))
+
+
+def compare_terms(
+    pairs: list[tuple[Terms, Terms]], image: np.ndarray, *, seed: int, num_permutations: int = NUM_PERMUTATIONS
+) -> list[Difference]:
+    """Differences of figures whose terms are of the same samples.
+
+    Args:
+        pairs: the terms of each figure, of this run and of the other.
+        image: image number of each sample.
+        seed: of the resampling and the permutations.
+        num_permutations: of the test; the smallest p-value is 1 / (num_permutations + 1).
+    """
+    if not pairs:
+        return []
+    ours, others = [one for one, _ in pairs], [two for _, two in pairs]
+    sums, other_sums = sums_by_image(ours, image), sums_by_image(others, image)
+    this, other = ratios(sums.sum(0)[None], ours)[0], ratios(other_sums.sum(0)[None], others)[0]
+    low, high = _bootstrap(sums, other_sums, ours, others, np.random.default_rng(seed))
+    observed = np.abs(this - other)
+    as_large = np.zeros(len(pairs), dtype=np.int64)
+    random = np.random.default_rng(seed)
+    for start in range(0, num_permutations, RESAMPLES_AT_ONCE):
+        count = min(RESAMPLES_AT_ONCE, num_permutations - start)
+        swapped = random.integers(0, 2, size=(count, len(sums))).astype(np.float64)
+        moved = _weighted(swapped, other_sums - sums)
+        differences = ratios(sums.sum(0) + moved, ours) - ratios(other_sums.sum(0) - moved, others)
+        as_large += (np.abs(differences) >= observed - ROUNDING).sum(0)
+    p_values = (as_large + 1) / (num_permutations + 1)
+    return [
+        Difference(float(a), float(b), (float(low[at]), float(high[at])), float(p_values[at]))
+        for at, (a, b) in enumerate(zip(this, other, strict=True))
+    ]
+
+
+def _bootstrap(
+    sums: Float[np.ndarray, "images metrics 2"],
+    other_sums: Float[np.ndarray, "images metrics 2"],
+    ours: list[Terms],
+    others: list[Terms],
+    random: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    chances = np.full(len(sums), 1 / len(sums))
+    differences = []
+    for _ in range(NUM_RESAMPLES // RESAMPLES_AT_ONCE):
+        drawn = random.multinomial(len(sums), chances, size=RESAMPLES_AT_ONCE).astype(np.float64)
+        differences.append(ratios(_weighted(drawn, sums), ours) - ratios(_weighted(drawn, other_sums), others))
+    low, high = np.nanquantile(np.concatenate(differences), (0.025, 0.975), axis=0)
+    return low, high
+
+
+def _weighted(
+    weights: Float[np.ndarray, "draws images"], sums: Float[np.ndarray, "images metrics 2"]
+) -> Float[np.ndarray, "draws metrics 2"]:
+    total: Float[np.ndarray, "draws metrics 2"] = (weights @ sums.reshape(len(sums), -1)).reshape(-1, *sums.shape[1:])
+    return total

@@ -1,0 +1,148 @@
+"""Scoring conventions: what published evaluations do differently from the default, one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from refcli.errors import UsageError
+from refcli.evaluation.mask_frames import IMAGE
+from refcli.tables import nearest
+
+BOXES = ("acc50", "acc60", "acc70", "acc80", "acc90", "box_miou")
+MASKS = ("mask_miou", "mask_oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
+GENERALISED = ("giou", "ciou", "n_acc", "t_acc")
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How masks and boxes become figures.
+
+    Masks of answers are binary, in pixels of the image: what a system's own evaluation does before that (the order of
+    resizing and thresholding, the threshold) is not undone. Only `frame` resizes them again.
+    """
+
+    source: str
+    """Who counts like this."""
+    differs: str
+    """In words, what is not as in `original`."""
+    metrics: tuple[str, ...]
+    """What is reported by it."""
+    frame: str = IMAGE
+    """Row of `refcli.evaluation.mask_frames.FRAMES`."""
+    box_column: Literal["box_iou", "box_iou_oneref384"] = "box_iou"
+    pr_is_strict: bool = False
+    """Pr@X counts IoU > X, else IoU >= X."""
+    pr_is_gated: bool = False
+    """In Pr@X a wrong "no target" has IoU 0, else the mask before the gate counts."""
+    added_to_union: float = 0.0
+    """A small number in the denominator of the IoU per sample, in pixels."""
+    empty_iou: float = 0.0
+    """IoU of a sample with a target where both masks are empty."""
+    wrong_none: Literal["union", "truth", "kept"] = "union"
+    """What a wrong "no target" is in gIoU and cIoU: IoU 0 and a union of truth and discarded mask, or of the truth
+    alone, or no mistake at all (the discarded mask counts)."""
+    none_below_pixels: int = 0
+    """A system that says nothing about existence says "no target" with a mask of fewer pixels than this."""
+
+    def mask_iou(self, intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
+        """IoU per sample from pixel counts."""
+        iou = intersection / (np.maximum(union, 1) + self.added_to_union)
+        return np.where(union > 0, iou, self.empty_iou)
+
+
+ORIGINAL = "original"
+CONVENTIONS: Mapping[str, Convention] = {
+    ORIGINAL: Convention(
+        source="the default: pixels of the original image, every expression",
+        differs="nothing",
+        metrics=(*BOXES, "acc50_gated", *MASKS, *GENERALISED),
+        empty_iou=1.0,
+    ),
+    "oneref384": Convention(
+        source="OneRef (NeurIPS 2024), published evaluation code",
+        differs="Image letterboxed to 384 x 384: true masks by the nearest pixel; answered masks pass a grid of "
+        "192 x 192 cells, whose bilinear enlargement is on wherever it is not zero, so they grow by about a pixel on "
+        "every side and a perfect mask scores below 100. True boxes are cut to whole pixels (x, y, width, height), "
+        "answered boxes to the letterbox. Two empty masks are 0 / 0 there (NaN for the split); here IoU 0. oIoU is "
+        "over all samples (the published one is over the first process's).",
+        metrics=(*BOXES, *MASKS),
+        frame="letterbox384",
+        box_column="box_iou_oneref384",
+    ),
+    "lavt480": Convention(
+        source="LAVT (CVPR 2022), published test code",
+        differs="Masks stretched to 480 x 480 by the nearest pixel; two empty masks have IoU 0.",
+        metrics=MASKS,
+        frame="stretched480",
+    ),
+    "cgformer": Convention(
+        source="CGFormer (CVPR 2023), published test code",
+        differs="Pr@X counts IoU > X; the union has 1e-6 added, so two empty masks have IoU 0. Its mask is the "
+        "probability, resized bicubically, above 0.5.",
+        metrics=MASKS,
+        pr_is_strict=True,
+        added_to_union=1e-6,
+    ),
+    "cris": Convention(
+        source="CRIS (CVPR 2022), published test code",
+        differs="As cgformer, but its mask is the probability above 0.35; what its paper calls IoU is mask_miou.",
+        metrics=MASKS,
+        pr_is_strict=True,
+        added_to_union=1e-6,
+    ),
+    "rela480": Convention(
+        source="ReLA (GRES, CVPR 2023), published evaluator; the 50-pixel rule is its paper's",
+        differs="Masks stretched to 480 x 480 by the nearest pixel (there: polygons scaled, then filled). Two empty "
+        "masks of a sample with a target have IoU 0. Pr@X is over gated masks. A system without an existence score "
+        'says "no target" with fewer than 50 pixels.',
+        metrics=("mask_miou", "mask_oiou", "pr70", "pr80", "pr90", *GENERALISED),
+        frame="stretched480",
+        pr_is_gated=True,
+        none_below_pixels=50,
+    ),
+    "rela480-text": Convention(
+        source="ReLA (GRES, CVPR 2023), the wording of the paper",
+        differs='As rela480, but a wrong "no target" empties the mask: its union in cIoU is the true mask alone.',
+        metrics=("pr70", "pr80", "pr90", *GENERALISED),
+        frame="stretched480",
+        pr_is_gated=True,
+        wrong_none="truth",
+        none_below_pixels=50,
+    ),
+    "gsva": Convention(
+        source="GSVA (CVPR 2024), published evaluator",
+        differs='A wrong "no target" costs T-acc only: the mask counts as drawn in gIoU and cIoU. The union has 1e-8 '
+        "added.",
+        metrics=GENERALISED,
+        added_to_union=1e-8,
+        wrong_none="kept",
+    ),
+}
+ALL = "all"
+
+
+def choose_conventions(names: Sequence[str]) -> tuple[str, ...]:
+    """The conventions that are meant, `original` first, each once; `all` is every row.
+
+    Raises:
+        UsageError: no such convention.
+    """
+    for name in names:
+        if name not in CONVENTIONS and name != ALL:
+            guess = nearest(name, [*CONVENTIONS, ALL])
+            raise UsageError(
+                f"there is no convention called {name!r}",
+                where="--convention",
+                hint=(f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(CONVENTIONS)}, {ALL}",
+            )
+    chosen = CONVENTIONS if ALL in names else (ORIGINAL, *names)
+    return tuple(dict.fromkeys(chosen))
+
+
+def frames_of(conventions: Sequence[str]) -> tuple[str, ...]:
+    """The frames that masks must be compared in for these conventions, the image's first."""
+    return tuple(dict.fromkeys((IMAGE, *(CONVENTIONS[name].frame for name in conventions))))

@@ -1,0 +1,240 @@
+"""Scoring a prediction file (`refcli.prediction/1`) of any system, as a stream."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+
+from refcli.contracts.example import Example
+from refcli.contracts.prediction import Answer
+from refcli.errors import DataError, RefcliError
+from refcli.evaluation.evaluate import score
+from refcli.evaluation.run_file import LineProblems, Run, Scoring, SplitScores
+from refcli.evaluation.scores import SampleScore, score_unanswered
+from refcli.evaluation.truth import PassingSplit
+from refcli.geometry.masks import check_run_lengths
+from refcli.inference.answers import answer_from_json
+
+LINES_AT_ONCE = 2048
+BYTES_AT_ONCE = 4 << 20
+"""Answers in memory at a time; they are scored in the order of the store, so that its row groups are read once each."""
+MOST_LISTED = 50
+"""Lines of each sort of problem that are quoted; all are counted."""
+_GZIP = b"\x1f\x8b"
+
+
+class Line(NamedTuple):
+    """A usable line of the file."""
+
+    number: int
+    answer: Answer
+    num_bytes: int
+
+
+class Problems:
+    """Lines that answer nothing: all are counted, the first of each sort quoted."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, list[str]] = {}
+
+    def add(self, sort: str, number: int, message: str) -> None:
+        """One more line of a sort."""
+        self._counts[sort] += 1
+        quoted = self._first.setdefault(sort, [])
+        if len(quoted) < MOST_LISTED:
+            quoted.append(f"{self._file}:{number}: {message}")
+
+    def listed(self) -> dict[str, LineProblems]:
+        """By sort."""
+        return {sort: LineProblems(count, tuple(self._first[sort])) for sort, count in self._counts.items()}
+
+
+class SplitScoring:
+    """Scores the lines that name samples of one split, a batch at a time.
+
+    Args:
+        split: the truth.
+        rows: the part of it that is scored here.
+        how: conventions and thresholds.
+        problems: where lines are noted.
+        on_sample: called with (samples done, samples of this part) after each.
+    """
+
+    def __init__(
+        self,
+        split: PassingSplit,
+        rows: range,
+        how: Scoring,
+        problems: Problems,
+        on_sample: Callable[[int, int], None] | None,
+    ) -> None:
+        self._split, self._rows, self._how, self._problems, self._on_sample = split, rows, how, problems, on_sample
+        self._index = split.row_index()
+        self._table = how.table()
+        self._is_named = np.zeros(len(split), dtype=np.bool_)
+        self._num_done = 0
+
+    def add(self, batch: Sequence[Line]) -> set[int]:
+        """Score a batch; returns the numbers of the lines that name a sample of this split."""
+        known: set[int] = set()
+        named = [(row, line) for line in batch for row in self._index.candidates(line.answer.id)]
+        for row, line in sorted(named, key=lambda pair: (pair[0], pair[1].number)):
+            example = self._split[row]
+            if example.id != line.answer.id:
+                continue
+            known.add(line.number)
+            if self._is_named[row]:
+                self._problems.add("duplicate id", line.number, example.id)
+                continue
+            self._is_named[row] = True
+            if row in self._rows:
+                self._add(row, self._score(example, line))
+        return known
+
+    def finish(self) -> pa.Table:
+        """All samples of the part: those that no line named are unanswered."""
+        for row in self._rows:
+            if not self._is_named[row]:
+                self._add(row, self._unanswered(self._split[row], "no line of the file answers it"))
+        return self._table.finish()
+
+    def _score(self, example: Example, line: Line) -> SampleScore:
+        try:
+            return score(example, line.answer, self._how)
+        except DataError as error:
+            self._problems.add("wrong size", line.number, f"{example.id}: {error.message}")
+            return self._unanswered(example, error.message)
+
+    def _unanswered(self, example: Example, error: str) -> SampleScore:
+        return score_unanswered(example, error, counts=self._how.missing == "wrong", frames=self._how.frames)
+
+    def _add(self, row: int, sample: SampleScore) -> None:
+        self._table.add(row, sample)
+        self._num_done += 1
+        if self._on_sample is not None:
+            self._on_sample(self._num_done, len(self._rows))
+
+
+def score_file(
+    path: Path,
+    splits: Mapping[str, PassingSplit],
+    *,
+    rows: Mapping[str, range] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    scoring: Scoring | None = None,
+    on_sample: Callable[[str, int, int], None] | None = None,
+) -> Run:
+    """Score the lines of a file against the samples that they name by `id`, in any order.
+
+    Every sample is accounted for: one without a usable line is missing, and `scoring.missing` says what that means.
+    Lines that answer nothing are counted and the first of each sort quoted: `not a prediction` (no JSON, another
+    schema, a malformed field, damaged run lengths), `unknown id`, `duplicate id` (the first line counts) and `wrong
+    size` (of the picture or a mask; the sample is then unanswered). A box with a number that is not finite is a miss,
+    not an error.
+
+    Memory does not grow with masks or lines: a bounded number of both is held, and some hundred bytes per sample.
+
+    Args:
+        path: JSON lines, plain or gzipped.
+        splits: what may be named, by `dataset:split`; a line answers its id in each of them.
+        rows: the part of each split that is scored here; None: everything.
+        sizes: samples of all parts of each split together; None: those of `rows`.
+        scoring: conventions and thresholds; None: the default ones.
+        on_sample: called with (split, samples done, samples of this part) after each.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    how = scoring or Scoring()
+    chosen = rows or {name: range(len(split)) for name, split in splits.items()}
+    problems = Problems(path.name)
+    start = time.perf_counter()
+    parts = {
+        name: SplitScoring(split, chosen[name], how, problems, partial(on_sample, name) if on_sample else None)
+        for name, split in splits.items()
+    }
+    for batch in in_batches(read_lines(path, problems)):
+        known = set().union(*(part.add(batch) for part in parts.values()))
+        for line in batch:
+            if line.number not in known:
+                problems.add("unknown id", line.number, line.answer.id)
+    tables = {name: part.finish() for name, part in parts.items()}
+    seconds = time.perf_counter() - start
+    listed = problems.listed()
+    return Run(
+        weights=str(path),
+        precision=None,
+        scoring=how,
+        splits=tuple(
+            SplitScores(
+                name=name,
+                table=table,
+                size=sizes[name] if sizes else len(table),
+                total=len(splits[name]),
+                seconds=seconds * len(table) / max(sum(map(len, tables.values())), 1),
+            )
+            for name, table in tables.items()
+        ),
+        problems={path.name: listed} if listed else {},
+    )
+
+
+def read_lines(path: Path, problems: Problems) -> Iterator[Line]:
+    """The usable lines of a prediction file; the others are noted.
+
+    Raises:
+        DataError: the file cannot be read, or is cut off within a gzip block.
+    """
+    try:
+        with _open(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise DataError("the line is no JSON object")
+                    answer = answer_from_json(record)
+                    for target in answer.targets:
+                        if target.mask is not None:
+                            check_run_lengths(target.mask)
+                except RefcliError as error:
+                    problems.add("not a prediction", number, f"{error.where or ''} {error.message}".strip())
+                except (ValueError, OverflowError, RecursionError) as error:
+                    problems.add("not a prediction", number, f"no JSON: {error}")
+                else:
+                    yield Line(number, answer, len(line))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"the prediction file cannot be read: {error}", where=str(path)) from error
+
+
+def in_batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    """Lists of at most `LINES_AT_ONCE` lines, which end when they hold `BYTES_AT_ONCE`."""
+    batch: list[Line] = []
+    num_bytes = 0
+    for line in lines:
+        batch.append(line)
+        num_bytes += line.num_bytes
+        if len(batch) == LINES_AT_ONCE or num_bytes >= BYTES_AT_ONCE:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _open(path: Path) -> BinaryIO:
+    with path.open("rb") as file:
+        is_gzip = file.read(len(_GZIP)) == _GZIP
+    return cast(BinaryIO, gzip.open(path, "rb")) if is_gzip else path.open("rb")

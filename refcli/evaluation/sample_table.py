@@ -1,0 +1,179 @@
+"""Scores of many samples as columns: compact while they come, whole as a table, numpy for the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from refcli.evaluation.mask_frames import IMAGE, Overlap
+from refcli.evaluation.scores import SampleScore
+
+ROWS_AT_ONCE = 4096
+TYPES: Mapping[str, pa.DataType] = {
+    "id": pa.string(),
+    "image": pa.string(),
+    "kind": pa.string(),
+    "num_words": pa.int32(),
+    "num_targets": pa.int32(),
+    "box_share": pa.float64(),
+    "error": pa.string(),
+    "counts": pa.bool_(),
+    "says_none": pa.bool_(),
+    "knows_existence": pa.bool_(),
+    "num_found": pa.int32(),
+    "num_drawn": pa.int32(),
+    "box_iou": pa.float64(),
+    "box_iou_oneref384": pa.float64(),
+    "kept": pa.int32(),
+    "matched_iou": pa.int32(),
+    "matched_giou": pa.int32(),
+    "rank_any": pa.int32(),
+    "rank_union": pa.int32(),
+    "truth_has_masks": pa.bool_(),
+    "mask_iou": pa.float64(),
+}
+"""Columns that a `SampleScore` has."""
+ROW = "row"
+"""Place of the sample in its split, from 0."""
+
+
+def overlap_columns(frame: str) -> tuple[str, ...]:
+    """Names of the three columns of a frame's pixel counts: plain for the image, else with the frame's name."""
+    return tuple(part if frame == IMAGE else f"{part}_{frame}" for part in Overlap._fields)
+
+
+class SampleTable:
+    """Gathers scored samples; every few thousand rows become Arrow buffers.
+
+    Args:
+        frames: the frames that every sample has pixel counts for.
+    """
+
+    def __init__(self, frames: Sequence[str]) -> None:
+        counts = [(name, pa.int64()) for frame in frames for name in overlap_columns(frame)]
+        self._frames = tuple(frames)
+        self._schema = pa.schema([(ROW, pa.int64()), *TYPES.items(), *counts])
+        self._rows: list[tuple[int, SampleScore]] = []
+        self._batches: list[pa.RecordBatch] = []
+
+    def add(self, row: int, sample: SampleScore) -> None:
+        """Add the sample at place `row` of its split; places may come in any order."""
+        self._rows.append((row, sample))
+        if len(self._rows) >= ROWS_AT_ONCE:
+            self._flush()
+
+    def finish(self) -> pa.Table:
+        """All samples, in the order of their split."""
+        self._flush()
+        return pa.Table.from_batches(self._batches, schema=self._schema).sort_by(ROW)
+
+    def _flush(self) -> None:
+        columns = [[row for row, _ in self._rows]]
+        columns += [[getattr(sample, name) for _, sample in self._rows] for name in TYPES]
+        for frame in self._frames:
+            overlaps = [sample.overlaps[frame] for _, sample in self._rows]
+            columns += [[overlap[part] for overlap in overlaps] for part in range(len(Overlap._fields))]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+        self._rows.clear()
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """Pixel counts of many samples in one frame, int64."""
+
+    intersection: np.ndarray
+    union: np.ndarray
+    truth: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The samples that count, as numpy columns; see `SampleScore` for their meaning."""
+
+    image: np.ndarray
+    """int64: samples of one image have one number."""
+    kind: np.ndarray
+    num_words: np.ndarray
+    num_targets: np.ndarray
+    box_share: np.ndarray
+    says_none: np.ndarray
+    knows_existence: np.ndarray
+    box_iou: np.ndarray
+    box_iou_oneref384: np.ndarray
+    kept: np.ndarray
+    matched_iou: np.ndarray
+    matched_giou: np.ndarray
+    rank_any: np.ndarray
+    rank_union: np.ndarray
+    mask_is_known: np.ndarray
+    """Whether the sample is in mask figures: all its regions have masks, the split has regions with masks (or no
+    regions at all), and the system draws any mask in this split (or finds nothing at all). A system that draws masks
+    and leaves some out has drawn empty ones there."""
+    overlaps: Mapping[str, Overlaps]
+    """By frame."""
+
+    @classmethod
+    def of(cls, samples: Iterable[SampleScore]) -> Scores:
+        """Collect single scores."""
+        rows = list(samples)
+        table = SampleTable(tuple(rows[0].overlaps) if rows else (IMAGE,))
+        for number, row in enumerate(rows):
+            table.add(number, row)
+        return cls.from_table(table.finish())
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Scores:
+        """The rows of one split that count."""
+        table = table.filter(table["counts"])
+        columns = {
+            name: table[name].to_numpy()
+            for name, kind in TYPES.items()
+            if name in cls.__dataclass_fields__ and not pa.types.is_string(kind)
+        }
+        frames = [
+            name.removeprefix("union").removeprefix("_") or IMAGE for name in table.column_names if _is_union(name)
+        ]
+        return cls(
+            image=np.unique(np.array(table["image"].to_pylist(), dtype=np.str_), return_inverse=True)[1].astype(
+                np.int64
+            ),
+            kind=np.array(table["kind"].to_pylist(), dtype=np.str_),
+            mask_is_known=_masks_known(table),
+            overlaps={
+                frame: Overlaps(*(table[name].to_numpy() for name in overlap_columns(frame))) for frame in frames
+            },
+            **columns,
+        )
+
+    @property
+    def has_target(self) -> np.ndarray:
+        """Whether something is meant."""
+        return self.num_targets > 0
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def __getitem__(self, rows: np.ndarray) -> Scores:
+        """The same columns for a boolean mask or a list of row numbers."""
+        columns = {name: getattr(self, name)[rows] for name in self.__dataclass_fields__ if name != "overlaps"}
+        overlaps = {
+            frame: Overlaps(part.intersection[rows], part.union[rows], part.truth[rows])
+            for frame, part in self.overlaps.items()
+        }
+        return Scores(overlaps=overlaps, **columns)
+
+
+def _masks_known(table: pa.Table) -> np.ndarray:
+    has_masks, has_target = table["truth_has_masks"].to_numpy(), table["num_targets"].to_numpy() > 0
+    draws = table["num_drawn"].to_numpy().any() or not table["num_found"].to_numpy().any()
+    data_has_masks = (has_masks & has_target).any() or not has_target.any()
+    known: np.ndarray = has_masks & bool(draws and data_has_masks)
+    return known
+
+
+def _is_union(name: str) -> bool:
+    return name == "union" or name.startswith("union_")

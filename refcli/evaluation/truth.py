@@ -1,0 +1,103 @@
+"""The truth of a split, row by row, without ever holding the whole of it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from itertools import accumulate
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from refcli.contracts.example import Example
+from refcli.data.columns import SCHEMA, RowReader
+from refcli.data.store import StoreSplit
+
+GROUPS_KEPT = 4
+"""Row groups in memory at a time; a store has at most 10,000 examples in each."""
+
+
+class Split(Protocol):
+    """Examples with pictures: what evaluation needs of a store's split."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+    def image_path(self, example: Example, /) -> Path:
+        """Where the example's picture lies."""
+        ...
+
+
+class PassingSplit:
+    """A store's split of which only the row groups touched last stay in memory.
+
+    Args:
+        split: the split.
+        groups_kept: how many row groups stay.
+    """
+
+    def __init__(self, split: StoreSplit, *, groups_kept: int = GROUPS_KEPT) -> None:
+        self._split = split
+        self._groups_kept = groups_kept
+        self._places: list[tuple[Path, int]] = []
+        sizes: list[int] = []
+        for path, _ in split.files:
+            metadata = pq.read_metadata(path)
+            self._places += [(path, group) for group in range(metadata.num_row_groups)]
+            sizes += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._starts = [0, *accumulate(sizes)]
+        self._recent: OrderedDict[int, RowReader] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"there is no example {index} in {self._split.name}")
+        group = bisect_right(self._starts, index) - 1
+        return self._reader(group)[index - self._starts[group]]
+
+    def image_path(self, example: Example) -> Path:
+        """Where the example's picture lies."""
+        return self._split.image_path(example)
+
+    def row_index(self) -> RowIndex:
+        """Where each example is, by its id."""
+        parts = [table["id"].to_pylist() for table in self._split.tables(["id"])]
+        return RowIndex(np.concatenate([_hashes(ids) for ids in parts]) if parts else np.empty(0, np.int64))
+
+    def _reader(self, group: int) -> RowReader:
+        if group not in self._recent:
+            path, number = self._places[group]
+            with pq.ParquetFile(path, memory_map=True) as file:
+                reader = RowReader(file.read_row_group(number, columns=SCHEMA.names, use_threads=False))
+            self._recent[group] = reader
+            if len(self._recent) > self._groups_kept:
+                self._recent.popitem(last=False)
+        self._recent.move_to_end(group)
+        return self._recent[group]
+
+
+class RowIndex:
+    """Rows by id, in sixteen bytes per row: the hashes are kept, not the ids.
+
+    Args:
+        hashes: Python's hash of the id of every row.
+    """
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        self._order = np.argsort(hashes, kind="stable")
+        self._sorted = hashes[self._order]
+
+    def candidates(self, ident: str) -> list[int]:
+        """Rows whose id has the same hash: the one that is meant, and hardly ever another."""
+        first, last = np.searchsorted(self._sorted, hash(ident)), np.searchsorted(self._sorted, hash(ident), "right")
+        rows: list[int] = self._order[first:last].tolist()
+        return rows
+
+
+def _hashes(ids: list[str]) -> np.ndarray:
+    return np.fromiter(map(hash, ids), np.int64, len(ids))

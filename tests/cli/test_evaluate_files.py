@@ -1,0 +1,190 @@
+"""`refcli evaluate` on prediction files, shards, several systems, conventions and comparisons."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from refcli.cli.app import run
+from refcli.contracts.prediction import Answer, Target
+from refcli.data.sources.synthetic.write import write_synthetic
+from refcli.data.store import Store
+from refcli.inference.answers import answer_to_json
+
+SPLIT = "synthetic:test"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    write_synthetic(folder, size=6, splits=["test"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lines(store) -> list[str]:
+    """The truth as a prediction file."""
+    split = Store(store).split(SPLIT)
+    found = []
+    for one in (split[index] for index in range(len(split))):
+        targets = tuple(Target(region.box_xyxy, 1.0, region.mask) for region in one.regions)
+        answer = Answer(one.id, one.image, one.expression, one.width, one.height, targets, not targets, None, "truth")
+        found.append(json.dumps(answer_to_json(answer)))
+    return found
+
+
+@pytest.fixture
+def truth(lines, tmp_path) -> Path:
+    path = tmp_path / "truth.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    return path
+
+
+@pytest.fixture
+def half(lines, tmp_path) -> Path:
+    """Every other answer of the truth, and one that nobody asked for."""
+    path = tmp_path / "half.jsonl"
+    path.write_text("\n".join([*lines[::2], lines[0].replace('"id": "', '"id": "else/')]))
+    return path
+
+
+@pytest.fixture
+def refcli(monkeypatch, capsys, store):
+    """Run `refcli evaluate` in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object, data: bool = True) -> tuple[int, str, str]:
+        where = ("--data", store, "--split", SPLIT) if data else ()
+        monkeypatch.setattr(sys, "argv", ["refcli", "evaluate", *map(str, (*where, *arguments))])
+        with pytest.raises(SystemExit) as caught:
+            run()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_a_gzipped_prediction_file_is_scored_without_a_model(refcli, truth, lines):
+    code, out, err = refcli("--predictions", truth, "--json", "--fail-under", "acc50=1", "--fail-under", "giou=1")
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert document["weights"] == str(truth)
+    assert document["precision"] is None
+    assert document["splits"][SPLIT]["overall"]["count"] == len(lines)
+    assert document["metrics"]["synthetic/test/mask_oiou"] == 1
+
+
+def test_missing_and_unknown_lines_end_with_code_3_and_are_told(refcli, half, lines):
+    code, out, err = refcli("--predictions", half, "--json")
+    document = json.loads(out)
+    missing = len(lines) - len(lines[::2])
+    assert code == 3
+    assert len(document["splits"][SPLIT]["failures"]) == missing
+    assert document["problems"]["half.jsonl"]["unknown id"]["count"] == 1
+    assert f"{missing} of {len(lines)} samples of {SPLIT} failed and are in no figure" in err
+    assert "1 lines of half.jsonl answer nothing: unknown id" in err
+    code, out, err = refcli("--predictions", half, "--json", "--missing", "wrong")
+    assert code == 3  # for the unknown id
+    assert json.loads(out)["splits"][SPLIT]["overall"]["count"] == len(lines)
+    assert json.loads(out)["splits"][SPLIT]["counted_as_wrong"] == missing
+    assert f"{missing} of {len(lines)} samples of {SPLIT} have no answer and count as wrong" in err
+
+
+def test_an_empty_prediction_file_answers_nothing(refcli, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    assert refcli("--predictions", tmp_path / "empty.jsonl", "--json")[0] == 1
+
+
+def test_shards_are_merged_to_what_one_run_writes(refcli, half, tmp_path):
+    arguments = ("--predictions", half, "--convention", "all", "--missing", "wrong", "--json")
+    refcli(*arguments, "--out", tmp_path / "whole")
+    folders = [tmp_path / f"part-{number}" for number in (3, 1, 2)]
+    for folder in folders:
+        refcli(*arguments, "--out", folder, "--shard", f"{folder.name[-1]}/3")
+    code, out, _ = refcli("--merge", *folders, "--json", "--out", tmp_path / "merged", data=False)
+    assert code == 3
+    merged, whole = json.loads(out), json.loads((tmp_path / "whole/summary.json").read_text())
+    assert merged == json.loads((tmp_path / "merged/summary.json").read_text())
+    for document in (merged, whole):
+        del document["splits"][SPLIT]["seconds"]
+    assert merged == whole
+    files = [folder / "per_sample.parquet" for folder in folders]
+    assert refcli("--merge", *files[:2], data=False)[0] == 5
+
+
+def test_conventions_stand_side_by_side_and_are_explained(refcli, truth):
+    code, out, _ = refcli("--predictions", truth, "--convention", "lavt480", "--convention", "rela480")
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    assert rows["convention"][:3] == ["acc50", "mask_miou", "mask_oiou"]
+    assert rows["lavt480"][:3] == ["-", "100.0", "100.0"]
+    document = json.loads(refcli("--predictions", truth, "--convention", "lavt480", "--json")[1])
+    assert "480 x 480" in document["conventions"]["lavt480"]["differs"]
+    assert document["metrics"]["synthetic/test/lavt480/mask_miou"] == 1
+    assert refcli("--predictions", truth, "--convention", "lavt480", "--fail-under", "lavt480/mask_miou=1")[0] == 0
+
+
+def test_several_systems_give_one_table_and_a_folder_each(refcli, truth, half, tmp_path):
+    code, out, _ = refcli("--predictions", truth, "--predictions", half, "--out", tmp_path / "out")
+    assert code == 3
+    assert [line.split()[:2] for line in out.splitlines() if line] == [
+        ["split", "system"], [SPLIT, str(truth)], [SPLIT, str(half)],
+    ]  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1-truth.jsonl.gz", "2-half.jsonl"]
+    document = json.loads(refcli("--predictions", truth, "--predictions", half, "--json")[1])
+    assert document["schema"] == "refcli.evaluations/1"
+    assert [one["weights"] for one in document["runs"]] == [str(truth), str(half)]
+
+
+def test_a_run_is_compared_with_another(refcli, truth, half, tmp_path):
+    refcli("--predictions", half, "--missing", "wrong", "--out", tmp_path / "half")
+    code, out, _ = refcli("--predictions", truth, "--compare", tmp_path / "half")
+    assert code == 0
+    row = next(line.split() for line in out.splitlines() if line.startswith("acc50 "))
+    assert row[1] == "100.00"
+    assert float(row[3]) == pytest.approx(100 - float(row[2]), abs=0.01)
+    document = json.loads(refcli("--predictions", truth, "--compare", tmp_path / "half", "--json")[1])
+    difference = document["comparison"][SPLIT]["metrics"]["acc50"]
+    assert difference["interval"][0] <= difference["difference"] <= difference["interval"][1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data", "code", "message"),
+    [
+        (["--predictions", "nowhere.jsonl"], True, 5, "cannot be read"),
+        (["--predictions", "x", "--convention", "lavt"], True, 2, "did you mean 'lavt480'"),
+        (["--predictions", "x", "--shard", "3/2"], True, 2, "1 <= I <= N"),
+        (["--predictions", "x", "--compare", "nowhere"], True, 5, "no per-sample file"),
+        (["folder"], True, 2, "folders are for --merge"),
+        (["--merge", "folder"], True, 2, "--merge takes the parts as they are"),
+        (["--merge"], False, 2, "name every part once"),
+        (["--predictions", "x"], False, 2, "--data"),
+    ],
+)
+def test_mistakes_are_told(refcli, arguments, data, code, message):
+    actual, out, err = refcli(*arguments, data=data)
+    assert (actual, out) == (code, "")
+    assert message in err
+
+
+def test_results_that_were_published_stand_beside_a_run_on_the_same_split(monkeypatch, capsys, tmp_path, store):
+    from dataclasses import replace
+
+    from refcli.data.store import write_manifest, write_split
+
+    split = Store(store).split(SPLIT)
+    real = [replace(split[index], dataset="refcoco_unc", split="val") for index in range(3)]
+    write_manifest(tmp_path / "s", [write_split(tmp_path / "s", "refcoco_unc", "val", real)])
+    (tmp_path / "none.jsonl").write_text("")
+    arguments = ("--data", tmp_path / "s", "--split", "refcoco_unc:val", "--predictions", tmp_path / "none.jsonl")
+    monkeypatch.setattr(sys, "argv", ["refcli", "evaluate", *map(str, arguments), "--missing", "wrong"])
+    with pytest.raises(SystemExit):
+        run()
+    out = capsys.readouterr().out
+    assert "published on refcoco_unc:val; the published split has 10834, this run scored 3" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["acc50", "OneRef-B", "single", "oneref384", "88.75"] in rows
+    assert ["acc50", "this", "run", "original", "0.00"] in rows

@@ -1,0 +1,150 @@
+"""However a split is divided, the parts together give the numbers of the whole, and no sample is lost or doubled."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from refcli.contracts.prediction import Answer, Target
+from refcli.data.columns import RowReader
+from refcli.data.store import Store
+from refcli.errors import DataError, UsageError
+from refcli.evaluation.conventions import choose_conventions
+from refcli.evaluation.evaluate import evaluate_split
+from refcli.evaluation.report import report_document, report_run
+from refcli.evaluation.run_file import PER_SAMPLE, Run, Scoring, merge_runs, read_run, write_run
+from refcli.evaluation.shards import Shard, parse_shard
+from refcli.evaluation.truth import PassingSplit
+from refcli.geometry.masks import box_to_rle
+
+SPLIT = "synthetic:test"
+HOW = Scoring(choose_conventions(["all"]), score_threshold=0.5)
+
+
+class Clumsy:
+    """Answers a box that depends on the expression, and cannot answer a few."""
+
+    def ungated(self, requests):
+        for request in requests:
+            size = 20 + 7 * (len(request.expression) % 5)
+            box = (30.0, 40.0, 30.0 + size, 40.0 + size)
+            error = "no idea" if len(request.expression) % 9 == 0 else None
+            width, height = SIZES[request.id]
+            target = Target(box, 0.6, box_to_rle(box, height, width))
+            says_none = len(request.expression) % 7 == 0
+            yield Answer(request.id, request.image, "", width, height, (target,), says_none, 0.3, "w", error)
+
+
+SIZES: dict[str, tuple[int, int]] = {}
+
+
+@pytest.fixture(autouse=True)
+def _sizes(examples):
+    SIZES.update({example.id: (example.width, example.height) for example in examples})
+
+
+def run_of(store, shard: Shard, how: Scoring = HOW) -> Run:
+    split = PassingSplit(Store(store).split(SPLIT))
+    rows = shard.rows(len(split))
+    result = evaluate_split(Clumsy(), split, name=SPLIT, rows=rows, size=len(split), scoring=how)
+    return Run("clumsy", "float32", how, (result,))
+
+
+def document(run: Run) -> dict:
+    """Every figure, but not the time it took."""
+    made = json.loads(json.dumps(report_document(report_run(run))))
+    for split in made["splits"].values():
+        del split["seconds"]
+    return made
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 60])
+def test_any_number_of_parts_in_any_order_is_the_whole(store, total, tmp_path):
+    whole = document(run_of(store, Shard()))
+    assert 0 < whole["metrics"]["synthetic/test/box_miou"] < 1
+    assert whole["splits"][SPLIT]["failures"]
+    for number in reversed(range(1, total + 1)):
+        (tmp_path / str(number)).mkdir()
+        write_run(run_of(store, Shard(number, total)), tmp_path / str(number) / PER_SAMPLE)
+    parts = {name: read_run(tmp_path / name) for name in map(str, range(total, 0, -1))}
+    assert document(merge_runs(parts)) == whole
+
+
+def test_the_parts_are_uneven_by_one_at_most_and_hold_every_row_once():
+    for size, total in [(48, 7), (3, 7), (10, 1), (0, 2)]:
+        parts = [Shard(number, total).rows(size) for number in range(1, total + 1)]
+        assert [row for part in parts for row in part] == list(range(size))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_the_file_holds_a_row_per_sample_that_other_programs_can_read(store, examples, tmp_path):
+    write_run(run_of(store, Shard()), tmp_path / PER_SAMPLE)
+    rows = pq.read_table(tmp_path / PER_SAMPLE).to_pylist()
+    assert [row["id"] for row in rows] == [example.id for example in examples]
+    for row, example in zip(rows, examples, strict=True):
+        assert (row["split"], row["kind"], row["image"]) == (SPLIT, example.kind, example.image)
+        assert (row["num_words"], row["num_targets"]) == (len(example.expression.split()), len(example.regions))
+        if row["counts"] and example.regions:
+            assert row["mask_iou"] == pytest.approx(row["intersection"] / row["union"])
+            assert 0 < row["box_share"] <= 1
+            assert row["union_stretched480"] > row["union"]
+        elif not row["counts"]:
+            assert row["error"] == "no idea"
+
+
+def test_a_part_that_is_missing_or_given_twice_is_refused(store):
+    first, second = run_of(store, Shard(1, 2)), run_of(store, Shard(2, 2))
+    with pytest.raises(DataError, match="24 are in no part"):
+        merge_runs({"a": first})
+    with pytest.raises(DataError, match="24 in more than one"):
+        merge_runs({"a": first, "b": second, "c": second})
+
+
+def test_parts_of_different_runs_are_refused(store):
+    first = run_of(store, Shard(1, 2))
+    other = run_of(store, Shard(2, 2), Scoring(("original",), score_threshold=0.7))
+    with pytest.raises(DataError, match="not of one run"):
+        merge_runs({"a": first, "b": other})
+
+
+def test_a_part_with_another_limit_is_refused(store):
+    split = PassingSplit(Store(store).split(SPLIT))
+    parts = {
+        name: Run("w", "f", Scoring(), (evaluate_split(Clumsy(), split, name=SPLIT, rows=rows, size=size),))
+        for name, rows, size in [("a", range(10), 20), ("b", range(10, 30), 30)]
+    }
+    with pytest.raises(DataError, match="different wholes"):
+        merge_runs(parts)
+
+
+def test_what_is_no_per_sample_file_is_refused(tmp_path, store):
+    (tmp_path / "text.parquet").write_text("no")
+    for path in (tmp_path / "text.parquet", tmp_path, store / "synthetic/test.parquet"):
+        with pytest.raises(DataError, match="no per-sample file"):
+            read_run(path)
+
+
+def test_shards_are_written_as_number_of_total():
+    assert parse_shard("2/7") == Shard(2, 7)
+    for text in ("0/7", "8/7", "7", "a/b", "1/", "-1/2"):
+        with pytest.raises(UsageError, match="I/N"):
+            parse_shard(text)
+
+
+def test_a_split_in_passing_gives_what_the_store_gives_and_forgets(make_store, examples, monkeypatch):
+    monkeypatch.setattr("refcli.data.store_writing.ROWS_PER_GROUP", 10)
+    made = Store(make_store(examples)).split(SPLIT)
+    read = []
+    monkeypatch.setattr("refcli.evaluation.truth.RowReader", lambda table: read.append(len(table)) or RowReader(table))
+    split = PassingSplit(made, groups_kept=1)
+    assert [split[index] for index in range(len(split))] == examples
+    assert read == [10, 10, 10, 10, 8]
+    assert split[0] == examples[0]
+    assert read[5:] == [10]
+    index = split.row_index()
+    assert [index.candidates(example.id) for example in examples] == [[row] for row in range(len(examples))]
+    assert index.candidates("nobody/knows") == []
+    with pytest.raises(IndexError):
+        split[len(split)]

@@ -14,7 +14,8 @@ from refcli.contracts.batch import Batch
 from refcli.contracts.prediction import Prediction
 from refcli.heads.base import Head
 from refcli.heads.table import HEADS
-from refcli.model.beit3 import OneTower
+from refcli.model.beit3 import Features, OneTower
+from refcli.model.flops import Work, training_work
 from refcli.tables import lookup
 
 BLOCK_NAME = re.compile(r"^tower\.encoder\.blocks\.(\d+)\.")
@@ -22,6 +23,9 @@ BLOCK_NAME = re.compile(r"^tower\.encoder\.blocks\.(\d+)\.")
 
 class Grounder(nn.Module):
     """An Objective of the training loop, and the model behind `predict`."""
+
+    has_static_graph = True
+    """Every step trains the same parameters."""
 
     def __init__(self, tower: OneTower, head: Head[Any]) -> None:
         super().__init__()
@@ -41,7 +45,7 @@ class Grounder(nn.Module):
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Weighted losses by name. The whole training computation happens in here; `step` is the loop's counter."""
-        features = self.tower(batch.images, batch.token_ids, batch.token_is_pad)
+        features = self.features(batch.images, batch.token_ids, batch.token_is_pad)
         return self.head.losses(self.head(features), batch.targets)
 
     def predict(
@@ -51,7 +55,21 @@ class Grounder(nn.Module):
         token_is_pad: Bool[Tensor, "batch words"],
     ) -> Prediction:
         """Answer in the model frame."""
-        return self.head.predict(self.head(self.tower(images, token_ids, token_is_pad)))
+        return self.head.predict(self.head(self.features(images, token_ids, token_is_pad)))
+
+    def features(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        token_ids: Int[Tensor, "batch words"],
+        token_is_pad: Bool[Tensor, "batch words"],
+    ) -> Features:
+        """What the tower tells the head, with the hidden layers that the head reads."""
+        features: Features = self.tower(images, token_ids, token_is_pad, keep_hidden=self.head.hidden_layers)
+        return features
+
+    def work(self, batch: Batch) -> Work:
+        """Tokens and model FLOPs of one training step on the batch."""
+        return training_work(self.tower, batch)
 
     def param_depth(self, name: str) -> int | None:
         """How deep in the tower a parameter sits: 0 for embeddings, 1..layers for blocks, None for the head."""

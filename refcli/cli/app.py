@@ -21,6 +21,7 @@ COMMANDS = {
     "prepare-data": "refcli.cli.prepare_data:command",
     "inspect-data": "refcli.cli.inspect_data:command",
     "audit": "refcli.cli.audit:command",
+    "pretrain": "refcli.cli.pretrain:command",
     "finetune": "refcli.cli.finetune:command",
     "evaluate": "refcli.cli.evaluate:command",
     "predict": "refcli.cli.predict:command",

@@ -21,3 +21,21 @@ Set = Annotated[
     typer.Option("--set", "-s", help="Change one setting; may be given several times.", metavar="KEY.SUB=VALUE"),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", metavar="DEVICE")]
+Nproc = Annotated[
+    str | None,
+    typer.Option("--nproc", help="Train in so many processes on this machine; auto: one per GPU.", metavar="N|auto"),
+]
+Nnodes = Annotated[
+    str | None,
+    typer.Option("--nnodes", help="On so many machines; give the same command to each.", metavar="N|MIN:MAX"),
+]
+RdzvEndpoint = Annotated[
+    str | None,
+    typer.Option("--rdzv-endpoint", help="Where several machines meet: one of them and a port.", metavar="HOST:PORT"),
+]
+MaxRestarts = Annotated[
+    int, typer.Option("--max-restarts", min=0, help="Go on from the last checkpoint after so many crashes.")
+]
+PrintSbatch = Annotated[
+    bool, typer.Option("--print-sbatch", help="Print a SLURM script for this command line; start nothing.")
+]

@@ -1,13 +1,20 @@
-"""`refcli presets`: list, show and copy the runs that ship with refcli."""
+"""`refcli presets`: list, show, copy and check the runs that ship with refcli."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and copy presets.")
+if TYPE_CHECKING:
+    from refcli.config.pretraining import PretrainSettings
+    from refcli.config.schema import FinetuneSettings
+
+    Loader = Callable[[str], PretrainSettings | FinetuneSettings]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, copy and check presets.")
 
 Name = Annotated[str, typer.Argument(help="NAME, or GROUP/NAME where several groups have it.")]
 
@@ -34,7 +41,6 @@ def show_command(
     """Print a preset as YAML."""
     from refcli.cli.output import write_line
     from refcli.config.explain import explain
-    from refcli.config.load import load_finetune
     from refcli.config.presets import find_preset
     from refcli.errors import UsageError
 
@@ -42,9 +48,10 @@ def show_command(
     if not resolved:
         write_line(path.read_text(encoding="utf-8").rstrip("\n"))
         return
-    if path.parent.name != "finetune":
-        raise UsageError("only finetune presets can be resolved", where=f"preset {name}", hint="leave out --resolved")
-    write_line(explain(load_finetune(str(path))).rstrip("\n"))
+    group = path.parent.name
+    if group not in loaders():
+        raise UsageError(f"{group} presets cannot be resolved", where=f"preset {name}", hint="leave out --resolved")
+    write_line(explain(loaders()[group](str(path))).rstrip("\n"))
 
 
 @app.command("copy")
@@ -65,3 +72,81 @@ def copy_command(
         raise UsageError("there is no such directory", where=str(file.parent))
     write_atomically(file, path.read_bytes())
     say(f"wrote {file}")
+
+
+@app.command("check")
+def check_command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="NAME, GROUP/NAME or a YAML file; all presets if left out.", metavar="NAME"),
+    ] = None,
+) -> None:
+    """Check presets against what the program knows: one line for each good one, exit code 2 if one has a mistake."""
+    from refcli.cli.errors import report
+    from refcli.cli.output import write_line
+    from refcli.config.presets import find_preset, list_presets, preset_groups
+    from refcli.errors import ConfigError, ExitCode
+
+    everything = [f"{group}/{name}" for group in preset_groups() for name in list_presets(group)]
+    failed = False
+    for name in names or everything:
+        try:
+            is_file = name.endswith((".yaml", ".yml"))
+            path = Path(name) if is_file else find_preset(name)
+            check_preset(path, group=group_of(path) if is_file else path.parent.name)
+        except ConfigError as error:
+            failed = True
+            report(error)
+        else:
+            write_line(f"ok {name}")
+    if failed:
+        raise typer.Exit(ExitCode.USAGE)
+
+
+def loaders() -> dict[str, Loader]:
+    """Who reads the presets of a group."""
+    from refcli.config.load import load_finetune, load_pretrain
+
+    return {"finetune": load_finetune, "pretrain": load_pretrain}
+
+
+def check_preset(path: Path, *, group: str) -> None:
+    """Resolve a preset, and the settings of its head, which only the head knows.
+
+    Raises:
+        ConfigError: an unknown key or a value that does not fit, with the file and the key.
+    """
+    from refcli.config.load import validate
+    from refcli.errors import ConfigError
+    from refcli.heads.table import HEADS
+    from refcli.tables import lookup
+
+    if group not in loaders():
+        raise ConfigError(f"nothing reads {group} presets", where=str(path), hint="known: " + ", ".join(loaders()))
+    head = loaders()[group](str(path)).model.head
+    try:
+        head_class = lookup(HEADS, head.name, what="head")
+    except ConfigError as error:
+        raise ConfigError(error.message, where=f"{path}: model.head.name", hint=error.hint) from error
+    validate(head_class.Config, head.settings, where=f"{path}: model.head.settings")
+
+
+def group_of(file: Path) -> str:
+    """The group whose settings have most of a file's keys, of those with the preset that the file extends.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    from refcli.config.load import read_yaml
+    from refcli.config.presets import list_presets
+    from refcli.config.pretraining import PretrainSettings
+    from refcli.config.schema import FinetuneSettings
+
+    keys = {"finetune": FinetuneSettings.model_fields, "pretrain": PretrainSettings.model_fields}
+    values = read_yaml(file)
+    base = values.get("extends")
+
+    def fit(group: str) -> tuple[bool, int]:
+        return base in list_presets(group), len(keys[group].keys() & values.keys())
+
+    return max(keys, key=fit)

@@ -20,6 +20,7 @@ NameOrPath = Annotated[str, typer.Argument(help="A NAME of the list, or a direct
 HEADER = ("NAME", "TASKS", "IMAGE", "FILE", "CHECKSUM", "HERE", "WHAT")
 SHOWN_NAMES = 5
 """Names of one kind of tensor on the screen; the JSON report and meta.json have all."""
+UNKNOWN_LICENCE = "not known: that of whoever made the file"
 
 
 class Dtype(str, Enum):
@@ -120,6 +121,8 @@ def info_command(name_or_path: NameOrPath, as_json: AsJson = False) -> None:
         write_line(json.dumps({"catalogue": catalogue, "files": files}, indent=1, default=str))
         return
     lines = (_of_catalogue(listed) if listed else []) + (_of_files(info) if info else [])
+    if listed is None and info is not None:
+        lines.append(("licence", info.licence or UNKNOWN_LICENCE))
     width = max(len(key) for key, _ in lines)
     for key, value in lines:
         write_line(f"{key:{width}}  {value}")
@@ -188,10 +191,14 @@ def _of_files(info: WeightsInfo) -> list[tuple[str, str]]:
         lines += [("", f"{part} {count:,}") for part, count in parts.items()]
     if info.tokenizer:
         lines.append(("tokenizer", info.tokenizer + ("" if info.tokenizer_is_there else ", which is missing")))
+    if {"repo", "revision", "file"} <= info.origin.keys():
+        lines.append(("pulled from", "{repo}@{revision}/{file}".format_map(info.origin)))
     if info.source:
-        lines.append(("made from", ", ".join(f"{key} {info.source[key]}" for key in info.source if key != "args")))
+        told = {**info.source}
+        args = ", ".join(f"{name}={value!r}" for name, value in (told.pop("args", None) or {}).items())
+        lines.append(("made from", ", ".join(f"{key} {value}" for key, value in told.items())))
+        lines.append(("training args", args or "none in the file"))
     lines += [("pretraining", f"{name}={value}") for name, value in info.pretraining.items()]
-    lines += [("file licence", info.licence)] if info.licence else []
     return [*lines, ("model sha256", info.sha256), *(("note", note) for note in info.notes)]
 
 

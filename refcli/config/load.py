@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from refcli.config.presets import preset_path
+from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
 from refcli.errors import ConfigError
 from refcli.tables import nearest
@@ -130,8 +131,17 @@ def load_finetune(preset_or_path: str, overrides: Sequence[str] = ()) -> Finetun
     Raises:
         ConfigError: anything unknown or unfit, with the file (or `--set`) and the key.
     """
-    path, values = read_preset("finetune", preset_or_path)
-    return _validate(FinetuneSettings, apply_overrides(values, overrides), origin=_origin(path, overrides))
+    return _load(FinetuneSettings, "finetune", preset_or_path, overrides)
+
+
+def load_pretrain(preset_or_path: str, overrides: Sequence[str] = ()) -> PretrainSettings:
+    """Settings of a pre-training run, as `load_finetune` reads those of a fine-tuning run."""
+    return _load(PretrainSettings, "pretrain", preset_or_path, overrides)
+
+
+def _load(kind: type[S], group: str, preset_or_path: str, overrides: Sequence[str]) -> S:
+    path, values = read_preset(group, preset_or_path)
+    return _validate(kind, apply_overrides(values, overrides), origin=_origin(path, overrides))
 
 
 def _origin(path: Path, overrides: Sequence[str]) -> Callable[[str], str]:

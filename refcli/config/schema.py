@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 
 class Settings(BaseModel):
@@ -100,6 +100,8 @@ class DataSettings(Settings):
 
     train: tuple[str, ...] = ("synthetic:train",)
     """`dataset:split` names inside the store."""
+    weights: dict[str, PositiveFloat] | None = None
+    """How often each of `train` is drawn, relative to the others; None draws every sample equally often."""
     validation: tuple[str, ...] = ()
     validation_samples: int | None = None
     """Use only the first so many samples of the validation splits."""
@@ -107,6 +109,12 @@ class DataSettings(Settings):
     """Train only on these kinds of expression (a curriculum); None means all."""
     workers: int = Field(1, ge=0)
     augment: AugmentSettings = AugmentSettings()
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> DataSettings:
+        if self.weights is not None and set(self.weights) != set(self.train):
+            raise ValueError(f"weights are for {sorted(self.weights)}, train has {sorted(self.train)}")
+        return self
 
 
 class OptimSettings(Settings):
@@ -142,6 +150,8 @@ class TrainSettings(Settings):
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 means autocast; weights and optimiser state stay fp32."""
     compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: every one has the whole model, or a shard of it (FSDP2; for models that do not fit)."""
     ema_decay: float | None = None
     freeze_tower: bool = False
     seed: int = 13
@@ -149,6 +159,8 @@ class TrainSettings(Settings):
     log_every: int = 20
     save_every: int = 500
     validate_every: int | None = None
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard as well (RUN/tensorboard; needs the extra of that name)."""
     init_weights: str | None = None
     """Start from these weights (a directory or catalogue name) instead of random ones."""
 

@@ -10,6 +10,7 @@ import torch
 
 from refcli.contracts.batch import Batch, Targets
 from refcli.data.transforms import Sample
+from refcli.text.roles import RoleFinder
 
 
 class _EncodesBatches(Protocol):
@@ -17,20 +18,28 @@ class _EncodesBatches(Protocol):
 
     def encode_batch(self, expressions: list[str]) -> tuple[np.ndarray, np.ndarray]: ...
 
+    def piece_roles(self, expressions: list[str], *, find: RoleFinder) -> np.ndarray: ...
+
 
 class Collate:
     """Stack samples and tokenise their expressions, padded to the longest of the batch.
 
     Args:
         tokenizer: turns expressions into token ids.
+        find_roles: if given, the batch says which pieces are the expression's subject and object.
     """
 
-    def __init__(self, tokenizer: _EncodesBatches) -> None:
+    def __init__(self, tokenizer: _EncodesBatches, *, find_roles: RoleFinder | None = None) -> None:
         self.tokenizer = tokenizer
+        self.find_roles = find_roles
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The batch of at least one sample; the samples are of one model frame."""
-        token_ids, token_is_pad = self.tokenizer.encode_batch([sample.expression for sample in samples])
+        expressions = [sample.expression for sample in samples]
+        token_ids, token_is_pad = self.tokenizer.encode_batch(expressions)
+        roles = None
+        if self.find_roles is not None:
+            roles = torch.from_numpy(self.tokenizer.piece_roles(expressions, find=self.find_roles))
         return Batch(
             images=torch.from_numpy(np.stack([sample.image for sample in samples])),
             token_ids=torch.from_numpy(token_ids),
@@ -42,4 +51,5 @@ class Collate:
                 exists=torch.tensor([sample.exists for sample in samples], dtype=torch.bool),
             ),
             ids=tuple(sample.id for sample in samples),
+            word_roles=roles,
         )

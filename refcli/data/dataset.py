@@ -81,6 +81,11 @@ class GroundingDataset(Dataset[Sample]):
         """The record behind a sample."""
         return self._locate(index)[1]
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Samples of each split, in the order of the indices."""
+        return tuple(np.diff(np.searchsorted(self._rows, self._starts)).tolist())
+
     def load(self) -> None:
         """Read all records now, so that worker processes forked later share the memory."""
         for split in self._splits:

@@ -4,53 +4,41 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
-from torch import nn
-from torch.optim import Optimizer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from refcli.engine.randomness import random_state, restore_random_state
+from refcli.engine.distributed import World
+from refcli.engine.state import EMA, MODEL, REST, BatchLayout, Pointer, TrainingState, put_back, take_state
+from refcli.engine.stopping import failing_together
+from refcli.engine.writing import write_errors_told
 from refcli.errors import DataError
 from refcli.files import write_atomically
 
-MODEL_FILE, EMA_FILE, STATE_FILE = "model.safetensors", "ema.safetensors", "state.pt"
+FILES = {MODEL: "model.safetensors", EMA: "ema.safetensors", REST: "state.pt"}
 NUM_KEPT = 2
 """The newest checkpoints that stay on disk, besides the best one."""
-
-
-@dataclass
-class TrainingState:
-    """Everything that a step changes."""
-
-    objective: nn.Module
-    optimizer: Optimizer
-    ema: nn.Module | None
-    """The averaged copy of the objective."""
-    step: int = 0
-    """Optimiser steps done."""
-    seconds: float = 0.0
-    """Time spent training, over all parts of the run."""
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """Which checkpoint is the last or the best."""
-
-    step: int
-    score: float | None = None
+NAME = re.compile(r"step-(\d{8,})")
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, SafetensorError, UnpicklingError)
+"""What torch and safetensors raise on a damaged file."""
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: `step-00001234/` directories, `last.json` and `best.json`."""
+    """The folder `checkpoints/` of a run: `step-00001234/` directories, and `best.json` that names one of them.
+
+    A directory gets its name when everything in it is on disk, so what has the name is whole and the newest is the
+    last.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -59,93 +47,143 @@ class Checkpoints:
         """Where the checkpoint of a step lies."""
         return self.root / f"step-{step:08d}"
 
-    def pointer(self, name: str) -> Pointer | None:
-        """What `last` or `best` points to; None where nothing was saved yet.
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending."""
+        names = (NAME.fullmatch(path.name) for path in self.root.glob("step-*"))
+        return sorted(int(name.group(1)) for name in names if name)
+
+    def pointer(self, name: Literal["last", "best"]) -> Pointer | None:
+        """The last or the best checkpoint; None where there is none.
 
         Raises:
-            DataError: the pointer or what it points to is damaged.
+            DataError: best.json is damaged.
         """
-        file = self.root / f"{name}.json"
+        if name == "last":
+            steps = self.steps()
+            return Pointer(steps[-1]) if steps else None
+        file = self.root / "best.json"
         if not file.exists():
             return None
         try:
             pointer = Pointer(**json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise DataError(
-                "the checkpoint pointer is damaged", where=str(file), hint="start again with --force"
+                "it is not readable which checkpoint is the best",
+                where=str(file),
+                hint="remove the file; --resume writes it anew",
             ) from error
-        if not self.path(pointer.step).is_dir():
-            raise DataError("the checkpoint pointed to is gone", where=str(self.path(pointer.step)))
-        return pointer
+        return pointer if self.path(pointer.step).is_dir() else None
 
-    def save(self, state: TrainingState) -> None:
-        """Write the checkpoint of `state.step`, point `last` to it, and remove old ones."""
-        target = self.path(state.step)
-        if not target.exists():
-            self.root.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=self.root, prefix=f".tmp-{target.name}-"))
-            save_model(state.objective, str(temporary / MODEL_FILE))
-            if state.ema is not None:
-                save_model(state.ema, str(temporary / EMA_FILE))
-            torch.save(
-                {
-                    "step": state.step,
-                    "seconds": state.seconds,
-                    "optimizer": state.optimizer.state_dict(),
-                    "rng": random_state(),
-                },
-                temporary / STATE_FILE,
-            )
-            for file in temporary.iterdir():
-                _sync(file)
-            _sync(temporary)
-            temporary.chmod(0o755)
-            temporary.replace(target)
-            _sync(self.root)
-        self._point("last", Pointer(state.step))
-        self._prune()
+    def save(self, state: TrainingState, *, layout: BatchLayout, world: World) -> None:
+        """Write the checkpoint of `state.step` and remove old ones. Every process must come here; the main one writes.
 
-    def mark_best(self, step: int, score: float) -> None:
-        """Point `best` to a saved checkpoint."""
-        self._point("best", Pointer(step, score))
-        self._prune()
+        Raises:
+            TrainingError: it cannot be written; the earlier checkpoints are as they were.
+        """
+        parts = take_state(state, layout, world)
+        with failing_together(world):
+            if world.is_main:
+                target = self.path(state.step)
+                with write_errors_told(f"the checkpoint of step {state.step}", target):
+                    self._write(target, parts)
+                    self._note_best(state.best)
+                    self._prune(state.best)
 
-    def load(self, step: int, state: TrainingState) -> None:
-        """Put a checkpoint into `state`, random generators included.
+    def load(self, step: int, state: TrainingState, *, world: World) -> BatchLayout:
+        """Put a checkpoint into `state`, see `put_back`; returns the layout that it was saved with.
 
         Raises:
             DataError: a file is missing, damaged, or of another model.
         """
-        directory = self.path(step)
+        with failing_together(world):
+            parts = self._read_whole(step, state.parts)
         try:
-            load_model(state.objective, str(directory / MODEL_FILE))
-            if state.ema is not None:
-                load_model(state.ema, str(directory / EMA_FILE))
-            saved: Mapping[str, Any] = torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True)
-            state.optimizer.load_state_dict(saved["optimizer"])
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
+            layout = put_back(parts, state, world)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"the checkpoint cannot be loaded: {error}",
-                where=str(directory),
-                hint="it is damaged or belongs to another model; start again with --force",
+                f"the checkpoint does not fit: {type(error).__name__}: {error}",
+                where=str(self.path(step)),
+                hint="it is of another model or another version of refcli; start again with --force",
             ) from error
-        state.step = int(saved["step"])
-        state.seconds = float(saved["seconds"])
-        restore_random_state(saved["rng"])
+        if world.is_main:
+            self._note_best(state.best)
+        return layout
 
-    def _point(self, name: str, pointer: Pointer) -> None:
-        write_atomically(self.root / f"{name}.json", (json.dumps(vars(pointer)) + "\n").encode())
+    def _write(self, target: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=self.root, prefix=f".tmp-{target.name}-"))
+        try:
+            for part, content in parts.items():
+                file = temporary / FILES[part]
+                if part == REST:
+                    torch.save(content, file)
+                else:
+                    save_file(_unshared(content), file)
+                _sync(file)
+            _sync(temporary)
+            temporary.chmod(0o755)
+            temporary.replace(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync(self.root)
 
-    def _prune(self) -> None:
+    def _read_whole(self, step: int, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        try:
+            return {name: self._read(step, name) for name in names}
+        except UNREADABLE as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"the checkpoint is damaged: {reason}",
+                where=str(self.path(step)),
+                hint=self._way_round(step, names),
+            ) from error
+
+    def _read(self, step: int, part: str) -> dict[str, Any]:
+        file = self.path(step) / FILES[part]
+        content: dict[str, Any] = (
+            torch.load(file, map_location="cpu", weights_only=True) if part == REST else load_file(file)
+        )
+        return content
+
+    def _note_best(self, best: Pointer | None) -> None:
+        """Write best.json: for readers; training itself goes by the state."""
+        if best is not None:
+            write_atomically(self.root / "best.json", (json.dumps(asdict(best)) + "\n").encode())
+
+    def _prune(self, best: Pointer | None) -> None:
         """Remove all checkpoints but the newest and the best, and what a killed process left half-written."""
-        saved = sorted(self.root.glob("step-*"))
-        best = self.pointer("best")
-        kept = {*saved[-NUM_KEPT:], *([self.path(best.step)] if best else [])}
-        last = self.pointer("last")
-        kept.update([self.path(last.step)] if last else [])
-        for path in (*saved, *self.root.glob(".tmp-step-*")):
-            if path not in kept:
-                shutil.rmtree(path)
+        for path in self.root.glob(".*-step-*"):
+            shutil.rmtree(path)
+        steps = self.steps()
+        kept = {*steps[-NUM_KEPT:], *([best.step] if best else [])}
+        for path in (self.path(step) for step in steps if step not in kept):
+            shutil.rmtree(path.rename(self.root / f".old-{path.name}"))  # what is half removed must not have the name
+        for path in self.root.glob(".best.json.*"):
+            path.unlink()
+
+    def _way_round(self, step: int, names: tuple[str, ...]) -> str:
+        """What to do about a damaged checkpoint: go on from the newest older one that can be read."""
+        for older in reversed([other for other in self.steps() if other < step]):
+            try:
+                for name in names:
+                    self._read(older, name)
+            except UNREADABLE:
+                continue
+            return f"that of step {older} is whole: remove {self.path(step)} and --resume goes on from there"
+        return "there is no older one that is whole; start again with --force"
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors without common memory, as safetensors wants them; tied weights are stored under each name."""
+    unshared: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        place = whole.untyped_storage().data_ptr()
+        unshared[name] = whole.clone() if place in places else whole
+        places.add(place)
+    return unshared
 
 
 def _sync(path: Path) -> None:

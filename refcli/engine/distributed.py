@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from refcli.engine.device import resolve_device
+from refcli.engine.sharding import shard
 from refcli.errors import ConfigError
+
+ValueT = TypeVar("ValueT")
+PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others: the main one validates and saves alone meanwhile."""
+ROUND_VARIABLE = "REFCLI_ROUND"
+"""A name that processes started together share, and those started before or after them do not have."""
+STORE_PATIENCE = timedelta(seconds=5)
 
 
 @dataclass(frozen=True)
@@ -26,13 +41,27 @@ class World:
         """Whether this process writes files and talks."""
         return self.rank == 0
 
-    def wrap(self, objective: nn.Module) -> nn.Module:
-        """`objective` itself in a world of size 1, else wrapped so that gradients are averaged over all processes."""
+    def wrap(
+        self, objective: nn.Module, *, parallel: Literal["ddp", "fsdp"] = "ddp", static_graph: bool = False
+    ) -> nn.Module:
+        """`objective` itself in a world of size 1, else what averages its gradients over all processes.
+
+        Make the optimiser afterwards: `fsdp` replaces the parameters.
+
+        Args:
+            parallel: `ddp`: every process has the whole objective; `fsdp`: it is sharded in place (`engine.sharding`).
+            static_graph: every step uses the same parameters, so that `ddp` need not look for unused ones. Not together
+                with `unsynchronised`.
+        """
         if self.size == 1:
             return objective
+        if parallel == "fsdp":
+            shard(objective, self.device)
+            return objective
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # A tower has parameters that only some objectives use (the mask token), which DDP must be told to expect.
-        return DistributedDataParallel(objective, device_ids=ids, find_unused_parameters=True)
+        return DistributedDataParallel(
+            objective, device_ids=ids, static_graph=static_graph, find_unused_parameters=not static_graph
+        )
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process."""
@@ -50,6 +79,14 @@ class World:
         dist.all_reduce(shared, op=dist.ReduceOp.SUM)
         return [float(value) / self.size for value in shared.tolist()]
 
+    def gather(self, value: ValueT) -> list[ValueT]:
+        """The value of every process by rank, in every process. It is pickled."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.size > 1:
@@ -61,31 +98,85 @@ class World:
             dist.destroy_process_group()
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is a CUDA device if there is one, else the CPU.
-
-    Raises:
-        ConfigError: torch does not know the name, or the device is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"there is no device called {name!r}", where="device", hint="auto, cpu, cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("this machine has no usable CUDA device", where=f"device {name}", hint="use --device cpu")
-    return device
+@contextmanager
+def unsynchronised(wrapped: nn.Module) -> Iterator[None]:
+    """Gradients of the backward passes inside stay in their process, until one outside averages them all."""
+    if isinstance(wrapped, DistributedDataParallel):
+        with wrapped.no_sync():
+            yield
+    elif isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            wrapped.set_requires_gradient_sync(True)
+    else:
+        yield
 
 
 def join_world(device_name: str) -> World:
-    """The world that torchrun describes in the environment, else this process alone."""
+    """The world that the environment describes (WORLD_SIZE, RANK, ... as torchrun sets them), else this process alone.
+
+    Raises:
+        UsageError: there is no such device.
+        ConfigError: a device that several processes cannot share, or an environment that lacks a variable.
+    """
     device = resolve_device(device_name)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World(rank=0, size=1, device=device)
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"the environment has WORLD_SIZE, but lacks {', '.join(missing)}",
+            where="environment",
+            hint="start several processes with --nproc or torchrun",
+        )
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = _own_gpu(device, int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group(backend="nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+    elif device.type == "cpu":
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    else:
+        raise ConfigError(
+            f"several processes cannot train on {device.type}", where="train.device", hint="use cuda or cpu"
+        )
     return World(rank=dist.get_rank(), size=size, device=device)
+
+
+def _own_gpu(device: torch.device, local_rank: int) -> torch.device:
+    """The GPU of this process: the one of its number on this machine."""
+    if device.index is not None:
+        raise ConfigError(
+            "each of several processes takes a GPU of its own, so none can be named",
+            where=f"device {device}",
+            hint="use --device cuda; CUDA_VISIBLE_DEVICES says which ones there are",
+        )
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise ConfigError(
+            f"more processes than GPUs: this machine has {num_gpus}", where="--nproc", hint=f"use --nproc {num_gpus}"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def who_tells(exit_code: int) -> int | None:
+    """Settle which of several failing processes tells its error: the one that asks first.
+
+    Returns:
+        None if it is this process; otherwise the exit code of the one that tells, for this process to leave with.
+    """
+    try:
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(*address, is_master=False, timeout=STORE_PATIENCE, wait_for_workers=False)
+        mine = json.dumps([os.environ["RANK"], exit_code])
+        told = store.compare_set(f"refcli/told/{_round()}", "", mine).decode()
+    except (KeyError, RuntimeError):  # nobody is there any more to settle it
+        return None
+    return None if told == mine else int(json.loads(told)[1])
+
+
+def _round() -> str:
+    """What distinguishes these processes from those that ran before a restart, in a store that outlives both."""
+    return os.environ.get(ROUND_VARIABLE) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

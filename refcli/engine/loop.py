@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from refcli.config.schema import OptimSettings, TrainSettings
 from refcli.contracts.batch import Batch
 from refcli.engine.allocator import keep_freed_pages
-from refcli.engine.averages import Averages
-from refcli.engine.checkpoint import TrainingState
 from refcli.engine.compiling import compile_errors_told, compile_parts
 from refcli.engine.distributed import World
 from refcli.engine.optim import build_optimizer, set_lr
-from refcli.engine.randomness import seed_generators, undisturbed_randomness
+from refcli.engine.randomness import seed_generators
 from refcli.engine.reporting import Reporter
 from refcli.engine.run_dir import RunDir
 from refcli.engine.schedule import lr_factor
+from refcli.engine.sharding import whole
+from refcli.engine.state import BatchLayout, TrainingState
 from refcli.engine.step import optimizer_step
 from refcli.engine.stopping import StopSignals
+from refcli.engine.watching import Watch
 
 EMA_WARMUP_POWER = 2 / 3
 """The average's decay after n steps is 1 - (1 + n)^-power until that exceeds `ema_decay`."""
-SCORE = "score"
-"""The validation metric that chooses the best checkpoint; larger is better."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,7 @@ def train(
     reporter: Reporter,
     frozen: Sequence[nn.Module] = (),
     compiled: Sequence[nn.Module] = (),
+    static_graph: bool = False,
 ) -> nn.Module:
     """Train for `settings.steps` optimiser steps, going on from the run's last checkpoint if there is one.
 
@@ -61,38 +59,34 @@ def train(
         objective: see `engine.objective.Objective`; it is moved to the world's device.
         frozen: its parts that get no gradient and stay in evaluation mode (no dropout, no drop-path).
         compiled: its parts to compile if `settings.compile`; by default the whole.
+        static_graph: every step uses the same of its parameters, which spares several processes a search.
 
     Returns:
-        The averaged model if `settings.ema_decay`, else `objective`.
+        The averaged model if `settings.ema_decay`, else `objective`; of a sharded one a whole copy in the main process.
 
     Raises:
-        TrainingError: a loss is not finite (the batch is recorded in the run directory), or compiling failed.
-        StoppedError: SIGTERM or SIGINT came; the last whole step is saved.
+        TrainingError: a loss is not finite (the batches are recorded in the run directory), the run directory cannot be
+            written, or compiling failed. In several processes, all of them raise.
+        StoppedError: SIGTERM, SIGUSR1 or SIGINT came to any process; the last whole step is saved.
     """
     if world.device.type == "cpu":
         keep_freed_pages()
     objective.to(world.device)
     for part in frozen:
         part.requires_grad_(False)
-    average = None
-    if settings.ema_decay is not None:
-        average = ModelEmaV3(objective, decay=settings.ema_decay, use_warmup=True, warmup_power=EMA_WARMUP_POWER)
-    state = TrainingState(objective, build_optimizer(objective, optim), average.module if average else None)
+    average = _averaged(objective, settings, world) if settings.ema_decay is not None else None
     if settings.compile:
         compile_parts(compiled or (objective,))
-    wrapped = world.wrap(objective)
-    last = run.checkpoints.pointer("last")
-    batches = feed.batches(last.step * settings.accumulate if last else 0)
-    seed_generators(settings.seed + world.rank)
-    if last:
-        run.checkpoints.load(last.step, state)
-        run.forget_metrics_after(state.step)
-        if not world.is_main:  # the saved generators are those of the main process
-            seed_generators(settings.seed + world.rank + world.size * state.step)
+    is_static = static_graph and settings.accumulate == 1
+    wrapped = world.wrap(objective, parallel=settings.parallel, static_graph=is_static)
+    state = TrainingState(objective, build_optimizer(objective, optim), average.module if average else None)
+    layout = BatchLayout(world.size, settings.batch_size, settings.accumulate)
+    _take_up(state, layout, seed=settings.seed, run=run, world=world, reporter=reporter)
     reporter.started(step=state.step, total=settings.steps)
 
-    averages = Averages()
+    watch = Watch(run, world, reporter, precision=settings.precision)
     _train_mode(objective, frozen)
+    batches = feed.batches(state.samples // layout.global_batch)
     with StopSignals() as signals, closing(batches), compile_errors_told():
         while state.step < settings.steps:
             before = time.perf_counter()
@@ -105,74 +99,81 @@ def train(
             set_lr(state.optimizer, factor)
             result = optimizer_step(
                 wrapped,
+                objective,
                 batches,
                 state.optimizer,
                 step=state.step,
                 settings=settings,
                 clip_grad_norm=optim.clip_grad_norm,
-                device=world.device,
+                world=world,
                 run=run,
             )
             state.step += 1
+            state.samples += layout.global_batch * layout.accumulate
             if average is not None:
                 average.update(objective, step=state.step)
             seconds = time.perf_counter() - before
             state.seconds += seconds
-            averages.add(result.values)
-            averages.add_time(seconds, waited=result.waited, num_samples=result.num_samples)
+            watch.add(result, seconds)
             reporter.stepped(state.step)
 
             is_end = state.step == settings.steps
             if is_end or state.step % settings.log_every == 0:
-                _measure(averages, state, lr=optim.lr * factor, run=run, world=world, reporter=reporter)
-                averages = Averages()
+                watch.measure(state, lr=optim.lr * factor)
             stop = world.any(signals.received is not None)
             is_due = settings.validate_every is not None and state.step % settings.validate_every == 0
-            best_score = None
+            is_best = False
             if feed.validate is not None and (is_end or is_due) and not stop:
-                if world.is_main:
-                    best_score = _validate(state, feed.validate, run=run, reporter=reporter)
+                is_best = watch.validate(state, feed.validate)
                 _train_mode(objective, frozen)
-            if world.is_main and (stop or is_end or best_score is not None or state.step % settings.save_every == 0):
-                run.checkpoints.save(state)
-                if best_score is not None:
-                    run.checkpoints.mark_best(state.step, best_score)
+            if stop or is_end or is_best or state.step % settings.save_every == 0:
+                run.checkpoints.save(state, layout=layout, world=world)
                 reporter.saved(state.step)
-            world.wait()
             if stop:
                 signals.leave(state.step)
-    return state.objective if state.ema is None else state.ema
+    return whole(state.trained)
+
+
+def _averaged(objective: nn.Module, settings: TrainSettings, world: World) -> ModelEmaV3:
+    """A copy of the objective that follows it as a moving average, spread over processes as the objective will be."""
+    assert settings.ema_decay is not None
+    is_sharded = settings.parallel == "fsdp"
+    average = ModelEmaV3(
+        objective,
+        decay=settings.ema_decay,
+        use_warmup=True,
+        warmup_power=EMA_WARMUP_POWER,
+        foreach=not is_sharded,  # which takes no mixture of sharded parameters and whole buffers
+    )
+    if is_sharded:
+        world.wrap(average.module, parallel="fsdp")
+    return average
+
+
+def _take_up(
+    state: TrainingState, layout: BatchLayout, *, seed: int, run: RunDir, world: World, reporter: Reporter
+) -> None:
+    """Seed the random generators, and go on from the run's last checkpoint if there is one.
+
+    A world of the same size goes on exactly. Another one goes on at the same sample, or up to one global batch before
+    it, with random generators seeded anew.
+    """
+    last = world.gather(run.checkpoints.pointer("last"))[0]  # as the main process sees the disk
+    seed_generators(seed + world.rank + world.size * (last.step if last else 0))
+    if last:
+        before = run.checkpoints.load(last.step, state, world=world)
+        state.samples -= state.samples % layout.global_batch
+        if before.processes != layout.processes:
+            reporter.noted(
+                f"the number of processes changed from {before.processes} to {layout.processes}: training goes on at "
+                f"sample {state.samples} with {layout.global_batch * layout.accumulate} samples per step instead of "
+                f"{before.global_batch * before.accumulate}, and draws new random numbers"
+            )
+    if world.is_main:
+        run.forget_metrics_after(state.step)
 
 
 def _train_mode(objective: nn.Module, frozen: Sequence[nn.Module]) -> None:
     objective.train()
     for part in frozen:
         part.eval()
-
-
-def _measure(
-    averages: Averages, state: TrainingState, *, lr: float, run: RunDir, world: World, reporter: Reporter
-) -> None:
-    """Write one line of metrics: the means since the last line."""
-    line = {"step": state.step, **averages.line(world), "lr": lr, "seconds": round(state.seconds, 3)}
-    if world.is_main:
-        run.append_metrics(line)
-    reporter.measured(line)
-
-
-def _validate(
-    state: TrainingState, validate: Callable[[nn.Module], dict[str, float]], *, run: RunDir, reporter: Reporter
-) -> float | None:
-    """Validate the averaged model if there is one; returns its score if that is the run's best so far."""
-    model = state.objective if state.ema is None else state.ema
-    model.eval()
-    before = time.perf_counter()
-    with undisturbed_randomness(), torch.inference_mode():
-        metrics = validate(model)
-    seconds = time.perf_counter() - before
-    best = run.checkpoints.pointer("best")
-    is_best = metrics[SCORE] > (best.score if best and best.score is not None else -math.inf)
-    line = {"step": state.step, **{f"validation/{name}": value for name, value in metrics.items()}}
-    run.append_metrics({**line, "validation/seconds": round(seconds, 3)})
-    reporter.validated(line, is_best=is_best)
-    return metrics[SCORE] if is_best else None

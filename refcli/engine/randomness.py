@@ -18,23 +18,27 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
 
 
-def random_state() -> dict[str, Any]:
-    """States of the torch, numpy and python generators, as values that `weights_only` loading accepts."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """States of the torch, numpy and python generators, as values that `weights_only` loading accepts.
+
+    Args:
+        device: where this process computes; of all GPUs, only its own counts.
+    """
     state: Any = np.random.get_state(legacy=True)
     name, keys, position, has_gauss, gauss = state
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
         "python": random.getstate(),
     }
 
 
-def restore_random_state(saved: Mapping[str, Any]) -> None:
-    """Put back what `random_state` took."""
+def restore_random_state(saved: Mapping[str, Any], device: torch.device) -> None:
+    """Put back what `random_state` took; a GPU's generator stays as it is where a CPU was used before."""
     torch.set_rng_state(saved["torch"])
-    if saved["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(saved["cuda"])
+    if saved["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(saved["cuda"], device)
     name, keys, position, has_gauss, gauss = saved["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, numbers, next_gauss = saved["python"]
@@ -42,10 +46,10 @@ def restore_random_state(saved: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def undisturbed_randomness() -> Iterator[None]:
+def undisturbed_randomness(device: torch.device) -> Iterator[None]:
     """Whatever is drawn inside does not change what is drawn afterwards."""
-    saved = random_state()
+    saved = random_state(device)
     try:
         yield
     finally:
-        restore_random_state(saved)
+        restore_random_state(saved, device)

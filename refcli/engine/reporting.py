@@ -52,21 +52,18 @@ class Silence:
         """Nothing."""
 
 
-class Logged:
-    """Writes the run's log.txt and passes everything on to another reporter."""
+class Relay:
+    """Passes everything on to another reporter; whoever listens in on the way derives from it."""
 
-    def __init__(self, run: RunDir, listener: Reporter) -> None:
-        self.run = run
+    def __init__(self, listener: Reporter) -> None:
         self.listener = listener
 
     def noted(self, text: str) -> None:
-        """Log and pass on."""
-        self.run.log(text)
+        """Pass on."""
         self.listener.noted(text)
 
     def started(self, *, step: int, total: int) -> None:
-        """Log and pass on."""
-        self.run.log(f"started after step {step} of {total}")
+        """Pass on."""
         self.listener.started(step=step, total=total)
 
     def stepped(self, step: int) -> None:
@@ -74,19 +71,49 @@ class Logged:
         self.listener.stepped(step)
 
     def measured(self, metrics: Mapping[str, float]) -> None:
+        """Pass on."""
+        self.listener.measured(metrics)
+
+    def validated(self, metrics: Mapping[str, float], *, is_best: bool) -> None:
+        """Pass on."""
+        self.listener.validated(metrics, is_best=is_best)
+
+    def saved(self, step: int) -> None:
+        """Pass on."""
+        self.listener.saved(step)
+
+
+class Logged(Relay):
+    """Writes the run's log.txt on the way."""
+
+    def __init__(self, run: RunDir, listener: Reporter) -> None:
+        super().__init__(listener)
+        self.run = run
+
+    def noted(self, text: str) -> None:
+        """Log and pass on."""
+        self.run.log(text)
+        super().noted(text)
+
+    def started(self, *, step: int, total: int) -> None:
+        """Log and pass on."""
+        self.run.log(f"started after step {step} of {total}")
+        super().started(step=step, total=total)
+
+    def measured(self, metrics: Mapping[str, float]) -> None:
         """Log and pass on."""
         self.run.log(metrics_text(metrics))
-        self.listener.measured(metrics)
+        super().measured(metrics)
 
     def validated(self, metrics: Mapping[str, float], *, is_best: bool) -> None:
         """Log and pass on."""
         self.run.log(metrics_text(metrics) + (" (best so far)" if is_best else ""))
-        self.listener.validated(metrics, is_best=is_best)
+        super().validated(metrics, is_best=is_best)
 
     def saved(self, step: int) -> None:
         """Log and pass on."""
         self.run.log(f"saved the checkpoint of step {step}")
-        self.listener.saved(step)
+        super().saved(step)
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:

@@ -6,7 +6,8 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ import torch
 
 import refcli
 from refcli.config.explain import explain
-from refcli.config.load import read_yaml
+from refcli.config.load import read_yaml, validate
 from refcli.config.schema import Settings
 from refcli.engine.checkpoint import Checkpoints
+from refcli.engine.writing import write_errors_told
 from refcli.errors import ConfigError, UsageError
 from refcli.files import write_atomically
 
@@ -31,11 +33,22 @@ FREE_TO_CHANGE = frozenset(
         "train.save_every",
         "train.validate_every",
         "train.device",
+        "train.parallel",
+        "train.tensorboard",
         "data.workers",
     }
 )
 """Settings that a resumed run may have otherwise than the run it continues."""
-OWN_ENTRIES = ("run.yaml", "env.json", "metrics.jsonl", "log.txt", "checkpoints", "weights", "report")
+OWN_ENTRIES = ("run.yaml", "env.json", "metrics.jsonl", "log.txt", "checkpoints", "weights", "report", "tensorboard")
+
+
+@dataclass(frozen=True)
+class BadBatch:
+    """The part of a process in a step whose loss is not a number."""
+
+    process: int
+    losses: dict[str, float]
+    ids: tuple[str, ...]
 
 
 class RunDir:
@@ -58,34 +71,40 @@ class RunDir:
         Raises:
             UsageError: the directory is not empty, or there is nothing to resume.
             ConfigError: a resumed run with other settings.
+            TrainingError: the directory cannot be written.
         """
         if resume and force:
             raise UsageError(
                 "--resume continues a run and --force removes it", where=str(path), hint="give one of them"
             )
         run = cls(path)
-        if resume:
-            run._check_settings(settings)
-        elif path.exists() and not path.is_dir():
-            raise UsageError("the output is a file, not a directory", where=str(path))
-        elif path.exists() and any(path.iterdir()):
-            if not force:
-                raise UsageError(
-                    "the output directory is not empty",
-                    where=str(path),
-                    hint="--resume continues it, --force replaces it",
-                )
-            run._remove_own_entries()
-        path.mkdir(parents=True, exist_ok=True)
-        header = f"# refcli {refcli.__version__}: give this file as --preset to repeat the run\n"
-        write_atomically(path / "run.yaml", (header + explain(settings)).encode())
-        write_atomically(path / "env.json", (json.dumps({**environment(), **facts}, indent=2) + "\n").encode())
+        with write_errors_told("the run directory", path):
+            if resume:
+                run._check_settings(settings)
+                run._remove_unfinished()
+            elif path.exists() and not path.is_dir():
+                raise UsageError("the output is a file, not a directory", where=str(path))
+            elif path.exists() and any(path.iterdir()):
+                if not force:
+                    raise UsageError(
+                        "the output directory is not empty",
+                        where=str(path),
+                        hint="--resume continues it, --force replaces it",
+                    )
+                run._remove_own_entries()
+            path.mkdir(parents=True, exist_ok=True)
+            header = f"# refcli {refcli.__version__}: give this file as --preset to repeat the run\n"
+            write_atomically(path / "run.yaml", (header + explain(settings)).encode())
+            write_atomically(path / "env.json", (json.dumps({**environment(), **facts}, indent=2) + "\n").encode())
         return run
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Add one line to metrics.jsonl.
+
+        Raises:
+            TrainingError: it cannot be written; this goes for all files below.
+        """
+        self._append("metrics.jsonl", json.dumps(line))
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will do again."""
@@ -93,27 +112,42 @@ class RunDir:
         if not file.exists():
             return
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        write_atomically(file, ("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step)).encode())
+        kept = "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step)
+        with write_errors_told("the metrics", file):
+            write_atomically(file, kept.encode())
 
     def log(self, text: str) -> None:
         """Add one dated line to log.txt."""
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {text}\n")
+        self._append("log.txt", f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {text}")
 
-    def write_non_finite(self, *, step: int, ids: tuple[str, ...], losses: Mapping[str, float]) -> Path:
-        """Record the batch whose loss is not a number; returns the file."""
-        file = self.path / f"non_finite-step-{step:08d}.json"
-        values = {name: repr(value) for name, value in losses.items()}
-        write_atomically(
-            file, (json.dumps({"step": step, "losses": values, "ids": list(ids)}, indent=2) + "\n").encode()
-        )
-        return file
+    def non_finite_file(self, step: int) -> Path:
+        """Where the batches of a step are recorded whose loss is not a number."""
+        return self.path / f"non_finite-step-{step:08d}.json"
+
+    def write_non_finite(self, *, step: int, batches: Sequence[BadBatch]) -> None:
+        """Record the batches whose loss is not a number."""
+        parts = [
+            {
+                "process": batch.process,
+                "losses": {name: repr(value) for name, value in batch.losses.items()},
+                "ids": list(batch.ids),
+            }
+            for batch in batches
+        ]
+        file = self.non_finite_file(step)
+        with write_errors_told("the batch", file):
+            write_atomically(file, (json.dumps({"step": step, "batches": parts}, indent=2) + "\n").encode())
+
+    def _append(self, name: str, line: str) -> None:
+        with write_errors_told(name, self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
     def _check_settings(self, settings: Settings) -> None:
         file = self.path / "run.yaml"
         if not file.exists():
             raise UsageError("there is no run to resume", where=str(file), hint="leave out --resume to start one")
-        changed = changed_keys(read_yaml(file), settings.model_dump(mode="json"))
+        before = validate(type(settings), read_yaml(file), where=str(file))  # completes what an older version wrote
+        changed = changed_keys(before.model_dump(mode="json"), settings.model_dump(mode="json"))
         forbidden = [key for key in changed if key not in FREE_TO_CHANGE]
         if forbidden:
             raise ConfigError(
@@ -124,10 +158,17 @@ class RunDir:
             )
 
     def _remove_own_entries(self) -> None:
+        self._remove_unfinished()
         for path in (*(self.path / name for name in OWN_ENTRIES), *self.path.glob("non_finite-step-*.json")):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.exists() or path.is_symlink():
+                path.unlink()
+
+    def _remove_unfinished(self) -> None:
+        """Remove what `write_atomically` had not finished when its process was killed."""
+        for name in OWN_ENTRIES:
+            for path in self.path.glob(f".{name}.*"):
                 path.unlink()
 
 

@@ -1,14 +1,22 @@
-"""SIGTERM and SIGINT: finish the step, save, and leave with the documented exit code."""
+"""How training stops before its end: on a signal with everything saved, or because a process failed."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from refcli.errors import ExitCode, TrainingError
+from refcli.engine.distributed import World
+from refcli.errors import ExitCode, RefcliError, TrainingError
 
-EXIT_CODES = {signal.SIGTERM: ExitCode.PREEMPTED, signal.SIGINT: ExitCode.INTERRUPTED}
+EXIT_CODES = {
+    signal.SIGTERM: ExitCode.PREEMPTED,
+    signal.SIGUSR1: ExitCode.PREEMPTED,
+    signal.SIGINT: ExitCode.INTERRUPTED,
+}
+"""SLURM sends SIGUSR1 ahead of a time limit where it is asked to (`--signal=USR1@120`), and SIGTERM at the limit."""
 
 
 class StoppedError(TrainingError):
@@ -21,7 +29,7 @@ class StoppedError(TrainingError):
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT is only noted; a second one acts as usual."""
+    """While entered, the first SIGTERM, SIGUSR1 or SIGINT is only noted; a second one acts as usual."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -53,3 +61,21 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+@contextmanager
+def failing_together(world: World) -> Iterator[None]:
+    """What fails in one process fails in all of them, so that none waits for another that is gone.
+
+    Every process must enter. For what only one of them does, such as writing files.
+
+    Raises:
+        RefcliError: the one that was raised inside; a TrainingError where that was in another process.
+    """
+    failure: RefcliError | None = None
+    try:
+        yield
+    except RefcliError as error:
+        failure = error
+    if world.any(failure is not None):
+        raise failure or TrainingError("another process failed, so this one stopped", where=f"process {world.rank}")

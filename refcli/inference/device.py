@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from refcli.errors import UsageError
+from refcli.engine.device import FOR_INFERENCE, resolve_device
 
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
 BF16_PAYS_FROM_PARAMETERS = 1_000_000
@@ -21,20 +21,7 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UsageError: a device that this machine or this torch does not have.
     """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"there is no device called {name!r}", hint="use auto, cpu, cuda or mps") from error
-    is_missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if is_missing:
-        raise UsageError(f"the device {name!r} is not available here", hint="use --device cpu, or auto")
-    return device
+    return resolve_device(name, automatic=FOR_INFERENCE)
 
 
 def choose_precision(precision: Precision, device: torch.device, num_parameters: int) -> torch.dtype:

@@ -6,12 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from refcli.geometry.boxes import cxcywh_to_xyxy, giou_pairs
-
-
-def mean_over(values: Float[Tensor, " batch"], counts: Bool[Tensor, " batch"]) -> Float[Tensor, ""]:
-    """Mean of the values that count; 0 when none does."""
-    chosen = counts.to(values.dtype)
-    return (values * chosen).sum() / chosen.sum().clamp(min=1)
+from refcli.losses.averages import mean_over
 
 
 def box_l1(

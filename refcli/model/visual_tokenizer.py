@@ -5,45 +5,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from refcli.config.schema import Settings
+from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.model.attention import scaled_attention
 
 MAX_BYTE = 255.0
 GRID_MARGIN = 0.1
 """Added to the new grid's sides when positions are resampled (DINO's guard against rounding down); the official ids
 depend on it."""
-
-
-class VisualTokenizerSettings(Settings):
-    """Sizes of a VQ-KD encoder and its codebook. Defaults are the published ViT-B/16 with 8192 codes (BEiT v2)."""
-
-    image_size: PositiveInt = 224
-    """Side in pixels of the square that the position table is for; other sizes are resampled from it."""
-    patch_size: PositiveInt = 16
-    dim: PositiveInt = 768
-    layers: PositiveInt = 12
-    heads: PositiveInt = 12
-    ffn_dim: PositiveInt = 3072
-    layer_norm_eps: PositiveFloat = 1e-6
-    num_codes: PositiveInt = 8192
-    code_dim: PositiveInt = 32
-
-    @model_validator(mode="after")
-    def _fits(self) -> VisualTokenizerSettings:
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
-        return self
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches that the position table is for."""
-        side = self.image_size // self.patch_size
-        return side, side
 
 
 def signed_pixels(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from refcli.errors import WeightsError
 from refcli.weights.catalog import TOKENIZER, Catalog, CatalogEntry, WeightsOrigin
 from refcli.weights.download import OFFICIAL_TOKENIZER, read_origin
-from refcli.weights.locate import BUILTIN, BUILTIN_PATH, pulled_directory, resolve
+from refcli.weights.locate import BUILTIN, BUILTIN_PATH, MODEL_FILE, pulled_directory, resolve
 from refcli.weights.pins import Pin, read_pins
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def convert_weights(
     """Convert an official checkpoint; a tokenizer that was pulled is put beside a model that needs one.
 
     Raises:
-        UsageError, WeightsError: as `refcli.weights.convert.convert`.
+        RefcliError: as `refcli.weights.convert.convert`.
     """
     from refcli.weights.convert import convert
 
@@ -99,11 +99,15 @@ def convert_weights(
 def describe_weights(name_or_path: str) -> Description:
     """What the catalogue says about some weights, and what their files say if they are here.
 
+    A directory of that name comes before the catalogue's weights, as for every other command.
+
     Raises:
         WeightsError: neither knows them, or the files cannot be read.
     """
     from refcli.weights.inspect import info
 
+    if name_or_path != BUILTIN and (Path(name_or_path) / MODEL_FILE).is_file():
+        return Description(None, info(Path(name_or_path)))
     listed = next((each for each in list_weights() if each.entry.name == name_or_path), None)
     if listed is not None and (listed.directory is None or listed.entry.kind == "tokenizer"):
         return Description(listed, None)

@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 
 from refcli.config.schema import TextSettings
 from refcli.errors import ExpressionError, WeightsError
+from refcli.text.roles import RoleFinder, find_roles
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 """Special ids of BEiT-3 (XLM-R's order)."""
 PIECE_OFFSET = 1
 """A SentencePiece id s > 2 becomes token id s + 1."""
+SUBJECT, OBJECT = 1, 2
+"""Roles of pieces; 0 is any other."""
 OFFICIAL_NAME = "beit3.spm"
 OFFICIAL_NUM_PIECES = 64000
 OFFICIAL_ADDRESS = "https://huggingface.co/linhuixiao/OneRef/resolve/main/beit3_checkpoints/beit3.spm"
@@ -99,3 +102,29 @@ class Tokenizer:
         for row, ids in zip(token_ids, encoded, strict=True):
             row[: len(ids)] = ids
         return token_ids, token_ids == PAD
+
+    def piece_roles(self, expressions: Sequence[str], *, find: RoleFinder = find_roles) -> NDArray[np.int64]:
+        """`SUBJECT` at all pieces of each expression's subject, `OBJECT` at those of its object, else 0.
+
+        Args:
+            expressions: as for `encode_batch`, with whose slots the result is aligned.
+            find: finds the two words in a lower-case expression.
+        """
+        found = [self._piece_roles(expression.lower(), find) for expression in expressions]
+        roles = np.zeros((len(found), max(map(len, found))), dtype=np.int64)
+        for row, of_pieces in zip(roles, found, strict=True):
+            row[: len(of_pieces)] = of_pieces
+        return roles
+
+    def _piece_roles(self, expression: str, find: RoleFinder) -> NDArray[np.int64]:
+        """The roles of <s>, of the pieces that are not truncated, and of </s>."""
+        offsets = self._pieces.encode(expression, return_type="offset_mapping")["offsets"]
+        starts, stops = np.array(offsets[: self.max_tokens - 2], dtype=np.int64).reshape(-1, 2).T
+        roles = np.zeros(len(starts) + 2, dtype=np.int64)
+        found = find(expression)
+        for role, span in ((OBJECT, found.object), (SUBJECT, found.subject)):
+            if span is not None:
+                # a sign that is written out has pieces of no width: "½" is "1", "⁄", "2"
+                touched = (starts < span[1]) & ((stops > span[0]) | (starts >= span[0]))
+                roles[1:-1][touched] = role
+        return roles

@@ -26,7 +26,7 @@ from refcli.errors import ExitCode, UsageError, WeightsError
 from refcli.weights.catalog import Catalog
 from refcli.weights.locate import BUILTIN_PATH
 
-HUB = Path(__file__).parents[1] / "weights" / "hub.py"
+HUB = Path(__file__).parents[1] / "weights" / "loopback_hub.py"
 REPO, SPM = "linhuixiao/OneRef", "beit3_checkpoints/beit3.spm"
 NAME = "oneref-large-rec-refcoco"
 CLIENT_BLOCK = 10 * 2**20
@@ -182,7 +182,7 @@ def test_verify_lists_what_is_wrong_and_fails(tmp_path, capsys):
     (tmp_path / "model.safetensors").write_bytes((BUILTIN_PATH / "model.safetensors").read_bytes()[:-4])
     (tmp_path / "config.yaml").write_bytes((BUILTIN_PATH / "config.yaml").read_bytes())
 
-    with pytest.raises(WeightsError, match="not whole: the model file is damaged") as broken:
+    with pytest.raises(WeightsError, match="not whole: the file is damaged") as broken:
         verify_command(str(tmp_path))
 
     captured = capsys.readouterr()
@@ -210,6 +210,52 @@ def test_convert_prints_the_directory_and_says_what_became_of_the_file(tmp_path,
     said = " ".join(capsys.readouterr().out.split())
     assert "stored as BF16" in said
     assert "beit3.spm, which is missing" in said
+    assert "training args use_regress_box=True" in said
+    assert "licence not known" in said
+
+
+def test_convert_as_json_accounts_for_every_tensor(tmp_path, capsys, fixtures):
+    import torch
+    from safetensors.torch import load_file
+
+    state = load_file(fixtures / "oneref_tiny_mrefm" / "weights.safetensors")
+    torch.save({"model": state, "optimizer": {}}, tmp_path / "c.pth")
+
+    convert_command(tmp_path / "c.pth", out=tmp_path / "out", heads=4, as_json=True)
+
+    told = json.loads(capsys.readouterr().out)
+    assert (told["out"], told["kind"], told["dtype"], told["tasks"]) == (str(tmp_path / "out"), "oneref", "fp32", [])
+    assert sorted([*told["names"], *told["kept_apart"], *told["dropped"]]) == sorted([*state, "optimizer"])
+    assert told["needs_tokenizer"] is True
+
+
+def test_info_escapes_what_a_file_says_about_itself(tmp_path, capsys, fixtures):
+    import torch
+    from safetensors.torch import load_file
+
+    state = load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors")
+    torch.save({"model": state, "args": Namespace(dataset="unc\x1b[2J\nlicence  MIT")}, tmp_path / "c.pth")
+    convert_command(tmp_path / "c.pth", out=tmp_path / "out", heads=4)
+    capsys.readouterr()
+
+    info_command(str(tmp_path / "out"))
+
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert [line.split()[1:] for line in out.splitlines() if line.startswith("licence")] == [
+        ["not", "known:", "that", "of", "whoever", "made", "the", "file"]
+    ]
+
+
+def test_a_directory_with_a_catalogue_name_is_what_info_describes(tmp_path, capsys, monkeypatch):
+    (tmp_path / NAME).symlink_to(BUILTIN_PATH)
+    monkeypatch.chdir(tmp_path)
+
+    info_command(NAME, as_json=True)
+
+    told = json.loads(capsys.readouterr().out)
+    assert told["catalogue"] is None
+    assert told["files"]["directory"] == NAME
 
 
 def test_a_misspelt_name_is_not_pulled(capsys):

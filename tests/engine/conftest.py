@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,10 +58,14 @@ def make_batch(number: int) -> Batch:
 class Notes(Silence):
     """Keeps what the loop reports."""
 
+    noted_texts: list = field(default_factory=list)
     measured_lines: list = field(default_factory=list)
     validated_lines: list = field(default_factory=list)
     saved_steps: list = field(default_factory=list)
     started_at: list = field(default_factory=list)
+
+    def noted(self, text):
+        self.noted_texts.append(text)
 
     def started(self, *, step, total):
         self.started_at.append(step)
@@ -139,3 +148,49 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+class SmallRuns:
+    """Starts and awaits runs of `small_run.py`, each in one or more processes of its own."""
+
+    def __init__(self) -> None:
+        program = [sys.executable, str(Path(__file__).parent / "small_run.py")]
+        self._server = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(self, out: Path, **options) -> list[int]:
+        """The ids of the new processes."""
+        return self._ask({"start": {"out": str(out), **options}})
+
+    def wait(self, processes: list[int]) -> list[int]:
+        """Their exit codes; a negative one is a signal."""
+        return self._ask({"wait": processes})
+
+    def run(self, out: Path, **options) -> list[int]:
+        """Start and wait."""
+        return self.wait(self.start(out, **options))
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return as soon as a condition holds that a run brings about."""
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def said(self, out: Path, rank: int = 0) -> str:
+        """What a process of the latest run in `out` wrote to stderr."""
+        return Path(f"{out}.{rank}.txt").read_text()
+
+    def close(self) -> None:
+        self._server.communicate()
+
+    def _ask(self, order: dict) -> list[int]:
+        self._server.stdin.write(json.dumps(order) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def small_runs() -> Iterator[SmallRuns]:
+    runs = SmallRuns()
+    yield runs
+    runs.close()

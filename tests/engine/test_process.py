@@ -5,16 +5,22 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 
+from refcli.engine import distributed
 from refcli.engine.allocator import keep_freed_pages
-from refcli.engine.distributed import World, resolve_device
-from refcli.errors import ConfigError
+from refcli.engine.device import FOR_INFERENCE, resolve_device
+from refcli.engine.distributed import World, join_world, unsynchronised, who_tells
+from refcli.engine.launching import Launch, launch
+from refcli.errors import ConfigError, UsageError
 
 COUNT_FAULTS = """
 import resource, torch
+from refcli.engine import distributed
 from refcli.engine.allocator import keep_freed_pages
 if {keep}: assert keep_freed_pages()
 def step():
@@ -47,15 +53,28 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x"])
-def test_an_unknown_device_is_a_config_error(name):
-    with pytest.raises(ConfigError, match="no device called"):
+def test_an_unknown_device_is_a_usage_error(name):
+    with pytest.raises(UsageError, match="no device called"):
         resolve_device(name)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_a_device_that_is_not_there_is_a_config_error():
-    with pytest.raises(ConfigError, match="no usable CUDA"):
-        resolve_device("cuda")
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_a_usage_error(monkeypatch, name):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+
+    with pytest.raises(UsageError, match=f"no usable {name.upper()}"):
+        resolve_device(name)
+
+
+def test_auto_is_the_first_device_that_is_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+
+    assert resolve_device("auto") == torch.device("cpu"), "training has no use for MPS"
+    assert resolve_device("auto", automatic=FOR_INFERENCE) == torch.device("mps")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert resolve_device("auto", automatic=FOR_INFERENCE) == torch.device("cuda")
 
 
 def test_one_process_is_a_world_of_size_one():
@@ -63,15 +82,56 @@ def test_one_process_is_a_world_of_size_one():
     module = torch.nn.Linear(1, 1)
 
     assert alone.wrap(module) is module
+    assert alone.wrap(module, parallel="fsdp") is module
     assert alone.mean([1.5, 2.5]) == [1.5, 2.5]
+    assert alone.gather("mine") == ["mine"]
     assert (alone.any(True), alone.any(False)) == (True, False)
+    with unsynchronised(module):
+        module(torch.ones(1)).backward()
+    assert module.weight.grad == 1
+
+
+@pytest.fixture
+def several(monkeypatch):
+    """An environment such as torchrun gives to the third of four processes."""
+    given = {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    return monkeypatch
+
+
+def test_half_an_environment_is_refused(several):
+    several.delenv("LOCAL_RANK")
+    with pytest.raises(ConfigError, match="lacks LOCAL_RANK"):
+        join_world("cpu")
+
+
+def test_several_processes_need_a_gpu_each(several):
+    several.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="this machine has 2"):
+        join_world("auto")
+    with pytest.raises(ConfigError, match="none can be named"):
+        join_world("cuda:1")
+
+
+def test_several_processes_train_on_cuda_or_the_cpu(several):
+    several.setattr("torch.backends.mps.is_available", lambda: True)
+    with pytest.raises(ConfigError, match="cannot train on mps"):
+        join_world("mps")
+
+
+def test_an_error_is_told_where_nobody_can_be_asked(several):
+    several.setattr(distributed, "STORE_PATIENCE", timedelta(seconds=0.2))
+
+    assert who_tells(5) is None
 
 
 TWO_PROCESSES = """
-import time
 import torch
 from torch import nn
-from refcli.engine.distributed import join_world
+from refcli.engine.distributed import join_world, unsynchronised, who_tells
+torch.set_num_threads(1)
 world = join_world("cpu")
 class Half(nn.Module):
     def __init__(self):
@@ -79,22 +139,51 @@ class Half(nn.Module):
         self.used, self.unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     def forward(self, x):
         return (self.used * x).sum()
-module = Half()
-wrapped = world.wrap(module)
-wrapped(torch.full((3,), float(world.rank + 1))).backward()
-assert module.used.grad.tolist() == [1.5] * 3, module.used.grad
+x = torch.full((3,), float(world.rank + 1))
+for static_graph in (False, True):
+    module = Half()
+    wrapped = world.wrap(module, static_graph=static_graph)
+    for _ in range(3):
+        wrapped.zero_grad()
+        wrapped(x).backward()
+        assert module.used.grad.tolist() == [1.5] * 3, module.used.grad
+wrapped = world.wrap(module := Half())
+with unsynchronised(wrapped):
+    wrapped(x).backward()
+    assert module.used.grad.tolist() == x.tolist()
+wrapped(2 * x).backward()
+assert module.used.grad.tolist() == [4.5] * 3
 assert world.mean([float(world.rank)]) == [0.5]
+assert world.gather({"rank": world.rank}) == [{"rank": 0}, {"rank": 1}]
 assert world.any(world.rank == 1) and not world.any(False)
 assert world.is_main == (world.rank == 0)
-world.wait(); world.close()
-time.sleep(2)  # a process that leaves within a second of wrapping is aborted by torch's own threads now and then
+if world.rank == 1:
+    assert who_tells(7) is None
+world.wait()
+if world.rank == 0:
+    assert who_tells(1) == 7
+world.close()
+"""
+BARELY_WRAPPED = """
+import torch
+from refcli.engine.distributed import join_world
+torch.set_num_threads(1)
+world = join_world("cpu")
+wrapped = world.wrap(torch.nn.Linear(2, 2))
+wrapped(torch.ones(1, 2)).sum().backward()
+world.close()
 """
 
 
-def test_two_processes_average_their_gradients_and_agree_to_stop(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+def run_in_two_processes(script: str, file: Path) -> int:
+    file.write_text(script)
+    return launch([sys.executable, str(file)], Launch(2), note=print)
 
-    assert done.returncode == 0, done.stderr
+
+def test_two_processes_average_their_gradients_and_agree(tmp_path):
+    assert run_in_two_processes(TWO_PROCESSES, tmp_path / "two.py") == 0
+
+
+@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_processes_leave_cleanly_however_soon_they_leave(tmp_path, times):
+    assert [run_in_two_processes(BARELY_WRAPPED, tmp_path / "soon.py") for _ in range(times)] == [0] * times

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from refcli.config.load import load_finetune
 from refcli.config.schema import FinetuneSettings, TrainSettings
-from refcli.engine.run_dir import RunDir, changed_keys
-from refcli.errors import UsageError
+from refcli.engine.run_dir import BadBatch, RunDir, changed_keys
+from refcli.errors import TrainingError, UsageError
 
 
 def open_run(path, settings=None, **how):
@@ -76,6 +79,63 @@ def test_forgotten_metrics_are_those_after_the_step_and_a_torn_last_line(tmp_pat
     run.forget_metrics_after(10)
 
     assert (run.path / "metrics.jsonl").read_text() == '{"step": 5}\n{"step": 10}\n'
+
+
+def test_a_directory_of_someone_else_is_an_error_with_a_way_out():
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        root = os.geteuid() == 0
+        if root:  # who may write anywhere, and so looks at it as somebody else
+            os.seteuid(65534)
+        try:
+            with pytest.raises(TrainingError, match="cannot be written: Permission denied") as caught:
+                open_run(Path(folder) / "run")
+        finally:
+            if root:
+                os.seteuid(0)
+        Path(folder).chmod(0o755)
+
+    assert caught.value.where == str(Path(folder) / "run")
+    assert "writable" in caught.value.hint
+
+
+def test_a_disk_that_is_full_when_a_line_is_due_is_told(tmp_path):
+    run = open_run(tmp_path / "run")
+    (run.path / "metrics.jsonl").symlink_to("/dev/full")
+
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl cannot be written: No space left on device"):
+        run.append_metrics({"step": 1})
+
+
+def test_settings_that_an_older_version_did_not_know_are_no_change(tmp_path):
+    settings = FinetuneSettings(train=TrainSettings(steps=3))
+    file = open_run(tmp_path / "run", settings).path / "run.yaml"
+    known = file.read_text()
+    file.write_text(
+        "".join(line + "\n" for line in known.splitlines() if "parallel" not in line and "seed" not in line)
+    )
+    assert file.read_text() != known
+
+    open_run(tmp_path / "run", settings, resume=True)
+    assert file.read_text() == known
+
+
+def test_what_a_killed_process_had_not_finished_writing_is_removed(tmp_path):
+    run = open_run(tmp_path / "run")
+    (run.path / ".metrics.jsonl.x1y2").write_text("{")
+    open_run(tmp_path / "run", resume=True)
+
+    assert sorted(path.name for path in run.path.iterdir()) == ["env.json", "run.yaml"]
+
+
+def test_batches_that_are_not_finite_are_recorded_with_their_process(tmp_path):
+    run = open_run(tmp_path / "run")
+    run.write_non_finite(step=4, batches=[BadBatch(1, {"l1": float("nan"), "l2": 0.5}, ("a", "b"))])
+
+    assert json.loads(run.non_finite_file(4).read_text()) == {
+        "step": 4,
+        "batches": [{"process": 1, "losses": {"l1": "nan", "l2": "0.5"}, "ids": ["a", "b"]}],
+    }
 
 
 def test_changed_keys_are_dotted_and_see_missing_ones():

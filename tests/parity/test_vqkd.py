@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.errors import WeightsError
-from refcli.model.visual_tokenizer import VisualTokenizer, VisualTokenizerSettings, signed_pixels
+from refcli.model.visual_tokenizer import VisualTokenizer, signed_pixels
 from refcli.weights.conversions.vqkd import from_official, left_out, settings_of, to_official
 
 HIDDEN, PIXELS, CODES = 2e-5, 1e-6, 1e-6

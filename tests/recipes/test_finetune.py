@@ -43,7 +43,14 @@ class StopAt(Silence):
 
 def lines_of(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clock = ("seconds", "samples_per_second", "waiting_for_data", "validation/seconds")
+    clock = (
+        "seconds",
+        "samples_per_second",
+        "tokens_per_second",
+        "flops_utilisation",
+        "waiting_for_data",
+        "validation/seconds",
+    )
     return [{key: value for key, value in line.items() if key not in clock} for line in lines]
 
 
@@ -103,7 +110,7 @@ def test_init_continues_from_the_weights_of_another_run(tmp_path, store, setting
     parts = build(changed(settings, f"train.init_weights={weights}"), store_path=store, world=ALONE)
 
     before = load_weights(str(weights), device="cpu", dtype=torch.float32).grounder.state_dict()
-    assert all(torch.equal(value, before[name]) for name, value in parts.grounder.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in parts.objective.state_dict().items())
 
 
 def test_init_at_another_image_size_resamples_the_vision_positions(tmp_path, store, settings):
@@ -112,7 +119,7 @@ def test_init_at_another_image_size_resamples_the_vision_positions(tmp_path, sto
     parts = build(larger, store_path=store, world=ALONE)
 
     before = load_weights(str(weights), device="cpu", dtype=torch.float32).grounder.tower.state_dict()
-    after = parts.grounder.tower.state_dict()
+    after = parts.objective.tower.state_dict()
     old, new = before.pop("vision_embedding.positions"), after.pop("vision_embedding.positions")
     grids = settings.model.tower.grid, larger.model.tower.grid
     assert grids[0] != grids[1]
@@ -168,7 +175,7 @@ def test_a_broken_picture_stops_training_with_its_path(tmp_path, store, settings
 
 def test_preview_counts_parameters_and_shows_shapes(store, settings):
     text = "\n".join(preview(settings, store_path=store))
-    grounder = build(settings, store_path=store, world=ALONE).grounder
+    grounder = build(settings, store_path=store, world=ALONE).objective
 
     assert f"tower: {sum(p.numel() for p in grounder.tower.parameters()):,} parameters" in text
     assert "24 for training, 8 for validation" in text

@@ -1,0 +1,174 @@
+"""The typed settings of a pre-training run: Mask Referring Modelling, and the visual tokenizer that it predicts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from refcli.config.schema import DataSettings, ModelSettings, OptimSettings, Settings, TrainSettings
+
+
+class VisualTokenizerSettings(Settings):
+    """Sizes of a VQ-KD encoder and its codebook. Defaults are the published ViT-B/16 with 8192 codes (BEiT v2)."""
+
+    image_size: PositiveInt = 224
+    """Side in pixels of the square that the position table is for; other sizes are resampled from it."""
+    patch_size: PositiveInt = 16
+    dim: PositiveInt = 768
+    layers: PositiveInt = 12
+    heads: PositiveInt = 12
+    ffn_dim: PositiveInt = 3072
+    layer_norm_eps: PositiveFloat = 1e-6
+    num_codes: PositiveInt = 8192
+    code_dim: PositiveInt = 32
+
+    @model_validator(mode="after")
+    def _fits(self) -> VisualTokenizerSettings:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches that the position table is for."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+
+class ImageMaskingSettings(Settings):
+    """Which patches the tower does not see (OneRef section 3.2; "dynamic masking")."""
+
+    method: Literal["block", "uniform", "vanilla"] = "uniform"
+    """`block`: blocks inside the referred rectangle (the paper's Algorithm 1). `uniform`: single patches inside it (the
+    official code). `vanilla`: `context_ratio` of all patches, wherever the referent is (plain masked modelling)."""
+    region_ratio: float = Field(0.75, ge=0, le=1)
+    """gamma: the part of the referred rectangle's patches that is masked."""
+    context_ratio: float = Field(0.35, ge=0, le=1)
+    """beta: the part of all patches that is masked before the rectangle is masked anew."""
+    margin: int = Field(1, ge=0)
+    """Patches by which the rectangle is widened on every side (1 in the official code)."""
+    min_aspect: float = Field(0.3, gt=0, le=1)
+    """a: blocks have an aspect ratio between a and 1/a (BEiT's 0.3; the paper gives no number)."""
+
+
+class TextMaskingSettings(Settings):
+    """Which words the tower does not see."""
+
+    ratio: float = Field(0.4, ge=0, le=1)
+    """Part of the word pieces (</s> counted, <s> not) that is masked; at least one."""
+    prefer: Literal["referents", "none"] = "referents"
+    """`referents`: the subject's and the object's words are masked first, the rest at random."""
+    parser: Literal["rules", "spacy"] = "rules"
+    """Who finds subject and object: our own rules, or spaCy's dependency parser (an extra)."""
+    mask_share: float = Field(0.8, ge=0, le=1)
+    """Part of the masked pieces that becomes <mask>."""
+    random_share: float = Field(0.1, ge=0, le=1)
+    """Part that becomes any other piece; the remainder stays as it is."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> TextMaskingSettings:
+        if self.mask_share + self.random_share > 1:
+            raise ValueError("mask_share and random_share are together more than 1")
+        return self
+
+
+class VisualCodeSettings(Settings):
+    """What referring MIM predicts at a masked patch."""
+
+    source: Literal["tokenizer", "pixel_clusters"] = "tokenizer"
+    """`tokenizer`: the code ids of a VQ-KD visual tokenizer. `pixel_clusters`: the nearest of some patch means that
+    k-means finds in the training pictures; needs nothing trained."""
+    weights: str | None = None
+    """The visual tokenizer: a directory that `refcli weights convert` or the preset visual_tokenizer_small wrote, or a
+    catalogue name."""
+    num_codes: PositiveInt = 256
+    """Clusters, for `pixel_clusters`; a tokenizer has its own number."""
+
+
+class SemanticTargetSettings(Settings):
+    """Where the targets of the semantic target-relation score come from (STS)."""
+
+    weights: str | None = None
+    """The frozen model that scores words; None is a copy of the model as pre-training starts."""
+    refresh_every: int | None = Field(None, ge=1)
+    """Copy the model anew every so many steps: for runs that start from nothing (not in the paper)."""
+    region_weight: NonNegativeFloat = 0.5
+    image_weight: NonNegativeFloat = 0.5
+    """lambda_reg and lambda_img: how much the referred region's crop and the whole image say (the paper gives no
+    numbers)."""
+    scale: PositiveFloat = 10.0
+    """Factor on the cosines before their softmax over the words."""
+
+    @model_validator(mode="after")
+    def _something_speaks(self) -> SemanticTargetSettings:
+        if not self.region_weight + self.image_weight:
+            raise ValueError("region_weight and image_weight are both 0")
+        return self
+
+
+class MRefMWeights(Settings):
+    """Weight of each term; 0 switches it off. The losses of the head (similarity, box, mask) have their own weights in
+    model.head.settings.loss_weights."""
+
+    mim: NonNegativeFloat = 1.0
+    visual_target_relation: NonNegativeFloat = 1.0
+    mlm: NonNegativeFloat = 1.0
+    semantic_target_relation: NonNegativeFloat = 1.0
+    grounding: NonNegativeFloat = 1.0
+    """Factor on all losses of the head."""
+
+
+class MRefMSettings(Settings):
+    """Mask Referring Modelling (OneRef section 3.2)."""
+
+    alternate: bool = True
+    """Mask the image in even steps and the words in odd ones (the official code), or both kinds in every step, each
+    with a forward pass of its own."""
+    image_masking: ImageMaskingSettings = ImageMaskingSettings()
+    text_masking: TextMaskingSettings = TextMaskingSettings()
+    visual_codes: VisualCodeSettings = VisualCodeSettings()
+    semantic_targets: SemanticTargetSettings = SemanticTargetSettings()
+    loss_weights: MRefMWeights = MRefMWeights()
+    mim_input: Literal["product", "patch"] = "product"
+    """What the code is predicted from: the normalised product of the patch and the expression (referring MIM), or the
+    patch alone (plain MIM)."""
+    mlm_input: Literal["text", "product"] = "text"
+    """What the word is predicted from: its own row (the official code), or its product with the image's class vector
+    (the paper)."""
+    patch_place: Literal["corner", "centre"] = "corner"
+    """Which point of a patch the visual target-relation score is about; the official code takes the top left corner."""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    drop_worst_ratio: float = Field(0.2, ge=0, lt=1)
+    """Part of the masked words, the ones with the largest loss, that is left out after `drop_worst_after` steps."""
+    drop_worst_after: int = Field(12000, ge=0)
+
+
+class VisualTokenizerTrainingSettings(Settings):
+    """A small visual tokenizer of one's own: encoder, codebook and a decoder that gives the patches back."""
+
+    sizes: VisualTokenizerSettings = VisualTokenizerSettings(
+        image_size=112, patch_size=14, dim=128, layers=3, heads=4, ffn_dim=512, num_codes=256, code_dim=16
+    )
+    decoder_layers: PositiveInt = 1
+    codebook_decay: float = Field(0.99, ge=0, lt=1)
+    """Moving average of the codes (VQ-VAE; BEiT v2)."""
+    commitment: PositiveFloat = 0.25
+    """Weight of the distance between a patch's vector and its code."""
+    revive_below: NonNegativeFloat = 0.1
+    """A code used less often than this (moving average of patches per step) is moved to a random patch."""
+
+
+class PretrainSettings(Settings):
+    """Everything that `refcli pretrain` needs besides the store and the output directory."""
+
+    objective: Literal["mrefm", "visual_tokenizer"] = "mrefm"
+    model: ModelSettings = ModelSettings()
+    mrefm: MRefMSettings = MRefMSettings()
+    visual_tokenizer: VisualTokenizerTrainingSettings = VisualTokenizerTrainingSettings()
+    """Used where `objective` is visual_tokenizer; model.tower then only says the size of the pictures."""
+    data: DataSettings = DataSettings()
+    optim: OptimSettings = OptimSettings()
+    train: TrainSettings = TrainSettings()

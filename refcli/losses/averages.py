@@ -1,0 +1,29 @@
+"""Means over the samples that count, in a world of processes as in a single one."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def mean_over(values: Float[Tensor, " samples"], counts: Bool[Tensor, " samples"]) -> Float[Tensor, ""]:
+    """Mean of the values that count; 0 when none does.
+
+    In a group of N processes the divisor is the number that counts in all of them, divided by N (DETR's
+    normalisation, Carion et al. 2020). The mean of the results over the processes, and so the averaged gradient, is
+    then the mean over everything that counts anywhere, however unevenly it is spread. Only while gradients are
+    recorded, and then every process must come here equally often; otherwise nothing is communicated.
+    """
+    chosen = counts.to(values.dtype)
+    return (values * chosen).sum() / _divisor(counts)
+
+
+def _divisor(counts: Bool[Tensor, " samples"]) -> Float[Tensor, ""]:
+    """How many count (at least one) in the whole group, per process."""
+    number = counts.sum()
+    if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()):
+        return number.clamp(min=1).float()
+    dist.all_reduce(number)
+    return number.clamp(min=1) / dist.get_world_size()

@@ -1,0 +1,28 @@
+"""What Mask Referring Modelling predicts: visual codes, words, and their relation to the referent."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from refcli.config.schema import TowerSettings
+from refcli.heads.parts.mlp import ThreeLayerMLP
+from refcli.model.beit3 import BEIT3_INIT_STD
+
+
+class MRefMHeads(nn.Module):
+    """Four read-outs on the tower's rows (OneRef section 3.2; Fig. 2); fine-tuning has no use for them."""
+
+    def __init__(self, tower: TowerSettings, *, num_codes: int) -> None:
+        super().__init__()
+        self.mim = nn.Linear(tower.dim, num_codes)
+        self.visual_target_relation = ThreeLayerMLP(tower.dim, 4)
+        self.mlm = nn.Linear(tower.dim, tower.vocabulary_size)
+        self.semantic_target_relation = ThreeLayerMLP(tower.dim, 1)
+        self._draw_word_read_out()
+
+    @torch.no_grad()
+    def _draw_word_read_out(self) -> None:
+        """The published initialisation of the one head that starts otherwise than torch's default."""
+        nn.init.trunc_normal_(self.mlm.weight, std=BEIT3_INIT_STD, a=-BEIT3_INIT_STD, b=BEIT3_INIT_STD)
+        nn.init.zeros_(self.mlm.bias)

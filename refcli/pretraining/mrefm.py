@@ -1,0 +1,216 @@
+"""MRefM: Mask Referring Modelling, the pre-training objective of OneRef (NeurIPS 2024, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from refcli.config.pretraining import MRefMSettings
+from refcli.contracts.batch import Batch
+from refcli.errors import ConfigError
+from refcli.grounder import Grounder
+from refcli.heads.oneref import OneRefHead
+from refcli.losses.averages import mean_over
+from refcli.losses.tokens import code_cross_entropy, distribution_divergence, word_divergence
+from refcli.model.beit3 import Features
+from refcli.model.flops import Work, training_work
+from refcli.pretraining.draws import sample_keys
+from refcli.pretraining.heads import MRefMHeads
+from refcli.pretraining.image_masking import mask_patches
+from refcli.pretraining.semantic_scores import FrozenTower, score_words
+from refcli.pretraining.target_relation import visual_target_relation
+from refcli.pretraining.text_masking import MaskedWords, mask_words
+from refcli.pretraining.visual_codes import VisualCodes
+from refcli.text.tokenizer import BOS, EOS
+
+FIRST_WORD_ID = 3
+"""Ids below are <s>, <pad> and </s>; a masked word is never replaced by one of them."""
+
+
+class MRefM(nn.Module):
+    """An Objective of the training loop: referring MIM and referring MLM over one grounder.
+
+    Referring MIM hides patches, most of them where the referent is, and asks for their visual codes and for the place
+    and size of the referent as every patch sees it (visual target-relation score, VTS). Referring MLM hides words, the
+    referent's first, and asks for them and for how much each word has to do with the referent (semantic
+    target-relation score, STS). Only one modality is hidden at a time, so that the other can tell.
+
+    Args:
+        grounder: the tower and a OneRef head; what fine-tuning goes on with.
+        settings: masking, targets, and the weight of every term.
+        codes: names the visual code of every patch; frozen.
+        teacher: scores words for STS; frozen. None where that term is off.
+        mask_id: the tokenizer's <mask>.
+        seed: of everything that is drawn here; the draws depend on it, the step and the sample only.
+
+    Raises:
+        ConfigError: another head than OneRef's, whose projections the products are made of.
+    """
+
+    def __init__(
+        self,
+        grounder: Grounder,
+        settings: MRefMSettings,
+        *,
+        codes: VisualCodes,
+        teacher: FrozenTower | None,
+        mask_id: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if not isinstance(grounder.head, OneRefHead):
+            raise ConfigError("pre-training needs the head 'oneref'", where="model.head.name", hint="set it to oneref")
+        assert teacher is not None or not settings.loss_weights.semantic_target_relation
+        self.grounder = grounder
+        self.heads = MRefMHeads(grounder.tower.settings, num_codes=codes.num_codes)
+        self.codes = codes
+        self.teacher = teacher
+        self.settings = settings
+        self.mask_id = mask_id
+        self.seed = seed
+        self.has_static_graph = not settings.alternate
+        self._seen: dict[str, Tensor] = {}
+
+    @property
+    def frozen(self) -> tuple[nn.Module, ...]:
+        """The parts that give targets and never learn."""
+        return (self.codes,) if self.teacher is None else (self.codes, self.teacher)
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Weighted losses by name; in alternation even steps hide patches and odd ones words."""
+        refresh_every = self.settings.semantic_targets.refresh_every
+        if self.training and self.teacher is not None and refresh_every and step % refresh_every == 0:
+            self.teacher.refresh(self.grounder)
+        keys = sample_keys(batch.ids).to(batch.images.device)
+        losses: dict[str, Tensor] = {}
+        for parity, hide_and_ask in enumerate((self.referring_mim, self.referring_mlm)):
+            if not self.settings.alternate or step % 2 == parity:
+                for term, loss in hide_and_ask(batch, step, keys).items():
+                    losses[term] = losses[term] + loss if term in losses else loss
+        return losses
+
+    def referring_mim(self, batch: Batch, step: int, keys: Int[Tensor, " batch"]) -> dict[str, Tensor]:
+        """Hide patches; predict their codes and the visual target-relation score."""
+        targets = batch.targets
+        is_masked = self._hidden_patches(batch, step, keys)
+        features = self.grounder.tower(batch.images, batch.token_ids, batch.token_is_pad, patch_is_masked=is_masked)
+        weights = self.settings.loss_weights
+        losses = self._grounding(features, batch)
+        product = self.patch_products(features)
+        if weights.mim:
+            rows = F.normalize(product, dim=-1) if self.settings.mim_input == "product" else features.patches
+            logits = self.heads.mim(rows[is_masked])
+            code_ids = self.codes.code_ids(batch.images)[is_masked]
+            losses["mim"] = weights.mim * code_cross_entropy(logits, code_ids)
+            self._see("mim_accuracy", logits, code_ids)
+        if weights.visual_target_relation:
+            truth = visual_target_relation(targets.boxes_cxcywh, features.grid, place=self.settings.patch_place)
+            error = (self.heads.visual_target_relation(product).float() - truth).abs().sum(-1).mean(-1)
+            losses["visual_target_relation"] = weights.visual_target_relation * mean_over(error, targets.exists)
+        return losses
+
+    def referring_mlm(self, batch: Batch, step: int, keys: Int[Tensor, " batch"]) -> dict[str, Tensor]:
+        """Hide words; predict them and the semantic target-relation score."""
+        masked = self._hidden_words(batch, step, keys)
+        features = self.grounder.tower(batch.images, masked.token_ids, batch.token_is_pad)
+        weights, settings = self.settings.loss_weights, self.settings
+        losses = self._grounding(features, batch)
+        product = self.word_products(features)
+        if weights.mlm:
+            rows = features.text if settings.mlm_input == "text" else F.normalize(product, dim=-1)
+            logits = self.heads.mlm(rows[masked.is_masked])
+            truth = batch.token_ids[masked.is_masked]
+            losses["mlm"] = weights.mlm * word_divergence(
+                logits,
+                truth,
+                label_smoothing=settings.label_smoothing,
+                drop_worst_ratio=settings.drop_worst_ratio if step > settings.drop_worst_after else 0.0,
+            )
+            self._see("mlm_accuracy", logits, truth)
+        if weights.semantic_target_relation:
+            assert self.teacher is not None
+            counts = ~batch.token_is_pad & (batch.token_ids != BOS) & (batch.token_ids != EOS)
+            scores = score_words(self.teacher, batch, counts, settings.semantic_targets)
+            logits = self.heads.semantic_target_relation(product).squeeze(-1)
+            divergence = distribution_divergence(logits, scores, counts, batch.targets.exists)
+            losses["semantic_target_relation"] = weights.semantic_target_relation * divergence
+        return losses
+
+    def work(self, batch: Batch) -> Work:
+        """Tokens and model FLOPs of one training step on the batch; the teacher's passes are not counted."""
+        return training_work(self.grounder.tower, batch, passes=1 if self.settings.alternate else 2)
+
+    def num_masked(self, batch: Batch, step: int) -> dict[str, int]:
+        """Hidden patches and words of the batch in a step."""
+        keys = sample_keys(batch.ids).to(batch.images.device)
+        hidden = {"patches": self._hidden_patches, "words": lambda *asked: self._hidden_words(*asked).is_masked}
+        return {
+            what: int(hide(batch, step, keys).sum())
+            for parity, (what, hide) in enumerate(hidden.items())
+            if not self.settings.alternate or step % 2 == parity
+        }
+
+    def metrics(self) -> dict[str, Tensor]:
+        """How many of the last hidden patches and words were told right."""
+        return dict(self._seen)
+
+    def param_depth(self, name: str) -> int | None:
+        """How deep in the tower a parameter sits; None for the heads."""
+        return self.grounder.param_depth(name.removeprefix("grounder.")) if name.startswith("grounder.") else None
+
+    def _hidden_patches(self, batch: Batch, step: int, keys: Int[Tensor, " batch"]) -> Bool[Tensor, "batch patches"]:
+        patch_size = self.grounder.tower.settings.patch_size
+        grid = (batch.images.shape[2] // patch_size, batch.images.shape[3] // patch_size)
+        return mask_patches(
+            batch.targets.boxes_cxcywh,
+            batch.targets.exists,
+            grid,
+            self.settings.image_masking,
+            keys=keys,
+            seed=self.seed,
+            step=step,
+        )
+
+    def _hidden_words(self, batch: Batch, step: int, keys: Int[Tensor, " batch"]) -> MaskedWords:
+        return mask_words(
+            batch.token_ids,
+            batch.token_is_pad,
+            batch.word_roles,
+            self.settings.text_masking,
+            mask_id=self.mask_id,
+            vocabulary=(FIRST_WORD_ID, self.mask_id + 1),
+            keys=keys,
+            seed=self.seed,
+            step=step,
+        )
+
+    def _grounding(self, features: Features, batch: Batch) -> dict[str, Tensor]:
+        weight = self.settings.loss_weights.grounding
+        if not weight:
+            return {}
+        head = self.grounder.head
+        return {name: weight * loss for name, loss in head.losses(head(features), batch.targets).items()}
+
+    def patch_products(self, features: Features) -> Float[Tensor, "batch patches dim"]:
+        """x (x) e_SEP: every projected patch times the projected expression, both of length 1."""
+        head = self._projections
+        patches = F.normalize(head.vision_projection(features.patches), dim=-1)
+        return patches * F.normalize(head.language_projection(features.text[:, :1]), dim=-1)
+
+    def word_products(self, features: Features) -> Float[Tensor, "batch words dim"]:
+        """w (x) e_CLS: every projected word piece times the projected class token of the image."""
+        head = self._projections
+        words = F.normalize(head.language_projection(features.text), dim=-1)
+        return words * F.normalize(head.vision_projection(features.vision[:, :1]), dim=-1)
+
+    @property
+    def _projections(self) -> OneRefHead:
+        head = self.grounder.head
+        assert isinstance(head, OneRefHead)
+        return head
+
+    def _see(self, name: str, logits: Float[Tensor, "n classes"], truth: Int[Tensor, " n"]) -> None:
+        right: Bool[Tensor, " n"] = logits.detach().argmax(-1) == truth
+        self._seen[name] = right.float().mean() if len(right) else torch.zeros((), device=right.device)

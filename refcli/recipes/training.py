@@ -1,0 +1,195 @@
+"""What pre-training and fine-tuning share: data, processes, the run directory and the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+import refcli
+from refcli.config.pretraining import PretrainSettings
+from refcli.config.schema import FinetuneSettings
+from refcli.contracts.batch import Batch
+from refcli.data.collate import Collate
+from refcli.data.dataset import GroundingDataset
+from refcli.data.mixing import WeightedSampler
+from refcli.data.sampling import EndlessSampler
+from refcli.data.store import Store
+from refcli.engine.device import resolve_device
+from refcli.engine.distributed import World, join_world
+from refcli.engine.launching import is_restart
+from refcli.engine.loading import iterate_batches
+from refcli.engine.loop import Feed, train
+from refcli.engine.reporting import Logged, Reporter, Silence
+from refcli.engine.run_dir import RunDir
+from refcli.engine.tensorboard import TensorBoard
+from refcli.errors import ConfigError
+from refcli.recipes.preview import preview_lines
+from refcli.text.roles import RoleFinder
+from refcli.text.tokenizer import Tokenizer
+
+AnySettings = FinetuneSettings | PretrainSettings
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a run, opened."""
+
+    training: GroundingDataset
+    watched: GroundingDataset | None
+    collate: Collate
+
+    @property
+    def num_watched(self) -> int:
+        """Validation samples."""
+        return len(self.watched) if self.watched else 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    objective: nn.Module
+    feed: Feed
+    data: Data
+    named: Mapping[str, nn.Module]
+    """The parts of the objective, by what the user calls them."""
+    notes: tuple[str, ...] = ()
+    frozen: tuple[nn.Module, ...] = ()
+    """Parts of the objective that do not learn."""
+    compiled: tuple[nn.Module, ...] = ()
+    """Parts of the objective to compile where that is asked for."""
+
+
+def run_training(
+    settings: AnySettings,
+    *,
+    store_path: Path,
+    out: Path,
+    resume: bool,
+    force: bool,
+    reporter: Reporter,
+    build: Callable[[World, bool], Parts],
+    save: Callable[[nn.Module], None],
+) -> None:
+    """Train and write the run directory `out`.
+
+    Args:
+        build: makes the parts for this process; the flag says whether the run starts, so that initial weights are
+            wanted (a resumed run has its own).
+        save: writes what was trained, once, in the main process.
+
+    Raises:
+        RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (all saved).
+    """
+    if settings.train.tensorboard:
+        reporter = TensorBoard(out / "tensorboard", reporter)  # opened by the main process alone, when it starts
+    world = join_world(settings.train.device)
+    try:
+        run = RunDir(out)
+        resume = resume or (is_restart() and (out / "run.yaml").is_file())
+        starts = not resume or run.checkpoints.pointer("last") is None
+        parts = build(world, starts)
+        if world.is_main:
+            facts = {"store": str(store_path.resolve()), "processes": world.size}
+            RunDir.open(out, settings, resume=resume, force=force, facts=facts)
+        world.wait()
+        listener: Reporter = Logged(run, reporter) if world.is_main else Silence()
+        for note in parts.notes:
+            listener.noted(note)
+        trained = train(
+            parts.objective,
+            parts.feed,
+            optim=settings.optim,
+            settings=settings.train,
+            run=run,
+            world=world,
+            reporter=listener,
+            frozen=parts.frozen,
+            compiled=parts.compiled,
+            static_graph=bool(getattr(parts.objective, "has_static_graph", False)),
+        )
+        if world.is_main:
+            save(trained)
+        world.wait()
+    finally:
+        world.close()
+
+
+def preview_training(settings: AnySettings, build: Callable[[World, bool], Parts]) -> list[str]:
+    """Lines that say what would be trained on what; nothing is written or trained.
+
+    Raises:
+        RefcliError: settings, data or weights that do not fit.
+    """
+    world = World(rank=0, size=1, device=resolve_device(settings.train.device))
+    parts = build(world, True)
+    return [
+        *parts.notes,
+        f"samples: {len(parts.data.training):,} for training, {parts.data.num_watched:,} for validation",
+        *preview_lines(
+            parts.objective, parts.feed, settings, parts=parts.named, frozen=parts.frozen, device=world.device
+        ),
+    ]
+
+
+def open_data(
+    settings: AnySettings, *, store_path: Path, tokenizer: Tokenizer, find_roles: RoleFinder | None = None
+) -> Data:
+    """Open the splits that the settings name.
+
+    Raises:
+        ConfigError: the tokenizer knows more ids than the tower embeds.
+        DataError: no such store or split.
+    """
+    model, data = settings.model, settings.data
+    if tokenizer.vocabulary_size > model.tower.vocabulary_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocabulary_size} ids, more than the tower embeds",
+            where="model.tower.vocabulary_size",
+            hint=f"set it to {tokenizer.vocabulary_size} or more",
+        )
+    store = Store(store_path)
+    training = GroundingDataset(store, data.train, tower=model.tower, augment=data.augment, kinds=data.kinds)
+    watched = None
+    if data.validation:
+        watched = GroundingDataset(
+            store, data.validation, tower=model.tower, augment=None, limit=data.validation_samples
+        )
+    return Data(training, watched, Collate(tokenizer, find_roles=find_roles))
+
+
+def make_feed(
+    settings: AnySettings, data: Data, world: World, validate: Callable[[nn.Module], dict[str, float]] | None
+) -> Feed:
+    """Endless training batches of this process, and how the model is watched."""
+    return Feed(batches=partial(_train_batches, settings, data, world), validate=validate)
+
+
+def _train_batches(settings: AnySettings, data: Data, world: World, start: int) -> Generator[Batch, None, None]:
+    place = {"rank": world.rank, "world": world.size, "start_step": start}
+    size, seed = settings.train.batch_size, settings.train.seed
+    order: EndlessSampler | WeightedSampler
+    if settings.data.weights is None:
+        order = EndlessSampler(len(data.training), batch_size=size, seed=seed, **place)
+    else:
+        weights = [settings.data.weights[name] for name in settings.data.train]
+        order = WeightedSampler(data.training.sizes, weights, batch_size=size, seed=seed, **place)
+    return iterate_batches(data.training, order, data.collate, workers=settings.data.workers)
+
+
+def training_meta(settings: AnySettings) -> dict[str, object]:
+    """What meta.json says about how weights were trained."""
+    init = settings.train.init_weights
+    return {
+        "refcli": refcli.__version__,
+        "trained_on": list(settings.data.train),
+        "steps": settings.train.steps,
+        "batch_size": settings.train.batch_size * settings.train.accumulate,
+        "seed": settings.train.seed,
+        "init_weights": None if init is None else "/".join(Path(init).parts[-2:]),  # whose, not where they lay
+        "averaged": settings.train.ema_decay is not None,
+    }

@@ -1,0 +1,122 @@
+"""A dry run counts parameters, estimates memory and time, and shows the first batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from refcli.config.schema import FinetuneSettings
+from refcli.contracts.batch import Batch, Targets
+from refcli.engine.loop import Feed
+from refcli.grounder import Grounder
+from refcli.model.flops import training_work
+from refcli.recipes import preview
+from refcli.recipes.preview import EFFICIENCY, preview_lines
+
+CPU = torch.device("cpu")
+PEAK = 4e9
+
+
+class Masking(Grounder):
+    """Knows what its batches take, and says that it hides something."""
+
+    def work(self, batch):
+        return training_work(self.tower, batch)
+
+    def num_masked(self, batch, step):
+        return {"patches": 1000 * len(batch.ids)} if step % 2 == 0 else {"words": len(batch.ids)}
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Five pairs of 32 x 32 pixels; one of seven words is padding in the last, which refers to nothing."""
+    is_pad = torch.zeros(5, 7, dtype=torch.bool)
+    is_pad[4, 6] = True
+    exists = torch.tensor([True, True, True, True, False])
+    targets = Targets(torch.full((5, 4), 0.5), torch.ones(5, 32, 32, dtype=torch.bool), exists, exists)
+    return Batch(torch.zeros(5, 3, 32, 32), torch.full((5, 7), 4), is_pad, targets, tuple("abcde"))
+
+
+@pytest.fixture
+def lines_of(monkeypatch, batch):
+    """The lines for a model of the settings, on a device of known speed."""
+    monkeypatch.setattr(preview, "gemm_peak", lambda device, precision: PEAK)
+
+    def run(settings: FinetuneSettings, kind=Masking, *, frozen=False) -> tuple[list[str], Grounder]:
+        grounder = kind.from_settings(settings.model)
+        parts = {"tower": grounder.tower, "head oneref": grounder.head}
+        lines = preview_lines(
+            grounder,
+            Feed(lambda start: (batch for _ in range(1))),
+            settings,
+            parts=parts,
+            frozen=[grounder.tower] if frozen else [],
+            device=CPU,
+        )
+        return lines, grounder
+
+    return run
+
+
+def change(settings: FinetuneSettings, **train) -> FinetuneSettings:
+    return settings.model_copy(update={"train": settings.train.model_copy(update=train)})
+
+
+def test_parameters_are_counted_by_part(lines_of, settings):
+    lines, grounder = lines_of(settings)
+    tower, head = (sum(p.numel() for p in part.parameters()) for part in (grounder.tower, grounder.head))
+
+    assert lines[:3] == [
+        f"tower: {tower:,} parameters",
+        f"head oneref: {head:,} parameters",
+        f"in all: {tower + head:,} parameters",
+    ]
+
+
+def test_what_is_frozen_is_marked(lines_of, settings):
+    lines, grounder = lines_of(settings, frozen=True)
+    head = sum(p.numel() for p in grounder.head.parameters())
+
+    assert lines[0].endswith("parameters (frozen)")
+    assert lines[1].endswith("parameters")
+    assert lines[2].endswith(f"parameters, {head:,} of them trained")
+
+
+def test_the_first_batch_is_shown_with_what_is_hidden(lines_of, settings):
+    text = "\n".join(lines_of(settings)[0])
+
+    assert "images (5, 3, 32, 32), token_ids (5, 7) (34 real), masks (5, 32, 32), 4 with a referent" in text
+    assert "hidden in step 0: 5,000 patches" in text
+    assert "hidden in step 1: 5 words" in text
+
+
+def test_memory_is_a_sum_of_terms_with_the_other_choice_beside_it(lines_of, settings):
+    text = "\n".join(lines_of(settings)[0])
+    without = "\n".join(lines_of(change(settings, ema_decay=None))[0])
+
+    for term in ("weights", "gradients", "state of adamw", "average", "activations"):
+        assert term in text
+    assert "average" not in without
+    assert "activations with model.tower.checkpoint_activations:" in text
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 500), (4, 500)])
+def test_time_is_arithmetic_by_speed(lines_of, settings, batch, accumulate, steps):
+    lines, grounder = lines_of(change(settings, accumulate=accumulate, steps=steps))
+    seconds = accumulate * training_work(grounder.tower, batch).flops / (EFFICIENCY * PEAK)
+    (line,) = (line for line in lines if line.startswith("time:"))
+
+    assert 2 * 60 > 1000 * seconds > 2  # the unit of the lines below
+    assert f"about {1000 * seconds:.1f} s per 1,000 steps, {steps * seconds:.1f} s in all" in line
+    assert "25% of the 4 GFLOP/s" in line
+
+
+def test_an_objective_that_tells_nothing_has_no_time_and_no_masks(lines_of, settings):
+    class Plain(Grounder):
+        work = None
+
+    text = "\n".join(lines_of(settings, Plain)[0])
+
+    assert "time:" not in text
+    assert "hidden" not in text
+    assert "memory:" in text

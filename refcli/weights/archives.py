@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import stat
 import zipfile
 import zlib
@@ -16,7 +18,8 @@ MAX_RATIO = 20
 MAC_FOLDER = "__MACOSX/"
 """Mac's zips hold a shadow of every file in it."""
 _BLOCK = 1 << 22
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError)
+_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_zip_of_weights(path: Path) -> bool:
@@ -38,12 +41,14 @@ def extract_checkpoint(path: Path, member: str | None, out: Path) -> str:
 
     Raises:
         WeightsError: no such member or several (all are listed), a hostile or broken zip.
+        OSError: no room for it.
     """
     with _opened(path) as archive:
         info = _choose(archive, member, path)
-        if info.file_size > MAX_RATIO * max(info.compress_size, 1):
+        num_packed = max(1, min(info.compress_size, path.stat().st_size))  # the zip may boast of more than it has
+        if info.file_size > MAX_RATIO * num_packed:
             raise WeightsError(
-                f"the zip's member {info.filename!r} would grow {info.file_size // max(info.compress_size, 1)}-fold",
+                f"the zip's member {info.filename!r} would grow {info.file_size // num_packed}-fold",
                 where=str(path),
                 hint="this is no checkpoint; do not use the file",
             )
@@ -51,6 +56,8 @@ def extract_checkpoint(path: Path, member: str | None, out: Path) -> str:
             _copy(archive, info, out, where=str(path))
         except _BROKEN as problem:
             out.unlink(missing_ok=True)
+            if isinstance(problem, OSError) and problem.errno in _NO_ROOM:
+                raise
             raise WeightsError(
                 f"the zip's member {info.filename!r} cannot be read ({problem})",
                 where=str(path),
@@ -69,7 +76,8 @@ def _opened(path: Path) -> zipfile.ZipFile:
 
 
 def _choose(archive: zipfile.ZipFile, member: str | None, path: Path) -> zipfile.ZipInfo:
-    infos = [info for info in archive.infolist() if not info.is_dir() and not info.filename.startswith(MAC_FOLDER)]
+    files = [info for info in archive.infolist() if not info.is_dir() and info.filename.isprintable()]
+    infos = [info for info in files if not info.filename.startswith(MAC_FOLDER)]
     if len(infos) > MAX_MEMBERS:
         raise WeightsError(f"the zip has {len(infos):,} members", where=str(path), hint="this is no set of weights")
     if member is None:

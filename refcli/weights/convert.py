@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import yaml
@@ -17,16 +15,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import refcli
-from refcli.config.schema import TextSettings
+from refcli.config.schema import ModelSettings, TextSettings, TowerSettings
 from refcli.errors import UsageError, WeightsError
 from refcli.files import file_sha256
 from refcli.tables import lookup
-from refcli.text.tokenizer import Tokenizer
+from refcli.text.tokenizer import OFFICIAL_NUM_PIECES, Tokenizer
 from refcli.weights.conversions import beit3, oneref, vqkd
 from refcli.weights.conversions.plan import KeyRow, KeyTableError, Plan, is_parameter
 from refcli.weights.conversions.table import CONVERSIONS
-from refcli.weights.load import CONFIG_FILE, META_FILE, MODEL_FILE, TOKENIZER_FILE
+from refcli.weights.load import check_tokenizer
+from refcli.weights.locate import CONFIG_FILE, META_FILE, MODEL_FILE, TOKENIZER_FILE
 from refcli.weights.reading import Checkpoint, read_checkpoint
+from refcli.weights.writing import appearing, disk_explained
 
 PRETRAINING_HEADS_FILE = "pretraining_heads.safetensors"
 """Tensors of a checkpoint that the model has no place for, under their official names."""
@@ -93,30 +93,40 @@ def convert(
         dtype: of the floating-point tensors; `keep` leaves them as they are in the file.
         image_size: (height, width) in pixels to resample the tower's positions to; None keeps the file's.
         heads: number of attention heads, where they do not have 64 channels.
-        tokenizer: `beit3.spm`; without it the model cannot be asked until the file is put beside it.
+        tokenizer: `beit3.spm`; without it the model cannot be asked until the file is put beside it. A model that
+            reads no text does without, which the report notes.
         origin: where the file is from (repository, revision, licence), for meta.json.
 
     Raises:
-        UsageError: `out` is taken; heads, image size or tokenizer do not fit.
-        WeightsError: unsafe, damaged or unknown file; missing, unexpected, misshapen or non-finite tensors.
+        UsageError: `out` is taken; heads or image size do not fit.
+        WeightsError: unsafe, damaged or unknown file; missing, unexpected, misshapen or non-finite tensors; a
+            tokenizer that does not fit.
+        RefcliError: the disk refuses.
     """
     if dtype not in DTYPES:
         raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", hint=f"one of {', '.join(DTYPES)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("the output directory is already there", where=str(out), hint="choose another name")
+    with disk_explained(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError("the output directory is already there", where=str(out), hint="choose another name")
+        if out.resolve() == Path.cwd():
+            raise UsageError("this would replace the folder you are in", where=str(out), hint="choose another name")
     checkpoint = read_checkpoint(path)
-    kind = detect_kind(checkpoint.state) if kind == AUTO else kind
-    make_plan: Callable[..., Plan] = lookup(CONVERSIONS, kind, what="kind of checkpoint")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     try:
+        kind = detect_kind(checkpoint.state) if kind == AUTO else kind
+        make_plan: Callable[..., Plan] = lookup(CONVERSIONS, kind, what="kind of checkpoint")
         plan = make_plan(checkpoint.state, args=checkpoint.args, heads=heads, image_size=size)
         main, apart = _finished(plan.state, dtype, kind=kind), _finished(plan.kept_apart, dtype, kind=kind)
     except WeightsError as problem:
         problem.where = str(path)
         raise
     settings = plan.settings.model_dump(mode="json")
-    if "text" in settings and tokenizer is not None:
-        _check_tokenizer(tokenizer, vocabulary_size=settings["tower"]["vocabulary_size"])
+    reader = plan.settings if isinstance(plan.settings, ModelSettings | beit3.TowerOnlySettings) else None
+    notes = plan.notes + _notes(checkpoint, apart)
+    if tokenizer is not None and reader is None:
+        notes, tokenizer = (*notes, "it reads no text: the tokenizer is left out"), None
+    if tokenizer is not None and reader is not None:
+        _check_tokenizer(tokenizer, reader.tower)
         settings["text"]["tokenizer"] = TOKENIZER_FILE
     dropped = dict.fromkeys(checkpoint.dropped, "not part of the model") | plan.dropped
     report = ConversionReport(
@@ -128,52 +138,31 @@ def convert(
         names=plan.names,
         kept_apart=tuple(sorted(apart)),
         dropped=dropped,
-        notes=plan.notes + _notes(checkpoint, apart),
-        needs_tokenizer="text" in settings and tokenizer is None,
+        notes=notes,
+        needs_tokenizer=reader is not None and tokenizer is None,
     )
-    with _Appearing(out) as folder:
+    with appearing(out) as folder:
         save_file(main, folder / MODEL_FILE, metadata={"format": "pt"})
         if apart:
             save_file(apart, folder / PRETRAINING_HEADS_FILE, metadata={"format": "pt"})
-        if "text" in settings and tokenizer is not None:
+        if tokenizer is not None:
             shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
         (folder / CONFIG_FILE).write_text(yaml.safe_dump(settings, sort_keys=False))
-        sha256s = {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+        sha256s = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
         meta = _meta(checkpoint, report, origin) | {"files": sha256s}
         (folder / META_FILE).write_text(json.dumps(meta, indent=1) + "\n")
     return report
 
 
-def plan_visual_tokenizer(
-    official: Mapping[str, Tensor], *, args: Mapping[str, Any], heads: int | None, image_size: tuple[int, int] | None
-) -> Plan:
-    """The VQ-KD encoder and its codebook.
+def _finished(tensors: dict[str, Tensor], dtype: Dtype, *, kind: str) -> dict[str, Tensor]:
+    """The tensors as they are stored: cast, contiguous, without shared memory, and finite.
 
-    Raises:
-        UsageError: an image size: this model resamples its positions for every picture itself.
-        WeightsError: missing, misshapen or unknown tensors.
+    They are taken out of `tensors` one by one, so that what was cast need not be kept in both types.
     """
-    if image_size is not None:
-        raise UsageError(
-            "a visual tokenizer has no image size to change", where="--image-size", hint="it takes pictures of any size"
-        )
-    settings = vqkd.settings_of(official, heads=heads)
-    state = vqkd.from_official(official)
-    ours_of = {id(tensor): name for name, tensor in state.items()}
-    return Plan(
-        settings=settings,
-        state=state,
-        names={theirs: ours_of[id(tensor)] for theirs, tensor in vqkd.to_official(state).items()},
-        dropped=dict.fromkeys(vqkd.left_out(official), "only the training of the tokenizer needs it"),
-        notes=("a visual tokenizer, for `refcli pretrain`",),
-    )
-
-
-def _finished(tensors: Mapping[str, Tensor], dtype: Dtype, *, kind: str) -> dict[str, Tensor]:
-    """The tensors as they are stored: cast, contiguous, without shared memory, and finite."""
     finished: dict[str, Tensor] = {}
     owners: set[int] = set()
-    for name, tensor in tensors.items():
+    for name in list(tensors):
+        tensor = tensors.pop(name)
         wanted = DTYPES[dtype] if tensor.is_floating_point() else None
         cast = tensor.to(wanted or tensor.dtype).contiguous()
         storage = cast.untyped_storage()
@@ -191,13 +180,15 @@ def _finished(tensors: Mapping[str, Tensor], dtype: Dtype, *, kind: str) -> dict
     return finished
 
 
-def _check_tokenizer(path: Path, *, vocabulary_size: int) -> None:
-    needed = Tokenizer.load(TextSettings(tokenizer=str(path))).vocabulary_size
-    if needed > vocabulary_size:
-        raise UsageError(
-            f"the tokenizer has {needed:,} ids, more than the tower embeds ({vocabulary_size:,})",
+def _check_tokenizer(path: Path, tower: TowerSettings) -> None:
+    """Refuse what cannot be the tokenizer; one of the right size is taken on trust."""
+    tokenizer = Tokenizer.load(TextSettings(tokenizer=str(path)))
+    check_tokenizer(tokenizer, tower, where=str(path))
+    if tower.vocabulary_size == beit3.PUBLISHED_WORD_ROWS and tokenizer.num_pieces != OFFICIAL_NUM_PIECES:
+        raise WeightsError(
+            f"the tokenizer has {tokenizer.num_pieces:,} pieces, that of published models {OFFICIAL_NUM_PIECES:,}",
             where=str(path),
-            hint="published models need beit3.spm",
+            hint="give beit3.spm: any other would turn words into the wrong ids",
         )
 
 
@@ -233,29 +224,3 @@ def _meta(checkpoint: Checkpoint, report: ConversionReport, origin: Mapping[str,
             "dropped": dict(report.dropped),
         },
     }
-
-
-class _Appearing:
-    """A directory that is written under another name and moved to its own when the block ends well."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def __enter__(self) -> Path:
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(dir=self.out.parent, prefix=f".{self.out.name}."))
-        return self.folder
-
-    def __exit__(self, kind: object, value: object, traceback: object) -> None:
-        try:
-            if kind is None:
-                for path in self.folder.iterdir():
-                    path.chmod(0o644)
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
-                self.folder.chmod(0o755)
-                if self.out.is_dir():
-                    self.out.rmdir()
-                self.folder.replace(self.out)
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)

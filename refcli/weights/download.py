@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,15 @@ from refcli.errors import UsageError, WeightsError
 from refcli.weights.archives import extract_checkpoint, is_zip_of_weights
 from refcli.weights.catalog import KINDS_WITH_TEXT, TOKENIZER, Catalog, CatalogEntry
 from refcli.weights.hub import HubFile, NotOnHubError, fetch, waiting
-from refcli.weights.locate import SCHEME, HubUri, pulled_directory
+from refcli.weights.locate import CONFIG_FILE, META_FILE, SCHEME, TOKENIZER_FILE, HubUri, canonical, pulled_directory
 from refcli.weights.pins import Pin, read_pins, write_pin
+from refcli.weights.writing import disk_explained
 
-CONFIG_FILE, META_FILE, TOKENIZER_FILE = "config.yaml", "meta.json", "tokenizer.spm"
 OFFICIAL_TOKENIZER = "beit3.spm"
 """Name of the file in the directory of a pulled tokenizer; `Tokenizer.load` counts the pieces of a file called so."""
 AUTO = "auto"
+ORIGIN_KEYS = frozenset({*Pin.model_fields, "member", "tokenizer"})
+"""What `read_origin` gives at the least."""
 
 Converter = Callable[..., Any]
 """`refcli.weights.convert.convert(path, kind=, out=, tokenizer=, origin=)`, or what stands for it."""
@@ -72,47 +73,48 @@ def pull(
     Raises:
         WeightsError: unknown name, no access, no connection, wrong checksum, or a file that is not what it should be.
         UsageError: there is nothing to pull, or the address is malformed.
+        RefcliError: the disk refuses.
     """
-    pinned = read_pins().get(name_or_uri)
-    wanted = _wanted(name_or_uri, revision=revision, pinned=pinned, pin=pin)
-    directory = pulled_directory(name_or_uri)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory.with_name(f".{directory.name}.lock"))
-    with waiting(lock, say, f"another refcli is pulling {name_or_uri}; waiting for it"):
-        there = None if force else read_origin(directory)
-        if there is None or not _is_enough(there, wanted):
-            file = _fetch_first(wanted, force=force, say=say)
-            if there is None or there["sha256"] != file.sha256 or there["member"] != wanted.uris[0].member:
-                there = _install(wanted, file, directory, pin=pin, say=say, convert=convert)
+    name = canonical(name_or_uri)
+    pinned = read_pins().get(name)
+    wanted = _wanted(name, revision=revision, pinned=pinned, pin=pin)
+    directory = pulled_directory(name)
+    with disk_explained(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory.with_name(f".{directory.name}.lock"))
+        with waiting(lock, say, f"another refcli is pulling {name}; waiting for it"):
+            there = None if force else read_origin(directory)
+            if there is None or not _is_enough(there, wanted, revision=revision):
+                file = _fetch_first(wanted, force=force, say=say)
+                if there is None or there["sha256"] != file.sha256 or there["member"] != wanted.uris[0].member:
+                    there = _install(wanted, file, directory, force=force, say=say, convert=convert)
+                else:
+                    there |= {"repo": file.repo, "revision": file.revision}
+                    say(f"the file is the one that {directory} was made from")
             else:
-                say(f"the file is the one that {directory} was made from")
-        else:
-            say(f"already here: {directory}")
-    if pin:
-        write_pin(name_or_uri, _pin(there))
-    elif pinned is None and wanted.sha256 is None:
-        say(f"unverified: no checksum is known for {name_or_uri}; --pin keeps this one ({there['sha256']})")
+                say(f"already here: {directory}")
+        if pin:
+            _write_pins(name, there)
+    if not pin and pinned is None and wanted.sha256 is None:
+        say(f"unverified: no checksum is known for {name}; --pin keeps this one ({there['sha256']})")
     return directory
 
 
 def read_origin(directory: Path) -> dict[str, Any] | None:
-    """Where pulled weights came from: name, repo, file, member, revision, sha256, num_bytes, licence.
+    """Where pulled weights came from: name, repo, file, member, revision, sha256, num_bytes, licence, tokenizer.
 
+    `tokenizer` is None, or the `Pin` (as a mapping) of the tokenizer beside a model that reads text.
     None for a directory that was not pulled, or that lacks one of its files.
     """
     try:
         meta = json.loads((directory / META_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    origin, files = meta.get("origin"), meta.get("files")
-    if (
-        not isinstance(origin, dict)
-        or not isinstance(files, dict)
-        or not {*Pin.model_fields, "member"} <= origin.keys()
-    ):
+    kind, origin, files = (meta.get(key) if isinstance(meta, dict) else None for key in ("kind", "origin", "files"))
+    if not isinstance(origin, dict) or not isinstance(files, dict) or not origin.keys() >= ORIGIN_KEYS:
         return None
-    needed = {*files} if meta["kind"] == "tokenizer" else {*files, CONFIG_FILE}
-    if meta["kind"] in KINDS_WITH_TEXT:
+    needed = {*files} if kind == "tokenizer" else {*files, CONFIG_FILE}
+    if kind in KINDS_WITH_TEXT:
         needed.add(TOKENIZER_FILE)
     return origin if all((directory / name).is_file() for name in needed) else None
 
@@ -150,14 +152,12 @@ def _repos(entry: CatalogEntry, pinned: Pin | None) -> tuple[str, ...]:
     return repos if pinned is None else (pinned.repo, *(repo for repo in repos if repo != pinned.repo))
 
 
-def _is_enough(there: dict[str, Any], wanted: Wanted) -> bool:
-    """Whether the directory is certainly what is wanted, without asking the hub."""
-    revision = wanted.uris[0].revision
-    return (
-        revision in (None, there["revision"])
-        and wanted.sha256 in (None, there["sha256"])
-        and there["member"] == wanted.uris[0].member
-    )
+def _is_enough(there: dict[str, Any], wanted: Wanted, *, revision: str | None) -> bool:
+    """Whether the directory is certainly what is wanted, without asking the hub; `revision` is the user's own."""
+    if there["member"] != wanted.uris[0].member or wanted.sha256 not in (None, there["sha256"]):
+        return False
+    is_same_file = wanted.sha256 is not None and revision is None
+    return is_same_file or wanted.uris[0].revision in (None, there["revision"])
 
 
 def _fetch_first(wanted: Wanted, *, force: bool, say: Say) -> HubFile:
@@ -174,20 +174,20 @@ def _fetch_first(wanted: Wanted, *, force: bool, say: Say) -> HubFile:
     raise missing
 
 
-def _fetch_tokenizer(*, pin: bool, say: Say) -> Path:
-    wanted = _wanted(TOKENIZER, revision=None, pinned=read_pins().get(TOKENIZER), pin=False)
-    file = _fetch_first(wanted, force=False, say=say)
-    if pin:
-        write_pin(TOKENIZER, _pin(_origin(wanted, file)))
-    return file.path
-
-
 def _install(
-    wanted: Wanted, file: HubFile, directory: Path, *, pin: bool, say: Say, convert: Converter | None
+    wanted: Wanted, file: HubFile, directory: Path, *, force: bool, say: Say, convert: Converter | None
 ) -> dict[str, Any]:
     """Build the directory beside its place and move it there; returns what `read_origin` will."""
-    origin = _origin(wanted, file)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name[:50]}."))
+    origin: dict[str, Any] = {
+        "name": wanted.name,
+        **_pin(wanted, file).model_dump(),
+        "member": wanted.uris[0].member,
+        "licence": wanted.licence,
+        "tokenizer": None,
+    }
+    temporary = directory.with_name(f".{directory.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a pull that was killed: nobody else holds the lock
+    temporary.mkdir()
     try:
         built = temporary / "built"
         if wanted.kind == "tokenizer":
@@ -196,11 +196,20 @@ def _install(
             meta = {"kind": wanted.kind, "files": {OFFICIAL_TOKENIZER: file.sha256}, "origin": origin}
             (built / META_FILE).write_text(json.dumps(meta, indent=1) + "\n")
         else:
-            tokenizer = _fetch_tokenizer(pin=pin, say=say) if wanted.may_read_text else None
+            tokenizer = None
+            if wanted.may_read_text:
+                asked = _wanted(TOKENIZER, revision=None, pinned=read_pins().get(TOKENIZER), pin=False)
+                found = _fetch_first(asked, force=force, say=say)
+                tokenizer, origin["tokenizer"] = found.path, _pin(asked, found).model_dump()
             checkpoint = _checkpoint(wanted, file, temporary, say)
             say(f"converting {checkpoint.name}")
             converter = convert or _own_converter()
-            converter(checkpoint, kind=wanted.kind, out=built, tokenizer=tokenizer, origin=origin)
+            try:
+                converter(checkpoint, kind=wanted.kind, out=built, tokenizer=tokenizer, origin=origin)
+            except WeightsError as problem:
+                if (problem.where or "").startswith(str(checkpoint)):
+                    problem.where = f"{wanted.uris[0]} ({file.path})"  # what came out of a zip is gone by then
+                raise
         if directory.exists():
             directory.rename(temporary / "replaced")
         built.rename(directory)
@@ -227,19 +236,18 @@ def _checkpoint(wanted: Wanted, file: HubFile, temporary: Path, say: Say) -> Pat
     return out
 
 
-def _pin(origin: dict[str, Any]) -> Pin:
-    return Pin(**{key: origin[key] for key in Pin.model_fields})
+def _pin(wanted: Wanted, file: HubFile) -> Pin:
+    return Pin(
+        repo=file.repo,
+        file=wanted.uris[0].file,
+        revision=file.revision,
+        sha256=file.sha256,
+        num_bytes=file.num_bytes,
+    )
 
 
-def _origin(wanted: Wanted, file: HubFile) -> dict[str, Any]:
-    uri = wanted.uris[0]
-    return {
-        "name": wanted.name,
-        "repo": file.repo,
-        "file": uri.file,
-        "member": uri.member,
-        "revision": file.revision,
-        "sha256": file.sha256,
-        "num_bytes": file.num_bytes,
-        "licence": wanted.licence,
-    }
+def _write_pins(name: str, origin: Mapping[str, Any]) -> None:
+    """Pin what is there; its tokenizer too, unless that has a pin already."""
+    write_pin(name, Pin(**{key: origin[key] for key in Pin.model_fields}))
+    if origin["tokenizer"] is not None and TOKENIZER not in read_pins():
+        write_pin(TOKENIZER, Pin(**origin["tokenizer"]))

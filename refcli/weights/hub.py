@@ -66,7 +66,9 @@ def fetch(
     etag = path.readlink().name if path.is_symlink() else ""
     digest = fresh if fresh and fresh == etag else file_sha256(path)
     if SHA256.fullmatch(etag) and etag != digest:
-        raise WeightsError("the cached file is damaged", where=str(path), hint=f"pull again with --force ({digest=})")
+        raise WeightsError(
+            "the cached file is damaged", where=str(path), hint=f"pull again with --force (its sha256 is {digest})"
+        )
     if sha256 is not None and digest != sha256:
         raise _other_file(uri, digest, sha256)
     commit = path.parents[uri.file.count("/")].name
@@ -178,6 +180,8 @@ def explain(problem: Exception, uri: HubUri) -> WeightsError:
     if isinstance(problem, errors.LocalEntryNotFoundError) and isinstance(problem.__cause__, Exception):
         problem = problem.__cause__
     status = problem.response.status_code if isinstance(problem, errors.HfHubHTTPError) else None
+    if isinstance(problem, errors.HFValidationError):
+        return NotOnHubError(f"{uri.repo} is no name of a repository", where=where, hint="ORGANISATION/REPOSITORY")
     if isinstance(problem, errors.GatedRepoError):
         return WeightsError(
             "only users whom the owners let in may download this",

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from refcli.config.load import validate
+from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.config.schema import ModelSettings, Settings, TextSettings
 from refcli.errors import RefcliError, WeightsError
 from refcli.files import file_sha256
 from refcli.grounder import Grounder
 from refcli.heads.table import HEADS
 from refcli.model.beit3 import OneTower
-from refcli.model.visual_tokenizer import VisualTokenizer, VisualTokenizerSettings
+from refcli.model.visual_tokenizer import VisualTokenizer
 from refcli.tables import lookup
 from refcli.text.tokenizer import Tokenizer
 from refcli.weights.conversions.beit3 import TowerOnlySettings
 from refcli.weights.conversions.plan import is_parameter
 from refcli.weights.convert import PRETRAINING_HEADS_FILE
-from refcli.weights.load import BUILTIN, CONFIG_FILE, META_FILE, MODEL_FILE
+from refcli.weights.load import check_tokenizer, read_config, read_meta
+from refcli.weights.locate import BUILTIN, CONFIG_FILE, MODEL_FILE
 
 TASK_OF_SETTING = {"rec": "box", "res": "mask", "existence": "existence"}
 PRETRAINING_ARGS = (
@@ -100,7 +101,7 @@ def info(directory: Path) -> WeightsInfo:
         WeightsError: it holds no weights, or files that cannot be read.
         ConfigError: a config.yaml with wrong settings.
     """
-    settings, meta = _settings(directory), _meta(directory)
+    settings, meta = _settings(directory), read_meta(directory)
     stored = _stored(directory / MODEL_FILE)
     apart = _stored(directory / PRETRAINING_HEADS_FILE) if (directory / PRETRAINING_HEADS_FILE).is_file() else {}
     source = _mapping(meta, "source")
@@ -128,24 +129,25 @@ def info(directory: Path) -> WeightsInfo:
 def verify(directory: Path) -> list[str]:
     """Everything that is wrong with a weights directory; an empty list means that it is whole.
 
-    Checked: recorded sha256s, names and shapes against config.yaml, that every number is finite, and the tokenizer.
+    Checked: recorded sha256s of all files, names and shapes against config.yaml, that every number is finite, and that
+    the tokenizer is there and fits.
 
     Raises:
         WeightsError: it holds no weights at all.
     """
     _find(directory)
-    try:
-        settings, meta = _settings(directory), _meta(directory)
-        problems = _changed_files(directory, meta)
-        problems += _misfits(directory / MODEL_FILE, settings)
-        problems += _not_finite(directory / MODEL_FILE)
-        if (directory / PRETRAINING_HEADS_FILE).is_file():
-            problems += _not_finite(directory / PRETRAINING_HEADS_FILE)
-        if text := _text(settings):
-            problems += _tokenizer_problems(directory, text)
-    except RefcliError as problem:
-        return [f"{problem.message} ({problem.where})"]
-    return problems
+    checks: tuple[Callable[[Path], list[str]], ...] = (_changed_files, _misfits, _not_finite, _tokenizer_problems)
+    problems: list[str] = []
+    for check in checks:
+        try:
+            problems += check(directory)
+        except RefcliError as problem:
+            problems.append(_line(problem))
+    return list(dict.fromkeys(problems))  # several checks stumble over a broken config.yaml
+
+
+def _line(problem: RefcliError) -> str:
+    return f"{problem.message} ({problem.where})" + (f": {problem.hint}" if problem.hint else "")
 
 
 def _find(directory: Path) -> None:
@@ -155,15 +157,9 @@ def _find(directory: Path) -> None:
 
 def _settings(directory: Path) -> Settings:
     _find(directory)
-    path = directory / CONFIG_FILE
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise WeightsError("the weights have no readable config.yaml", where=str(path), hint=str(problem)) from problem
-    if not isinstance(values, dict):
-        raise WeightsError("config.yaml is no mapping of keys to values", where=str(path))
+    values = read_config(directory)
     kind = ModelSettings if "head" in values else TowerOnlySettings if "tower" in values else VisualTokenizerSettings
-    settings: Settings = validate(kind, values, where=str(path))
+    settings: Settings = validate(kind, values, where=str(directory / CONFIG_FILE))
     return settings
 
 
@@ -171,17 +167,6 @@ def _kind(settings: Settings) -> str:
     if isinstance(settings, ModelSettings):
         return settings.head.name
     return "tower" if isinstance(settings, TowerOnlySettings) else "visual tokenizer"
-
-
-def _meta(directory: Path) -> dict[str, Any]:
-    path = directory / META_FILE
-    if not path.is_file():
-        return {}
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise WeightsError("meta.json cannot be read", where=str(path), hint=str(problem)) from problem
-    return meta if isinstance(meta, dict) else {}
 
 
 def _mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -195,7 +180,11 @@ def _stored(path: Path) -> dict[str, Stored]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             return {name: Stored(tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
     except (SafetensorError, OSError) as problem:
-        raise WeightsError("the model file is damaged", where=str(path), hint=str(problem)) from problem
+        raise _damaged(path, problem) from problem
+
+
+def _damaged(path: Path, problem: Exception) -> WeightsError:
+    return WeightsError("the file is damaged", where=str(path), hint=str(problem))
 
 
 def _count(stored: Mapping[str, Stored], *, depth: int) -> dict[str, int]:
@@ -207,12 +196,12 @@ def _count(stored: Mapping[str, Stored], *, depth: int) -> dict[str, int]:
 
 
 def _tasks(settings: Settings) -> tuple[str, ...]:
-    """What a model of ours answers; here every head that is there was trained."""
+    """What a model of ours answers: all that its head has. A head that does not say `res` always draws masks."""
     if not isinstance(settings, ModelSettings):
         return ()
     head_class = lookup(HEADS, settings.head.name, what="head")
     config = validate(head_class.Config, settings.head.settings, where="model.head.settings").model_dump()
-    return tuple(task for setting, task in TASK_OF_SETTING.items() if config.get(setting))
+    return tuple(task for setting, task in TASK_OF_SETTING.items() if config.get(setting, setting == "res"))
 
 
 def _text(settings: Settings) -> TextSettings | None:
@@ -226,9 +215,9 @@ def _image_size(settings: Settings) -> tuple[int, int]:
     return settings.image_size, settings.image_size
 
 
-def _changed_files(directory: Path, meta: Mapping[str, Any]) -> list[str]:
+def _changed_files(directory: Path) -> list[str]:
     problems = []
-    for name, recorded in _mapping(meta, "files").items():
+    for name, recorded in _mapping(read_meta(directory), "files").items():
         path = directory / Path(name).name
         if not path.is_file():
             problems.append(f"{name} is missing")
@@ -237,7 +226,8 @@ def _changed_files(directory: Path, meta: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _misfits(path: Path, settings: Settings) -> list[str]:
+def _misfits(directory: Path) -> list[str]:
+    settings = _settings(directory)
     with torch.device("meta"):
         if isinstance(settings, ModelSettings):
             wanted = Grounder.from_settings(settings).state_dict()
@@ -246,7 +236,7 @@ def _misfits(path: Path, settings: Settings) -> list[str]:
         else:
             assert isinstance(settings, VisualTokenizerSettings)
             wanted = VisualTokenizer(settings).state_dict()
-    stored = _stored(path)
+    stored = _stored(directory / MODEL_FILE)
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - stored.keys())]
     problems += [f"{name} is not part of the model" for name in sorted(stored.keys() - wanted.keys())]
     problems += [
@@ -257,22 +247,30 @@ def _misfits(path: Path, settings: Settings) -> list[str]:
     return problems
 
 
-def _not_finite(path: Path) -> list[str]:
+def _not_finite(directory: Path) -> list[str]:
     problems = []
-    with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - not a mapping
-            tensor = file.get_tensor(name)
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                problems.append(f"{name} holds NaN or infinity")
+    for path in (directory / MODEL_FILE, directory / PRETRAINING_HEADS_FILE):
+        if not path.is_file():
+            continue
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a mapping
+                problems += [f"{name} holds NaN or infinity" for name, tensor in tensors if not _is_finite(tensor)]
+        except (SafetensorError, OSError) as problem:
+            problems.append(_line(_damaged(path, problem)))
     return problems
 
 
-def _tokenizer_problems(directory: Path, text: TextSettings) -> list[str]:
-    found = (
-        text if text.tokenizer == BUILTIN else text.model_copy(update={"tokenizer": str(directory / text.tokenizer)})
-    )
-    try:
-        Tokenizer.load(found)
-    except WeightsError as problem:
-        return [f"{problem.message} ({problem.where}): {problem.hint}"]
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _tokenizer_problems(directory: Path) -> list[str]:
+    settings = _settings(directory)
+    if not isinstance(settings, ModelSettings | TowerOnlySettings):
+        return []
+    text = settings.text
+    if text.tokenizer != BUILTIN:
+        text = text.model_copy(update={"tokenizer": str(directory / text.tokenizer)})
+    check_tokenizer(Tokenizer.load(text), settings.tower, where=str(directory))
     return []

@@ -12,20 +12,37 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from refcli.config.load import validate
-from refcli.config.schema import ModelSettings, TextSettings
+from refcli.config.schema import ModelSettings, TextSettings, TowerSettings
 from refcli.errors import WeightsError
 from refcli.files import write_atomically
 from refcli.grounder import Grounder
 from refcli.text.tokenizer import Tokenizer
 from refcli.weights.conversions.beit3 import TowerOnlySettings
-from refcli.weights.locate import BUILTIN, BUILTIN_PATH, MODEL_FILE, resolve
+from refcli.weights.locate import (
+    BUILTIN,
+    BUILTIN_PATH,
+    CONFIG_FILE,
+    META_FILE,
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    resolve,
+)
 
-__all__ = ["BUILTIN", "BUILTIN_PATH", "MODEL_FILE", "LoadedWeights", "load_weights", "save_weights"]
+__all__ = [
+    "BUILTIN",
+    "BUILTIN_PATH",
+    "CONFIG_FILE",
+    "META_FILE",
+    "MODEL_FILE",
+    "LoadedWeights",
+    "load_weights",
+    "save_weights",
+]
 
-CONFIG_FILE, META_FILE, TOKENIZER_FILE = "config.yaml", "meta.json", "tokenizer.spm"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -70,7 +87,7 @@ def read_settings(directory: Path) -> ModelSettings:
         WeightsError: no readable config.yaml, or one of a tower without a head or of a visual tokenizer.
         ConfigError: wrong settings.
     """
-    values = _read_config(directory)
+    values = read_config(directory)
     if "head" not in values:
         raise WeightsError(
             f"these weights are {'a tower without a head' if 'tower' in values else 'a visual tokenizer'}, "
@@ -84,7 +101,7 @@ def read_settings(directory: Path) -> ModelSettings:
 
 def read_tower_settings(directory: Path) -> TowerOnlySettings | None:
     """The settings of a tower without a head; None for a whole model."""
-    values = _read_config(directory)
+    values = read_config(directory)
     if "head" in values or "tower" not in values:
         return None
     settings = validate(TowerOnlySettings, values, where=str(directory / CONFIG_FILE))
@@ -106,15 +123,38 @@ def read_state(directory: Path) -> dict[str, torch.Tensor]:
         ) from problem
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of config.yaml, not yet checked.
+
+    Raises:
+        WeightsError: it cannot be read, or is no mapping.
+    """
     path = directory / CONFIG_FILE
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as problem:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
         raise WeightsError("the weights have no readable config.yaml", where=str(path), hint=str(problem)) from problem
     if not isinstance(values, dict):
         raise WeightsError("config.yaml is no mapping of keys to values", where=str(path))
     return values
+
+
+def read_meta(directory: Path) -> dict[str, Any]:
+    """What meta.json tells about the weights; nothing if there is none.
+
+    Raises:
+        WeightsError: it cannot be read, or is no mapping.
+    """
+    path = directory / META_FILE
+    if not path.is_file():
+        return {}
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise WeightsError("meta.json cannot be read", where=str(path), hint=str(problem)) from problem
+    if not isinstance(meta, dict):
+        raise WeightsError("meta.json is no mapping of keys to values", where=str(path))
+    return meta
 
 
 def _beside(directory: Path, text: TextSettings) -> TextSettings:
@@ -135,15 +175,30 @@ def load_weights(
     directory = resolve(name_or_path)
     settings = read_settings(directory)
     tokenizer = Tokenizer.load(settings.text)  # before the gigabytes: it may not be there
+    check_tokenizer(tokenizer, settings.tower, where=str(directory))
+    meta = read_meta(directory)
     state = read_state(directory)
     with torch.device("meta"), _NoInitialisation():
         grounder = Grounder.from_settings(settings)
     assign_state(grounder, state, where=str(directory / MODEL_FILE))
     grounder.to(device=device, dtype=dtype).eval()
-    meta_path = directory / META_FILE
-    meta = json.loads(meta_path.read_text()) if meta_path.is_file() else {}
     name = name_or_path if name_or_path == BUILTIN else directory.resolve().name
     return LoadedWeights(grounder, settings, tokenizer, name, meta)
+
+
+def check_tokenizer(tokenizer: Tokenizer, tower: TowerSettings, *, where: str) -> None:
+    """Make sure that the tower embeds every id that a tokenizer gives.
+
+    Raises:
+        WeightsError: it does not, so the two do not belong together.
+    """
+    if tokenizer.vocabulary_size > tower.vocabulary_size:
+        raise WeightsError(
+            f"the tokenizer has {tokenizer.vocabulary_size:,} ids, more than the tower embeds "
+            f"({tower.vocabulary_size:,})",
+            where=where,
+            hint="put the tokenizer there that the weights were trained with",
+        )
 
 
 class _NoInitialisation(TorchFunctionMode):
@@ -161,13 +216,13 @@ class _NoInitialisation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def assign_state(grounder: Grounder, state: Mapping[str, torch.Tensor], *, where: str) -> None:
+def assign_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, where: str) -> None:
     """Put a complete state dict into a model, replacing its tensors (a model on `meta` becomes real).
 
     Raises:
         WeightsError: anything missing, left over, misshapen or not finite.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in grounder.state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = [f"{name} is missing" for name in wanted.keys() - state.keys()]
     problems += [f"{name} is not part of the model" for name in state.keys() - wanted.keys()]
     problems += [
@@ -184,4 +239,4 @@ def assign_state(grounder: Grounder, state: Mapping[str, torch.Tensor], *, where
             where=where,
             hint="do config.yaml and model.safetensors belong together?",
         )
-    grounder.load_state_dict(dict(state), strict=True, assign=True)
+    model.load_state_dict(dict(state), strict=True, assign=True)

@@ -16,10 +16,12 @@ from refcli.weights.catalog import Catalog
 
 BUILTIN = "builtin"
 BUILTIN_PATH = Path(__file__).parent / "builtin"
-MODEL_FILE = "model.safetensors"
+MODEL_FILE, CONFIG_FILE, META_FILE, TOKENIZER_FILE = "model.safetensors", "config.yaml", "meta.json", "tokenizer.spm"
+"""The files of a weights directory."""
 HOME_VARIABLE = "REFCLI_HOME"
 SCHEME = "hf://"
 URI_FORM = "hf://ORGANISATION/REPOSITORY[@REVISION]/FILE[#MEMBER]"
+EXAMPLE = "hf://linhuixiao/OneRef@main/beit3_checkpoints/beit3_base_indomain_patch16_224.pth"
 URI = re.compile(
     r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/#]+))?/(?P<file>[^#]+)(?:#(?P<member>.+))?", re.ASCII
 )
@@ -36,34 +38,52 @@ class HubUri:
     member: str | None = None
     """For a zip: the end of the wanted member's name."""
 
+    def __post_init__(self) -> None:
+        """Check that no part leads out of the repository.
+
+        Raises:
+            UsageError: one does.
+        """
+        for name in (self.repo, self.file, *([self.revision] if self.revision else ())):
+            if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name or "\0" in name:
+                raise UsageError(f"{name!r} leaves its repository", where=str(self), hint=URI_FORM)
+
     @classmethod
     def parse(cls, text: str) -> HubUri:
         """Read `hf://org/repo@rev/file#member`, percent-encoded or not.
 
         Raises:
-            UsageError: it has another form, or a file name that leaves its repository.
+            UsageError: it has another form, or leads out of the repository.
         """
         found = URI.fullmatch(text)
         if found is None:
             raise UsageError(
                 "this is not the address of a file on the hub",
                 where=text,
-                hint=f"{URI_FORM}, e.g. hf://linhuixiao/OneRef/beit3_checkpoints/beit3.spm",
+                hint=f"{URI_FORM}, e.g. {EXAMPLE}",
             )
         parts = {name: unquote(part) if part else None for name, part in found.groupdict().items()}
-        file = parts["file"] or ""
-        if any(part in ("", ".", "..") for part in file.split("/")) or "\\" in file or "\0" in file:
-            raise UsageError("this file name leaves its repository", where=text, hint=URI_FORM)
-        return cls(parts["repo"] or "", file, parts["revision"], parts["member"])
+        return cls(parts["repo"] or "", parts["file"] or "", parts["revision"], parts["member"])
 
     def __str__(self) -> str:
+        """As `parse` reads it: every file has one such address, however it was typed."""
         revision = f"@{quote(self.revision, safe='')}" if self.revision else ""
-        return f"{SCHEME}{self.repo}{revision}/{self.file}" + (f"#{self.member}" if self.member else "")
+        file, member = (part.replace("%", "%25") for part in (self.file, self.member or ""))
+        return f"{SCHEME}{self.repo}{revision}/{file.replace('#', '%23')}" + (f"#{member}" if member else "")
 
 
 def home() -> Path:
     """Where refcli keeps what it pulled: $REFCLI_HOME, else ~/.cache/refcli."""
     return Path(os.environ.get(HOME_VARIABLE) or Path("~") / ".cache" / "refcli").expanduser()
+
+
+def canonical(name_or_uri: str) -> str:
+    """The one way of writing a name or an address: by it, weights are pinned and put in their place.
+
+    Raises:
+        UsageError: a malformed hf:// address.
+    """
+    return str(HubUri.parse(name_or_uri)) if name_or_uri.startswith(SCHEME) else name_or_uri
 
 
 def pulled_directory(name_or_uri: str) -> Path:
@@ -72,10 +92,10 @@ def pulled_directory(name_or_uri: str) -> Path:
     Raises:
         UsageError: a malformed hf:// address.
     """
-    if not name_or_uri.startswith(SCHEME):
-        return home() / "weights" / name_or_uri
-    address = str(HubUri.parse(name_or_uri))
-    readable = re.sub(r"[^\w.+-]+", "--", address.removeprefix(SCHEME))
+    address = canonical(name_or_uri)
+    if not address.startswith(SCHEME):
+        return home() / "weights" / address
+    readable = re.sub(r"[^\w.+-]+", "--", address.removeprefix(SCHEME), flags=re.ASCII)
     return home() / "weights" / f"{readable[:150]}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
+from filelock import FileLock
 from pydantic import Field, ValidationError
 
 from refcli.config.schema import Settings
@@ -27,7 +29,7 @@ class Pin(Settings):
 class LockFile(Settings):
     """The content of `weights.lock.json`."""
 
-    version: int = 1
+    version: Literal[1] = 1
     weights: dict[str, Pin] = Field(default_factory=dict)
     """Catalogue name or hf:// address -> its file."""
 
@@ -57,8 +59,9 @@ def read_pins() -> Mapping[str, Pin]:
 
 
 def write_pin(name: str, pin: Pin) -> None:
-    """Add or replace one pin; errors as `read_pins`."""
-    content = LockFile(weights={**read_pins(), name: pin})
+    """Add or replace one pin, also while others write theirs; errors as `read_pins`."""
     path = lock_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(content.model_dump(), indent=2, sort_keys=True) + "\n").encode())
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        content = LockFile(weights={**read_pins(), name: pin})
+        write_atomically(path, (json.dumps(content.model_dump(), indent=2, sort_keys=True) + "\n").encode())

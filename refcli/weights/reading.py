@@ -35,6 +35,8 @@ LEGACY_PICKLES = 5
 """Magic number, protocol, system, object, storage keys: then the raw tensors follow."""
 MAX_PICKLE_BYTES = 64 << 20
 """A thousand tensors with optimiser state are described in under 1 MiB."""
+MAX_NAME = 200
+"""Letters in the name of a tensor; the longest published one has 56."""
 MAX_ARG_VALUES, MAX_ARG_DEPTH, MAX_ARG_TEXT = 20_000, 8, 2_000
 DTYPES = frozenset(
     {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8, torch.bool}
@@ -129,21 +131,23 @@ def _zip_pickles(path: Path) -> Iterator[bytes]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size]
-            if packed or sum(member.file_size for member in members) > path.stat().st_size:
-                raise WeightsError(
-                    f"the archive declares {sum(member.file_size for member in members):,} bytes of content and has "
-                    f"{path.stat().st_size:,}",
-                    where=str(path),
-                    hint="torch.save never compresses: unpack an archive of checkpoints; do not trust anything else",
-                )
             names = [member.filename for member in members if member.filename.endswith("/data.pkl")]
             if not names:
                 inside = [m.filename for m in members if m.filename.endswith((".pth", ".pt", ".bin"))]
                 raise WeightsError(
                     "this zip archive is not a checkpoint",
                     where=str(path),
-                    hint=f"unpack it and convert {', '.join(inside[:5])}" if inside else FETCH_AGAIN,
+                    hint=f"unpack it and convert {', '.join(filter(str.isprintable, inside[:5]))}"
+                    if inside
+                    else FETCH_AGAIN,
+                )
+            packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size]
+            if packed or sum(member.file_size for member in members) > path.stat().st_size:
+                raise WeightsError(
+                    f"the archive declares {sum(member.file_size for member in members):,} bytes of content and has "
+                    f"{path.stat().st_size:,}",
+                    where=str(path),
+                    hint="torch.save never compresses: do not trust this file",
                 )
             for name in names:
                 if archive.getinfo(name).file_size > MAX_PICKLE_BYTES:
@@ -202,6 +206,12 @@ def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Ch
     args, epoch = top.pop("args", None), top.pop("epoch", None)
     state = {str(key): value for key, value in dict.items(top.pop(container) if container else top)}
     rest = top if container else {}
+    if odd := [key for key in (*state, *rest) if len(key) > MAX_NAME or not key.isprintable()]:
+        raise WeightsError(
+            f"{len(odd)} entries of the checkpoint have names that nobody gives: {odd[0][:MAX_NAME]!a}",
+            where=str(path),
+            hint="is this a file of weights?",
+        )
     foreign = [f"{key} ({type(value).__name__})" for key, value in state.items() if not _is_usable(value)]
     if foreign or not state:
         raise WeightsError(

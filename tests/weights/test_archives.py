@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import io
-import random
+import stat
 import zipfile
 
 import pytest
+from loopback_hub import FILE, REPO, SPM, ZIP, ZIPPED, left_behind, noise, sha256
 
-from refcli.errors import ExitCode, WeightsError
+from refcli.errors import ExitCode, RefcliError, WeightsError
+from refcli.weights import archives
 from refcli.weights.download import read_origin
 from refcli.weights.locate import home, pulled_directory, resolve
-
-REPO, ZIP, SPM = "linhuixiao/OneRef", "rec_single_dataset_finetuning_base.zip", "beit3_checkpoints/beit3.spm"
-FILE = "rec_single_dataset_finetuning_large_unc.pth"
-ZIPPED = "oneref-base-rec-refcoco"
-
-
-def noise(seed: int, size: int = 20_000) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def left_behind() -> list[str]:
-    """What lies in REFCLI_HOME/weights, apart from lock files."""
-    return sorted(path.name for path in (home() / "weights").iterdir() if path.suffix != ".lock")
 
 
 def zipped(members: dict[str, bytes]) -> bytes:
@@ -45,11 +30,12 @@ def commit_zip(hub, content: bytes) -> None:
 
 def test_each_name_takes_its_member_out_of_a_shared_zip(hub, pulled):
     members = {"base/unc/best_checkpoint.pth": noise(3), "base/unc+/best_checkpoint.pth": noise(4), "readme": b""}
-    commit_zip(hub, zipped(members))
+    content = zipped(members)
+    commit_zip(hub, content)
 
     assert (pulled(ZIPPED) / "model.safetensors").read_bytes() == noise(3)
     assert (pulled("oneref-base-rec-refcoco-plus") / "model.safetensors").read_bytes() == noise(4)
-    assert len([request for request in hub.downloads() if sha256(zipped(members)) in request.path]) == 1
+    assert len([request for request in hub.downloads() if sha256(content) in request.path]) == 1
     assert read_origin(resolve(ZIPPED))["member"] == "unc/best_checkpoint.pth"
 
 
@@ -89,6 +75,46 @@ def test_a_zip_bomb_is_refused(hub, pulled):
         pulled(ZIPPED)
 
     assert bomb.value.exit_code == ExitCode.INTEGRITY
+    assert left_behind() == []
+
+
+def test_a_zip_bomb_that_boasts_of_its_own_size_is_refused(hub, pulled):
+    content = bytearray(zipped({"unc/best_checkpoint.pth": bytes(10_000_000)}))
+    packed_size = content.index(b"PK\x01\x02") + 20
+    content[packed_size : packed_size + 4] = (9_000_000).to_bytes(4, "little")
+    commit_zip(hub, bytes(content))
+
+    with pytest.raises(WeightsError, match="would grow"):
+        pulled(ZIPPED)
+
+
+def test_a_link_in_a_zip_is_not_followed(hub, tmp_path, pulled):
+    (tmp_path / "secret.pth").write_bytes(noise(9))
+    link = zipfile.ZipInfo("unc/best_checkpoint.pth")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as writer:
+        writer.writestr(link, str(tmp_path / "secret.pth"))
+    commit_zip(hub, archive.getvalue())
+
+    with pytest.raises(WeightsError, match="0 of what should be one"):
+        pulled(ZIPPED)
+
+    assert left_behind() == []
+
+
+def test_a_full_disk_is_not_blamed_on_the_zip(hub, monkeypatch, pulled):
+    commit_zip(hub, zipped({"unc/best_checkpoint.pth": noise(3)}))
+
+    def full(archive, info, out, *, where):
+        raise OSError(errno.ENOSPC, "No space left on device", str(out))
+
+    monkeypatch.setattr(archives, "_copy", full)
+    with pytest.raises(RefcliError, match="cannot be written: No space left") as problem:
+        pulled(ZIPPED)
+
+    assert str(home()) in problem.value.where
+    assert "make room" in problem.value.hint
     assert left_behind() == []
 
 

@@ -77,6 +77,13 @@ def test_data_sets_and_splits_are_those_of_prepare_data(catalog):
                 assert scores.keys() <= load_spec(name).splits.keys(), (entry.name, name)
 
 
+def test_the_visual_tokenizer_is_credited_to_those_who_made_it(catalog):
+    origin = catalog.origin(catalog.find("vqkd"))
+
+    assert "BEiT v2" in origin.citation
+    assert origin.homepage.endswith("/beit2")
+
+
 def test_training_starts_from_weights_of_the_same_size(catalog):
     for entry in catalog.weights:
         if entry.starts_from is not None:

@@ -8,10 +8,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.errors import UsageError, WeightsError
 from refcli.files import file_sha256
 from refcli.model.beit3 import OneTower
-from refcli.model.visual_tokenizer import VisualTokenizer, VisualTokenizerSettings
+from refcli.model.visual_tokenizer import VisualTokenizer
 from refcli.weights.conversions.beit3 import TowerOnlySettings
 from refcli.weights.conversions.oneref import from_official, to_official
 from refcli.weights.convert import PRETRAINING_HEADS_FILE, convert, detect_kind
@@ -91,7 +92,20 @@ def test_a_mask_model_without_a_trained_box_head_answers_with_masks_only(fixture
     assert loaded.settings.head.settings["rec"] is False
     box_head = {name for name in official if name.startswith(("visu_proj", "bbox_embed"))}
     assert set(report.dropped) >= box_head
-    assert all("masks only" in report.dropped[name] for name in box_head)
+    assert all("not trained" in report.dropped[name] for name in box_head)
+
+
+def test_a_pretrained_checkpoint_with_a_mask_head_is_trained_for_nothing_yet(fixtures, tmp_path, spm):
+    official = load_file(fixtures / "oneref_tiny_mrefm" / "weights.safetensors")
+    masks = load_file(fixtures / "oneref_tiny_res" / "weights.safetensors")
+    official |= {name: masks[name] for name in masks if name.startswith(("seg_conv", "bn"))}
+    path = save(tmp_path / "c.pth", official, enable_mrefm=True, use_mask_loss=True)
+    report = convert(path, out=tmp_path / "w", heads=HEADS_OF_TINY, tokenizer=spm)
+    assert report.tasks == ()
+    assert any("fine-tune before asking it" in note for note in report.notes)
+    settings = load_weights(str(tmp_path / "w")).settings.head.settings
+    assert (settings["rec"], settings["res"]) == (False, True)
+    assert sorted([*report.names, *report.kept_apart, *report.dropped]) == sorted([*official, "optimizer", "val_accu"])
 
 
 def test_the_report_accounts_for_every_tensor_and_tells_the_source(fixtures, tmp_path):
@@ -113,7 +127,8 @@ def test_the_report_accounts_for_every_tensor_and_tells_the_source(fixtures, tmp
     }
     assert meta["origin"] == {"licence": "MIT"}
     assert meta["files"] == {
-        name: file_sha256(tmp_path / "w" / name) for name in ("model.safetensors", PRETRAINING_HEADS_FILE)
+        name: file_sha256(tmp_path / "w" / name)
+        for name in ("config.yaml", "model.safetensors", PRETRAINING_HEADS_FILE)
     }
 
 
@@ -156,12 +171,15 @@ def test_a_beit3_file_becomes_a_tower_without_a_head(fixtures, tmp_path):
     assert settings.text.tokenizer == "beit3.spm"
 
 
-def test_a_vqkd_file_becomes_a_visual_tokenizer(fixtures, tmp_path):
+def test_a_vqkd_file_becomes_a_visual_tokenizer(fixtures, tmp_path, spm):
     folder = fixtures / "vqkd_tiny"
     torch.save({"model": load_file(folder / "weights.safetensors")}, tmp_path / "c.pth")
-    report = convert(tmp_path / "c.pth", out=tmp_path / "w", heads=2)
+    report = convert(tmp_path / "c.pth", out=tmp_path / "w", heads=2, tokenizer=spm)
     assert report.kind == "vqkd"
     assert not report.needs_tokenizer
+    assert "it reads no text: the tokenizer is left out" in report.notes
+    assert not (tmp_path / "w" / "tokenizer.spm").exists()
+    assert report.names["encoder.pos_embed"] == "embedding.positions"
     settings = VisualTokenizerSettings.model_validate(yaml.safe_load((tmp_path / "w" / "config.yaml").read_text()))
     tokenizer = VisualTokenizer(settings)
     tokenizer.load_state_dict(load_file(tmp_path / "w" / "model.safetensors"), strict=True)

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from refcli.errors import ConfigError, ExitCode, UsageError, WeightsError
+from refcli.errors import ConfigError, ExitCode, RefcliError, UsageError, WeightsError
 from refcli.weights import convert as converting
 from refcli.weights.conversions.plan import KeyRow, KeyTableError
 from refcli.weights.convert import convert
 
 HEADS_OF_TINY = 4
+BUILTIN_SPM = Path(converting.__file__).parents[1] / "text" / "builtin.spm"
 
 
 def save(path, state):
@@ -81,9 +82,21 @@ def test_a_crash_while_writing_leaves_nothing(fixtures, tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(converting, "save_file", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(RefcliError, match="cannot be written: no space left") as caught:
         convert(path, out=tmp_path / "w", heads=HEADS_OF_TINY)
+    assert caught.value.where == str(tmp_path / "w")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_where_nothing_can_be_written_is_named(fixtures, tmp_path, monkeypatch):
+    path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
+    with pytest.raises(RefcliError, match="cannot be written") as caught:
+        convert(path, out=path / "w", heads=HEADS_OF_TINY)
+    assert str(path) in caught.value.where
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UsageError, match="folder you are in"):
+        convert(path, out=Path(), heads=HEADS_OF_TINY)
 
 
 def test_an_output_directory_that_is_taken_is_left_alone(fixtures, tmp_path):
@@ -99,11 +112,10 @@ def test_an_output_directory_that_is_taken_is_left_alone(fixtures, tmp_path):
 
 def test_settings_that_do_not_fit_the_file_are_refused(fixtures, tmp_path):
     path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
-    big_spm = Path(converting.__file__).parents[1] / "text" / "builtin.spm"
     for options, error, message in (
         ({"heads": 5}, UsageError, "does not divide into 5 heads"),
         ({"heads": 4, "image_size": 100}, UsageError, "not a multiple of the patch size 16"),
-        ({"heads": 4, "tokenizer": big_spm}, UsageError, r"more than the tower embeds \(200\)"),
+        ({"heads": 4, "tokenizer": BUILTIN_SPM}, WeightsError, r"more than the tower embeds \(200\)"),
         ({"heads": 4, "tokenizer": path}, WeightsError, "not a SentencePiece model"),
         ({"heads": 4, "kind": "beit4"}, ConfigError, "no kind of checkpoint called 'beit4'"),
         ({"heads": 4, "dtype": "fp8"}, UsageError, "no dtype 'fp8'"),
@@ -112,3 +124,33 @@ def test_settings_that_do_not_fit_the_file_are_refused(fixtures, tmp_path):
         with pytest.raises(error, match=message):
             convert(path, out=tmp_path / "w", **options)
         assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_published_tower_takes_no_tokenizer_but_its_own(fixtures, tmp_path):
+    official = load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors")
+    official["beit3.text_embed.weight"] = torch.zeros(64_010, 64)
+    path = save(tmp_path / "c.pth", official)
+    with pytest.raises(WeightsError, match="that of published models 64,000") as caught:
+        convert(path, out=tmp_path / "w", heads=HEADS_OF_TINY, tokenizer=BUILTIN_SPM)
+    assert caught.value.where == str(BUILTIN_SPM)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_of_no_known_kind_is_named(tmp_path):
+    path = save(tmp_path / "c.pth", {"resnet.conv1": torch.zeros(1)})
+    with pytest.raises(WeightsError, match="of no known kind") as caught:
+        convert(path, out=tmp_path / "w")
+    assert caught.value.where == str(path)
+
+
+def test_every_tensor_that_makes_no_visual_tokenizer_is_in_the_table(fixtures, tmp_path):
+    official = load_file(fixtures / "vqkd_tiny" / "weights.safetensors")
+    broken = {name: tensor for name, tensor in official.items() if not name.startswith("encoder.blocks.1.attn.")}
+    path = save(tmp_path / "c.pth", broken)
+    with pytest.raises(WeightsError) as caught:
+        convert(path, out=tmp_path / "w", heads=2)
+    missing = sorted(official.keys() - broken.keys())
+    assert len(missing) == 5
+    assert caught.value.message.startswith("5 tensors do not make a VQ-KD tokenizer:")
+    assert all(f"\n  {name} is missing" in caught.value.message for name in missing)
+    assert caught.value.where == str(path)

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import random
 import threading
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from loopback_hub import FILE, MIRROR, NAME, REPO, SPM, ZIP, ZIPPED, left_behind, noise, sha256
 
-from refcli.errors import UsageError, WeightsError
+from refcli.errors import RefcliError, UsageError, WeightsError
 from refcli.weights.catalog import find
 from refcli.weights.download import pull, read_origin
 from refcli.weights.locate import home, resolve
-from refcli.weights.pins import lock_path, read_pins
-
-REPO, MIRROR = "linhuixiao/OneRef", "xiaolinhui/OneRef"
-NAME, FILE = "oneref-large-rec-refcoco", "rec_single_dataset_finetuning_large_unc.pth"
-ZIPPED, ZIP = "oneref-base-rec-refcoco", "rec_single_dataset_finetuning_base.zip"
-SPM = "beit3_checkpoints/beit3.spm"
-
-
-def noise(seed: int, size: int = 20_000) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def left_behind() -> list[str]:
-    """What lies in REFCLI_HOME/weights, apart from lock files."""
-    return sorted(path.name for path in (home() / "weights").iterdir() if path.suffix != ".lock")
 
 
 def test_a_name_becomes_a_directory_with_model_tokenizer_and_origin(hub, pulled):
@@ -54,6 +34,13 @@ def test_a_name_becomes_a_directory_with_model_tokenizer_and_origin(hub, pulled)
         "sha256": sha256(noise(1)),
         "num_bytes": 20_000,
         "licence": "Apache-2.0 is what their code repository says; a licence of the weights themselves was not seen",
+        "tokenizer": {
+            "repo": REPO,
+            "file": SPM,
+            "revision": hub.repositories[REPO].commit_of("main")[0],
+            "sha256": sha256(noise(2, 500)),
+            "num_bytes": 500,
+        },
     }
 
 
@@ -86,58 +73,6 @@ def test_force_fetches_and_converts_again(hub, pulled):
     assert len([request for request in hub.downloads() if sha256(noise(1)) in request.path]) == 2
 
 
-def test_a_pin_keeps_later_pulls_at_the_same_file(hub, pulled):
-    old = hub.repositories[REPO].commit_of("main")[0]
-    pulled(pin=True)
-    new = hub.commit(REPO, {FILE: noise(7), SPM: noise(2, 500)})
-
-    assert read_pins()[NAME].model_dump() == {
-        "repo": REPO,
-        "file": FILE,
-        "revision": old,
-        "sha256": sha256(noise(1)),
-        "num_bytes": 20_000,
-    }
-    assert read_pins()["beit3-tokenizer"].sha256 == sha256(noise(2, 500))
-    assert (pulled(force=True) / "model.safetensors").read_bytes() == noise(1)
-    with pytest.raises(WeightsError, match="checksums differ") as other:
-        pulled(revision=new)
-    assert sha256(noise(1)) in other.value.where
-    assert sha256(noise(7)) in other.value.where
-    assert "--pin" in other.value.hint
-    assert resolve(NAME).joinpath("model.safetensors").read_bytes() == noise(1)
-    assert (pulled(revision=new, pin=True) / "model.safetensors").read_bytes() == noise(7)
-    assert (read_pins()[NAME].revision, read_pins()[NAME].sha256) == (new, sha256(noise(7)))
-
-
-def test_a_file_that_is_not_the_pinned_one_is_not_even_downloaded(hub, pulled):
-    pulled(pin=True)
-    new = hub.commit(REPO, {FILE: noise(7), SPM: noise(2, 500)})
-
-    with pytest.raises(WeightsError, match="checksums differ"):
-        pulled(revision=new)
-
-    assert not any(sha256(noise(7)) in request.path for request in hub.downloads())
-
-
-def test_who_has_not_pinned_is_told_that_nothing_was_verified(hub, pulled):
-    said: list[str] = []
-
-    pulled(say=said.append)
-
-    assert f"unverified: no checksum is known for {NAME}; --pin keeps this one ({sha256(noise(1))})" in said
-
-
-def test_a_damaged_lock_file_is_named(hub, pulled):
-    home().mkdir()
-    lock_path().write_text('{"weights": {"x": 3}}')
-
-    with pytest.raises(WeightsError, match="lock file") as damaged:
-        pulled()
-
-    assert damaged.value.where == str(lock_path())
-
-
 def test_the_second_repository_is_tried_when_the_first_has_nothing(hub, pulled):
     hub.commit(MIRROR, hub.repositories.pop(REPO).commits[0])
 
@@ -165,6 +100,43 @@ def test_a_conversion_that_fails_leaves_nothing_and_the_old_directory_stands(hub
 
     assert left_behind() == [NAME]
     assert (resolve(NAME) / "model.safetensors").read_bytes() == noise(1)
+
+
+def test_what_a_killed_pull_left_is_cleared_away(hub, pulled):
+    half = home() / "weights" / f".{NAME}.new"
+    half.mkdir(parents=True)
+    (half / "checkpoint.pth").write_bytes(noise(8))
+
+    pulled()
+
+    assert left_behind() == [NAME]
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_by_its_address(hub, pulled):
+    def refuse(path, **options):
+        raise WeightsError("these are no weights", where=str(path))
+
+    with pytest.raises(WeightsError) as refused:
+        pull(NAME, convert=refuse)
+
+    assert refused.value.where.startswith(f"hf://{REPO}/{FILE} (")
+
+
+def test_a_home_that_is_no_folder_is_an_error_that_names_it(hub, pulled, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REFCLI_HOME", str(tmp_path / "file"))
+
+    with pytest.raises(RefcliError, match="cannot be written") as problem:
+        pulled()
+
+    assert str(tmp_path / "file") in problem.value.where
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"origin": {}, "files": {}}', '{"kind": 3}'])
+def test_a_broken_story_means_that_nothing_was_pulled(tmp_path, content):
+    (tmp_path / "meta.json").write_text(content)
+
+    assert read_origin(tmp_path) is None
 
 
 def test_two_pulls_at_once_download_once(hub, pulled):
@@ -213,6 +185,7 @@ def test_a_pulled_checkpoint_is_a_model_that_reads_expressions(hub, fixtures, mo
 
     from refcli.text import tokenizer
     from refcli.weights.load import load_weights
+    from refcli.weights.transfer import read_start
 
     spm = (Path(tokenizer.__file__).parent / "builtin.spm").read_bytes()
     monkeypatch.setattr(tokenizer, "OFFICIAL_NUM_PIECES", tokenizer.Tokenizer(spm, max_tokens=8).num_pieces)
@@ -224,8 +197,12 @@ def test_a_pulled_checkpoint_is_a_model_that_reads_expressions(hub, fixtures, mo
 
     directory = pull(NAME)
 
-    loaded = load_weights(str(directory))
-    assert loaded.name == NAME
+    loaded = load_weights(NAME)
+    assert loaded.name == directory.name == NAME
+    assert read_start(NAME).head.keys() == loaded.grounder.head.state_dict().keys()
+    address = f"hf://{REPO}@main/{FILE}"
+    pull(address)
+    assert load_weights(address).meta["kind"] == "oneref"
     assert loaded.tokenizer.model == spm
     assert loaded.meta["origin"]["sha256"] == sha256(checkpoint.getvalue()) == loaded.meta["source"]["sha256"]
     projection = loaded.grounder.state_dict()["tower.vision_embedding.projection.weight"]

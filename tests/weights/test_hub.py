@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 from pathlib import Path
 
 import pytest
+from loopback_hub import CHUNK, FILE, MIRROR, REPO, left_behind, noise, sha256
 
 from refcli.errors import ExitCode, WeightsError
 from refcli.weights import hub as hub_client
 from refcli.weights.locate import home, pulled_directory
-
-REPO, MIRROR = "linhuixiao/OneRef", "xiaolinhui/OneRef"
-FILE = "rec_single_dataset_finetuning_large_unc.pth"
-CHUNK = 1000
-"""Bytes that the client writes at a time here."""
-
-
-def noise(seed: int, size: int = 20_000) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def left_behind() -> list[str]:
-    """What lies in REFCLI_HOME/weights, apart from lock files."""
-    return sorted(path.name for path in (home() / "weights").iterdir() if path.suffix != ".lock")
 
 
 def test_a_file_is_kept_in_the_hubs_own_cache(hub, pulled):
@@ -89,6 +70,22 @@ def test_a_damaged_file_in_the_cache_is_found_and_mended_by_force(hub, pulled):
 
     assert "--force" in damaged.value.hint
     assert (pulled("beit3-tokenizer", force=True) / "beit3.spm").read_bytes() == noise(2, 500)
+
+
+def test_force_mends_the_tokenizer_of_a_model_too(hub, pulled):
+    pulled("beit3-tokenizer")
+    blob = home().parent / "hf" / "models--linhuixiao--OneRef" / "blobs" / sha256(noise(2, 500))
+    blob.write_bytes(b"something else")
+
+    with pytest.raises(WeightsError, match="cached file is damaged"):
+        pulled()
+
+    assert (pulled(force=True) / "tokenizer.spm").read_bytes() == noise(2, 500)
+
+
+def test_what_is_no_name_of_a_repository_is_not_called_a_broken_connection(hub, pulled):
+    with pytest.raises(WeightsError, match=r"some--body/models is no name of a repository"):
+        pulled("hf://some--body/models/model.pth")
 
 
 def test_a_repository_that_is_not_there_is_named(hub, pulled):

@@ -110,14 +110,33 @@ def test_every_misfit_is_named_beside_the_changed_checksum(converted, change_sta
 def test_heads_that_are_kept_apart_are_checked_too(converted):
     change(converted / "pretraining_heads.safetensors", lambda state: state["mim_head.bias"].fill_(torch.nan))
     assert "mim_head.bias holds NaN or infinity" in verify(converted)
+    (converted / "pretraining_heads.safetensors").write_bytes(b"half")
+    assert any("damaged" in problem and "pretraining_heads" in problem for problem in verify(converted))
     (converted / "pretraining_heads.safetensors").unlink()
     assert "pretraining_heads.safetensors is missing" in verify(converted)
+
+
+def test_a_config_that_fits_but_is_another_is_found(converted):
+    config = (converted / "config.yaml").read_text()
+    assert "  heads: 4\n" in config
+    (converted / "config.yaml").write_text(config.replace("  heads: 4\n", "  heads: 8\n"))
+    (problem,) = without_tokenizer(verify(converted))
+    assert problem.startswith("config.yaml is not the file that was written")
+
+
+def test_a_tokenizer_with_more_ids_than_the_tower_embeds_is_found(converted):
+    text = Path(refcli.__file__).parent / "text" / "builtin.spm"
+    (converted / "other.spm").write_bytes(text.read_bytes())
+    config = (converted / "config.yaml").read_text()
+    (converted / "config.yaml").write_text(config.replace("beit3.spm", "other.spm"))
+    assert any(r"more than the tower embeds (200)" in problem for problem in verify(converted))
 
 
 def test_damaged_files_are_problems_and_not_crashes(converted):
     whole = (converted / MODEL).read_bytes()
     (converted / MODEL).write_bytes(whole[: len(whole) // 2])
     assert any("damaged" in problem for problem in verify(converted))
+    assert any("sha256 differs" in problem for problem in verify(converted))
     (converted / MODEL).write_bytes(whole)
     for content, problem in (("tower: {depth: 3}\n", "depth"), ("[1, 2]", "no mapping"), ("{", "no readable")):
         (converted / "config.yaml").write_text(content)

@@ -85,6 +85,21 @@ def test_a_truncated_file_is_an_error(saved):
         load_weights(str(saved[1]))
 
 
+def test_a_damaged_story_is_an_error_that_names_it(saved):
+    for content in ("{", "[]"):
+        (saved[1] / "meta.json").write_text(content)
+        with pytest.raises(WeightsError, match=r"meta\.json") as damaged:
+            load_weights(str(saved[1]))
+        assert damaged.value.where == str(saved[1] / "meta.json")
+
+
+def test_a_tokenizer_with_more_ids_than_the_tower_embeds_is_refused(tmp_path):
+    settings = SETTINGS.model_copy(update={"tower": SETTINGS.tower.model_copy(update={"vocabulary_size": 100})})
+    save_weights(tmp_path / "w", Grounder.from_settings(settings), settings, meta={})
+    with pytest.raises(WeightsError, match=r"more than the tower embeds \(100\)"):
+        load_weights(str(tmp_path / "w"))
+
+
 def test_weights_that_are_not_there_are_an_error(tmp_path):
     with pytest.raises(WeightsError, match="no weights called"):
         load_weights(str(tmp_path))

@@ -6,7 +6,8 @@ import pytest
 
 from refcli.errors import UsageError, WeightsError
 from refcli.weights import hub
-from refcli.weights.locate import BUILTIN_PATH, HubUri, pulled_directory, resolve
+from refcli.weights.catalog import Catalog
+from refcli.weights.locate import BUILTIN_PATH, HubUri, canonical, pulled_directory, resolve
 
 NAME = "oneref-large-rec-refcoco"
 
@@ -19,6 +20,9 @@ NAME = "oneref-large-rec-refcoco"
         "hf://a/b/",
         "hf://a/b/../c.pth",
         "hf://a/b/%2e%2e/c",
+        "hf://a/b@../c.pth",
+        "hf://a/b@v1%2F..%2F../c.pth",
+        "hf://../b/c.pth",
         "hf://a b/c/d",
         "hf://",
     ],
@@ -33,6 +37,23 @@ def test_an_address_is_written_as_it_was_read():
 
     assert HubUri.parse(text) == HubUri("org/repo", "dir/file+.zip", "refs/pr/1", "unc+/best.pth")
     assert str(HubUri.parse(text)) == text
+
+
+def test_every_file_has_one_address_however_it_is_typed():
+    for typed in ("hf://a/b/50%25%20%2B%23.pth#100%25", "hf://a/b/50%25 +%23.pth#100%25"):
+        uri = HubUri.parse(typed)
+        assert (uri.file, uri.member) == ("50% +#.pth", "100%")
+        assert HubUri.parse(canonical(typed)) == uri
+        assert canonical(typed) == canonical(canonical(typed)) == "hf://a/b/50%25 +%23.pth#100%25"
+    assert canonical("vqkd") == "vqkd"
+
+
+def test_the_address_in_the_advice_is_one_that_can_be_pulled():
+    with pytest.raises(UsageError) as malformed:
+        HubUri.parse("hf://")
+
+    example = HubUri.parse(malformed.value.hint.split()[-1])
+    assert (example.repo, example.file) == ("linhuixiao/OneRef", Catalog.load().find("beit3-base").file)
 
 
 def test_addresses_that_read_alike_have_directories_of_their_own(tmp_path, monkeypatch):

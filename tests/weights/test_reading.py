@@ -247,9 +247,18 @@ def test_a_file_of_another_kind_is_recognised(tmp_path, start):
         read_checkpoint(tmp_path / "c.pth")
 
 
-def test_an_archive_of_checkpoints_tells_what_is_inside(tmp_path):
-    with zipfile.ZipFile(tmp_path / "base.zip", "w") as archive:
-        archive.writestr("unc/best_checkpoint.pth", b"x")
+@pytest.mark.parametrize("name", ["\x1b[2Ja", "a\n", "a" * 201])
+def test_a_name_that_would_draw_on_the_terminal_is_refused(tmp_path, name):
+    for content in ({"model": {name: torch.zeros(1)}}, {"model": STATE, name: 3}):
+        with pytest.raises(WeightsError, match="names that nobody gives") as caught:
+            read_checkpoint(save(tmp_path / "c.pth", content))
+        assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive_of_checkpoints_tells_what_is_inside(tmp_path, packing):
+    with zipfile.ZipFile(tmp_path / "base.zip", "w", packing) as archive:
+        archive.writestr("unc/best_checkpoint.pth", b"x" * 1000)
     with pytest.raises(WeightsError) as caught:
         read_checkpoint(tmp_path / "base.zip")
     assert caught.value.hint == "unpack it and convert unc/best_checkpoint.pth"

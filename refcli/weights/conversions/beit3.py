@@ -56,6 +56,8 @@ WORDS, PATCHES = "beit3.text_embed.weight", "beit3.vision_embed.proj.weight"
 VISION_ROWS, TEXT_ROWS = "beit3.encoder.embed_positions.A.weight", "beit3.encoder.embed_positions.B.weight"
 FIRST_FFN = THEIR_LAYER.format(layer=0) + "ffn.A.fc1.weight"
 OUR_VISION_ROWS = "tower.vision_embedding.positions"
+PUBLISHED_WORD_ROWS = 64_010
+"""Rows of the published word table; beit3.spm has ids for 64,002 of them."""
 HEAD_DIM = 64
 """Width of one attention head in every published model; no tensor's shape shows it."""
 KEPT_APART = re.compile(
@@ -177,7 +179,7 @@ def tower_settings(
         raise UsageError(
             f"a width of {dim} channels does not divide into {wanted}",
             where="--heads",
-            hint="the weights do not tell the number of attention heads: give it",
+            hint="the weights do not tell the number of attention heads: give it to `refcli weights convert`",
         )
     drop_path = args.get("drop_path")
     return TowerSettings(

@@ -135,5 +135,5 @@ def _why_dropped(name: str, head: Mapping[str, bool]) -> str | None:
     if name == CONTRAST_SCALE:
         return "temperature of the contrastive loss, which is off in every published recipe"
     if BOX_HEAD.match(name) and not head["rec"]:
-        return "box head of a file trained for masks only (its args do not say use_regress_box)"
+        return "box head that was not trained (the args of the file do not say use_regress_box)"
     return None

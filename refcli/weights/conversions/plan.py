@@ -37,7 +37,7 @@ class Plan:
 
 
 class KeyRow(NamedTuple):
-    """One official tensor that does not fit."""
+    """One tensor that does not fit: under its official name, or under ours where the converted one is at fault."""
 
     name: str
     problem: Literal["missing", "unexpected", "wrong shape", "NaN or infinity"]

@@ -3,6 +3,6 @@
 CONVERSIONS: dict[str, str] = {
     "oneref": "refcli.weights.conversions.oneref:plan",
     "beit3": "refcli.weights.conversions.beit3:plan",
-    "vqkd": "refcli.weights.convert:plan_visual_tokenizer",
+    "vqkd": "refcli.weights.conversions.vqkd:plan",
 }
 """Each row is called as `plan(official, args=, heads=, image_size=)` and gives a `Plan`."""

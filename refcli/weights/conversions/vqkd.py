@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from refcli.errors import WeightsError
-from refcli.model.visual_tokenizer import VisualTokenizer, VisualTokenizerSettings
+from refcli.config.pretraining import VisualTokenizerSettings
+from refcli.errors import UsageError, WeightsError
+from refcli.model.visual_tokenizer import VisualTokenizer
+from refcli.weights.conversions.plan import MAX_ROWS_SHOWN, Plan
 
 POSITIONS, PATCHES, CODEBOOK = "encoder.pos_embed", "encoder.patch_embed.proj.weight", "quantize.embedding.weight"
 NAMES: Mapping[str, str] = {
@@ -80,7 +83,7 @@ def settings_of(official: Mapping[str, Tensor], *, heads: int | None = None) -> 
         raise WeightsError(
             f"a width of {dim} channels does not divide into {wanted_heads}",
             where="state dict",
-            hint="the weights do not tell the number of heads: give it",
+            hint="the weights do not tell the number of attention heads: give it to `refcli weights convert --heads`",
         )
     settings = VisualTokenizerSettings(
         image_size=side * patch_size,
@@ -132,6 +135,28 @@ def left_out(official: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(name for name in official if NEVER_USED.match(name))
 
 
+def plan(
+    official: Mapping[str, Tensor], *, args: Mapping[str, Any], heads: int | None, image_size: tuple[int, int] | None
+) -> Plan:
+    """The encoder and its codebook; nothing is read off `args`.
+
+    Raises:
+        UsageError: an image size: this model resamples its positions for every picture itself.
+        WeightsError: missing, misshapen or unknown tensors, or a width that does not divide into the heads.
+    """
+    if image_size is not None:
+        raise UsageError(
+            "a visual tokenizer has no image size to change", where="--image-size", hint="it takes pictures of any size"
+        )
+    return Plan(
+        settings=settings_of(official, heads=heads),
+        state=from_official(official),
+        names=_names_of(official),
+        dropped=dict.fromkeys(left_out(official), "only the training of the tokenizer needs it"),
+        notes=("a visual tokenizer, for `refcli pretrain`",),
+    )
+
+
 def _names_of(official: Mapping[str, Tensor]) -> dict[str, str]:
     """Official name -> ours, for a state dict that has exactly these names and some that are never used."""
     names = _names(_num_blocks(official, OFFICIAL_BLOCKS))
@@ -169,8 +194,10 @@ def _shape(official: Mapping[str, Tensor], name: str, *, rank: int) -> tuple[int
 
 
 def _refusal(problems: Sequence[str]) -> WeightsError:
+    shown = "".join(f"\n  {problem}" for problem in problems[:MAX_ROWS_SHOWN])
+    more = f"\n  and {len(problems) - MAX_ROWS_SHOWN} more" if len(problems) > MAX_ROWS_SHOWN else ""
     return WeightsError(
-        f"the weights are not those of a VQ-KD tokenizer ({len(problems)} tensors): " + "; ".join(problems[:5]),
+        f"{len(problems)} tensors do not make a VQ-KD tokenizer:{shown}{more}",
         where="state dict",
-        hint="is this the right kind of checkpoint?",
+        hint="is the file complete, and of this kind?",
     )

@@ -13,10 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
+from refcli.weights.locate import home
+
 DEFAULT_BRANCH = "main"
-REPO, FILE = "linhuixiao/OneRef", "rec_single_dataset_finetuning_large_unc.pth"
-"""What the catalogue's oneref-large-rec-refcoco stands for."""
+REPO, MIRROR = "linhuixiao/OneRef", "xiaolinhui/OneRef"
+NAME, FILE = "oneref-large-rec-refcoco", "rec_single_dataset_finetuning_large_unc.pth"
+ZIPPED, ZIP = "oneref-base-rec-refcoco", "rec_single_dataset_finetuning_base.zip"
 SPM = "beit3_checkpoints/beit3.spm"
+"""Of the catalogue: repositories, and names with their files; the last is the tokenizer's."""
 CHUNK = 1000
 """Bytes that the client writes at a time in these tests; 10 MB otherwise."""
 
@@ -24,6 +28,16 @@ CHUNK = 1000
 def noise(seed: int, size: int = 20_000) -> bytes:
     """Content that no compression makes smaller."""
     return random.Random(seed).randbytes(size)
+
+
+def sha256(content: bytes) -> str:
+    """In hex, as the hub's etags are."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def left_behind() -> list[str]:
+    """What lies in REFCLI_HOME/weights, apart from lock files."""
+    return sorted(path.name for path in (home() / "weights").iterdir() if path.suffix != ".lock")
 
 
 def converted(path: Path, *, kind: str, out: Path, tokenizer: Path | None, origin: dict[str, object]) -> None:
@@ -108,7 +122,7 @@ class FakeHub:
         for repository in self.repositories.values():
             for tree in repository.commits:
                 for content in tree.values():
-                    if hashlib.sha256(content).hexdigest() == digest:
+                    if sha256(content) == digest:
                         return content
         raise KeyError(digest)
 
@@ -187,7 +201,7 @@ class _HubHandler(_Handler):
         if parts[4] not in tree:
             return self.say(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         content = tree[parts[4]]
-        digest = hashlib.sha256(content).hexdigest()
+        digest = sha256(content)
         return self.say(
             302,
             {

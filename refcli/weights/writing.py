@@ -1,0 +1,57 @@
+"""Directories of weights appear whole or not at all, and a full disk is said to be one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from refcli.errors import RefcliError
+
+
+@contextmanager
+def disk_explained(where: Path) -> Iterator[None]:
+    """Turn what the disk refuses into an error that says where and what to do.
+
+    Raises:
+        RefcliError: no room, no permission, a broken disk.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as problem:  # safetensors writes by itself, and has an error of its own
+        reason = problem.strerror if isinstance(problem, OSError) else None
+        raise RefcliError(
+            f"the weights cannot be written: {reason or problem}",
+            where=str((isinstance(problem, OSError) and problem.filename) or where),
+            hint="make room there, or choose another folder",
+        ) from problem
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` when the block ends well; `out` must not exist, or be empty.
+
+    Raises:
+        RefcliError: the disk refuses.
+    """
+    out = out.resolve()
+    with disk_explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        try:
+            yield folder
+            for path in folder.iterdir():
+                path.chmod(0o644)
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            folder.chmod(0o755)
+            if out.is_dir():
+                out.rmdir()
+            folder.replace(out)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -43,6 +43,9 @@ from refcli.weights.pretraining_heads import load_pretraining_heads, save_pretra
 from refcli.weights.transfer import start_from
 from refcli.weights.visual_tokenizer import save_visual_tokenizer
 
+PICTURES_AT_ONCE = 16
+"""How many pictures are loaded together where their patches are clustered."""
+
 
 def pretrain(
     settings: PretrainSettings,
@@ -162,9 +165,10 @@ def _teacher(settings: PretrainSettings, grounder: Grounder) -> FrozenTower | No
 
 
 def _pictures(settings: PretrainSettings, data: Data) -> Iterator[torch.Tensor]:
-    """Batches of training pictures, the same in every process."""
+    """Batches of training pictures, the same in every process and for every batch size."""
     alone = World(rank=0, size=1, device=torch.device("cpu"))
-    with closing(make_feed(settings, data, alone, None).batches(0)) as batches:
+    train = settings.train.model_copy(update={"batch_size": PICTURES_AT_ONCE})
+    with closing(make_feed(settings.model_copy(update={"train": train}), data, alone, None).batches(0)) as batches:
         for batch in batches:
             yield batch.images
 

@@ -25,6 +25,7 @@ from refcli.engine.loading import iterate_batches
 from refcli.engine.loop import Feed, train
 from refcli.engine.reporting import Logged, Reporter, Silence
 from refcli.engine.run_dir import RunDir
+from refcli.engine.stopping import failing_together
 from refcli.engine.tensorboard import TensorBoard
 from refcli.errors import ConfigError
 from refcli.recipes.preview import preview_lines
@@ -93,10 +94,10 @@ def run_training(
         resume = resume or (is_restart() and (out / "run.yaml").is_file())
         starts = not resume or run.checkpoints.pointer("last") is None
         parts = build(world, starts)
-        if world.is_main:
-            facts = {"store": str(store_path.resolve()), "processes": world.size}
-            RunDir.open(out, settings, resume=resume, force=force, facts=facts)
-        world.wait()
+        with failing_together(world):
+            if world.is_main:
+                facts = {"store": str(store_path.resolve()), "processes": world.size}
+                RunDir.open(out, settings, resume=resume, force=force, facts=facts)
         listener: Reporter = Logged(run, reporter) if world.is_main else Silence()
         for note in parts.notes:
             listener.noted(note)
@@ -112,9 +113,9 @@ def run_training(
             compiled=parts.compiled,
             static_graph=bool(getattr(parts.objective, "has_static_graph", False)),
         )
-        if world.is_main:
-            save(trained)
-        world.wait()
+        with failing_together(world):
+            if world.is_main:
+                save(trained)
     finally:
         world.close()
 

@@ -45,7 +45,7 @@ def test_closing_ends_the_loading_processes():
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_loading_processes_go_on_when_the_whole_group_gets_a_signal(which):
     endless = ([number % 6] for number in range(1000))
     with closing(iterate_batches(Squares(), endless, torch.tensor, workers=1)) as batches:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from refcli.heads.parts.truth import patch_truth
-from refcli.losses.boxes import box_giou, box_l1, mean_over
+from refcli.losses.averages import mean_over
+from refcli.losses.boxes import box_giou, box_l1
 from refcli.losses.contrast import clip_contrast
 from refcli.losses.masks import dice, sigmoid_focal
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refcli.weights.conversions.table import CONVERSIONS
+
 if TYPE_CHECKING:
     from refcli.recipes.weights import ListedWeights
     from refcli.weights.convert import ConversionReport
@@ -76,7 +78,7 @@ def pull_command(
 def convert_command(
     file: Annotated[Path, typer.Argument(help="An official checkpoint (.pth).", metavar="FILE")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write; new or empty.", metavar="DIR")],
-    kind: Annotated[str, typer.Option("--kind", help="auto, oneref, beit3 or vqkd.")] = "auto",
+    kind: Annotated[str, typer.Option("--kind", help=f"auto, {', '.join(CONVERSIONS)}.")] = "auto",
     dtype: Annotated[Dtype, typer.Option("--dtype", help="How to store the numbers.")] = Dtype.FP32,
     image_size: Annotated[
         int | None,
@@ -205,7 +207,8 @@ def _of_files(info: WeightsInfo) -> list[tuple[str, str]]:
 def _say_report(report: ConversionReport) -> None:
     from refcli.cli.output import say
 
-    say(f"{report.kind}: {report.num_parameters:,} parameters as {report.dtype}; tasks: {', '.join(report.tasks)}")
+    tasks = ", ".join(report.tasks) or "none"
+    say(f"{report.kind}: {report.num_parameters:,} parameters as {report.dtype}; tasks: {tasks}")
     for what, names in (("kept apart", report.kept_apart), ("left out", tuple(report.dropped))):
         if names:
             more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""

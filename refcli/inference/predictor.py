@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from refcli.contracts.prediction import Answer, Prediction
 from refcli.data.image import read_image
 from refcli.data.transforms import letterbox
-from refcli.errors import ExpressionError, ImageError, UsageError
+from refcli.errors import ExpressionError, ImageError, UsageError, WeightsError
 from refcli.inference.device import Precision, choose_device, choose_precision, default_batch_size
 from refcli.inference.read_ahead import Picture, Prepared, ReadAhead
 from refcli.inference.requests import ImageSource, Request
@@ -54,6 +54,12 @@ class Predictor:
             raise UsageError(f"a batch of {self.batch_size} cannot be computed", where="batch_size")
         self.min_score = min_score
         loaded = weights if isinstance(weights, LoadedWeights) else load_weights(str(weights))
+        if loaded.meta.get("tasks") == []:
+            raise WeightsError(
+                "these weights are pre-trained only: they were trained for no task that could be asked",
+                where=loaded.name,
+                hint="fine-tune them first: refcli finetune --init",
+            )
         self.weights = loaded.name
         self.settings = loaded.settings
         self._tokenizer = loaded.tokenizer

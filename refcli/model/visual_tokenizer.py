@@ -41,6 +41,14 @@ def resample_tokenizer_positions(
     return torch.cat([table[:, :1], image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], 1)
 
 
+def nearest_codes(
+    vectors: Float[Tensor, "*batch code_dim"], codes: Float[Tensor, "codes code_dim"]
+) -> Int[Tensor, " *batch"]:
+    """The row of `codes` with the least Euclidean distance to each vector."""
+    # |v|^2 is the same for every code, so the least |v - c|^2 is the greatest v.c - |c|^2 / 2.
+    return F.linear(vectors, codes, -0.5 * codes.square().sum(-1)).argmax(-1)
+
+
 class TokenizerEmbedding(nn.Module):
     """Patch projection, class token and positions."""
 
@@ -155,6 +163,4 @@ class VisualTokenizer(nn.Module):
         """
         with torch.autocast(images.device.type, enabled=False):
             vectors = F.normalize(self.code_vectors(images).float(), dim=-1)
-            codes = self.codebook.float()
-            # |v|^2 is the same for every code, so the least |v - c|^2 is the greatest v.c - |c|^2 / 2.
-            return F.linear(vectors, codes, -0.5 * codes.square().sum(-1)).argmax(-1)
+            return nearest_codes(vectors, self.codebook.float())

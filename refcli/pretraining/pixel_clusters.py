@@ -12,7 +12,8 @@ from torch import Tensor
 from refcli.config.pretraining import VisualCodeSettings
 from refcli.config.schema import TowerSettings
 from refcli.errors import ConfigError
-from refcli.pretraining.visual_codes import WEIGHTS_KEY, VisualCodes, cut_patches, nearest_codes, visual_pixels
+from refcli.model.visual_tokenizer import nearest_codes
+from refcli.pretraining.visual_codes import WEIGHTS_KEY, VisualCodes, cut_patches, visual_pixels
 
 PATCHES_PER_CODE = 64
 """How many patches k-means sees for each mean (it needs some dozens; faiss warns below 39)."""

@@ -12,8 +12,8 @@ from refcli.config.pretraining import VisualTokenizerSettings, VisualTokenizerTr
 from refcli.config.schema import TowerSettings
 from refcli.contracts.batch import Batch
 from refcli.errors import ConfigError
-from refcli.model.visual_tokenizer import TokenizerBlock, VisualTokenizer
-from refcli.pretraining.visual_codes import cut_patches, nearest_codes, visual_pixels
+from refcli.model.visual_tokenizer import TokenizerBlock, VisualTokenizer, nearest_codes
+from refcli.pretraining.visual_codes import cut_patches, visual_pixels
 
 GRACE = 2.0
 """A code that was moved counts as used so many times the threshold: unless it is used, it is moved again after

@@ -43,14 +43,6 @@ def cut_patches(
     return F.unfold(pixels, patch_size, stride=patch_size).transpose(1, 2)
 
 
-def nearest_codes(
-    vectors: Float[Tensor, "*batch code_dim"], codes: Float[Tensor, "codes code_dim"]
-) -> Int[Tensor, " *batch"]:
-    """The row of `codes` with the least Euclidean distance to each vector."""
-    # |v|^2 is the same for every code, so the least |v - c|^2 is the greatest v.c - |c|^2 / 2.
-    return F.linear(vectors, codes, -0.5 * codes.square().sum(-1)).argmax(-1)
-
-
 class VisualCodes(nn.Module, ABC):
     """A fixed vocabulary of patches; whatever is learnt about it is learnt elsewhere."""
 

@@ -64,7 +64,7 @@ def pretrain(
     weights = out / "weights"
 
     def save(trained: nn.Module) -> None:
-        meta = training_meta(settings) | {"objective": settings.objective}
+        meta = training_meta(settings) | {"objective": settings.objective, "tasks": []}
         if isinstance(trained, VisualTokenizerTraining):
             save_visual_tokenizer(weights, trained.tokenizer, meta=meta)
             return

@@ -133,8 +133,11 @@ def refuse_broken(directory: Path, problems: list[str]) -> None:
         WeightsError: something is.
     """
     if problems:
+        number = "1 thing is" if len(problems) == 1 else f"{len(problems)} things are"
         raise WeightsError(
-            "these weights are not whole: " + problems[0], where=str(directory), hint="pull or convert again"
+            f"these weights are not whole: {number} wrong",
+            where=str(directory),
+            hint="pull or convert them again, unless a line above says what else to do",
         )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock
 
 from refcli.errors import UsageError, WeightsError
@@ -22,6 +23,9 @@ from refcli.weights.writing import disk_explained
 OFFICIAL_TOKENIZER = "beit3.spm"
 """Name of the file in the directory of a pulled tokenizer; `Tokenizer.load` counts the pieces of a file called so."""
 AUTO = "auto"
+ANSWERS = {"rec": "box", "res": "mask"}
+"""Task of the catalogue -> what a conversion calls its answer."""
+WIDTHS = {"base": 768, "large": 1024}
 ORIGIN_KEYS = frozenset({*Pin.model_fields, "member", "tokenizer"})
 """What `read_origin` gives at the least."""
 
@@ -40,6 +44,8 @@ class Wanted:
     kind: str
     sha256: str | None
     licence: str | None
+    entry: CatalogEntry | None = None
+    """What the catalogue says about it."""
 
     @property
     def may_read_text(self) -> bool:
@@ -143,7 +149,7 @@ def _wanted(name_or_uri: str, *, revision: str | None, pinned: Pin | None, pin: 
     assert entry.file is not None
     origin = Catalog.load().origin(entry)
     uris = tuple(HubUri(repo, entry.file, asked, entry.member) for repo in _repos(entry, pinned))
-    return Wanted(name_or_uri, uris, entry.kind, known_sha256, origin.licence)
+    return Wanted(name_or_uri, uris, entry.kind, known_sha256, origin.licence, entry)
 
 
 def _repos(entry: CatalogEntry, pinned: Pin | None) -> tuple[str, ...]:
@@ -210,12 +216,33 @@ def _install(
                 if (problem.where or "").startswith(str(checkpoint)):
                     problem.where = f"{wanted.uris[0]} ({file.path})"  # what came out of a zip is gone by then
                 raise
+            for note in _notes(wanted.entry, built):
+                say(note)
         if directory.exists():
             directory.rename(temporary / "replaced")
         built.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return origin
+
+
+def _notes(entry: CatalogEntry | None, built: Path) -> Iterator[str]:
+    """What the user should know about converted weights: the conversion's notes, and what the catalogue says else."""
+    meta = json.loads((built / META_FILE).read_text(encoding="utf-8"))
+    yield from meta.get("notes", ())
+    if entry is None:
+        return
+    config = yaml.safe_load((built / CONFIG_FILE).read_text(encoding="utf-8"))
+    tower = config.get("tower", config)
+    size = tower.get("image_size")
+    tasks = [answer for task, answer in ANSWERS.items() if task in entry.tasks]
+    for what, found, stated in (
+        ("image size", size[0] if isinstance(size, list) else size, entry.image_size),
+        ("width", tower.get("dim"), WIDTHS.get(entry.tower or "")),
+        ("tasks", meta.get("tasks"), tasks),
+    ):
+        if None not in (found, stated) and found != stated:
+            yield f"not what the catalogue says: {what} {found} instead of {stated}"
 
 
 def _own_converter() -> Converter:

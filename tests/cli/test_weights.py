@@ -182,7 +182,7 @@ def test_verify_lists_what_is_wrong_and_fails(tmp_path, capsys):
     (tmp_path / "model.safetensors").write_bytes((BUILTIN_PATH / "model.safetensors").read_bytes()[:-4])
     (tmp_path / "config.yaml").write_bytes((BUILTIN_PATH / "config.yaml").read_bytes())
 
-    with pytest.raises(WeightsError, match="not whole: the file is damaged") as broken:
+    with pytest.raises(WeightsError, match="not whole") as broken:
         verify_command(str(tmp_path))
 
     captured = capsys.readouterr()

@@ -10,14 +10,13 @@ from refcli.config.pretraining import VisualCodeSettings, VisualTokenizerSetting
 from refcli.config.schema import TowerSettings
 from refcli.data.transforms import IMAGE_MEAN, letterbox
 from refcli.errors import ConfigError, WeightsError
-from refcli.model.visual_tokenizer import VisualTokenizer
+from refcli.model.visual_tokenizer import VisualTokenizer, nearest_codes
 from refcli.pretraining.visual_codes import (
     PROVIDERS,
     TokenizerCodes,
     VisualCodes,
     build_visual_codes,
     cut_patches,
-    nearest_codes,
     visual_pixels,
 )
 from refcli.tables import lookup

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import io
-import sys
 from pathlib import Path
 
+import loopback_hub
 import pytest
 import sentencepiece
 
 from refcli.weights import hub as hub_client
 from refcli.weights.download import pull
-
-sys.path.append(str(Path(__file__).parent))
-import loopback_hub
 
 
 @pytest.fixture(scope="session")

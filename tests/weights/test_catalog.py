@@ -66,7 +66,7 @@ def test_only_zips_have_members(catalog):
 
 
 def test_every_kind_can_be_converted(catalog):
-    assert {entry.kind for entry in catalog.weights} - {"builtin", "tokenizer"} == CONVERSIONS.keys()
+    assert {entry.kind for entry in catalog.weights} - {"builtin", "tokenizer"} <= CONVERSIONS.keys()
 
 
 def test_data_sets_and_splits_are_those_of_prepare_data(catalog):

@@ -15,6 +15,7 @@ from refcli.model.beit3 import OneTower
 from refcli.model.visual_tokenizer import VisualTokenizer
 from refcli.weights.conversions.beit3 import TowerOnlySettings
 from refcli.weights.conversions.oneref import from_official, to_official
+from refcli.weights.conversions.plan import heads_note
 from refcli.weights.convert import PRETRAINING_HEADS_FILE, convert, detect_kind
 from refcli.weights.load import load_weights
 
@@ -225,6 +226,14 @@ def test_a_model_without_its_tokenizer_says_what_is_missing(fixtures, tmp_path):
     with pytest.raises(WeightsError, match="tokenizer file is not there") as caught:
         load_weights(str(tmp_path / "w"))
     assert caught.value.where == str(tmp_path / "w" / "beit3.spm")
+
+
+def test_a_guess_at_the_attention_heads_is_told(fixtures, tmp_path):
+    path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
+    guess = "taken for granted: attention heads of 64 channels, 1 in all; else give --heads"
+    assert guess in convert(path, out=tmp_path / "guessed").notes
+    assert guess not in convert(path, out=tmp_path / "told", heads=HEADS_OF_TINY).notes
+    assert heads_note(768, None) == heads_note(1024, None) == ()
 
 
 def test_the_kind_is_told_by_the_names():

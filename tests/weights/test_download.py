@@ -195,8 +195,13 @@ def test_a_pulled_checkpoint_is_a_model_that_reads_expressions(hub, fixtures, mo
     torch.save({"model": state, "epoch": 3, "args": Namespace(use_regress_box=True)}, checkpoint)
     hub.commit(REPO, {FILE: checkpoint.getvalue(), SPM: spm})
 
-    directory = pull(NAME)
+    said: list[str] = []
+    directory = pull(NAME, say=said.append)
 
+    assert "not what the catalogue says: width 64 instead of 1024" in said
+    assert "not what the catalogue says: image size 64 instead of 384" in said
+    assert not any("tasks" in line for line in said)
+    assert any("attention heads of 64 channels" in line for line in said)
     loaded = load_weights(NAME)
     assert loaded.name == directory.name == NAME
     assert read_start(NAME).head.keys() == loaded.grounder.head.state_dict().keys()

@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, cast
@@ -24,12 +25,15 @@ _FAILED = (KeyError, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError,
 class Archive(ABC):
     """A zip or tar archive all of whose members are plain files with safe names; a context manager."""
 
+    _members: Mapping[str, object]
+    """Safe name -> the archive's own record of a file."""
+
     def __init__(self, where: str) -> None:
         self.where = where
 
-    @abstractmethod
     def names(self) -> list[str]:
         """Names of the files, in the archive's order, without folders; reading in this order is the fastest."""
+        return list(self._members)
 
     def read(self, name: str, *, max_bytes: int) -> bytes:
         """The content of one file.
@@ -111,9 +115,6 @@ class _ZipArchive(Archive):
             if name and not info.is_dir():
                 self._members[name] = info
 
-    def names(self) -> list[str]:
-        return list(self._members)
-
     def close(self) -> None:
         self._zip.close()
         self._stream.close()
@@ -138,9 +139,6 @@ class _TarArchive(Archive):
                     self._members[name] = member
         except _FAILED as error:
             raise self._failed(error) from error
-
-    def names(self) -> list[str]:
-        return list(self._members)
 
     def close(self) -> None:
         self._tar.close()

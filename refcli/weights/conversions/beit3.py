@@ -17,7 +17,16 @@ from refcli.errors import UsageError, WeightsError
 from refcli.model.beit3 import OneTower
 from refcli.model.positions import NUM_EXTRA_ROWS, NUM_UNUSED_ROWS, resample_vision_positions
 from refcli.text.tokenizer import OFFICIAL_NAME
-from refcli.weights.conversions.plan import KeyRow, KeyTableError, Plan, check_keys, size_of
+from refcli.weights.conversions.plan import (
+    HEAD_DIM,
+    KeyRow,
+    KeyTableError,
+    Plan,
+    check_keys,
+    count_heads,
+    heads_note,
+    size_of,
+)
 
 Names = tuple[tuple[str, str], ...]
 """(official, ours) templates; {fields} stand for what both names share."""
@@ -58,8 +67,6 @@ FIRST_FFN = THEIR_LAYER.format(layer=0) + "ffn.A.fc1.weight"
 OUR_VISION_ROWS = "tower.vision_embedding.positions"
 PUBLISHED_WORD_ROWS = 64_010
 """Rows of the published word table; beit3.spm has ids for 64,002 of them."""
-HEAD_DIM = 64
-"""Width of one attention head in every published model; no tensor's shape shows it."""
 KEPT_APART = re.compile(
     r"(mlm_head|mim_head|language_head|vision_head|pooler|head|fc_norm)\.|logit_scale$",
 )
@@ -173,8 +180,8 @@ def tower_settings(
         raise KeyTableError(
             kind, [KeyRow(VISION_ROWS, "wrong shape", (rows, dim)), KeyRow(TEXT_ROWS, "wrong shape", (text_rows, dim))]
         )
-    num_heads = dim // HEAD_DIM if heads is None and dim % HEAD_DIM == 0 else heads
-    if num_heads is None or num_heads < 1 or dim % num_heads:
+    num_heads = count_heads(dim, heads)
+    if num_heads is None:
         wanted = f"heads of {HEAD_DIM} channels" if heads is None else f"{heads} heads"
         raise UsageError(
             f"a width of {dim} channels does not divide into {wanted}",
@@ -245,5 +252,5 @@ def plan(
         state=state,
         names=our_names(expected, TOWER_NAMES),
         kept_apart={name: tensor for name, tensor in official.items() if name not in expected},
-        notes=("a tower without a head: start `refcli finetune` from it", *notes),
+        notes=("a tower without a head: start `refcli finetune` from it", *notes, *heads_note(tower.dim, heads)),
     )

@@ -22,7 +22,7 @@ from refcli.weights.conversions.beit3 import (
     tower_settings,
 )
 from refcli.weights.conversions.beit3 import to_official as to_official_names
-from refcli.weights.conversions.plan import Plan, check_keys
+from refcli.weights.conversions.plan import Plan, check_keys, heads_note
 
 HEAD_NAMES: Names = (
     ("language_head.weight", "head.language_projection.weight"),
@@ -122,7 +122,7 @@ def plan(
         kept_apart={name: official[name] for name in left if PRETRAINING_HEADS.match(name)},
         dropped={name: why for name in left if (why := _why_dropped(name, head))},
         tasks=(("box",) * box_is_trained + ("mask",) * (has_mask_head and not is_pretraining)),
-        notes=notes,
+        notes=notes + heads_note(tower.dim, heads),
     )
 
 

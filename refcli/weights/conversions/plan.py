@@ -12,6 +12,10 @@ from refcli.config.schema import Settings
 from refcli.errors import WeightsError
 
 MAX_ROWS_SHOWN = 25
+HEAD_DIM = 64
+"""Width of one attention head in every published model."""
+PUBLISHED_WIDTHS = (768, 1024)
+"""Of base and large; the visual tokenizer is a base."""
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 """Last words of the names of BatchNorm's buffers."""
 
@@ -105,6 +109,23 @@ def size_of(official: Mapping[str, Tensor], name: str, *, rank: int, kind: str) 
     if len(shape) != rank or 0 in shape:
         raise KeyTableError(kind, [KeyRow(name, "wrong shape", shape)])
     return shape
+
+
+def count_heads(dim: int, heads: int | None) -> int | None:
+    """The number of attention heads, which no tensor's shape shows: as given, or of 64 channels as published.
+
+    None if the width does not divide into such heads.
+    """
+    if heads is None:
+        heads = dim // HEAD_DIM if dim % HEAD_DIM == 0 else 0
+    return heads if heads >= 1 and dim % heads == 0 else None
+
+
+def heads_note(dim: int, heads: int | None) -> tuple[str, ...]:
+    """What the user should know if the heads were not given and the width is none of the published ones."""
+    if heads is not None or dim in PUBLISHED_WIDTHS:
+        return ()
+    return (f"taken for granted: attention heads of {HEAD_DIM} channels, {dim // HEAD_DIM} in all; else give --heads",)
 
 
 def is_parameter(name: str) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.errors import UsageError, WeightsError
 from refcli.model.visual_tokenizer import VisualTokenizer
-from refcli.weights.conversions.plan import MAX_ROWS_SHOWN, Plan
+from refcli.weights.conversions.plan import HEAD_DIM, MAX_ROWS_SHOWN, Plan, count_heads, heads_note
 
 POSITIONS, PATCHES, CODEBOOK = "encoder.pos_embed", "encoder.patch_embed.proj.weight", "quantize.embedding.weight"
 NAMES: Mapping[str, str] = {
@@ -54,8 +54,6 @@ NEVER_USED = re.compile(
     r"|loss|teacher|scaling"
 )
 """What only the training of a tokenizer needs: decoder, moving averages of the codebook, losses, teacher, its input."""
-HEAD_DIM = 64
-"""Width of one attention head in every published tokenizer; no tensor's shape shows it."""
 
 
 def settings_of(official: Mapping[str, Tensor], *, heads: int | None = None) -> VisualTokenizerSettings:
@@ -76,9 +74,8 @@ def settings_of(official: Mapping[str, Tensor], *, heads: int | None = None) -> 
     side = math.isqrt(rows - 1)
     if side < 1 or side * side != rows - 1:
         raise _refusal([f"{POSITIONS} has {rows} rows, not 1 and a square number"])
-    if heads is None and dim % HEAD_DIM == 0:
-        heads = dim // HEAD_DIM
-    if heads is None or heads < 1 or dim % heads:
+    num_heads = count_heads(dim, heads)
+    if num_heads is None:
         wanted_heads = f"heads of {HEAD_DIM} channels" if heads is None else f"{heads} heads"
         raise WeightsError(
             f"a width of {dim} channels does not divide into {wanted_heads}",
@@ -90,7 +87,7 @@ def settings_of(official: Mapping[str, Tensor], *, heads: int | None = None) -> 
         patch_size=patch_size,
         dim=dim,
         layers=_num_blocks(official, OFFICIAL_BLOCKS),
-        heads=heads,
+        heads=num_heads,
         ffn_dim=ffn_dim,
         num_codes=num_codes,
         code_dim=code_dim,
@@ -148,12 +145,13 @@ def plan(
         raise UsageError(
             "a visual tokenizer has no image size to change", where="--image-size", hint="it takes pictures of any size"
         )
+    settings = settings_of(official, heads=heads)
     return Plan(
-        settings=settings_of(official, heads=heads),
+        settings=settings,
         state=from_official(official),
         names=_names_of(official),
         dropped=dict.fromkeys(left_out(official), "only the training of the tokenizer needs it"),
-        notes=("a visual tokenizer, for `refcli pretrain`",),
+        notes=("a visual tokenizer, for `refcli pretrain`", *heads_note(settings.dim, heads)),
     )
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from refcli.recipes.evaluate import Evaluation, OnSample
 
 MOST_FAILURES_LISTED = 20
-LONGEST_NAME = 40
 
 
 class MissingChoice(str, Enum):
@@ -97,6 +96,19 @@ def command(
         Path | None,
         typer.Option("--out", "-o", help="Write summary.json and per_sample.parquet here.", metavar="DIR"),
     ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also write report/report.html: one page with plots and drawn cases.")
+    ] = False,
+    num_cases: Annotated[
+        int | None,
+        typer.Option(
+            "--cases",
+            help="With --report: draw so many of the worst samples, and as many at random. Default: 12.",
+            min=0,
+            max=100,
+            show_default=False,
+        ),
+    ] = None,
     fail_under: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,8 +128,10 @@ def command(
     """
     import json
 
+    from refcli.cli.evaluate_folders import report_folder, write_results
     from refcli.cli.output import write_line
     from refcli.errors import ExitCode, UsageError
+    from refcli.evaluation.cases import NUM_CASES
     from refcli.evaluation.conventions import choose_conventions
     from refcli.evaluation.gates import check_gates, parse_gates
     from refcli.evaluation.report import several_document
@@ -131,6 +145,10 @@ def command(
         raise UsageError(f"what is {str(parts[0])!r} for?", where="arguments", hint="folders are for --merge")
     if data is None and not merge:
         raise UsageError("there is no store to take the truth from", where="--data")
+    report_at = report_folder(out, parts or []) if report else None
+    if num_cases is not None and (merge or not report):
+        raise UsageError("no cases are drawn here", where="--cases", hint="they need --report and no --merge")
+    drawn = (NUM_CASES if num_cases is None else num_cases) if report else 0
     other = None if compare is None else read_run(compare)
     scoring = Scoring(choose_conventions(conventions or []), score_threshold, missing.value)
     gates = parse_gates(fail_under or [], conventions=() if merge else scoring.conventions)
@@ -150,29 +168,35 @@ def command(
                     limit=limit,
                     shard=part,
                     scoring=scoring,
+                    num_cases=drawn,
                     on_sample=bars.of(name),
                 )
                 for name in models
             ]
             results += [
                 evaluate_file(
-                    file, data, splits or [], limit=limit, shard=part, scoring=scoring, on_sample=bars.of(file.name)
+                    file,
+                    data,
+                    splits or [],
+                    limit=limit,
+                    shard=part,
+                    scoring=scoring,
+                    num_cases=drawn,
+                    on_sample=bars.of(file.name),
                 )
                 for file in predictions or []
             ]
     if other is not None:
         results = [result.compared_with(other) for result in results]
-    if out is not None:
-        for number, result in enumerate(results, start=1):
-            result.write(out if len(results) == 1 else out / f"{number}-{_file_name(result.run.weights)}")
+    write_results(results, out, report_at)
     reports = [result.report for result in results]
     if json_:
         document = results[0].document if len(results) == 1 else several_document(reports)
         write_line(json.dumps(document, indent=2))
     else:
         _write_tables(reports, other=None if other is None else other.weights)
-    for report in reports:
-        _say_failures(report)
+    for one in reports:
+        _say_failures(one)
     check_gates(reports, gates)
     code = _worst(results)
     if code is not ExitCode.OK:
@@ -200,12 +224,6 @@ def _worst(results: Sequence[Evaluation]) -> ExitCode:
     if codes == {ExitCode.FAILED}:
         return ExitCode.FAILED
     return ExitCode.OK if codes == {ExitCode.OK} else ExitCode.PARTIAL
-
-
-def _file_name(name: str) -> str:
-    """A name of weights as part of a folder's name."""
-    plain = [letter if letter.isalnum() or letter in "._-" else "-" for letter in Path(name).name]
-    return "".join(plain)[:LONGEST_NAME].strip(".-") or "x"
 
 
 def _say_failures(report: RunReport) -> None:

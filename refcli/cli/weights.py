@@ -187,7 +187,8 @@ def _of_catalogue(listed: ListedWeights) -> list[tuple[str, str]]:
 
 def _of_files(info: WeightsInfo) -> list[tuple[str, str]]:
     lines = [("files", str(info.directory)), ("kind", info.kind), ("answers", ", ".join(info.tasks) or "nothing yet")]
-    lines += [("frame", " x ".join(str(side) for side in info.image_size)), ("stored as", ", ".join(info.dtypes))]
+    lines += [("frame", " x ".join(str(side) for side in info.image_size))] if info.image_size else []
+    lines += [("stored as", ", ".join(info.dtypes))]
     lines += [("parameters", f"{info.num_parameters:,}")]
     for parts in (info.parameters, info.pretraining_parameters):
         lines += [("", f"{part} {count:,}") for part, count in parts.items()]

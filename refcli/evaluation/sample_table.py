@@ -23,6 +23,7 @@ TYPES: Mapping[str, pa.DataType] = {
     "counts": pa.bool_(),
     "says_none": pa.bool_(),
     "knows_existence": pa.bool_(),
+    "no_target_score": pa.float64(),
     "num_found": pa.int32(),
     "num_drawn": pa.int32(),
     "box_iou": pa.float64(),

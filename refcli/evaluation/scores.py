@@ -56,6 +56,8 @@ class SampleScore:
     """The answer is "no target", or has none."""
     knows_existence: bool
     """The system gave a probability of "no target"."""
+    no_target_score: float
+    """This probability; NaN where there is none."""
     num_found: int
     num_drawn: int
     """Answered targets that have a mask."""
@@ -143,6 +145,7 @@ def score_sample(
         counts=True,
         says_none=says_none,
         knows_existence=ungated.no_target_score is not None,
+        no_target_score=float("nan") if ungated.no_target_score is None else ungated.no_target_score,
         num_found=len(ungated.targets),
         num_drawn=len(drawn),
         box_iou=box_iou,
@@ -174,6 +177,7 @@ def score_unanswered(example: Example, error: str, *, counts: bool, frames: tupl
         counts=counts,
         says_none=bool(example.regions),
         knows_existence=True,
+        no_target_score=float("nan"),
         num_found=0,
         num_drawn=0,
         box_iou=nothing,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from refcli.data.store import Store
 from refcli.errors import ExitCode, UsageError
+from refcli.evaluation.cases import Cases, ask_again, choose_cases, find_answers, make_cases
 from refcli.evaluation.comparison import compare_runs
 from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.prediction_file import score_file
@@ -32,6 +33,10 @@ class Evaluation:
     run: Run
     report: RunReport
     document: Mapping[str, object]
+    cases: Mapping[str, Cases] | None = None
+    """Samples to look at, by split; None where no answers are at hand."""
+    other: str | None = None
+    """The name of the run that this one is compared with."""
 
     @property
     def reports(self) -> tuple[SplitReport, ...]:
@@ -49,7 +54,7 @@ class Evaluation:
     def compared_with(self, other: Run) -> Evaluation:
         """The same, with a comparison to another run."""
         report = replace(self.report, comparisons=tuple(compare_runs(self.run, other)))
-        return Evaluation(self.run, report, report_document(report))
+        return replace(self, report=report, document=report_document(report), other=other.weights)
 
     def write(self, out: Path) -> None:
         """Write every sample and then the figures into a folder, each file whole or not at all."""
@@ -69,6 +74,7 @@ def evaluate(
     limit: int | None = None,
     shard: Shard | None = None,
     scoring: Scoring | None = None,
+    num_cases: int = 0,
     out: Path | None = None,
     on_sample: OnSample | None = None,
 ) -> Evaluation:
@@ -84,6 +90,7 @@ def evaluate(
         limit: only the first so many samples of each split.
         shard: only a part of these.
         scoring: conventions and thresholds; None: the default ones.
+        num_cases: so many of the worst samples, and as many at random, are kept with their answers.
         out: a folder for summary.json and per_sample.parquet.
         on_sample: told of progress.
 
@@ -104,7 +111,12 @@ def evaluate(
         results.append(
             evaluate_split(predictor, split, name=name, rows=rows, size=size, scoring=how, on_sample=report_progress)
         )
-    return _evaluation(Run(predictor.weights, str(predictor.dtype).removeprefix("torch."), how, tuple(results)), out)
+    run = Run(predictor.weights, str(predictor.dtype).removeprefix("torch."), how, tuple(results))
+    cases: dict[str, Cases] = {}
+    for scored in results if num_cases else ():
+        split, choice = asked[scored.name][0], choose_cases(scored, num_cases)
+        cases[scored.name] = make_cases(scored, split, choice, ask_again(predictor, split, choice))
+    return _evaluation(run, out, cases)
 
 
 def evaluate_file(
@@ -115,6 +127,7 @@ def evaluate_file(
     limit: int | None = None,
     shard: Shard | None = None,
     scoring: Scoring | None = None,
+    num_cases: int = 0,
     out: Path | None = None,
     on_sample: OnSample | None = None,
 ) -> Evaluation:
@@ -127,6 +140,7 @@ def evaluate_file(
         limit: only the first so many samples of each split.
         shard: only a part of these.
         scoring: conventions and thresholds; None: the default ones.
+        num_cases: so many of the worst samples, and as many at random, are kept with their answers.
         out: a folder for summary.json and per_sample.parquet.
         on_sample: told of progress.
 
@@ -143,7 +157,13 @@ def evaluate_file(
         scoring=scoring,
         on_sample=on_sample,
     )
-    return _evaluation(run, out)
+    if not num_cases:
+        return _evaluation(run, out, {})
+    splits = {name: split for name, (split, _, _) in asked.items()}
+    choices = {scored.name: choose_cases(scored, num_cases) for scored in run.splits}
+    answers = find_answers(predictions, splits, choices)
+    cases = {one.name: make_cases(one, splits[one.name], choices[one.name], answers[one.name]) for one in run.splits}
+    return _evaluation(run, out, cases)
 
 
 def merge_evaluations(parts: Sequence[Path], *, out: Path | None = None) -> Evaluation:
@@ -158,9 +178,9 @@ def merge_evaluations(parts: Sequence[Path], *, out: Path | None = None) -> Eval
     return _evaluation(merge_runs({str(part): read_run(part) for part in parts}), out)
 
 
-def _evaluation(run: Run, out: Path | None) -> Evaluation:
+def _evaluation(run: Run, out: Path | None, cases: Mapping[str, Cases] | None = None) -> Evaluation:
     report = report_run(run)
-    evaluation = Evaluation(run, report, report_document(report))
+    evaluation = Evaluation(run, report, report_document(report), cases)
     if out is not None:
         evaluation.write(out)
     return evaluation

@@ -20,7 +20,7 @@ from refcli.errors import UsageError, WeightsError
 from refcli.files import file_sha256
 from refcli.tables import lookup
 from refcli.text.tokenizer import OFFICIAL_NUM_PIECES, Tokenizer
-from refcli.weights.conversions import beit3, oneref, vqkd
+from refcli.weights.conversions import beit3, cgformer, oneref, rela, vqkd
 from refcli.weights.conversions.plan import KeyRow, KeyTableError, Plan, is_parameter
 from refcli.weights.conversions.table import CONVERSIONS
 from refcli.weights.load import check_tokenizer
@@ -64,6 +64,10 @@ def detect_kind(state: Mapping[str, Tensor]) -> str:
     """
     if vqkd.CODEBOOK in state:
         return "vqkd"
+    if cgformer.TOKENS in state:
+        return "cgformer"
+    if rela.REGIONS in state:
+        return "rela"
     if beit3.WORDS in state or any(name.startswith("beit3.") for name in state):
         return "oneref" if oneref.MASK_HEAD in state or any(oneref.BOX_HEAD.match(name) for name in state) else "beit3"
     raise WeightsError(

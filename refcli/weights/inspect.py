@@ -13,7 +13,7 @@ from torch import Tensor
 
 from refcli.config.load import validate
 from refcli.config.pretraining import VisualTokenizerSettings
-from refcli.config.schema import ModelSettings, Settings, TextSettings
+from refcli.config.schema import ModelSettings, Settings, TextSettings, TowerSettings
 from refcli.errors import RefcliError, WeightsError
 from refcli.files import file_sha256
 from refcli.grounder import Grounder
@@ -23,7 +23,7 @@ from refcli.model.visual_tokenizer import VisualTokenizer
 from refcli.tables import lookup
 from refcli.text.tokenizer import Tokenizer
 from refcli.weights.conversions.beit3 import TowerOnlySettings
-from refcli.weights.conversions.plan import is_parameter
+from refcli.weights.conversions.plan import HeadOnlySettings, is_parameter
 from refcli.weights.convert import PRETRAINING_HEADS_FILE
 from refcli.weights.load import check_tokenizer, read_config, read_meta
 from refcli.weights.locate import BUILTIN, CONFIG_FILE, MODEL_FILE
@@ -60,7 +60,7 @@ class WeightsInfo:
 
     directory: Path
     kind: str
-    """The head's name; `tower` without one; `visual tokenizer`."""
+    """The head's name; `tower` without one; `part of the head NAME`; `visual tokenizer`."""
     tasks: tuple[str, ...]
     """`box`, `mask`, `existence`: what the model was trained to answer."""
     parameters: dict[str, int]
@@ -68,8 +68,8 @@ class WeightsInfo:
     pretraining_parameters: dict[str, int]
     """The same for heads that are kept apart."""
     dtypes: tuple[str, ...]
-    image_size: tuple[int, int]
-    """(height, width) in pixels."""
+    image_size: tuple[int, int] | None
+    """(height, width) in pixels; None for part of a head."""
     tokenizer: str | None
     tokenizer_is_there: bool
     sha256: str
@@ -158,7 +158,8 @@ def _find(directory: Path) -> None:
 def _settings(directory: Path) -> Settings:
     _find(directory)
     values = read_config(directory)
-    kind = ModelSettings if "head" in values else TowerOnlySettings if "tower" in values else VisualTokenizerSettings
+    kinds = {"tower_dim": HeadOnlySettings, "head": ModelSettings, "tower": TowerOnlySettings}
+    kind = next((kind for key, kind in kinds.items() if key in values), VisualTokenizerSettings)
     settings: Settings = validate(kind, values, where=str(directory / CONFIG_FILE))
     return settings
 
@@ -166,6 +167,8 @@ def _settings(directory: Path) -> Settings:
 def _kind(settings: Settings) -> str:
     if isinstance(settings, ModelSettings):
         return settings.head.name
+    if isinstance(settings, HeadOnlySettings):
+        return f"part of the head {settings.head.name}"
     return "tower" if isinstance(settings, TowerOnlySettings) else "visual tokenizer"
 
 
@@ -208,11 +211,10 @@ def _text(settings: Settings) -> TextSettings | None:
     return settings.text if isinstance(settings, ModelSettings | TowerOnlySettings) else None
 
 
-def _image_size(settings: Settings) -> tuple[int, int]:
+def _image_size(settings: Settings) -> tuple[int, int] | None:
     if isinstance(settings, ModelSettings | TowerOnlySettings):
         return settings.tower.image_size
-    assert isinstance(settings, VisualTokenizerSettings)
-    return settings.image_size, settings.image_size
+    return (settings.image_size, settings.image_size) if isinstance(settings, VisualTokenizerSettings) else None
 
 
 def _changed_files(directory: Path) -> list[str]:
@@ -228,15 +230,19 @@ def _changed_files(directory: Path) -> list[str]:
 
 def _misfits(directory: Path) -> list[str]:
     settings = _settings(directory)
+    stored = _stored(directory / MODEL_FILE)
     with torch.device("meta"):
         if isinstance(settings, ModelSettings):
             wanted = Grounder.from_settings(settings).state_dict()
         elif isinstance(settings, TowerOnlySettings):
             wanted = {f"tower.{name}": tensor for name, tensor in OneTower(settings.tower).state_dict().items()}
+        elif isinstance(settings, HeadOnlySettings):
+            tower = TowerSettings(dim=settings.tower_dim, heads=1)
+            whole = Grounder.from_settings(ModelSettings(tower=tower, head=settings.head)).state_dict()
+            wanted = {name: tensor for name, tensor in whole.items() if name in stored}  # part of a head is enough
         else:
             assert isinstance(settings, VisualTokenizerSettings)
             wanted = VisualTokenizer(settings).state_dict()
-    stored = _stored(directory / MODEL_FILE)
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - stored.keys())]
     problems += [f"{name} is not part of the model" for name in sorted(stored.keys() - wanted.keys())]
     problems += [

@@ -88,6 +88,10 @@ def read_settings(directory: Path) -> ModelSettings:
         ConfigError: wrong settings.
     """
     values = read_config(directory)
+    if "tower_dim" in values:
+        raise WeightsError(
+            "these weights are part of a head without a tower, not a model that can be asked", where=str(directory)
+        )
     if "head" not in values:
         raise WeightsError(
             f"these weights are {'a tower without a head' if 'tower' in values else 'a visual tokenizer'}, "

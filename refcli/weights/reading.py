@@ -19,7 +19,7 @@ from torch import Tensor
 from refcli.errors import WeightsError
 from refcli.files import file_sha256
 
-CONTAINERS = ("model", "module", "state_dict")
+CONTAINERS = ("model", "model_state_dict", "module", "state_dict")
 """Keys under which a checkpoint holds its tensors, in the order of the official loaders; else it is all tensors."""
 DDP_PREFIX = "module."
 NAMESPACE = "argparse.Namespace"

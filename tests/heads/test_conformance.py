@@ -15,6 +15,14 @@ from refcli.heads.table import HEADS
 from refcli.weights.load import load_weights, save_weights
 
 EVERYTHING_ON = {
+    "cgformer": {
+        "dim": 16,
+        "pyramid_channels": [8, 12, 16, 24],
+        "dropout": 0.0,  # it and the noise make training random, which some of these tests cannot have
+        "noise": "never",
+        "existence": True,
+        "loss_weights": {"contrast": 0.1},
+    },
     "oneref": {
         "res": True,
         "existence": True,
@@ -23,6 +31,17 @@ EVERYTHING_ON = {
         "mask_dim": 16,
         "mask_upsamples": 2,
         "loss_weights": {"contrast": 0.1},
+    },
+    "rela": {
+        "dim": 16,
+        "heads": 2,
+        "regions": 3,
+        "decoder_layers": 4,
+        "decoder_ffn_dim": 32,
+        "pixel_layers": 2,
+        "pixel_ffn_dim": 32,
+        "points": 2,
+        "pyramid_channels": [8, 12, 16, 24],
     },
     "shared_ris": {"dim": 16, "heads": 2, "multiway_proj": True, "existence": True, "mask_scale": 1.0},
 }

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from refcli.config.schema import Settings
+from refcli.config.schema import HeadChoice, Settings
 from refcli.errors import WeightsError
 
 MAX_ROWS_SHOWN = 25
@@ -20,12 +20,20 @@ NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 """Last words of the names of BatchNorm's buffers."""
 
 
+class HeadOnlySettings(Settings):
+    """The config.yaml of a directory that holds (part of) a head without its tower."""
+
+    tower_dim: int
+    """Width of a tower that the tensors fit."""
+    head: HeadChoice
+
+
 @dataclass(frozen=True)
 class Plan:
     """The tensors, settings and story of a converted checkpoint; nothing is written yet."""
 
     settings: Settings
-    """For config.yaml: of a whole model, a tower without a head, or a visual tokenizer."""
+    """For config.yaml: of a whole model, a tower without a head, part of a head, or a visual tokenizer."""
     state: dict[str, Tensor]
     """Our names."""
     names: dict[str, str]

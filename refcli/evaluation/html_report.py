@@ -1,0 +1,257 @@
+"""One page about a run: figures with intervals, slices, plots, published rows, comparison, failures and cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from refcli.evaluation.cases import Cases
+from refcli.evaluation.comparison import Comparison
+from refcli.evaluation.conventions import CONVENTIONS, ORIGINAL
+from refcli.evaluation.figures import METRICS, Slice, metric_terms
+from refcli.evaluation.html_cases import bytes_per_picture, cases_section
+from refcli.evaluation.markup import figure, interval, plot_figure, table, text
+from refcli.evaluation.plots import draw_plots
+from refcli.evaluation.published import published_on, published_size
+from refcli.evaluation.report import TABLE, RunReport, SplitReport
+from refcli.evaluation.run_file import Run, SplitScores
+from refcli.evaluation.terms import intervals
+
+STYLESHEET = Path(__file__).with_name("html_report.css")
+MOST_LISTED = 50
+"""Failures of a split, and lines of each sort of problem, that are quoted; all are counted."""
+MEANINGS: Mapping[str, str] = {
+    "acc50": 'Acc@0.5: box IoU of at least 0.5, before "no target"',
+    "acc50_gated": 'Acc@0.5 where a wrong "no target" is a miss',
+    "box_miou": "mean box IoU",
+    "mask_miou": "mean mask IoU",
+    "mask_oiou": "sum of intersections by sum of unions",
+    "n_acc": 'samples without a target where it says "no target"',
+    "t_acc": "samples with a target where it says that there is one",
+}
+"""Of the columns of the short table."""
+NO_ANSWERS = (
+    "Cases are left out: this page was made from per_sample.parquet, which holds no answers. "
+    "refcli evaluate --report draws them while it evaluates."
+)
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""Nothing that a data set or a prediction file says can load or run anything."""
+
+
+def render_report(
+    run: Run, report: RunReport, cases: Mapping[str, Cases] | None = None, *, other: str | None = None
+) -> bytes:
+    """The page, complete in itself; the same input gives the same bytes.
+
+    Args:
+        run: the samples.
+        report: their figures.
+        cases: what to draw, by split; None: no answers are at hand, which the page says.
+        other: the name of the run that `report.comparisons` are with.
+    """
+    names = [split.name for split in report.splits]
+    splits = [_split_section(*pair) for pair in zip(run.splits, report.splits, strict=True)]
+    shown = [_cases_part(name, cases) for name in names]
+    comparisons = {one.name: _comparison_section(one, report.weights, other) for one in report.comparisons}
+    title = f"Evaluation of {text(report.weights)}"
+    links = "".join(f'<a href="#split-{at}">{text(name)}</a>' for at, name in enumerate(names))
+    body = [
+        f"<h1>{title}</h1>",
+        f'<p class="soft">{_about(report)}</p>',
+        f"<nav>{links}</nav>" if len(names) > 1 else "",
+        _overview(report) if len(names) > 1 else "",
+        *(
+            f'<h2 id="split-{at}">{text(name)}</h2>\n{section}\n{comparisons.get(name, "")}\n{drawn}'
+            for at, (name, section, drawn) in enumerate(zip(names, splits, shown, strict=True))
+        ),
+        _problems_section(report),
+        "" if cases is not None else f"<h2>Cases</h2><p>{NO_ANSWERS}</p>",
+    ]
+    page = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>\n{STYLESHEET.read_text(encoding='utf-8')}</style></head>\n<body>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</body></html>\n"
+    )
+    return page.encode()
+
+
+def _about(report: RunReport) -> str:
+    precision = "a prediction file" if report.precision is None else f"weights in {text(report.precision)}"
+    count = sum(split.num_samples for split in report.splits)
+    return (
+        f"{precision}; {count:,} samples of {len(report.splits)} split{'s' * (len(report.splits) > 1)}. "
+        "Figures are in %, in pixels of the original pictures; intervals are 95 % bootstrap intervals."
+    )
+
+
+def _overview(report: RunReport) -> str:
+    return _short_table("split", {split.name: split.overall for split in report.splits})
+
+
+def _short_table(heading: str, parts: Mapping[str, Slice]) -> str:
+    """A row for each part; figures that none has are left out."""
+    columns = [name for name in TABLE if any(name in part.metrics for part in parts.values())]
+    rows = [
+        [text(name), f"{part.count:,}", *(figure(part.metrics.get(metric)) for metric in columns)]
+        for name, part in parts.items()
+    ]
+    return table([heading, "samples", *columns], rows)
+
+
+def _split_section(split: SplitScores, report: SplitReport) -> str:
+    counted = f"{report.overall.count:,} samples, {report.overall.num_targeted:,} with a target"
+    if report.num_samples < report.total:
+        counted += f"; the split has {report.total:,}"
+    if report.num_wrong:
+        counted += f"; {report.num_wrong:,} have no answer and count as wrong"
+    plots = "\n".join(map(plot_figure, draw_plots(split, report)))
+    return "\n".join(
+        [
+            f'<p class="soft">{counted}.</p>',
+            _tiles(report),
+            f'<div class="plots">{plots}</div>' if plots else "",
+            _conventions(split, report),
+            _slices(report),
+            _published(report),
+            _failures(report),
+        ]
+    )
+
+
+def _tiles(report: SplitReport) -> str:
+    tiles = [
+        f'<div class="tile"><span class="soft">{name}</span><b>{figure(report.overall.metrics[name], decimals=1)}</b>'
+        f"{interval(report.intervals.get(name))}<small>{text(MEANINGS[name])}</small></div>"
+        for name in TABLE
+        if name in report.overall.metrics
+    ]
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _conventions(split: SplitScores, report: SplitReport) -> str:
+    """Every figure of every convention with its interval, a row for each figure."""
+    scores = split.scores
+    bounds = {
+        name: report.intervals if name == ORIGINAL else intervals(metric_terms(scores, name), scores.image)
+        for name in report.conventions
+    }
+    start = report.name.replace(":", "/")
+    rows = [
+        [
+            metric,
+            *(
+                figure(part.metrics.get(metric), key="/".join([start, *([name] if name != ORIGINAL else []), metric]))
+                + (interval(bounds[name].get(metric)) if metric in part.metrics else "")
+                for name, part in report.conventions.items()
+            ),
+        ]
+        for metric in METRICS
+        if any(metric in part.metrics for part in report.conventions.values())
+    ]
+    notes = "".join(
+        f"<li><b>{name}</b>: {text(CONVENTIONS[name].source)}. {text(CONVENTIONS[name].differs)}</li>"
+        for name in report.conventions
+        if name != ORIGINAL
+    )
+    about = f'<details><summary>What the conventions do differently</summary><ul class="small">{notes}</ul></details>'
+    return "<h3>All figures</h3>" + table(["figure", *report.conventions], rows) + (about if notes else "")
+
+
+def _slices(report: SplitReport) -> str:
+    groups = {"kind": report.kinds, **report.breakdown}
+    tables = [_short_table(group.replace("_", " "), parts) for group, parts in groups.items() if parts]
+    return "<h3>By group</h3>" + "\n".join(tables) if tables else ""
+
+
+def _published(report: SplitReport) -> str:
+    published = published_on(report.name)
+    if not published:
+        return ""
+    theirs = [
+        [
+            one.metric,
+            text(one.system) + (" *" if one.second_hand else ""),
+            one.training,
+            one.convention,
+            figure(one.value),
+        ]
+        for one in published
+    ]
+    mine = [
+        [metric, "this run", "", convention, figure(value)]
+        for metric, convention in dict.fromkeys((one.metric, one.convention) for one in published)
+        if convention in report.conventions
+        and (value := report.conventions[convention].metrics.get(metric)) is not None
+    ]
+    rows = sorted(mine + theirs, key=lambda row: row[0])
+    sources: dict[str, list[str]] = {}
+    for one in published:
+        sources.setdefault(f"{one.metric}, {one.training}: {one.source}", []).append(one.system)
+    size = published_size(report.name)
+    counted = "" if size is None else f" The published split has {size:,} expressions, this run {report.num_samples:,}."
+    return (
+        '<h3>Published on this split</h3><p class="small soft">'
+        f"* second-hand: from another paper or a web page.{counted}</p>"
+        + table(
+            ["figure", "system", "training", "convention", "%"],
+            rows,
+            num_texts=4,
+            mine=[at for at, row in enumerate(rows) if row[1] == "this run"],
+        )
+        + _listed([f"{source} ({', '.join(systems)})" for source, systems in sources.items()], summary="Sources")
+    )
+
+
+def _comparison_section(comparison: Comparison, this: str, other: str | None) -> str:
+    rows = [
+        [
+            name,
+            figure(one.this),
+            figure(one.other),
+            figure(one.this - one.other, signed=True) + interval(one.interval, signed=True),
+            f'<data value="{one.p_value!r}">{one.p_value:.4f}</data>',
+        ]
+        for name, one in comparison.metrics.items()
+    ]
+    left_out = (
+        f"; {comparison.num_left_out:,} that count in one run only are left out" if comparison.num_left_out else ""
+    )
+    return (
+        f"<h3>Compared with {text(other or 'another run')}</h3>"
+        f'<p class="small soft">{text(this)} on {comparison.num_samples:,} samples of both runs{left_out}. p: paired '
+        "permutation test that swaps the answers image by image.</p>"
+        + table(["figure", "this", "other", "difference", "p"], rows)
+    )
+
+
+def _failures(report: SplitReport) -> str:
+    if not report.failures:
+        return ""
+    return (
+        f"<h3>Failures</h3><p>{len(report.failures):,} of {report.num_samples:,} samples have no answer and are in no "
+        "figure.</p>" + _listed([f"{sample}: {error}" for sample, error in report.failures])
+    )
+
+
+def _problems_section(report: RunReport) -> str:
+    parts = [
+        f"<p>{lines.count:,} lines of {text(file)} answer nothing: {text(sort)}</p>" + _listed(lines.first)
+        for file, sorts in report.problems.items()
+        for sort, lines in sorts.items()
+    ]
+    return "<h2>Lines of no use</h2>" + "\n".join(parts) if parts else ""
+
+
+def _listed(lines: Sequence[str], *, summary: str | None = None) -> str:
+    """Lines that unfold; without a summary of their own, the first of many."""
+    shown = lines if summary else lines[:MOST_LISTED]
+    title = summary or ("All" if len(lines) <= MOST_LISTED else f"The first {MOST_LISTED}")
+    items = "".join(f"<li>{text(line)}</li>" for line in shown)
+    return f'<details><summary>{text(title)}</summary><ul class="small">{items}</ul></details>'
+
+
+def _cases_part(name: str, cases: Mapping[str, Cases] | None) -> str:
+    return cases_section(cases[name], max_bytes=bytes_per_picture(cases)) if cases and name in cases else ""

@@ -1,0 +1,105 @@
+"""ReLA's losses: two-class cross-entropy with class weights, and the truth of the minimap's cells."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from refcli.contracts.batch import Targets
+
+BACKGROUND_WEIGHT, FOREGROUND_WEIGHT = 0.9, 1.1
+"""Published; "no target" counts as foreground."""
+LEAST_WEIGHT = 1e-6
+"""Keeps the mean finite where no sample counts."""
+HALF = 0.5
+
+MinimapTruth = Literal["centre", "area", "soft"]
+"""`centre`: the published one; a cell is 1 if the pixels around its centre are all in the mask, so that small things
+may have no cell. `area`: if at least half of it is in the mask, or, where no cell is covered that far, the fullest one
+is. `soft`: the part of the cell that is in the mask."""
+
+
+def rela_losses(
+    mask_logits: Float[Tensor, "batch mask_rows mask_columns"],
+    minimap_logits: Float[Tensor, "batch cells"],
+    existence_logits: Float[Tensor, " batch"],
+    targets: Targets,
+    *,
+    minimap: MinimapTruth,
+) -> dict[str, Float[Tensor, ""]]:
+    """`mask_ce` (at the model frame's resolution), `minimap_ce` and `no_target_ce`, unweighted.
+
+    A sample without a referent has an empty mask and an empty minimap, and counts like the others.
+
+    Args:
+        mask_logits: of the foreground, less those of the background; so are the cells'.
+        minimap_logits: of a square grid of cells, row-major.
+        existence_logits: of there being something.
+        targets: the truth.
+        minimap: how a cell's truth is made.
+    """
+    height_width = targets.masks.shape[-2:]
+    enlarged = F.interpolate(mask_logits[:, None].float(), size=height_width, mode="bilinear", align_corners=False)
+    cells = minimap_truth(targets.masks, math.isqrt(minimap_logits.shape[1]), minimap)
+    known = targets.mask_is_known
+    nothing = ~targets.exists[:, None]
+    return {
+        "mask_ce": balanced_cross_entropy(enlarged.flatten(1), targets.masks.flatten(1).float(), known),
+        "minimap_ce": balanced_cross_entropy(minimap_logits.float(), cells, known),
+        "no_target_ce": balanced_cross_entropy(
+            -existence_logits[:, None].float(), nothing.float(), torch.ones_like(targets.exists)
+        ),
+    }
+
+
+def balanced_cross_entropy(
+    logits: Float[Tensor, "batch places"], truth: Float[Tensor, "batch places"], counts: Bool[Tensor, " batch"]
+) -> Float[Tensor, ""]:
+    """sum(w ce) / sum(w) over the samples that count, w = 0.9 for background and 1.1 for foreground.
+
+    In a group of N processes the divisor is that of all of them, divided by N (as in `mean_over`).
+
+    Args:
+        logits: of the foreground, less that of the background.
+        truth: probability of the foreground.
+        counts: which samples do.
+    """
+    chosen = counts[:, None].float()
+    ratio = logits.new_tensor(FOREGROUND_WEIGHT / BACKGROUND_WEIGHT)
+    each = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=ratio, reduction="none")
+    weights = chosen * (BACKGROUND_WEIGHT + (FOREGROUND_WEIGHT - BACKGROUND_WEIGHT) * truth)
+    total = weights.sum()
+    if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+        total = total / dist.get_world_size()
+    return BACKGROUND_WEIGHT * (each * chosen).sum() / total.clamp(min=LEAST_WEIGHT)
+
+
+def minimap_truth(
+    masks: Bool[Tensor, "batch height width"], side: int, how: MinimapTruth
+) -> Float[Tensor, "batch cells"]:
+    """How far each of the `side` x `side` cells (row-major) belongs to the mask, 0..1."""
+    if how == "centre":
+        sampled = F.interpolate(masks[:, None].float(), (side, side), mode="bilinear", align_corners=False)
+        return sampled.floor().flatten(1)
+    covered = _cell_means(masks, side)
+    if how == "soft":
+        return covered
+    fullest = covered.amax(-1, keepdim=True)
+    return ((covered >= HALF) | ((covered == fullest) & (fullest > 0) & (fullest < HALF))).float()
+
+
+def _cell_means(masks: Bool[Tensor, "batch height width"], side: int) -> Float[Tensor, "batch cells"]:
+    """Which part of each cell's pixels is set; a pixel is of the cell that its corner lies in. 0 for a cell without."""
+    row_of, column_of = (torch.arange(n, device=masks.device) * side // n for n in masks.shape[1:])
+    pixels = masks.float()
+    strips = pixels.new_zeros(len(masks), side, masks.shape[2]).index_add(1, row_of, pixels)
+    sums = pixels.new_zeros(len(masks), side, side).index_add(2, column_of, strips)
+    areas = row_of.bincount(minlength=side)[:, None] * column_of.bincount(minlength=side)
+    return (sums / areas.clamp(min=1)).flatten(1)

@@ -1,0 +1,164 @@
+"""ReLA: regions of the picture that look at image, words and one another decide together what is meant, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from refcli.config.schema import Settings, TowerSettings
+from refcli.contracts.batch import Targets
+from refcli.contracts.prediction import Prediction
+from refcli.heads.base import Head
+from refcli.heads.parts.deformable_attention import DeformableAttention
+from refcli.heads.parts.mask_prediction import predict_from_mask
+from refcli.heads.parts.pixel_decoder import CHANNELS_PER_GROUP, PixelDecoder
+from refcli.heads.parts.rela_decoder import RegionDecoder
+from refcli.heads.parts.rela_losses import MinimapTruth, rela_losses
+from refcli.heads.parts.simple_pyramid import SWIN_BASE_CHANNELS, SimplePyramid
+from refcli.model.beit3 import Features
+
+MASK_THRESHOLD = 0.5
+"""The larger of the two logits wins."""
+
+
+class RelaLossWeights(Settings):
+    """Weight of each loss; 0 switches a term off. Published: 5 for the mask, a tenth of it for the others."""
+
+    mask_ce: float = 5.0
+    minimap_ce: float = 0.5
+    no_target_ce: float = 0.5
+
+
+class RelaSettings(Settings):
+    """Settings of the ReLA head. The defaults are the published sizes, with the words' padding left out."""
+
+    dim: int = Field(256, ge=8)
+    """Width of pixel decoder and region decoder; a multiple of 8 (for positions and GroupNorm) and of `heads`."""
+    heads: int = Field(8, ge=1)
+    regions: int = Field(10, ge=1)
+    """P: the picture is cut into P x P regions. The paper tries 4, 8, 10 and 12."""
+    decoder_layers: int = Field(9, ge=1)
+    decoder_ffn_dim: int = Field(2048, ge=1)
+    pixel_layers: int = Field(6, ge=0)
+    """Layers of deformable attention in the pixel decoder."""
+    pixel_ffn_dim: int = Field(1024, ge=1)
+    points: int = Field(4, ge=1)
+    """Places that a head of the deformable attention reads on each level."""
+    pyramid_channels: tuple[int, int, int, int] = SWIN_BASE_CHANNELS
+    """Of the maps between tower and pixel decoder, finest first."""
+    pre_norm: bool = False
+    """Normalise what goes into a layer of the region decoder (published code, by choice) instead of what comes out."""
+    legacy: bool = False
+    """Exactly as published: padded words are attended to, and a cell's truth is that of its centre."""
+    minimap_truth: MinimapTruth | None = None
+    """None: `area`, or with `legacy` the published `centre`."""
+    existence_threshold: float = Field(0.5, ge=0, le=1)
+    loss_weights: RelaLossWeights = RelaLossWeights()
+
+    @model_validator(mode="after")
+    def _fits(self) -> RelaSettings:
+        if self.dim % CHANNELS_PER_GROUP or self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of {CHANNELS_PER_GROUP} and of heads {self.heads}")
+        if min(self.pyramid_channels) < 1:
+            raise ValueError(f"pyramid_channels {self.pyramid_channels} are not all positive")
+        return self
+
+
+@dataclass(frozen=True)
+class RelaOutput:
+    """What the head computed; logits of the foreground less those of the background."""
+
+    mask_logits: Float[Tensor, "batch mask_rows mask_columns"]
+    minimap_logits: Float[Tensor, "batch regions"]
+    """Of the cells of the grid of regions, row-major."""
+    existence_logits: Float[Tensor, " batch"]
+
+
+class RelaHead(Head[RelaOutput]):
+    """Pyramid, pixel decoder, region decoder (Liu et al., GRES: Generalized Referring Expression Segmentation).
+
+    It draws one mask of everything that is meant, and says whether anything is; its box is that of the mask.
+    """
+
+    Config: ClassVar[type[Settings]] = RelaSettings
+
+    def __init__(self, config: RelaSettings, tower: TowerSettings) -> None:
+        super().__init__()
+        self.config = config
+        self.pyramid = SimplePyramid(tower.dim, config.pyramid_channels)
+        self.pixel_decoder = PixelDecoder(
+            config.pyramid_channels,
+            config.dim,
+            heads=config.heads,
+            num_layers=config.pixel_layers,
+            ffn_dim=config.pixel_ffn_dim,
+            num_points=config.points,
+        )
+        self.decoder = RegionDecoder(
+            config.dim,
+            text_dim=tower.dim,
+            mask_dim=config.dim,
+            num_regions=config.regions**2,
+            num_layers=config.decoder_layers,
+            heads=config.heads,
+            ffn_dim=config.decoder_ffn_dim,
+            pre_norm=config.pre_norm,
+            how=tower.attention,
+        )
+        self._reset_parameters(scaled=tower.init == "scaled")
+
+    def _reset_parameters(self, *, scaled: bool) -> None:
+        """Draw fresh weights: Xavier's, without biases.
+
+        As published, the words start silent and the deformable attention starts as an even star. In a tower trained
+        from nothing (`scaled`) both depend on what they see from the first step on.
+        """
+        layers = [module for part in (self.pixel_decoder, self.decoder) for module in part.modules()]
+        for module in layers:
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in layers:
+            if isinstance(module, DeformableAttention):
+                module.reset_parameters(even=not scaled)
+        if not scaled:
+            nn.init.zeros_(self.decoder.language_projection.weight)
+
+    def forward(self, features: Features) -> RelaOutput:
+        """Mask logits at four times the grid, minimap and existence."""
+        maps = self.pixel_decoder(self.pyramid(features.patches, features.grid))
+        word_is_open = None if self.config.legacy else ~features.token_is_pad[:, None, None]
+        answer = self.decoder(maps, features.text, word_is_open)
+        mask, minimap, no_target = answer.mask_logits, answer.minimap_logits, answer.no_target_logits
+        return RelaOutput(
+            mask_logits=mask[:, 1] - mask[:, 0],
+            minimap_logits=minimap[..., 1] - minimap[..., 0],
+            existence_logits=no_target[:, 0] - no_target[:, 1],
+        )
+
+    def losses(self, output: RelaOutput, targets: Targets) -> dict[str, Tensor]:
+        """Weighted cross-entropies of the mask (at the model frame's resolution), of the minimap and of no-target."""
+        weights, how = self.config.loss_weights, self.config.minimap_truth
+        raw = rela_losses(
+            output.mask_logits,
+            output.minimap_logits,
+            output.existence_logits,
+            targets,
+            minimap=how or ("centre" if self.config.legacy else "area"),
+        )
+        return {name: loss * getattr(weights, name) for name, loss in raw.items() if getattr(weights, name)}
+
+    def predict(self, output: RelaOutput) -> Prediction:
+        """One target per expression, its box from its mask (`boxes_xyxy` is None), its score that it exists."""
+        return predict_from_mask(
+            output.mask_logits,
+            output.existence_logits,
+            mask_threshold=MASK_THRESHOLD,
+            threshold_first=False,
+            existence_threshold=self.config.existence_threshold,
+        )

@@ -1,0 +1,120 @@
+"""`refcli evaluate --report`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from refcli.cli.app import run
+from refcli.contracts.prediction import Answer, Target
+from refcli.data.sources.synthetic.write import write_synthetic
+from refcli.data.store import Store
+from refcli.inference.answers import answer_to_json
+
+SPLIT = "synthetic:test"
+JPEG = "data:image/jpeg"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    write_synthetic(folder, size=4, splits=["test"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth(store, tmp_path_factory) -> Path:
+    """The truth as a prediction file."""
+    split = Store(store).split(SPLIT)
+    path = tmp_path_factory.mktemp("lines") / "truth.jsonl"
+    with path.open("w") as file:
+        for one in (split[index] for index in range(len(split))):
+            targets = tuple(Target(region.box_xyxy, 1.0, region.mask) for region in one.regions)
+            answer = Answer(
+                one.id, one.image, one.expression, one.width, one.height, targets, not targets, None, "truth"
+            )
+            file.write(json.dumps(answer_to_json(answer)) + "\n")
+    return path
+
+
+@pytest.fixture
+def refcli(monkeypatch, capsys):
+    """Run `refcli evaluate` in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["refcli", "evaluate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            run()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_the_page_is_written_beside_the_figures_and_is_the_same_every_time(refcli, store, truth, tmp_path):
+    asked = ("--data", store, "--split", SPLIT, "--predictions", truth, "--report", "--cases", "2")
+    pages = []
+    for name in ("one", "two"):
+        code, _, err = refcli(*asked, "--out", tmp_path / name)
+        page = tmp_path / name / "report/report.html"
+        assert (code, err.split()) == (0, ["wrote", str(page)])
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [
+            "per_sample.parquet", "report", "summary.json",
+        ]  # fmt: skip
+        pages.append(page.read_text())
+    assert pages[0] == pages[1]
+    assert pages[0].count(JPEG) == 4
+
+
+def test_a_model_is_asked_again_for_the_cases(refcli, store, tmp_path):
+    code, _, _ = refcli(
+        "--data", store, "--split", SPLIT, "--report", "--cases", "3", "--out", tmp_path, "--limit", "8"
+    )
+    assert code == 0
+    page = (tmp_path / "report/report.html").read_text()
+    assert "Evaluation of builtin" in page
+    assert page.count(JPEG) == 6
+    assert "no usable answer" not in page
+
+
+def test_a_finished_run_gets_a_page_without_cases(refcli, store, truth, tmp_path):
+    refcli("--data", store, "--split", SPLIT, "--predictions", truth, "--out", tmp_path / "run")
+    code, _, _ = refcli("--merge", tmp_path / "run", "--report")
+    page = (tmp_path / "run/report/report.html").read_text()
+    assert code == 0
+    assert "which holds no answers" in page
+    assert JPEG not in page
+
+
+def test_a_comparison_is_in_the_page_with_the_other_runs_name(refcli, store, truth, tmp_path):
+    refcli("--data", store, "--split", SPLIT, "--out", tmp_path / "model", "--limit", "8")
+    asked = ("--data", store, "--split", SPLIT, "--limit", "8", "--predictions", truth, "--out", tmp_path / "truth")
+    code, _, _ = refcli(*asked, "--report", "--cases", "0", "--compare", tmp_path / "model")
+    page = (tmp_path / "truth/report/report.html").read_text()
+    assert code == 0
+    assert "Compared with builtin" in page
+    assert JPEG not in page
+
+
+def test_several_systems_have_a_page_each(refcli, store, truth, tmp_path):
+    asked = ("--data", store, "--split", SPLIT, "--predictions", truth, "--predictions", truth)
+    assert refcli(*asked, "--report", "--cases", "1", "--out", tmp_path)[0] == 0
+    assert len(list(tmp_path.glob("*/report/report.html"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--predictions", "x", "--data", "s", "--report"], "no folder for the page"),
+        (["--predictions", "x", "--data", "s", "--cases", "3"], "need --report"),
+        (["--merge", "a", "--report", "--out", "o", "--cases", "3"], "no --merge"),
+        (["--merge", "a", "b", "--report"], "no folder for the page"),
+    ],
+)
+def test_mistakes_are_told(refcli, arguments, message):
+    code, out, err = refcli(*arguments)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())

@@ -1,0 +1,116 @@
+"""ReLA's published decoders become ours, tensor by tensor, and back."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from refcli.config.schema import TowerSettings
+from refcli.errors import UsageError, WeightsError
+from refcli.heads.rela import RelaHead, RelaSettings
+from refcli.weights.conversions.plan import KeyRow, KeyTableError
+from refcli.weights.conversions.rela import OUR_REGIONS, THEIR_REGIONS, from_official, plan, to_official
+from refcli.weights.convert import convert
+
+OTHERS = {"backbone.patch_embed.proj.weight": (128, 3, 4, 4), "text_encoder.encoder.layer.0.output.dense.bias": (768,)}
+NO_OPTIONS = {"args": {}, "heads": None, "image_size": None}
+
+
+def published(fixtures, *, device="meta") -> dict[str, torch.Tensor]:
+    """The names and shapes of the published model's two decoders, and two tensors of what is beside them."""
+    shapes = json.loads((fixtures / "rela_tiny" / "keys.json").read_text()) | OTHERS
+    return {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+
+
+def small(**settings) -> dict[str, torch.Tensor]:
+    """A small head's decoders under the official names."""
+    torch.manual_seed(0)
+    config = RelaSettings(
+        dim=16, heads=8, regions=3, decoder_layers=2, decoder_ffn_dim=12, pixel_layers=2, pixel_ffn_dim=20, points=4,
+        pyramid_channels=(4, 5, 6, 7), **settings,
+    )  # fmt: skip
+    state = RelaHead(config, TowerSettings(dim=24, heads=2)).state_dict()
+    return to_official({f"head.{name}": tensor for name, tensor in state.items() if not name.startswith("pyramid.")})
+
+
+def test_the_published_layout_fills_our_decoders_exactly(fixtures):
+    official = published(fixtures)
+    with torch.device("meta"):
+        head = RelaHead(RelaSettings(), TowerSettings())
+    wanted = {f"head.{name}": tensor.shape for name, tensor in head.state_dict().items()}
+    converted = from_official(official)
+    assert {name: tensor.shape for name, tensor in converted.items()} == {
+        name: shape for name, shape in wanted.items() if not name.startswith("head.pyramid.")
+    }
+    assert set(to_official(converted)) == official.keys() - OTHERS.keys()
+
+
+def test_a_plan_tells_the_published_sizes_and_what_is_left_out(fixtures):
+    made = plan(published(fixtures), **NO_OPTIONS)
+    assert made.settings.tower_dim == 768
+    assert made.settings.head.name == "rela"
+    assert RelaSettings(**made.settings.head.settings) == RelaSettings(legacy=True)
+    assert sum(tensor.numel() for tensor in made.state.values()) == 5_544_384 + 14_985_733
+    assert made.dropped.keys() == OTHERS.keys()
+
+
+def test_other_sizes_are_read_off_the_shapes():
+    made = plan(small(), **NO_OPTIONS)
+    assert RelaSettings(**made.settings.head.settings) == RelaSettings(
+        dim=16, regions=3, decoder_layers=2, decoder_ffn_dim=12, pixel_layers=2, pixel_ffn_dim=20,
+        pyramid_channels=(4, 5, 6, 7), legacy=True,
+    )  # fmt: skip
+    assert made.settings.tower_dim == 24
+
+
+def test_there_and_back_every_tensor_is_the_same(fixtures):
+    tiny = load_file(fixtures / "rela_tiny" / "weights.safetensors")
+    official = {THEIR_REGIONS + name: tensor for name, tensor in tiny.items() if not name.startswith("input_proj")}
+    for given in (official, small()):
+        back = to_official(from_official(given))
+        assert back.keys() == given.keys()
+        assert all(torch.equal(back[name], tensor) for name, tensor in given.items())
+
+
+def test_the_converted_tensors_are_those_that_a_head_answers_with(tmp_path):
+    official = small()
+    torch.save({"model": official, "optimizer": {}, "iteration": 9}, tmp_path / "c.pth")
+    report = convert(tmp_path / "c.pth", out=tmp_path / "w", kind="rela")
+    stored = load_file(tmp_path / "w" / "model.safetensors")
+    assert stored.keys() == set(report.names.values()) == from_official(official).keys()
+    assert all(torch.equal(stored[ours], official[theirs]) for theirs, ours in report.names.items())
+    assert not report.needs_tokenizer
+
+
+def test_what_does_not_fit_is_in_the_table():
+    official = small()
+    official[THEIR_REGIONS + "RLA_gate"] = torch.zeros(1)
+    del official[THEIR_REGIONS + "lang_weight"]
+    official[THEIR_REGIONS + "minimap_embed.weight"] = torch.zeros(3, 16)
+    with pytest.raises(KeyTableError) as caught:
+        plan(official, **NO_OPTIONS)
+    assert set(caught.value.rows) == {
+        KeyRow(THEIR_REGIONS + "RLA_gate", "unexpected", (1,)),
+        KeyRow(THEIR_REGIONS + "lang_weight", "missing", wanted=()),
+        KeyRow(THEIR_REGIONS + "minimap_embed.weight", "wrong shape", (3, 16), (2, 16)),
+    }
+
+
+@pytest.mark.parametrize("options", [{"heads": 3}, {"heads": 0}, {"image_size": (480, 480)}])
+def test_options_that_do_not_fit_are_refused(options):
+    with pytest.raises(UsageError, match=r"heads|tower"):
+        plan(small(), **(NO_OPTIONS | options))
+
+
+def test_regions_that_are_no_square_grid_are_refused():
+    official = small() | {THEIR_REGIONS + "query_feat.weight": torch.zeros(10, 16)}
+    with pytest.raises(KeyTableError, match=r"wrong shape.*query_feat"):
+        plan(official, **NO_OPTIONS)
+
+
+def test_foreign_tensors_have_no_place_on_either_side():
+    with pytest.raises(WeightsError, match="resnet"):
+        from_official({"resnet.conv1": torch.zeros(1)})
+    with pytest.raises(WeightsError, match=r"head\.pyramid"):
+        to_official({"head.pyramid.stride8.0.bias": torch.zeros(1), OUR_REGIONS + "norm.bias": torch.zeros(1)})

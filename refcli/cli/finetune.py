@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from refcli.cli.options import Data, Device, MaxRestarts, Nnodes, Nproc, Preset, PrintSbatch, RdzvEndpoint, Set
 from refcli.cli.training import DryRun, Force, Init, Out, Resume
 
@@ -20,12 +24,22 @@ def command(
     rdzv_endpoint: RdzvEndpoint = None,
     max_restarts: MaxRestarts = 0,
     print_sbatch: PrintSbatch = False,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-under",
+            help="Exit with code 4 if the kept weights validate lower; e.g. box_accuracy=0.85.",
+            metavar="METRIC=X",
+        ),
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Train the tower and a head on a store.
 
     Needs --preset and --data, except with --resume, where the run's own are the default.
-    A curriculum is a chain of runs: give each the weights of the one before with --init.
+    A preset with stages runs them in turn, in RUN/stages; the weights of the last are RUN/weights, and --resume goes on
+    in the stage that was interrupted. Change a setting of one with --set stages.NAME.KEY=VALUE.
+    A curriculum over different data is a chain of runs: give each the weights of the one before with --init.
     """
     from refcli.cli.launching import hand_over, one_voice
     from refcli.cli.output import say, write_line
@@ -35,6 +49,11 @@ def command(
 
     request = resolve_request(out=out, preset=preset, data=data, set_=set_, init=init, device=device, resume=resume)
     settings = load_finetune(request.preset, request.overrides)
+    floors: dict[str, float] = {}
+    if fail_under:
+        from refcli.recipes.validation_gates import parse_floors
+
+        floors = parse_floors(fail_under)
     hand_over(
         out=out,
         device=settings.train.device,
@@ -53,6 +72,14 @@ def command(
             say(line)
         return
     with one_voice(), TrainingTalk() as talk:
-        weights = finetune(settings, store_path=request.store, out=out, resume=resume, force=force, reporter=talk)
+        weights = finetune(
+            settings,
+            store_path=request.store,
+            out=out,
+            resume=resume,
+            force=force,
+            reporter=talk,
+            floors=floors,
+        )
     say(f"weights: {weights}")
     write_line(str(out))

@@ -116,19 +116,24 @@ def check_preset(path: Path, *, group: str) -> None:
     Raises:
         ConfigError: an unknown key or a value that does not fit, with the file and the key.
     """
-    from refcli.config.load import validate
+    from refcli.config.load import stages_of, validate
+    from refcli.config.schema import FinetuneSettings
     from refcli.errors import ConfigError
     from refcli.heads.table import HEADS
     from refcli.tables import lookup
 
     if group not in loaders():
         raise ConfigError(f"nothing reads {group} presets", where=str(path), hint="known: " + ", ".join(loaders()))
-    head = loaders()[group](str(path)).model.head
+    settings = loaders()[group](str(path))
+    head = settings.model.head
     try:
         head_class = lookup(HEADS, head.name, what="head")
     except ConfigError as error:
         raise ConfigError(error.message, where=f"{path}: model.head.name", hint=error.hint) from error
     validate(head_class.Config, head.settings, where=f"{path}: model.head.settings")
+    stages = stages_of(settings) if isinstance(settings, FinetuneSettings) else {}
+    for name, stage in stages.items():
+        validate(head_class.Config, stage.model.head.settings, where=f"{path}: stages.{name}.model.head.settings")
 
 
 def group_of(file: Path) -> str:

@@ -96,6 +96,7 @@ class TrainingTalk:
 
         from refcli.cli.output import console_err
 
+        self.__exit__()  # the bar of the stage before
         if step:
             self.noted(f"continuing after step {step}")
         if not console_err.is_terminal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -129,19 +129,63 @@ def load_finetune(preset_or_path: str, overrides: Sequence[str] = ()) -> Finetun
     """Settings of a fine-tuning run: schema defaults <- preset or file (also a run.yaml) <- overrides.
 
     Raises:
-        ConfigError: anything unknown or unfit, with the file (or `--set`) and the key.
+        ConfigError: anything unknown or unfit, with the file (or `--set`) and the key; an override of what the stages
+            say for themselves.
     """
-    return _load(FinetuneSettings, "finetune", preset_or_path, overrides)
+    path, values = read_preset("finetune", preset_or_path)
+    origin = _origin(path, overrides)
+    settings = _validate(FinetuneSettings, apply_overrides(values, overrides), origin=origin)
+    for override in overrides:
+        given = set(_dotted_keys(apply_overrides({}, [override])))
+        for name, stage in settings.stages.items():
+            for key in given & set(_dotted_keys(stage.model_dump())):
+                raise ConfigError(
+                    f"the stages say {key} for themselves, so it would change nothing",
+                    where=f"--set {override}",
+                    hint=f"--set stages.{name}.{key}=...; the stages are " + ", ".join(settings.stages),
+                )
+    _stages(settings, origin)
+    return settings
+
+
+def stages_of(settings: FinetuneSettings) -> dict[str, FinetuneSettings]:
+    """The whole settings of every stage by its name, in order; empty for a run that has no stages.
+
+    Only the first has `train.init_weights`: the others start from the one before.
+
+    Raises:
+        ConfigError: what a stage says does not exist or does not fit.
+    """
+    return _stages(settings, lambda key: key)
+
+
+def _stages(settings: FinetuneSettings, origin: Callable[[str], str]) -> dict[str, FinetuneSettings]:
+    common = settings.model_dump(exclude={"stages"})
+    stages: dict[str, FinetuneSettings] = {}
+    for name, changes in settings.stages.items():
+        values = merge(common, changes.model_dump())
+        stages[name] = _validate(FinetuneSettings, values, origin=_below(f"stages.{name}", origin))
+        common["train"]["init_weights"] = None
+    return stages
+
+
+def _below(prefix: str, origin: Callable[[str], str]) -> Callable[[str], str]:
+    """Where the keys below another one were set."""
+    return lambda key: origin(f"{prefix}.{key}" if key else prefix)
+
+
+def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted_keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
 
 
 def load_pretrain(preset_or_path: str, overrides: Sequence[str] = ()) -> PretrainSettings:
     """Settings of a pre-training run, as `load_finetune` reads those of a fine-tuning run."""
-    return _load(PretrainSettings, "pretrain", preset_or_path, overrides)
-
-
-def _load(kind: type[S], group: str, preset_or_path: str, overrides: Sequence[str]) -> S:
-    path, values = read_preset(group, preset_or_path)
-    return _validate(kind, apply_overrides(values, overrides), origin=_origin(path, overrides))
+    path, values = read_preset("pretrain", preset_or_path)
+    return _validate(PretrainSettings, apply_overrides(values, overrides), origin=_origin(path, overrides))
 
 
 def _origin(path: Path, overrides: Sequence[str]) -> Callable[[str], str]:
@@ -179,9 +223,12 @@ def _hint(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
     """The nearest key known at the level of an unknown one, and all the others of that level."""
     level = kind
     for part in location[:-1]:
+        if part not in level.model_fields:  # the name of a stage: what is below it is what is below any
+            continue
         annotation = level.model_fields[str(part)].annotation
         choices = (annotation, *get_args(annotation))
-        level = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel))
+        inner = (choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel))
+        level = next(inner, level)
     known = list(level.model_fields)
     guess = nearest(str(location[-1]), known)
     return (f"did you mean {guess!r}? " if guess else "") + "known here: " + ", ".join(known)

@@ -172,3 +172,11 @@ class PretrainSettings(Settings):
     data: DataSettings = DataSettings()
     optim: OptimSettings = OptimSettings()
     train: TrainSettings = TrainSettings()
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> PretrainSettings:
+        if self.train.best_by != "score":
+            raise ValueError("train.best_by is for fine-tuning; pre-training has only its score")
+        if not self.data.validation and (self.train.keep == "best" or self.train.patience is not None):
+            raise ValueError("train.keep=best and train.patience go by validations: name splits in data.validation")
+        return self

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
+
+ValidationMetric = Literal["score", "box_iou", "box_accuracy", "mask_iou", "mask_accuracy", "existence_accuracy"]
+"""What fine-tuning may be watched by, all 0..1: `box_accuracy` is Acc@0.5, `mask_iou` the mean over samples, `score`
+the mean of those among box_iou, mask_iou and existence_accuracy that the head and the data have."""
 
 
 class Settings(BaseModel):
@@ -158,11 +162,54 @@ class TrainSettings(Settings):
     device: str = "auto"
     log_every: int = 20
     save_every: int = 500
-    validate_every: int | None = None
+    validate_every: int | None = Field(None, ge=1)
+    """Validate after every so many steps, and always at the end."""
+    best_by: ValidationMetric = "score"
+    """Fine-tuning: the validation metric that chooses the best checkpoint. Pre-training has only its score."""
+    keep: Literal["last", "best"] = "last"
+    """Which checkpoint's weights come out at the end."""
+    patience: int | None = Field(None, ge=1)
+    """End the run early when so many validations in a row have not improved on the best one."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard as well (RUN/tensorboard; needs the extra of that name)."""
     init_weights: str | None = None
     """Start from these weights (a directory or catalogue name) instead of random ones."""
+
+    @model_validator(mode="after")
+    def _patience_is_tried(self) -> TrainSettings:
+        if self.patience is not None and self.validate_every is None:
+            raise ValueError("patience counts validations: set validate_every")
+        return self
+
+
+class StageHead(Settings):
+    """What a stage may say about the head."""
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class StageModel(Settings):
+    """What a stage may say about the model: it stays the same, but the losses of its head may differ."""
+
+    head: StageHead = StageHead()
+
+
+class StageSettings(Settings):
+    """Where one stage of a run differs from the settings that all its stages share; the keys are those."""
+
+    model: StageModel = StageModel()
+    optim: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("train")
+    @classmethod
+    def _starts_after_the_one_before(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "init_weights" in value:
+            raise ValueError(
+                "a stage starts from the weights of the one before; train.init_weights, outside the stages, is for the "
+                "first"
+            )
+        return value
 
 
 class FinetuneSettings(Settings):
@@ -172,3 +219,12 @@ class FinetuneSettings(Settings):
     data: DataSettings = DataSettings()
     optim: OptimSettings = OptimSettings()
     train: TrainSettings = TrainSettings()
+    stages: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], StageSettings] = Field(default_factory=dict)
+    """Stages by name, in their order: each is a run of its own that starts from the weights of the one before. Empty:
+    the run is one. See `config.load.stages_of`."""
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> FinetuneSettings:
+        if not self.data.validation and (self.train.keep == "best" or self.train.patience is not None):
+            raise ValueError("train.keep=best and train.patience go by validations: name splits in data.validation")
+        return self

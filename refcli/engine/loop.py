@@ -55,6 +55,8 @@ def train(
 ) -> nn.Module:
     """Train for `settings.steps` optimiser steps, going on from the run's last checkpoint if there is one.
 
+    With `settings.patience` it ends earlier, when so many validations have not improved on the best one.
+
     Args:
         objective: see `engine.objective.Objective`; it is moved to the world's device.
         frozen: its parts that get no gradient and stay in evaluation mode (no dropout, no drop-path).
@@ -87,8 +89,9 @@ def train(
     watch = Watch(run, world, reporter, precision=settings.precision)
     _train_mode(objective, frozen)
     batches = feed.batches(state.samples // layout.global_batch)
+    has_stalled = watch.has_stalled(state, settings.patience)
     with StopSignals() as signals, closing(batches), compile_errors_told():
-        while state.step < settings.steps:
+        while state.step < settings.steps and not has_stalled:
             before = time.perf_counter()
             factor = lr_factor(
                 state.step,
@@ -125,12 +128,15 @@ def train(
             is_best = False
             if feed.validate is not None and (is_end or is_due) and not stop:
                 is_best = watch.validate(state, feed.validate)
+                has_stalled = watch.has_stalled(state, settings.patience)
                 _train_mode(objective, frozen)
-            if stop or is_end or is_best or state.step % settings.save_every == 0:
+            if stop or is_end or has_stalled or is_best or state.step % settings.save_every == 0:
                 run.checkpoints.save(state, layout=layout, world=world)
                 reporter.saved(state.step)
             if stop:
                 signals.leave(state.step)
+    if has_stalled:
+        reporter.noted(f"ended after step {state.step}: {settings.patience} validations have not improved on the best")
     return whole(state.trained)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ FREE_TO_CHANGE = frozenset(
         "train.log_every",
         "train.save_every",
         "train.validate_every",
+        "train.keep",
+        "train.patience",
         "train.device",
         "train.parallel",
         "train.tensorboard",
@@ -39,7 +42,19 @@ FREE_TO_CHANGE = frozenset(
     }
 )
 """Settings that a resumed run may have otherwise than the run it continues."""
-OWN_ENTRIES = ("run.yaml", "env.json", "metrics.jsonl", "log.txt", "checkpoints", "weights", "report", "tensorboard")
+OWN_ENTRIES = (
+    "run.yaml",
+    "env.json",
+    "metrics.jsonl",
+    "log.txt",
+    "checkpoints",
+    "weights",
+    "report",
+    "tensorboard",
+    "stages",
+)
+STAGE_PREFIX = re.compile(r"^stages\.[^.]+\.")
+"""What a setting of a stage has before the name that it has elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +163,7 @@ class RunDir:
             raise UsageError("there is no run to resume", where=str(file), hint="leave out --resume to start one")
         before = validate(type(settings), read_yaml(file), where=str(file))  # completes what an older version wrote
         changed = changed_keys(before.model_dump(mode="json"), settings.model_dump(mode="json"))
-        forbidden = [key for key in changed if key not in FREE_TO_CHANGE]
+        forbidden = [key for key in changed if STAGE_PREFIX.sub("", key) not in FREE_TO_CHANGE]
         if forbidden:
             raise ConfigError(
                 "a resumed run cannot change " + ", ".join(forbidden),

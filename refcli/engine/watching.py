@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -23,6 +25,19 @@ from refcli.engine.utilisation import gemm_peak
 
 SCORE = "score"
 """The validation metric that chooses the best checkpoint; larger is better."""
+PREFIX = "validation/"
+
+
+def read_validations(run: Path) -> dict[int, dict[str, float]]:
+    """The metrics of every validation in a run's metrics.jsonl, by step, ascending; empty without that file."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    validations: dict[int, dict[str, float]] = {}
+    for line in (json.loads(text) for text in lines if text.endswith("}")):
+        metrics = {name.removeprefix(PREFIX): value for name, value in line.items() if name.startswith(PREFIX)}
+        if metrics:
+            validations[int(line["step"])] = metrics
+    return validations
 
 
 class Watch:
@@ -73,6 +88,14 @@ class Watch:
                 is_best = self._validate_here(model, state, validate)
         return self.world.any(is_best)
 
+    def has_stalled(self, state: TrainingState, patience: int | None) -> bool:
+        """Whether the last `patience` validations have not improved on the best one; never if that is None."""
+        if patience is None:
+            return False
+        best = state.best.step if state.best else 0
+        since = [step for step in read_validations(self.run.path) if step > best] if self.world.is_main else []
+        return self.world.any(len(since) >= patience)
+
     def _validate_here(
         self, model: nn.Module, state: TrainingState, validate: Callable[[nn.Module], dict[str, float]]
     ) -> bool:
@@ -84,7 +107,7 @@ class Watch:
         is_best = state.best is None or state.best.score is None or metrics[SCORE] > state.best.score
         if is_best:
             state.best = Pointer(state.step, metrics[SCORE])
-        line = {"step": state.step, **{f"validation/{name}": value for name, value in metrics.items()}}
-        self.run.append_metrics({**line, "validation/seconds": round(seconds, 3)})
+        line = {"step": state.step, **{f"{PREFIX}{name}": value for name, value in metrics.items()}}
+        self.run.append_metrics({**line, f"{PREFIX}seconds": round(seconds, 3)})
         self.reporter.validated(line, is_best=is_best)
         return is_best

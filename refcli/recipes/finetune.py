@@ -1,8 +1,8 @@
-"""Fine-tune a grounder on a store: settings -> data -> model -> loop -> weights."""
+"""Fine-tune a grounder on a store: settings -> data -> model -> loop -> weights, in stages where there are some."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -11,21 +11,17 @@ from torch import nn
 
 from refcli.config.schema import FinetuneSettings
 from refcli.data.sampling import OnePass
-from refcli.engine.distributed import World
+from refcli.engine.distributed import World, join_world
 from refcli.engine.loading import iterate_batches
 from refcli.engine.randomness import seed_generators
 from refcli.engine.reporting import Reporter
+from refcli.engine.watching import SCORE
+from refcli.errors import ConfigError
 from refcli.evaluation.model_frame import validate
 from refcli.grounder import Grounder
-from refcli.recipes.training import (
-    Data,
-    Parts,
-    make_feed,
-    open_data,
-    preview_training,
-    run_training,
-    training_meta,
-)
+from refcli.recipes.stages import Stage, in_turn, plan_stages
+from refcli.recipes.training import Data, Parts, make_feed, open_data, preview_training, run_in_world, training_meta
+from refcli.recipes.validation_gates import check_validation
 from refcli.text.tokenizer import Tokenizer
 from refcli.weights.load import save_weights
 from refcli.weights.transfer import start_from
@@ -39,46 +35,70 @@ def finetune(
     resume: bool = False,
     force: bool = False,
     reporter: Reporter,
+    floors: Mapping[str, float] | None = None,
 ) -> Path:
     """Train and write the run directory `out`; returns its weights directory.
 
-    The weights are those after the last step: the averaged ones if `train.ema_decay` is set.
+    The weights are those of the last or of the best checkpoint (`train.keep`): the averaged ones if `train.ema_decay`
+    is set. With `stages`, each is a run in `out/stages/<number>-<name>`, and the last one's weights are in `out`.
+
+    Args:
+        floors: least values of validation metrics of those weights.
 
     Raises:
         RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (all saved).
+        GateError: a floor is not reached; everything is written nevertheless.
     """
-
-    def save(trained: nn.Module) -> None:
-        assert isinstance(trained, Grounder)
-        save_weights(out / "weights", trained, settings.model, meta=training_meta(settings))
-
-    run_training(
-        settings,
-        store_path=store_path,
-        out=out,
-        resume=resume,
-        force=force,
-        reporter=reporter,
-        build=partial(build, settings, store_path),
-        save=save,
-    )
+    if floors and not settings.data.validation:
+        raise ConfigError("without validation nothing can be held to --fail-under", where="data.validation")
+    plan = plan_stages(settings, out)
+    world = join_world(settings.train.device)
+    try:
+        for stage, goes_on, starts_over in in_turn(
+            plan, settings, out=out, store_path=store_path, world=world, resume=resume, force=force, reporter=reporter
+        ):
+            run_in_world(
+                stage.settings,
+                world,
+                store_path=store_path,
+                out=stage.path,
+                resume=goes_on,
+                force=starts_over,
+                reporter=reporter,
+                build=partial(build, stage.settings, store_path, after=stage.after),
+                save=partial(_save, stage, plan),
+            )
+    finally:
+        world.close()
+    if world.is_main:
+        check_validation(plan[-1].path, keep=plan[-1].settings.train.keep, floors=floors or {})
     return out / "weights"
 
 
 def preview(settings: FinetuneSettings, *, store_path: Path) -> list[str]:
-    """Lines that say what `finetune` would train on what.
+    """Lines that say what `finetune` would train on what, stage by stage.
 
     Raises:
         RefcliError: as `finetune`, as far as nothing is written or trained.
     """
-    return preview_training(settings, partial(build, settings, store_path))
+    lines: list[str] = []
+    plan = plan_stages(settings, Path())
+    for stage in plan:
+        is_later = stage.after is not None
+        lines += [f"{stage.title}:"] if stage.title else []
+        lines += ["starts from the weights of the stage before"] if is_later else []
+        lines += preview_training(stage.settings, partial(build, stage.settings, store_path))
+    return lines
 
 
-def build(settings: FinetuneSettings, store_path: Path, world: World, starts: bool = True) -> Parts:
+def build(
+    settings: FinetuneSettings, store_path: Path, world: World, starts: bool = True, *, after: Path | None = None
+) -> Parts:
     """Open the data and make the model; nothing is written.
 
     Args:
         starts: read `train.init_weights`; a resumed run has its own weights and does not need them.
+        after: the weights of the stage before, in place of `train.init_weights`.
 
     Raises:
         RefcliError: settings, data or weights that do not fit.
@@ -86,7 +106,7 @@ def build(settings: FinetuneSettings, store_path: Path, world: World, starts: bo
     data = open_data(settings, store_path=store_path, tokenizer=Tokenizer.load(settings.model.text))
     seed_generators(settings.train.seed)
     grounder = Grounder.from_settings(settings.model)
-    origin = settings.train.init_weights if starts else None
+    origin = (settings.train.init_weights if after is None else str(after)) if starts else None
     return Parts(
         grounder,
         make_feed(settings, data, world, _validator(data, settings) if data.watched else None),
@@ -98,14 +118,32 @@ def build(settings: FinetuneSettings, store_path: Path, world: World, starts: bo
     )
 
 
+def _save(stage: Stage, plan: list[Stage], trained: nn.Module) -> None:
+    assert isinstance(trained, Grounder)
+    meta = training_meta(stage.settings) | {"kept": stage.settings.train.keep}
+    if stage.name:
+        meta |= {"stage": stage.name, "steps_of_stages": {one.name: one.settings.train.steps for one in plan}}
+        meta |= {"init_weights": training_meta(plan[0].settings)["init_weights"]}
+    save_weights(stage.weights, trained, stage.settings.model, meta=meta)
+
+
 def _validator(data: Data, settings: FinetuneSettings) -> Callable[[nn.Module], dict[str, float]]:
+    """Scores a model; `score` is the metric that chooses the best checkpoint."""
     watched = data.watched
     assert watched is not None
+    best_by = settings.train.best_by
 
     def run(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Grounder)
         order = OnePass(len(watched), batch_size=settings.train.batch_size)
         with closing(iterate_batches(watched, order, data.collate, workers=settings.data.workers)) as batches:
-            return validate(model, batches, bf16=settings.train.precision == "bf16")
+            metrics = validate(model, batches, bf16=settings.train.precision == "bf16")
+        if best_by not in metrics:
+            raise ConfigError(
+                f"the validation has no {best_by}, which is to choose the best checkpoint",
+                where="train.best_by",
+                hint="this head and these splits have: " + ", ".join(metrics),
+            )
+        return {**metrics, SCORE: metrics[best_by]}
 
     return run

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 import refcli
@@ -18,6 +20,7 @@ from refcli.data.dataset import GroundingDataset
 from refcli.data.mixing import WeightedSampler
 from refcli.data.sampling import EndlessSampler
 from refcli.data.store import Store
+from refcli.engine.checkpoint import FILES
 from refcli.engine.device import resolve_device
 from refcli.engine.distributed import World, join_world
 from refcli.engine.launching import is_restart
@@ -25,9 +28,10 @@ from refcli.engine.loading import iterate_batches
 from refcli.engine.loop import Feed, train
 from refcli.engine.reporting import Logged, Reporter, Silence
 from refcli.engine.run_dir import RunDir
+from refcli.engine.state import EMA, MODEL
 from refcli.engine.stopping import failing_together
 from refcli.engine.tensorboard import TensorBoard
-from refcli.errors import ConfigError
+from refcli.errors import ConfigError, DataError
 from refcli.recipes.preview import preview_lines
 from refcli.text.roles import RoleFinder
 from refcli.text.tokenizer import Tokenizer
@@ -86,38 +90,93 @@ def run_training(
     Raises:
         RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (all saved).
     """
-    if settings.train.tensorboard:
-        reporter = TensorBoard(out / "tensorboard", reporter)  # opened by the main process alone, when it starts
     world = join_world(settings.train.device)
     try:
-        run = RunDir(out)
-        resume = resume or (is_restart() and (out / "run.yaml").is_file())
-        starts = not resume or run.checkpoints.pointer("last") is None
-        parts = build(world, starts)
-        with failing_together(world):
-            if world.is_main:
-                facts = {"store": str(store_path.resolve()), "processes": world.size}
-                RunDir.open(out, settings, resume=resume, force=force, facts=facts)
-        listener: Reporter = Logged(run, reporter) if world.is_main else Silence()
-        for note in parts.notes:
-            listener.noted(note)
-        trained = train(
-            parts.objective,
-            parts.feed,
-            optim=settings.optim,
-            settings=settings.train,
-            run=run,
-            world=world,
-            reporter=listener,
-            frozen=parts.frozen,
-            compiled=parts.compiled,
-            static_graph=bool(getattr(parts.objective, "has_static_graph", False)),
+        run_in_world(
+            settings,
+            world,
+            store_path=store_path,
+            out=out,
+            resume=resume,
+            force=force,
+            reporter=reporter,
+            build=build,
+            save=save,
         )
-        with failing_together(world):
-            if world.is_main:
-                save(trained)
     finally:
         world.close()
+
+
+def run_in_world(
+    settings: AnySettings,
+    world: World,
+    *,
+    store_path: Path,
+    out: Path,
+    resume: bool,
+    force: bool,
+    reporter: Reporter,
+    build: Callable[[World, bool], Parts],
+    save: Callable[[nn.Module], None],
+) -> None:
+    """Train and write the run directory `out`, in processes that have joined already.
+
+    Args:
+        build: makes the parts for this process; the flag says whether the run starts, so that initial weights are
+            wanted (a resumed run has its own).
+        save: writes what was trained, once, in the main process.
+
+    Raises:
+        RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (all saved).
+    """
+    if settings.train.tensorboard:
+        reporter = TensorBoard(out / "tensorboard", reporter)  # opened by the main process alone, when it starts
+    run = RunDir(out)
+    resume = resume or (is_restart() and (out / "run.yaml").is_file())
+    starts = not resume or run.checkpoints.pointer("last") is None
+    parts = build(world, starts)
+    with failing_together(world):
+        if world.is_main:
+            facts = {"store": str(store_path.resolve()), "processes": world.size}
+            RunDir.open(out, settings, resume=resume, force=force, facts=facts)
+    listener: Reporter = Logged(run, reporter) if world.is_main else Silence()
+    for note in parts.notes:
+        listener.noted(note)
+    trained = train(
+        parts.objective,
+        parts.feed,
+        optim=settings.optim,
+        settings=settings.train,
+        run=run,
+        world=world,
+        reporter=listener,
+        frozen=parts.frozen,
+        compiled=parts.compiled,
+        static_graph=bool(getattr(parts.objective, "has_static_graph", False)),
+    )
+    with failing_together(world):
+        if world.is_main:
+            if settings.train.keep == "best":
+                listener.noted(f"the weights are those of step {take_best(run, trained, settings)}, the best")
+            save(trained)
+
+
+def take_best(run: RunDir, trained: nn.Module, settings: AnySettings) -> int:
+    """Put the best checkpoint of a run into its trained model; returns the checkpoint's step.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    best = run.checkpoints.pointer("best")
+    hint = "--resume --set train.keep=last takes the last weights"
+    if best is None:
+        raise DataError("the best checkpoint is gone", where=str(run.checkpoints.root), hint=hint)
+    file = run.checkpoints.path(best.step) / FILES[MODEL if settings.train.ema_decay is None else EMA]
+    try:
+        trained.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise DataError("the best checkpoint is damaged", where=str(file), hint=hint) from error
+    return best.step
 
 
 def preview_training(settings: AnySettings, build: Callable[[World, bool], Parts]) -> list[str]:

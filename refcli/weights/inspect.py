@@ -158,8 +158,12 @@ def _find(directory: Path) -> None:
 def _settings(directory: Path) -> Settings:
     _find(directory)
     values = read_config(directory)
-    kinds = {"tower_dim": HeadOnlySettings, "head": ModelSettings, "tower": TowerOnlySettings}
-    kind = next((kind for key, kind in kinds.items() if key in values), VisualTokenizerSettings)
+    kinds: dict[str, type[Settings]] = {
+        "tower_dim": HeadOnlySettings,
+        "head": ModelSettings,
+        "tower": TowerOnlySettings,
+    }
+    kind: type[Settings] = next((kind for key, kind in kinds.items() if key in values), VisualTokenizerSettings)
     settings: Settings = validate(kind, values, where=str(directory / CONFIG_FILE))
     return settings
 

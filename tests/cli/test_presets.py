@@ -102,6 +102,7 @@ def test_a_name_that_does_not_exist_is_a_mistake(specs, run):
         ("model: {head: {name: onerev}}\n", 2, "model.head.name"),
         ("mrefm: [1]\n", 2, "mrefm"),
         ("train: {steps: 0}\n", 2, "train.steps"),
+        ("stages: {all: {model: {head: {settings: {rez: true}}}}}\n", 2, "stages.all.model.head.settings: rez"),
         ("- 1\n", 2, "mapping"),
     ],
 )

@@ -1,0 +1,118 @@
+"""Stages: several runs in turn inside one run directory, each from the weights of the one before."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from refcli.config.load import read_yaml, stages_of, validate
+from refcli.config.schema import FinetuneSettings
+from refcli.engine.distributed import World
+from refcli.engine.launching import is_restart
+from refcli.engine.reporting import Reporter
+from refcli.engine.run_dir import FREE_TO_CHANGE, RunDir, changed_keys
+from refcli.engine.stopping import failing_together
+from refcli.errors import ConfigError
+from refcli.weights.load import MODEL_FILE
+
+FOLDER = "stages"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a directory that may have several."""
+
+    name: str
+    """Empty where the run has no stages."""
+    title: str
+    """How the user is told about it; empty as the name is."""
+    settings: FinetuneSettings
+    path: Path
+    """Its own run directory."""
+    weights: Path
+    """Where its weights go."""
+    after: Path | None
+    """The weights of the stage before, which it starts from."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its weights are written."""
+        return (self.weights / MODEL_FILE).is_file()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a run to resume."""
+        return (self.path / "run.yaml").is_file()
+
+
+def plan_stages(settings: FinetuneSettings, out: Path) -> list[Stage]:
+    """The stages of the settings, in turn; one that is the whole run where there are none.
+
+    The last one's weights are those of the whole: `out/weights`.
+    """
+    stages = stages_of(settings)
+    if not stages:
+        return [Stage("", "", settings, out, out / "weights", None)]
+    plan: list[Stage] = []
+    for number, (name, own) in enumerate(stages.items(), start=1):
+        path = out / FOLDER / f"{number}-{name}"
+        weights = out / "weights" if number == len(stages) else path / "weights"
+        title = f"stage {number} of {len(stages)}, {name}"
+        plan.append(Stage(name, title, own, path, weights, plan[-1].weights if plan else None))
+    return plan
+
+
+def in_turn(
+    plan: Sequence[Stage],
+    settings: FinetuneSettings,
+    *,
+    out: Path,
+    store_path: Path,
+    world: World,
+    resume: bool,
+    force: bool,
+    reporter: Reporter,
+) -> Iterator[tuple[Stage, bool, bool]]:
+    """The stages that are still to be run, each with whether to resume it and whether to remove what it left.
+
+    Every process must take them all; what there is on the disk is as the main process sees it.
+
+    Raises:
+        RefcliError: of `RunDir.open` for the whole, or a finished stage whose settings have changed.
+    """
+    if not settings.stages:
+        yield plan[0], resume, force
+        return
+    resume = resume or (is_restart() and (out / "run.yaml").is_file())
+    with failing_together(world):
+        if world.is_main:
+            if force and not resume:
+                shutil.rmtree(out / FOLDER, ignore_errors=True)
+            for stage in plan[:-1] if resume else ():
+                if stage.is_finished:
+                    _check_unchanged(stage)
+            facts = {"store": str(store_path.resolve()), "processes": world.size}
+            RunDir.open(out, settings, resume=resume, force=force, facts=facts)
+    for stage in plan:
+        is_finished, has_begun = world.gather((stage.is_finished, stage.has_begun))[0]
+        if resume and is_finished and stage is not plan[-1]:
+            continue
+        if world.is_main:
+            reporter.noted(stage.title)
+        yield stage, resume and has_begun, resume and not has_begun
+
+
+def _check_unchanged(stage: Stage) -> None:
+    """Raises ConfigError where the settings are not those that a finished stage was trained with."""
+    file = stage.path / "run.yaml"
+    before = validate(FinetuneSettings, read_yaml(file), where=str(file))
+    changed = changed_keys(before.model_dump(mode="json"), stage.settings.model_dump(mode="json"))
+    too_late = [key for key in changed if key == "train.steps" or key not in FREE_TO_CHANGE]
+    if too_late:
+        raise ConfigError(
+            f"{stage.title}, is finished and cannot change " + ", ".join(too_late),
+            where=str(file),
+            hint="start a new run",
+        )

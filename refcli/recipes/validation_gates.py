@@ -1,0 +1,64 @@
+"""Gates of a training run: validation metrics that must not fall below a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from refcli.config.schema import ValidationMetric
+from refcli.engine.run_dir import RunDir
+from refcli.engine.watching import read_validations
+from refcli.errors import GateError, UsageError
+from refcli.tables import nearest
+
+OPTION = "--fail-under"
+
+
+def parse_floors(texts: Sequence[str]) -> dict[str, float]:
+    """`metric=value` texts as numbers.
+
+    Raises:
+        UsageError: a metric that validation does not have, or a value that is no fraction.
+    """
+    floors: dict[str, float] = {}
+    known = get_args(ValidationMetric)
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in known:
+            guess = nearest(name, known)
+            raise UsageError(
+                f"validation has no metric called {name!r}",
+                where=f"{OPTION} {text}",
+                hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + ", ".join(known),
+            )
+        try:
+            floors[name] = float(value)
+        except ValueError:
+            floors[name] = float("nan")
+        if not 0 <= floors[name] <= 1:
+            raise UsageError(f"{value!r} is not a fraction in 0..1", where=f"{OPTION} {text}", hint=f"{name}=0.85")
+    return floors
+
+
+def check_validation(run: Path, *, keep: Literal["last", "best"], floors: Mapping[str, float]) -> None:
+    """Hold the validation of the weights that a run kept to its floors.
+
+    Raises:
+        GateError: a metric is below its floor, or was not measured; all of them are named.
+    """
+    if not floors:
+        return
+    validations = read_validations(run)
+    best = RunDir(run).checkpoints.pointer("best") if keep == "best" else None
+    step = best.step if best else max(validations, default=0)
+    metrics = validations.get(step, {})
+    missed = [
+        f"{name} is {metrics[name]:.4f} after step {step}, wanted {floor:g}"
+        if name in metrics
+        else f"{name} was not measured, wanted {floor:g}"
+        for name, floor in floors.items()
+        if not metrics.get(name, -1.0) >= floor
+    ]
+    if missed:
+        raise GateError("; ".join(missed), where=OPTION)

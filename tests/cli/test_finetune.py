@@ -1,0 +1,94 @@
+"""`refcli finetune` with stages and gates, from the command line: one process, two processes, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from refcli.data.sources.synthetic.write import write_synthetic
+
+PRESET = """
+extends: synthetic_tiny
+data: {workers: 0, validation_samples: 2}
+train: {batch_size: 4, log_every: 1, validate_every: null, ema_decay: null, keep: best, best_by: box_iou}
+stages:
+  frozen: {train: {freeze_tower: true, steps: 2}}
+  all: {train: {steps: 3}}
+"""
+
+
+@pytest.fixture
+def store(tmp_path) -> Path:
+    write_synthetic(tmp_path / "store", size=6, seed=3, splits=["train", "val"])
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def refcli(tmp_path):
+    """Run `refcli finetune` on a preset of two stages; returns (exit code, stdout, stderr)."""
+    (tmp_path / "two.yaml").write_text(PRESET)
+
+    def run(*arguments) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "refcli", "finetune", *map(str, arguments), "--out", str(tmp_path / "run")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def last_step(run: Path) -> int:
+    return max(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines())
+
+
+def test_two_processes_go_through_the_stages_together_and_resume_without_being_told_again(tmp_path, store, refcli):
+    start = ("--preset", tmp_path / "two.yaml", "--data", store, "--device", "cpu", "--nproc", "2")
+    code, out, talk = refcli(*start, "--fail-under", "box_iou=0")
+    run = tmp_path / "run"
+
+    assert (code, out) == (0, f"{run}\n"), talk
+    assert talk.index("stage 1 of 2, frozen") < talk.index("stage 2 of 2, all") < talk.index("weights: ")
+    assert talk.count("stage 2 of 2, all") == 1
+    stages = [run / "stages" / "1-frozen", run / "stages" / "2-all"]
+    assert [last_step(stage) for stage in stages] == [2, 3]
+    assert {json.loads((path / "env.json").read_text())["processes"] for path in (run, *stages)} == {2}
+    assert (run / "weights" / "model.safetensors").is_file()
+
+    code, out, talk = refcli("--resume", "--nproc", "2")
+    assert (code, out) == (0, f"{run}\n"), talk
+    assert "continuing after step 3" in talk
+    assert "stage 1" not in talk
+
+
+def test_two_processes_leave_with_the_code_of_the_gate(tmp_path, store, refcli):
+    start = ("--preset", tmp_path / "two.yaml", "--data", store, "--device", "cpu", "--nproc", "2")
+    code, out, talk = refcli(*start, "--fail-under", "box_iou=1")
+
+    assert (code, out) == (4, ""), talk
+    assert talk.count("wanted 1") == 1
+    assert "Traceback" not in talk
+    assert (tmp_path / "run" / "weights" / "model.safetensors").is_file()
+
+
+def test_a_dry_run_prints_the_settings_with_the_stages_and_tells_of_each(tmp_path, store, refcli):
+    code, out, talk = refcli("--preset", tmp_path / "two.yaml", "--data", store, "--dry-run")
+    stages = yaml.safe_load(out)["stages"]
+
+    assert code == 0
+    assert [(name, stage["train"]["steps"]) for name, stage in stages.items()] == [("frozen", 2), ("all", 3)]
+    assert "stage 1 of 2, frozen:" in talk and "stage 2 of 2, all:" in talk
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gate_on_an_unknown_metric_is_refused_before_anything_is_trained(tmp_path, store, refcli):
+    code, out, talk = refcli("--preset", tmp_path / "two.yaml", "--data", store, "--fail-under", "boxiou=0.5")
+
+    assert (code, out) == (2, "")
+    assert "did you mean 'box_iou'?" in talk
+    assert not (tmp_path / "run").exists()

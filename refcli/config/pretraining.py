@@ -106,6 +106,8 @@ class SemanticTargetSettings(Settings):
     def _something_speaks(self) -> SemanticTargetSettings:
         if not self.region_weight + self.image_weight:
             raise ValueError("region_weight and image_weight are both 0")
+        if self.weights is not None and self.refresh_every is not None:
+            raise ValueError("weights names a fixed model and refresh_every replaces it: set refresh_every=null")
         return self
 
 
@@ -118,7 +120,7 @@ class MRefMWeights(Settings):
     mlm: NonNegativeFloat = 1.0
     semantic_target_relation: NonNegativeFloat = 1.0
     grounding: NonNegativeFloat = 1.0
-    """Factor on all losses of the head."""
+    """Factor on all losses of the head; they are counted in every forward pass, twice in a step without alternation."""
 
 
 class MRefMSettings(Settings):
@@ -144,6 +146,21 @@ class MRefMSettings(Settings):
     drop_worst_ratio: float = Field(0.2, ge=0, lt=1)
     """Part of the masked words, the ones with the largest loss, that is left out after `drop_worst_after` steps."""
     drop_worst_after: int = Field(12000, ge=0)
+
+    @model_validator(mode="after")
+    def _every_step_learns(self) -> MRefMSettings:
+        weights = self.loss_weights
+        own_terms = {
+            "hide patches (mim, visual_target_relation)": weights.mim + weights.visual_target_relation,
+            "hide words (mlm, semantic_target_relation)": weights.mlm + weights.semantic_target_relation,
+        }
+        silent = [kind for kind, weight in own_terms.items() if not weight + weights.grounding]
+        if silent and (self.alternate or len(silent) == len(own_terms)):
+            raise ValueError(
+                f"the steps that {' and '.join(silent)} have no term: give one a weight"
+                + (", or set alternate=false" if len(silent) == 1 else "")
+            )
+        return self
 
 
 class VisualTokenizerTrainingSettings(Settings):
@@ -172,6 +189,13 @@ class PretrainSettings(Settings):
     data: DataSettings = DataSettings()
     optim: OptimSettings = OptimSettings()
     train: TrainSettings = TrainSettings()
+
+    @model_validator(mode="after")
+    def _tokenizers_start_fresh(self) -> PretrainSettings:
+        ignored = [f"train.{name}" for name in ("init_weights", "freeze_tower") if getattr(self.train, name)]
+        if self.objective == "visual_tokenizer" and ignored:
+            raise ValueError(f"a visual tokenizer starts fresh and whole: leave out {' and '.join(ignored)}")
+        return self
 
     @model_validator(mode="after")
     def _best_is_known(self) -> PretrainSettings:

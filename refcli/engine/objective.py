@@ -30,6 +30,14 @@ class HasDepth(Protocol):
 
 
 @runtime_checkable
+class BeginsSteps(Protocol):
+    """An objective that changes something of its own between optimiser steps."""
+
+    def begin_step(self, step: int) -> None:
+        """Called once before each optimiser step, by every process."""
+
+
+@runtime_checkable
 class HasWork(Protocol):
     """An objective that knows what a batch takes; its lines of metrics have tokens per second and FLOPs utilisation."""
 

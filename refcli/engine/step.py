@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from refcli.config.schema import TrainSettings
 from refcli.contracts.batch import Batch
 from refcli.engine.distributed import World, unsynchronised
-from refcli.engine.objective import work_of
+from refcli.engine.objective import BeginsSteps, work_of
 from refcli.engine.run_dir import BadBatch, RunDir
 from refcli.errors import TrainingError
 from refcli.model.flops import Work
@@ -57,6 +57,8 @@ def optimizer_step(
             are touched, and the batches are recorded.
     """
     optimizer.zero_grad(set_to_none=True)
+    if isinstance(objective, BeginsSteps):
+        objective.begin_step(step)
     sums: dict[str, float] = {}
     ids: tuple[str, ...] = ()
     waited = 0.0

@@ -9,15 +9,14 @@ from torch import Tensor
 
 
 def mean_over(values: Float[Tensor, " samples"], counts: Bool[Tensor, " samples"]) -> Float[Tensor, ""]:
-    """Mean of the values that count; 0 when none does.
+    """Mean of the values that count, whatever the others are (NaN too); 0 when none does.
 
     In a group of N processes the divisor is the number that counts in all of them, divided by N (DETR's
     normalisation, Carion et al. 2020). The mean of the results over the processes, and so the averaged gradient, is
     then the mean over everything that counts anywhere, however unevenly it is spread. Only while gradients are
     recorded, and then every process must come here equally often; otherwise nothing is communicated.
     """
-    chosen = counts.to(values.dtype)
-    return (values * chosen).sum() / _divisor(counts)
+    return torch.where(counts, values, 0).sum() / _divisor(counts)
 
 
 def _divisor(counts: Bool[Tensor, " samples"]) -> Float[Tensor, ""]:

@@ -80,9 +80,6 @@ class MRefM(nn.Module):
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Weighted losses by name; in alternation even steps hide patches and odd ones words."""
-        refresh_every = self.settings.semantic_targets.refresh_every
-        if self.training and self.teacher is not None and refresh_every and step % refresh_every == 0:
-            self.teacher.refresh(self.grounder)
         keys = sample_keys(batch.ids).to(batch.images.device)
         losses: dict[str, Tensor] = {}
         for parity, hide_and_ask in enumerate((self.referring_mim, self.referring_mlm)):
@@ -90,6 +87,12 @@ class MRefM(nn.Module):
                 for term, loss in hide_and_ask(batch, step, keys).items():
                     losses[term] = losses[term] + loss if term in losses else loss
         return losses
+
+    def begin_step(self, step: int) -> None:
+        """Renew the teacher where that is due; not in `forward`, where a sharded model is partly whole."""
+        every = self.settings.semantic_targets.refresh_every
+        if self.teacher is not None and every and step % every == 0:
+            self.teacher.refresh(self.grounder)
 
     def referring_mim(self, batch: Batch, step: int, keys: Int[Tensor, " batch"]) -> dict[str, Tensor]:
         """Hide patches; predict their codes and the visual target-relation score."""
@@ -212,5 +215,7 @@ class MRefM(nn.Module):
         return head
 
     def _see(self, name: str, logits: Float[Tensor, "n classes"], truth: Int[Tensor, " n"]) -> None:
+        if not self.training:
+            return
         right: Bool[Tensor, " n"] = logits.detach().argmax(-1) == truth
         self._seen[name] = right.float().mean() if len(right) else torch.zeros((), device=right.device)

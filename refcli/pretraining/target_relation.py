@@ -69,11 +69,11 @@ def semantic_target_relation(
         region_cls: class vector of the referred region's crop.
         image_cls: class vector of the whole image.
         words: vectors of the words.
-        word_counts: words that take part, at least one for each sample; the others get 0.
+        word_counts: words that take part; the others get 0.
         settings: lambdas, not both 0, and scale.
     """
     pictures = F.normalize(torch.stack([region_cls, image_cls], dim=1).float(), dim=-1)
     cosines = (pictures.unsqueeze(2) * F.normalize(words.float(), dim=-1).unsqueeze(1)).sum(-1)
     shares = (settings.scale * cosines).masked_fill(~word_counts.unsqueeze(1), -torch.inf).softmax(-1)
     weights = shares.new_tensor([settings.region_weight, settings.image_weight])
-    return (shares * (weights / weights.sum()).unsqueeze(1)).sum(1)
+    return (shares * (weights / weights.sum()).unsqueeze(1)).sum(1).masked_fill(~word_counts, 0.0)

@@ -57,6 +57,8 @@ class VisualTokenizerTraining(nn.Module):
         ConfigError: the pictures are not of the size that the tokenizer's positions are for.
     """
 
+    has_static_graph = True
+    """Every step trains the same parameters."""
     usage: Float[Tensor, " codes"]
     """Moving average of the number of patches per step, of all processes, that chose each code."""
 

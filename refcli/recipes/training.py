@@ -133,7 +133,7 @@ def run_in_world(
         reporter = TensorBoard(out / "tensorboard", reporter)  # opened by the main process alone, when it starts
     run = RunDir(out)
     resume = resume or (is_restart() and (out / "run.yaml").is_file())
-    starts = not resume or run.checkpoints.pointer("last") is None
+    starts = world.gather(not resume or run.checkpoints.pointer("last") is None)[0]  # as the main process sees the disk
     parts = build(world, starts)
     with failing_together(world):
         if world.is_main:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from refcli.config.pretraining import MRefMSettings
+from refcli.config.pretraining import MRefMSettings, MRefMWeights
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.errors import ConfigError
@@ -160,16 +161,36 @@ def test_losses_fall_when_it_learns():
 
 
 def test_the_teacher_is_renewed_when_asked_and_only_then():
-    batch = make_batch()
     for every, changes in ((None, False), (2, True)):
         mrefm = make(semantic_targets={"refresh_every": every}).train()
         with torch.no_grad():
             mrefm.grounder.head.vision_projection.weight.add_(1.0)
         before = mrefm.teacher.vision_projection.weight.clone()
-        mrefm(batch, 1)
+        mrefm.begin_step(1)
+        mrefm(make_batch(), 2)
         assert torch.equal(mrefm.teacher.vision_projection.weight, before)
-        mrefm(batch, 2)
+        mrefm.begin_step(2)
         assert torch.equal(mrefm.teacher.vision_projection.weight, before) is not changes
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss_weights": {"mim": 0, "visual_target_relation": 0, "grounding": 0}},
+        {"loss_weights": {"mlm": 0, "semantic_target_relation": 0, "grounding": 0}},
+        {"alternate": False, "loss_weights": dict.fromkeys(MRefMWeights.model_fields, 0)},
+        {"semantic_targets": {"weights": "builtin", "refresh_every": 500}},
+        {"semantic_targets": {"region_weight": 0, "image_weight": 0}},
+    ],
+)
+def test_settings_under_which_a_step_would_learn_nothing_are_refused(settings):
+    with pytest.raises(ValidationError, match=r"no term|replaces it|both 0"):
+        MRefMSettings(**settings)
+
+
+def test_without_alternation_one_kind_of_hiding_is_enough():
+    weights = {"mim": 0, "visual_target_relation": 0, "grounding": 0}
+    assert set(make(alternate=False, loss_weights=weights)(make_batch(), 0)) == TEXT
 
 
 def test_word_scores_are_distributions_over_the_words():

@@ -18,11 +18,13 @@ CHANGES = (
 TERMS = ("mim", "visual_target_relation", "mlm", "semantic_target_relation", "similarity_focal", "similarity_dice")
 
 
-@pytest.mark.parametrize("alternate", ["true", "false"])
-def test_two_processes_with_half_of_the_batch_are_one_process_with_all_of_it(tmp_path, store, alternate):
+@pytest.mark.parametrize(
+    "how", [("mrefm.alternate=true",), ("mrefm.alternate=false",), ("train.parallel=fsdp", "train.ema_decay=null")]
+)
+def test_two_processes_with_half_of_the_batch_are_one_process_with_all_of_it(tmp_path, store, how):
     """In fp32 the sums are only in another order; what is hidden depends on the sample, not on its process."""
     for name, batch_size, more in (("one", 8, []), ("two", 4, ["--nproc", "2"])):
-        changes = [*CHANGES, f"train.batch_size={batch_size}", f"mrefm.alternate={alternate}"]
+        changes = [*CHANGES, f"train.batch_size={batch_size}", "mrefm.semantic_targets.refresh_every=2", *how]
         overrides = [part for change in changes for part in ("--set", change)]
         command = [
             "pretrain",

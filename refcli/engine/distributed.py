@@ -135,14 +135,22 @@ def join_world(device_name: str) -> World:
     if device.type == "cuda":
         device = _own_gpu(device, int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
-    elif device.type == "cpu":
-        dist.init_process_group("gloo", timeout=PATIENCE)
-    else:
+    elif device.type != "cpu":
         raise ConfigError(
             f"several processes cannot train on {device.type}", where="train.device", hint="use cuda or cpu"
         )
-    return World(rank=dist.get_rank(), size=size, device=device)
+    store, rank, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    # A store of torchrun's outlives a restart; what the processes before it left in there would lead these astray.
+    store = dist.PrefixStore(f"refcli/{_round()}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
+        device_id=device if device.type == "cuda" else None,
+    )
+    return World(rank=rank, size=size, device=device)
 
 
 def _own_gpu(device: torch.device, local_rank: int) -> torch.device:
@@ -169,7 +177,9 @@ def who_tells(exit_code: int) -> int | None:
     """
     try:
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(*address, is_master=False, timeout=STORE_PATIENCE, wait_for_workers=False)
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            *address, is_master=False, timeout=STORE_PATIENCE, wait_for_workers=False
+        )
         mine = json.dumps([os.environ["RANK"], exit_code])
         told = store.compare_set(f"refcli/told/{_round()}", "", mine).decode()
     except (KeyError, RuntimeError):  # nobody is there any more to settle it

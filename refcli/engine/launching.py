@@ -153,6 +153,7 @@ class _Agent(LocalElasticAgent):
         if self._num_starts:
             self._note("starting the processes again")
         store = worker_group.store
+        assert store is not None
         if worker_group.group_rank == 0:
             store.set(ROUND_VARIABLE, str(uuid.uuid4()))
         os.environ[ROUND_VARIABLE] = store.get(ROUND_VARIABLE).decode()

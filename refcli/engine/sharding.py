@@ -143,7 +143,7 @@ def _gathered(value: Any, shape: torch.Size) -> Any:  # noqa: ANN401 - an optimi
     full = value.full_tensor()
     if dist.get_rank():
         return None
-    return (full if shape or full.numel() > 1 else full.reshape(())).cpu()
+    return (full if shape or full.numel() > 1 else full.reshape(())).to("cpu", copy=True)
 
 
 def _on_main(state: dict[str, Any]) -> dict[str, Any]:

@@ -189,19 +189,30 @@ def store(tmp_path) -> Path:
     return tmp_path / "store"
 
 
-def training(store: Path, run: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """A few small steps on the store, of a process that can be watched."""
+@pytest.fixture
+def training(store):
+    """Starts processes that train a few small steps on the store, and leaves none behind."""
     changes = ["data.workers=0", "data.validation=[]", "train.validate_every=null", "train.batch_size=4"]
     changes += ["train.steps=4", "train.log_every=1", "train.save_every=5"]
-    sets = [part for change in changes for part in ("--set", change)]
-    command = [sys.executable, *launcher, "-m", "refcli", "finetune", "--preset", "synthetic_tiny", "--device", "cpu"]
-    return subprocess.Popen(
-        [*command, "--data", str(store), "--out", str(run), *sets, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
-    )
+    settings = [part for change in changes for part in ("--set", change)]
+    refcli = ["-m", "refcli", "finetune", "--preset", "synthetic_tiny", "--device", "cpu", "--data", str(store)]
+    started: list[subprocess.Popen[str]] = []
+
+    def start(run: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, *launcher, *refcli, "--out", str(run), *settings, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(timeout=PATIENCE)
 
 
 def wait_for(event: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -215,9 +226,9 @@ def wait_for(event: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     ("launcher", "arguments"), [((), ("--nproc", "2")), (TORCHRUN, ())], ids=["refcli", "torchrun"]
 )
-def test_two_processes_train_and_only_the_main_one_talks(tmp_path, store, launcher, arguments):
+def test_two_processes_train_and_only_the_main_one_talks(tmp_path, training, launcher, arguments):
     run = tmp_path / "run"
-    process = training(store, run, *arguments, launcher=launcher)
+    process = training(run, *arguments, launcher=launcher)
     output, talk = process.communicate(timeout=PATIENCE)
 
     assert (process.returncode, output) == (0, f"{run}\n"), talk
@@ -229,10 +240,10 @@ def test_two_processes_train_and_only_the_main_one_talks(tmp_path, store, launch
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 4
 
 
-def test_an_error_of_both_processes_is_told_once(tmp_path, store):
+def test_an_error_of_both_processes_is_told_once(tmp_path, store, training):
     for picture in (store / "synthetic").rglob("*.jpg"):
         picture.write_bytes(b"not a picture")
-    process = training(store, tmp_path / "run", "--nproc", "2")
+    process = training(tmp_path / "run", "--nproc", "2")
     output, talk = process.communicate(timeout=PATIENCE)
 
     assert (process.returncode, output) == (1, "")
@@ -241,10 +252,10 @@ def test_an_error_of_both_processes_is_told_once(tmp_path, store):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in Linux's /proc")
-def test_processes_go_on_from_the_last_checkpoint_after_a_crash_and_save_when_stopped(tmp_path, store):
+def test_processes_go_on_from_the_last_checkpoint_after_a_crash_and_save_when_stopped(tmp_path, training):
     run = tmp_path / "run"
-    process = training(store, run, "--set", "train.steps=1000000", "--nproc", "2", "--max-restarts", "1")
-    wait_for((run / "checkpoints" / "last.json").exists, process)
+    process = training(run, "--set", "train.steps=1000000", "--nproc", "2", "--max-restarts", "1")
+    wait_for(lambda: bool(list(run.glob("checkpoints/step-*"))), process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     wait_for(lambda: (run / "log.txt").read_text().count("started after step") == 2, process)
@@ -258,7 +269,7 @@ def test_processes_go_on_from_the_last_checkpoint_after_a_crash_and_save_when_st
     assert "starting the processes again" in talk
     assert talk.count("after step") == 2, "one line for going on, one for stopping"
     assert "Traceback" not in talk
-    stopped = json.loads((run / "checkpoints" / "last.json").read_text())["step"]
+    stopped = int(max(path.name for path in run.glob("checkpoints/step-*")).removeprefix("step-"))
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert restarted > 0 and restarted % 5 == 0
     assert steps == list(range(1, stopped + 1))

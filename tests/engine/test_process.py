@@ -6,7 +6,6 @@ import platform
 import subprocess
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
@@ -175,15 +174,14 @@ world.close()
 """
 
 
-def run_in_two_processes(script: str, file: Path) -> int:
-    file.write_text(script)
-    return launch([sys.executable, str(file)], Launch(2), note=print)
+def run_in_two_processes(script: str) -> int:
+    return launch([sys.executable, "-c", script], Launch(2), note=print)
 
 
-def test_two_processes_average_their_gradients_and_agree(tmp_path):
-    assert run_in_two_processes(TWO_PROCESSES, tmp_path / "two.py") == 0
+def test_two_processes_average_their_gradients_and_agree():
+    assert run_in_two_processes(TWO_PROCESSES) == 0
 
 
 @pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_processes_leave_cleanly_however_soon_they_leave(tmp_path, times):
-    assert [run_in_two_processes(BARELY_WRAPPED, tmp_path / "soon.py") for _ in range(times)] == [0] * times
+def test_processes_leave_cleanly_however_soon_they_leave(times):
+    assert [run_in_two_processes(BARELY_WRAPPED) for _ in range(times)] == [0] * times

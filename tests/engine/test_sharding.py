@@ -44,7 +44,7 @@ class Objective(nn.Module):
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         rows, _ = self.encoder(Rows(x[:, :5] + self.frozen, x[:, 5:]), None)
         error = (self.head(rows.vision) - self.mean) * self.log_scale.exp()
-        return {"square": error.square().mean(), "text": rows.text.square().mean()}
+        return {"square": error.square().mean(), "text": rows.text.cumsum(-1).square().mean()}
 
 
 def batch(step: int) -> torch.Tensor:
@@ -53,7 +53,7 @@ def batch(step: int) -> torch.Tensor:
 
 def optimizer_of(objective: nn.Module) -> torch.optim.Optimizer:
     trainable = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trainable, lr=0.01, fused=True)
+    return torch.optim.AdamW(trainable, lr=0.01, eps=1e-3, fused=True)  # a large eps lets rounding stay small
 
 
 def train(objective: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
@@ -193,8 +193,5 @@ world.close()
 """
 
 
-def test_two_processes_ddp_and_sharded_learn_what_one_process_learns(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-
-    assert launch([sys.executable, str(script), str(Path(__file__).parent)], Launch(2), note=print) == 0
+def test_two_processes_ddp_and_sharded_learn_what_one_process_learns():
+    assert launch([sys.executable, "-c", TWO_PROCESSES, str(Path(__file__).parent)], Launch(2), note=print) == 0

@@ -139,7 +139,7 @@ def join_world(device_name: str) -> World:
         raise ConfigError(
             f"several processes cannot train on {device.type}", where="train.device", hint="use cuda or cpu"
         )
-    store, rank, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store, rank, _ = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
     # A store of torchrun's outlives a restart; what the processes before it left in there would lead these astray.
     store = dist.PrefixStore(f"refcli/{_round()}", store)  # type: ignore[attr-defined]
     dist.init_process_group(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,9 +96,23 @@ class World:
             dist.barrier()
 
     def close(self) -> None:
-        """Leave the process group."""
-        if self.size > 1:
-            dist.destroy_process_group()
+        """Leave the process group; what `wrap` gave must not be in use any more.
+
+        Gloo's threads let go of tensors a while after the communication is done, for which they need the interpreter;
+        where that is already being torn down, they abort the process. They end when the last reference to the group is
+        gone, and the wrapped objective has one: so that goes first, out of the frames of an error that is on its way
+        and out of reference cycles.
+        """
+        if self.size == 1:
+            return
+        error = sys.exc_info()[1]
+        if error is not None and self.device.type == "cuda":
+            return  # to take leave of NCCL, all processes are needed
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
+        gc.collect()
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 import typer
 
 from refcli.cli.errors import DEBUG_VARIABLE
-from refcli.errors import ExitCode, RefcliError, UsageError
+from refcli.errors import ExitCode, RefcliError, TrainingError, UsageError
 
 LAUNCH_OPTIONS = {"--nproc": True, "--nnodes": True, "--rdzv-endpoint": True, "--max-restarts": True}
 """What says how to start processes; whether a value follows."""
@@ -194,14 +194,14 @@ def one_voice() -> Iterator[None]:
 
     Raises:
         SystemExit: another process tells its error.
+        TrainingError: another process is gone.
     """
     is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
     if is_alone or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         yield
         return
-    voice = os.dup(2)
+    voice, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     if os.environ.get("RANK") != "0":
-        silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
     try:
@@ -212,10 +212,15 @@ def one_voice() -> Iterator[None]:
         if not isinstance(error, RefcliError):
             time.sleep(SECONDS_FOR_THE_CAUSE)
 
-        from refcli.engine.distributed import who_tells
+        from refcli.engine.distributed import is_lost_connection, who_tells
 
+        os.dup2(silence, 2)  # torch's complaints where the store is gone as well
         code = who_tells(int(getattr(error, "exit_code", ExitCode.FAILED)))
         if code is not None:
             raise SystemExit(code) from error
         os.dup2(voice, 2)
+        if is_lost_connection(error):
+            raise TrainingError(
+                "another process is gone", hint="was it killed, or its machine lost? go on with --resume"
+            ) from error
         raise

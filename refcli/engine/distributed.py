@@ -186,6 +186,11 @@ def _own_gpu(device: torch.device, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error of torch's means that another process is gone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+
+
 def who_tells(exit_code: int) -> int | None:
     """Settle which of several failing processes tells its error: the one that asks first.
 

@@ -34,8 +34,10 @@ STOP_SIGNALS = {
     signal.SIGINT: ExitCode.INTERRUPTED,
 }
 """What ends a run in order; with the exit code for where no process had got so far as to give its own."""
+NO_SHARED_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Has torch make a new store for every start: a machine that comes later never learns where the first one is."""
 STRAGGLER_SECONDS = 20.0
-"""How long the others may take to leave by themselves when one process has failed or stopped."""
+"""How long the others may take to leave once one process has failed or stopped, or one machine is done."""
 POLL_SECONDS = 0.1
 
 
@@ -99,10 +101,12 @@ def launch(command: Sequence[str], plan: Launch, *, note: Callable[[str], None])
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with TemporaryDirectory(prefix="refcli-") as logs, _quiet_machinery(), _all_put_back():
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // plan.num_processes)))
+        if plan.min_nodes < plan.max_nodes:
+            os.environ[NO_SHARED_STORE] = "1"
         try:
             agent = _Agent(command, plan, logs, note)
             try:
-                return _exit_code(agent.run(), agent.stopped, note)
+                return _exit_code(agent.run(), agent.stopped)
             finally:
                 agent.spec.rdzv_handler.shutdown()
         except RendezvousError as error:
@@ -142,7 +146,7 @@ class _Agent(LocalElasticAgent):
             monitor_interval=POLL_SECONDS,
             local_addr=local_address,
         )
-        super().__init__(spec, DefaultLogsSpecs(log_dir=logs))
+        super().__init__(spec, DefaultLogsSpecs(log_dir=logs), exit_barrier_timeout=STRAGGLER_SECONDS)
         self.spec = spec
         self._note = note
         self._num_starts = 0
@@ -166,6 +170,7 @@ class _Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._let_stragglers_leave()
         result: RunResult = super()._monitor_workers(worker_group)
+        self._note_deaths(result)
         codes = {failure.exitcode for failure in result.failures.values()}
         is_left_for_others = ExitCode.PREEMPTED in codes and self.stopped is None
         if is_left_for_others and worker_group.spec.rdzv_handler.num_nodes_waiting() > 0:
@@ -173,6 +178,14 @@ class _Agent(LocalElasticAgent):
         if any(code > ExitCode.FAILED for code in codes):
             self._remaining_restarts = 0
         return result
+
+    def _note_deaths(self, result: RunResult) -> None:
+        """Name the processes that were ended by a signal; not those that torch ended when others had failed."""
+        has_failed = any(failure.exitcode > 0 for failure in result.failures.values())
+        for rank, failure in result.failures.items():
+            if failure.exitcode < 0 and not (has_failed and failure.exitcode == -signal.SIGTERM):
+                reason = " (was there enough memory?)" if failure.exitcode == -signal.SIGKILL else ""
+                self._note(f"process {rank} was ended by {failure.signal_name()}{reason}")
 
     def _let_stragglers_leave(self) -> None:
         """Once a process has failed, give the others time: torch would end them at once, in the midst of a word."""
@@ -203,20 +216,15 @@ class _Agent(LocalElasticAgent):
         return [handler.proc for handler in self._pcontext.subprocess_handlers.values()]
 
 
-def _exit_code(result: RunResult | None, stopped: signal.Signals | None, note: Callable[[str], None]) -> int:
+def _exit_code(result: RunResult | None, stopped: signal.Signals | None) -> int:
     """The exit code that a result comes to; None is a machine that was not needed."""
     if result is None or not result.failures:
         return int(ExitCode.OK)
-    failures = sorted(result.failures.items(), key=lambda item: item[1].timestamp)
-    own = [failure.exitcode for _, failure in failures if failure.exitcode > 0]
-    for rank, failure in failures:
-        if failure.exitcode < 0 and not (own and failure.exitcode == -signal.SIGTERM):  # which torch ends the rest with
-            reason = " (was there enough memory?)" if failure.exitcode == -signal.SIGKILL else ""
-            note(f"process {rank} was ended by {failure.signal_name()}{reason}")
+    codes = [failure.exitcode for failure in sorted(result.failures.values(), key=lambda it: it.timestamp)]
+    own = [code for code in codes if code > 0]
     if own:
         return own[0]
-    ended_by = -failures[0][1].exitcode
-    return int(STOP_SIGNALS[stopped]) if stopped == ended_by else 128 + ended_by
+    return int(STOP_SIGNALS[stopped]) if stopped == -codes[0] else 128 - codes[0]
 
 
 @contextmanager

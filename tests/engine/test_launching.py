@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -93,7 +95,7 @@ time.sleep(0.3)
 """
     assert run(crash_once, Launch(2, max_restarts=1)) == 0
     assert {path.name for path in tmp_path.glob("?-?-?")} == {"0-0-0", "1-0-0", "0-1-1", "1-1-1"}
-    assert notes == ["starting the processes again"]
+    assert notes == ["process 1 was ended by SIGSEGV", "starting the processes again"]
     assert not is_restart()
     monkeypatch.setenv("REFCLI_STARTS", "1")
     assert is_restart()
@@ -147,6 +149,59 @@ def test_processes_that_cannot_save_yet_end_by_the_signal_with_the_documented_co
     stopper.join()
 
     assert code == 75
+
+
+MACHINE = """
+import sys
+from refcli.engine.launching import Launch, launch
+port, least, *command = sys.argv[1:]
+print(launch(command, Launch(1, int(least), 2, f"localhost:{port}"), note=print))
+"""
+UNTIL_TWO = """
+(here / f"{os.environ['WORLD_SIZE']}-{rank}").touch()
+if os.environ["WORLD_SIZE"] == "1":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(75))
+    time.sleep(100)
+sys.exit(3 + rank)
+"""
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """Starts a machine with one process that leaves once there are two; two of its kind meet."""
+    (tmp_path / "process.py").write_text(PROCESS + UNTIL_TWO)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def start(least: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", MACHINE, str(port), str(least)]
+        process = [sys.executable, "-S", str(tmp_path / "process.py"), str(tmp_path)]
+        return subprocess.Popen([*command, *process], stdout=subprocess.PIPE, text=True)
+
+    return start
+
+
+def test_two_machines_meet_and_each_passes_on_the_exit_code_of_its_own_process(tmp_path, machine):
+    machines = [machine(2), machine(2)]
+    codes = sorted(int(it.communicate(timeout=40)[0]) for it in machines)
+
+    assert codes == [3, 4]
+    assert {path.name for path in tmp_path.glob("?-?")} == {"2-0", "2-1"}
+
+
+@pytest.mark.slow
+def test_a_machine_that_comes_later_makes_the_first_start_again_together_with_it(tmp_path, machine):
+    first = machine(1)
+    while not (tmp_path / "1-0").exists():
+        assert first.poll() is None
+        time.sleep(0.1)
+    second = machine(1)
+    said = [it.communicate(timeout=200)[0].splitlines() for it in (first, second)]
+
+    assert sorted(lines[-1] for lines in said) == ["3", "4"]
+    assert said[0][0] == "starting the processes again"
+    assert (tmp_path / "2-1").exists()
 
 
 def test_machines_that_do_not_find_each_other_are_an_error_with_the_endpoint(monkeypatch):

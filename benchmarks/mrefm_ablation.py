@@ -17,13 +17,10 @@ on, so the script may be stopped at any time. The last lines are the table: mean
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from small_runs import MODEL, evaluate, kept, markdown, percent, prepare, say, train
 
 CONDITIONS: dict[str, tuple[str, ...] | None] = {
     "none": None,
@@ -40,22 +37,13 @@ CONDITIONS: dict[str, tuple[str, ...] | None] = {
     ),
     "mrefm": ("mrefm.image_masking.method=block", "mrefm.semantic_targets.refresh_every=200"),
 }
-MODEL = (
-    "model.tower.image_size=96",
-    "model.tower.patch_size=12",
-    "model.tower.dim=128",
-    "model.tower.layers=5",
-    "model.tower.heads=4",
-    "model.tower.ffn_dim=512",
-)
 METRICS = ("acc50", "box_miou", "mask_miou", "n_acc", "t_acc")
-SCENES_SEED, TEST_SEED = 11, 12
 
 
 def main() -> None:
     """Run what is missing, then print the table."""
     options = parse()
-    prepare(options)
+    prepare(options.out / "store", scenes=options.scenes, test_scenes=options.test_scenes)
     names = options.conditions or list(CONDITIONS)
     for seed in options.seeds:
         for name in names:
@@ -76,75 +64,36 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(options: argparse.Namespace) -> None:
-    """Draw the scenes of training and test: other seeds, other splits."""
-    for split, size, seed in (("few", options.scenes, SCENES_SEED), ("test", options.test_scenes, TEST_SEED)):
-        if not (options.out / "store" / "synthetic" / f"{split}.parquet").is_file():
-            refcli("prepare-data", "synthetic", "--out", options.out / "store", "--split", split, "--size", size,
-                   "--seed", seed)  # fmt: skip
-
-
 def run_condition(options: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
     """Pre-train if the condition says so, fine-tune, evaluate; returns the figures."""
-    folder = options.out / f"seed{seed}" / name
-    summary = folder / "summary.json"
-    if not summary.is_file():
+    folder, store = options.out / f"seed{seed}" / name, options.out / "store"
+
+    def run() -> str:
         common = [f"train.seed={seed}", *MODEL]
         pretrain_steps, finetune_steps = options.steps
         settings = CONDITIONS[name]
         if settings is not None:
-            train("pretrain", "mrefm_synthetic_small", folder / "pretrain", options, [
+            train("pretrain", "mrefm_synthetic_small", folder / "pretrain", store, [
                 *common, *settings, f"train.steps={pretrain_steps}"
             ])  # fmt: skip
         steps = finetune_steps + (pretrain_steps if name == "longer" else 0)
         init = [] if settings is None else ["--init", folder / "pretrain" / "weights"]
-        train("finetune", "synthetic_small", folder / "finetune", options, [
+        train("finetune", "synthetic_small", folder / "finetune", store, [
             *common, f"train.steps={steps}", "data.validation=[]", "train.validate_every=null"
         ], *init)  # fmt: skip
-        printed = refcli("evaluate", "--weights", folder / "finetune" / "weights", "--data", options.out / "store",
-                         "--split", "synthetic:test", "--json")  # fmt: skip
-        temporary = summary.with_suffix(".tmp")
-        temporary.write_text(printed)
-        temporary.replace(summary)
-    metrics = json.loads(summary.read_text())["metrics"]
+        return evaluate(folder / "finetune" / "weights", store)
+
+    metrics = kept(folder / "summary.json", run)["metrics"]
     return {metric: metrics[f"synthetic/test/{metric}"] for metric in METRICS}
-
-
-def train(
-    command: str, preset: str, run: Path, options: argparse.Namespace, settings: Sequence[str], *more: object
-) -> None:
-    """One training run, unless its weights are there; an interrupted one goes on."""
-    if (run / "weights" / "model.safetensors").is_file():
-        return
-    overrides = [part for setting in ('data.train=["synthetic:few"]', *settings) for part in ("--set", setting)]
-    how = ["--resume"] if (run / "run.yaml").is_file() else []
-    refcli(command, "--preset", preset, "--data", options.out / "store", "--out", run, *overrides, *more, *how)
-
-
-def refcli(*arguments: object) -> str:
-    """Run one command; returns what it printed."""
-    command = [sys.executable, "-m", "refcli", *map(str, arguments)]
-    say("$ refcli " + " ".join(map(str, arguments)))
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ).stdout
 
 
 def table(options: argparse.Namespace, names: Sequence[str]) -> str:
     """Mean and standard deviation over the seeds, in percent."""
-    lines = ["| pre-training | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
+    rows = []
     for name in names:
         runs = [run_condition(options, name, seed) for seed in options.seeds]
-        cells = []
-        for metric in METRICS:
-            figures = [100 * run[metric] for run in runs]
-            spread = statistics.stdev(figures) if len(figures) > 1 else 0.0
-            cells.append(f"{statistics.mean(figures):.1f} ± {spread:.1f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def say(text: str) -> None:
-    """Talk on stderr; the table alone goes to stdout."""
-    print(text, file=sys.stderr, flush=True)
+        rows.append([name, *(percent([run[metric] for run in runs]) for metric in METRICS)])
+    return markdown(["pre-training", *METRICS], rows)
 
 
 if __name__ == "__main__":

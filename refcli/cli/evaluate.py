@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +30,7 @@ class MissingChoice(str, Enum):
 
 
 def command(
+    context: typer.Context,
     parts: Annotated[
         list[Path] | None,
         typer.Argument(help="With --merge: the parts' --out folders.", metavar="DIR", show_default=False),
@@ -128,16 +129,18 @@ def command(
     """
     import json
 
-    from refcli.cli.evaluate_folders import report_folder, write_results
+    from refcli.cli.evaluate_checks import check_folder, check_systems, refuse_unused
+    from refcli.cli.evaluate_folders import own_folder, report_folder, write_result
     from refcli.cli.output import write_line
     from refcli.errors import ExitCode, UsageError
     from refcli.evaluation.cases import NUM_CASES
+    from refcli.evaluation.comparison import check_comparable
     from refcli.evaluation.conventions import choose_conventions
     from refcli.evaluation.gates import check_gates, parse_gates
     from refcli.evaluation.report import several_document
     from refcli.evaluation.run_file import Scoring, read_run
     from refcli.evaluation.shards import parse_shard
-    from refcli.recipes.evaluate import evaluate, evaluate_file, merge_evaluations
+    from refcli.recipes.evaluate import evaluate, evaluate_file, merge_evaluations, system_name
 
     if merge and (data or splits or weights or predictions or shard or limit or conventions):
         raise UsageError("--merge takes the parts as they are", where="--merge", hint="give only folders and --out")
@@ -153,42 +156,51 @@ def command(
     scoring = Scoring(choose_conventions(conventions or []), score_threshold, missing.value)
     gates = parse_gates(fail_under or [], conventions=() if merge else scoring.conventions)
     part = None if shard is None else parse_shard(shard)
-    results = [merge_evaluations(parts or [])] if merge else []
+    models = weights or ([] if predictions or merge else ["builtin"])
+    refuse_unused(context, has_model=bool(models), merges=merge)
+    check_systems(models, predictions or [])
+    if other is not None and not merge:
+        check_comparable(splits or [], scoring, other)
+    if out is not None:
+        check_folder(out)
+
+    def evaluations() -> Iterator[Evaluation]:
+        if data is None:
+            yield merge_evaluations(parts or [])
+            return
+        for name in models:
+            yield evaluate(
+                data,
+                splits or [],
+                weights=name,
+                device=device or "auto",
+                precision=precision.value,
+                batch_size=batch_size,
+                limit=limit,
+                shard=part,
+                scoring=scoring,
+                num_cases=drawn,
+                on_sample=bars.of(system_name(name)),
+            )
+        for file in predictions or []:
+            yield evaluate_file(
+                file,
+                data,
+                splits or [],
+                limit=limit,
+                shard=part,
+                scoring=scoring,
+                num_cases=drawn,
+                on_sample=bars.of(file.name),
+            )
+
+    num_systems = 1 if merge else len(models) + len(predictions or [])
+    results = []
     with SampleBars() as bars:
-        if data is not None:
-            models = weights or ([] if predictions else ["builtin"])
-            results += [
-                evaluate(
-                    data,
-                    splits or [],
-                    weights=name,
-                    device=device or "auto",
-                    precision=precision.value,
-                    batch_size=batch_size,
-                    limit=limit,
-                    shard=part,
-                    scoring=scoring,
-                    num_cases=drawn,
-                    on_sample=bars.of(name),
-                )
-                for name in models
-            ]
-            results += [
-                evaluate_file(
-                    file,
-                    data,
-                    splits or [],
-                    limit=limit,
-                    shard=part,
-                    scoring=scoring,
-                    num_cases=drawn,
-                    on_sample=bars.of(file.name),
-                )
-                for file in predictions or []
-            ]
-    if other is not None:
-        results = [result.compared_with(other) for result in results]
-    write_results(results, out, report_at)
+        for number, plain in enumerate(evaluations(), start=1):
+            result = plain if other is None else plain.compared_with(other)
+            write_result(result, own_folder(result.run.weights, number, of=num_systems), out=out, report_at=report_at)
+            results.append(result)
     reports = [result.report for result in results]
     if json_:
         document = results[0].document if len(results) == 1 else several_document(reports)
@@ -255,7 +267,6 @@ class SampleBars:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         is_hidden = not console_err.is_terminal
         self._progress = Progress(*columns, console=console_err, transient=True, disable=is_hidden)
-        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> SampleBars:
         self._progress.start()
@@ -267,10 +278,11 @@ class SampleBars:
     def of(self, system: str) -> OnSample:
         """What a system reports its progress to."""
 
+        tasks: dict[str, TaskID] = {}
+
         def show(split: str, done: int, total: int) -> None:
-            title = f"{Path(system).name} {split}"
-            if title not in self._tasks:
-                self._tasks[title] = self._progress.add_task(title, total=total)
-            self._progress.update(self._tasks[title], completed=done)
+            if split not in tasks:
+                tasks[split] = self._progress.add_task(f"{system} {split}", total=total)
+            self._progress.update(tasks[split], completed=done)
 
         return show

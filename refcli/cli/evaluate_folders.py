@@ -27,21 +27,41 @@ def report_folder(out: Path | None, parts: Sequence[Path]) -> Path:
     raise UsageError("there is no folder for the page", where="--report", hint="give --out, or --merge one folder")
 
 
-def write_results(results: Sequence[Evaluation], out: Path | None, report_at: Path | None) -> None:
-    """Write the figures and the pages as far as asked for; several systems have a folder each."""
-    from refcli.cli.output import say
+def own_folder(name: str, number: int, *, of: int) -> str:
+    """What is below --out for one of several systems; nothing where it is alone."""
+    return "" if of == 1 else f"{number}-{_file_name(name)}"
 
-    for number, result in enumerate(results, start=1):
-        own = "" if len(results) == 1 else f"{number}-{_file_name(result.run.weights)}"
+
+def write_result(result: Evaluation, own: str, *, out: Path | None, report_at: Path | None) -> None:
+    """Write the figures and the page of a system as far as asked for.
+
+    Args:
+        own: its folder below these.
+
+    Raises:
+        RefcliError: they cannot be written.
+    """
+    from refcli.cli.output import say
+    from refcli.errors import RefcliError
+
+    try:
         if out is not None:
             result.write(out / own)
         if report_at is not None:
             from refcli.recipes.report import write_report
 
             say(f"wrote {write_report(result, report_at / own)}")
+    except OSError as error:
+        raise RefcliError(
+            f"the results cannot be written: {error.strerror}",
+            where=str(error.filename or out or report_at),
+            hint="make room there or make it writable, or give another --out",
+        ) from error
 
 
 def _file_name(name: str) -> str:
-    """A name of weights as part of a folder's name."""
-    plain = [letter if letter.isalnum() or letter in "._-" else "-" for letter in Path(name).name]
+    """A name of weights as part of a folder's name; RUN/weights as RUN-weights."""
+    parts = Path(name).parts
+    short = "-".join(parts[-2:]) if parts and parts[-1] == "weights" else Path(name).name
+    plain = [letter if letter.isalnum() or letter in "._-" else "-" for letter in short]
     return "".join(plain)[:LONGEST_NAME].strip(".-") or "x"

@@ -18,20 +18,21 @@ NOTABLE = 0.05
 
 def split_text(report: SplitReport, *, weights: str) -> str:
     """All tables of one split of one system."""
-    from refcli.evaluation.report import table_rows
+    from refcli.evaluation.report import about_boxes, table_rows
 
     speed = report.num_samples / report.seconds if report.seconds else 0.0
     rows = table_rows(report)
     lines = [f"{report.name}  weights {weights}  {report.seconds:.1f} s, {speed:.1f} samples/s", ""]
     table = aligned([("kind", *HEADINGS), *rows])
     lines += [*table[:-1], "-" * len(table[-1]), table[-1], "", *_interval_lines(report.intervals)]
+    lines += [note] if (note := about_boxes(report)) else []
     lines += _convention_lines(report) + _published_lines(report)
     return "\n".join(lines) + "\n"
 
 
 def systems_text(reports: Sequence[RunReport]) -> str:
-    """One table of several systems, a row for each on each split."""
-    from refcli.evaluation.report import slice_row
+    """One table of several systems, a row for each on each split; and one by convention where there are others."""
+    from refcli.evaluation.report import percent, slice_row
 
     splits = dict.fromkeys(split.name for report in reports for split in report.splits)
     rows = [
@@ -41,7 +42,19 @@ def systems_text(reports: Sequence[RunReport]) -> str:
         for split in report.splits
         if split.name == name
     ]
-    return "\n".join(aligned([("split", "system", *HEADINGS), *rows], num_names=2)) + "\n"
+    lines = aligned([("split", "system", *HEADINGS), *rows], num_names=2)
+    by_convention = [
+        [name, report.weights, convention, *(percent(part.metrics.get(metric)) for metric in CONVENTION_METRICS)]
+        for name in splits
+        for report in reports
+        for split in report.splits
+        if split.name == name and len(split.conventions) > 1
+        for convention, part in split.conventions.items()
+    ]
+    if by_convention:
+        headings = ("split", "system", "convention", *CONVENTION_METRICS)
+        lines += ["", *aligned([headings, *by_convention], num_names=3)]
+    return "\n".join(lines) + "\n"
 
 
 def comparison_text(comparison: Comparison, *, this: str, other: str) -> str:

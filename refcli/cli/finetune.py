@@ -18,6 +18,13 @@ def command(
     resume: Resume = False,
     force: Force = False,
     init: Init = None,
+    init_head: Annotated[
+        str | None,
+        typer.Option(
+            "--init-head",
+            help="Start the head from weights of a head alone, as `refcli weights convert` makes of official decoders.",
+        ),
+    ] = None,
     device: Device = None,
     nproc: Nproc = None,
     nnodes: Nnodes = None,
@@ -41,12 +48,16 @@ def command(
     in the stage that was interrupted. Change a setting of one with --set stages.NAME.KEY=VALUE.
     A curriculum over different data is a chain of runs: give each the weights of the one before with --init.
     """
+    import json
+
     from refcli.cli.launching import hand_over, one_voice
     from refcli.cli.output import say, write_line
     from refcli.cli.training import TrainingTalk, resolve_request
     from refcli.config.explain import explain
     from refcli.config.load import load_finetune
 
+    if init_head is not None:
+        set_ = [*(set_ or []), f"train.init_head={json.dumps(init_head)}"]
     request = resolve_request(out=out, preset=preset, data=data, set_=set_, init=init, device=device, resume=resume)
     settings = load_finetune(request.preset, request.overrides)
     floors: dict[str, float] = {}

@@ -213,7 +213,10 @@ def one_voice() -> Iterator[None]:
             time.sleep(SECONDS_FOR_THE_CAUSE)
 
         from refcli.engine.distributed import is_lost_connection, who_tells
+        from refcli.engine.stopping import OtherFailedError
 
+        if isinstance(error, OtherFailedError):
+            raise SystemExit(int(error.exit_code)) from error
         os.dup2(silence, 2)  # torch's complaints where the store is gone as well
         code = who_tells(int(getattr(error, "exit_code", ExitCode.FAILED)))
         if code is not None:

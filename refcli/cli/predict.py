@@ -118,7 +118,10 @@ def command(
 
 
 def table_line(answer: Answer) -> str:
-    """An answer as one line of aligned columns: verdict, score, box, picture, expression."""
+    """An answer as aligned columns: verdict, score, box, picture, expression; a line for every target.
+
+    A box that the head did not give, the tight one of its mask, is marked as such.
+    """
     asked = f"{answer.image}  {' '.join(answer.expression.split())}"
     if answer.error is not None:
         return f"{'error':9}  {'':4}  {'':23}  {asked}  ({answer.error})"
@@ -128,7 +131,8 @@ def table_line(answer: Answer) -> str:
     lines = []
     for target in answer.targets:
         box = " ".join(f"{side:5.0f}" for side in target.box_xyxy)
-        lines.append(f"{'found':9}  {target.score:4.0%}  {box}  {asked}")
+        origin = " from mask" if target.box_is_from_mask else ""
+        lines.append(f"{'found':9}  {target.score:4.0%}  {box}{origin}  {asked}")
     return "\n".join(lines)
 
 

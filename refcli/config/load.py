@@ -134,6 +134,7 @@ def load_finetune(preset_or_path: str, overrides: Sequence[str] = ()) -> Finetun
     """
     path, values = read_preset("finetune", preset_or_path)
     origin = _origin(path, overrides)
+    _check_stage_names(values.get("stages"), overrides)
     settings = _validate(FinetuneSettings, apply_overrides(values, overrides), origin=origin)
     for override in overrides:
         given = set(_dotted_keys(apply_overrides({}, [override])))
@@ -148,10 +149,26 @@ def load_finetune(preset_or_path: str, overrides: Sequence[str] = ()) -> Finetun
     return settings
 
 
+def _check_stage_names(stages: object, overrides: Sequence[str]) -> None:
+    """Raises ConfigError where an override names a stage that a preset with stages does not have."""
+    if not stages or not isinstance(stages, Mapping):
+        return
+    for override in overrides:
+        first, _, rest = override.partition("=")[0].strip().partition(".")
+        name = rest.partition(".")[0]
+        if first == "stages" and name and name not in stages:
+            guess = nearest(name, list(stages))
+            raise ConfigError(
+                f"there is no stage called {name!r}",
+                where=f"--set {override}",
+                hint=(f"did you mean {guess!r}? " if guess else "") + "the stages are " + ", ".join(map(str, stages)),
+            )
+
+
 def stages_of(settings: FinetuneSettings) -> dict[str, FinetuneSettings]:
     """The whole settings of every stage by its name, in order; empty for a run that has no stages.
 
-    Only the first has `train.init_weights`: the others start from the one before.
+    Only the first has `train.init_weights` and `train.init_head`: the others start from the one before.
 
     Raises:
         ConfigError: what a stage says does not exist or does not fit.
@@ -165,7 +182,7 @@ def _stages(settings: FinetuneSettings, origin: Callable[[str], str]) -> dict[st
     for name, changes in settings.stages.items():
         values = merge(common, changes.model_dump())
         stages[name] = _validate(FinetuneSettings, values, origin=_below(f"stages.{name}", origin))
-        common["train"]["init_weights"] = None
+        common["train"] |= {"init_weights": None, "init_head": None}
     return stages
 
 

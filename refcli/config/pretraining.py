@@ -192,9 +192,16 @@ class PretrainSettings(Settings):
 
     @model_validator(mode="after")
     def _tokenizers_start_fresh(self) -> PretrainSettings:
+        if self.objective != "visual_tokenizer":
+            return self
         ignored = [f"train.{name}" for name in ("init_weights", "freeze_tower") if getattr(self.train, name)]
-        if self.objective == "visual_tokenizer" and ignored:
+        if ignored:
             raise ValueError(f"a visual tokenizer starts fresh and whole: leave out {' and '.join(ignored)}")
+        if self.train.ema_decay is not None:
+            raise ValueError(
+                "the codes of a visual tokenizer are moving averages already, and belong to its encoder as it is: "
+                "set train.ema_decay=null"
+            )
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 ValidationMetric = Literal["score", "box_iou", "box_accuracy", "mask_iou", "mask_accuracy", "existence_accuracy"]
 """What fine-tuning may be watched by, all 0..1: `box_accuracy` is Acc@0.5, `mask_iou` the mean over samples, `score`
@@ -20,18 +20,18 @@ class Settings(BaseModel):
 class TowerSettings(Settings):
     """The one tower: a BEiT-3 multiway transformer. Defaults are BEiT-3 base at 384."""
 
-    image_size: tuple[int, int] = (384, 384)
+    image_size: tuple[PositiveInt, PositiveInt] = (384, 384)
     """(height, width) of the model frame in pixels; one number means a square."""
-    patch_size: int = 16
-    dim: int = 768
-    layers: int = 12
-    heads: int = 12
-    ffn_dim: int = 3072
-    vocabulary_size: int = 64010
-    max_text_positions: int = 1024
+    patch_size: PositiveInt = 16
+    dim: PositiveInt = 768
+    layers: PositiveInt = 12
+    heads: PositiveInt = 12
+    ffn_dim: PositiveInt = 3072
+    vocabulary_size: PositiveInt = 64010
+    max_text_positions: PositiveInt = 1024
     drop_path: float = Field(0.1, ge=0, lt=1)
     """Rate of the last layer; it grows linearly from 0 at the first."""
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: PositiveFloat = 1e-5
     init: Literal["beit3", "scaled"] = "beit3"
     """`beit3`: the published initialisation. `scaled`: 1/sqrt(fan-in) weights and 2-D sine positions, for small towers
     trained from nothing."""
@@ -84,7 +84,7 @@ class ModelSettings(Settings):
 
 
 class AugmentSettings(Settings):
-    """Training-time changes of a picture; none of them can lose the referent."""
+    """Training-time changes of a sample; none of them can lose a part of the referent."""
 
     flip: float = Field(0.0, ge=0, le=1)
     """Probability of a horizontal flip (left/right words of the expression are swapped)."""
@@ -97,6 +97,8 @@ class AugmentSettings(Settings):
     colour_jitter: float = Field(0.0, ge=0, le=1)
     """Strength of brightness/contrast/saturation jitter: factors are drawn from 1 +- this."""
     colour_jitter_probability: float = Field(0.8, ge=0, le=1)
+    no_target: float = Field(0.0, ge=0, le=1)
+    """Probability that a sample with a referent gets the expression of another picture, and so has none."""
 
 
 class DataSettings(Settings):
@@ -182,6 +184,18 @@ class TrainSettings(Settings):
         return self
 
 
+class FinetuneTrainSettings(TrainSettings):
+    """What only fine-tuning has besides."""
+
+    init_head: str | None = None
+    """Start the head from these weights, which hold a head without a tower (`refcli weights convert` writes them from
+    official CGFormer and ReLA decoders); the tower is that of `init_weights`."""
+    existence_min_t_acc: float | None = Field(None, gt=0, lt=1)
+    """At the end, choose the head's `existence_threshold` on the validation samples and store it in the weights: of the
+    thresholds that let at least this share of the samples with a referent through (T-acc), the one with the largest sum
+    of T-acc and N-acc. None keeps the threshold of the head's settings."""
+
+
 class StageHead(Settings):
     """What a stage may say about the head."""
 
@@ -204,10 +218,10 @@ class StageSettings(Settings):
     @field_validator("train")
     @classmethod
     def _starts_after_the_one_before(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if "init_weights" in value:
+        if named := [f"train.{key}" for key in ("init_weights", "init_head") if key in value]:
             raise ValueError(
-                "a stage starts from the weights of the one before; train.init_weights, outside the stages, is for the "
-                "first"
+                f"a stage starts from the weights of the one before; {' and '.join(named)}, outside the stages, is for "
+                "the first"
             )
         return value
 
@@ -218,7 +232,7 @@ class FinetuneSettings(Settings):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     optim: OptimSettings = OptimSettings()
-    train: TrainSettings = TrainSettings()
+    train: FinetuneTrainSettings = FinetuneTrainSettings()
     stages: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], StageSettings] = Field(default_factory=dict)
     """Stages by name, in their order: each is a run of its own that starts from the weights of the one before. Empty:
     the run is one. See `config.load.stages_of`."""
@@ -227,4 +241,6 @@ class FinetuneSettings(Settings):
     def _best_is_known(self) -> FinetuneSettings:
         if not self.data.validation and (self.train.keep == "best" or self.train.patience is not None):
             raise ValueError("train.keep=best and train.patience go by validations: name splits in data.validation")
+        if not self.data.validation and self.train.existence_min_t_acc is not None:
+            raise ValueError("train.existence_min_t_acc goes by validation samples: name splits in data.validation")
         return self

@@ -8,16 +8,20 @@ from itertools import accumulate
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch.utils.data import Dataset
 
 from refcli.config.schema import AugmentSettings, TowerSettings
 from refcli.contracts.example import Example
+from refcli.data.borrowing import BorrowedExpressions, borrows, without_target
 from refcli.data.image import open_image
 from refcli.data.store import Store, StoreSplit
 from refcli.data.transforms import Sample, make_sample
 from refcli.errors import ConfigError, DataError
 from refcli.tables import nearest
+
+ONE_SIDE_OF_REGIONS = "regions.list.element.x1"
+"""Enough of the column to count the regions, without their masks."""
 
 
 class GroundingDataset(Dataset[Sample]):
@@ -27,7 +31,7 @@ class GroundingDataset(Dataset[Sample]):
         store: where the splits are.
         splits: "dataset:split" names, in the order of the indices.
         tower: gives the size of the model frame.
-        augment: how training pictures are changed; None is the evaluation transform.
+        augment: how training samples are changed; None is the evaluation transform.
         kinds: keep only expressions of these kinds; None keeps all.
         limit: keep only the first so many samples.
 
@@ -54,6 +58,9 @@ class GroundingDataset(Dataset[Sample]):
         self._rows: Int[np.ndarray, " samples"] = rows[:limit]
         if not len(self._rows):
             raise DataError("no samples are left", where=", ".join(splits) or "data.train", hint="check data.kinds")
+        is_borrowing = augment is not None and augment.no_target > 0
+        lenders = self._rows[self.has_target()] if is_borrowing else self._rows
+        self._expressions = BorrowedExpressions(self._splits, lenders) if is_borrowing else None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -66,7 +73,7 @@ class GroundingDataset(Dataset[Sample]):
             DataError: the picture is not of the size that the store states.
         """
         index, draw = key
-        split, example = self._locate(index)
+        split, example = self._locate(int(self._rows[index]))
         path = split.image_path(example)
         image = open_image(path)
         if image.size != (example.width, example.height):
@@ -75,11 +82,19 @@ class GroundingDataset(Dataset[Sample]):
                 where=f"{path} ({example.id})",
                 hint="boxes and masks would not fit; prepare the data again from these pictures",
             )
+        example = self._maybe_without_target(int(self._rows[index]), example, draw)
         return make_sample(image, example, tower=self.tower, augment=self.augment, draw=draw)
 
     def example(self, index: int) -> Example:
         """The record behind a sample."""
-        return self._locate(index)[1]
+        return self._locate(int(self._rows[index]))[1]
+
+    def has_target(self) -> Bool[np.ndarray, " samples"]:
+        """Whether something is meant in each record."""
+        tables = [table for split in self._splits for table in split.tables([ONE_SIDE_OF_REGIONS])]
+        counts = [pc.list_value_length(table.column("regions")).to_numpy() for table in tables]
+        has_target: Bool[np.ndarray, " samples"] = np.concatenate(counts)[self._rows] > 0
+        return has_target
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -91,8 +106,15 @@ class GroundingDataset(Dataset[Sample]):
         for split in self._splits:
             split.load()
 
-    def _locate(self, index: int) -> tuple[StoreSplit, Example]:
-        row = int(self._rows[index])
+    def _maybe_without_target(self, row: int, example: Example, draw: int) -> Example:
+        """The example, or its picture with an expression that means nothing in it."""
+        if self._expressions is None or self.augment is None or not example.regions:
+            return example
+        rng = borrows(draw, self.augment.no_target)
+        lender = None if rng is None else self._expressions.lender(row, rng)
+        return example if lender is None else without_target(example, self._locate(lender)[1])
+
+    def _locate(self, row: int) -> tuple[StoreSplit, Example]:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         split = self._splits[number]
         return split, split[row - int(self._starts[number])]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from refcli.config.schema import OptimSettings, TrainSettings
@@ -15,6 +14,7 @@ from refcli.contracts.batch import Batch
 from refcli.engine.allocator import keep_freed_pages
 from refcli.engine.compiling import compile_errors_told, compile_parts
 from refcli.engine.distributed import World
+from refcli.engine.moving_average import MovingAverage
 from refcli.engine.optim import build_optimizer, set_lr
 from refcli.engine.randomness import seed_generators
 from refcli.engine.reporting import Reporter
@@ -25,9 +25,6 @@ from refcli.engine.state import BatchLayout, TrainingState
 from refcli.engine.step import optimizer_step
 from refcli.engine.stopping import StopSignals
 from refcli.engine.watching import Watch
-
-EMA_WARMUP_POWER = 2 / 3
-"""The average's decay after n steps is 1 - (1 + n)^-power until that exceeds `ema_decay`."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +73,14 @@ def train(
     objective.to(world.device)
     for part in frozen:
         part.requires_grad_(False)
-    average = _averaged(objective, settings, world) if settings.ema_decay is not None else None
+    average = _averaged(objective, frozen, settings, world) if settings.ema_decay is not None else None
     if settings.compile:
         compile_parts(compiled or (objective,))
     is_static = static_graph and settings.accumulate == 1
     wrapped = world.wrap(objective, parallel=settings.parallel, static_graph=is_static)
-    state = TrainingState(objective, build_optimizer(objective, optim), average.module if average else None)
+    state = TrainingState(objective, build_optimizer(objective, optim), None)
+    if average is not None:
+        state.ema, state.frozen_names = average.module, average.frozen_names
     layout = BatchLayout(world.size, settings.batch_size, settings.accumulate)
     _take_up(state, layout, seed=settings.seed, run=run, world=world, reporter=reporter)
     reporter.started(step=state.step, total=settings.steps)
@@ -140,17 +139,13 @@ def train(
     return whole(state.trained)
 
 
-def _averaged(objective: nn.Module, settings: TrainSettings, world: World) -> ModelEmaV3:
-    """A copy of the objective that follows it as a moving average, spread over processes as the objective will be."""
+def _averaged(
+    objective: nn.Module, frozen: Sequence[nn.Module], settings: TrainSettings, world: World
+) -> MovingAverage:
+    """The average of the objective, spread over processes as the objective will be."""
     assert settings.ema_decay is not None
     is_sharded = settings.parallel == "fsdp"
-    average = ModelEmaV3(
-        objective,
-        decay=settings.ema_decay,
-        use_warmup=True,
-        warmup_power=EMA_WARMUP_POWER,
-        foreach=not is_sharded,  # which takes no mixture of sharded parameters and whole buffers
-    )
+    average = MovingAverage(objective, decay=settings.ema_decay, frozen=frozen, is_shared=not is_sharded)
     if is_sharded:
         world.wrap(average.module, parallel="fsdp")
     return average

@@ -27,7 +27,7 @@ class MemoryEstimate:
     """Bytes per process that live at once at the end of a forward pass; temporary buffers come on top.
 
     weights + gradients + optimiser state + average + activations, where a gradient is as large as its parameter, the
-    average is a second model, and activations are whatever autograd keeps for the backward pass.
+    average is a second model without what is frozen, and activations are whatever autograd keeps for the backward pass.
     """
 
     weights: int
@@ -73,7 +73,8 @@ def estimate_memory(
         objective: on `device` and in the mode that it is trained in; its frozen parts need no gradient.
     """
     trained = {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}
-    weights = sum(_bytes(tensor) for tensor in (*objective.parameters(), *objective.buffers()))
+    buffers = sum(map(_bytes, objective.buffers()))
+    weights = sum(map(_bytes, objective.parameters())) + buffers
     of_matrix, of_others = _state_per_parameter(optim)
     groups = group_parameters(objective, optim)
     state = sum(
@@ -85,11 +86,12 @@ def estimate_memory(
         one, two = (_kept(objective, first_samples(batch, n).to(device), step, settings) for n in (1, 2))
         kept = _Kept(*(a + (len(batch.ids) - 1) * (b - a) for a, b in zip(one, two, strict=True)))
         activations, checkpointed = max(activations, kept.total), max(checkpointed, kept.checkpointed)
+    gradients = sum(map(_bytes, trained.values()))
     return MemoryEstimate(
         weights=weights,
-        gradients=sum(_bytes(parameter) for parameter in trained.values()),
+        gradients=gradients,
         optimizer=round(state),
-        average=weights if settings.ema_decay is not None else 0,
+        average=gradients + buffers if settings.ema_decay is not None else 0,
         activations=activations,
         checkpointed=checkpointed,
     )

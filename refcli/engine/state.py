@@ -19,7 +19,7 @@ from refcli.engine.sharding import (
 )
 
 MODEL, EMA, REST = "model", "ema", "state"
-"""The parts of a saved state: tensors by name, tensors by name, and plain values."""
+"""The parts of a saved state: tensors by name, those that are averaged by name, and plain values."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class TrainingState:
     optimizer: Optimizer
     ema: nn.Module | None
     """The averaged copy of the objective."""
+    frozen_names: frozenset[str] = frozenset()
+    """What the average does not average, by name in the state dict: there it is as the objective has it."""
     step: int = 0
     """Optimiser steps done."""
     samples: int = 0
@@ -78,7 +80,9 @@ def take_state(state: TrainingState, layout: BatchLayout, world: World) -> dict[
     """The parts of a state that stands for all processes, their random generators included. All must come here."""
     parts: dict[str, dict[str, Any]] = {MODEL: full_model_state(state.objective)}
     if state.ema is not None:
-        parts[EMA] = full_model_state(state.ema)
+        parts[EMA] = {
+            name: value for name, value in full_model_state(state.ema).items() if name not in state.frozen_names
+        }
     parts[REST] = {
         "step": state.step,
         "samples": state.samples,
@@ -105,7 +109,8 @@ def put_back(parts: Mapping[str, Mapping[str, Any]], state: TrainingState, world
     load_full_optimizer_state(state.objective, state.optimizer, rest["optimizer"])
     load_full_model_state(state.objective, parts[MODEL])
     if state.ema is not None:
-        load_full_model_state(state.ema, parts[EMA])
+        shared = {name: parts[MODEL][name] for name in state.frozen_names}
+        load_full_model_state(state.ema, {**parts[EMA], **shared})
     state.step, state.samples, state.seconds = rest["step"], rest["samples"], rest["seconds"]
     state.best = Pointer(*rest["best"]) if rest["best"] else None
     if layout.processes == world.size:

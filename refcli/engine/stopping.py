@@ -28,6 +28,14 @@ class StoppedError(TrainingError):
         self.step = step
 
 
+class OtherFailedError(TrainingError):
+    """Another process failed, which tells its error; this one only stops as well, with the same exit code."""
+
+    def __init__(self, exit_code: ExitCode, *, rank: int) -> None:
+        super().__init__("another process failed, so this one stopped", where=f"process {rank}")
+        self.exit_code = exit_code
+
+
 class StopSignals:
     """While entered, the first SIGTERM, SIGUSR1 or SIGINT is only noted; a second one acts as usual."""
 
@@ -70,7 +78,7 @@ def failing_together(world: World) -> Iterator[None]:
     Every process must enter. For what only one of them does, such as writing files.
 
     Raises:
-        RefcliError: the one that was raised inside; a TrainingError where that was in another process.
+        RefcliError: the one that was raised inside; an `OtherFailedError` where that was in another process.
     """
     failure: RefcliError | None = None
     try:
@@ -78,4 +86,5 @@ def failing_together(world: World) -> Iterator[None]:
     except RefcliError as error:
         failure = error
     if world.any(failure is not None):
-        raise failure or TrainingError("another process failed, so this one stopped", where=f"process {world.rank}")
+        codes = world.gather(None if failure is None else failure.exit_code)
+        raise failure or OtherFailedError(next(code for code in codes if code is not None), rank=world.rank)

@@ -2,10 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 
-from refcli.errors import DataError
+from refcli.config.schema import ModelSettings
+from refcli.contracts.batch import Batch
+from refcli.errors import ConfigError, DataError
+from refcli.grounder import Grounder
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A threshold on the existence probability, and how it does on the samples that it was chosen on."""
+
+    threshold: float
+    t_acc: float
+    """Share of the samples with a target that it lets through."""
+    n_acc: float
+    """Share of the others that it turns down."""
+
+
+def calibrate_on(grounder: Grounder, batches: Iterable[Batch], *, min_t_acc: float, bf16: bool = False) -> Calibrated:
+    """Ask a grounder about one pass over validation batches, and choose its threshold; see `calibrate_existence`.
+
+    Raises:
+        ConfigError: the head has no existence output.
+        DataError: the samples are all of one sort.
+    """
+    existence, has_target = ask_existence(grounder, batches, bf16=bf16)
+    threshold = calibrate_existence(existence, has_target, min_t_acc=min_t_acc)
+    lets_through = existence >= threshold
+    return Calibrated(threshold, float(lets_through[has_target].mean()), float((~lets_through)[~has_target].mean()))
+
+
+@torch.inference_mode()
+def ask_existence(
+    grounder: Grounder, batches: Iterable[Batch], *, bf16: bool = False
+) -> tuple[Float[np.ndarray, " samples"], Bool[np.ndarray, " samples"]]:
+    """Existence probability of every sample, and whether it has a target; the grounder is in evaluation mode after it.
+
+    Raises:
+        ConfigError: the head has no existence output.
+    """
+    grounder.eval()
+    device = next(grounder.parameters()).device
+    found: list[np.ndarray] = []
+    truth: list[np.ndarray] = []
+    for batch in batches:
+        here = batch.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            existence = grounder.predict(here.images, here.token_ids, here.token_is_pad).existence
+        if existence is None:
+            raise ConfigError("the head has no existence output to calibrate", where="model.head.settings.existence")
+        found.append(existence.double().cpu().numpy())
+        truth.append(batch.targets.exists.cpu().numpy())
+    return np.concatenate(found), np.concatenate(truth)
+
+
+def with_threshold(settings: ModelSettings, threshold: float) -> ModelSettings:
+    """The same model with another existence threshold."""
+    head = settings.head
+    return settings.model_copy(
+        update={"head": head.model_copy(update={"settings": {**head.settings, "existence_threshold": threshold}})}
+    )
 
 
 def calibrate_existence(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from refcli.errors import DataError
 from refcli.evaluation.figures import metric_terms
-from refcli.evaluation.run_file import Run, SplitScores
+from refcli.evaluation.run_file import Run, Scoring, SplitScores
 from refcli.evaluation.terms import NUM_RESAMPLES, RESAMPLES_AT_ONCE, Terms, ratios, sums_by_image, values
 
 NUM_PERMUTATIONS = 10_000
@@ -48,16 +48,34 @@ def compare_runs(this: Run, other: Run) -> list[Comparison]:
     """Compare two runs on every split that both have.
 
     Raises:
-        DataError: they have no split, or no sample of a split, in common.
+        DataError: see `check_comparable`, or they have no sample of a split in common.
     """
+    check_comparable([split.name for split in this.splits], this.scoring, other)
     theirs = {split.name: split for split in other.splits}
-    pairs = [(split, theirs[split.name]) for split in this.splits if split.name in theirs]
-    if not pairs:
+    return [compare_splits(split, theirs[split.name]) for split in this.splits if split.name in theirs]
+
+
+def check_comparable(names: Sequence[str], scoring: Scoring, other: Run) -> None:
+    """Make sure that a run can be compared with another one.
+
+    Args:
+        names: its splits.
+        scoring: how it is scored.
+        other: the other run.
+
+    Raises:
+        DataError: they have no split in common, or count boxes from different scores on.
+    """
+    theirs = [split.name for split in other.splits]
+    if not set(names) & set(theirs):
+        raise DataError("the two runs have no split in common", where=f"{', '.join(names)} and {', '.join(theirs)}")
+    if scoring.score_threshold != other.scoring.score_threshold:
         raise DataError(
-            "the two runs have no split in common",
-            where=f"{', '.join(split.name for split in this.splits)} and {', '.join(theirs)}",
+            f"the other run counts boxes from a score of {other.scoring.score_threshold:g} on in grec_*, this one from "
+            f"{scoring.score_threshold:g}",
+            where=other.weights,
+            hint=f"--score-threshold {other.scoring.score_threshold:g}",
         )
-    return [compare_splits(one, two) for one, two in pairs]
 
 
 def compare_splits(this: SplitScores, other: SplitScores, *, seed: int = 0) -> Comparison:

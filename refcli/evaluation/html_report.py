@@ -13,7 +13,7 @@ from refcli.evaluation.html_cases import bytes_per_picture, cases_section
 from refcli.evaluation.markup import figure, interval, plot_figure, table, text
 from refcli.evaluation.plots import draw_plots
 from refcli.evaluation.published import published_on, published_size
-from refcli.evaluation.report import TABLE, RunReport, SplitReport
+from refcli.evaluation.report import TABLE, RunReport, SplitReport, about_boxes
 from refcli.evaluation.run_file import Run, SplitScores
 from refcli.evaluation.terms import intervals
 
@@ -107,6 +107,8 @@ def _split_section(split: SplitScores, report: SplitReport) -> str:
         counted += f"; the split has {report.total:,}"
     if report.num_wrong:
         counted += f"; {report.num_wrong:,} have no answer and count as wrong"
+    if note := about_boxes(report):
+        counted += f"; boxes {note}"
     plots = "\n".join(map(plot_figure, draw_plots(split, report)))
     return "\n".join(
         [

@@ -17,7 +17,7 @@ from refcli.geometry.boxes import box_iou_pairs, cxcywh_to_xyxy
 from refcli.grounder import Grounder
 
 HIT_IOU = 0.5
-"""A prediction is a hit above this IoU (the field's Acc@0.5)."""
+"""A prediction is a hit from this IoU on (the field's Acc@0.5)."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Scores:
             if parts:
                 ious = torch.cat(parts)
                 metrics[f"{name}_iou"] = round(ious.mean().item(), 5)
-                metrics[f"{name}_accuracy"] = round((ious > HIT_IOU).float().mean().item(), 5)
+                metrics[f"{name}_accuracy"] = round((ious >= HIT_IOU).float().mean().item(), 5)
         if self.existence:
             metrics["existence_accuracy"] = round(torch.cat(self.existence).mean().item(), 5)
         chosen = [metrics[name] for name in ("box_iou", "mask_iou", "existence_accuracy") if name in metrics]

@@ -6,6 +6,7 @@ import gzip
 import json
 import time
 import zlib
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
 from refcli.errors import DataError, RefcliError
 from refcli.evaluation.evaluate import score
-from refcli.evaluation.run_file import LineProblems, Run, Scoring, SplitScores
+from refcli.evaluation.run_file import MOST_LISTED, WRONG_SIZE, LineProblems, Run, Scoring, SplitScores
 from refcli.evaluation.scores import SampleScore, score_unanswered
 from refcli.evaluation.truth import PassingSplit
 from refcli.geometry.masks import check_run_lengths
@@ -28,8 +29,6 @@ from refcli.inference.answers import answer_from_json
 LINES_AT_ONCE = 2048
 BYTES_AT_ONCE = 4 << 20
 """Answers in memory at a time; they are scored in the order of the store, so that its row groups are read once each."""
-MOST_LISTED = 50
-"""Lines of each sort of problem that are quoted; all are counted."""
 _GZIP = b"\x1f\x8b"
 
 
@@ -42,23 +41,27 @@ class Line(NamedTuple):
 
 
 class Problems:
-    """Lines that answer nothing: all are counted, the first of each sort quoted."""
+    """Lines that answer nothing, in any order: all are counted, the first of each sort quoted."""
 
     def __init__(self, file: str) -> None:
         self._file = file
         self._counts: Counter[str] = Counter()
-        self._first: dict[str, list[str]] = {}
+        self._first: dict[str, list[tuple[int, str]]] = {}
 
     def add(self, sort: str, number: int, message: str) -> None:
         """One more line of a sort."""
         self._counts[sort] += 1
         quoted = self._first.setdefault(sort, [])
-        if len(quoted) < MOST_LISTED:
-            quoted.append(f"{self._file}:{number}: {message}")
+        if len(quoted) < MOST_LISTED or number < quoted[-1][0]:
+            insort(quoted, (number, f"{self._file}:{number}: {message}"))
+            del quoted[MOST_LISTED:]
 
     def listed(self) -> dict[str, LineProblems]:
         """By sort."""
-        return {sort: LineProblems(count, tuple(self._first[sort])) for sort, count in self._counts.items()}
+        return {
+            sort: LineProblems(count, tuple(text for _, text in self._first[sort]))
+            for sort, count in self._counts.items()
+        }
 
 
 class SplitScoring:
@@ -114,7 +117,7 @@ class SplitScoring:
         try:
             return score(example, line.answer, self._how)
         except DataError as error:
-            self._problems.add("wrong size", line.number, f"{example.id}: {error.message}")
+            self._problems.add(WRONG_SIZE, line.number, f"{example.id}: {error.message}")
             return self._unanswered(example, error.message)
 
     def _unanswered(self, example: Example, error: str) -> SampleScore:

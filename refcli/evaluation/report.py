@@ -43,6 +43,8 @@ class SplitReport:
     total: int
     """Samples of the split."""
     seconds: float
+    from_masks: float = 0.0
+    """Share of the answered boxes that are the tight boxes of masks: figures of boxes are then "from mask"."""
 
     @property
     def num_samples(self) -> int:
@@ -80,7 +82,13 @@ def report_split(result: SplitScores, conventions: Sequence[str] = (ORIGINAL,)) 
         size=result.size,
         total=result.total,
         seconds=result.seconds,
+        from_masks=_share_from_masks(result),
     )
+
+
+def _share_from_masks(result: SplitScores) -> float:
+    from_mask, found = (int(result.table[name].to_numpy().sum()) for name in ("num_from_mask", "num_found"))
+    return from_mask / found if found else 0.0
 
 
 def report_run(run: Run, comparisons: Sequence[Comparison] = ()) -> RunReport:
@@ -148,6 +156,7 @@ def _split_document(split: SplitReport) -> dict[str, object]:
         "published": [vars(figure) for figure in published_on(split.name)],
         "failures": [{"id": sample, "error": error} for sample, error in split.failures],
         "counted_as_wrong": split.num_wrong,
+        "boxes_from_masks": split.from_masks,
         "size": split.size,
         "total": split.total,
         "seconds": round(split.seconds, 3),
@@ -183,6 +192,13 @@ def table_rows(report: SplitReport) -> list[list[str]]:
 def slice_row(name: str, part: Slice) -> list[str]:
     """One row of the short table."""
     return [name, str(part.count), *(percent(part.metrics.get(metric)) for metric in TABLE)]
+
+
+def about_boxes(report: SplitReport) -> str:
+    """Where the boxes are from, if not all are the system's own; else nothing."""
+    if not report.from_masks:
+        return ""
+    return f"from mask: {percent(report.from_masks)} % of the answered boxes are the tight boxes of masks"
 
 
 def percent(value: float | None) -> str:

@@ -21,6 +21,10 @@ from refcli.files import write_atomically
 
 PER_SAMPLE = "per_sample.parquet"
 PER_SAMPLE_SCHEMA = "refcli.per_sample/1"
+WRONG_SIZE = "wrong size"
+"""The sort of line problems that only the part notes which scores the sample; all others every part finds."""
+MOST_LISTED = 50
+"""Lines of each sort of problem that are quoted; all are counted."""
 _FACTS = b"refcli"
 """Key of the facts about the run in the file's metadata."""
 
@@ -180,9 +184,27 @@ def merge_runs(parts: Mapping[str, Run]) -> Run:
                 hint="evaluate every part with the same weights (or file), conventions and settings",
             )
     names = dict.fromkeys(split.name for run in parts.values() for split in run.splits)
-    problems = {file: sorts for run in parts.values() for file, sorts in run.problems.items()}
+    problems: dict[str, dict[str, LineProblems]] = {}
+    for run in parts.values():
+        for file, sorts in run.problems.items():
+            _add_problems(problems.setdefault(file, {}), sorts, file)
     splits = tuple(_merge_split(name, parts) for name in names)
     return replace(first, splits=splits, problems=problems)
+
+
+def _add_problems(together: dict[str, LineProblems], part: Mapping[str, LineProblems], file: str) -> None:
+    """Add those of one more part to those of others."""
+
+    def line_number(quoted: str) -> int:
+        return int(quoted.removeprefix(f"{file}:").partition(":")[0])
+
+    for sort, lines in part.items():
+        before = together.get(sort)
+        if before is None:
+            together[sort] = lines
+        elif sort == WRONG_SIZE:
+            first = sorted(before.first + lines.first, key=line_number)[:MOST_LISTED]
+            together[sort] = LineProblems(before.count + lines.count, tuple(first))
 
 
 def _about(run: Run) -> str:

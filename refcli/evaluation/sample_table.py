@@ -26,6 +26,7 @@ TYPES: Mapping[str, pa.DataType] = {
     "no_target_score": pa.float64(),
     "num_found": pa.int32(),
     "num_drawn": pa.int32(),
+    "num_from_mask": pa.int32(),
     "box_iou": pa.float64(),
     "box_iou_oneref384": pa.float64(),
     "kept": pa.int32(),

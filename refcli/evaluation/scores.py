@@ -61,6 +61,8 @@ class SampleScore:
     num_found: int
     num_drawn: int
     """Answered targets that have a mask."""
+    num_from_mask: int
+    """Answered targets whose box is the tight box of their mask: the system says no box of its own."""
     box_iou: float
     """NaN where the sample has no target."""
     box_iou_oneref384: float
@@ -148,6 +150,7 @@ def score_sample(
         no_target_score=float("nan") if ungated.no_target_score is None else ungated.no_target_score,
         num_found=len(ungated.targets),
         num_drawn=len(drawn),
+        num_from_mask=sum(target.box_is_from_mask for target in ungated.targets),
         box_iou=box_iou,
         box_iou_oneref384=oneref_iou,
         kept=len(kept),
@@ -180,6 +183,7 @@ def score_unanswered(example: Example, error: str, *, counts: bool, frames: tupl
         no_target_score=float("nan"),
         num_found=0,
         num_drawn=0,
+        num_from_mask=0,
         box_iou=nothing,
         box_iou_oneref384=nothing,
         kept=int(not example.regions),

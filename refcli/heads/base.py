@@ -16,6 +16,12 @@ from refcli.model.beit3 import Features
 Output = TypeVar("Output")
 
 
+def tells_existence(config: Settings) -> bool:
+    """Whether a head with these settings can answer "no target": where `existence` is on, or where there is a threshold
+    for it but no such switch, for the head always does (ReLA)."""
+    return bool(getattr(config, "existence", hasattr(config, "existence_threshold")))
+
+
 class Head(nn.Module, ABC, Generic[Output]):
     """Turns the tower's features into boxes, masks and an existence score.
 

@@ -50,6 +50,10 @@ class RelaSettings(Settings):
     """Places that a head of the deformable attention reads on each level."""
     pyramid_channels: tuple[int, int, int, int] = SWIN_BASE_CHANNELS
     """Of the maps between tower and pixel decoder, finest first."""
+    mean_of_regions: bool | None = None
+    """Divide the sum of all regions' masks, which is the published mask, by their number: its logits then begin at the
+    order of 1 instead of 100, and training from nothing at a high learning rate is steady. None: where the tower is one
+    to be trained from nothing (`init: scaled`), but not with `legacy`."""
     pre_norm: bool = False
     """Normalise what goes into a layer of the region decoder (published code, by choice) instead of what comes out."""
     legacy: bool = False
@@ -90,6 +94,7 @@ class RelaHead(Head[RelaOutput]):
         super().__init__()
         self.config = config
         self.pyramid = SimplePyramid(tower.dim, config.pyramid_channels)
+        is_fresh = tower.init == "scaled" and not config.legacy
         self.pixel_decoder = PixelDecoder(
             config.pyramid_channels,
             config.dim,
@@ -106,6 +111,7 @@ class RelaHead(Head[RelaOutput]):
             num_layers=config.decoder_layers,
             heads=config.heads,
             ffn_dim=config.decoder_ffn_dim,
+            mean_of_regions=is_fresh if config.mean_of_regions is None else config.mean_of_regions,
             pre_norm=config.pre_norm,
             how=tower.attention,
         )

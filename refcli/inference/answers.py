@@ -50,19 +50,29 @@ def answer_from_json(record: Mapping[str, Any]) -> Answer:
         )
     try:
         return Answer(
-            id=str(record["id"]),
+            id=str(_kind_of(record, "id", str, int)),
             image=str(record["image"]),
             expression=str(record["expression"]),
             width=int(record["width"]),
             height=int(record["height"]),
-            targets=tuple(_target_from_json(target) for target in record["targets"]),
-            no_target=bool(record["no_target"]),
+            targets=tuple(_target_from_json(target) for target in _kind_of(record, "targets", list)),
+            no_target=_kind_of(record, "no_target", bool),
             no_target_score=None if record["no_target_score"] is None else float(record["no_target_score"]),
             weights=str(record["weights"]),
-            error=record["error"],
+            error=_kind_of(record, "error", str, type(None)),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except KeyError as error:
+        raise DataError(f"the prediction record has no {error.args[0]!r}", where=str(record.get("id"))) from error
+    except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"the prediction record is malformed: {error!r}", where=str(record.get("id"))) from error
+
+
+def _kind_of(record: Mapping[str, Any], key: str, *kinds: type) -> Any:  # noqa: ANN401 - one of `kinds`
+    """A field of a record. A text such as "false" is no truth value, a boolean no number."""
+    value = record[key]
+    if type(value) not in kinds:
+        raise TypeError(f"{key} is {value!r}")
+    return value
 
 
 def read_answers(path: Path) -> Iterator[Answer]:

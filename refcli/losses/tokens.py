@@ -27,14 +27,16 @@ def word_divergence(
 ) -> Float[Tensor, ""]:
     """KL(truth | prediction) of the masked words with label smoothing eps, mean over those that are kept.
 
-    The truth is 1 - eps at the word and eps / (vocabulary - 1) at every other (BEiT-3's language loss).
+    0 when no word is masked. The truth is 1 - eps at the word and eps / (vocabulary - 1) at every other (BEiT-3's
+    language loss).
 
     Args:
         logits: at the masked positions of the whole batch.
         token_ids: what stood there.
         label_smoothing: eps.
-        drop_worst_ratio: this part of the words, those with the largest loss, counts for nothing. They are chosen
-            within the process, so with a ratio above 0 the loss depends on how a batch is spread over processes.
+        drop_worst_ratio: this part of the words, those with the largest loss, counts for nothing; one is always kept.
+            They are chosen within the process, so with a ratio above 0 the loss depends on how a batch is spread over
+            processes.
     """
     log_probabilities = logits.float().log_softmax(-1)
     num_others = logits.shape[-1] - 1
@@ -42,7 +44,7 @@ def word_divergence(
     at_word = log_probabilities.gather(-1, token_ids[:, None]).squeeze(-1)
     cross_entropy = -(1 - label_smoothing - rest) * at_word - rest * log_probabilities.sum(-1)
     each = cross_entropy - (_information(1 - label_smoothing) + num_others * _information(rest))
-    num_kept = int(len(each) * (1 - drop_worst_ratio))
+    num_kept = min(max(int(len(each) * (1 - drop_worst_ratio)), 1), len(each))
     is_kept = torch.zeros_like(token_ids, dtype=torch.bool)
     is_kept[each.detach().topk(num_kept, largest=False).indices] = True
     return mean_over(each, is_kept)

@@ -19,11 +19,13 @@ def scaled_attention(
     query: Float[Tensor, "batch heads queries head_dim"],
     key: Float[Tensor, "batch heads keys head_dim"],
     value: Float[Tensor, "batch heads keys head_dim"],
-    key_is_real: Bool[Tensor, "batch 1 1 keys"] | None,
+    is_open: Bool[Tensor, "batch 1 #queries keys"] | None,
     *,
     how: Literal["auto", "sdpa", "explicit"],
 ) -> Float[Tensor, "batch heads queries head_dim"]:
-    """softmax(q k^T / sqrt(head_dim)) v over the keys that are real.
+    """softmax(q k^T / sqrt(head_dim)) v over the keys that are open: the same to all queries, or to each its own.
+
+    Every query needs an open key.
 
     `auto` takes explicit matmuls on a CPU while gradients are recorded and the sequence is short.
     """
@@ -31,11 +33,11 @@ def scaled_attention(
         short_on_cpu = query.device.type == "cpu" and torch.is_grad_enabled() and key.shape[2] <= EXPLICIT_MAX_TOKENS
         how = "explicit" if short_on_cpu else "sdpa"
     if how == "sdpa":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=key_is_real)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=is_open)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if key_is_real is not None:
+    if is_open is not None:
         # Added in place, not masked_fill: no copy of the scores, and nothing to do in the backward pass.
-        scores += torch.zeros_like(key_is_real, dtype=scores.dtype).masked_fill_(~key_is_real, -torch.inf)
+        scores += torch.zeros_like(is_open, dtype=scores.dtype).masked_fill_(~is_open, -torch.inf)
     return torch.softmax(scores, -1, dtype=scores.dtype) @ value
 
 

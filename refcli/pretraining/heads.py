@@ -11,11 +11,17 @@ from refcli.model.beit3 import BEIT3_INIT_STD
 
 
 class MRefMHeads(nn.Module):
-    """Four read-outs on the tower's rows (OneRef section 3.2; Fig. 2); fine-tuning has no use for them."""
+    """Four read-outs on the tower's rows (OneRef section 3.2; Fig. 2); fine-tuning has no use for them.
 
-    def __init__(self, tower: TowerSettings, *, num_codes: int) -> None:
+    Args:
+        tower: whose rows are read.
+        num_codes: visual codes to choose from; None where none are predicted, which leaves out `mim`.
+    """
+
+    def __init__(self, tower: TowerSettings, *, num_codes: int | None) -> None:
         super().__init__()
-        self.mim = nn.Linear(tower.dim, num_codes)
+        if num_codes is not None:
+            self.mim = nn.Linear(tower.dim, num_codes)
         self.visual_target_relation = ThreeLayerMLP(tower.dim, 4)
         self.mlm = nn.Linear(tower.dim, tower.vocabulary_size)
         self.semantic_target_relation = ThreeLayerMLP(tower.dim, 1)

@@ -15,8 +15,8 @@ from refcli.pretraining.draws import random_integers, uniforms
 PATCH_STREAM, BLOCK_STREAM = 1, 2
 """Streams of random numbers; text_masking has the ones after them."""
 BLOCK_ROUNDS = 12
-"""Blocks that `block` draws: on average 93 % of what it masks in a rectangle as large as the frame, all in a small one;
-the rest are single patches, as the last blocks of the algorithm are too."""
+"""Blocks that `block` draws: 93 % of what it masks in a rectangle as large as a frame of 24 x 24 patches, 98 % in one
+of 5 x 5, almost all in smaller ones; the rest are single patches, as the last blocks of the algorithm are too."""
 _AGE_SHIFT = 58
 """Bits below a patch's age in its rank, enough for `BLOCK_ROUNDS` ages above it."""
 

@@ -40,7 +40,7 @@ class MRefM(nn.Module):
     Args:
         grounder: the tower and a OneRef head; what fine-tuning goes on with.
         settings: masking, targets, and the weight of every term.
-        codes: names the visual code of every patch; frozen.
+        codes: names the visual code of every patch; frozen. None where `mim` is off.
         teacher: scores words for STS; frozen. None where that term is off.
         mask_id: the tokenizer's <mask>.
         seed: of everything that is drawn here; the draws depend on it, the step and the sample only.
@@ -54,7 +54,7 @@ class MRefM(nn.Module):
         grounder: Grounder,
         settings: MRefMSettings,
         *,
-        codes: VisualCodes,
+        codes: VisualCodes | None,
         teacher: FrozenTower | None,
         mask_id: int,
         seed: int,
@@ -62,9 +62,10 @@ class MRefM(nn.Module):
         super().__init__()
         if not isinstance(grounder.head, OneRefHead):
             raise ConfigError("pre-training needs the head 'oneref'", where="model.head.name", hint="set it to oneref")
+        assert codes is not None or not settings.loss_weights.mim
         assert teacher is not None or not settings.loss_weights.semantic_target_relation
         self.grounder = grounder
-        self.heads = MRefMHeads(grounder.tower.settings, num_codes=codes.num_codes)
+        self.heads = MRefMHeads(grounder.tower.settings, num_codes=codes.num_codes if codes else None)
         self.codes = codes
         self.teacher = teacher
         self.settings = settings
@@ -76,7 +77,7 @@ class MRefM(nn.Module):
     @property
     def frozen(self) -> tuple[nn.Module, ...]:
         """The parts that give targets and never learn."""
-        return (self.codes,) if self.teacher is None else (self.codes, self.teacher)
+        return tuple(part for part in (self.codes, self.teacher) if part is not None)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Weighted losses by name; in alternation even steps hide patches and odd ones words."""
@@ -103,6 +104,7 @@ class MRefM(nn.Module):
         losses = self._grounding(features, batch)
         product = self.patch_products(features)
         if weights.mim:
+            assert self.codes is not None
             rows = F.normalize(product, dim=-1) if self.settings.mim_input == "product" else features.patches
             logits = self.heads.mim(rows[is_masked])
             code_ids = self.codes.code_ids(batch.images)[is_masked]

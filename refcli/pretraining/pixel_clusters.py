@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -52,7 +51,8 @@ class PixelClusters(VisualCodes):
 
     @torch.no_grad()
     def fit(self, pictures: Iterable[Float[Tensor, "batch 3 height width"]], *, seed: int) -> None:
-        """Find the means in the first pictures; several processes then share those of the first one.
+        """Find the means in the first pictures. The same pictures and seed give the same means, bit for bit on one
+        machine alone: of several processes one has to do it, and the others take over its state.
 
         Args:
             pictures: batches of normalised model-frame images, endless or not. Of each batch's pictures
@@ -61,10 +61,6 @@ class PixelClusters(VisualCodes):
         """
         generator = torch.Generator(self.means.device).manual_seed(seed)
         self.means.copy_(k_means(self._sample(pictures, generator), self.num_codes, generator=generator))
-        if dist.is_available() and dist.is_initialized():
-            shared = [self.means.cpu()]
-            dist.broadcast_object_list(shared, src=0)  # NCCL would refuse a tensor that is not on its device
-            self.means.copy_(shared[0])
         self.is_fitted.fill_(True)
 
     def ids_of_pixels(self, pixels: Float[Tensor, "batch 3 height width"]) -> Int[Tensor, "batch patches"]:

@@ -17,7 +17,10 @@ EVEN_AND_ODD = (0, 1)
 def mean_losses(objective: nn.Module, batches: Iterable[Batch], *, bf16: bool = False) -> dict[str, float]:
     """Mean of every loss term over one pass, and `score`, their negative sum, which chooses the best checkpoint.
 
-    What is hidden depends on the sample only, so that every validation asks the same.
+    What is hidden depends on the sample only, so that every validation asks the same. Batches are weighted by their
+    samples. A term is itself a mean over what counts for it in a batch (hidden patches, hidden words, referents), of
+    which equal numbers of samples may have unequal numbers, so the means depend a little on the batch size; within a
+    run that stays the same.
     """
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)

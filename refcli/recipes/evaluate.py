@@ -20,8 +20,11 @@ from refcli.evaluation.truth import PassingSplit
 from refcli.files import write_atomically
 from refcli.inference.device import Precision
 from refcli.inference.predictor import Predictor
+from refcli.weights.locate import BUILTIN, resolve
 
 SUMMARY = "summary.json"
+RUN_WEIGHTS = "weights"
+"""How every training run calls the folder of its weights."""
 OnSample = Callable[[str, int, int], None]
 """Called with (split, samples done, samples of this part) after each sample."""
 
@@ -111,12 +114,24 @@ def evaluate(
         results.append(
             evaluate_split(predictor, split, name=name, rows=rows, size=size, scoring=how, on_sample=report_progress)
         )
-    run = Run(predictor.weights, str(predictor.dtype).removeprefix("torch."), how, tuple(results))
+    run = Run(system_name(weights), str(predictor.dtype).removeprefix("torch."), how, tuple(results))
     cases: dict[str, Cases] = {}
     for scored in results if num_cases else ():
         split, choice = asked[scored.name][0], choose_cases(scored, num_cases)
         cases[scored.name] = make_cases(scored, split, choice, ask_again(predictor, split, choice))
     return _evaluation(run, out, cases)
+
+
+def system_name(weights: str) -> str:
+    """What weights are called in tables: `builtin`, or their folder; of a training run RUN/weights.
+
+    Raises:
+        WeightsError: there are none.
+    """
+    if weights == BUILTIN:
+        return weights
+    folder = resolve(weights).resolve()
+    return "/".join(folder.parts[-2:]) if folder.name == RUN_WEIGHTS else folder.name
 
 
 def evaluate_file(

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch import nn
 
+from refcli.config.load import validate as validate_settings
 from refcli.config.schema import FinetuneSettings
+from refcli.contracts.batch import Batch
 from refcli.data.sampling import OnePass
 from refcli.engine.distributed import World, join_world
 from refcli.engine.loading import iterate_batches
 from refcli.engine.randomness import seed_generators
-from refcli.engine.reporting import Reporter
+from refcli.engine.reporting import Logged, Reporter
+from refcli.engine.run_dir import RunDir
 from refcli.engine.watching import SCORE
-from refcli.errors import ConfigError
+from refcli.errors import ConfigError, DataError
+from refcli.evaluation.calibration import Calibrated, calibrate_on, with_threshold
 from refcli.evaluation.model_frame import validate
 from refcli.grounder import Grounder
+from refcli.heads.base import Head, tells_existence
+from refcli.heads.table import HEADS
 from refcli.recipes.stages import Stage, in_turn, plan_stages
 from refcli.recipes.training import Data, Parts, make_feed, open_data, preview_training, run_in_world, training_meta
 from refcli.recipes.validation_gates import check_validation
+from refcli.tables import lookup
 from refcli.text.tokenizer import Tokenizer
+from refcli.weights.head_transfer import start_head_from
 from refcli.weights.load import save_weights
 from refcli.weights.transfer import start_from
 
@@ -66,7 +77,7 @@ def finetune(
                 force=starts_over,
                 reporter=reporter,
                 build=partial(build, stage.settings, store_path, after=stage.after),
-                save=partial(_save, stage, plan),
+                save=partial(_save, stage, plan, store_path, reporter),
             )
     finally:
         world.close()
@@ -97,46 +108,99 @@ def build(
     """Open the data and make the model; nothing is written.
 
     Args:
-        starts: read `train.init_weights`; a resumed run has its own weights and does not need them.
+        starts: read `train.init_weights` and `train.init_head`; a resumed run has weights of its own.
         after: the weights of the stage before, in place of `train.init_weights`.
 
     Raises:
         RefcliError: settings, data or weights that do not fit.
     """
     data = open_data(settings, store_path=store_path, tokenizer=Tokenizer.load(settings.model.text))
+    if settings.train.existence_min_t_acc is not None:
+        _check_calibration(settings, data)
     seed_generators(settings.train.seed)
     grounder = Grounder.from_settings(settings.model)
-    origin = (settings.train.init_weights if after is None else str(after)) if starts else None
+    notes: tuple[str, ...] = ()
+    if starts:
+        origin = settings.train.init_weights if after is None else str(after)
+        notes += start_from(origin, grounder, settings.model) if origin else ()
+        head = settings.train.init_head
+        notes += start_head_from(head, grounder, settings.model) if head else ()
     return Parts(
         grounder,
         make_feed(settings, data, world, _validator(data, settings) if data.watched else None),
         data,
         {"tower": grounder.tower, f"head {settings.model.head.name}": grounder.head},
-        notes=start_from(origin, grounder, settings.model) if origin else (),
+        notes=notes,
         frozen=(grounder.tower,) if settings.train.freeze_tower else (),
         compiled=(grounder.tower, grounder.head),
     )
 
 
-def _save(stage: Stage, plan: list[Stage], trained: nn.Module) -> None:
+def _save(stage: Stage, plan: list[Stage], store_path: Path, reporter: Reporter, trained: nn.Module) -> None:
     assert isinstance(trained, Grounder)
+    model = stage.settings.model
     meta = training_meta(stage.settings) | {"kept": stage.settings.train.keep}
+    head = plan[0].settings.train.init_head
+    meta |= {"init_head": Path(head).name} if head else {}
     if stage.name:
         meta |= {"stage": stage.name, "steps_of_stages": {one.name: one.settings.train.steps for one in plan}}
         meta |= {"init_weights": training_meta(plan[0].settings)["init_weights"]}
-    save_weights(stage.weights, trained, stage.settings.model, meta=meta)
+    if stage.settings.train.existence_min_t_acc is not None and stage is plan[-1]:
+        chosen = _calibrate(trained, stage.settings, store_path)
+        model = with_threshold(model, chosen.threshold)
+        meta["existence_threshold_from"] = {"splits": list(stage.settings.data.validation), **asdict(chosen)}
+        Logged(RunDir(stage.path), reporter).noted(
+            f"existence_threshold {chosen.threshold:.4f}: on the validation samples T-acc {chosen.t_acc:.4f}, "
+            f"N-acc {chosen.n_acc:.4f}"
+        )
+    save_weights(stage.weights, trained, model, meta=meta)
+
+
+def _calibrate(trained: Grounder, settings: FinetuneSettings, store_path: Path) -> Calibrated:
+    """Choose the existence threshold of a trained model on the validation samples."""
+    least = settings.train.existence_min_t_acc
+    data = open_data(settings, store_path=store_path, tokenizer=Tokenizer.load(settings.model.text))
+    assert data.watched is not None
+    assert least is not None
+    with closing(_one_pass(data, settings)) as batches:
+        return calibrate_on(trained, batches, min_t_acc=least, bf16=settings.train.precision == "bf16")
+
+
+def _check_calibration(settings: FinetuneSettings, data: Data) -> None:
+    """Make sure, before hours of training, that there will be something to calibrate and something to do it on.
+
+    Raises:
+        ConfigError: the head has no existence output.
+        DataError: the validation samples all have a target, or none has.
+    """
+    where, head = "train.existence_min_t_acc", settings.model.head
+    head_class: type[Head[Any]] = lookup(HEADS, head.name, what="head")
+    if not tells_existence(validate_settings(head_class.Config, head.settings, where="model.head.settings")):
+        raise ConfigError("the head has no existence output", where=where, hint="model.head.settings.existence=true")
+    has_target = data.watched.has_target() if data.watched else np.zeros(0, dtype=bool)
+    if has_target.all() or not has_target.any():
+        raise DataError(
+            f"of the {len(has_target):,} validation samples {has_target.sum():,} have a target; a threshold needs both "
+            "sorts",
+            where=where,
+            hint="data.validation, data.validation_samples",
+        )
+
+
+def _one_pass(data: Data, settings: FinetuneSettings) -> Generator[Batch, None, None]:
+    """Every validation sample once."""
+    assert data.watched is not None
+    order = OnePass(len(data.watched), batch_size=settings.train.batch_size)
+    return iterate_batches(data.watched, order, data.collate, workers=settings.data.workers)
 
 
 def _validator(data: Data, settings: FinetuneSettings) -> Callable[[nn.Module], dict[str, float]]:
     """Scores a model; `score` is the metric that chooses the best checkpoint."""
-    watched = data.watched
-    assert watched is not None
     best_by = settings.train.best_by
 
     def run(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Grounder)
-        order = OnePass(len(watched), batch_size=settings.train.batch_size)
-        with closing(iterate_batches(watched, order, data.collate, workers=settings.data.workers)) as batches:
+        with closing(_one_pass(data, settings)) as batches:
             metrics = validate(model, batches, bf16=settings.train.precision == "bf16")
         if best_by not in metrics:
             raise ConfigError(

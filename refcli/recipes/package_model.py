@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from refcli.config.schema import ModelSettings
 from refcli.data.store import Store, StoreSplit
 from refcli.errors import ConfigError
-from refcli.evaluation.calibration import calibrate_existence
+from refcli.evaluation.calibration import calibrate_existence, with_threshold
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
 from refcli.recipes.evaluate import evaluate
@@ -61,14 +60,6 @@ def ask_existence(predictor: Predictor, split: StoreSplit) -> tuple[np.ndarray, 
     if len(absent) != len(examples):
         raise ConfigError("the model has no existence output", where="head.settings.existence")
     return 1 - np.array(absent), np.array([bool(item.regions) for item in examples])
-
-
-def with_threshold(settings: ModelSettings, threshold: float) -> ModelSettings:
-    """The same model with another existence threshold."""
-    head = settings.head
-    return settings.model_copy(
-        update={"head": head.model_copy(update={"settings": {**head.settings, "existence_threshold": threshold}})}
-    )
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -17,14 +16,12 @@ from refcli.engine.distributed import World
 from refcli.engine.loading import iterate_batches
 from refcli.engine.randomness import seed_generators
 from refcli.engine.reporting import Reporter
-from refcli.errors import ConfigError
+from refcli.engine.stopping import failing_together
 from refcli.grounder import Grounder
-from refcli.heads.oneref import OneRefHead
 from refcli.pretraining.mrefm import MRefM
 from refcli.pretraining.pixel_clusters import PixelClusters
-from refcli.pretraining.semantic_scores import FrozenTower
 from refcli.pretraining.tokenizer_training import VisualTokenizerTraining
-from refcli.pretraining.visual_codes import build_visual_codes
+from refcli.pretraining.visual_codes import TokenizerCodes, VisualCodes, build_visual_codes
 from refcli.pretraining.watching import mean_losses
 from refcli.recipes.training import (
     Data,
@@ -35,9 +32,10 @@ from refcli.recipes.training import (
     run_training,
     training_meta,
 )
-from refcli.text.roles import role_finder
+from refcli.recipes.word_scorer import check_word_scorer, make_word_scorer
+from refcli.text.roles import RoleFinder, role_finder
 from refcli.text.tokenizer import Tokenizer
-from refcli.weights.load import load_weights, save_weights
+from refcli.weights.load import save_weights
 from refcli.weights.locate import resolve
 from refcli.weights.pretraining_heads import load_pretraining_heads, save_pretraining_heads
 from refcli.weights.transfer import start_from
@@ -98,14 +96,17 @@ def build(settings: PretrainSettings, store_path: Path, world: World, starts: bo
     """Open the data and make the objective; nothing is written.
 
     Args:
-        starts: find initial weights and cluster patches; a resumed run has all that in its checkpoint.
+        starts: read `train.init_weights` and cluster patches. A resumed run has everything in its checkpoint, visual
+            codes and word scorer as well; the weights that the settings name for these two are nevertheless read
+            again, for their sizes, before what the checkpoint has is put in.
 
     Raises:
         RefcliError: settings, data or weights that do not fit.
     """
     tokenizer = Tokenizer.load(settings.model.text)
-    find_roles = role_finder(settings.mrefm.text_masking.parser) if settings.objective == "mrefm" else None
-    data = open_data(settings, store_path=store_path, tokenizer=tokenizer, find_roles=find_roles)
+    if settings.objective == "mrefm" and starts:
+        check_word_scorer(settings)
+    data = open_data(settings, store_path=store_path, tokenizer=tokenizer, find_roles=_role_finder(settings))
     seed_generators(settings.train.seed)
     if settings.objective == "visual_tokenizer":
         training = VisualTokenizerTraining(settings.visual_tokenizer, settings.model.tower)
@@ -116,23 +117,25 @@ def build(settings: PretrainSettings, store_path: Path, world: World, starts: bo
     origin = settings.train.init_weights if starts else None
     if origin:
         notes += start_from(origin, grounder, settings.model)
-    codes = build_visual_codes(settings.mrefm.visual_codes, settings.model.tower, device="cpu")
-    if starts and isinstance(codes, PixelClusters):
-        codes.fit(_pictures(settings, data), seed=settings.train.seed)
-        notes += (f"{codes.num_codes} visual codes were found in the patches of the training pictures",)
+    codes: VisualCodes | None = None
+    if settings.mrefm.loss_weights.mim:
+        codes = build_visual_codes(settings.mrefm.visual_codes, settings.model.tower, device="cpu")
     mrefm = MRefM(
         grounder,
         settings.mrefm,
         codes=codes,
-        teacher=_teacher(settings, grounder),
+        teacher=make_word_scorer(settings, grounder),
         mask_id=tokenizer.mask_id,
         seed=settings.train.seed,
     )
     if origin:
         notes += load_pretraining_heads(resolve(origin), mrefm.heads)
+    if starts and isinstance(codes, PixelClusters):  # it takes longest, so that all that can be refused has been
+        _fit(codes, settings, data, world)
+        notes += (f"{codes.num_codes} visual codes were found in the patches of the training pictures",)
     named = {"tower": grounder.tower, f"head {settings.model.head.name}": grounder.head, "MRefM's heads": mrefm.heads}
     named |= {"word scorer": mrefm.teacher} if mrefm.teacher else {}
-    named |= {} if isinstance(codes, PixelClusters) else {"visual tokenizer": codes}
+    named |= {"visual tokenizer": codes} if isinstance(codes, TokenizerCodes) else {}
     return Parts(
         mrefm,
         make_feed(settings, data, world, _validator(data, settings) if data.watched else None),
@@ -144,28 +147,29 @@ def build(settings: PretrainSettings, store_path: Path, world: World, starts: bo
     )
 
 
-def _teacher(settings: PretrainSettings, grounder: Grounder) -> FrozenTower | None:
-    """The model that scores words: other weights, or a copy of the one that is about to be trained."""
-    if not settings.mrefm.loss_weights.semantic_target_relation:
+def _role_finder(settings: PretrainSettings) -> RoleFinder | None:
+    """The parser, where subject and object are hidden first; None where nobody asks for them."""
+    if settings.objective != "mrefm" or settings.mrefm.text_masking.prefer == "none":
         return None
-    if not isinstance(grounder.head, OneRefHead):
-        raise ConfigError("pre-training needs the head 'oneref'", where="model.head.name", hint="set it to oneref")
-    name = settings.mrefm.semantic_targets.weights
-    if name is None:
-        return FrozenTower(copy.deepcopy(grounder))
-    loaded = load_weights(name, device="cpu", dtype=torch.float32)
-    if loaded.tokenizer.model != Tokenizer.load(settings.model.text).model or not isinstance(
-        loaded.grounder.head, OneRefHead
-    ):
-        raise ConfigError(
-            "the weights that score words have another tokenizer or another head than the model",
-            where=f"mrefm.semantic_targets.weights {name}",
-        )
-    return FrozenTower(loaded.grounder)
+    weights = settings.mrefm.loss_weights
+    has_terms = weights.mlm or weights.semantic_target_relation or weights.grounding
+    return role_finder(settings.mrefm.text_masking.parser) if has_terms else None
+
+
+def _fit(codes: PixelClusters, settings: PretrainSettings, data: Data, world: World) -> None:
+    """Cluster the patches once, in the main process; the others take over what it found.
+
+    Raises:
+        RefcliError: pictures that cannot be read.
+    """
+    with failing_together(world):
+        if world.is_main:
+            codes.fit(_pictures(settings, data), seed=settings.train.seed)
+    codes.load_state_dict(world.gather(codes.state_dict())[0])
 
 
 def _pictures(settings: PretrainSettings, data: Data) -> Iterator[torch.Tensor]:
-    """Batches of training pictures, the same in every process and for every batch size."""
+    """Batches of training pictures, the same for every number of processes and every batch size."""
     alone = World(rank=0, size=1, device=torch.device("cpu"))
     train = settings.train.model_copy(update={"batch_size": PICTURES_AT_ONCE})
     with closing(make_feed(settings.model_copy(update={"train": train}), data, alone, None).batches(0)) as batches:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from refcli.config.load import read_yaml, stages_of, validate
 from refcli.config.schema import FinetuneSettings
 from refcli.engine.distributed import World
-from refcli.engine.launching import is_restart
 from refcli.engine.reporting import Reporter
 from refcli.engine.run_dir import FREE_TO_CHANGE, RunDir, changed_keys
 from refcli.engine.stopping import failing_together
 from refcli.errors import ConfigError
+from refcli.grounder import Grounder
+from refcli.recipes.restarts import launch_facts, takes_over
+from refcli.recipes.training import open_data
+from refcli.text.tokenizer import Tokenizer
 from refcli.weights.load import MODEL_FILE
+from refcli.weights.locate import resolve
 
 FOLDER = "stages"
 
@@ -77,31 +82,60 @@ def in_turn(
 ) -> Iterator[tuple[Stage, bool, bool]]:
     """The stages that are still to be run, each with whether to resume it and whether to remove what it left.
 
-    Every process must take them all; what there is on the disk is as the main process sees it.
+    Every process must take them all; what there is on the disk is as the main process sees it. What the stages read is
+    looked at before anything is removed, written or trained.
 
     Raises:
-        RefcliError: of `RunDir.open` for the whole, or a finished stage whose settings have changed.
+        RefcliError: data or weights of any stage that are not there, of `RunDir.open` for the whole, or a finished
+            stage whose settings have changed.
     """
     if not settings.stages:
+        if world.is_main and not resume:
+            _note_random_tower(plan[0], reporter)
         yield plan[0], resume, force
         return
-    resume = resume or (is_restart() and (out / "run.yaml").is_file())
+    if world.any(takes_over(out)):
+        resume, force = True, False
     with failing_together(world):
         if world.is_main:
-            if force and not resume:
-                shutil.rmtree(out / FOLDER, ignore_errors=True)
-            for stage in plan[:-1] if resume else ():
-                if stage.is_finished:
+            for stage in plan:
+                if resume and stage.is_finished and stage is not plan[-1]:
                     _check_unchanged(stage)
-            facts = {"store": str(store_path.resolve()), "processes": world.size}
+                else:
+                    _look_at(stage, store_path, starts=not (resume and stage.has_begun))
+            facts = {"store": str(store_path.resolve()), "processes": world.size, **launch_facts()}
             RunDir.open(out, settings, resume=resume, force=force, facts=facts)
     for stage in plan:
         is_finished, has_begun = world.gather((stage.is_finished, stage.has_begun))[0]
         if resume and is_finished and stage is not plan[-1]:
             continue
+        goes_on = resume and has_begun
         if world.is_main:
             reporter.noted(stage.title)
-        yield stage, resume and has_begun, resume and not has_begun
+            if not goes_on:
+                _note_random_tower(stage, reporter)
+        yield stage, goes_on, resume and not has_begun
+
+
+def _look_at(stage: Stage, store_path: Path, *, starts: bool) -> None:
+    """Find what a stage reads and try its settings: it may be hours until its turn comes.
+
+    Raises:
+        RefcliError: a split, the tokenizer or (where it starts) the initial weights are not there, or the settings fit
+            no model.
+    """
+    settings = stage.settings
+    open_data(settings, store_path=store_path, tokenizer=Tokenizer.load(settings.model.text))
+    with torch.device("meta"):
+        Grounder.from_settings(settings.model)
+    if starts and stage.after is None and settings.train.init_weights is not None:
+        resolve(settings.train.init_weights)
+
+
+def _note_random_tower(stage: Stage, reporter: Reporter) -> None:
+    train = stage.settings.train
+    if train.freeze_tower and stage.after is None and train.init_weights is None:
+        reporter.noted("the tower is frozen as it was drawn at random: --init (train.init_weights) gives it weights")
 
 
 def _check_unchanged(stage: Stage) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 import refcli
 from refcli.config.pretraining import PretrainSettings
@@ -23,7 +23,6 @@ from refcli.data.store import Store
 from refcli.engine.checkpoint import FILES
 from refcli.engine.device import resolve_device
 from refcli.engine.distributed import World, join_world
-from refcli.engine.launching import is_restart
 from refcli.engine.loading import iterate_batches
 from refcli.engine.loop import Feed, train
 from refcli.engine.reporting import Logged, Reporter, Silence
@@ -33,6 +32,8 @@ from refcli.engine.stopping import failing_together
 from refcli.engine.tensorboard import TensorBoard
 from refcli.errors import ConfigError, DataError
 from refcli.recipes.preview import preview_lines
+from refcli.recipes.restarts import launch_facts, takes_over
+from refcli.recipes.run_checks import changed_schedule, refuse_occupied
 from refcli.text.roles import RoleFinder
 from refcli.text.tokenizer import Tokenizer
 
@@ -132,15 +133,21 @@ def run_in_world(
     if settings.train.tensorboard:
         reporter = TensorBoard(out / "tensorboard", reporter)  # opened by the main process alone, when it starts
     run = RunDir(out)
-    resume = resume or (is_restart() and (out / "run.yaml").is_file())
+    if world.any(takes_over(out)):
+        resume, force = True, False
+    with failing_together(world):
+        if world.is_main and not resume and not force:
+            refuse_occupied(out)
     starts = world.gather(not resume or run.checkpoints.pointer("last") is None)[0]  # as the main process sees the disk
     parts = build(world, starts)
+    notes = list(parts.notes)
     with failing_together(world):
         if world.is_main:
-            facts = {"store": str(store_path.resolve()), "processes": world.size}
+            notes += [] if starts else changed_schedule(run, settings)
+            facts = {"store": str(store_path.resolve()), "processes": world.size, **launch_facts()}
             RunDir.open(out, settings, resume=resume, force=force, facts=facts)
     listener: Reporter = Logged(run, reporter) if world.is_main else Silence()
-    for note in parts.notes:
+    for note in notes:
         listener.noted(note)
     trained = train(
         parts.objective,
@@ -171,9 +178,14 @@ def take_best(run: RunDir, trained: nn.Module, settings: AnySettings) -> int:
     hint = "--resume --set train.keep=last takes the last weights"
     if best is None:
         raise DataError("the best checkpoint is gone", where=str(run.checkpoints.root), hint=hint)
-    file = run.checkpoints.path(best.step) / FILES[MODEL if settings.train.ema_decay is None else EMA]
+    names = (MODEL,) if settings.train.ema_decay is None else (MODEL, EMA)  # what is averaged takes the other's place
+    state: dict[str, Tensor] = {}
+    file = run.checkpoints.path(best.step)
     try:
-        trained.load_state_dict(load_file(file))
+        for name in names:
+            file = run.checkpoints.path(best.step) / FILES[name]
+            state |= load_file(file)
+        trained.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DataError("the best checkpoint is damaged", where=str(file), hint=hint) from error
     return best.step

@@ -17,6 +17,7 @@ from refcli.config.schema import ModelSettings, Settings, TextSettings, TowerSet
 from refcli.errors import RefcliError, WeightsError
 from refcli.files import file_sha256
 from refcli.grounder import Grounder
+from refcli.heads.base import tells_existence
 from refcli.heads.table import HEADS
 from refcli.model.beit3 import OneTower
 from refcli.model.visual_tokenizer import VisualTokenizer
@@ -28,7 +29,6 @@ from refcli.weights.convert import PRETRAINING_HEADS_FILE
 from refcli.weights.load import check_tokenizer, read_config, read_meta
 from refcli.weights.locate import BUILTIN, CONFIG_FILE, MODEL_FILE
 
-TASK_OF_SETTING = {"rec": "box", "res": "mask", "existence": "existence"}
 PRETRAINING_ARGS = (
     "enable_mrefm",
     "enable_ref_mim",
@@ -207,8 +207,13 @@ def _tasks(settings: Settings) -> tuple[str, ...]:
     if not isinstance(settings, ModelSettings):
         return ()
     head_class = lookup(HEADS, settings.head.name, what="head")
-    config = validate(head_class.Config, settings.head.settings, where="model.head.settings").model_dump()
-    return tuple(task for setting, task in TASK_OF_SETTING.items() if config.get(setting, setting == "res"))
+    config = validate(head_class.Config, settings.head.settings, where="model.head.settings")
+    has = {
+        "box": getattr(config, "rec", False),
+        "mask": getattr(config, "res", True),
+        "existence": tells_existence(config),
+    }
+    return tuple(task for task, is_there in has.items() if is_there)
 
 
 def _text(settings: Settings) -> TextSettings | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -75,6 +76,15 @@ def test_the_document_counts_every_sample_of_every_split_and_is_what_summary_jso
         assert part["overall"]["count"] == manifest[split]["examples"]
         assert sum(kind["count"] for kind in part["kinds"].values()) == part["overall"]["count"]
     assert 0 <= document["metrics"]["synthetic/test/acc50"] <= 1
+
+
+def test_the_weights_of_two_runs_are_called_by_their_runs(refcli, store, weights, tmp_path):
+    for name in ("first", "second"):
+        shutil.copytree(weights, tmp_path / name / "weights")
+    both = [part for name in ("first", "second") for part in ("-w", str(tmp_path / name / "weights"))]
+    _, out, _ = refcli("evaluate", "--data", store, "--split", "synthetic:val", *both, "--out", tmp_path / "out")
+    assert [line.split()[1] for line in out.splitlines() if line][1:] == ["first/weights", "second/weights"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1-first-weights", "2-second-weights"]
 
 
 def test_a_limit_takes_the_first_samples(refcli, store, weights):

@@ -115,6 +115,22 @@ def test_shards_are_merged_to_what_one_run_writes(refcli, half, tmp_path):
     assert refcli("--merge", *files[:2], data=False)[0] == 5
 
 
+def test_lines_of_no_use_are_counted_alike_in_shards_and_in_one_run(refcli, lines, tmp_path):
+    wrong = [line.replace('"width": ', '"width": 9') for line in lines]
+    others = [lines[0], "no JSON", lines[0].replace('"id": "', '"id": "else/')]
+    (tmp_path / "bad.jsonl").write_text("\n".join([*reversed(wrong[1:]), *others]))
+    asked = ("--predictions", tmp_path / "bad.jsonl", "--json")
+    whole = json.loads(refcli(*asked)[1])["problems"]
+    folders = [tmp_path / str(number) for number in (2, 3, 1)]
+    for folder in folders:
+        refcli(*asked, "--out", folder, "--shard", f"{folder.name}/3")
+    merged = json.loads(refcli("--merge", *folders, "--json", data=False)[1])["problems"]
+    assert merged == whole
+    assert {sort: one["count"] for sort, one in whole["bad.jsonl"].items()} == {
+        "wrong size": len(wrong) - 1, "not a prediction": 1, "unknown id": 1,
+    }  # fmt: skip
+
+
 def test_conventions_stand_side_by_side_and_are_explained(refcli, truth):
     code, out, _ = refcli("--predictions", truth, "--convention", "lavt480", "--convention", "rela480")
     assert code == 0
@@ -134,9 +150,21 @@ def test_several_systems_give_one_table_and_a_folder_each(refcli, truth, half, t
         ["split", "system"], [SPLIT, str(truth)], [SPLIT, str(half)],
     ]  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1-truth.jsonl.gz", "2-half.jsonl"]
+    _, out, _ = refcli("--predictions", truth, "--predictions", half, "--convention", "lavt480")
+    rows = [line.split() for line in out.splitlines()]
+    assert [SPLIT, str(half), "lavt480", "-", "100.0", "100.0"] in [row[:6] for row in rows]
     document = json.loads(refcli("--predictions", truth, "--predictions", half, "--json")[1])
     assert document["schema"] == "refcli.evaluations/1"
     assert [one["weights"] for one in document["runs"]] == [str(truth), str(half)]
+
+
+def test_boxes_that_are_the_tight_boxes_of_masks_are_said_to_be(refcli, truth, lines, tmp_path):
+    (tmp_path / "masks.jsonl").write_text("\n".join(lines).replace('"box_source": "head"', '"box_source": "mask"'))
+    asked = ("--predictions", tmp_path / "masks.jsonl")
+    assert "from mask: 100.0 % of the answered boxes" in refcli(*asked, "--report", "--out", tmp_path / "out")[1]
+    assert "from mask: 100.0 %" in (tmp_path / "out/report/report.html").read_text()
+    assert json.loads(refcli(*asked, "--json")[1])["splits"][SPLIT]["boxes_from_masks"] == 1
+    assert "from mask" not in refcli("--predictions", truth)[1]
 
 
 def test_a_run_is_compared_with_another(refcli, truth, half, tmp_path):
@@ -158,6 +186,10 @@ def test_a_run_is_compared_with_another(refcli, truth, half, tmp_path):
         (["--predictions", "x", "--convention", "lavt"], True, 2, "did you mean 'lavt480'"),
         (["--predictions", "x", "--shard", "3/2"], True, 2, "1 <= I <= N"),
         (["--predictions", "x", "--compare", "nowhere"], True, 5, "no per-sample file"),
+        (["--predictions", "x", "--device", "cpu"], True, 2, "this would change nothing"),
+        (["--merge", "folder", "--missing", "wrong"], False, 2, "--missing"),
+        (["--out", __file__], True, 2, "no folder can be made where a file is"),
+        (["--out", f"{__file__}/below"], True, 2, "no folder can be made where a file is"),
         (["folder"], True, 2, "folders are for --merge"),
         (["--merge", "folder"], True, 2, "--merge takes the parts as they are"),
         (["--merge"], False, 2, "name every part once"),
@@ -168,6 +200,26 @@ def test_mistakes_are_told(refcli, arguments, data, code, message):
     actual, out, err = refcli(*arguments, data=data)
     assert (actual, out) == (code, "")
     assert message in err
+
+
+def test_the_last_system_is_looked_for_before_the_first_is_scored(refcli, truth, tmp_path):
+    for missing in (("--predictions", tmp_path / "none.jsonl"), ("--predictions", tmp_path), ("--weights", "none")):
+        assert refcli("--predictions", truth, *missing, "--out", tmp_path / "out")[0] == 5
+        assert not (tmp_path / "out").exists()
+
+
+def test_results_that_cannot_be_written_are_told_without_a_bug(refcli, truth, tmp_path):
+    (tmp_path / "out" / "summary.json").mkdir(parents=True)
+    code, out, err = refcli("--predictions", truth, "--out", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert "the results cannot be written" in err
+
+
+def test_runs_that_count_boxes_otherwise_are_not_compared(refcli, truth, tmp_path):
+    refcli("--predictions", truth, "--out", tmp_path / "run", "--score-threshold", "0.5")
+    code, out, err = refcli("--predictions", truth, "--compare", tmp_path / "run")
+    assert (code, out) == (5, "")
+    assert "--score-threshold 0.5" in err
 
 
 def test_results_that_were_published_stand_beside_a_run_on_the_same_split(monkeypatch, capsys, tmp_path, store):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from refcli.config.schema import FinetuneSettings, OptimSettings, TrainSettings
+from refcli.config.schema import FinetuneSettings, FinetuneTrainSettings, OptimSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.engine.distributed import World
 from refcli.engine.loop import Feed, train
@@ -90,7 +90,7 @@ def settings() -> FinetuneSettings:
     """Twelve steps of two batches each in fp32, averaged, measured at every step."""
     return FinetuneSettings(
         optim=OptimSettings(lr=1e-2, warmup_steps=3),
-        train=TrainSettings(
+        train=FinetuneTrainSettings(
             steps=12, batch_size=BATCH, accumulate=2, precision="fp32", ema_decay=0.9, log_every=1, save_every=5, seed=3
         ),
     )

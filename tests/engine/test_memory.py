@@ -120,12 +120,14 @@ def test_a_frozen_tower_keeps_neither_gradients_nor_activations():
     assert frozen.checkpointed == frozen.activations
 
 
-def test_the_average_is_a_second_model():
-    averaged = estimate_memory(
-        make_grounder(), make_batch(2), optim=ADAMW, settings=TrainSettings(ema_decay=0.9), device=CPU
-    )
+def test_the_average_is_a_second_model_without_what_is_frozen():
+    grounder, batch, settings = make_grounder(), make_batch(2), TrainSettings(ema_decay=0.9)
+    whole = estimate_memory(grounder, batch, optim=ADAMW, settings=settings, device=CPU)
+    grounder.tower.requires_grad_(False).eval()
+    frozen = estimate_memory(grounder, batch, optim=ADAMW, settings=settings, device=CPU)
 
-    assert averaged.average == averaged.weights
+    assert whole.average == whole.weights
+    assert frozen.average == whole.average - size(grounder.tower.parameters())
 
 
 def test_measuring_leaves_no_trace_in_the_model():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from refcli.config.load import load_finetune
-from refcli.config.schema import FinetuneSettings, TrainSettings
+from refcli.config.schema import FinetuneSettings, FinetuneTrainSettings
 from refcli.engine.run_dir import BadBatch, RunDir, changed_keys
 from refcli.errors import TrainingError, UsageError
 
@@ -21,7 +21,7 @@ def open_run(path, settings=None, **how):
 
 
 def test_run_yaml_repeats_the_run(tmp_path):
-    settings = FinetuneSettings(train=TrainSettings(steps=3, ema_decay=0.5))
+    settings = FinetuneSettings(train=FinetuneTrainSettings(steps=3, ema_decay=0.5))
     open_run(tmp_path / "run", settings)
 
     assert load_finetune(str(tmp_path / "run" / "run.yaml")) == settings
@@ -108,7 +108,7 @@ def test_a_disk_that_is_full_when_a_line_is_due_is_told(tmp_path):
 
 
 def test_settings_that_an_older_version_did_not_know_are_no_change(tmp_path):
-    settings = FinetuneSettings(train=TrainSettings(steps=3))
+    settings = FinetuneSettings(train=FinetuneTrainSettings(steps=3))
     file = open_run(tmp_path / "run", settings).path / "run.yaml"
     known = file.read_text()
     file.write_text(

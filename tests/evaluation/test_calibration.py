@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from refcli.config.schema import HeadChoice, ModelSettings
 from refcli.errors import DataError
-from refcli.evaluation.calibration import calibrate_existence
+from refcli.evaluation.calibration import calibrate_existence, with_threshold
 
 
 def accuracies(threshold, existence, has_target):
@@ -32,3 +33,11 @@ def test_no_threshold_of_a_fine_grid_is_better():
 def test_one_sort_of_samples_is_an_error():
     with pytest.raises(DataError):
         calibrate_existence(np.array([0.5, 0.6]), np.array([True, True]), min_t_acc=0.9)
+
+
+def test_a_new_threshold_changes_nothing_else_of_the_settings():
+    before = ModelSettings(head=HeadChoice(name="rela", settings={"regions": 4, "existence_threshold": 0.5}))
+    after = with_threshold(before, 0.25)
+    assert after.head.settings == {"regions": 4, "existence_threshold": 0.25}
+    assert after.tower == before.tower
+    assert before.head.settings["existence_threshold"] == 0.5

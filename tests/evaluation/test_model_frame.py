@@ -53,11 +53,11 @@ def test_boxes_are_scored_in_pixels_of_the_model_frame():
     assert scores == {"box_iou": 0.625, "box_accuracy": 0.5, "score": 0.625}
 
 
-def test_a_hit_needs_more_than_half():
+def test_exactly_half_is_a_hit_as_in_the_official_figures():
     said = torch.tensor([[[0.0, 0, 4, 4]]])
     scores = validate(Says(boxes_xyxy=said), [make_batch([[0, 0, 4, 8]])])
 
-    assert (scores["box_iou"], scores["box_accuracy"]) == (0.5, 0.0)
+    assert (scores["box_iou"], scores["box_accuracy"]) == (0.5, 1.0)
 
 
 def test_the_best_scored_target_counts():

@@ -176,6 +176,23 @@ def test_at_the_start_the_words_say_nothing():
     assert not torch.equal(head(features).mask_logits, before.mask_logits)
 
 
+def test_the_mean_of_the_regions_is_their_sum_divided_by_their_number():
+    of_sum, of_mean = (tiny_head(mean_of_regions=how).eval() for how in (False, True))
+    of_mean.load_state_dict(of_sum.state_dict())
+    with torch.no_grad():
+        total, mean = of_sum(tiny_features()), of_mean(tiny_features())
+    torch.testing.assert_close(mean.mask_logits * of_sum.config.regions**2, total.mask_logits)
+    torch.testing.assert_close(mean.minimap_logits, total.minimap_logits)
+
+
+@pytest.mark.parametrize(
+    ("init", "legacy", "share"), [("scaled", False, 1 / 9), ("scaled", True, 1.0), ("beit3", False, 1.0)]
+)
+def test_the_mask_is_the_published_sum_unless_the_tower_is_to_be_trained_from_nothing(init, legacy, share):
+    tower = TINY.model_copy(update={"init": init})
+    assert tiny_head(tower, regions=3, legacy=legacy).decoder.share == pytest.approx(share)
+
+
 def test_odd_and_oblong_grids_make_maps_that_fit_together():
     torch.manual_seed(0)
     decoder = PixelDecoder((4, 5, 6, 7), 16, heads=2, num_layers=1, ffn_dim=8, num_points=2)

@@ -14,6 +14,7 @@ from refcli.pretraining.image_masking import (
     BLOCK_ROUNDS,
     BLOCK_STREAM,
     PATCH_STREAM,
+    _block_age,
     mask_patches,
     referred_rectangle,
 )
@@ -146,3 +147,21 @@ def test_a_gpu_masks_the_same_patches(method):
     here = mask_patches(boxes(64), yes(64), (24, 24), settings, keys=keys(64), seed=1, step=2)
     there = mask_patches(boxes(64).cuda(), yes(64).cuda(), (24, 24), settings, keys=keys(64).cuda(), seed=1, step=2)
     assert torch.equal(there.cpu(), here)
+
+
+def test_blocks_cover_93_percent_of_what_is_masked_in_the_whole_frame_and_more_in_smaller_rectangles():
+    """The figure at `BLOCK_ROUNDS`: the rest are single patches."""
+
+    def share_of_blocks(side: float) -> float:
+        box = torch.tensor([0.5, 0.5, side, side]).repeat(2000, 1)
+        rectangle = referred_rectangle(box, yes(2000), (24, 24), margin=0)
+        num_inside = (rectangle.x1 - rectangle.x0) * (rectangle.y1 - rectangle.y0)
+        num_wanted = num_inside - (num_inside.double() * (1 - ImageMaskingSettings().region_ratio)).long()
+        draws = uniforms(0, 0, keys(2000), stream=BLOCK_STREAM, num=4 * BLOCK_ROUNDS)
+        age = _block_age(rectangle, (24, 24), num_wanted, draws, min_aspect=ImageMaskingSettings().min_aspect)
+        covered = (age > 0).sum((1, 2)).minimum(num_wanted)
+        return float(covered.sum() / num_wanted.sum())
+
+    assert share_of_blocks(1.0) == pytest.approx(0.93, abs=0.005)
+    assert share_of_blocks(0.17) == pytest.approx(0.98, abs=0.005)  # 5 x 5 patches
+    assert share_of_blocks(0.125) > 0.995  # 3 x 3

@@ -185,7 +185,6 @@ import dataclasses, sys, time
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from refcli.pretraining.pixel_clusters import PixelClusters
 
 def agree(tensor):
     shared = [torch.empty_like(tensor) for _ in range(2)]
@@ -207,9 +206,6 @@ if rank == 0:
 training.settings = training.settings.model_copy(update={"revive_below": 1e9})
 training(dataclasses.replace(batch, images=batch.images[rank::2]), step)
 agree(training.tokenizer.codebook)
-clusters = PixelClusters(6, 8)
-clusters.fit([batches[rank].images], seed=0)
-agree(clusters.means)
 dist.barrier()
 dist.destroy_process_group()
 time.sleep(2)  # a process that leaves within a second of wrapping is aborted by torch's own threads now and then

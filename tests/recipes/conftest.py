@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,19 @@ def store(tmp_path_factory) -> Path:
         write_split(out, "squares", "val", draw_squares(out, "val", 4, seed=2)),
     ]
     write_manifest(out, summaries)
+    return out
+
+
+@pytest.fixture(scope="session")
+def half_empty(tmp_path_factory) -> Path:
+    """16 samples to train on and 16 to watch; every second is about a green square, which is never there."""
+    out = tmp_path_factory.mktemp("half_empty")
+    for split, seed in (("train", 1), ("val", 2)):
+        examples = [
+            example if number % 2 else replace(example, expression="the green square", regions=())
+            for number, example in enumerate(draw_squares(out, split, 8, seed))
+        ]
+        write_manifest(out, [write_split(out, "squares", split, examples)])
     return out
 
 

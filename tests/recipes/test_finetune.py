@@ -11,16 +11,19 @@ import sys
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import save_file
 
 from refcli.config.explain import explain
 from refcli.config.load import apply_overrides, validate
-from refcli.config.schema import FinetuneSettings
+from refcli.config.schema import FinetuneSettings, HeadChoice
 from refcli.engine.distributed import World
 from refcli.engine.reporting import Silence
 from refcli.engine.stopping import StoppedError
 from refcli.errors import ConfigError, ImageError
 from refcli.model.positions import resample_vision_positions
 from refcli.recipes.finetune import build, finetune, preview
+from refcli.weights.conversions.plan import HeadOnlySettings
 from refcli.weights.load import load_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -206,3 +209,29 @@ def test_the_command_trains_prints_the_run_and_resumes_without_being_told_again(
     assert longer.returncode == 0, longer.stderr
     assert "continuing after step 3" in longer.stderr
     assert max(line["step"] for line in lines_of(run)) == 5
+
+
+def test_the_tower_comes_from_one_run_and_the_head_from_weights_of_a_head_alone(tmp_path, store, settings):
+    tower = finetune(changed(settings, "train.steps=1"), store_path=store, out=tmp_path / "one", reporter=Silence())
+    head = {"dim": 16, "pyramid_channels": [8, 8, 8, 16], "lite": True}
+    other = settings.model_copy(
+        update={"model": settings.model.model_copy(update={"head": HeadChoice(name="cgformer", settings=head)})}
+    )
+    decoder = {
+        f"head.{key}": tensor + 1 if tensor.is_floating_point() else tensor
+        for key, tensor in build(other, store_path=store, world=ALONE).objective.head.state_dict().items()
+        if key.startswith("decoder.")
+    }
+    (tmp_path / "decoder").mkdir()
+    save_file(decoder, tmp_path / "decoder" / "model.safetensors")
+    values = HeadOnlySettings(tower_dim=32, head=other.model.head).model_dump(mode="json")
+    (tmp_path / "decoder" / "config.yaml").write_text(yaml.safe_dump(values))
+    started = changed(other, f"train.init_weights={tower}", f"train.init_head={tmp_path / 'decoder'}")
+    grounder = build(started, store_path=store, world=ALONE).objective
+
+    before = load_weights(str(tower), device="cpu", dtype=torch.float32).grounder.state_dict()
+    after = grounder.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in after if key.startswith("tower."))
+    assert all(torch.equal(after[key], tensor) for key, tensor in decoder.items())
+    saved = finetune(started, store_path=store, out=tmp_path / "two", reporter=Silence())
+    assert load_weights(str(saved)).meta["init_head"] == "decoder"

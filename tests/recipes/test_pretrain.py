@@ -142,7 +142,13 @@ def test_pixel_clusters_are_found_before_the_first_step(store, tiny):
 
 def test_a_visual_tokenizer_is_trained_and_then_gives_the_codes(tmp_path, store, tiny):
     sizes = "{image_size: 64, patch_size: 16, dim: 16, layers: 1, heads: 2, ffn_dim: 32, num_codes: 8, code_dim: 4}"
-    training = changed(tiny, "objective=visual_tokenizer", f"visual_tokenizer.sizes={sizes}", "data.validation=[]")
+    training = changed(
+        tiny,
+        "objective=visual_tokenizer",
+        f"visual_tokenizer.sizes={sizes}",
+        "data.validation=[]",
+        "train.ema_decay=null",
+    )
     weights = pretrain(training, store_path=store, out=tmp_path / "tokenizer", reporter=Silence())
     assert verify(weights) == []
 
@@ -161,3 +167,12 @@ def test_a_dry_run_says_what_is_hidden_and_what_is_frozen(store, tiny):
     text = "\n".join(preview(tiny, store_path=store))
     assert "hidden in step 0" in text and "patches" in text and "words" in text
     assert "word scorer" in text and "(frozen)" in text and "MRefM's heads" in text
+
+
+def test_checkpoints_have_the_teacher_and_the_codes_once(tmp_path, store, tiny):
+    pretrain(tiny, store_path=store, out=tmp_path / "run", reporter=Silence())
+    folder = tmp_path / "run" / "checkpoints" / "step-00000006"
+    model, average = (load_file(folder / f"{name}.safetensors").keys() for name in ("model", "ema"))
+
+    assert {name.split(".")[0] for name in model} == {"grounder", "heads", "teacher", "codes"}
+    assert average == {name for name in model if name.startswith(("grounder.", "heads."))}

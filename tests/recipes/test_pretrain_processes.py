@@ -19,7 +19,12 @@ TERMS = ("mim", "visual_target_relation", "mlm", "semantic_target_relation", "si
 
 
 @pytest.mark.parametrize(
-    "how", [("mrefm.alternate=true",), ("mrefm.alternate=false",), ("train.parallel=fsdp", "train.ema_decay=null")]
+    "how",
+    [
+        ("mrefm.alternate=true",),
+        pytest.param(("mrefm.alternate=false",), marks=pytest.mark.slow),
+        pytest.param(("train.parallel=fsdp", "train.ema_decay=null"), marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_with_half_of_the_batch_are_one_process_with_all_of_it(tmp_path, store, how):
     """In fp32 the sums are only in another order; what is hidden depends on the sample, not on its process."""

@@ -14,7 +14,7 @@ from refcli.config.load import apply_overrides, stages_of, validate
 from refcli.config.schema import FinetuneSettings
 from refcli.engine.reporting import Silence
 from refcli.engine.stopping import StoppedError
-from refcli.errors import ConfigError, UsageError
+from refcli.errors import ConfigError, DataError, UsageError, WeightsError
 from refcli.recipes.finetune import finetune, preview
 from refcli.weights.load import load_weights
 
@@ -152,6 +152,53 @@ def test_another_run_in_the_same_place_wants_force_and_leaves_nothing_of_the_fir
 
     assert listener.starts == [(0, 3), (0, 4)]
     assert weights_of(whole / "weights") != before
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("data.validation=['squares:vla']", DataError),
+        ("model.text.tokenizer=nowhere.spm", WeightsError),
+        ("stages.all.model.head.settings.mask_dimm=3", ConfigError),
+        ("train.init_weights=nowhere", WeightsError),
+    ],
+)
+def test_what_a_stage_lacks_is_found_before_anything_is_removed_or_trained(
+    tmp_path, store, staged, whole, change, error
+):
+    before = weights_of(whole / "weights")
+    for out in (whole, tmp_path / "new"):
+        with pytest.raises(error):
+            run(changed(staged, change), store, out, force=True)
+    assert weights_of(whole / "weights") == before
+    assert (whole / "stages" / "1-frozen" / "weights").is_dir()
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("launch", "starts"), [("one", [(2, 3), (0, 4)]), ("two", [(0, 3), (0, 4)])])
+def test_force_removes_what_an_earlier_launch_left_and_not_what_its_own_start_before_a_crash_did(
+    tmp_path, store, staged, whole, monkeypatch, launch, starts
+):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "run.yaml").write_text("of: long ago")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    with pytest.raises(StoppedError):
+        run(staged, store, out, force=True, stop=(1, 2))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    listener = run(staged, store, out, force=True)
+
+    assert listener.starts == starts
+    assert weights_of(out / "weights") == weights_of(whole / "weights")
+
+
+def test_the_user_is_told_of_a_tower_that_is_frozen_as_it_was_drawn(tmp_path, store, staged, whole):
+    told = [note for note in run(staged, store, tmp_path / "run").notes if "drawn at random" in note]
+    given = run(changed(staged, f"train.init_weights={whole / 'weights'}"), store, tmp_path / "given").notes
+
+    assert len(told) == 1
+    assert not any("drawn at random" in note for note in given)
 
 
 def test_the_user_is_told_which_stage_it_is(tmp_path, store, staged):

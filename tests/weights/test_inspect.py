@@ -8,10 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import refcli
+from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.errors import WeightsError
 from refcli.files import file_sha256
+from refcli.grounder import Grounder
 from refcli.weights.convert import convert
 from refcli.weights.inspect import info, verify
+from refcli.weights.load import save_weights
 
 BUILTIN = Path(refcli.__file__).parent / "weights" / "builtin"
 MODEL = "model.safetensors"
@@ -65,6 +68,22 @@ def test_info_and_verify_know_the_packaged_model(tmp_path):
     assert told.tokenizer_is_there
     assert told.sha256 == file_sha256(BUILTIN / MODEL)
     assert verify(BUILTIN) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "tasks"),
+    [
+        ("oneref", {}, ("box",)),
+        ("rela", {"dim": 16, "heads": 2, "pyramid_channels": [8, 8, 8, 8]}, ("mask", "existence")),
+        ("shared_ris", {"dim": 16, "heads": 2}, ("mask",)),
+        ("cgformer", {"dim": 16, "pyramid_channels": [8, 8, 8, 8], "existence": True}, ("mask", "existence")),
+    ],
+)
+def test_info_tells_what_each_head_answers(tmp_path, name, settings, tasks):
+    tower = TowerSettings(image_size=32, dim=16, layers=1, heads=2, ffn_dim=16, vocabulary_size=700)
+    model = ModelSettings(tower=tower, head=HeadChoice(name=name, settings=settings))
+    save_weights(tmp_path / "w", Grounder.from_settings(model), model, meta={})
+    assert info(tmp_path / "w").tasks == tasks
 
 
 def test_towers_and_visual_tokenizers_are_told_apart(fixtures, tmp_path):

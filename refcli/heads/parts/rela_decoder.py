@@ -40,6 +40,7 @@ class RegionDecoder(nn.Module):
         num_layers: of the decoder; layer i looks at level i mod 3, coarse first.
         heads: of every attention.
         ffn_dim: hidden width of the MLPs.
+        mean_of_regions: divide the mask, a sum over the regions, by their number.
         pre_norm: see `RegionAttention`.
         how: see `scaled_attention`.
     """
@@ -54,10 +55,12 @@ class RegionDecoder(nn.Module):
         num_layers: int,
         heads: int,
         ffn_dim: int,
+        mean_of_regions: bool = False,
         pre_norm: bool,
         how: Literal["auto", "sdpa", "explicit"],
     ) -> None:
         super().__init__()
+        self.share = 1 / num_regions if mean_of_regions else 1.0
 
         def attentions(number: int) -> nn.ModuleList:
             return nn.ModuleList(RegionAttention(dim, heads, pre_norm=pre_norm, how=how) for _ in range(number))
@@ -125,9 +128,9 @@ class RegionDecoder(nn.Module):
     def _read_out(
         self, regions: Float[Tensor, "batch regions dim"], mask_features: Float[Tensor, "batch mask_dim rows columns"]
     ) -> RegionAnswer:
-        """The mask's filter is the sum of the regions' filters, each weighted by its minimap logits."""
+        """The mask's filter is the sum (or mean) of the regions' filters, each weighted by its minimap logits."""
         normed = self.norm(regions)
         minimap = self.minimap(normed)
-        filters = torch.einsum("bqa,bqc->bac", minimap, self.mask_filter(normed))
+        filters = self.share * torch.einsum("bqa,bqc->bac", minimap, self.mask_filter(normed))
         masks = torch.einsum("bac,bchw->bahw", filters, mask_features)
         return RegionAnswer(masks, minimap, self.no_target(normed).mean(1))

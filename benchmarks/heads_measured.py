@@ -1,0 +1,105 @@
+"""For `heads.py`: what a trained head costs, and what it answers where several things or nothing are meant."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from refcli.contracts.example import Example
+from refcli.contracts.prediction import Answer, Target
+from refcli.data.image import read_image
+from refcli.data.store import Store, StoreSplit
+from refcli.files import write_atomically
+from refcli.inference.contact_sheet import contact_sheet
+from refcli.inference.draw import draw_answer
+from refcli.inference.output_folder import encode_picture
+from refcli.inference.predictor import Predictor
+from refcli.inference.requests import Request
+from refcli.weights.load import load_weights
+
+NUM_CASES = 6
+"""Drawn of each sort."""
+ROUNDS = 40
+EXPRESSION = "the red star left of the large circle"
+SORTS: dict[str, Callable[[Example], bool]] = {
+    "multi_target": lambda example: len(example.regions) > 1,
+    "no_target": lambda example: not example.regions,
+}
+
+
+def cost(weights: Path) -> dict[str, float]:
+    """Parameters of the head, multiply-accumulates, and milliseconds for one pair on one thread in fp32.
+
+    Deformable sampling is not counted among the multiply-accumulates: it is no matrix product.
+    """
+    loaded = load_weights(str(weights))
+    grounder = loaded.grounder.requires_grad_(False)
+    ids, is_pad = (torch.from_numpy(array) for array in loaded.tokenizer.encode_batch([EXPRESSION]))
+    image = torch.zeros(1, 3, *loaded.settings.tower.image_size)
+    with FlopCounterMode(display=False) as of_tower:
+        grounder.features(image, ids, is_pad)
+    with FlopCounterMode(display=False) as of_all:
+        grounder.predict(image, ids, is_pad)
+    torch.set_num_threads(1)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            grounder.predict(image, ids, is_pad)
+            seconds.append(time.perf_counter() - start)
+    return {
+        "head_parameters": sum(parameter.numel() for parameter in grounder.head.parameters()),
+        "parameters": sum(parameter.numel() for parameter in grounder.parameters()),
+        "tower_macs": of_tower.get_total_flops() / 2,
+        "head_macs": (of_all.get_total_flops() - of_tower.get_total_flops()) / 2,
+        "milliseconds": 1000 * statistics.median(seconds),
+    }
+
+
+def draw_cases(weights: Mapping[str, Path], store: Path, split_name: str, out: Path) -> None:
+    """One sheet per sort of case: a row per expression, the truth in the first column and then every head."""
+    split = Store(store).split(split_name)
+    predictors = {name: Predictor(str(path), precision="fp32") for name, path in weights.items()}
+    for sort, belongs in SORTS.items():
+        examples = _first_of_each_picture(split, belongs)
+        rows = []
+        for example in examples:
+            path = split.image_path(example)
+            request = Request(example.id, example.image, example.expression, path)
+            answers = [next(predictor.predict_many([request])) for predictor in predictors.values()]
+            pixels = read_image(path)
+            rows += [draw_answer(pixels, _truth(example), is_truth=True)]
+            rows += [draw_answer(pixels, answer) for answer in answers]
+        title = f"{sort.replace('_', ' ')}, from the left: truth, " + ", ".join(predictors)
+        sheet = contact_sheet(rows, columns=1 + len(predictors), cell_width=320, title=title)
+        write_atomically(out / f"{sort}.png", encode_picture(sheet, "PNG"))
+
+
+def _first_of_each_picture(split: StoreSplit, belongs: Callable[[Example], bool]) -> list[Example]:
+    chosen: dict[str, Example] = {}
+    for row in range(len(split)):
+        if len(chosen) == NUM_CASES:
+            break
+        example = split[row]
+        if belongs(example):
+            chosen.setdefault(example.image, example)
+    return list(chosen.values())
+
+
+def _truth(example: Example) -> Answer:
+    return Answer(
+        id=example.id,
+        image=example.image,
+        expression=example.expression,
+        width=example.width,
+        height=example.height,
+        targets=tuple(Target(region.box_xyxy, 1.0, region.mask) for region in example.regions),
+        no_target=not example.regions,
+        no_target_score=None,
+        weights="truth",
+    )

@@ -1,0 +1,92 @@
+"""The line between "found" and "no target" is drawn on the validation samples, is in the weights, and is used."""
+
+import numpy as np
+import pytest
+
+from refcli.config.load import apply_overrides, validate
+from refcli.config.schema import FinetuneSettings
+from refcli.data.store import Store
+from refcli.engine.reporting import Silence
+from refcli.errors import ConfigError, DataError
+from refcli.evaluation.calibration import calibrate_existence
+from refcli.inference.predictor import Predictor
+from refcli.inference.requests import Request
+from refcli.recipes.evaluate import evaluate
+from refcli.recipes.finetune import finetune, preview
+from refcli.weights.load import load_weights
+
+HEADS = {
+    "oneref": {"res": True, "existence": True, "similarity_scale": 10.0},
+    "rela": {
+        "dim": 16, "heads": 2, "regions": 2, "decoder_layers": 1, "decoder_ffn_dim": 16, "pixel_layers": 0,
+        "pyramid_channels": [8, 8, 8, 8],
+    },
+}  # fmt: skip
+
+
+class Noting(Silence):
+    def __init__(self):
+        self.notes = []
+
+    def noted(self, text):
+        self.notes.append(text)
+
+
+def changed(settings: FinetuneSettings, head: str, *overrides: str) -> FinetuneSettings:
+    values = apply_overrides(settings.model_dump(), overrides)
+    values["model"]["head"] = {"name": head, "settings": HEADS[head]}
+    return validate(FinetuneSettings, values, where="this test")
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_the_threshold_is_chosen_on_the_validation_samples_and_predict_and_evaluate_use_it(
+    tmp_path, half_empty, settings, head
+):
+    talk = Noting()
+    asked = changed(settings, head, "train.existence_min_t_acc=0.7", "train.steps=4")
+    weights = finetune(asked, store_path=half_empty, out=tmp_path / "run", reporter=talk)
+
+    loaded = load_weights(str(weights))
+    threshold = loaded.settings.head.settings["existence_threshold"]
+    split = Store(half_empty).split("squares:val")
+    examples = [split[row] for row in range(len(split))]
+    requests = [Request(one.id, one.image, one.expression, split.image_path(one)) for one in examples]
+    raw = list(Predictor(str(weights), precision="fp32").ungated(requests))
+    existence = np.array([1 - answer.no_target_score for answer in raw])
+    has_target = np.array([bool(one.regions) for one in examples])
+    assert threshold == pytest.approx(calibrate_existence(existence, has_target, min_t_acc=0.7), abs=1e-4)
+    assert threshold != 0.5
+    answers = list(Predictor(str(weights), precision="fp32").predict_many(requests))
+    says_none = existence < threshold
+    assert all(answer.no_target for answer, none in zip(answers, says_none, strict=True) if none)
+    if head == "oneref":  # which has a box for everything that it lets through
+        assert [answer.no_target for answer in answers] == says_none.tolist()
+
+    t_acc = np.mean([not answer.no_target for answer in np.array(raw, dtype=object)[has_target]])
+    metrics = evaluate(half_empty, ["squares:val"], weights=str(weights), precision="fp32").document["metrics"]
+    assert metrics["squares/val/t_acc"] == pytest.approx(t_acc)
+    story = loaded.meta["existence_threshold_from"]
+    assert story["splits"] == ["squares:val"]
+    assert story["t_acc"] == pytest.approx(np.mean(~says_none[has_target]))
+    assert story["n_acc"] == pytest.approx(np.mean(says_none[~has_target]))
+    assert any("existence_threshold" in note for note in talk.notes)
+    assert "existence_threshold" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_without_the_setting_the_heads_own_threshold_stays(tmp_path, half_empty, settings):
+    weights = finetune(
+        changed(settings, "oneref", "train.steps=1"), store_path=half_empty, out=tmp_path / "run", reporter=Silence()
+    )
+    assert "existence_threshold" not in load_weights(str(weights)).settings.head.settings
+
+
+def test_what_cannot_be_calibrated_is_refused_before_training(half_empty, store, settings):
+    asked = changed(settings, "oneref", "train.existence_min_t_acc=0.9")
+    with pytest.raises(DataError, match="8 have a target; a threshold needs both"):
+        preview(asked, store_path=store)
+    values = asked.model_dump()
+    values["model"]["head"]["settings"] = {"res": True}
+    with pytest.raises(ConfigError, match="no existence output"):
+        preview(validate(FinetuneSettings, values, where="this test"), store_path=half_empty)
+    with pytest.raises(ConfigError, match=r"name splits in data\.validation"):
+        changed(asked, "oneref", "data.validation=[]", "train.validate_every=null")

@@ -254,7 +254,7 @@ def test_an_error_of_both_processes_is_told_once(tmp_path, store, training):
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in Linux's /proc")
 def test_processes_go_on_from_the_last_checkpoint_after_a_crash_and_save_when_stopped(tmp_path, training):
     run = tmp_path / "run"
-    process = training(run, "--set", "train.steps=1000000", "--nproc", "2", "--max-restarts", "1")
+    process = training(run, "--force", "--set", "train.steps=1000000", "--nproc", "2", "--max-restarts", "1")
     wait_for(lambda: bool(list(run.glob("checkpoints/step-*"))), process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)

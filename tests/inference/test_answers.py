@@ -61,6 +61,9 @@ def test_the_mask_is_one_that_coco_tools_decode():
         {"targets": None},
         {"targets": [{"box": [1, 2, 3], "score": 1, "mask": None}]},
         {"width": "wide"},
+        {"no_target": "false"},
+        {"targets": {}},
+        {"id": None},
     ],
 )
 def test_a_damaged_record_is_refused(damage):

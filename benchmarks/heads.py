@@ -1,11 +1,13 @@
 """Every head on the same pre-trained tower, trained alike on one small set and compared on other scenes.
 
     python benchmarks/heads.py --out HEADS [--init WEIGHTS] [--seeds 1 2] [--scenes 3000] [--steps 1500]
+    python benchmarks/heads.py --out HEADS --init refcli/weights/builtin --image-size 112 --lr 1e-3 --warmup-steps 50 \
+        --steps 300                                                                       # that of the README
 
 All heads see the same scenes in the same order, for the same number of steps with the same optimiser, and start from
-the same tower: that of --init (its image size and sizes must be those of `small_runs.MODEL`), or of a run of Mask
-Referring Modelling below --out. What --init has of a head is left out: every head starts fresh, with an existence
-output and 0.5 as its threshold. The heads' own sizes are reduced until they cost about as much as the small tower.
+the same tower: that of --init (with `model.text.tokenizer: builtin`), or of a run of Mask Referring Modelling below
+--out. What --init has of a head is left out: every head starts fresh, with an existence output and 0.5 as its
+threshold. The heads' own sizes are reduced until they cost about as much as the small tower.
 
 All runs are ordinary `refcli` runs below --out; what is finished there is not done again, and what was interrupted goes
 on, so the script may be stopped at any time. It ends with three Markdown tables (costs and figures over all samples,
@@ -68,7 +70,7 @@ HEADS: dict[str, dict[str, Any]] = {
         "pyramid_channels": PYRAMID,
     },
 }
-"""Settings at 96 pixels, an 8 x 8 grid of patches and a tower of width 128; masks are 64 x 64 (oneref) or 32 x 32."""
+"""Settings for a grid of 8 x 8 patches and a tower of width 128 to 192; masks are 64 x 64 (oneref) or 32 x 32."""
 METRICS = {
     "acc50": "Acc@0.5",
     "mask_miou": "mIoU",
@@ -113,6 +115,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--scenes", type=int, default=3000, help="labelled training scenes, six expressions each")
     parser.add_argument("--test-scenes", type=int, default=500)
+    parser.add_argument("--image-size", type=int, help="default: what the tower was trained at")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--warmup-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--pretrain-steps", type=int, default=1500, help="where no --init is given")
     parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=list(HEADS))
@@ -143,8 +148,9 @@ def run_head(options: argparse.Namespace, name: str, seed: int) -> Mapping[str, 
 
     def run() -> str:
         length = [f"train.seed={seed}", f"train.steps={options.steps}"]
+        length += [f"optim.lr={options.lr}", f"optim.warmup_steps={options.warmup_steps}"]
         alone = ["data.validation=[]", "train.validate_every=null"]
-        settings = load_finetune("synthetic_small", [*MODEL, *length, *alone])
+        settings = load_finetune("synthetic_small", [*sizes(options), *length, *alone])
         head = HeadChoice(name=name, settings=HEADS[name])
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"head": head})})
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,6 +160,14 @@ def run_head(options: argparse.Namespace, name: str, seed: int) -> Mapping[str, 
 
     document: Mapping[str, Any] = kept(folder / "summary.json", run)
     return document
+
+
+def sizes(options: argparse.Namespace) -> list[str]:
+    """Settings of the tower that all start from."""
+    tower = yaml.safe_load((options.out / "tower" / "config.yaml").read_text())["tower"]
+    shape = {key: tower[key] for key in ("image_size", "patch_size", "dim", "layers", "heads", "ffn_dim")}
+    shape |= {"image_size": options.image_size} if options.image_size else {}
+    return [f"model.tower.{key}={value}" for key, value in shape.items()]
 
 
 def overall_table(runs: Mapping[str, Sequence[Mapping[str, Any]]], costs: Mapping[str, Mapping[str, float]]) -> str:

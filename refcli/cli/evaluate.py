@@ -98,7 +98,7 @@ def command(
         typer.Option("--out", "-o", help="Write summary.json and per_sample.parquet here.", metavar="DIR"),
     ] = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Also write report/report.html: one page with plots and drawn cases.")
+        bool, typer.Option("--report", help="Also write OUT/report.html: one page with plots and drawn cases.")
     ] = False,
     num_cases: Annotated[
         int | None,

@@ -8,19 +8,17 @@ from refcli.evaluation.html_report import render_report
 from refcli.files import write_atomically
 from refcli.recipes.evaluate import Evaluation
 
-FOLDER = "report"
 PAGE = "report.html"
 
 
 def write_report(evaluation: Evaluation, out: Path) -> Path:
-    """Write OUT/report/report.html, whole or not at all; returns where it is.
+    """Write OUT/report.html, whole or not at all; returns where it is.
 
     The page needs no other file and no network: figures with intervals, slices, plots, published rows, a comparison,
     failures, and the evaluation's cases drawn on their pictures. It has no times in it: the same samples and answers
     give the same bytes. With the default number of cases it stays below 5 MB.
     """
     page = render_report(evaluation.run, evaluation.report, evaluation.cases, other=evaluation.other)
-    folder = out / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / PAGE, page)
-    return folder / PAGE
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / PAGE, page)
+    return out / PAGE

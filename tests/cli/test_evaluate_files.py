@@ -162,7 +162,7 @@ def test_boxes_that_are_the_tight_boxes_of_masks_are_said_to_be(refcli, truth, l
     (tmp_path / "masks.jsonl").write_text("\n".join(lines).replace('"box_source": "head"', '"box_source": "mask"'))
     asked = ("--predictions", tmp_path / "masks.jsonl")
     assert "from mask: 100.0 % of the answered boxes" in refcli(*asked, "--report", "--out", tmp_path / "out")[1]
-    assert "from mask: 100.0 %" in (tmp_path / "out/report/report.html").read_text()
+    assert "from mask: 100.0 %" in (tmp_path / "out/report.html").read_text()
     assert json.loads(refcli(*asked, "--json")[1])["splits"][SPLIT]["boxes_from_masks"] == 1
     assert "from mask" not in refcli("--predictions", truth)[1]
 

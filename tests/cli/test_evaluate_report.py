@@ -59,10 +59,10 @@ def test_the_page_is_written_beside_the_figures_and_is_the_same_every_time(refcl
     pages = []
     for name in ("one", "two"):
         code, _, err = refcli(*asked, "--out", tmp_path / name)
-        page = tmp_path / name / "report/report.html"
+        page = tmp_path / name / "report.html"
         assert (code, err.split()) == (0, ["wrote", str(page)])
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == [
-            "per_sample.parquet", "report", "summary.json",
+            "per_sample.parquet", "report.html", "summary.json",
         ]  # fmt: skip
         pages.append(page.read_text())
     assert pages[0] == pages[1]
@@ -74,7 +74,7 @@ def test_a_model_is_asked_again_for_the_cases(refcli, store, tmp_path):
         "--data", store, "--split", SPLIT, "--report", "--cases", "3", "--out", tmp_path, "--limit", "8"
     )
     assert code == 0
-    page = (tmp_path / "report/report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
     assert "Evaluation of builtin" in page
     assert page.count(JPEG) == 6
     assert "no usable answer" not in page
@@ -83,7 +83,7 @@ def test_a_model_is_asked_again_for_the_cases(refcli, store, tmp_path):
 def test_a_finished_run_gets_a_page_without_cases(refcli, store, truth, tmp_path):
     refcli("--data", store, "--split", SPLIT, "--predictions", truth, "--out", tmp_path / "run")
     code, _, _ = refcli("--merge", tmp_path / "run", "--report")
-    page = (tmp_path / "run/report/report.html").read_text()
+    page = (tmp_path / "run/report.html").read_text()
     assert code == 0
     assert "which holds no answers" in page
     assert JPEG not in page
@@ -93,7 +93,7 @@ def test_a_comparison_is_in_the_page_with_the_other_runs_name(refcli, store, tru
     refcli("--data", store, "--split", SPLIT, "--out", tmp_path / "model", "--limit", "8")
     asked = ("--data", store, "--split", SPLIT, "--limit", "8", "--predictions", truth, "--out", tmp_path / "truth")
     code, _, _ = refcli(*asked, "--report", "--cases", "0", "--compare", tmp_path / "model")
-    page = (tmp_path / "truth/report/report.html").read_text()
+    page = (tmp_path / "truth/report.html").read_text()
     assert code == 0
     assert "Compared with builtin" in page
     assert JPEG not in page
@@ -102,7 +102,7 @@ def test_a_comparison_is_in_the_page_with_the_other_runs_name(refcli, store, tru
 def test_several_systems_have_a_page_each(refcli, store, truth, tmp_path):
     asked = ("--data", store, "--split", SPLIT, "--predictions", truth, "--predictions", truth)
     assert refcli(*asked, "--report", "--cases", "1", "--out", tmp_path)[0] == 0
-    assert len(list(tmp_path.glob("*/report/report.html"))) == 2
+    assert len(list(tmp_path.glob("*/report.html"))) == 2
 
 
 @pytest.mark.parametrize(

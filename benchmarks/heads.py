@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from heads_measured import cost, draw_cases
+from heads_measured import cost, draw_cases, turned_down_at
 from safetensors.torch import load_file, save_file
 from small_runs import MODEL, TEST, evaluate, kept, markdown, percent, prepare, say, train
 
@@ -80,6 +80,8 @@ METRICS = {
     "n_acc": "N-acc",
     "t_acc": "T-acc",
 }
+T_ACC, AT_T_ACC = 0.97, "n_acc_at_t_acc"
+"""N-acc is also compared at the threshold of one T-acc, since 0.5 is another trade of the two for every head."""
 
 
 def main() -> None:
@@ -156,9 +158,11 @@ def run_head(options: argparse.Namespace, name: str, seed: int) -> Mapping[str, 
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "preset.yaml").write_text(explain(settings))
         train("finetune", folder / "preset.yaml", folder / "run", store, [], "--init", options.out / "tower")
-        return evaluate(folder / "run" / "weights", store)
+        return evaluate(folder / "run" / "weights", store, "--out", folder / "run" / "report")
 
     document: Mapping[str, Any] = kept(folder / "summary.json", run)
+    turned_down = turned_down_at(folder / "run" / "report" / "per_sample.parquet", t_acc=T_ACC)
+    document["splits"][TEST]["overall"][AT_T_ACC] = turned_down
     return document
 
 
@@ -176,13 +180,16 @@ def overall_table(runs: Mapping[str, Sequence[Mapping[str, Any]]], costs: Mappin
     for name, of_head in runs.items():
         one = costs[name]
         spent = [f"{one['head_parameters'] / 1e6:.2f}M", f"{one['head_macs'] / 1e6:.0f}M", f"{one['milliseconds']:.1f}"]
-        rows.append([name, *spent, *figures([run["overall"] for run in of_head])])
+        overall = [run["overall"] for run in of_head]
+        rows.append([name, *spent, *figures(overall), percent([run[AT_T_ACC] for run in overall])])
     tower = next(iter(costs.values()))
     title = (
         f"the tower: {(tower['parameters'] - tower['head_parameters']) / 1e6:.2f}M parameters, "
         f"{tower['tower_macs'] / 1e6:.0f}M MACs\n\n"
     )
-    return title + markdown(["head", "parameters", "MACs", "ms/image in all", *METRICS.values()], rows)
+    return title + markdown(
+        ["head", "parameters", "MACs", "ms/image in all", *METRICS.values(), f"N-acc at T-acc {100 * T_ACC:.0f}"], rows
+    )
 
 
 def grouped_table(title: str, groups: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> str:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -103,3 +105,11 @@ def _truth(example: Example) -> Answer:
         no_target_score=None,
         weights="truth",
     )
+
+
+def turned_down_at(per_sample: Path, *, t_acc: float) -> float:
+    """Share of the samples without a target that the threshold turns down which lets `t_acc` of the others through."""
+    table = pq.read_table(per_sample, columns=["num_targets", "no_target_score"])
+    scores = table.column("no_target_score").to_numpy()
+    has_target = table.column("num_targets").to_numpy() > 0
+    return float(np.mean(scores[~has_target] > np.quantile(scores[has_target], t_acc)))

@@ -40,9 +40,9 @@ def train(command: str, preset: object, run: Path, store: Path, settings: Sequen
     refcli(command, "--preset", preset, "--data", store, "--out", run, *overrides, *more, *how)
 
 
-def evaluate(weights: Path, store: Path) -> str:
+def evaluate(weights: Path, store: Path, *more: object) -> str:
     """The JSON document of `refcli evaluate` on TEST."""
-    return refcli("evaluate", "--weights", weights, "--data", store, "--split", TEST, "--json")
+    return refcli("evaluate", "--weights", weights, "--data", store, "--split", TEST, "--json", *more)
 
 
 def kept(path: Path, make: Callable[[], str]) -> Any:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from refcli.config.schema import Settings, TowerSettings
@@ -23,22 +23,20 @@ from refcli.heads.parts.grouping import Noise
 from refcli.heads.parts.mask_losses import mask_bce_and_dice
 from refcli.heads.parts.mask_prediction import predict_from_mask
 from refcli.heads.parts.simple_pyramid import SWIN_BASE_CHANNELS, SimplePyramid
+from refcli.heads.parts.upsampler import NUM_DOUBLINGS
 from refcli.model.beit3 import Features
-
-NUM_UPSAMPLES = 2
-"""Each doubles the maps: the mask has the picture's resolution at patch 16."""
 
 
 class CGFormerLossWeights(Settings):
     """Weight of each loss; 0 switches a term off. Mask and grouping: the published code's. Existence: InstanceVG's."""
 
-    mask_bce: float = 1.0
-    mask_dice: float = 1.0
-    grouping_dice: tuple[float, float, float] = (0.001, 0.01, 0.1)
+    mask_bce: NonNegativeFloat = 1.0
+    mask_dice: NonNegativeFloat = 1.0
+    grouping_dice: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.001, 0.01, 0.1)
     """Coarsest level first; all zero switches it off."""
-    contrast: float = 0.0
+    contrast: NonNegativeFloat = 0.0
     """Referent token and sentence (in the paper, not in the published code); adds a projection of the sentence."""
-    existence_bce: float = 0.2
+    existence_bce: NonNegativeFloat = 0.2
 
 
 class CGFormerSettings(Settings):
@@ -46,20 +44,21 @@ class CGFormerSettings(Settings):
 
     dim: int = Field(512, ge=1)
     """Width of everything after the pyramid."""
-    pyramid_channels: tuple[int, int, int, int] = SWIN_BASE_CHANNELS
+    pyramid_channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = SWIN_BASE_CHANNELS
     """Of its maps, finest first; the default is Swin-B's, which the published decoder reads."""
     tokens: int = Field(2, ge=2)
     """Query tokens; the last is the referent."""
     lite: bool = False
     """Make the mask at 4 times the grid instead of 16 times: 120 instead of 857 G multiply-accumulates at 480 pixels,
-    4.7M fewer parameters, and a sixteenth of the memory that the largest maps need."""
+    4.7M fewer parameters, and a sixteenth of the memory that the largest maps need. Not what was published: not with
+    `legacy`."""
     dropout: float = Field(0.1, ge=0, lt=1)
     noise: Noise | None = None
     """When Gumbel noise takes part in assigning places to tokens; None means while training (with `legacy`: always)."""
     legacy: bool = False
     """Compute what the published code does: noise at test time too, a temperature that never learns, a mask with a
     frame of one pixel that is then shrunk to the picture, and dice on the hard assignment as if it were a logit."""
-    position_grid: tuple[int, int] | None = None
+    position_grid: tuple[PositiveInt, PositiveInt] | None = None
     """(rows, columns) of patches that the position tables are for; None means the tower's. Other sizes resample."""
     mask_threshold: float = Field(0.5, gt=0, lt=1)
     """A place belongs to the mask above this probability."""
@@ -70,8 +69,8 @@ class CGFormerSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> CGFormerSettings:
-        if self.position_grid is not None and min(self.position_grid) < 1:
-            raise ValueError(f"position_grid {self.position_grid} has no places")
+        if self.legacy and self.lite:
+            raise ValueError("legacy is what was published, and lite is not: choose one")
         return self
 
 
@@ -109,8 +108,8 @@ class CGFormerHead(Head[CGFormerOutput]):
             noise=config.noise or ("always" if config.legacy else "training"),
             published_temperature=config.legacy,
         )
-        upsamples = 0 if config.lite else NUM_UPSAMPLES
-        self.projector = Projector(config.dim, upsamples=upsamples, stray_padding=config.legacy)
+        doublings = 0 if config.lite else NUM_DOUBLINGS
+        self.projector = Projector(config.dim, doublings=doublings, stray_padding=config.legacy)
         if config.existence:
             self.existence = ExistenceOutput(tower.dim)
         if config.loss_weights.contrast:

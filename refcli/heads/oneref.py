@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from refcli.config.schema import Settings, TowerSettings
@@ -34,14 +34,14 @@ CLIP_INITIAL_SCALE = 1 / 0.07
 class LossWeights(Settings):
     """Weight of each loss; the defaults are the official coefficients, 0 switches a term off."""
 
-    box_l1: float = 1.0
-    box_giou: float = 1.0
-    similarity_focal: float = 20.0
-    similarity_dice: float = 2.0
-    mask_focal: float = 20.0
-    mask_dice: float = 2.0
-    existence_bce: float = 0.2
-    contrast: float = 0.0
+    box_l1: NonNegativeFloat = 1.0
+    box_giou: NonNegativeFloat = 1.0
+    similarity_focal: NonNegativeFloat = 20.0
+    similarity_dice: NonNegativeFloat = 2.0
+    mask_focal: NonNegativeFloat = 20.0
+    mask_dice: NonNegativeFloat = 2.0
+    existence_bce: NonNegativeFloat = 0.2
+    contrast: NonNegativeFloat = 0.0
     """CLIP loss between the two class vectors; no official recipe uses it."""
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from refcli.config.schema import Settings, TowerSettings
@@ -28,9 +28,9 @@ MASK_THRESHOLD = 0.5
 class RelaLossWeights(Settings):
     """Weight of each loss; 0 switches a term off. Published: 5 for the mask, a tenth of it for the others."""
 
-    mask_ce: float = 5.0
-    minimap_ce: float = 0.5
-    no_target_ce: float = 0.5
+    mask_ce: NonNegativeFloat = 5.0
+    minimap_ce: NonNegativeFloat = 0.5
+    no_target_ce: NonNegativeFloat = 0.5
 
 
 class RelaSettings(Settings):
@@ -48,12 +48,12 @@ class RelaSettings(Settings):
     pixel_ffn_dim: int = Field(1024, ge=1)
     points: int = Field(4, ge=1)
     """Places that a head of the deformable attention reads on each level."""
-    pyramid_channels: tuple[int, int, int, int] = SWIN_BASE_CHANNELS
+    pyramid_channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = SWIN_BASE_CHANNELS
     """Of the maps between tower and pixel decoder, finest first."""
     mean_of_regions: bool | None = None
-    """Divide the sum of all regions' masks, which is the published mask, by their number: its logits then begin at the
-    order of 1 instead of 100, and training from nothing at a high learning rate is steady. None: where the tower is one
-    to be trained from nothing (`init: scaled`), but not with `legacy`."""
+    """Divide the sum of all regions' masks, which is the published mask, by their number: with 100 of them its
+    logits then begin at the order of 1 instead of 100, and training from nothing at a high learning rate is steady.
+    None: where the tower is one to be trained from nothing (`init: scaled`), but not with `legacy`."""
     pre_norm: bool = False
     """Normalise what goes into a layer of the region decoder (published code, by choice) instead of what comes out."""
     legacy: bool = False
@@ -67,8 +67,6 @@ class RelaSettings(Settings):
     def _fits(self) -> RelaSettings:
         if self.dim % CHANNELS_PER_GROUP or self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of {CHANNELS_PER_GROUP} and of heads {self.heads}")
-        if min(self.pyramid_channels) < 1:
-            raise ValueError(f"pyramid_channels {self.pyramid_channels} are not all positive")
         return self
 
 
@@ -118,14 +116,16 @@ class RelaHead(Head[RelaOutput]):
         self._reset_parameters(scaled=tower.init == "scaled")
 
     def _reset_parameters(self, *, scaled: bool) -> None:
-        """Draw fresh weights: Xavier's, without biases.
+        """Draw fresh weights as published: Xavier's, without biases, but for the three read-outs, which keep torch's.
 
         As published, the words start silent and the deformable attention starts as an even star. In a tower trained
         from nothing (`scaled`) both depend on what they see from the first step on.
         """
+        read_outs = (self.decoder.mask_filter, self.decoder.minimap, self.decoder.no_target)
+        kept = {module for part in read_outs for module in part.modules()}
         layers = [module for part in (self.pixel_decoder, self.decoder) for module in part.modules()]
         for module in layers:
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear | nn.Conv2d) and module not in kept:
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

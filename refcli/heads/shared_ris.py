@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
 
 from refcli.config.schema import Settings, TowerSettings
@@ -32,9 +32,9 @@ NUM_STAGES = 4
 class SharedRISLossWeights(Settings):
     """Weight of each loss; 0 switches a term off. Mask terms: the paper's. Existence: InstanceVG's."""
 
-    mask_bce: float = 2.0
-    mask_dice: float = 0.5
-    existence_bce: float = 0.2
+    mask_bce: NonNegativeFloat = 2.0
+    mask_dice: NonNegativeFloat = 0.5
+    existence_bce: NonNegativeFloat = 0.2
 
 
 class SharedRISSettings(Settings):
@@ -45,13 +45,15 @@ class SharedRISSettings(Settings):
     heads: int = Field(8, ge=1)
     """Attention heads; the paper does not say (ours: 64 channels each, as in the tower)."""
     fpn: Literal["shared", "none"] = "shared"
-    """`none`: the tower's last rows, projected (an ablation)."""
+    """`none`: the tower's last rows, projected (an ablation); `stages` and `norm_last` then say nothing."""
     stages: tuple[int, ...] | None = None
-    """Layers of the tower that the FPN fuses; None means those at a quarter, half, three quarters and the top."""
+    """Layers of the tower that the FPN fuses; None means those at a quarter, half, three quarters and the top.
+    Only with an FPN."""
     multiway_proj: bool = False
     """A projection W_j each for image tokens and words: not in the equations, but in the printed parameter counts."""
     norm_last: bool = False
-    """Take the tower's top layer after its final LayerNorm, which the equations leave out (and then untrained)."""
+    """Take the tower's top layer after its final LayerNorm, which the equations leave out (and then untrained).
+    Only with an FPN: without one the last rows are always normed."""
     decoder_layers: int = Field(1, ge=0)
     """The paper tries 0 to 3."""
     mask_scale: float | None = Field(None, gt=0)
@@ -101,12 +103,13 @@ class SharedRISHead(Head[SharedRISOutput]):
         super().__init__()
         self.config = config
         self.num_layers = tower.layers
-        self.stages = config.stages or _quarters(tower.layers)
-        if not all(1 <= stage <= tower.layers for stage in self.stages):
-            raise ConfigError(
-                f"the tower has the layers 1 to {tower.layers}, not {self.stages}", where="model.head.settings.stages"
-            )
         if config.fpn == "shared":
+            self.stages = config.stages or _quarters(tower.layers)
+            if not all(1 <= stage <= tower.layers for stage in self.stages):
+                raise ConfigError(
+                    f"the tower has the layers 1 to {tower.layers}, not {self.stages}",
+                    where="model.head.settings.stages",
+                )
             self.hidden_layers = tuple(stage for stage in self.stages if not self._is_normed(stage))
             self.fpn = SharedFPN(
                 tower.dim,

@@ -66,7 +66,7 @@ def detect_kind(state: Mapping[str, Tensor]) -> str:
         return "vqkd"
     if cgformer.TOKENS in state:
         return "cgformer"
-    if rela.REGIONS in state:
+    if rela.REGIONS in state or rela.OLD_REGIONS in state:
         return "rela"
     if beit3.WORDS in state or any(name.startswith("beit3.") for name in state):
         return "oneref" if oneref.MASK_HEAD in state or any(oneref.BOX_HEAD.match(name) for name in state) else "beit3"

@@ -122,6 +122,19 @@ def test_a_grouping_moves_tokens_to_the_mean_of_their_places():
     torch.testing.assert_close(grouped.assignment.sum(1), torch.ones(1, 10))
 
 
+def test_under_autocast_places_keep_their_tokens():
+    torch.manual_seed(0)
+    group = Grouping(512, dropout=0.0, noise="never", published_temperature=False)
+    for linear in (group.query, group.key):
+        linear.weight.data, linear.bias.data = torch.eye(512), torch.zeros(512)
+    shared = 3 * torch.randn(512)  # all vectors are alike: their cosines are about 0.9
+    tokens, places = shared + torch.randn(1, 2, 512), shared + torch.randn(1, 2000, 512)
+    exact = group(tokens, places).assignment
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = group(tokens, places).assignment
+    assert (rounded[:, 0] - exact[:, 0]).abs().mean() < 0.01
+
+
 def test_an_assignment_passes_gradients_as_a_softmax():
     torch.manual_seed(0)
     logits, weights = torch.randn(2, 3, 5, requires_grad=True), torch.randn(2, 3, 5)
@@ -243,7 +256,13 @@ def test_lite_makes_the_same_answer_at_a_quarter_of_the_resolution():
     assert tiny_head().eval()(features).mask_logits.shape == (2, 48, 80)
 
 
-@pytest.mark.parametrize("settings", [{"tokens": 1}, {"position_grid": (0, 4)}, {"dropout": 1.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tokens": 1}, {"position_grid": (0, 4)}, {"dropout": 1.0}, {"pyramid_channels": (0, 4, 4, 4)},
+        {"legacy": True, "lite": True},
+    ],
+)  # fmt: skip
 def test_settings_that_make_no_head_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         CGFormerSettings(**settings)

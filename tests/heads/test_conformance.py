@@ -111,6 +111,16 @@ def test_every_head_of_the_table_is_tested_here():
 
 
 @every_head
+def test_a_negative_weight_of_a_loss_is_refused(name):
+    settings = type(make_grounder(name).head).Config
+    weights = settings.model_fields["loss_weights"].annotation
+    for loss, field in weights.model_fields.items():
+        negative = tuple(-1.0 for _ in field.default) if isinstance(field.default, tuple) else -1.0
+        with pytest.raises(ValueError, match=loss):
+            settings(loss_weights={loss: negative})
+
+
+@every_head
 @pytest.mark.parametrize("exists", [(True, True, True), (True, False, True), (False, False, False)])
 def test_losses_are_finite_and_reach_every_parameter_whatever_the_batch_refers_to(name, exists):
     grounder = make_grounder(name)
@@ -173,7 +183,7 @@ def test_padding_an_expression_changes_nothing(name):
 
 
 @every_head
-@pytest.mark.parametrize(("size", "words"), [((40, 24), 3), ((24, 56), 17), ((32, 40), 40)])
+@pytest.mark.parametrize(("size", "words"), [((40, 24), 3), ((24, 56), 17), ((32, 40), 40), ((32, 32), 64)])
 def test_any_multiple_of_the_patch_and_any_length_of_text_will_do(name, size, words):
     grounder, batch = make_grounder(name), make_batch(size=size, words=words)
     assert all(torch.isfinite(loss) for loss in grounder(batch, 0).values())

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from refcli.heads.parts.deformable_attention import DeformableAttention, sample_levels, token_centres
+from refcli.heads.parts.deformable_attention import DeformableAttention, places_of, read_bilinear, sample_levels
 
 SIZES = ((2, 3), (4, 5), (7, 9))
 NUM_TOKENS = sum(rows * columns for rows, columns in SIZES)
+CPU = torch.device("cpu")
 
 
 def read(values: torch.Tensor, x: float, y: float) -> torch.Tensor:
@@ -62,7 +63,8 @@ def test_the_attention_is_its_equation():
                for c in range(columns)]  # fmt: skip
     points = torch.tensor(centres)[None, :, None, None, None] + offsets / sides[None, None, None, :, None]
     expected = attention.out(sampled_one_by_one(attention.value(tokens).view(1, NUM_TOKENS, 2, 4), points, weights))
-    torch.testing.assert_close(attention(queries, tokens, SIZES), expected, rtol=1e-4, atol=1e-5)
+    result = attention(queries, tokens, places_of(SIZES, device=CPU))
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_it_starts_as_the_mean_over_a_star_around_each_place():
@@ -70,7 +72,7 @@ def test_it_starts_as_the_mean_over_a_star_around_each_place():
     attention = DeformableAttention(8, heads=4, num_levels=1, num_points=2)
     attention.value.weight.data, attention.out.weight.data = torch.eye(8), torch.eye(8)
     maps = torch.randn(5, 6, 8)
-    result = attention(torch.randn(1, 30, 8), maps.view(1, 30, 8), [(5, 6)]).view(5, 6, 4, 2)
+    result = attention(torch.randn(1, 30, 8), maps.view(1, 30, 8), places_of([(5, 6)], device=CPU)).view(5, 6, 4, 2)
     for head, (right, down) in enumerate([(1, 0), (0, 1), (-1, 0), (0, -1)]):
         for row, column in ((2, 2), (0, 5)):
             places = [(row + step * down, column + step * right) for step in (1, 2)]
@@ -90,15 +92,29 @@ def test_sampling_is_done_in_float32(how, monkeypatch):
     seen, sample = [], F.grid_sample
     monkeypatch.setattr(F, "grid_sample", lambda *args, **named: seen.append(args) or sample(*args, **named))
     attention, tokens = DeformableAttention(8, heads=2, num_levels=1, num_points=2), torch.randn(1, 12, 8)
+    places = places_of([(3, 4)], device=CPU)
     if how == "weights":
-        result = attention.bfloat16()(tokens.bfloat16(), tokens.bfloat16(), [(3, 4)])
+        result = attention.bfloat16()(tokens.bfloat16(), tokens.bfloat16(), places)
     else:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            result = attention(tokens, tokens, [(3, 4)])
+            result = attention(tokens, tokens, places)
     assert result.dtype == torch.bfloat16
     assert [tensor.dtype for call in seen for tensor in call] == [torch.float32] * 2
 
 
 def test_places_are_told_row_by_row_from_their_middle():
-    centres = token_centres([(1, 2), (2, 1)], device=torch.device("cpu"))
-    assert centres.tolist() == [[0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75]]
+    places = places_of([(1, 2), (2, 1)], device=CPU)
+    assert places.centres_xy.tolist() == [[0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75]]
+    assert places.sides_xy.tolist() == [[2, 1], [1, 2]]
+
+
+def test_reading_by_gathers_is_grid_sampling_to_the_gradients():
+    torch.manual_seed(0)
+    maps = torch.randn(4, 8, 7, 9, dtype=torch.float64, requires_grad=True)
+    points = (1.4 * torch.rand(4, 20, 3, 2, dtype=torch.float64) - 0.2).requires_grad_()  # some of them outside
+    ours = read_bilinear(maps, points)
+    theirs = F.grid_sample(maps, 2 * points - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(ours)
+    gradients = [torch.autograd.grad((found * weights).sum(), (maps, points)) for found in (ours, theirs)]
+    torch.testing.assert_close(*gradients)

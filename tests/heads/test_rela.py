@@ -140,6 +140,23 @@ def test_its_two_decoders_cost_what_the_published_ones_do():
     assert [level.shape[2:] for level in pixel_maps.levels] == [(15, 15), (30, 30), (60, 60)]
 
 
+def test_the_whole_model_costs_what_its_preset_says():
+    with torch.device("meta"):
+        model = Grounder.from_settings(ModelSettings(tower=BASE, head=HeadChoice(name="rela"))).eval()
+        inputs = torch.empty(1, 3, 480, 480), torch.zeros(1, 22, dtype=torch.long), torch.zeros(1, 22) > 0
+    with FlopCounterMode(display=False) as counter:
+        model.predict(*inputs)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(133.15, rel=0.01)
+
+
+def test_the_read_outs_start_as_torchs_linear_layers_and_the_rest_as_xaviers():
+    decoder = tiny_head().decoder
+    for linear in (decoder.minimap, decoder.no_target[0], decoder.mask_filter[0]):
+        assert linear.weight.abs().max() <= linear.in_features**-0.5
+        assert linear.bias.any()
+    assert not decoder.mlps[0].mlp[0].bias.any()
+
+
 def test_an_attention_of_regions_is_torchs_own_within_what_is_open():
     torch.manual_seed(0)
     ours, theirs = RegionAttention(12, 3, pre_norm=False, how="sdpa"), nn.MultiheadAttention(12, 3, batch_first=True)
@@ -249,7 +266,7 @@ def test_it_answers_with_one_mask_of_all_that_is_meant_or_with_nothing():
     "settings", [{"dim": 12}, {"dim": 16, "heads": 3}, {"pyramid_channels": (8, 8, 0, 8)}, {"minimap_truth": "max"}]
 )
 def test_settings_that_make_no_head_are_refused(settings):
-    with pytest.raises(ValueError, match=r"multiple|positive|minimap_truth"):
+    with pytest.raises(ValueError, match=r"multiple|pyramid_channels|minimap_truth"):
         RelaSettings(**settings)
 
 

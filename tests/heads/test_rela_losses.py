@@ -27,6 +27,23 @@ def test_the_published_minimap_can_lose_a_small_thing_and_ours_cannot(corner, ce
     torch.testing.assert_close(soft, cells)
 
 
+@pytest.mark.parametrize("size", [224, 400, 448, 480, 512])
+def test_the_published_minimap_of_everything_is_full_at_every_size(size):
+    for side in (8, 10, 12):
+        assert minimap_truth(square(0, 0, size=size, side=size), side, "centre").all()
+
+
+def test_a_cell_of_the_published_minimap_needs_every_pixel_around_its_centre():
+    torch.manual_seed(0)
+    mask = torch.rand(1, 44, 44) > 0.2  # 44 = 8 * 5.5: a centre is a pixel, or the corner of four, or between
+    cells = minimap_truth(mask, 8, "centre").view(8, 8)
+    for row in range(8):
+        for column in range(8):
+            y, x = 5.5 * (row + 0.5) - 0.5, 5.5 * (column + 0.5) - 0.5
+            around = mask[0, int(y) : int(-(-y // 1)) + 1, int(x) : int(-(-x // 1)) + 1]
+            assert cells[row, column] == around.all()
+
+
 def test_the_minimap_by_area_is_half_of_a_cell_or_the_fullest_one_and_nothing_of_nothing():
     mask = torch.zeros(3, 8, 8, dtype=torch.bool)
     mask[0, :4, :6] = True  # all of the first cell and half of the second

@@ -153,7 +153,7 @@ def test_the_mask_logit_of_a_place_is_its_product_with_the_expression():
 
 
 def test_without_an_fpn_the_head_reads_the_towers_last_rows_alone():
-    head, features = tiny_head(fpn="none").eval(), tiny_features()
+    head, features = tiny_head(fpn="none", stages=(3, 99)).eval(), tiny_features()
     assert head.hidden_layers == ()
     features.hidden.clear()
     assert head(features).mask_logits.shape == (2, 16, 16)

@@ -92,6 +92,7 @@ def test_what_does_not_fit_is_named_and_nothing_else_is(fixtures):
         ("layers.0.positional_embedding", (15, 16)),
         ("tokens.weight", (1, 16)),
         ("fuses.1.fusion.0.weight", (16, 16, 3, 3)),
+        ("fuses.0.fusion.0.weight", (16, 2, 3, 3)),
     ],
 )
 def test_shapes_that_make_no_decoder_are_refused(fixtures, name, shape):

@@ -10,7 +10,15 @@ from refcli.config.schema import TowerSettings
 from refcli.errors import UsageError, WeightsError
 from refcli.heads.rela import RelaHead, RelaSettings
 from refcli.weights.conversions.plan import KeyRow, KeyTableError
-from refcli.weights.conversions.rela import OUR_REGIONS, THEIR_REGIONS, from_official, plan, to_official
+from refcli.weights.conversions.rela import (
+    OLD_REGIONS,
+    OUR_REGIONS,
+    REGIONS,
+    THEIR_REGIONS,
+    from_official,
+    plan,
+    to_official,
+)
 from refcli.weights.convert import convert
 
 OTHERS = {"backbone.patch_embed.proj.weight": (128, 3, 4, 4), "text_encoder.encoder.layer.0.output.dense.bias": (768,)}
@@ -103,8 +111,19 @@ def test_options_that_do_not_fit_are_refused(options):
         plan(small(), **(NO_OPTIONS | options))
 
 
-def test_regions_that_are_no_square_grid_are_refused():
-    official = small() | {THEIR_REGIONS + "query_feat.weight": torch.zeros(10, 16)}
+def test_a_checkpoint_of_the_first_version_calls_its_regions_otherwise():
+    official = small()
+    old = {OLD_REGIONS if name == REGIONS else name: tensor for name, tensor in official.items()}
+    made, expected = plan(old, **NO_OPTIONS), plan(official, **NO_OPTIONS)
+    assert made.settings == expected.settings
+    assert made.state.keys() == expected.state.keys()
+    assert all(torch.equal(made.state[name], tensor) for name, tensor in expected.state.items())
+    assert made.names.keys() == old.keys(), "the report tells the names of the file"
+
+
+@pytest.mark.parametrize("shape", [(10, 16), (9, 12)])
+def test_regions_that_make_no_decoder_are_refused(shape):
+    official = small() | {REGIONS: torch.zeros(shape)}
     with pytest.raises(KeyTableError, match=r"wrong shape.*query_feat"):
         plan(official, **NO_OPTIONS)
 

@@ -18,7 +18,7 @@ CONTRAST_TEMPERATURE = 0.07
 
 
 def grouping_dice(
-    level_logits: Sequence[Float[Tensor, "batch places"]],
+    level_logits: Sequence[Float[Tensor, "batch _"]],
     grids: Sequence[tuple[int, int]],
     targets: Targets,
     *,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refcli.heads.parts.shared_mask_decoder import DoubleAndConvolve
+from refcli.heads.parts.upsampler import BilinearUpsampler
 
 
 class Projector(nn.Module):
@@ -15,15 +15,15 @@ class Projector(nn.Module):
 
     Args:
         dim: width of maps and token.
-        upsamples: how often the maps are doubled first; with 2, these convolutions are most of the head's cost.
+        doublings: how often the maps are doubled first; with 2, these convolutions are most of the head's cost.
         stray_padding: apply the 1x1 kernel with a padding of 1, as the published code does: the mask gets a frame of
             one pixel whose logit is b.
     """
 
-    def __init__(self, dim: int, *, upsamples: int, stray_padding: bool) -> None:
+    def __init__(self, dim: int, *, doublings: int, stray_padding: bool) -> None:
         super().__init__()
         self.stray_padding = stray_padding
-        self.upsampler = nn.Sequential(*(DoubleAndConvolve(dim) for _ in range(upsamples)), nn.Conv2d(dim, dim, 1))
+        self.upsampler = BilinearUpsampler(dim, doublings=doublings)
         self.kernel = nn.Linear(dim, dim + 1)
 
     def forward(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,27 @@ from torch import Tensor, nn
 
 Size = tuple[int, int]
 """(rows, columns) of a map."""
+
+
+class Places(NamedTuple):
+    """Where the tokens of several maps lie, row-major, one map after the other."""
+
+    sizes: Sequence[Size]
+    sides_xy: Float[Tensor, "levels 2"]
+    """(columns, rows) of the maps."""
+    centres_xy: Float[Tensor, "tokens 2"]
+    """The middle of every place, in fractions of the frame."""
+
+
+def places_of(sizes: Sequence[Size], *, device: torch.device) -> Places:
+    """The places of maps of these sizes; made once for all layers, for it waits for the device."""
+    centres = []
+    for rows, columns in sizes:
+        y = (torch.arange(rows, device=device) + 0.5) / rows
+        x = (torch.arange(columns, device=device) + 0.5) / columns
+        centres.append(torch.stack([x.repeat(rows), y.repeat_interleave(columns)], -1))
+    sides = torch.tensor([(columns, rows) for rows, columns in sizes], device=device, dtype=torch.float32)
+    return Places(sizes, sides, torch.cat(centres))
 
 
 class DeformableAttention(nn.Module):
@@ -57,17 +79,16 @@ class DeformableAttention(nn.Module):
         self,
         queries: Float[Tensor, "batch tokens dim"],
         tokens: Float[Tensor, "batch tokens dim"],
-        sizes: Sequence[Size],
+        places: Places,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Attend; `tokens` are the maps of the levels, row-major, one after the other. Sampling is done in float32."""
+        """Attend; `tokens` are those of `places`. Sampling is done in float32."""
         batch, num_tokens, _ = tokens.shape
         values = self.value(tokens).view(batch, num_tokens, self.heads, -1)
         offsets = self.offsets(queries).view(batch, num_tokens, self.heads, self.num_levels, self.num_points, 2)
         weights = self.weights(queries).view(batch, num_tokens, self.heads, -1).float().softmax(-1)
         # Autocast leaves this in float32, for nothing in it is a matrix product.
-        sides = torch.tensor([(columns, rows) for rows, columns in sizes], device=tokens.device)
-        points = token_centres(sizes, device=tokens.device)[:, None, None, None] + offsets.float() / sides[:, None]
-        sampled = sample_levels(values.float(), sizes, points, weights.view(offsets.shape[:-1]))
+        points = places.centres_xy[:, None, None, None] + offsets.float() / places.sides_xy[:, None]
+        sampled = sample_levels(values.float(), places.sizes, points, weights.view(offsets.shape[:-1]))
         attended: Tensor = self.out(sampled.to(values.dtype))
         return attended
 
@@ -91,18 +112,31 @@ def sample_levels(
     total = values.new_zeros(batch * heads, channels, points_xy.shape[1])
     for level, (rows, columns) in enumerate(sizes):
         maps = levels[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, rows, columns)
-        grid = 2 * points_xy[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
-        found = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        points = points_xy[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        if values.device.type == "mps" and torch.is_grad_enabled():
+            found = read_bilinear(maps, points)
+        else:
+            found = F.grid_sample(maps, 2 * points - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
         weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)
         total = total + (found * weight[:, None]).sum(-1)
     return total.view(batch, heads, channels, -1).permute(0, 3, 1, 2).flatten(2)
 
 
-def token_centres(sizes: Sequence[Size], *, device: torch.device) -> Float[Tensor, "tokens 2"]:
-    """(x, y) of the middle of every place of every level, as fractions of the frame."""
-    centres = []
-    for rows, columns in sizes:
-        y = (torch.arange(rows, device=device) + 0.5) / rows
-        x = (torch.arange(columns, device=device) + 0.5) / columns
-        centres.append(torch.stack([x.repeat(rows), y.repeat_interleave(columns)], -1))
-    return torch.cat(centres)
+def read_bilinear(
+    maps: Float[Tensor, "maps channels rows columns"], points_xy: Float[Tensor, "maps queries points 2"]
+) -> Float[Tensor, "maps channels queries points"]:
+    """What lies at the points (fractions of the frame): `grid_sample` made of gathers.
+
+    For mps, where that has no gradient in older releases of torch (see pytorch's pull request 179756, of April 2026).
+    """
+    rows, columns = maps.shape[2:]
+    x, y = points_xy[..., 0] * columns - 0.5, points_xy[..., 1] * rows - 0.5
+    left, top = x.floor(), y.floor()
+    flat, total = maps.flatten(2), maps.new_zeros(())
+    for row, by_row in ((top, 1 - (y - top)), (top + 1, y - top)):
+        for column, by_column in ((left, 1 - (x - left)), (left + 1, x - left)):
+            is_inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+            index = (row.clamp(0, rows - 1) * columns + column.clamp(0, columns - 1)).long().flatten(1)
+            found = flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1)).view(*flat.shape[:2], *x.shape[1:])
+            total = total + found * (by_row * by_column * is_inside)[:, None]
+    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 Noise = Literal["never", "training", "always"]
 """When Gumbel noise is added to the similarities before places are assigned."""
 MLP_RATIO = 2
-NORM_EPS = 1e-6
-"""Added to the length of a vector before it is divided by it."""
+NORM_EPS = 1e-12
+"""Added to the length of a vector before it is divided by it, as published."""
 LEAST_TEMPERATURE = 0.01
 SOFTPLUS_OF_ONE = math.log(math.expm1(1 - LEAST_TEMPERATURE))
 """The raw temperature that stands for a temperature of 1, where the published code starts (and stays)."""
@@ -82,8 +83,10 @@ class Grouping(nn.Module):
     def forward(self, tokens: Float[Tensor, "batch tokens dim"], places: Float[Tensor, "batch places dim"]) -> Grouped:
         """Assign every place to a token, then update every token from the mean of its places."""
         places = self.map_norm(places)
-        query, key = _unit(self.query(self.token_norm(tokens))), _unit(self.key(places))
-        cosine = (query @ key.transpose(1, 2)).float()
+        query, key = self.query(self.token_norm(tokens)), self.key(places)
+        # Rounded to bf16, up to one place in ten would change its token. Autocast knows no device `meta`.
+        with nullcontext() if places.is_meta else torch.autocast(places.device.type, enabled=False):
+            cosine = _unit(query.float()) @ _unit(key.float()).transpose(1, 2)
         temperature = self.temperature()
         if self.noise == "always" or (self.noise == "training" and self.training):
             assignment = _straight_through((cosine + gumbel_like(cosine)) / temperature)

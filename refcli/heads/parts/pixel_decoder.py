@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refcli.heads.parts.deformable_attention import DeformableAttention, Size
+from refcli.heads.parts.deformable_attention import DeformableAttention, Places, places_of
 from refcli.heads.parts.rela_positions import sine_positions
 from refcli.heads.parts.simple_pyramid import PyramidMaps
 
@@ -25,7 +24,7 @@ class PixelMaps(NamedTuple):
 
     mask_features: Float[Tensor, "batch dim rows4 columns4"]
     """At stride 4: a mask is a product with these."""
-    levels: tuple[Float[Tensor, "batch dim rows columns"], ...]
+    levels: tuple[Float[Tensor, "batch dim _ _"], ...]
     """At strides 32, 16 and 8."""
 
 
@@ -40,10 +39,10 @@ class DeformableLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim)
 
     def forward(
-        self, tokens: Float[Tensor, "batch tokens dim"], positions: Float[Tensor, "tokens dim"], sizes: Sequence[Size]
+        self, tokens: Float[Tensor, "batch tokens dim"], positions: Float[Tensor, "tokens dim"], places: Places
     ) -> Float[Tensor, "batch tokens dim"]:
         """One layer over the tokens of all levels."""
-        tokens = self.attention_norm(tokens + self.attention(tokens + positions, tokens, sizes))
+        tokens = self.attention_norm(tokens + self.attention(tokens + positions, tokens, places))
         changed: Tensor = self.ffn_norm(tokens + self.ffn(tokens))
         return changed
 
@@ -94,8 +93,9 @@ class PixelDecoder(nn.Module):
                 for level, size in enumerate(sizes)
             ]
         )
+        places = places_of(sizes, device=tokens.device)
         for layer in self.layers:
-            tokens = layer(tokens, positions, sizes)
+            tokens = layer(tokens, positions, places)
         pieces = torch.split(tokens, [rows * columns for rows, columns in sizes], 1)
         levels = tuple(
             piece.transpose(1, 2).reshape(len(piece), -1, *size) for piece, size in zip(pieces, sizes, strict=True)

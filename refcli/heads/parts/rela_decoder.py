@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from refcli.heads.parts.mlp import ThreeLayerMLP
 from refcli.heads.parts.pixel_decoder import NUM_LEVELS, PixelMaps
 from refcli.heads.parts.region_attention import Memory, RegionAttention, RegionMLP, places_inside
 from refcli.heads.parts.rela_positions import sine_positions
@@ -74,9 +75,7 @@ class RegionDecoder(nn.Module):
         self.language_attention = RegionAttention(dim, heads, pre_norm=pre_norm, how=how)
         self.language_gate = nn.Parameter(torch.zeros(()))
         self.norm = nn.LayerNorm(dim)
-        self.mask_filter = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, mask_dim)
-        )
+        self.mask_filter = ThreeLayerMLP(dim, mask_dim)
         self.minimap = nn.Linear(dim, 2)
         self.no_target = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 2))
 
@@ -107,7 +106,7 @@ class RegionDecoder(nn.Module):
             regions = mlp(among(regions, None, positions=self.region_positions))
         return self._read_out(regions, maps.mask_features)
 
-    def _memories(self, levels: Sequence[Float[Tensor, "batch dim rows columns"]]) -> list[Memory]:
+    def _memories(self, levels: Sequence[Float[Tensor, "batch dim _ _"]]) -> list[Memory]:
         memories = []
         for level, each in enumerate(levels):
             values = each.flatten(2).transpose(1, 2) + self.level_embedding[level]

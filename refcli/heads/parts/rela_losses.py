@@ -18,6 +18,8 @@ BACKGROUND_WEIGHT, FOREGROUND_WEIGHT = 0.9, 1.1
 LEAST_WEIGHT = 1e-6
 """Keeps the mean finite where no sample counts."""
 HALF = 0.5
+CENTRE_SLACK = 1e-4
+"""Rounding of four weights that sum to 1; a pixel that counts at all weighs more (1 / (2 side) squared)."""
 
 MinimapTruth = Literal["centre", "area", "soft"]
 """`centre`: the published one; a cell is 1 if the pixels around its centre are all in the mask, so that small things
@@ -87,7 +89,7 @@ def minimap_truth(
     """How far each of the `side` x `side` cells (row-major) belongs to the mask, 0..1."""
     if how == "centre":
         sampled = F.interpolate(masks[:, None].float(), (side, side), mode="bilinear", align_corners=False)
-        return sampled.floor().flatten(1)
+        return (sampled > 1 - CENTRE_SLACK).float().flatten(1)
     covered = _cell_means(masks, side)
     if how == "soft":
         return covered
@@ -101,5 +103,6 @@ def _cell_means(masks: Bool[Tensor, "batch height width"], side: int) -> Float[T
     pixels = masks.float()
     strips = pixels.new_zeros(len(masks), side, masks.shape[2]).index_add(1, row_of, pixels)
     sums = pixels.new_zeros(len(masks), side, side).index_add(2, column_of, strips)
-    areas = row_of.bincount(minlength=side)[:, None] * column_of.bincount(minlength=side)
+    heights, widths = (of.new_zeros(side).index_add(0, of, torch.ones_like(of)) for of in (row_of, column_of))
+    areas = heights[:, None] * widths
     return (sums / areas.clamp(min=1)).flatten(1)

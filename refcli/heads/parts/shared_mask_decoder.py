@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from refcli.heads.parts.self_attention import ResidualSelfAttention
+from refcli.heads.parts.upsampler import NUM_DOUBLINGS, BilinearUpsampler
 
 MLP_RATIO = 4
-NUM_UPSAMPLES = 2
-"""Each doubles the grid: the mask has a quarter of the image's resolution at patch 16."""
 
 
 class DecoderLayer(nn.Module):
@@ -35,21 +33,6 @@ class DecoderLayer(nn.Module):
         return mixed + changed
 
 
-class DoubleAndConvolve(nn.Module):
-    """Bilinear x2, 3x3 convolution without bias, BatchNorm, ReLU."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(dim)
-
-    def forward(self, maps: Float[Tensor, "batch dim rows columns"]) -> Float[Tensor, "batch dim rows2 columns2"]:
-        """Double the height and the width."""
-        size = (2 * maps.shape[2], 2 * maps.shape[3])
-        larger = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-        return F.relu(self.norm(self.convolution(larger)))
-
-
 class SharedMaskDecoder(nn.Module):
     """Mask logit of a place = <its upsampled vector, MLP(vector of <s>)> (Shared-RIS, section on the decoder).
 
@@ -60,7 +43,7 @@ class SharedMaskDecoder(nn.Module):
     def __init__(self, dim: int, *, num_layers: int, heads: int, how: Literal["auto", "sdpa", "explicit"]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, how=how) for _ in range(num_layers))
-        self.upsampler = nn.Sequential(*(DoubleAndConvolve(dim) for _ in range(NUM_UPSAMPLES)), nn.Conv2d(dim, dim, 1))
+        self.upsampler = BilinearUpsampler(dim, doublings=NUM_DOUBLINGS)
         self.query = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
 
     def forward(

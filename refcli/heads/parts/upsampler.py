@@ -1,4 +1,4 @@
-"""Learned upsampling by stride-2 transposed convolutions, computed as matrix products."""
+"""Learned upsampling: by stride-2 transposed convolutions, or by bilinear doubling and convolutions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+NUM_DOUBLINGS = 2
+"""Of the maps of Shared-RIS, which end at four times the grid, and of CGFormer's, which end at sixteen times."""
 
 
 class UpsampleBlock(nn.Module):
@@ -47,3 +50,25 @@ class Upsampler(nn.Sequential):
         super().__init__(
             *(UpsampleBlock(in_dim if i == 0 else out_dim, out_dim, relu=i < steps - 1) for i in range(steps))
         )
+
+
+class DoubleAndConvolve(nn.Module):
+    """Bilinear x2, 3x3 convolution without bias, BatchNorm, ReLU."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(dim)
+
+    def forward(self, maps: Float[Tensor, "batch dim rows columns"]) -> Float[Tensor, "batch dim rows2 columns2"]:
+        """Double the height and the width."""
+        size = (2 * maps.shape[2], 2 * maps.shape[3])
+        larger = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        return F.relu(self.norm(self.convolution(larger)))
+
+
+class BilinearUpsampler(nn.Sequential):
+    """`doublings` times twice the resolution, then a 1x1 convolution (CRIS, CGFormer, Shared-RIS)."""
+
+    def __init__(self, dim: int, *, doublings: int) -> None:
+        super().__init__(*(DoubleAndConvolve(dim) for _ in range(doublings)), nn.Conv2d(dim, dim, 1))

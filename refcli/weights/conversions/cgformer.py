@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from refcli.config.schema import HeadChoice, TowerSettings
-from refcli.errors import UsageError, WeightsError
+from refcli.errors import UsageError
 from refcli.heads.cgformer import CGFormerHead, CGFormerSettings
-from refcli.weights.conversions.beit3 import Names, our_names, rename
+from refcli.weights.conversions import decoders
+from refcli.weights.conversions.beit3 import Names, our_names
 from refcli.weights.conversions.plan import HeadOnlySettings, KeyRow, KeyTableError, Plan, check_keys, size_of
 
 KIND = "CGFormer"
@@ -57,7 +58,7 @@ NAMES: Names = (
     ("decoder.proj.txt.{kind}", "head.projector.kernel.{kind}"),
 )
 """Every tensor keeps its shape."""
-LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
+LEFT_OUT: decoders.LeftOut = (
     (re.compile(r"backbone\."), "its Swin transformer, in whose place the one tower stands"),
     (re.compile(r"text_encoder\."), "its BERT, in whose place the one tower stands"),
     (
@@ -78,16 +79,8 @@ def from_official(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         WeightsError: a tensor that is not part of the published model.
     """
-    kept = [name for name in official if why_left_out(name) is None]
-    names = our_names(kept, NAMES)
-    unknown = [name for name in kept if name not in names]
-    if unknown:
-        raise WeightsError(
-            f"{len(unknown)} tensors do not belong to a CGFormer model: {', '.join(sorted(unknown)[:5])}",
-            where="state dict",
-            hint="is this the right kind of checkpoint?",
-        )
-    return {ours: official[name] for name, ours in names.items()}
+    hint = "is this the right kind of checkpoint?"
+    return decoders.from_official(official, NAMES, LEFT_OUT, kind=KIND, hint=hint)
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,21 +89,13 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         WeightsError: a tensor that the official decoder does not have.
     """
-    back = tuple((ours, theirs) for theirs, ours in NAMES)
-    names = {name: rename(name, back) for name in state}
-    unknown = [name for name, theirs in names.items() if theirs is None]
-    if unknown:
-        raise WeightsError(
-            f"{len(unknown)} tensors have no place in the official model: {', '.join(sorted(unknown)[:5])}",
-            where="state dict",
-            hint="only the decoder and the projector can be written in the official layout",
-        )
-    return {theirs: state[name] for name, theirs in names.items() if theirs is not None}
+    hint = "only the decoder and the projector can be written in the official layout"
+    return decoders.to_official(state, NAMES, hint=hint)
 
 
 def why_left_out(name: str) -> str | None:
     """Why our head has no place for an official tensor; None for one that it has a place for, or an unknown one."""
-    return next((why for pattern, why in LEFT_OUT if pattern.match(name)), None)
+    return decoders.why_left_out(name, LEFT_OUT)
 
 
 def plan(
@@ -151,7 +136,7 @@ def _sizes(official: Mapping[str, Tensor]) -> tuple[CGFormerSettings, int]:
     _, text_dim = size_of(official, TEXT_KEY, rank=2, kind=KIND)
     coarse, fine, finest = (size_of(official, name, rank=4, kind=KIND)[1] for name in FUSIONS)
     side = math.isqrt(places)
-    if side * side != places or num_tokens < 2 or coarse < 2 or min(fine, finest) <= dim:
+    if side * side != places or num_tokens < 2 or coarse < 3 or min(fine, finest) <= dim:
         raise KeyTableError(
             KIND, [KeyRow(name, "wrong shape", tuple(official[name].shape)) for name in (TOKENS, POSITIONS, *FUSIONS)]
         )

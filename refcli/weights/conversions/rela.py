@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from refcli.config.schema import HeadChoice, TowerSettings
-from refcli.errors import UsageError, WeightsError
-from refcli.heads.parts.pixel_decoder import NUM_LEVELS
+from refcli.errors import UsageError
+from refcli.heads.parts.pixel_decoder import CHANNELS_PER_GROUP, NUM_LEVELS
 from refcli.heads.rela import RelaHead, RelaSettings
-from refcli.weights.conversions.beit3 import Names, our_names, rename
+from refcli.weights.conversions import decoders
+from refcli.weights.conversions.beit3 import Names, our_names
 from refcli.weights.conversions.plan import HeadOnlySettings, KeyRow, KeyTableError, Plan, check_keys, size_of
 
 KIND = "ReLA"
@@ -76,12 +77,14 @@ NAMES: Names = (
     *((THEIR_REGIONS + theirs, OUR_REGIONS + ours) for theirs, ours in IN_THE_REGION_DECODER),
 )
 """Every tensor keeps its shape."""
-LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
+LEFT_OUT: decoders.LeftOut = (
     (re.compile(r"backbone\."), "its Swin transformer, in whose place the one tower stands"),
     (re.compile(r"text_encoder\."), "its BERT, in whose place the one tower stands"),
 )
 """What our head has no place for, and why."""
-REGIONS, WORDS = THEIR_REGIONS + "query_feat.weight", THEIR_REGIONS + "lang_proj.weight"
+REGIONS, OLD_REGIONS = THEIR_REGIONS + "query_feat.weight", THEIR_REGIONS + "static_query.weight"
+"""The second is what checkpoints from before version 2 of the published code call the first."""
+WORDS = THEIR_REGIONS + "lang_proj.weight"
 FFN = THEIR_REGIONS + "transformer_ffn_layers.0.linear1.weight"
 PIXEL_FFN = THEIR_LAYER.format(layer=0) + "linear1.weight"
 POINTS = THEIR_LAYER.format(layer=0) + "self_attn.attention_weights.bias"
@@ -94,16 +97,8 @@ def from_official(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         WeightsError: a tensor that is not part of the published model.
     """
-    kept = [name for name in official if why_left_out(name) is None]
-    names = our_names(kept, NAMES)
-    unknown = [name for name in kept if name not in names]
-    if unknown:
-        raise WeightsError(
-            f"{len(unknown)} tensors do not belong to a ReLA model: {', '.join(sorted(unknown)[:5])}",
-            where="state dict",
-            hint="is this the right kind of checkpoint, of the published code's main branch?",
-        )
-    return {ours: official[name] for name, ours in names.items()}
+    hint = "is this the right kind of checkpoint, of the published code's main branch?"
+    return decoders.from_official(official, NAMES, LEFT_OUT, kind=KIND, hint=hint)
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -112,21 +107,13 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         WeightsError: a tensor that the official decoders do not have.
     """
-    back = tuple((ours, theirs) for theirs, ours in NAMES)
-    names = {name: rename(name, back) for name in state}
-    unknown = [name for name, theirs in names.items() if theirs is None]
-    if unknown:
-        raise WeightsError(
-            f"{len(unknown)} tensors have no place in the official model: {', '.join(sorted(unknown)[:5])}",
-            where="state dict",
-            hint="only the pixel decoder and the region decoder can be written in the official layout",
-        )
-    return {theirs: state[name] for name, theirs in names.items() if theirs is not None}
+    hint = "only the pixel decoder and the region decoder can be written in the official layout"
+    return decoders.to_official(state, NAMES, hint=hint)
 
 
 def why_left_out(name: str) -> str | None:
     """Why our head has no place for an official tensor; None for one that it has a place for, or an unknown one."""
-    return next((why for pattern, why in LEFT_OUT if pattern.match(name)), None)
+    return decoders.why_left_out(name, LEFT_OUT)
 
 
 def plan(
@@ -135,7 +122,7 @@ def plan(
     """The pixel decoder and the region decoder of a head; nothing is read off `args`.
 
     Args:
-        official: the state dict of the published code's main branch.
+        official: the state dict of the published code's main branch, or of its first version.
         args: not used.
         heads: attention heads of both decoders; None means 8, as published.
         image_size: must be None.
@@ -146,6 +133,8 @@ def plan(
     """
     if image_size is not None:
         raise UsageError("ReLA is converted without a tower, so there is nothing to resize", where="--image-size")
+    called = {REGIONS if name == OLD_REGIONS else name: name for name in official}
+    official = {name: official[old_name] for name, old_name in called.items()}
     settings, tower_dim = _sizes(official, PUBLISHED_HEADS if heads is None else heads)
     expected = to_official(_decoders_of(settings, tower_dim))
     check_keys(KIND, official, expected, also_known=lambda name: why_left_out(name) is not None)
@@ -155,7 +144,7 @@ def plan(
             head=HeadChoice(name="rela", settings=settings.model_dump(mode="json", exclude_defaults=True)),
         ),
         state=from_official(official),
-        names=our_names(expected, NAMES),
+        names={called[name]: ours for name, ours in our_names(expected, NAMES).items()},
         dropped={name: why for name in official if (why := why_left_out(name))},
         notes=("decoders without pyramid and tower: tensors under the names of a whole model's state dict",),
     )
@@ -167,7 +156,7 @@ def _sizes(official: Mapping[str, Tensor], heads: int) -> tuple[RelaSettings, in
     _, text_dim = size_of(official, WORDS, rank=2, kind=KIND)
     (num_points,) = size_of(official, POINTS, rank=1, kind=KIND)
     c4, c8, c16, c32 = (size_of(official, THEIR_PIXELS + name, rank=4, kind=KIND)[1] for name in FINE_TO_COARSE)
-    if math.isqrt(num_regions) ** 2 != num_regions:
+    if math.isqrt(num_regions) ** 2 != num_regions or dim % CHANNELS_PER_GROUP:
         raise KeyTableError(KIND, [KeyRow(REGIONS, "wrong shape", (num_regions, dim))])
     if heads < 1 or dim % heads or num_points % (heads * NUM_LEVELS):
         raise UsageError(

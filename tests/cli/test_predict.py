@@ -192,7 +192,10 @@ def test_a_dialogue_over_pipes_is_answered_line_by_line(pictures, weights):
 def test_ctrl_c_while_waiting_for_lines_ends_with_130(pictures, weights):
     import signal
 
-    process = start("predict", "-", "-w", weights, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = start(
+        "predict", "-", "-w", weights, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     process.stdin.write('{"image": "a.png", "expression": "x"}\n')
     process.stdin.flush()
     process.stdout.readline()

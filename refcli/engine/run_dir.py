@@ -97,21 +97,37 @@ class RunDir:
             if resume:
                 run._check_settings(settings)
                 run._remove_unfinished()
-            elif path.exists() and not path.is_dir():
-                raise UsageError("the output is a file, not a directory", where=str(path))
-            elif path.exists() and any(path.iterdir()):
-                if not force:
-                    raise UsageError(
-                        "the output directory is not empty",
-                        where=str(path),
-                        hint="--resume continues it, --force replaces it",
-                    )
-                run._remove_own_entries()
+            else:
+                run.check_free(force=force)
+                if force:
+                    run._remove_own_entries()
             path.mkdir(parents=True, exist_ok=True)
             header = f"# refcli {refcli.__version__}: give this file as --preset to repeat the run\n"
             write_atomically(path / "run.yaml", (header + explain(settings)).encode())
             write_atomically(path / "env.json", (json.dumps({**environment(), **facts}, indent=2) + "\n").encode())
         return run
+
+    def check_free(self, *, force: bool) -> None:
+        """Refuse a place where a new run cannot begin; nothing is changed.
+
+        Args:
+            force: a run that is there may be removed.
+
+        Raises:
+            UsageError: it is a file, or it is not empty.
+            TrainingError: it cannot be looked into.
+        """
+        with write_errors_told("the run directory", self.path):
+            if not self.path.exists():
+                return
+            if not self.path.is_dir():
+                raise UsageError("the output is a file, not a directory", where=str(self.path))
+            if not force and any(self.path.iterdir()):
+                raise UsageError(
+                    "the output directory is not empty",
+                    where=str(self.path),
+                    hint="--resume continues it, --force replaces it",
+                )
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl.

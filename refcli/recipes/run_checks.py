@@ -1,33 +1,12 @@
-"""What is looked at in a run directory before anything is built for it or written to it."""
+"""What the user should know of a resumed run before it goes on."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from refcli.config.load import read_yaml, validate
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
 from refcli.engine.run_dir import RunDir
 from refcli.engine.schedule import lr_factor
-from refcli.engine.writing import write_errors_told
-from refcli.errors import UsageError
-
-
-def refuse_occupied(out: Path) -> None:
-    """Refuse a directory that a new run cannot begin in, before anything costly; `RunDir.open` writes later.
-
-    Raises:
-        UsageError: it is not empty, or it is a file.
-        TrainingError: it cannot be looked into.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError("the output is a file, not a directory", where=str(out))
-    with write_errors_told("the run directory", out):
-        is_occupied = out.exists() and any(out.iterdir())
-    if is_occupied:
-        raise UsageError(
-            "the output directory is not empty", where=str(out), hint="--resume continues it, --force replaces it"
-        )
 
 
 def changed_schedule(run: RunDir, settings: FinetuneSettings | PretrainSettings) -> list[str]:

@@ -33,7 +33,7 @@ from refcli.engine.tensorboard import TensorBoard
 from refcli.errors import ConfigError, DataError
 from refcli.recipes.preview import preview_lines
 from refcli.recipes.restarts import launch_facts, takes_over
-from refcli.recipes.run_checks import changed_schedule, refuse_occupied
+from refcli.recipes.run_checks import changed_schedule
 from refcli.text.roles import RoleFinder
 from refcli.text.tokenizer import Tokenizer
 
@@ -136,8 +136,8 @@ def run_in_world(
     if world.any(takes_over(out)):
         resume, force = True, False
     with failing_together(world):
-        if world.is_main and not resume and not force:
-            refuse_occupied(out)
+        if world.is_main and not resume:
+            run.check_free(force=force)  # before anything costly is built
     starts = world.gather(not resume or run.checkpoints.pointer("last") is None)[0]  # as the main process sees the disk
     parts = build(world, starts)
     notes = list(parts.notes)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.data.sources.synthetic import SyntheticSettings, render_scene
+from refcli.engine.allocator import keep_freed_pages
 from refcli.grounder import Grounder
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
@@ -55,6 +56,7 @@ def measure(which: str, folder: Path, *, pairs: int, batch_sizes: tuple[int, ...
 
 
 def main(*which: str) -> None:
+    keep_freed_pages()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         for name in which or ("builtin", "base", "base+mask"):

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+NUM_UNUSED_ROWS = 2
+"""torchscale numbers positions from 2: rows 0 and 1 of every table are never read."""
 
 ValidationMetric = Literal["score", "box_iou", "box_accuracy", "mask_iou", "mask_accuracy", "existence_accuracy"]
 """What fine-tuning may be watched by, all 0..1: `box_accuracy` is Acc@0.5, `mask_iou` the mean over samples, `score`
@@ -12,9 +25,9 @@ the mean of those among box_iou, mask_iou and existence_accuracy that the head a
 
 
 class Settings(BaseModel):
-    """Base of every settings class: frozen, and no unknown keys."""
+    """Base of every settings class: frozen, no unknown keys, and numbers that are numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TowerSettings(Settings):
@@ -51,6 +64,8 @@ class TowerSettings(Settings):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        if self.init == "scaled" and self.dim % 4:
+            raise ValueError(f"the sine positions of init=scaled need a dim that is a multiple of 4, not {self.dim}")
         return self
 
     @property
@@ -82,6 +97,16 @@ class ModelSettings(Settings):
     text: TextSettings = TextSettings()
     head: HeadChoice = HeadChoice()
 
+    @model_validator(mode="after")
+    def _words_have_positions(self) -> ModelSettings:
+        most = self.tower.max_text_positions - NUM_UNUSED_ROWS
+        if self.text.max_tokens > most:
+            raise ValueError(
+                f"text.max_tokens is {self.text.max_tokens}, but {self.tower.max_text_positions} "
+                f"tower.max_text_positions are enough for {most} tokens"
+            )
+        return self
+
 
 class AugmentSettings(Settings):
     """Training-time changes of a sample; none of them can lose a part of the referent."""
@@ -109,7 +134,7 @@ class DataSettings(Settings):
     weights: dict[str, PositiveFloat] | None = None
     """How often each of `train` is drawn, relative to the others; None draws every sample equally often."""
     validation: tuple[str, ...] = ()
-    validation_samples: int | None = None
+    validation_samples: PositiveInt | None = None
     """Use only the first so many samples of the validation splits."""
     kinds: tuple[str, ...] | None = None
     """Train only on these kinds of expression (a curriculum); None means all."""
@@ -123,23 +148,27 @@ class DataSettings(Settings):
         return self
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimSettings(Settings):
     """Optimiser, schedule and what they act on."""
 
     name: str = "adamw"
     """Any optimiser of timm by name."""
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-4
+    lr: NonNegativeFloat = 1e-4
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 1e-4
     decay_norms_and_biases: bool = False
     """The official recipe decays every parameter; ours spares norms, biases, positions and scalars."""
-    tower_lr_scale: float = 1.0
+    tower_lr_scale: NonNegativeFloat = 1.0
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Learning-rate factor per layer below the top of the tower."""
-    warmup_steps: int = 0
-    final_lr_ratio: float = 0.0
+    warmup_steps: NonNegativeInt = 0
+    final_lr_ratio: float = Field(0.0, ge=0, le=1)
     """The cosine ends at this fraction of `lr`."""
-    clip_grad_norm: float | None = 1.0
+    clip_grad_norm: PositiveFloat | None = 1.0
+    """None leaves gradients as they are."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of the timm optimiser."""
 
@@ -158,12 +187,12 @@ class TrainSettings(Settings):
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several processes: every one has the whole model, or a shard of it (FSDP2; for models that do not fit)."""
-    ema_decay: float | None = None
+    ema_decay: float | None = Field(None, ge=0, lt=1)
     freeze_tower: bool = False
     seed: int = 13
     device: str = "auto"
-    log_every: int = 20
-    save_every: int = 500
+    log_every: PositiveInt = 20
+    save_every: PositiveInt = 500
     validate_every: int | None = Field(None, ge=1)
     """Validate after every so many steps, and always at the end."""
     best_by: ValidationMetric = "score"

@@ -1,4 +1,4 @@
-"""Process-wide memory settings that make training on a CPU faster."""
+"""Process-wide memory settings that make a model on a CPU faster."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ UNLIMITED_BYTES = 2**31 - 1
 def keep_freed_pages() -> bool:
     """Tell glibc's malloc to keep freed memory instead of giving it back to the kernel; True if it agreed.
 
-    Every step frees and asks again for the same large activations. By default each one is mapped afresh, and the
-    kernel hands it out page by page through page faults, which cost a small model more than its arithmetic.
+    Every step, and every batch that is answered, frees and asks again for the same large activations. By default each
+    one is mapped afresh, and the kernel hands it out page by page through page faults, which cost a small model more
+    than its arithmetic.
     Only allocations after the call are affected. Other C libraries have no mallopt, so nothing is done there.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":

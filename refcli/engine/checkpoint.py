@@ -86,7 +86,7 @@ class Checkpoints:
                 target = self.path(state.step)
                 with write_errors_told(f"the checkpoint of step {state.step}", target):
                     self._write(target, parts)
-                    self._note_best(state.best)
+                    self.note_best(state.best)
                     self._prune(state.best)
 
     def load(self, step: int, state: TrainingState, *, world: World) -> BatchLayout:
@@ -106,8 +106,15 @@ class Checkpoints:
                 hint="it is of another model or another version of refcli; start again with --force",
             ) from error
         if world.is_main:
-            self._note_best(state.best)
+            self.note_best(state.best)
         return layout
+
+    def note_best(self, best: Pointer | None) -> None:
+        """Write best.json: for readers; training itself goes by the state."""
+        if best is not None:
+            file = self.root / "best.json"
+            with write_errors_told("the note of the best checkpoint", file):
+                write_atomically(file, (json.dumps(asdict(best)) + "\n").encode())
 
     def _write(self, target: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -145,11 +152,6 @@ class Checkpoints:
             torch.load(file, map_location="cpu", weights_only=True) if part == REST else load_file(file)
         )
         return content
-
-    def _note_best(self, best: Pointer | None) -> None:
-        """Write best.json: for readers; training itself goes by the state."""
-        if best is not None:
-            write_atomically(self.root / "best.json", (json.dumps(asdict(best)) + "\n").encode())
 
     def _prune(self, best: Pointer | None) -> None:
         """Remove all checkpoints but the newest and the best, and what a killed process left half-written."""

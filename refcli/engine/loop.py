@@ -88,8 +88,12 @@ def train(
     watch = Watch(run, world, reporter, precision=settings.precision)
     _train_mode(objective, frozen)
     batches = feed.batches(state.samples // layout.global_batch)
-    has_stalled = watch.has_stalled(state, settings.patience)
     with StopSignals() as signals, closing(batches), compile_errors_told():
+        if feed.validate is not None and _is_to_be_validated(state, settings):  # a signal came before it
+            if watch.validate(state, feed.validate) and world.is_main:
+                run.checkpoints.note_best(state.best)
+            _train_mode(objective, frozen)
+        has_stalled = watch.has_stalled(state, settings.patience)
         while state.step < settings.steps and not has_stalled:
             before = time.perf_counter()
             factor = lr_factor(
@@ -123,9 +127,8 @@ def train(
             if is_end or state.step % settings.log_every == 0:
                 watch.measure(state, lr=optim.lr * factor)
             stop = world.any(signals.received is not None)
-            is_due = settings.validate_every is not None and state.step % settings.validate_every == 0
             is_best = False
-            if feed.validate is not None and (is_end or is_due) and not stop:
+            if feed.validate is not None and _is_to_be_validated(state, settings) and not stop:
                 is_best = watch.validate(state, feed.validate)
                 has_stalled = watch.has_stalled(state, settings.patience)
                 _train_mode(objective, frozen)
@@ -171,7 +174,13 @@ def _take_up(
                 f"{before.global_batch * before.accumulate}, and draws new random numbers"
             )
     if world.is_main:
-        run.forget_metrics_after(state.step)
+        run.forget_metrics_after(state.step, validated=state.validated)
+
+
+def _is_to_be_validated(state: TrainingState, settings: TrainSettings) -> bool:
+    """Whether a validation is due after the step just done, and has not been made."""
+    is_due = settings.validate_every is not None and state.step % settings.validate_every == 0
+    return (is_due or state.step == settings.steps) and state.validated != state.step
 
 
 def _train_mode(objective: nn.Module, frozen: Sequence[nn.Module]) -> None:

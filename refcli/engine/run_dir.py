@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 import shutil
@@ -53,6 +54,8 @@ OWN_ENTRIES = (
     "tensorboard",
     "stages",
 )
+VALIDATION_PREFIX = "validation/"
+"""What the names of validation metrics begin with in metrics.jsonl."""
 STAGE_PREFIX = re.compile(r"^stages\.[^.]+\.")
 """What a setting of a stage has before the name that it has elsewhere."""
 
@@ -137,13 +140,16 @@ class RunDir:
         """
         self._append("metrics.jsonl", json.dumps(line))
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run will do again."""
+    def forget_metrics_after(self, step: int, *, validated: int) -> None:
+        """Drop the lines of what a resumed run will do again: steps after `step`, validations after `validated`."""
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step)
+        kept = ""
+        for text in file.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text) if text.endswith("}") else {"step": math.inf}  # cut off by a crash
+            is_validation = any(name.startswith(VALIDATION_PREFIX) for name in line)
+            kept += text + "\n" if line["step"] <= (validated if is_validation else step) else ""
         with write_errors_told("the metrics", file):
             write_atomically(file, kept.encode())
 

@@ -46,6 +46,8 @@ class TrainingState:
     """Samples that all processes together have trained on: the position in the data."""
     seconds: float = 0.0
     """Time spent training, over all parts of the run."""
+    validated: int = 0
+    """The step of the last validation."""
     best: Pointer | None = None
     """The checkpoint with the best validation score so far."""
 
@@ -87,6 +89,7 @@ def take_state(state: TrainingState, layout: BatchLayout, world: World) -> dict[
         "step": state.step,
         "samples": state.samples,
         "seconds": state.seconds,
+        "validated": state.validated,
         "best": [state.best.step, state.best.score] if state.best else None,
         "layout": asdict(layout),
         "optimizer": full_optimizer_state(state.objective, state.optimizer),
@@ -112,6 +115,7 @@ def put_back(parts: Mapping[str, Mapping[str, Any]], state: TrainingState, world
         shared = {name: parts[MODEL][name] for name in state.frozen_names}
         load_full_model_state(state.ema, {**parts[EMA], **shared})
     state.step, state.samples, state.seconds = rest["step"], rest["samples"], rest["seconds"]
+    state.validated = rest["validated"]
     state.best = Pointer(*rest["best"]) if rest["best"] else None
     if layout.processes == world.size:
         restore_random_state(rest["generators"][world.rank], world.device)

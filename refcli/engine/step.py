@@ -18,7 +18,7 @@ from refcli.contracts.batch import Batch
 from refcli.engine.distributed import World, unsynchronised
 from refcli.engine.objective import BeginsSteps, work_of
 from refcli.engine.run_dir import BadBatch, RunDir
-from refcli.errors import TrainingError
+from refcli.errors import ConfigError, TrainingError
 from refcli.model.flops import Work
 
 
@@ -74,6 +74,8 @@ def optimizer_step(
                 stack.enter_context(unsynchronised(wrapped))
             with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
                 losses = wrapped(batch.to(world.device), step)
+            if not losses:
+                raise ConfigError("there is no loss to learn from: every weight is 0", where="loss_weights")
             terms = torch.stack([term.float() for term in losses.values()])
             values = dict(zip(losses, terms.detach().tolist(), strict=True))
             if world.any(not _all_finite(values)):

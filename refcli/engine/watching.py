@@ -16,7 +16,7 @@ from refcli.engine.distributed import World
 from refcli.engine.objective import HasWork, read_metrics
 from refcli.engine.randomness import undisturbed_randomness
 from refcli.engine.reporting import Reporter
-from refcli.engine.run_dir import RunDir
+from refcli.engine.run_dir import VALIDATION_PREFIX, RunDir
 from refcli.engine.sharding import whole
 from refcli.engine.state import Pointer, TrainingState
 from refcli.engine.step import StepResult
@@ -25,7 +25,6 @@ from refcli.engine.utilisation import gemm_peak
 
 SCORE = "score"
 """The validation metric that chooses the best checkpoint; larger is better."""
-PREFIX = "validation/"
 
 
 def read_validations(run: Path) -> dict[int, dict[str, float]]:
@@ -34,7 +33,11 @@ def read_validations(run: Path) -> dict[int, dict[str, float]]:
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     validations: dict[int, dict[str, float]] = {}
     for line in (json.loads(text) for text in lines if text.endswith("}")):
-        metrics = {name.removeprefix(PREFIX): value for name, value in line.items() if name.startswith(PREFIX)}
+        metrics = {
+            name.removeprefix(VALIDATION_PREFIX): value
+            for name, value in line.items()
+            if name.startswith(VALIDATION_PREFIX)
+        }
         if metrics:
             validations[int(line["step"])] = metrics
     return validations
@@ -86,6 +89,7 @@ class Watch:
         with failing_together(self.world):
             if self.world.is_main:
                 is_best = self._validate_here(model, state, validate)
+        state.validated = state.step
         return self.world.any(is_best)
 
     def has_stalled(self, state: TrainingState, patience: int | None) -> bool:
@@ -107,7 +111,7 @@ class Watch:
         is_best = state.best is None or state.best.score is None or metrics[SCORE] > state.best.score
         if is_best:
             state.best = Pointer(state.step, metrics[SCORE])
-        line = {"step": state.step, **{f"{PREFIX}{name}": value for name, value in metrics.items()}}
-        self.run.append_metrics({**line, f"{PREFIX}seconds": round(seconds, 3)})
+        line = {"step": state.step, **{f"{VALIDATION_PREFIX}{name}": value for name, value in metrics.items()}}
+        self.run.append_metrics({**line, f"{VALIDATION_PREFIX}seconds": round(seconds, 3)})
         self.reporter.validated(line, is_best=is_best)
         return is_best

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+ROWS_AT_ONCE = 64
+"""Image rows whose logits are interpolated together: so few that they stay in the processor's cache."""
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -88,8 +91,10 @@ class Frame:
         masks = np.empty((len(logits), self.image_height, self.image_width), dtype=np.bool_)
         for target, plane in enumerate(logits):
             columns = torch.lerp(plane[:, x0], plane[:, x1], x_weight)
-            rows = torch.lerp(columns[y0], columns[y1], y_weight[:, None])
-            masks[target] = (rows > 0).numpy()
+            for start in range(0, self.image_height, ROWS_AT_ONCE):
+                part = slice(start, start + ROWS_AT_ONCE)
+                rows = torch.lerp(columns[y0[part]], columns[y1[part]], y_weight[part, None])
+                masks[target, part] = (rows > 0).numpy()
         return masks
 
     def _offsets(self) -> Float[np.ndarray, " 4"]:

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from refcli.config.schema import Settings, TowerSettings
@@ -26,7 +26,7 @@ from refcli.losses.averages import mean_over
 from refcli.losses.boxes import box_giou, box_l1
 from refcli.losses.contrast import clip_contrast
 from refcli.losses.masks import dice, sigmoid_focal
-from refcli.model.beit3 import Features
+from refcli.model.beit3 import Features, draw_as_published
 
 CLIP_INITIAL_SCALE = 1 / 0.07
 
@@ -42,7 +42,7 @@ class LossWeights(Settings):
     mask_dice: NonNegativeFloat = 2.0
     existence_bce: NonNegativeFloat = 0.2
     contrast: NonNegativeFloat = 0.0
-    """CLIP loss between the two class vectors; no official recipe uses it."""
+    """CLIP loss between the two class vectors, of the samples with a referent; no official recipe uses it."""
 
 
 class OneRefSettings(Settings):
@@ -62,7 +62,7 @@ class OneRefSettings(Settings):
     """The same for the mask logits."""
     mask_upsamples: int = Field(3, ge=1)
     """Stride-2 upsampling steps; three give half the image's resolution at patch 16."""
-    mask_dim: int | None = None
+    mask_dim: PositiveInt | None = None
     """Channels of the upsampled map; None means the tower's width, as published."""
     similarity_truth: Literal["box", "mask"] = "box"
     """What the patch similarities are trained to be: inside the box (official REC) or on the mask."""
@@ -118,7 +118,7 @@ class OneRefHead(Head[OneRefOutput]):
             self.pool_projection = nn.Linear(dim, dim)
             self.box_mlp = ThreeLayerMLP(dim, 4)
         if config.res:
-            mask_dim = config.mask_dim or dim
+            mask_dim = dim if config.mask_dim is None else config.mask_dim
             self.upsampler = Upsampler(dim, mask_dim, steps=config.mask_upsamples)
             self.mask_query = nn.Identity() if mask_dim == dim else nn.Linear(dim, mask_dim)
             self.mask_calibration = Calibration(config.mask_scale)
@@ -126,6 +126,9 @@ class OneRefHead(Head[OneRefOutput]):
             self.existence = nn.Sequential(nn.LayerNorm(2 * dim), nn.Linear(2 * dim, 1))
         if config.loss_weights.contrast:
             self.contrast_scale = nn.Parameter(torch.tensor(math.log(CLIP_INITIAL_SCALE)))
+        if tower.init == "beit3":
+            for projection in (self.vision_projection, self.language_projection):
+                draw_as_published(projection)
 
     def forward(self, features: Features) -> OneRefOutput:
         """Boxes, masks and existence for every pair of the batch, as far as the settings ask for them."""
@@ -153,13 +156,11 @@ class OneRefHead(Head[OneRefOutput]):
         self, features: Features, language: Float[Tensor, "batch dim"]
     ) -> Float[Tensor, "batch mask_height mask_width"]:
         """Cosine of every upsampled vision vector with the expression."""
-        patches = features.patches
-        upsampled: Tensor = self.upsampler(patches.reshape(len(patches), *features.grid, -1))
+        upsampled: Tensor = self.upsampler(features.patches)
         query = F.normalize(self.mask_query(language), dim=-1)
-        product = torch.einsum("bhwd,bd->bhw", upsampled, query.to(upsampled.dtype))
+        product = (upsampled @ query.to(upsampled.dtype).unsqueeze(-1)).squeeze(-1)
         norm = torch.linalg.vector_norm(upsampled, dim=-1, dtype=at_least_fp32(upsampled))
-        cosine: Tensor = product.to(norm.dtype) / norm.clamp(min=1e-12)
-        return cosine
+        return self.upsampler.to_maps(product.to(norm.dtype) / norm.clamp(min=1e-12), features.grid)
 
     def losses(self, output: OneRefOutput, targets: Targets) -> dict[str, Tensor]:
         """The official losses; samples without a referent train the similarity, the mask and the existence only."""
@@ -192,7 +193,7 @@ class OneRefHead(Head[OneRefOutput]):
             contrast = clip_contrast(
                 output.vision_class.float(), output.language_class.float(), self.contrast_scale.exp()
             )
-            raw["contrast"] = contrast / len(exists)
+            raw["contrast"] = mean_over(contrast, exists) / len(exists)
         return {name: loss * getattr(weights, name) for name, loss in raw.items() if getattr(weights, name)}
 
     def predict(self, output: OneRefOutput) -> Prediction:

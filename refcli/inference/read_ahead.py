@@ -20,6 +20,8 @@ from refcli.geometry.frame import Frame
 from refcli.inference.requests import ImageSource, Request
 
 MAX_THREADS = 8
+MOST_WITH_ERRORS = 64
+"""A batch goes out at the latest when it has so many requests, should most of them have no picture."""
 IMAGES_REMEMBERED = 8
 """Requests about one of the last so many pictures do not decode it again."""
 PATIENCE_SECONDS = 0.05
@@ -60,7 +62,11 @@ class ReadAhead:
         self.batch_size = batch_size
 
     def batches(self, requests: Iterable[Request]) -> Iterator[list[Prepared]]:
-        """All requests, in order, in lists of at most `batch_size` with a picture (and some with errors)."""
+        """All requests, in order, in lists of at most `batch_size` with a picture (and some with errors).
+
+        Raises:
+            BaseException: what broke the source of requests, after all that came before it.
+        """
         feed = _Feed(requests, self.prepare, depth=2 * self.batch_size)
         batch: list[Prepared] = []
         num_answerable = 0
@@ -70,13 +76,19 @@ class ReadAhead:
                 if isinstance(prepared, Prepared):
                     batch.append(prepared)
                     num_answerable += prepared.picture is not None
-                if isinstance(prepared, _Pause) or num_answerable == self.batch_size or len(batch) > 64:
+                is_last = prepared is None or isinstance(prepared, _Failure)
+                if batch and (
+                    is_last
+                    or isinstance(prepared, _Pause)
+                    or num_answerable == self.batch_size
+                    or len(batch) == MOST_WITH_ERRORS
+                ):
                     yield batch
                     batch, num_answerable = [], 0
-                elif prepared is None:
+                if isinstance(prepared, _Failure):
+                    raise prepared.error
+                if is_last:
                     break
-            if batch:
-                yield batch
         finally:
             feed.close()
 
@@ -106,8 +118,8 @@ class _Feed:
         # A daemon: it may be blocked in a read from a terminal when the program wants to end.
         threading.Thread(target=self._read, args=(requests,), name="requests", daemon=True).start()
 
-    def take(self, *, wait: bool) -> Prepared | _Pause | None:
-        """The next request; None at the end; a pause where `wait` is False and the source is silent."""
+    def take(self, *, wait: bool) -> Prepared | _Pause | _Failure | None:
+        """The next request; None or a failure at the end; a pause where `wait` is False and the source is silent."""
         while True:
             try:
                 slot = self._slots.get(timeout=None if wait else PATIENCE_SECONDS)
@@ -116,9 +128,7 @@ class _Feed:
                 if since is not None and time.monotonic() - since >= PATIENCE_SECONDS and self._slots.empty():
                     return _Pause()
                 continue
-            if isinstance(slot, _Failure):
-                raise slot.error
-            return None if slot is None else _finish(*slot)
+            return slot if slot is None or isinstance(slot, _Failure) else _finish(*slot)
 
     def close(self) -> None:
         """Stop reading and drop what is not decoded yet."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 def clip_contrast(
     vision: Float[Tensor, "batch dim"], language: Float[Tensor, "batch dim"], logit_scale: Float[Tensor, ""]
-) -> Float[Tensor, ""]:
-    """Symmetric CLIP loss over unit vectors; `logit_scale` is the inverse temperature (already exponentiated)."""
+) -> Float[Tensor, " batch"]:
+    """Symmetric CLIP loss of every pair over unit vectors; `logit_scale` is the inverse temperature (exponentiated)."""
     logits = logit_scale * vision @ language.T
     truth = torch.arange(len(vision), device=vision.device)
-    return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+    return (F.cross_entropy(logits, truth, reduction="none") + F.cross_entropy(logits.T, truth, reduction="none")) / 2

@@ -40,6 +40,14 @@ class Features:
         return self.vision[:, 1:]
 
 
+@torch.no_grad()
+def draw_as_published(linear: nn.Linear) -> None:
+    """Fresh weights as BEiT-3's wrapper draws them: a normal distribution cut at one deviation, no bias."""
+    nn.init.trunc_normal_(linear.weight, std=BEIT3_INIT_STD, a=-BEIT3_INIT_STD, b=BEIT3_INIT_STD)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
 class OneTower(nn.Module):
     """BEiT-3: one transformer over [class token, patches] and words (Wang et al. 2023; OneRef section 3.1)."""
 
@@ -58,11 +66,12 @@ class OneTower(nn.Module):
             return
         scaled = self.settings.init == "scaled"
         for module in self.encoder.modules():
-            if isinstance(module, nn.Linear):
-                std = module.in_features**-0.5 if scaled else BEIT3_INIT_STD
-                cut = 3 * std if scaled else std
-                nn.init.trunc_normal_(module.weight, std=std, a=-cut, b=cut)
+            if isinstance(module, nn.Linear) and scaled:
+                std = module.in_features**-0.5
+                nn.init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
                 nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear):
+                draw_as_published(module)
         vision, text = self.vision_embedding, self.text_embedding
         if scaled:
             nn.init.normal_(vision.positions, std=0.02)

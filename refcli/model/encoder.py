@@ -49,7 +49,7 @@ class MultiwayBlock(nn.Module):
         """Residual sum; in training a whole sample's change is dropped with probability `drop_path`."""
         if self.training and self.drop_path > 0:
             kept = 1 - self.drop_path
-            keep = torch.empty_like(change.vision[:, :1, :1]).bernoulli_(kept).div_(kept)
+            keep = change.vision.new_empty(len(change.vision), 1, 1).bernoulli_(kept).div_(kept)
             change = Rows(change.vision * keep, change.text * keep)
         return Rows(rows.vision + change.vision, rows.text + change.text)
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-NUM_UNUSED_ROWS = 2
-"""torchscale numbers positions from 2: rows 0 and 1 of every table are never read."""
+from refcli.config.schema import NUM_UNUSED_ROWS as NUM_UNUSED_ROWS
+
 NUM_EXTRA_ROWS = NUM_UNUSED_ROWS + 1
 """Rows of a vision table before its first patch: the two unused ones and the class token's."""
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from refcli.config.schema import TowerSettings
 from refcli.heads.parts.mlp import ThreeLayerMLP
-from refcli.model.beit3 import BEIT3_INIT_STD
+from refcli.model.beit3 import draw_as_published
 
 
 class MRefMHeads(nn.Module):
@@ -25,10 +24,4 @@ class MRefMHeads(nn.Module):
         self.visual_target_relation = ThreeLayerMLP(tower.dim, 4)
         self.mlm = nn.Linear(tower.dim, tower.vocabulary_size)
         self.semantic_target_relation = ThreeLayerMLP(tower.dim, 1)
-        self._draw_word_read_out()
-
-    @torch.no_grad()
-    def _draw_word_read_out(self) -> None:
-        """The published initialisation of the one head that starts otherwise than torch's default."""
-        nn.init.trunc_normal_(self.mlm.weight, std=BEIT3_INIT_STD, a=-BEIT3_INIT_STD, b=BEIT3_INIT_STD)
-        nn.init.zeros_(self.mlm.bias)
+        draw_as_published(self.mlm)  # the others start as torch draws them

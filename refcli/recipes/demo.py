@@ -11,6 +11,7 @@ from PIL import Image
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
 from refcli.data.sources.synthetic import SyntheticSettings, render_scene
+from refcli.engine.allocator import keep_freed_pages
 from refcli.errors import UsageError
 from refcli.evaluation.mask_metrics import mask_iou
 from refcli.evaluation.scores import score_sample
@@ -58,6 +59,7 @@ def demo(
     """
     if num_scenes < 1:
         raise UsageError("a demo needs a scene", where="--scenes")
+    keep_freed_pages()
     predictor = Predictor(weights, device=device)
     questions = _questions(num_scenes, seed)
     requests = [

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refcli.data.store import Store
+from refcli.engine.allocator import keep_freed_pages
 from refcli.errors import ExitCode, UsageError
 from refcli.evaluation.cases import Cases, ask_again, choose_cases, find_answers, make_cases
 from refcli.evaluation.comparison import compare_runs
@@ -103,6 +104,7 @@ def evaluate(
     """
     asked = _open_splits(store_path, split_names, limit, shard or Shard())
     how = scoring or Scoring()
+    keep_freed_pages()
     predictor = Predictor(weights, device=device, precision=precision, batch_size=batch_size)
     results = []
     for name, (split, rows, size) in asked.items():

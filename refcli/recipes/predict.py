@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refcli.contracts.prediction import Answer
+from refcli.engine.allocator import keep_freed_pages
 from refcli.errors import ExitCode
 from refcli.inference.device import Precision
 from refcli.inference.output_folder import OutputFolder
@@ -61,6 +62,7 @@ def predict(
         on_answer: called with every answer as it comes.
     """
     requests = read_requests(inputs, expressions, request_files)
+    keep_freed_pages()
     predictor = Predictor(weights, device=device, precision=precision, batch_size=batch_size, min_score=min_score)
     asked: deque[Request] = deque()  # filled by the predictor's reading thread, emptied here in the same order
 

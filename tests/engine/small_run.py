@@ -49,6 +49,7 @@ SETTINGS = {
             "drop_path": 0.3,
             "init": "scaled",
         },
+        "text": {"max_tokens": 6},
         "head": {"name": "oneref", "settings": {"rec": True, "existence": True, "similarity_scale": 10.0}},
     },
     "data": {"workers": 1},

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from refcli.errors import TrainingError
+from refcli.errors import ConfigError, TrainingError
 
 
 def equal_bits(one: nn.Module, other: nn.Module) -> bool:
@@ -37,6 +37,15 @@ def test_every_line_of_metrics_has_the_mean_of_every_term_since_the_last_one(run
         for name in ("l1", "l2", "loss", "grad_norm"):
             assert line[name] == pytest.approx(sum(step[name] for step in steps) / 4, abs=2e-6)
         assert line["loss"] == pytest.approx(line["l1"] + line["l2"], abs=2e-6)
+
+
+def test_an_objective_without_a_loss_is_an_error_that_says_so(run_training):
+    class Silent(LinearBox):
+        def forward(self, batch, step):
+            return {}
+
+    with pytest.raises(ConfigError, match="no loss to learn from"):
+        run_training(objective=Silent())
 
 
 def test_accumulating_two_batches_is_one_batch_of_both(run_training, batch_of):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from refcli.config.schema import HeadChoice, ModelSettings, OptimSettings, TowerSettings, TrainSettings
+from refcli.config.schema import HeadChoice, ModelSettings, OptimSettings, TextSettings, TowerSettings, TrainSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.engine.memory import estimate_memory, first_samples
 from refcli.engine.optim import build_optimizer
@@ -22,7 +22,7 @@ def make_grounder(**tower) -> Grounder:
     small = TowerSettings(**{**sizes, "vocabulary_size": 50, "max_text_positions": 20, "init": "scaled", **tower})
     head = HeadChoice(settings={"res": True, "mask_dim": 16, "mask_upsamples": 2})
     torch.manual_seed(0)
-    return Grounder.from_settings(ModelSettings(tower=small, head=head)).train()
+    return Grounder.from_settings(ModelSettings(tower=small, text=TextSettings(max_tokens=18), head=head)).train()
 
 
 def make_batch(pairs: int = 16) -> Batch:

@@ -156,7 +156,6 @@ def test_the_schedule_scales_every_group_by_its_own_rate():
     [
         (OptimSettings(name="adamv"), "did you mean"),
         (OptimSettings(name="adamw", options={"no_such_option": 1}), None),
-        (OptimSettings(name="adamw", lr=-1.0), None),
     ],
 )
 def test_an_impossible_optimiser_is_a_config_error(settings, hint):

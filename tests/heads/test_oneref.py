@@ -8,7 +8,7 @@ from refcli.contracts.batch import Batch, Targets
 from refcli.errors import ConfigError
 from refcli.grounder import Grounder
 from refcli.heads.parts.truth import box_pixels
-from refcli.heads.parts.upsampler import UpsampleBlock
+from refcli.heads.parts.upsampler import Upsampler
 
 TOWER = TowerSettings(
     image_size=32, patch_size=8, dim=32, layers=2, heads=2, ffn_dim=64, vocabulary_size=50, drop_path=0.0, init="scaled"
@@ -78,6 +78,26 @@ def test_a_sample_without_a_referent_does_not_move_the_box_loss():
     assert torch.equal(grounder(batch, 0)["box_l1"], grounder(moved, 0)["box_l1"])
 
 
+def test_the_contrast_is_between_expressions_that_refer_to_something():
+    grounder, batch = make_grounder(**EVERYTHING).eval(), make_batch((True, True))
+    output = grounder.head(grounder.tower(*_inputs(batch)))
+    logits = grounder.head.contrast_scale.exp() * output.vision_class @ output.language_class.T
+    of_first = -(logits.log_softmax(1)[0, 0] + logits.log_softmax(0)[0, 0]) / 2
+    one = grounder.head.losses(output, make_batch((True, False)).targets)["contrast"]
+    torch.testing.assert_close(one, 0.1 * of_first / 2)
+    assert grounder.head.losses(output, make_batch((False, False)).targets)["contrast"] == 0
+
+
+def test_the_projections_start_as_published_unless_the_tower_starts_otherwise():
+    published = Grounder.from_settings(ModelSettings(tower=TOWER.model_copy(update={"dim": 128, "init": "beit3"}))).head
+    ours = Grounder.from_settings(ModelSettings(tower=TOWER.model_copy(update={"dim": 128}))).head
+    for name in ("vision_projection", "language_projection"):
+        weight = getattr(published, name).weight
+        assert weight.abs().max() <= 0.02, "a normal distribution of 0.02, cut at one deviation, has one of 0.0108"
+        assert weight.std().item() == pytest.approx(0.0108, rel=0.05)
+        assert getattr(ours, name).weight.abs().max() > 0.05
+
+
 def test_loss_weights_scale_and_switch_off():
     once, twice = make_grounder(), make_grounder(loss_weights={"box_l1": 2.0, "similarity_dice": 0.0})
     batch = make_batch()
@@ -90,20 +110,27 @@ def test_an_unknown_setting_names_the_nearest_one():
         make_grounder(similarity_scales=3.0)
 
 
-def test_the_upsampling_block_is_a_transposed_convolution_with_batchnorm():
+def test_the_upsampler_is_a_chain_of_transposed_convolutions_with_batchnorm():
     torch.manual_seed(0)
-    block = UpsampleBlock(6, 5, relu=True)
-    block.norm.running_mean.normal_()
-    block.norm.running_var.uniform_(0.5, 2)
-    torch.nn.init.normal_(block.norm.weight)
-    maps = torch.randn(2, 3, 4, 6)
-    reference = torch.nn.BatchNorm2d(5)
-    reference.load_state_dict(block.norm.state_dict())
+    upsampler = Upsampler(6, 5, steps=3)
+    norms = [torch.nn.BatchNorm2d(5) for _ in upsampler]
+    for block, norm in zip(upsampler, norms, strict=True):
+        block.norm.running_mean.normal_()
+        block.norm.running_var.uniform_(0.5, 2)
+        torch.nn.init.normal_(block.norm.weight)
+        norm.load_state_dict(block.norm.state_dict())
+    maps = torch.randn(2, 6, 3, 4)
     for mode in (False, True):
-        block.train(mode), reference.train(mode)
-        expected = torch.nn.functional.conv_transpose2d(maps.permute(0, 3, 1, 2), block.weight, stride=2)
-        expected = reference(expected).relu().permute(0, 2, 3, 1)
-        torch.testing.assert_close(block(maps), expected, rtol=1e-5, atol=1e-5)
+        upsampler.train(mode)
+        expected = maps
+        for number, (block, norm) in enumerate(zip(upsampler, norms, strict=True)):
+            expected = torch.nn.functional.conv_transpose2d(expected, block.weight, stride=2)
+            expected = norm.train(mode)(expected)
+            expected = expected.relu() if number < 2 else expected
+        places = upsampler(maps.flatten(2).transpose(1, 2))
+        for channel in range(5):
+            found = upsampler.to_maps(places[..., channel], (3, 4))
+            torch.testing.assert_close(found, expected[:, channel], rtol=1e-5, atol=1e-5)
 
 
 def test_a_filled_box_covers_the_rounded_pixel_range():

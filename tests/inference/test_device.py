@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from refcli.inference import device as device_module
-from refcli.inference.device import BF16_PAYS_FROM_PARAMETERS, choose_device, choose_precision
+from refcli.inference.device import BF16_PAYS_FROM_PARAMETERS, choose_device, choose_precision, cpu_gains_from_bf16
 
 CPU = torch.device("cpu")
 
@@ -16,12 +16,16 @@ def test_an_asked_precision_is_obeyed(precision, dtype):
     assert choose_precision(precision, CPU, 1) == dtype
 
 
-def test_auto_keeps_small_models_on_a_cpu_in_fp32_and_large_ones_where_the_cpu_has_no_bf16(monkeypatch):
-    monkeypatch.setattr(device_module, "cpu_multiplies_bf16", lambda: True)
-    assert choose_precision("auto", CPU, BF16_PAYS_FROM_PARAMETERS - 1) == torch.float32
-    assert choose_precision("auto", CPU, BF16_PAYS_FROM_PARAMETERS) == torch.bfloat16
-    monkeypatch.setattr(device_module, "cpu_multiplies_bf16", lambda: False)
-    assert choose_precision("auto", CPU, BF16_PAYS_FROM_PARAMETERS) == torch.float32
+@pytest.mark.parametrize(("bf16_seconds", "gains"), [(0.1, True), (0.9, False), (2.0, False)])
+def test_auto_is_bf16_for_large_models_on_a_cpu_that_multiplies_it_clearly_faster(monkeypatch, bf16_seconds, gains):
+    seconds = {torch.float32: 1.0, torch.bfloat16: bf16_seconds}
+    monkeypatch.setattr(device_module, "product_seconds", lambda side, device, dtype: seconds[dtype])
+    cpu_gains_from_bf16.cache_clear()
+    try:
+        assert choose_precision("auto", CPU, BF16_PAYS_FROM_PARAMETERS - 1) == torch.float32
+        assert choose_precision("auto", CPU, BF16_PAYS_FROM_PARAMETERS) == (torch.bfloat16 if gains else torch.float32)
+    finally:
+        cpu_gains_from_bf16.cache_clear()
 
 
 def test_auto_is_a_device_that_works():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.example import RLE
-from refcli.errors import UsageError, WeightsError
+from refcli.errors import UsageError
 from refcli.geometry.masks import decode_mask, rle_area
 from refcli.grounder import Grounder
 from refcli.inference.predictor import Predictor
@@ -201,7 +201,7 @@ def test_answers_that_are_not_finite_become_errors(finds_white, white_box):
 
 
 def test_unknown_weights_devices_and_batch_sizes_are_refused(finds_white):
-    with pytest.raises(WeightsError, match="no weights called 'nowhere'"):
+    with pytest.raises(UsageError, match="no weights called 'nowhere'"):
         Predictor("nowhere")
     with pytest.raises(UsageError, match="no device called 'abacus'"):
         Predictor(finds_white(), device="abacus")

@@ -62,13 +62,16 @@ def test_a_part_filled_batch_goes_out_while_the_source_is_silent():
     assert list(batches) == []
 
 
-def test_a_failure_of_the_source_reaches_the_caller():
+def test_a_failure_of_the_source_reaches_the_caller_after_all_that_came_before_it():
     def requests():
-        yield Request("0", "a", "x")
+        yield from (Request(str(number), "a", "x") for number in range(3))
         raise RuntimeError("the pipe burst")
 
+    got = []
     with pytest.raises(RuntimeError, match="the pipe burst"):
-        list(ReadAhead(lambda source: PICTURE, batch_size=2).batches(requests()))
+        for batch in ReadAhead(lambda source: PICTURE, batch_size=2).batches(requests()):
+            got += [item.request.id for item in batch]
+    assert got == ["0", "1", "2"]
 
 
 def test_reading_does_not_run_away_from_the_model_and_stops_with_it():

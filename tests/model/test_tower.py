@@ -77,6 +77,8 @@ def test_drop_path_drops_whole_samples_in_training_only():
         assert torch.equal(tower(images, *text).vision, tower(images, *text).vision)
         tower.train()
         assert not torch.equal(tower(images, *text).vision, tower(images, *text).vision)
+        for alone in (lambda: tower.encode_texts(*text), lambda: tower.encode_images(images)):
+            assert len({alone().sum().item() for _ in range(20)}) > 1
 
 
 @pytest.mark.parametrize("how", ["sdpa", "explicit"])

@@ -12,10 +12,10 @@ NUM_DOUBLINGS = 2
 
 
 class UpsampleBlock(nn.Module):
-    """2x2 transposed convolution with stride 2 (no bias), BatchNorm and optionally ReLU, on channels-last maps.
+    """2x2 transposed convolution with stride 2 (no bias), BatchNorm and optionally ReLU, on places in any order.
 
-    Kernel equals stride, so the convolution is one product with a (in, out*2*2) matrix and a pixel shuffle; at test
-    time the BatchNorm is folded into that matrix. `weight` has nn.ConvTranspose2d's layout (in, out, 2, 2).
+    Kernel equals stride, so no two places touch each other: the convolution is one product with a (in, 2*2*out) matrix.
+    At test time the BatchNorm is folded into that matrix. `weight` has nn.ConvTranspose2d's layout (in, out, 2, 2).
     """
 
     def __init__(self, in_dim: int, out_dim: int, *, relu: bool) -> None:
@@ -24,9 +24,9 @@ class UpsampleBlock(nn.Module):
         self.weight = nn.Parameter(nn.ConvTranspose2d(in_dim, out_dim, 2, 2, bias=False).weight.detach().clone())
         self.norm = nn.BatchNorm1d(out_dim)
 
-    def forward(self, x: Float[Tensor, "batch rows columns in_dim"]) -> Float[Tensor, "batch rows2 columns2 out_dim"]:
-        """Double the height and the width."""
-        batch, rows, columns, in_dim = x.shape
+    def forward(self, x: Float[Tensor, "batch places in_dim"]) -> Float[Tensor, "batch places4 out_dim"]:
+        """Put four places where one was, one after the other: top left, top right, bottom left, bottom right."""
+        batch, places, in_dim = x.shape
         out_dim = self.weight.shape[1]
         kernel, bias = self.weight.permute(2, 3, 1, 0), None
         if not self.training:
@@ -35,21 +35,37 @@ class UpsampleBlock(nn.Module):
             gain = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
             kernel = kernel * gain[:, None]
             bias = (self.norm.bias - mean * gain).repeat(4)
-        y = F.linear(x, kernel.reshape(4 * out_dim, in_dim), bias)
-        y = y.view(batch, rows, columns, 2, 2, out_dim).permute(0, 1, 3, 2, 4, 5)
-        y = y.reshape(batch, 2 * rows, 2 * columns, out_dim)
+        y = F.linear(x, kernel.reshape(4 * out_dim, in_dim), bias).view(batch, 4 * places, out_dim)
         if self.training:
-            y = self.norm(y.flatten(0, 2)).view_as(y)
+            y = self.norm(y.flatten(0, 1)).view_as(y)
         return F.relu(y) if self.relu else y
 
 
 class Upsampler(nn.Sequential):
-    """A chain of `steps` upsampling blocks; the last has no ReLU (OneRef's mask head)."""
+    """A chain of `steps` upsampling blocks; the last has no ReLU (OneRef's mask head).
+
+    The places come out in the order of the blocks. `to_maps` puts right what is computed of each; to move the channels
+    of every map in every block would cost more than some of the products.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, *, steps: int) -> None:
         super().__init__(
             *(UpsampleBlock(in_dim if i == 0 else out_dim, out_dim, relu=i < steps - 1) for i in range(steps))
         )
+
+    def to_maps(
+        self, values: Float[Tensor, "batch places"], grid: tuple[int, int]
+    ) -> Float[Tensor, "batch map_rows map_columns"]:
+        """One value of every place as maps.
+
+        Args:
+            values: in the order in which the chain puts out the places of `grid`.
+            grid: (rows, columns) of what went in, row-major.
+        """
+        steps = len(self)
+        parted = values.view(len(values), *grid, *(2, 2) * steps)
+        down, across = range(3, 3 + 2 * steps, 2), range(4, 4 + 2 * steps, 2)
+        return parted.permute(0, 1, *down, 2, *across).reshape(len(values), *(side << steps for side in grid))
 
 
 class DoubleAndConvolve(nn.Module):

@@ -76,6 +76,10 @@ class WeightsError(RefcliError):
     exit_code = ExitCode.INTEGRITY
 
 
+class DownloadError(RefcliError):
+    """A file that does not come: no connection, no access, no such file there, no room for it here."""
+
+
 class GateError(RefcliError):
     """A `--fail-under` gate that was not met."""
 

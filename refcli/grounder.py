@@ -8,15 +8,13 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from refcli.config.load import validate
 from refcli.config.schema import ModelSettings
 from refcli.contracts.batch import Batch
 from refcli.contracts.prediction import Prediction
 from refcli.heads.base import Head
-from refcli.heads.table import HEADS
+from refcli.heads.choice import head_class, head_settings
 from refcli.model.beit3 import Features, OneTower
 from refcli.model.flops import Work, training_work
-from refcli.tables import lookup
 
 BLOCK_NAME = re.compile(r"^tower\.encoder\.blocks\.(\d+)\.")
 
@@ -39,9 +37,7 @@ class Grounder(nn.Module):
         Raises:
             ConfigError: an unknown head, or a head setting that does not exist.
         """
-        head_class: type[Head[Any]] = lookup(HEADS, model.head.name, what="head")
-        config = validate(head_class.Config, model.head.settings, where="model.head.settings")
-        return cls(OneTower(model.tower), head_class(config, model.tower))
+        return cls(OneTower(model.tower), head_class(model.head.name)(head_settings(model.head), model.tower))
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Weighted losses by name. The whole training computation happens in here; `step` is the loop's counter."""

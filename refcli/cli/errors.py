@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 
-from refcli.cli.output import console_err
+from refcli.cli.output import console_err, printable_lines
 from refcli.errors import ExitCode, RefcliError
 
 DEBUG_VARIABLE = "REFCLI_DEBUG"
@@ -15,7 +15,7 @@ DEBUG_VARIABLE = "REFCLI_DEBUG"
 def report(error: BaseException) -> int:
     """Tell the user about an error on stderr; returns the exit code that goes with it."""
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
-        console_err.print("".join(traceback.format_exception(error)), markup=False, end="")
+        console_err.print(printable_lines("".join(traceback.format_exception(error))), markup=False, end="")
     if isinstance(error, RefcliError):
         _print_parts("error", error.message, where=error.where, hint=error.hint)
         return int(error.exit_code)
@@ -35,4 +35,4 @@ def _print_parts(kind: str, message: str, *, where: str | None = None, hint: str
     ):
         if text:
             console_err.print(f"{label}:", style=style, end=" ")
-            console_err.print(text, markup=False)
+            console_err.print(printable_lines(text), markup=False)

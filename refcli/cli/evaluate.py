@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refcli.cli.options import Data, Device
+from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES, Data, Device
 from refcli.cli.predict import BatchSize, Precision, PrecisionChoice
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def command(
         typer.Option(
             "--weights",
             "-w",
-            help="`builtin` or a weights directory such as RUN/weights; several give one table. Default: builtin.",
-            metavar="NAME|DIR",
+            help=f"The model to score: {WEIGHTS_NAMES}; several give one table. Default: builtin.",
+            metavar=WEIGHTS_METAVAR,
         ),
     ] = None,
     predictions: Annotated[

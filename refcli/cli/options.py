@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+WEIGHTS_NAMES = "a NAME of `refcli weights list`, a pulled hf://... address, or a directory such as RUN/weights"
+"""What every command takes that reads weights."""
+WEIGHTS_METAVAR = "NAME|hf://...|DIR"
 Preset = Annotated[
     str | None,
     typer.Option(

@@ -33,5 +33,15 @@ def leave_closed_pipe() -> None:
 
 
 def say(text: str) -> None:
-    """Write one line of talk to stderr, taken literally (no markup)."""
-    console_err.print(text, markup=False)
+    """Write talk to stderr, taken literally (no markup) and line by line `printable`."""
+    console_err.print(printable_lines(text), markup=False)
+
+
+def printable(text: str) -> str:
+    """One line of text in which nothing draws on a terminal: what is not printable, line feeds too, is escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def printable_lines(text: str) -> str:
+    """Text of several lines, each of them `printable`."""
+    return "\n".join(printable(line) for line in text.split("\n"))

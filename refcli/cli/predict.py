@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refcli.cli.options import Device
+from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES, Device
 
 if TYPE_CHECKING:
     from refcli.contracts.prediction import Answer
     from refcli.recipes.predict import PredictSummary
 
 BUILTIN_NOTE = (
-    "note: the builtin weights know synthetic scenes only; for photographs train or convert a model "
-    "and give it with --weights DIR"
+    "note: the builtin weights know synthetic scenes only; for photographs pick a NAME of `refcli weights list`, "
+    "run `refcli weights pull NAME` and give --weights NAME"
 )
 MOST_FAILURES_LISTED = 20
 SECONDS_BETWEEN_NEWS = 0.2
@@ -40,7 +40,7 @@ class PrecisionChoice(str, Enum):
 
 Weights = Annotated[
     str,
-    typer.Option("--weights", "-w", help="`builtin` or a weights directory such as RUN/weights.", metavar="NAME|DIR"),
+    typer.Option("--weights", "-w", help=f"The model to ask: {WEIGHTS_NAMES}.", metavar=WEIGHTS_METAVAR),
 ]
 Precision = Annotated[PrecisionChoice, typer.Option("--precision", help="Type of the weights; auto is the fastest.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Pairs per forward pass.", min=1)]
@@ -89,14 +89,14 @@ def command(
     from refcli.inference.answers import answer_to_json
     from refcli.recipes.predict import predict
 
-    if weights == "builtin":
-        say(BUILTIN_NOTE)
     to_text: Callable[[Answer], str] = table_line
     if format_ is Format.jsonl:
         to_text = lambda answer: json.dumps(answer_to_json(answer), ensure_ascii=False)  # noqa: E731
     with Counting() as counting:
 
         def show(answer: Answer) -> None:
+            if weights == "builtin" and not counting.count:
+                say(BUILTIN_NOTE)
             write_line(to_text(answer))
             counting.add()
 
@@ -143,7 +143,7 @@ class Counting:
         import sys
 
         self._is_shown = sys.stderr.isatty() and not sys.stdout.isatty()
-        self._count = 0
+        self.count = 0
         self._next_news = 0.0
 
     def __enter__(self) -> Counting:
@@ -157,9 +157,9 @@ class Counting:
         """One more answer."""
         import time
 
-        self._count += 1
+        self.count += 1
         if self._is_shown and time.monotonic() >= self._next_news:
-            self._write(f"{self._count} answered")
+            self._write(f"{self.count} answered")
             self._next_news = time.monotonic() + SECONDS_BETWEEN_NEWS
 
     @staticmethod

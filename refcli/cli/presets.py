@@ -51,7 +51,11 @@ def show_command(
     group = path.parent.name
     if group not in loaders():
         raise UsageError(f"{group} presets cannot be resolved", where=f"preset {name}", hint="leave out --resolved")
-    write_line(explain(loaders()[group](str(path))).rstrip("\n"))
+    from refcli.heads.choice import with_whole_head  # imports torch, which the file alone does not need
+
+    settings = loaders()[group](str(path))
+    whole = settings.model_copy(update={"model": with_whole_head(settings.model)})
+    write_line(explain(whole).rstrip("\n"))
 
 
 @app.command("copy")
@@ -116,24 +120,23 @@ def check_preset(path: Path, *, group: str) -> None:
     Raises:
         ConfigError: an unknown key or a value that does not fit, with the file and the key.
     """
-    from refcli.config.load import stages_of, validate
+    from refcli.config.load import stages_of
     from refcli.config.schema import FinetuneSettings
     from refcli.errors import ConfigError
-    from refcli.heads.table import HEADS
-    from refcli.tables import lookup
+    from refcli.heads.choice import head_class, head_settings
 
     if group not in loaders():
         raise ConfigError(f"nothing reads {group} presets", where=str(path), hint="known: " + ", ".join(loaders()))
     settings = loaders()[group](str(path))
     head = settings.model.head
     try:
-        head_class = lookup(HEADS, head.name, what="head")
+        head_class(head.name)
     except ConfigError as error:
         raise ConfigError(error.message, where=f"{path}: model.head.name", hint=error.hint) from error
-    validate(head_class.Config, head.settings, where=f"{path}: model.head.settings")
+    head_settings(head, where=f"{path}: model.head.settings")
     stages = stages_of(settings) if isinstance(settings, FinetuneSettings) else {}
     for name, stage in stages.items():
-        validate(head_class.Config, stage.model.head.settings, where=f"{path}: stages.{name}.model.head.settings")
+        head_settings(stage.model.head, where=f"{path}: stages.{name}.model.head.settings")
 
 
 def group_of(file: Path) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -17,7 +19,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --ou
 Force = Annotated[bool, typer.Option("--force", help="Remove the run in --out first.")]
 Init = Annotated[
     str | None,
-    typer.Option("--init", help="Start from these weights: a catalogue name or a directory such as OTHER_RUN/weights."),
+    typer.Option("--init", help=f"Start from these weights: {WEIGHTS_NAMES}.", metavar=WEIGHTS_METAVAR),
 ]
 DryRun = Annotated[
     bool,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES
 from refcli.weights.conversions.table import CONVERSIONS
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, pull, convert and check published weights.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-NameOrPath = Annotated[str, typer.Argument(help="A NAME of the list, or a directory of weights.", metavar="NAME|PATH")]
+NameOrPath = Annotated[str, typer.Argument(help=f"What to look at: {WEIGHTS_NAMES}.", metavar=WEIGHTS_METAVAR)]
 HEADER = ("NAME", "TASKS", "IMAGE", "FILE", "CHECKSUM", "HERE", "WHAT")
 SHOWN_NAMES = 5
 """Names of one kind of tensor on the screen; the JSON report and meta.json have all."""
@@ -38,7 +39,7 @@ def list_command(as_json: AsJson = False) -> None:
     """Every set of weights that has a name; "unverified" is what nobody has stated a checksum for."""
     import json
 
-    from refcli.cli.output import write_line
+    from refcli.cli.output import printable, write_line
     from refcli.recipes.weights import list_weights
 
     listed = list_weights()
@@ -48,7 +49,8 @@ def list_command(as_json: AsJson = False) -> None:
     rows = [HEADER, *(_row(each) for each in listed)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     for row in rows:
-        write_line("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        line = "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+        write_line(printable(line.rstrip()))
 
 
 @app.command("pull")
@@ -109,11 +111,11 @@ def convert_command(
 
 @app.command("info")
 def info_command(name_or_path: NameOrPath, as_json: AsJson = False) -> None:
-    """What weights are and hold: tasks, parameters, origin, licence, training arguments, the paper's scores."""
+    """What weights are and hold: tasks, parameters, origin, licence, how they were trained, scores."""
     import json
     from dataclasses import asdict
 
-    from refcli.cli.output import write_line
+    from refcli.cli.output import printable, write_line
     from refcli.recipes.weights import describe_weights
 
     description = describe_weights(name_or_path)
@@ -127,19 +129,22 @@ def info_command(name_or_path: NameOrPath, as_json: AsJson = False) -> None:
         lines.append(("licence", info.licence or UNKNOWN_LICENCE))
     width = max(len(key) for key, _ in lines)
     for key, value in lines:
-        write_line(f"{key:{width}}  {value}")
+        write_line(printable(f"{key:{width}}  {value}"))
 
 
 @app.command("verify")
 def verify_command(name_or_path: NameOrPath) -> None:
     """Check the files of weights: checksums, shapes, that every number is finite; prints the directory."""
-    from refcli.cli.output import say, write_line
+    from refcli.cli.output import printable, say, write_line
     from refcli.recipes.weights import refuse_broken, verify_weights
+    from refcli.weights.verifying import unchecked
 
     directory, problems = verify_weights(name_or_path)
     for problem in problems:
-        say(problem)
+        say(printable(problem))
     refuse_broken(directory, problems)
+    for note in unchecked(directory):
+        say(f"note: {note}")
     write_line(str(directory))
 
 
@@ -175,10 +180,12 @@ def _of_catalogue(listed: ListedWeights) -> list[tuple[str, str]]:
     lines += [("image size", f"{entry.image_size} x {entry.image_size}")] if entry.image_size else []
     lines += [("starts from", entry.starts_from)] if entry.starts_from else []
     lines += [("trained on", ", ".join(entry.trained_on))] if entry.trained_on else []
-    for table, sets in entry.scores.items():
-        for name, scores in sets.items():
+    for name, sets in entry.scores.items():
+        table = tables[name]
+        told = f"{table.source}; {table.note}" if table.note else table.source
+        for data_set, scores in sets.items():
             cells = ", ".join(f"{split} {value:.2f}" for split, value in scores.items())
-            lines.append((f"paper {tables[table].metric}", f"{name}: {cells} ({tables[table].source})"))
+            lines.append((f"paper {table.metric}", f"{data_set}: {cells} ({told})"))
     lines += [("licence", origin.licence)]
     lines += [("citation", origin.citation)] if origin.citation else []
     lines += [("notes", entry.notes)] if entry.notes else []
@@ -202,19 +209,34 @@ def _of_files(info: WeightsInfo) -> list[tuple[str, str]]:
         lines.append(("made from", ", ".join(f"{key} {value}" for key, value in told.items())))
         lines.append(("training args", args or "none in the file"))
     lines += [("pretraining", f"{name}={value}") for name, value in info.pretraining.items()]
+    lines += [(key.replace("_", " "), _in_words(value)) for key, value in info.training.items()]
+    lines += [("scores", f"{split}: {_in_words(figures)}") for split, figures in info.scores.items()]
     return [*lines, ("model sha256", info.sha256), *(("note", note) for note in info.notes)]
 
 
+def _in_words(value: object) -> str:
+    """A value of meta.json as a person would write it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_in_words(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4f}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
 def _say_report(report: ConversionReport) -> None:
-    from refcli.cli.output import say
+    from refcli.cli.output import printable, say
+    from refcli.weights.text_tokenizer import pulled_tokenizer
 
     tasks = ", ".join(report.tasks) or "none"
     say(f"{report.kind}: {report.num_parameters:,} parameters as {report.dtype}; tasks: {tasks}")
     for what, names in (("kept apart", report.kept_apart), ("left out", tuple(report.dropped))):
         if names:
             more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-            say(f"{what}: {len(names)} ({', '.join(names[:SHOWN_NAMES])}{more})")
+            say(printable(f"{what}: {len(names)} ({', '.join(names[:SHOWN_NAMES])}{more})"))
     for note in report.notes:
-        say(note)
+        say(printable(note))
     if report.needs_tokenizer:
-        say(f"it reads nothing yet: put beit3.spm into {report.out} (`refcli weights pull beit3-tokenizer` gets it)")
+        or_pull = "" if pulled_tokenizer() else ", or `refcli weights pull beit3-tokenizer`"
+        say(f"it reads nothing yet: put its tokenizer into {report.out} as beit3.spm{or_pull}")

@@ -78,7 +78,8 @@ class TextSettings(Settings):
     """How an expression becomes token ids."""
 
     tokenizer: str = "builtin"
-    """`builtin` (the small packaged SentencePiece model) or the path of a SentencePiece file such as beit3.spm."""
+    """`builtin` (the small packaged SentencePiece model) or the path of a SentencePiece file. `beit3.spm`, where there
+    is no such file, is the one that `refcli weights pull beit3-tokenizer` got."""
     max_tokens: int = Field(64, ge=3)
     """Longest sequence including <s> and </s>; longer expressions are truncated."""
 
@@ -204,7 +205,7 @@ class TrainSettings(Settings):
     tensorboard: bool = False
     """Write the metrics for TensorBoard as well (RUN/tensorboard; needs the extra of that name)."""
     init_weights: str | None = None
-    """Start from these weights (a directory or catalogue name) instead of random ones."""
+    """Start from these weights (a directory, a catalogue name or a pulled hf:// address) instead of random ones."""
 
     @model_validator(mode="after")
     def _patience_is_tried(self) -> TrainSettings:

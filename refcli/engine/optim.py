@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from refcli.config.schema import OptimSettings
 from refcli.engine.objective import HasDepth
@@ -68,25 +66,34 @@ def build_optimizer(objective: nn.Module, settings: OptimSettings) -> Optimizer:
     Raises:
         ConfigError: no such optimiser, or it does not take one of `optim.options`.
     """
-    if settings.name not in list_optimizers():
-        guess = nearest(settings.name, list_optimizers())
-        raise ConfigError(
-            f"there is no optimiser called {settings.name!r}",
-            where="optim.name",
-            hint=f"did you mean {guess!r}?" if guess else "any optimiser of timm",
-        )
     if not any(parameter.requires_grad for parameter in objective.parameters()):
         raise ConfigError("every parameter is frozen, so there is nothing to train", where="train.freeze_tower")
     groups = _optimizer_groups(objective, settings)
-    options: dict[str, Any] = {"fused": True} if settings.name == "adamw" else {}
-    if get_optimizer_info(settings.name).has_betas:
-        options["betas"] = settings.betas
+    options: dict[str, Any] = {
+        "lr": settings.lr,
+        "weight_decay": settings.weight_decay,
+        "betas": settings.betas,
+    } | settings.options
     try:
-        optimizer = create_optimizer_v2(
-            groups, opt=settings.name, lr=settings.lr, weight_decay=settings.weight_decay, **options | settings.options
-        )
+        if settings.name == "adamw":  # timm's is the same one, and costs every process two seconds to import
+            return AdamW(groups, **{"fused": True, **options})
+        return _timm_optimizer(settings.name, groups, options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimiser {settings.name!r} refused its options: {error}", where="optim.options") from error
+
+
+def _timm_optimizer(name: str, groups: list[dict[str, Any]], options: Mapping[str, Any]) -> Optimizer:
+    from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+
+    if name not in list_optimizers():
+        guess = nearest(name, list_optimizers())
+        raise ConfigError(
+            f"there is no optimiser called {name!r}",
+            where="optim.name",
+            hint=f"did you mean {guess!r}?" if guess else "any optimiser of timm",
+        )
+    taken = {key: value for key, value in options.items() if key != "betas" or get_optimizer_info(name).has_betas}
+    optimizer = create_optimizer_v2(groups, opt=name, **taken)
     assert isinstance(optimizer, Optimizer)
     return optimizer
 
@@ -129,8 +136,3 @@ def _is_table(name: str, module: nn.Module) -> bool:
 def _is_read_out(linear: nn.Linear) -> bool:
     """Whether a Linear layer turns hidden vectors into a few numbers or into a vocabulary."""
     return linear.out_features < MIN_MATRIX_SIDE or linear.out_features >= OUTPUT_RATIO * linear.in_features
-
-
-def has_fused_adamw(optimizer: Optimizer) -> bool:
-    """Whether the fused AdamW kernel is in use."""
-    return isinstance(optimizer, torch.optim.AdamW) and bool(optimizer.defaults.get("fused"))

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy
 import safetensors
-import timm
 import torch
 
 import refcli
@@ -228,7 +228,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": str(torch.__version__),
-        "timm": str(timm.__version__),
+        "timm": version("timm"),
         "numpy": numpy.__version__,
         "safetensors": str(safetensors.__version__),
         "threads": torch.get_num_threads(),

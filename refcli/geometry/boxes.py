@@ -13,12 +13,6 @@ def cxcywh_to_xyxy(boxes_cxcywh: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]
     return torch.stack((cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), dim=-1)
 
 
-def xyxy_to_cxcywh(boxes_xyxy: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
-    """(left, top, right, bottom) -> (centre x, centre y, width, height), in the same unit."""
-    x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
-    return torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), dim=-1)
-
-
 def box_areas(boxes_xyxy: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
     """Areas; a box whose right (bottom) edge is not beyond its left (top) edge has area 0."""
     sides = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)

@@ -111,17 +111,9 @@ def check_run_lengths(rle: RLE) -> None:
 
 
 def box_pixels(box_xyxy: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
-    """The half-open (left, top, right, bottom) pixels of a box: edges rounded half up, clipped to the image."""
+    """The half-open (left, top, right, bottom) pixels that COCO fills: edges rounded half up, clipped to the image."""
     x1, y1, x2, y2 = (math.floor(value + 0.5) for value in box_xyxy)
     return min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)
-
-
-def box_to_rle(box_xyxy: Sequence[float], height: int, width: int) -> RLE:
-    """A filled box, with the same pixels as COCO's rasterisation of it."""
-    left, top, right, bottom = box_pixels(box_xyxy, height, width)
-    bitmap = np.zeros((height, width), dtype=np.bool_, order="F")
-    bitmap[top:bottom, left:right] = True
-    return encode_mask(bitmap)
 
 
 def rle_area(rle: RLE) -> int:
@@ -133,13 +125,6 @@ def rle_intersection(a: RLE, b: RLE) -> int:
     """Number of pixels in both masks."""
     _check_sizes((a, b))
     return int(coco.area(coco.merge([_coco(a), _coco(b)], intersect=True)))
-
-
-def rle_iou(a: RLE, b: RLE) -> float:
-    """Intersection over union of two masks, in 0..1; two empty masks agree: 1."""
-    intersection = rle_intersection(a, b)
-    union = rle_area(a) + rle_area(b) - intersection
-    return intersection / union if union else 1.0
 
 
 def mask_box(rle: RLE) -> tuple[float, float, float, float]:

@@ -20,7 +20,7 @@ from refcli.geometry.boxes import cxcywh_to_xyxy
 from refcli.heads.base import Head
 from refcli.heads.parts.calibration import Calibration
 from refcli.heads.parts.mlp import ThreeLayerMLP
-from refcli.heads.parts.truth import box_pixels, patch_truth
+from refcli.heads.parts.truth import filled_boxes, patch_truth
 from refcli.heads.parts.upsampler import Upsampler
 from refcli.losses.averages import mean_over
 from refcli.losses.boxes import box_giou, box_l1
@@ -172,7 +172,7 @@ class OneRefHead(Head[OneRefOutput]):
             raw["box_giou"] = box_giou(output.boxes_cxcywh, targets.boxes_cxcywh, exists)
         if weights.similarity_focal or weights.similarity_dice:
             pixels = (
-                box_pixels(targets.boxes_cxcywh, output.image_size) & exists[:, None, None]
+                filled_boxes(targets.boxes_cxcywh, output.image_size) & exists[:, None, None]
                 if self.config.similarity_truth == "box"
                 else targets.masks
             )

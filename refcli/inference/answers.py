@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from refcli.contracts.example import RLE
@@ -73,21 +71,6 @@ def _kind_of(record: Mapping[str, Any], key: str, *kinds: type) -> Any:  # noqa:
     if type(value) not in kinds:
         raise TypeError(f"{key} is {value!r}")
     return value
-
-
-def read_answers(path: Path) -> Iterator[Answer]:
-    """Stream the answers of a predictions file.
-
-    Raises:
-        DataError: a line that is not a prediction record; the line number is named.
-    """
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"not a line of JSON ({error})", where=f"{path}:{number}") from error
-            yield answer_from_json(record)
 
 
 def _target_to_json(target: Target) -> dict[str, Any]:

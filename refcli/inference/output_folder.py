@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 from refcli.contracts.prediction import Answer
@@ -20,7 +21,7 @@ from refcli.geometry.masks import decode_mask
 from refcli.inference.answers import answer_to_json
 from refcli.inference.draw import blank_picture, draw_answer
 from refcli.inference.predictor import read_pixels
-from refcli.inference.requests import ImageSource
+from refcli.inference.requests import ImageSource, identity
 
 PREDICTIONS = "predictions.jsonl"
 LONGEST_NAME_PART = 40
@@ -54,6 +55,7 @@ class OutputFolder:
         self._partial = path / f"{PREDICTIONS}.partial"
         self._lines = self._partial.open("w", encoding="utf-8")
         self._count = 0
+        self._last: tuple[ImageSource, np.ndarray] | None = None
 
     def __enter__(self) -> OutputFolder:
         return self
@@ -76,19 +78,22 @@ class OutputFolder:
             if target.mask is not None:
                 mask = Image.fromarray(decode_mask(target.mask))
                 write_atomically(self.path / "masks" / f"{name}-{number}.png", encode_picture(mask, "PNG"))
-        drawing = _draw(answer, source)
+        drawing = draw_answer(self._read(source), answer)
         is_small = drawing.width * drawing.height <= LARGEST_PNG_PIXELS
         path = self.path / "overlays" / f"{name}.{'png' if is_small else 'jpg'}"
         write_atomically(path, encode_picture(drawing, "PNG" if is_small else "JPEG"))
         return drawing
 
-
-def _draw(answer: Answer, source: ImageSource) -> Image.Image:
-    try:
-        pixels = read_pixels(source)
-    except ImageError:
-        pixels = blank_picture()
-    return draw_answer(pixels, answer)
+    def _read(self, source: ImageSource) -> np.ndarray:
+        """The pixels of a picture, decoded once for answers about it that follow each other."""
+        if self._last is not None and identity(source) == identity(self._last[0]):
+            return self._last[1]
+        try:
+            pixels = read_pixels(source)
+        except ImageError:
+            pixels = blank_picture()
+        self._last = source, pixels
+        return pixels
 
 
 def _slug(text: str) -> str:

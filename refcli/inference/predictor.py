@@ -28,9 +28,10 @@ class Predictor:
     """Answers expressions about pictures.
 
     Args:
-        weights: `builtin`, a weights directory, or loaded weights (their model is moved to `device` and `precision`).
+        weights: `builtin`, a catalogue name, a pulled hf:// address, a weights directory, or loaded weights (their
+            model is moved to `device` and `precision`).
         device: `auto`, `cpu`, `cuda` or `mps`.
-        precision: type of the weights; `auto` is bf16 where that is faster.
+        precision: type of the weights; `auto` is bf16 where that is faster, which on a CPU is tried out.
         batch_size: pairs per forward pass; None chooses by device.
         min_score: targets below this confidence are dropped; None keeps what the model's own threshold keeps.
 

@@ -10,14 +10,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from refcli.errors import RefcliError
 from refcli.geometry.frame import Frame
-from refcli.inference.requests import ImageSource, Request
+from refcli.inference.requests import ImageSource, Request, identity
 
 MAX_THREADS = 8
 MOST_WITH_ERRORS = 64
@@ -161,7 +160,7 @@ class _Feed:
 
     def _decode(self, request: Request) -> Future[Picture]:
         source: ImageSource = request.image if request.source is None else request.source
-        key = str(source) if isinstance(source, str | Path) else id(source)
+        key = identity(source)
         if key in self._recent:
             self._recent.move_to_end(key)
             return self._recent[key][1]

@@ -24,6 +24,11 @@ ImageSource: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
 """A path, an encoded file, RGB uint8 pixels [height, width, 3], or a Pillow image."""
 
 
+def identity(source: ImageSource) -> str | int:
+    """The same for two sources only if they are one picture: its path, or the object while somebody holds it."""
+    return str(source) if isinstance(source, str | Path) else id(source)
+
+
 @dataclass(frozen=True)
 class Request:
     """One expression about one image."""

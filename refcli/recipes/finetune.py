@@ -7,13 +7,11 @@ from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
 
-from refcli.config.load import validate as validate_settings
-from refcli.config.schema import FinetuneSettings
+from refcli.config.schema import FinetuneSettings, HeadChoice
 from refcli.contracts.batch import Batch
 from refcli.data.sampling import OnePass
 from refcli.engine.distributed import World, join_world
@@ -26,15 +24,22 @@ from refcli.errors import ConfigError, DataError
 from refcli.evaluation.calibration import Calibrated, calibrate_on, with_threshold
 from refcli.evaluation.model_frame import validate
 from refcli.grounder import Grounder
-from refcli.heads.base import Head, tells_existence
-from refcli.heads.table import HEADS
+from refcli.heads.base import tells_existence
+from refcli.heads.choice import head_settings, with_whole_head
 from refcli.recipes.stages import Stage, in_turn, plan_stages
-from refcli.recipes.training import Data, Parts, make_feed, open_data, preview_training, run_in_world, training_meta
+from refcli.recipes.training import (
+    Data,
+    Parts,
+    make_feed,
+    open_data,
+    preview_training,
+    run_in_world,
+    training_meta,
+)
 from refcli.recipes.validation_gates import check_validation
-from refcli.tables import lookup
-from refcli.text.tokenizer import Tokenizer
 from refcli.weights.head_transfer import start_head_from
 from refcli.weights.load import save_weights
+from refcli.weights.text_tokenizer import load_tokenizer
 from refcli.weights.transfer import start_from
 
 
@@ -60,6 +65,7 @@ def finetune(
         RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (all saved).
         GateError: a floor is not reached; everything is written nevertheless.
     """
+    settings = settings.model_copy(update={"model": with_whole_head(settings.model)})
     if floors and not settings.data.validation:
         raise ConfigError("without validation nothing can be held to --fail-under", where="data.validation")
     plan = plan_stages(settings, out)
@@ -114,7 +120,8 @@ def build(
     Raises:
         RefcliError: settings, data or weights that do not fit.
     """
-    data = open_data(settings, store_path=store_path, tokenizer=Tokenizer.load(settings.model.text))
+    data = open_data(settings, store_path=store_path, tokenizer=load_tokenizer(settings.model.text))
+    _check_answers(settings.model.head)
     if settings.train.existence_min_t_acc is not None:
         _check_calibration(settings, data)
     seed_generators(settings.train.seed)
@@ -159,11 +166,20 @@ def _save(stage: Stage, plan: list[Stage], store_path: Path, reporter: Reporter,
 def _calibrate(trained: Grounder, settings: FinetuneSettings, store_path: Path) -> Calibrated:
     """Choose the existence threshold of a trained model on the validation samples."""
     least = settings.train.existence_min_t_acc
-    data = open_data(settings, store_path=store_path, tokenizer=Tokenizer.load(settings.model.text))
+    data = open_data(settings, store_path=store_path, tokenizer=load_tokenizer(settings.model.text))
     assert data.watched is not None
     assert least is not None
     with closing(_one_pass(data, settings)) as batches:
         return calibrate_on(trained, batches, min_t_acc=least, bf16=settings.train.precision == "bf16")
+
+
+def _check_answers(head: HeadChoice) -> None:
+    """Raises ConfigError where a head would learn neither boxes nor masks: it could never say where something is."""
+    config = head_settings(head)
+    if not (getattr(config, "rec", True) or getattr(config, "res", True)):
+        raise ConfigError(
+            "the head predicts neither boxes nor masks", where="model.head.settings", hint="set rec=true or res=true"
+        )
 
 
 def _check_calibration(settings: FinetuneSettings, data: Data) -> None:
@@ -173,9 +189,8 @@ def _check_calibration(settings: FinetuneSettings, data: Data) -> None:
         ConfigError: the head has no existence output.
         DataError: the validation samples all have a target, or none has.
     """
-    where, head = "train.existence_min_t_acc", settings.model.head
-    head_class: type[Head[Any]] = lookup(HEADS, head.name, what="head")
-    if not tells_existence(validate_settings(head_class.Config, head.settings, where="model.head.settings")):
+    where = "train.existence_min_t_acc"
+    if not tells_existence(head_settings(settings.model.head)):
         raise ConfigError("the head has no existence output", where=where, hint="model.head.settings.existence=true")
     has_target = data.watched.has_target() if data.watched else np.zeros(0, dtype=bool)
     if has_target.all() or not has_target.any():

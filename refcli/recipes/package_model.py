@@ -17,7 +17,7 @@ from refcli.evaluation.calibration import calibrate_existence, with_threshold
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
 from refcli.recipes.evaluate import evaluate
-from refcli.weights.load import load_weights, save_weights
+from refcli.weights.load import load_weights, read_meta, save_weights, write_meta
 
 MIN_T_ACC = 0.96
 """A wrong "no target" costs a user more than a wrong box: at most 4 % of what is there may be denied."""
@@ -42,9 +42,8 @@ def package_model(
     grounder = load_weights(str(weights)).grounder  # the predictor has turned the first one into bf16
     meta: dict[str, object] = {**loaded.meta, "existence_threshold_from": calibrate[1]}
     save_weights(out, grounder, settings, meta=meta, dtype="bf16")
-    meta["scores"] = evaluate(score[0], [score[1]], weights=str(out)).document
-    save_weights(out, grounder, settings, meta=meta, dtype="bf16")
-    return meta
+    write_meta(out, {**read_meta(out), "scores": evaluate(score[0], [score[1]], weights=str(out)).document})
+    return read_meta(out)
 
 
 def ask_existence(predictor: Predictor, split: StoreSplit) -> tuple[np.ndarray, np.ndarray]:

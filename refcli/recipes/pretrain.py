@@ -18,6 +18,7 @@ from refcli.engine.randomness import seed_generators
 from refcli.engine.reporting import Reporter
 from refcli.engine.stopping import failing_together
 from refcli.grounder import Grounder
+from refcli.heads.choice import with_whole_head
 from refcli.pretraining.mrefm import MRefM
 from refcli.pretraining.pixel_clusters import PixelClusters
 from refcli.pretraining.tokenizer_training import VisualTokenizerTraining
@@ -34,10 +35,10 @@ from refcli.recipes.training import (
 )
 from refcli.recipes.word_scorer import check_word_scorer, make_word_scorer
 from refcli.text.roles import RoleFinder, role_finder
-from refcli.text.tokenizer import Tokenizer
 from refcli.weights.load import save_weights
 from refcli.weights.locate import resolve
 from refcli.weights.pretraining_heads import load_pretraining_heads, save_pretraining_heads
+from refcli.weights.text_tokenizer import load_tokenizer
 from refcli.weights.transfer import start_from
 from refcli.weights.visual_tokenizer import save_visual_tokenizer
 
@@ -59,6 +60,7 @@ def pretrain(
     Raises:
         RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (all saved).
     """
+    settings = settings.model_copy(update={"model": with_whole_head(settings.model)})
     weights = out / "weights"
 
     def save(trained: nn.Module) -> None:
@@ -103,7 +105,7 @@ def build(settings: PretrainSettings, store_path: Path, world: World, starts: bo
     Raises:
         RefcliError: settings, data or weights that do not fit.
     """
-    tokenizer = Tokenizer.load(settings.model.text)
+    tokenizer = load_tokenizer(settings.model.text)
     if settings.objective == "mrefm" and starts:
         check_word_scorer(settings)
     data = open_data(settings, store_path=store_path, tokenizer=tokenizer, find_roles=_role_finder(settings))

@@ -18,9 +18,9 @@ from refcli.errors import ConfigError
 from refcli.grounder import Grounder
 from refcli.recipes.restarts import launch_facts, takes_over
 from refcli.recipes.training import open_data
-from refcli.text.tokenizer import Tokenizer
 from refcli.weights.load import MODEL_FILE
 from refcli.weights.locate import resolve
+from refcli.weights.text_tokenizer import load_tokenizer
 
 FOLDER = "stages"
 
@@ -125,7 +125,7 @@ def _look_at(stage: Stage, store_path: Path, *, starts: bool) -> None:
             no model.
     """
     settings = stage.settings
-    open_data(settings, store_path=store_path, tokenizer=Tokenizer.load(settings.model.text))
+    open_data(settings, store_path=store_path, tokenizer=load_tokenizer(settings.model.text))
     with torch.device("meta"):
         Grounder.from_settings(settings.model)
     if starts and stage.after is None and settings.train.init_weights is not None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refcli.config.schema import TextSettings
 from refcli.errors import WeightsError
+from refcli.files import file_sha256
 from refcli.weights.catalog import TOKENIZER, Catalog, CatalogEntry, WeightsOrigin
 from refcli.weights.download import OFFICIAL_TOKENIZER, read_origin
-from refcli.weights.locate import BUILTIN, BUILTIN_PATH, MODEL_FILE, pulled_directory, resolve
+from refcli.weights.locate import BUILTIN, BUILTIN_PATH, META_FILE, MODEL_FILE, is_file, pulled_directory, resolve
 from refcli.weights.pins import Pin, read_pins
 
 if TYPE_CHECKING:
@@ -40,8 +42,10 @@ class ListedWeights:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain data; null stands for "not verified"."""
+        tables, scores = Catalog.load().tables, self.entry.scores
         return {
             **self.entry.model_dump(mode="json"),
+            "scores": {table: {**tables[table].model_dump(), "percent": sets} for table, sets in scores.items()},
             "repos": list(self.origin.repos),
             "licence": self.origin.licence,
             "citation": self.origin.citation,
@@ -83,17 +87,26 @@ def convert_weights(
     heads: int | None = None,
     tokenizer: Path | None = None,
 ) -> ConversionReport:
-    """Convert an official checkpoint; a tokenizer that was pulled is put beside a model that needs one.
+    """Convert an official checkpoint; a tokenizer that was pulled is put beside a model that it fits.
 
     Raises:
         RefcliError: as `refcli.weights.convert.convert`.
     """
     from refcli.weights.convert import convert
 
+    def converted(tokenizer: Path | None) -> ConversionReport:
+        return convert(file, out=out, kind=kind, dtype=dtype, image_size=image_size, heads=heads, tokenizer=tokenizer)
+
     pulled = pulled_directory(TOKENIZER) / OFFICIAL_TOKENIZER
-    if tokenizer is None and pulled.is_file():
-        tokenizer = pulled
-    return convert(file, out=out, kind=kind, dtype=dtype, image_size=image_size, heads=heads, tokenizer=tokenizer)
+    if tokenizer is not None or not pulled.is_file():
+        return converted(tokenizer)
+    try:
+        return converted(pulled)
+    except WeightsError as problem:  # a tokenizer is looked at before anything is written
+        if problem.where != str(pulled):
+            raise
+        report = converted(None)
+        return replace(report, notes=(*report.notes, f"the pulled tokenizer is left out: {problem.message}"))
 
 
 def describe_weights(name_or_path: str) -> Description:
@@ -102,11 +115,12 @@ def describe_weights(name_or_path: str) -> Description:
     A directory of that name comes before the catalogue's weights, as for every other command.
 
     Raises:
-        WeightsError: neither knows them, or the files cannot be read.
+        UsageError: neither knows them.
+        WeightsError: the files cannot be read.
     """
     from refcli.weights.inspect import info
 
-    if name_or_path != BUILTIN and (Path(name_or_path) / MODEL_FILE).is_file():
+    if name_or_path != BUILTIN and is_file(Path(name_or_path) / MODEL_FILE):
         return Description(None, info(Path(name_or_path)))
     listed = next((each for each in list_weights() if each.entry.name == name_or_path), None)
     if listed is not None and (listed.directory is None or listed.entry.kind == "tokenizer"):
@@ -115,15 +129,35 @@ def describe_weights(name_or_path: str) -> Description:
 
 
 def verify_weights(name_or_path: str) -> tuple[Path, list[str]]:
-    """Check the files of some weights; returns their directory and everything that is wrong.
+    """Check the files of some weights or of the pulled tokenizer; returns their directory and everything that is wrong.
 
     Raises:
-        WeightsError: there are no such weights here.
+        WeightsError: they are not here.
+        UsageError: there are no such weights.
     """
-    from refcli.weights.inspect import verify
+    from refcli.weights.verifying import verify
 
+    directory = pulled_directory(TOKENIZER) if name_or_path == TOKENIZER else Path(name_or_path)
+    if is_file(directory / OFFICIAL_TOKENIZER) and not is_file(directory / MODEL_FILE):
+        return directory, _tokenizer_problems(directory)
     directory = resolve(name_or_path)
     return directory, verify(directory)
+
+
+def _tokenizer_problems(directory: Path) -> list[str]:
+    from refcli.text.tokenizer import Tokenizer
+
+    file, origin = directory / OFFICIAL_TOKENIZER, read_origin(directory)
+    problems = []
+    if origin is None:
+        problems.append(f"{META_FILE} does not tell where {OFFICIAL_TOKENIZER} came from")
+    elif file_sha256(file) != origin["sha256"]:
+        problems.append(f"{OFFICIAL_TOKENIZER} is not the file that was pulled: its sha256 differs from {META_FILE}'s")
+    try:
+        Tokenizer.load(TextSettings(tokenizer=str(file)))
+    except WeightsError as problem:
+        problems.append(problem.message)
+    return problems
 
 
 def refuse_broken(directory: Path, problems: list[str]) -> None:

@@ -12,9 +12,9 @@ from refcli.errors import ConfigError
 from refcli.grounder import Grounder
 from refcli.heads.oneref import OneRefHead
 from refcli.pretraining.semantic_scores import FrozenTower
-from refcli.text.tokenizer import Tokenizer
 from refcli.weights.load import load_weights, read_settings, read_tower_settings
 from refcli.weights.locate import resolve
+from refcli.weights.text_tokenizer import load_tokenizer
 
 SCORER_KEY = "mrefm.semantic_targets"
 
@@ -45,7 +45,7 @@ def make_word_scorer(settings: PretrainSettings, grounder: Grounder) -> FrozenTo
             where=where,
             hint="name weights with the head 'oneref'; without weights the model scores words as this run starts",
         )
-    if loaded.tokenizer.model != Tokenizer.load(settings.model.text).model:
+    if loaded.tokenizer.model != load_tokenizer(settings.model.text).model:
         raise ConfigError(
             "the weights that score words cut them into other pieces: their tokenizer is not the model's",
             where=where,

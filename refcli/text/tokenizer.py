@@ -22,7 +22,6 @@ SUBJECT, OBJECT = 1, 2
 """Roles of pieces; 0 is any other."""
 OFFICIAL_NAME = "beit3.spm"
 OFFICIAL_NUM_PIECES = 64000
-OFFICIAL_ADDRESS = "https://huggingface.co/linhuixiao/OneRef/resolve/main/beit3_checkpoints/beit3.spm"
 
 
 class Tokenizer:
@@ -49,7 +48,9 @@ class Tokenizer:
             raise WeightsError(
                 "the tokenizer file is not there",
                 where=str(path),
-                hint=f"put beit3.spm there: {OFFICIAL_ADDRESS} (`refcli weights pull beit3-tokenizer`)",
+                hint="`refcli weights pull beit3-tokenizer` gets it, or put it there yourself"
+                if path.name == OFFICIAL_NAME
+                else "put the SentencePiece file there that the model was trained with",
             )
         try:
             tokenizer = cls(path.read_bytes(), max_tokens=settings.max_tokens)
@@ -67,11 +68,6 @@ class Tokenizer:
     def num_pieces(self) -> int:
         """Size of the SentencePiece vocabulary."""
         return int(self._pieces.get_piece_size())
-
-    @property
-    def pad_id(self) -> int:
-        """Id of padding."""
-        return PAD
 
     @property
     def mask_id(self) -> int:

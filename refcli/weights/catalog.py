@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from refcli.config.load import read_yaml, validate
 from refcli.config.presets import data_specs_root
 from refcli.config.schema import Settings
-from refcli.errors import WeightsError
+from refcli.errors import UsageError
 from refcli.tables import nearest
 
 Kind = Literal["builtin", "oneref", "beit3", "vqkd", "tokenizer"]
@@ -133,13 +133,13 @@ class Catalog(Settings):
         """The entry of that name.
 
         Raises:
-            WeightsError: there is none; the hint names the nearest.
+            UsageError: there is none; the hint names the nearest.
         """
         for entry in self.weights:
             if entry.name == name:
                 return entry
         guess = nearest(name, self.names())
-        raise WeightsError(
+        raise UsageError(
             f"there are no weights called {name!r}",
             where="the catalogue",
             hint=(f"did you mean {guess!r}? " if guess else "") + "see `refcli weights list`",

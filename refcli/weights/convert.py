@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,10 +22,11 @@ from refcli.files import file_sha256
 from refcli.tables import lookup
 from refcli.text.tokenizer import OFFICIAL_NUM_PIECES, Tokenizer
 from refcli.weights.conversions import beit3, cgformer, oneref, rela, vqkd
-from refcli.weights.conversions.plan import KeyRow, KeyTableError, Plan, is_parameter
+from refcli.weights.conversions.plan import KeyTableError, Plan, is_parameter
 from refcli.weights.conversions.table import CONVERSIONS
-from refcli.weights.load import check_tokenizer
+from refcli.weights.load import META_SCHEMA, check_tokenizer
 from refcli.weights.locate import CONFIG_FILE, META_FILE, MODEL_FILE, TOKENIZER_FILE
+from refcli.weights.misfits import KeyRow
 from refcli.weights.reading import Checkpoint, read_checkpoint
 from refcli.weights.writing import appearing, disk_explained
 
@@ -32,7 +34,6 @@ PRETRAINING_HEADS_FILE = "pretraining_heads.safetensors"
 """Tensors of a checkpoint that the model has no place for, under their official names."""
 Dtype = Literal["fp32", "bf16", "keep"]
 DTYPES: Mapping[str, torch.dtype | None] = {"fp32": torch.float32, "bf16": torch.bfloat16, "keep": None}
-META_SCHEMA = "refcli.weights/1"
 AUTO = "auto"
 
 
@@ -53,7 +54,7 @@ class ConversionReport:
     """Official name, or top-level entry of the checkpoint, -> why it was left out."""
     notes: tuple[str, ...]
     needs_tokenizer: bool
-    """Whether beit3.spm, which is published apart, has to be put into `out` before the model can be asked."""
+    """Whether beit3.spm, which is published apart, has to be pulled or put into `out` before the model can be asked."""
 
 
 def detect_kind(state: Mapping[str, Tensor]) -> str:
@@ -97,23 +98,19 @@ def convert(
         dtype: of the floating-point tensors; `keep` leaves them as they are in the file.
         image_size: (height, width) in pixels to resample the tower's positions to; None keeps the file's.
         heads: number of attention heads, where they do not have 64 channels.
-        tokenizer: `beit3.spm`; without it the model cannot be asked until the file is put beside it. A model that
-            reads no text does without, which the report notes.
+        tokenizer: `beit3.spm`; without it the model cannot be asked until the file is pulled or put beside it. A model
+            that reads no text does without, which the report notes.
         origin: where the file is from (repository, revision, licence), for meta.json.
 
     Raises:
         UsageError: `out` is taken; heads or image size do not fit.
-        WeightsError: unsafe, damaged or unknown file; missing, unexpected, misshapen or non-finite tensors; a
-            tokenizer that does not fit.
+        WeightsError: unsafe, damaged or unknown file; missing, unexpected, misshapen or non-finite tensors, or ones of
+            the wrong sort of numbers; a tokenizer that does not fit.
         RefcliError: the disk refuses.
     """
     if dtype not in DTYPES:
         raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", hint=f"one of {', '.join(DTYPES)}")
-    with disk_explained(out):
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError("the output directory is already there", where=str(out), hint="choose another name")
-        if out.resolve() == Path.cwd():
-            raise UsageError("this would replace the folder you are in", where=str(out), hint="choose another name")
+    _check_free(out)
     checkpoint = read_checkpoint(path)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     try:
@@ -156,6 +153,17 @@ def convert(
         meta = _meta(checkpoint, report, origin) | {"files": sha256s}
         (folder / META_FILE).write_text(json.dumps(meta, indent=1) + "\n")
     return report
+
+
+def _check_free(out: Path) -> None:
+    hint = "choose another name"
+    with disk_explained(out), suppress(FileNotFoundError):
+        out.stat()  # where links lead to themselves, or a folder on the way is a file, the disk says so
+    with disk_explained(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError("the output directory is already there", where=str(out), hint=hint)
+        if out.resolve() == Path.cwd():
+            raise UsageError("this would replace the folder you are in", where=str(out), hint=hint)
 
 
 def _finished(tensors: dict[str, Tensor], dtype: Dtype, *, kind: str) -> dict[str, Tensor]:

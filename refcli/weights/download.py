@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock
 
-from refcli.errors import UsageError, WeightsError
+from refcli.config.schema import TextSettings
+from refcli.errors import RefcliError, WeightsError
 from refcli.weights.archives import extract_checkpoint, is_zip_of_weights
-from refcli.weights.catalog import KINDS_WITH_TEXT, TOKENIZER, Catalog, CatalogEntry
-from refcli.weights.hub import HubFile, NotOnHubError, fetch, waiting
-from refcli.weights.locate import CONFIG_FILE, META_FILE, SCHEME, TOKENIZER_FILE, HubUri, canonical, pulled_directory
+from refcli.weights.catalog import KINDS_WITH_TEXT, TOKENIZER, CatalogEntry
+from refcli.weights.hub import HubFile, waiting
+from refcli.weights.locate import CONFIG_FILE, META_FILE, TOKENIZER_FILE, canonical, pulled_directory
 from refcli.weights.pins import Pin, read_pins, write_pin
-from refcli.weights.writing import disk_explained
+from refcli.weights.wanted import AUTO, Say, Wanted, ask, fetch_first, pin_of
+from refcli.weights.writing import disk_explained, undone_on_sigterm
 
 OFFICIAL_TOKENIZER = "beit3.spm"
 """Name of the file in the directory of a pulled tokenizer; `Tokenizer.load` counts the pieces of a file called so."""
-AUTO = "auto"
 ANSWERS = {"rec": "box", "res": "mask"}
 """Task of the catalogue -> what a conversion calls its answer."""
 WIDTHS = {"base": 768, "large": 1024}
@@ -31,26 +32,6 @@ ORIGIN_KEYS = frozenset({*Pin.model_fields, "member", "tokenizer"})
 
 Converter = Callable[..., Any]
 """`refcli.weights.convert.convert(path, kind=, out=, tokenizer=, origin=)`, or what stands for it."""
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a name or an address asks for."""
-
-    name: str
-    uris: tuple[HubUri, ...]
-    """The same file in several repositories, best first."""
-    kind: str
-    sha256: str | None
-    licence: str | None
-    entry: CatalogEntry | None = None
-    """What the catalogue says about it."""
-
-    @property
-    def may_read_text(self) -> bool:
-        """Whether the model reads expressions, as far as that is known before the file is opened."""
-        return self.kind == AUTO or self.kind in KINDS_WITH_TEXT
 
 
 def pull(
@@ -77,13 +58,14 @@ def pull(
         The directory: model.safetensors, config.yaml, meta.json and tokenizer.spm; or meta.json and beit3.spm.
 
     Raises:
-        WeightsError: unknown name, no access, no connection, wrong checksum, or a file that is not what it should be.
-        UsageError: there is nothing to pull, or the address is malformed.
+        UsageError: unknown name, malformed address, or nothing to pull.
+        DownloadError: no access, no connection, no such file, no room for it.
+        WeightsError: wrong checksum, or a file that is not what it should be.
         RefcliError: the disk refuses.
     """
     name = canonical(name_or_uri)
     pinned = read_pins().get(name)
-    wanted = _wanted(name, revision=revision, pinned=pinned, pin=pin)
+    wanted = ask(name, revision=revision, pinned=pinned, pin=pin)
     directory = pulled_directory(name)
     with disk_explained(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +73,7 @@ def pull(
         with waiting(lock, say, f"another refcli is pulling {name}; waiting for it"):
             there = None if force else read_origin(directory)
             if there is None or not _is_enough(there, wanted, revision=revision):
-                file = _fetch_first(wanted, force=force, say=say)
+                file = fetch_first(wanted, force=force, say=say)
                 if there is None or there["sha256"] != file.sha256 or there["member"] != wanted.uris[0].member:
                     there = _install(wanted, file, directory, force=force, say=say, convert=convert)
                 else:
@@ -125,39 +107,6 @@ def read_origin(directory: Path) -> dict[str, Any] | None:
     return origin if all((directory / name).is_file() for name in needed) else None
 
 
-def _wanted(name_or_uri: str, *, revision: str | None, pinned: Pin | None, pin: bool) -> Wanted:
-    """Settle the revision and the checksum. A pin is obeyed, unless --revision and --pin together replace it."""
-    entry, uri, known_revision, known_sha256 = None, None, None, None
-    if name_or_uri.startswith(SCHEME):
-        uri = HubUri.parse(name_or_uri)
-        if revision and uri.revision and revision != uri.revision:
-            raise UsageError("two revisions are given", where=f"--revision {revision}", hint=f"{name_or_uri} has one")
-        known_revision = uri.revision
-    else:
-        entry = Catalog.load().find(name_or_uri)
-        if entry.file is None:
-            raise UsageError(f"{name_or_uri} is inside refcli", where=name_or_uri, hint="there is nothing to pull")
-        known_revision, known_sha256 = entry.revision, entry.sha256
-    if pinned is not None:
-        known_revision, known_sha256 = pinned.revision, pinned.sha256
-    asked = revision or known_revision
-    if revision and revision != known_revision and (pin or pinned is None):
-        known_sha256 = None
-    if uri is not None:
-        return Wanted(name_or_uri, (HubUri(uri.repo, uri.file, asked, uri.member),), AUTO, known_sha256, None)
-    assert entry is not None
-    assert entry.file is not None
-    origin = Catalog.load().origin(entry)
-    uris = tuple(HubUri(repo, entry.file, asked, entry.member) for repo in _repos(entry, pinned))
-    return Wanted(name_or_uri, uris, entry.kind, known_sha256, origin.licence, entry)
-
-
-def _repos(entry: CatalogEntry, pinned: Pin | None) -> tuple[str, ...]:
-    """The repositories to try: the pinned one first, for its commits are its own."""
-    repos = Catalog.load().origin(entry).repos
-    return repos if pinned is None else (pinned.repo, *(repo for repo in repos if repo != pinned.repo))
-
-
 def _is_enough(there: dict[str, Any], wanted: Wanted, *, revision: str | None) -> bool:
     """Whether the directory is certainly what is wanted, without asking the hub; `revision` is the user's own."""
     if there["member"] != wanted.uris[0].member or wanted.sha256 not in (None, there["sha256"]):
@@ -166,64 +115,93 @@ def _is_enough(there: dict[str, Any], wanted: Wanted, *, revision: str | None) -
     return is_same_file or wanted.uris[0].revision in (None, there["revision"])
 
 
-def _fetch_first(wanted: Wanted, *, force: bool, say: Say) -> HubFile:
-    """Fetch from the first repository that has the file."""
-    missing: NotOnHubError | None = None
-    for uri in wanted.uris:
-        try:
-            say(f"looking for {uri}")
-            return fetch(uri, sha256=wanted.sha256, force=force, say=say)
-        except NotOnHubError as problem:
-            say(problem.message)
-            missing = missing or problem
-    assert missing is not None
-    raise missing
-
-
 def _install(
     wanted: Wanted, file: HubFile, directory: Path, *, force: bool, say: Say, convert: Converter | None
 ) -> dict[str, Any]:
     """Build the directory beside its place and move it there; returns what `read_origin` will."""
     origin: dict[str, Any] = {
         "name": wanted.name,
-        **_pin(wanted, file).model_dump(),
+        **pin_of(wanted, file).model_dump(),
         "member": wanted.uris[0].member,
         "licence": wanted.licence,
         "tokenizer": None,
     }
     temporary = directory.with_name(f".{directory.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)  # of a pull that was killed: nobody else holds the lock
-    temporary.mkdir()
-    try:
-        built = temporary / "built"
-        if wanted.kind == "tokenizer":
-            built.mkdir()
-            shutil.copyfile(file.path, built / OFFICIAL_TOKENIZER)
-            meta = {"kind": wanted.kind, "files": {OFFICIAL_TOKENIZER: file.sha256}, "origin": origin}
-            (built / META_FILE).write_text(json.dumps(meta, indent=1) + "\n")
-        else:
-            tokenizer = None
-            if wanted.may_read_text:
-                asked = _wanted(TOKENIZER, revision=None, pinned=read_pins().get(TOKENIZER), pin=False)
-                found = _fetch_first(asked, force=force, say=say)
-                tokenizer, origin["tokenizer"] = found.path, _pin(asked, found).model_dump()
-            checkpoint = _checkpoint(wanted, file, temporary, say)
-            say(f"converting {checkpoint.name}")
-            converter = convert or _own_converter()
-            try:
-                converter(checkpoint, kind=wanted.kind, out=built, tokenizer=tokenizer, origin=origin)
-            except WeightsError as problem:
-                if (problem.where or "").startswith(str(checkpoint)):
-                    problem.where = f"{wanted.uris[0]} ({file.path})"  # what came out of a zip is gone by then
-                raise
-            for note in _notes(wanted.entry, built):
-                say(note)
-        if directory.exists():
-            directory.rename(temporary / "replaced")
-        built.rename(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with undone_on_sigterm():
+        temporary.mkdir()
+        try:
+            built = temporary / "built"
+            if wanted.kind == "tokenizer":
+                _build_tokenizer(wanted, file, built, origin)
+            else:
+                _build_model(wanted, file, built, origin, force=force, say=say, convert=convert)
+            if directory.exists():
+                directory.rename(temporary / "replaced")
+            built.rename(directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return origin
+
+
+def _build_tokenizer(wanted: Wanted, file: HubFile, built: Path, origin: Mapping[str, Any]) -> None:
+    from refcli.text.tokenizer import Tokenizer
+
+    built.mkdir()
+    copy = built / OFFICIAL_TOKENIZER
+    shutil.copyfile(file.path, copy)
+    with _named(wanted, file, copy):
+        Tokenizer.load(TextSettings(tokenizer=str(copy)))
+    meta = {"kind": "tokenizer", "files": {OFFICIAL_TOKENIZER: file.sha256}, "origin": origin}
+    (built / META_FILE).write_text(json.dumps(meta, indent=1) + "\n")
+
+
+def _build_model(
+    wanted: Wanted,
+    file: HubFile,
+    built: Path,
+    origin: dict[str, Any],
+    *,
+    force: bool,
+    say: Say,
+    convert: Converter | None,
+) -> None:
+    checkpoint = _checkpoint(wanted, file, built.parent, say)
+    with _named(wanted, file, checkpoint):
+        kind = _kind_of(checkpoint) if wanted.kind == AUTO else wanted.kind
+    tokenizer = None
+    if kind in KINDS_WITH_TEXT:
+        asked = ask(TOKENIZER, revision=None, pinned=read_pins().get(TOKENIZER), pin=False)
+        try:
+            found = fetch_first(asked, force=force, say=say)
+        except RefcliError as problem:
+            problem.message = f"the tokenizer that this model needs cannot be fetched: {problem.message}"
+            raise
+        tokenizer, origin["tokenizer"] = found.path, pin_of(asked, found).model_dump()
+    say(f"converting {checkpoint.name}")
+    converter = convert or _own_converter()
+    with _named(wanted, file, checkpoint):
+        converter(checkpoint, kind=kind, out=built, tokenizer=tokenizer, origin=origin)
+    for note in _notes(wanted.entry, built):
+        say(note)
+
+
+def _kind_of(checkpoint: Path) -> str:
+    from refcli.weights.convert import detect_kind
+    from refcli.weights.reading import read_checkpoint
+
+    return detect_kind(read_checkpoint(checkpoint).state)
+
+
+@contextmanager
+def _named(wanted: Wanted, file: HubFile, copy: Path) -> Iterator[None]:
+    """Let what is wrong with a file that will be gone by then be about the one that was downloaded."""
+    try:
+        yield
+    except WeightsError as problem:
+        if (problem.where or "").startswith((str(copy), "state dict")):
+            problem.where = f"{wanted.uris[0]} ({file.path})"
+        raise
 
 
 def _notes(entry: CatalogEntry | None, built: Path) -> Iterator[str]:
@@ -261,16 +239,6 @@ def _checkpoint(wanted: Wanted, file: HubFile, temporary: Path, say: Say) -> Pat
     out = temporary / "checkpoint.pth"
     say(f"took {extract_checkpoint(file.path, member, out)} out of {file.path.name}")
     return out
-
-
-def _pin(wanted: Wanted, file: HubFile) -> Pin:
-    return Pin(
-        repo=file.repo,
-        file=wanted.uris[0].file,
-        revision=file.revision,
-        sha256=file.sha256,
-        num_bytes=file.num_bytes,
-    )
 
 
 def _write_pins(name: str, origin: Mapping[str, Any]) -> None:

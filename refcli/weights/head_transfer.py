@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-
-from torch import Tensor
 
 from refcli.config.load import validate
 from refcli.config.schema import ModelSettings, Settings
@@ -14,9 +11,9 @@ from refcli.grounder import Grounder
 from refcli.weights.conversions.plan import HeadOnlySettings
 from refcli.weights.load import CONFIG_FILE, read_config, read_state
 from refcli.weights.locate import resolve
+from refcli.weights.misfits import misfits, summary
 
 HEAD_PREFIX = "head."
-MAX_PROBLEMS_SHOWN = 5
 
 
 def start_head_from(name: str, grounder: Grounder, settings: ModelSettings) -> tuple[str, ...]:
@@ -31,7 +28,8 @@ def start_head_from(name: str, grounder: Grounder, settings: ModelSettings) -> t
         settings: what `grounder` was built from.
 
     Raises:
-        WeightsError: no such weights, or others than of a head alone.
+        WeightsError: damaged weights, or others than of a head alone.
+        UsageError: no such weights.
         ConfigError: another head, other tensors, or other shapes.
     """
     directory, where = resolve(name), f"train.init_head {name}"
@@ -42,17 +40,14 @@ def start_head_from(name: str, grounder: Grounder, settings: ModelSettings) -> t
             where=where,
             hint=f"model.head.name={stored.head.name}",
         )
-    given = {key.removeprefix(HEAD_PREFIX): tensor.float() for key, tensor in read_state(directory).items()}
+    given = {key.removeprefix(HEAD_PREFIX): tensor for key, tensor in read_state(directory).items()}
     wanted = grounder.head.state_dict()
     parts = {_part(key) for key in given}
     expected = {key: tensor for key, tensor in wanted.items() if _part(key) in parts}
     differences = _differences(stored, grounder, settings)
-    if problems := _misfits(given, expected):
-        more = f"; and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
+    if rows := misfits(expected, given):
         raise ConfigError(
-            f"the weights of the head do not fit the settings ({len(problems)} tensors): "
-            + "; ".join(problems[:MAX_PROBLEMS_SHOWN])
-            + more,
+            f"the weights of the head do not fit the settings {summary(rows, prefix=HEAD_PREFIX)}",
             where=where,
             hint="the weights were made with " + ", ".join(differences) if differences else None,
         )
@@ -86,16 +81,6 @@ def read_head_settings(directory: Path) -> HeadOnlySettings:
 def _part(key: str) -> str:
     """The module right below the head that a tensor belongs to."""
     return key.split(".")[0]
-
-
-def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    problems = [f"{HEAD_PREFIX}{key} is missing" for key in expected if key not in given]
-    problems += [f"{HEAD_PREFIX}{key} is not part of the head" for key in given if key not in expected]
-    return problems + [
-        f"{HEAD_PREFIX}{key} has shape {tuple(given[key].shape)}, the settings want {tuple(expected[key].shape)}"
-        for key in expected
-        if key in given and given[key].shape != expected[key].shape
-    ]
 
 
 def _differences(stored: HeadOnlySettings, grounder: Grounder, settings: ModelSettings) -> list[str]:

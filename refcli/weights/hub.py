@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from refcli.errors import RefcliError, WeightsError
-from refcli.files import file_sha256
+from refcli.errors import DownloadError, RefcliError, WeightsError
+from refcli.files import file_sha256, write_atomically
 from refcli.weights.locate import HubUri
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 """The hub's etag of a large file is its sha256."""
+COMMIT = re.compile(r"[0-9a-f]{40}")
+ETAG = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._-]{0,127}")
+"""What may name a file in the cache: it leads nowhere else."""
 PARTIAL_SUFFIX = ".refcli-partial"
 SPARE_BYTES = 1 << 30
-"""Left free on the disk after a download."""
-GIGABYTE = 1e9
+"""Left free on the disk after a download; as much as the file has, if that is less."""
+DEFAULT_BRANCH = "main"
+UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
-class NotOnHubError(WeightsError):
+class NotOnHubError(DownloadError):
     """The hub has no such repository, revision or file, or hides it."""
 
 
@@ -53,16 +58,23 @@ def fetch(
 
     Raises:
         NotOnHubError: no such repository, revision or file.
-        WeightsError: no access, no connection, broken off, or not the file that `sha256` stands for.
+        DownloadError: no access, no connection, broken off, no room.
+        WeightsError: not the file that `sha256` stands for, or a hub that names files as no hub does.
     """
-    from huggingface_hub import hf_hub_download
-
+    try:
+        from huggingface_hub import hf_hub_download
+    except ValueError as problem:  # it takes the variable apart when it is imported
+        raise DownloadError(f"HF_ENDPOINT is no address: {problem}", where=os.environ.get("HF_ENDPOINT")) from problem
     fresh: str | None = None
     with explained(uri):
         found = hf_hub_download(uri.repo, uri.file, revision=uri.revision, dry_run=True)
-        if force or not found.is_cached:
-            fresh = _download(uri, found.commit_hash, Path(found.local_path), sha256=sha256, force=force, say=say)
-        path = Path(hf_hub_download(uri.repo, uri.file, revision=uri.revision))
+        if not COMMIT.fullmatch(found.commit_hash):
+            raise _impossible(uri, "commit", found.commit_hash)
+        path = Path(found.local_path)
+        cache = path.parents[uri.file.count("/") + 2]
+        if force or not path.exists():
+            fresh = _download(uri, found.commit_hash, path, cache / "blobs", sha256=sha256, force=force, say=say)
+        _note_branch(cache / "refs" / (uri.revision or DEFAULT_BRANCH), found.commit_hash)
     etag = path.readlink().name if path.is_symlink() else ""
     digest = fresh if fresh and fresh == etag else file_sha256(path)
     if SHA256.fullmatch(etag) and etag != digest:
@@ -71,14 +83,20 @@ def fetch(
         )
     if sha256 is not None and digest != sha256:
         raise _other_file(uri, digest, sha256)
-    commit = path.parents[uri.file.count("/")].name
-    return HubFile(path, uri.repo, commit, digest, path.stat().st_size)
+    return HubFile(path, uri.repo, found.commit_hash, digest, path.stat().st_size)
 
 
 def _download(
-    uri: HubUri, commit: str, pointer: Path, *, sha256: str | None, force: bool, say: Callable[[str], None]
+    uri: HubUri,
+    commit: str,
+    pointer: Path,
+    blobs: Path,
+    *,
+    sha256: str | None,
+    force: bool,
+    say: Callable[[str], None],
 ) -> str | None:
-    """Download into the cache's `blobs`, which is where `hf_hub_download` looks before it downloads itself.
+    """Download into the cache's `blobs`, and let `pointer`, where `hf_hub_download` looks for the file, lead there.
 
     Returns:
         The sha256, if the hub had stated it and it was right.
@@ -90,21 +108,23 @@ def _download(
     url = hf_hub_url(uri.repo, uri.file, revision=commit)
     facts = get_hf_file_metadata(url)
     if facts.etag is None:
-        raise WeightsError("the hub does not say which file this is", where=str(uri), hint="is HF_ENDPOINT right?")
+        raise DownloadError("the hub does not say which file this is", where=str(uri), hint="is HF_ENDPOINT right?")
+    if not ETAG.fullmatch(facts.etag):
+        raise _impossible(uri, "file", facts.etag)
     if sha256 is not None and SHA256.fullmatch(facts.etag) and facts.etag != sha256:
         raise _other_file(uri, facts.etag, sha256)
-    blobs = pointer.parents[uri.file.count("/") + 2] / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     blob, partial = blobs / facts.etag, blobs / (facts.etag + PARTIAL_SUFFIX)
     with waiting(FileLock(f"{partial}.lock"), say, f"another refcli is downloading {uri.file}; waiting for it"):
         if blob.exists() and not force:
+            _point(pointer, blob)
             return None
         if force or (partial.exists() and facts.size is not None and partial.stat().st_size > facts.size):
             partial.unlink(missing_ok=True)
         done = partial.stat().st_size if partial.exists() else 0
-        _check_space(uri, blobs, (facts.size or 0) - done)
+        _check_space(uri, blobs, facts.size or 0, done)
         if done:
-            say(f"continuing {uri.file} after {done / GIGABYTE:.2f} GB")
+            say(f"continuing {uri.file} after {_size(done)}")
         with partial.open("ab") as file:
             http_get(
                 url,
@@ -123,9 +143,26 @@ def _download(
                 hint=f"pull again (sha256 {digest}, the hub says {facts.etag})",
             )
         partial.replace(blob)
-        if force:
-            pointer.unlink(missing_ok=True)
+        _point(pointer, blob)
         return facts.etag if states_sha256 else None
+
+
+def _point(pointer: Path, blob: Path) -> None:
+    """As huggingface_hub does it; not by it, for it would ask the hub for the blob's name again, and believe it."""
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    pointer.unlink(missing_ok=True)
+    try:
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    except OSError:  # a disk without links
+        blob.replace(pointer)
+
+
+def _note_branch(ref: Path, commit: str) -> None:
+    """Note where a branch stands, for whoever works offline; a cache that may only be read does without."""
+    with suppress(OSError):
+        if ref.name != commit and not (ref.is_file() and ref.read_text() == commit):
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(ref, commit.encode())
 
 
 @contextmanager
@@ -142,14 +179,27 @@ def waiting(lock: FileLock, say: Callable[[str], None], text: str) -> Iterator[N
         lock.release()
 
 
-def _check_space(uri: HubUri, directory: Path, wanted_bytes: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < wanted_bytes + SPARE_BYTES:
-        raise WeightsError(
-            f"the disk has {free / GIGABYTE:.1f} GB left, {uri.file} needs {wanted_bytes / GIGABYTE:.1f} GB more",
+def _check_space(uri: HubUri, directory: Path, num_bytes: int, num_done: int) -> None:
+    free, wanted, spare = shutil.disk_usage(directory).free, num_bytes - num_done, min(SPARE_BYTES, num_bytes)
+    if free < wanted + spare:
+        raise DownloadError(
+            f"the disk has {_size(free)} left, {uri.file} needs {_size(wanted)} more and {_size(spare)} to spare",
             where=str(directory),
             hint="make room, or set HF_HUB_CACHE to another disk",
         )
+
+
+def _size(num_bytes: int) -> str:
+    unit, factor = next(((unit, factor) for unit, factor in UNITS if num_bytes >= factor), ("bytes", 1))
+    return f"{num_bytes / factor:.{2 if factor > 1 else 0}f} {unit}"
+
+
+def _impossible(uri: HubUri, what: str, name: str) -> WeightsError:
+    return WeightsError(
+        f"the hub gives the {what} a name that no hub would give: {name[:200]!a}",
+        where=str(uri),
+        hint="nothing was written; is HF_ENDPOINT a hub that you trust?",
+    )
 
 
 def _other_file(uri: HubUri, found: str, wanted: str) -> WeightsError:
@@ -162,7 +212,7 @@ def _other_file(uri: HubUri, found: str, wanted: str) -> WeightsError:
 
 @contextmanager
 def explained(uri: HubUri) -> Iterator[None]:
-    """Turn everything that can go wrong between here and the hub into a WeightsError with advice."""
+    """Turn everything that can go wrong between here and the hub into an error with advice."""
     try:
         yield
     except RefcliError:
@@ -172,7 +222,7 @@ def explained(uri: HubUri) -> Iterator[None]:
         raise explain(problem, uri) from problem
 
 
-def explain(problem: Exception, uri: HubUri) -> WeightsError:
+def explain(problem: Exception, uri: HubUri) -> DownloadError:
     """What a failure means to the user."""
     from huggingface_hub import constants, errors
 
@@ -183,7 +233,7 @@ def explain(problem: Exception, uri: HubUri) -> WeightsError:
     if isinstance(problem, errors.HFValidationError):
         return NotOnHubError(f"{uri.repo} is no name of a repository", where=where, hint="ORGANISATION/REPOSITORY")
     if isinstance(problem, errors.GatedRepoError):
-        return WeightsError(
+        return DownloadError(
             "only users whom the owners let in may download this",
             where=where,
             hint=f"ask for access at {page}, then set HF_TOKEN (or run `hf auth login`) and pull again",
@@ -199,7 +249,7 @@ def explain(problem: Exception, uri: HubUri) -> WeightsError:
             f"{uri.repo} has no revision {uri.revision!r}", where=where, hint=f"see {page}/commits/main"
         )
     if isinstance(problem, errors.OfflineModeIsEnabled):
-        return WeightsError(
+        return DownloadError(
             "HF_HUB_OFFLINE is set, and the file is not in the cache",
             where=where,
             hint=f"unset HF_HUB_OFFLINE, or bring {constants.HF_HUB_CACHE} from a machine that has it",
@@ -207,25 +257,25 @@ def explain(problem: Exception, uri: HubUri) -> WeightsError:
     if isinstance(problem, errors.EntryNotFoundError) and not isinstance(problem, errors.LocalEntryNotFoundError):
         return NotOnHubError(f"{uri.repo} has no file {uri.file!r}", where=where, hint=f"see {page}/tree/main")
     if status in (401, 403):
-        return WeightsError(
+        return DownloadError(
             f"the hub refuses access ({status})",
             where=where,
             hint=f"set HF_TOKEN to a token that may read {uri.repo}; see {page}",
         )
     said = " ".join(str(problem).split()) or type(problem).__name__
     if status is None and isinstance(problem, OSError) and problem.errno is not None:
-        return WeightsError(
+        return DownloadError(
             f"the cache cannot be written: {problem.strerror}",
             where=problem.filename or constants.HF_HUB_CACHE,
             hint="set HF_HUB_CACHE to a folder with room",
         )
     if status is not None:
-        return WeightsError(
+        return DownloadError(
             f"the hub answered with an error ({status})",
             where=where,
             hint=f"pull again later, what has arrived is kept ({said[:200]})",
         )
-    return WeightsError(
+    return DownloadError(
         "the download broke off or the hub cannot be reached",
         where=where,
         hint=f"check the connection and HF_ENDPOINT, then pull again: what has arrived is kept ({said[:200]})",

@@ -1,32 +1,27 @@
-"""What a weights directory holds, and whether it is whole."""
+"""What a weights directory holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from refcli.config.load import validate
 from refcli.config.pretraining import VisualTokenizerSettings
-from refcli.config.schema import ModelSettings, Settings, TextSettings, TowerSettings
-from refcli.errors import RefcliError, WeightsError
+from refcli.config.schema import ModelSettings, Settings, TextSettings
+from refcli.errors import WeightsError
 from refcli.files import file_sha256
-from refcli.grounder import Grounder
 from refcli.heads.base import tells_existence
 from refcli.heads.table import HEADS
-from refcli.model.beit3 import OneTower
-from refcli.model.visual_tokenizer import VisualTokenizer
 from refcli.tables import lookup
-from refcli.text.tokenizer import Tokenizer
 from refcli.weights.conversions.beit3 import TowerOnlySettings
 from refcli.weights.conversions.plan import HeadOnlySettings, is_parameter
 from refcli.weights.convert import PRETRAINING_HEADS_FILE
-from refcli.weights.load import check_tokenizer, read_config, read_meta
+from refcli.weights.load import beside, read_config, read_meta
 from refcli.weights.locate import BUILTIN, CONFIG_FILE, MODEL_FILE
 
 PRETRAINING_ARGS = (
@@ -38,6 +33,21 @@ PRETRAINING_ARGS = (
     "enable_mlm_sts",
 )
 """Arguments of the published code that say how a model was pretrained; the target-relation scores VTS and STS last."""
+TRAINING_KEYS = (
+    "trained_on",
+    "objective",
+    "stage",
+    "steps_of_stages",
+    "steps",
+    "batch_size",
+    "seed",
+    "init_weights",
+    "init_head",
+    "averaged",
+    "kept",
+    "existence_threshold_from",
+)
+"""What meta.json says of weights that were trained here."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +58,14 @@ class Stored:
     dtype: str
     """As safetensors calls it, such as F32."""
 
+    def is_floating_point(self) -> bool:
+        """Whether it holds floating-point numbers."""
+        return self.dtype.startswith(("F", "BF"))
+
     @property
     def numel(self) -> int:
         """Number of values."""
-        return torch.Size(self.shape).numel()
+        return prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,10 @@ class WeightsInfo:
     """The args that say how it was pretrained, as far as the checkpoint had them."""
     origin: dict[str, Any]
     """Repository, revision and licence, where they were told."""
+    training: dict[str, Any]
+    """How it was trained here: those of `TRAINING_KEYS` that meta.json has."""
+    scores: dict[str, dict[str, float]]
+    """Split -> figure -> value, as measured when the model was packaged."""
     notes: tuple[str, ...]
 
     @property
@@ -101,62 +119,51 @@ def info(directory: Path) -> WeightsInfo:
         WeightsError: it holds no weights, or files that cannot be read.
         ConfigError: a config.yaml with wrong settings.
     """
-    settings, meta = _settings(directory), read_meta(directory)
-    stored = _stored(directory / MODEL_FILE)
-    apart = _stored(directory / PRETRAINING_HEADS_FILE) if (directory / PRETRAINING_HEADS_FILE).is_file() else {}
-    source = _mapping(meta, "source")
-    args = _mapping(source, "args")
-    recorded = _mapping(meta, "files").get(MODEL_FILE)
+    settings, meta = read_any_settings(directory), read_meta(directory)
+    stored = stored_tensors(directory / MODEL_FILE)
+    apart = stored_tensors(directory / PRETRAINING_HEADS_FILE) if (directory / PRETRAINING_HEADS_FILE).is_file() else {}
+    source = mapping(meta, "source")
+    args = mapping(source, "args")
+    recorded = mapping(meta, "files").get(MODEL_FILE)
     text = _text(settings)
     return WeightsInfo(
         directory=directory,
         kind=_kind(settings),
-        tasks=tuple(meta["tasks"]) if isinstance(meta.get("tasks"), list) else _tasks(settings),
+        tasks=tuple(map(str, meta["tasks"])) if isinstance(meta.get("tasks"), list) else _tasks(settings),
         parameters=_count(stored, depth=2),
         pretraining_parameters=_count(apart, depth=1),
         dtypes=tuple(sorted({tensor.dtype for tensor in stored.values()})),
         image_size=_image_size(settings),
         tokenizer=text.tokenizer if text else None,
-        tokenizer_is_there=text is not None and (text.tokenizer == BUILTIN or (directory / text.tokenizer).is_file()),
+        tokenizer_is_there=text is not None and _is_there(beside(directory, text)),
         sha256=recorded if isinstance(recorded, str) else file_sha256(directory / MODEL_FILE),
         source=source,
         pretraining={name: args[name] for name in PRETRAINING_ARGS if name in args},
-        origin=_mapping(meta, "origin"),
-        notes=tuple(meta["notes"]) if isinstance(meta.get("notes"), list) else (),
+        origin=mapping(meta, "origin"),
+        training={name: meta[name] for name in TRAINING_KEYS if name in meta},
+        scores=_scores(meta),
+        notes=tuple(map(str, meta["notes"])) if isinstance(meta.get("notes"), list) else (),
     )
 
 
-def verify(directory: Path) -> list[str]:
-    """Everything that is wrong with a weights directory; an empty list means that it is whole.
-
-    Checked: recorded sha256s of all files, names and shapes against config.yaml, that every number is finite, and that
-    the tokenizer is there and fits.
+def require_model(directory: Path) -> None:
+    """Do nothing if there is a model file.
 
     Raises:
-        WeightsError: it holds no weights at all.
+        WeightsError: there is none.
     """
-    _find(directory)
-    checks: tuple[Callable[[Path], list[str]], ...] = (_changed_files, _misfits, _not_finite, _tokenizer_problems)
-    problems: list[str] = []
-    for check in checks:
-        try:
-            problems += check(directory)
-        except RefcliError as problem:
-            problems.append(_line(problem))
-    return list(dict.fromkeys(problems))  # several checks stumble over a broken config.yaml
-
-
-def _line(problem: RefcliError) -> str:
-    return f"{problem.message} ({problem.where})" + (f": {problem.hint}" if problem.hint else "")
-
-
-def _find(directory: Path) -> None:
     if not (directory / MODEL_FILE).is_file():
         raise WeightsError("this is no weights directory", where=str(directory), hint=f"it has no {MODEL_FILE}")
 
 
-def _settings(directory: Path) -> Settings:
-    _find(directory)
+def read_any_settings(directory: Path) -> Settings:
+    """The settings in config.yaml: of a whole model, a tower, part of a head, or a visual tokenizer.
+
+    Raises:
+        WeightsError: it holds no weights, or no readable config.yaml.
+        ConfigError: wrong settings.
+    """
+    require_model(directory)
     values = read_config(directory)
     kinds: dict[str, type[Settings]] = {
         "tower_dim": HeadOnlySettings,
@@ -176,22 +183,39 @@ def _kind(settings: Settings) -> str:
     return "tower" if isinstance(settings, TowerOnlySettings) else "visual tokenizer"
 
 
-def _mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+def mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What is below a key of meta.json; nothing where that is no mapping."""
     value = values.get(key)
     return value if isinstance(value, dict) else {}
 
 
-def _stored(path: Path) -> dict[str, Stored]:
+def stored_tensors(path: Path) -> dict[str, Stored]:
+    """Name, shape and type of everything in a safetensors file.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
     try:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             return {name: Stored(tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
     except (SafetensorError, OSError) as problem:
-        raise _damaged(path, problem) from problem
+        raise damaged(path, problem) from problem
 
 
-def _damaged(path: Path, problem: Exception) -> WeightsError:
+def damaged(path: Path, problem: Exception) -> WeightsError:
+    """The error for a safetensors file that cannot be read."""
     return WeightsError("the file is damaged", where=str(path), hint=str(problem))
+
+
+def _scores(meta: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The figures over all samples of each split, from the evaluation that a packaged model has in its meta.json."""
+    splits = mapping(mapping(meta, "scores"), "splits")
+    overall = {name: mapping(mapping(splits, name), "overall") for name in splits}
+    return {
+        name: {figure: value for figure, value in figures.items() if isinstance(value, int | float)}
+        for name, figures in overall.items()
+    }
 
 
 def _count(stored: Mapping[str, Stored], *, depth: int) -> dict[str, int]:
@@ -220,72 +244,11 @@ def _text(settings: Settings) -> TextSettings | None:
     return settings.text if isinstance(settings, ModelSettings | TowerOnlySettings) else None
 
 
+def _is_there(text: TextSettings) -> bool:
+    return text.tokenizer == BUILTIN or Path(text.tokenizer).is_file()
+
+
 def _image_size(settings: Settings) -> tuple[int, int] | None:
     if isinstance(settings, ModelSettings | TowerOnlySettings):
         return settings.tower.image_size
     return (settings.image_size, settings.image_size) if isinstance(settings, VisualTokenizerSettings) else None
-
-
-def _changed_files(directory: Path) -> list[str]:
-    problems = []
-    for name, recorded in _mapping(read_meta(directory), "files").items():
-        path = directory / Path(name).name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif file_sha256(path) != recorded:
-            problems.append(f"{name} is not the file that was written: its sha256 differs from meta.json's")
-    return problems
-
-
-def _misfits(directory: Path) -> list[str]:
-    settings = _settings(directory)
-    stored = _stored(directory / MODEL_FILE)
-    with torch.device("meta"):
-        if isinstance(settings, ModelSettings):
-            wanted = Grounder.from_settings(settings).state_dict()
-        elif isinstance(settings, TowerOnlySettings):
-            wanted = {f"tower.{name}": tensor for name, tensor in OneTower(settings.tower).state_dict().items()}
-        elif isinstance(settings, HeadOnlySettings):
-            tower = TowerSettings(dim=settings.tower_dim, heads=1)
-            whole = Grounder.from_settings(ModelSettings(tower=tower, head=settings.head)).state_dict()
-            wanted = {name: tensor for name, tensor in whole.items() if name in stored}  # part of a head is enough
-        else:
-            assert isinstance(settings, VisualTokenizerSettings)
-            wanted = VisualTokenizer(settings).state_dict()
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - stored.keys())]
-    problems += [f"{name} is not part of the model" for name in sorted(stored.keys() - wanted.keys())]
-    problems += [
-        f"{name} has shape {stored[name].shape}, config.yaml wants {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & stored.keys())
-        if stored[name].shape != tuple(wanted[name].shape)
-    ]
-    return problems
-
-
-def _not_finite(directory: Path) -> list[str]:
-    problems = []
-    for path in (directory / MODEL_FILE, directory / PRETRAINING_HEADS_FILE):
-        if not path.is_file():
-            continue
-        try:
-            with safe_open(path, "pt") as file:
-                tensors = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a mapping
-                problems += [f"{name} holds NaN or infinity" for name, tensor in tensors if not _is_finite(tensor)]
-        except (SafetensorError, OSError) as problem:
-            problems.append(_line(_damaged(path, problem)))
-    return problems
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-
-
-def _tokenizer_problems(directory: Path) -> list[str]:
-    settings = _settings(directory)
-    if not isinstance(settings, ModelSettings | TowerOnlySettings):
-        return []
-    text = settings.text
-    if text.tokenizer != BUILTIN:
-        text = text.model_copy(update={"tokenizer": str(directory / text.tokenizer)})
-    check_tokenizer(Tokenizer.load(text), settings.tower, where=str(directory))
-    return []

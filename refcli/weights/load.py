@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+import refcli
 from refcli.config.load import validate
 from refcli.config.schema import ModelSettings, TextSettings, TowerSettings
 from refcli.errors import WeightsError
@@ -31,6 +33,9 @@ from refcli.weights.locate import (
     TOKENIZER_FILE,
     resolve,
 )
+from refcli.weights.misfits import KeyRow, misfits, summary
+from refcli.weights.text_tokenizer import find_tokenizer, load_tokenizer
+from refcli.weights.writing import disk_explained
 
 __all__ = [
     "BUILTIN",
@@ -43,6 +48,7 @@ __all__ = [
     "save_weights",
 ]
 
+META_SCHEMA = "refcli.weights/1"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -65,19 +71,42 @@ def save_weights(
     meta: Mapping[str, object],
     dtype: Literal["fp32", "bf16"] = "fp32",
 ) -> None:
-    """Write a weights directory; an existing one is replaced file by file, the model last."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write a weights directory; an existing one is replaced file by file, the model last.
+
+    Args:
+        meta: how the model came about, for meta.json beside what every weights directory states.
+
+    Raises:
+        RefcliError: the tokenizer is not there, or the disk refuses.
+    """
     state = {
         name: (tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor).contiguous().cpu()
         for name, tensor in grounder.state_dict().items()
     }
+    files: dict[str, bytes] = {}
     if settings.text.tokenizer != BUILTIN:
-        write_atomically(directory / TOKENIZER_FILE, Tokenizer.load(settings.text).model)
+        files[TOKENIZER_FILE] = load_tokenizer(settings.text).model
         settings = settings.model_copy(update={"text": settings.text.model_copy(update={"tokenizer": TOKENIZER_FILE})})
-    dumped = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
-    write_atomically(directory / CONFIG_FILE, dumped.encode())
-    write_atomically(directory / META_FILE, (json.dumps(dict(meta), indent=2) + "\n").encode())
-    write_atomically(directory / MODEL_FILE, save(state))
+    files[CONFIG_FILE] = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False).encode()
+    files[MODEL_FILE] = save(state)
+    write_directory(directory, files, kind=settings.head.name, meta=meta)
+
+
+def write_directory(directory: Path, files: Mapping[str, bytes], *, kind: str, meta: Mapping[str, object]) -> None:
+    """Write the files of a weights directory in turn, after a meta.json that states their sha256s.
+
+    So what a crash leaves never looks whole: either the model is not there, or a file is not the one that is stated.
+
+    Raises:
+        RefcliError: the disk refuses.
+    """
+    sha256s = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    stated = {"schema": META_SCHEMA, "refcli": refcli.__version__, "kind": kind, **meta, "files": sha256s}
+    with disk_explained(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_meta(directory, stated)
+        for name, content in files.items():
+            write_atomically(directory / name, content)
 
 
 def read_settings(directory: Path) -> ModelSettings:
@@ -100,7 +129,7 @@ def read_settings(directory: Path) -> ModelSettings:
             hint="start `refcli finetune` from it: train.init_weights" if "tower" in values else None,
         )
     settings = validate(ModelSettings, values, where=str(directory / CONFIG_FILE))
-    return settings.model_copy(update={"text": _beside(directory, settings.text)})
+    return settings.model_copy(update={"text": beside(directory, settings.text)})
 
 
 def read_tower_settings(directory: Path) -> TowerOnlySettings | None:
@@ -109,7 +138,7 @@ def read_tower_settings(directory: Path) -> TowerOnlySettings | None:
     if "head" in values or "tower" not in values:
         return None
     settings = validate(TowerOnlySettings, values, where=str(directory / CONFIG_FILE))
-    return settings.model_copy(update={"text": _beside(directory, settings.text)})
+    return settings.model_copy(update={"text": beside(directory, settings.text)})
 
 
 def read_state(directory: Path) -> dict[str, torch.Tensor]:
@@ -161,11 +190,16 @@ def read_meta(directory: Path) -> dict[str, Any]:
     return meta
 
 
-def _beside(directory: Path, text: TextSettings) -> TextSettings:
-    """The text settings with the path of the tokenizer that lies in the directory."""
+def write_meta(directory: Path, meta: Mapping[str, object]) -> None:
+    """Replace meta.json."""
+    write_atomically(directory / META_FILE, (json.dumps(meta, indent=2) + "\n").encode())
+
+
+def beside(directory: Path, text: TextSettings) -> TextSettings:
+    """The text settings of weights with the path of their tokenizer: in the directory, or the pulled `beit3.spm`."""
     if text.tokenizer == BUILTIN:
         return text
-    return text.model_copy(update={"tokenizer": str(directory / text.tokenizer)})
+    return find_tokenizer(text.model_copy(update={"tokenizer": str(directory / text.tokenizer)}))
 
 
 def load_weights(
@@ -174,7 +208,8 @@ def load_weights(
     """Build the model that a weights directory describes, in evaluation mode.
 
     Raises:
-        WeightsError: missing, damaged or ill-fitting files; every missing, unexpected or misshapen tensor is named.
+        WeightsError: missing, damaged or ill-fitting files; tensors that do not fit are named.
+        UsageError: no such weights.
     """
     directory = resolve(name_or_path)
     settings = read_settings(directory)
@@ -224,22 +259,16 @@ def assign_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, where: 
     """Put a complete state dict into a model, replacing its tensors (a model on `meta` becomes real).
 
     Raises:
-        WeightsError: anything missing, left over, misshapen or not finite.
+        WeightsError: anything missing, left over, misshapen, of another sort of numbers, or not finite.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems = [f"{name} is missing" for name in wanted.keys() - state.keys()]
-    problems += [f"{name} is not part of the model" for name in state.keys() - wanted.keys()]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, the model wants {wanted[name]}"
-        for name in wanted.keys() & state.keys()
-        if tuple(state[name].shape) != wanted[name]
+    wanted = model.state_dict()
+    rows = misfits(wanted, state)
+    rows += [
+        KeyRow(name, "NaN or infinity") for name in wanted if name in state and not torch.isfinite(state[name]).all()
     ]
-    problems += [
-        f"{name} holds NaN or infinity" for name in state if not torch.isfinite(state[name]).all() and name in wanted
-    ]
-    if problems:
+    if rows:
         raise WeightsError(
-            f"the weights do not fit the model ({len(problems)} tensors): " + "; ".join(sorted(problems)[:5]),
+            f"the weights do not fit the model {summary(rows)}",
             where=where,
             hint="do config.yaml and model.safetensors belong together?",
         )

@@ -99,29 +99,34 @@ def pulled_directory(name_or_uri: str) -> Path:
     return home() / "weights" / f"{readable[:150]}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False, unlike `Path.is_file`, also for a name that is too long for any disk."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def resolve(name_or_path: str) -> Path:
     """The directory of `builtin`, of a path, of a catalogue name or of an hf:// address; the last two once pulled.
 
     Raises:
-        WeightsError: nothing of that name holds a model; the hint says which command gets it.
-        UsageError: a malformed hf:// address.
+        WeightsError: the weights are not on this machine yet; the hint says which command gets them.
+        UsageError: nothing of that name is known or holds a model, or a malformed hf:// address.
     """
     if name_or_path == BUILTIN:
         return BUILTIN_PATH
     given = Path(name_or_path)
-    if (given / MODEL_FILE).is_file():
+    if is_file(given / MODEL_FILE):
         return given
     names = Catalog.load().names()
     if name_or_path in names or name_or_path.startswith(SCHEME):
         return _pulled(name_or_path)
-    if given.is_file():
-        raise WeightsError(
+    if is_file(given):
+        raise UsageError(
             "these weights are a single file, not a directory of refcli's",
             where=name_or_path,
             hint=f"refcli weights convert {shlex.quote(name_or_path)} --out DIR",
         )
-    guess = nearest(name_or_path, names) if not given.exists() else None
-    raise WeightsError(
+    guess = None if os.path.isdir(given) else nearest(name_or_path, names)  # noqa: PTH112
+    raise UsageError(
         f"there are no weights called {name_or_path!r}",
         where=str(given / MODEL_FILE),
         hint=(f"did you mean {guess!r}? " if guess else "")
@@ -133,12 +138,12 @@ def resolve(name_or_path: str) -> Path:
 def _pulled(name_or_uri: str) -> Path:
     directory = pulled_directory(name_or_uri)
     if not name_or_uri.startswith(SCHEME) and Catalog.load().find(name_or_uri).kind == "tokenizer":
-        raise WeightsError(
+        raise UsageError(
             f"{name_or_uri!r} is a tokenizer, not a model",
             where=str(directory),
-            hint="give its file as model.text.tokenizer",
+            hint=f"`refcli weights pull {name_or_uri}` gets it; give its file as model.text.tokenizer",
         )
-    if not (directory / MODEL_FILE).is_file():
+    if not is_file(directory / MODEL_FILE):
         raise WeightsError(
             f"the weights {name_or_uri!r} are not on this machine yet",
             where=str(directory),

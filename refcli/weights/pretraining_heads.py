@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from refcli.errors import WeightsError
 from refcli.files import write_atomically
 from refcli.weights.convert import PRETRAINING_HEADS_FILE
+from refcli.weights.load import read_meta, write_meta
+from refcli.weights.misfits import misfits
 
 OFFICIAL_NAMES = (
     (re.compile(r"^mim\."), "mim_head."),
@@ -34,9 +36,12 @@ def official_name(name: str) -> str:
 
 
 def save_pretraining_heads(directory: Path, heads: nn.Module) -> None:
-    """Write `pretraining_heads.safetensors` into a weights directory."""
+    """Write `pretraining_heads.safetensors` into a weights directory, after its sha256 in meta.json."""
     state = {official_name(name): tensor.float().contiguous().cpu() for name, tensor in heads.state_dict().items()}
-    write_atomically(directory / PRETRAINING_HEADS_FILE, save(state, metadata={"format": "pt"}))
+    content, meta = save(state, metadata={"format": "pt"}), read_meta(directory)
+    meta["files"] = {**meta.get("files", {}), PRETRAINING_HEADS_FILE: hashlib.sha256(content).hexdigest()}
+    write_meta(directory, meta)
+    write_atomically(directory / PRETRAINING_HEADS_FILE, content)
 
 
 def load_pretraining_heads(directory: Path, heads: nn.Module) -> tuple[str, ...]:
@@ -58,9 +63,9 @@ def load_pretraining_heads(directory: Path, heads: nn.Module) -> tuple[str, ...]
     fresh = []
     for name, head in heads.named_children():
         wanted = {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
-        found = {key: given.get(official_name(key)) for key in wanted}
-        if all(tensor is not None and tensor.shape == wanted[key].shape for key, tensor in found.items()):
-            head.load_state_dict({key.removeprefix(f"{name}."): torch.as_tensor(found[key]) for key in wanted})
-        else:
+        found = {key: given[official_name(key)] for key in wanted if official_name(key) in given}
+        if misfits(wanted, found):
             fresh.append(name)
+        else:
+            head.load_state_dict({key.removeprefix(f"{name}."): tensor for key, tensor in found.items()})
     return (f"start fresh: the pre-training heads {', '.join(fresh)}",) if fresh else ()

@@ -3,61 +3,42 @@
 from __future__ import annotations
 
 import math
-import pickletools
-import sys
+import re
+import stat
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from refcli.errors import WeightsError
+from refcli.errors import UsageError, WeightsError
 from refcli.files import file_sha256
+from refcli.weights.archives import CHECKPOINT_SUFFIXES
+from refcli.weights.pickle_survey import FETCH_AGAIN, survey
+from refcli.weights.stand_ins import BUILT_AS, NAMESPACES, Opaque, stand_in
 
 CONTAINERS = ("model", "model_state_dict", "module", "state_dict")
 """Keys under which a checkpoint holds its tensors, in the order of the official loaders; else it is all tensors."""
 DDP_PREFIX = "module."
-NAMESPACE = "argparse.Namespace"
-PLAIN_MODULES = frozenset({"argparse", "pathlib", "datetime", "decimal", "fractions", "uuid", "enum", "__main__"})
-PLAIN_BUILTINS = frozenset(f"builtins.{name}" for name in ("bytes", "frozenset", "object", "range", "slice"))
-"""The only parts of the standard library whose types a checkpoint may name, apart from what torch itself allows."""
-TORCH_ALLOWS = frozenset(
-    {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
-    | {f"builtins.{name}" for name in ("set", "bytearray", "complex")}
-)
 ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
+SAFETENSORS_HEADER = 8
+"""Bytes of a safetensors file, its header's length, before the header, which is JSON."""
 LEGACY_PICKLES = 5
 """Magic number, protocol, system, object, storage keys: then the raw tensors follow."""
-MAX_PICKLE_BYTES = 64 << 20
-"""A thousand tensors with optimiser state are described in under 1 MiB."""
+MAX_PICKLE_BYTES = 8 << 20
+"""The largest OneRef model with all of its optimiser state is described in 360 kB."""
 MAX_NAME = 200
 """Letters in the name of a tensor; the longest published one has 56."""
 MAX_ARG_VALUES, MAX_ARG_DEPTH, MAX_ARG_TEXT = 20_000, 8, 2_000
 DTYPES = frozenset(
     {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8, torch.bool}
 )
-FETCH_AGAIN = "the file may be cut off or not be a checkpoint at all: download it again"
-
-
-class Opaque:
-    """An object of a type that is not known here: its name and what it was made of, and no behaviour."""
-
-    type_name: ClassVar[str]
-    made_of: tuple[Any, ...]
-    state: Any = None
-
-    def __new__(cls, *made_of: Any) -> Opaque:  # noqa: ANN401 - whatever the file says
-        made = super().__new__(cls)
-        made.made_of = made_of
-        return made
-
-    def __setstate__(self, state: Any) -> None:  # noqa: ANN401
-        self.state = state
+Container = Literal["zip", "legacy", "safetensors"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +47,10 @@ class Checkpoint:
 
     path: Path
     state: dict[str, Tensor]
-    """Official name -> tensor on the CPU; mapped from the file where its format allows."""
+    """Official name -> tensor on the CPU; mapped from the file, so that its memory is the disk's.
+
+    Only what torch.save wrote before 1.6 is read as a whole, with the optimiser's tensors.
+    """
     args: dict[str, Any]
     """The training arguments as plain data; empty where the file has none."""
     epoch: int | None
@@ -82,48 +66,70 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a `.pth` file of the OneRef, BEiT-3 or VQ-KD kind.
+    """Read a checkpoint of the OneRef, BEiT-3 or VQ-KD kind: a `.pth` file, or a state dict as safetensors.
 
-    Tensors are read by torch's restricted unpickler. Types that it does not know are replaced by inert stand-ins, so
-    that training arguments can be told; names that could only do harm are refused.
+    Pickles are looked through, and what would harm or unfold without end is refused, before torch's restricted
+    unpickler reads the tensors. Types that it does not know are replaced by inert stand-ins, so that training arguments
+    can be told.
 
     Raises:
-        WeightsError: missing, damaged, oversized or hostile file, or one that holds no state dict.
+        UsageError: no such file.
+        WeightsError: damaged, oversized or hostile file, or one that holds no state dict.
     """
-    if not path.is_file():
-        raise WeightsError("there is no such checkpoint file", where=str(path))
-    is_zip = _is_zip(path)
-    pickles = _zip_pickles(path) if is_zip else _legacy_pickles(path)
-    stand_ins: list[Any] = [
-        _stand_in(module, name, path) for module, name in sorted(set(_unknown_globals(pickles, path)))
-    ]
+    container = _container(path)
     try:
+        if container == "safetensors":
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return _interpret(path, tensors, unknown_types=())
+        stand_ins = _stand_ins(path, container)
         with torch.serialization.safe_globals(stand_ins):
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=container == "zip")
         return _interpret(path, loaded, unknown_types=tuple(each.type_name for each in stand_ins))
     except WeightsError:
         raise
-    except Exception as problem:  # a broken or hostile pickle can fail in any way
+    except Exception as problem:  # a broken or hostile file can fail in any way
         raise WeightsError(
             "the checkpoint cannot be read as tensors and plain data",
             where=str(path),
-            hint=_first_line(problem.__context__ or problem),  # torch wraps the cause in advice to read it unsafely
+            hint=_reason(problem.__context__ or problem),  # torch wraps the cause in advice to read it unsafely
         ) from problem
 
 
-def _is_zip(path: Path) -> bool:
+def _container(path: Path) -> Container:
     try:
-        with path.open("rb") as file:
-            start = file.read(4)
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            with path.open("rb") as file:
+                start = file.read(SAFETENSORS_HEADER + 1)
     except OSError as problem:
-        raise WeightsError("the checkpoint file cannot be read", where=str(path), hint=str(problem)) from problem
-    if start != ZIP_START and not start.startswith(PICKLE_START):
-        raise WeightsError(
-            "this is not a PyTorch checkpoint",
-            where=str(path),
-            hint=f"it starts with {start!r}: a web page or a Git LFS pointer instead of the file? download it again",
+        what = (
+            "there is no such checkpoint file" if isinstance(problem, FileNotFoundError) else "the file cannot be read"
         )
-    return start == ZIP_START
+        raise UsageError(what, where=str(path), hint=problem.strerror) from problem
+    if not stat.S_ISREG(mode):
+        what = "a directory" if stat.S_ISDIR(mode) else "no ordinary file"
+        raise UsageError(f"this is {what}, not a checkpoint file", where=str(path), hint="give the file itself")
+    if start[SAFETENSORS_HEADER:] == b"{":
+        return "safetensors"
+    if start.startswith(ZIP_START):
+        return "zip"
+    if start.startswith(PICKLE_START):
+        return "legacy"
+    raise WeightsError(
+        "this is not a PyTorch checkpoint",
+        where=str(path),
+        hint=f"it starts with {start!r}: a web page or a Git LFS pointer instead of the file? download it again",
+    )
+
+
+def _stand_ins(path: Path, container: Container) -> list[Any]:
+    """Inert types for all that the pickles name and torch does not make itself, in the order of their names."""
+    num_bytes, asked = path.stat().st_size, set[tuple[str, str]]()
+    for pickle in _zip_pickles(path) if container == "zip" else _legacy_pickles(path):
+        asked |= survey(pickle, num_bytes=num_bytes, where=str(path))
+    made = (stand_in(module, name, where=str(path)) for module, name in sorted(asked))
+    return [each for each in made if each is not None]
 
 
 def _zip_pickles(path: Path) -> Iterator[bytes]:
@@ -131,9 +137,9 @@ def _zip_pickles(path: Path) -> Iterator[bytes]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            names = [member.filename for member in members if member.filename.endswith("/data.pkl")]
-            if not names:
-                inside = [m.filename for m in members if m.filename.endswith((".pth", ".pt", ".bin"))]
+            pickles = [member for member in members if member.filename.lower().endswith("/data.pkl")]
+            if not pickles:
+                inside = [m.filename for m in members if m.filename.endswith(CHECKPOINT_SUFFIXES)]
                 raise WeightsError(
                     "this zip archive is not a checkpoint",
                     where=str(path),
@@ -149,10 +155,10 @@ def _zip_pickles(path: Path) -> Iterator[bytes]:
                     where=str(path),
                     hint="torch.save never compresses: do not trust this file",
                 )
-            for name in names:
-                if archive.getinfo(name).file_size > MAX_PICKLE_BYTES:
-                    raise WeightsError("the checkpoint's pickle is too large", where=f"{path}: {name}")
-                yield archive.read(name)
+            for member in pickles:  # all of them, also of one name: torch may take another one than Python
+                if member.file_size > MAX_PICKLE_BYTES:
+                    raise WeightsError("the checkpoint's pickle is too large", where=f"{path}: {member.filename}")
+                yield archive.read(member)
     except WeightsError:
         raise
     except Exception as problem:  # a broken or hostile archive can fail in any way
@@ -166,35 +172,6 @@ def _legacy_pickles(path: Path) -> Iterator[IO[bytes]]:
             yield file
             if file.tell() > MAX_PICKLE_BYTES:
                 raise WeightsError("the checkpoint's pickle is too large", where=str(path))
-
-
-def _unknown_globals(pickles: Iterable[bytes | IO[bytes]], path: Path) -> Iterator[tuple[str, str]]:
-    """(module, name) of every type in the pickles that torch's unpickler would have to be told about."""
-    for pickle in pickles:
-        try:
-            found = [arg for opcode, arg, _ in pickletools.genops(pickle) if opcode.name == "GLOBAL"]
-        except Exception as problem:  # a broken pickle can fail in any way
-            raise WeightsError(
-                "the checkpoint is damaged", where=str(path), hint=f"{_first_line(problem)}; {FETCH_AGAIN}"
-            ) from problem
-        for module, name in (str(arg).split(" ", 1) for arg in found):
-            # Python 2 names, as torch translates them
-            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-            if f"{module}.{name}" not in TORCH_ALLOWS and module.split(".")[0] != "torch":
-                yield module, name
-
-
-def _stand_in(module: str, name: str, path: Path) -> type[Opaque]:
-    """An inert type that torch's unpickler takes for `module.name`; neither is imported."""
-    root, full_name = module.split(".")[0], f"{module}.{name}"
-    is_plain = root not in sys.stdlib_module_names or root in PLAIN_MODULES or full_name in PLAIN_BUILTINS
-    if not is_plain or not full_name.replace(".", "").isidentifier():
-        raise WeightsError(
-            f"the checkpoint asks for {full_name!r}, which no checkpoint needs",
-            where=str(path),
-            hint="nothing was executed; do not load this file with other programs",
-        )
-    return type(name, (Opaque,), {"__module__": module, "__qualname__": name, "type_name": full_name})
 
 
 def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Checkpoint:  # noqa: ANN401
@@ -235,7 +212,7 @@ def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Ch
         args=plain_args if isinstance(plain_args, dict) else {} if args is None else {"args": plain_args},
         epoch=epoch if isinstance(epoch, int) else None,
         dropped=tuple(rest),
-        unknown_types=tuple(name for name in unknown_types if name != NAMESPACE),
+        unknown_types=tuple(name for name in unknown_types if name not in NAMESPACES | BUILT_AS.keys()),
     )
 
 
@@ -260,7 +237,7 @@ class _Plain:
         self.num_values += 1
         if self.num_values > MAX_ARG_VALUES:  # a few bytes of pickle can describe a list of any size
             raise WeightsError("the checkpoint's args are too large to be settings", where=str(self.path))
-        if isinstance(value, Opaque) and value.type_name == NAMESPACE and isinstance(value.state, dict):
+        if isinstance(value, Opaque) and value.type_name in NAMESPACES and isinstance(value.state, dict):
             value = value.state
         if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
             return value
@@ -275,6 +252,8 @@ class _Plain:
         if isinstance(value, Opaque):
             inside = ", ".join(repr(self.of(item, depth + 1)) for item in value.made_of)
             return f"{value.type_name}({inside})"[:MAX_ARG_TEXT]
+        if isinstance(value, type) and issubclass(value, Opaque):
+            return value.type_name
         if isinstance(value, Tensor):
             return f"tensor of shape {tuple(value.shape)}"
         if isinstance(value, bytes | torch.device | torch.dtype | float):
@@ -282,5 +261,6 @@ class _Plain:
         return f"a {type(value).__name__}"
 
 
-def _first_line(problem: BaseException) -> str:
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0][:MAX_ARG_TEXT]
+def _reason(problem: BaseException) -> str:
+    """The first sentence: torch goes on with advice to allow what the file asks for."""
+    return re.split(r"(?<=\.)\s|\n", str(problem).strip() or type(problem).__name__)[0][:MAX_ARG_TEXT]

@@ -15,6 +15,8 @@ from refcli.model.positions import resample_vision_positions
 from refcli.text.tokenizer import Tokenizer
 from refcli.weights.load import load_weights, read_state, read_tower_settings
 from refcli.weights.locate import resolve
+from refcli.weights.misfits import misfits, summary
+from refcli.weights.text_tokenizer import load_tokenizer
 
 VISION_POSITIONS = "vision_embedding.positions"
 TOWER_PREFIX = "tower."
@@ -32,15 +34,16 @@ class Start:
 
 
 def read_start(name: str) -> Start:
-    """The trained tensors of some weights, as float32.
+    """The trained tensors of some weights.
 
     Raises:
-        WeightsError: no such weights, or damaged ones.
+        WeightsError: weights that were not pulled, or are damaged.
+        UsageError: no such weights.
     """
     directory = resolve(name)
     if settings := read_tower_settings(directory):
-        tokenizer = Tokenizer.load(settings.text)
-        tower = {key.removeprefix(TOWER_PREFIX): tensor.float() for key, tensor in read_state(directory).items()}
+        tokenizer = Tokenizer.load(settings.text)  # before the gigabytes: it may not be there
+        tower = {key.removeprefix(TOWER_PREFIX): tensor for key, tensor in read_state(directory).items()}
         return Start(settings.tower, tower, tokenizer, None, {})
     loaded = load_weights(name, device="cpu", dtype=torch.float32)
     grounder, model = loaded.grounder, loaded.settings
@@ -56,16 +59,17 @@ def start_from(name: str, grounder: Grounder, settings: ModelSettings) -> tuple[
     the new head lacks is left behind. Weights without a head, or with another one, leave the head fresh.
 
     Args:
-        name: `builtin` or a weights directory.
+        name: as `refcli.weights.locate.resolve` takes it.
         grounder: the new model, changed in place.
         settings: what `grounder` was built from.
 
     Raises:
-        WeightsError: no such weights.
+        WeightsError: weights that were not pulled, or are damaged.
+        UsageError: no such weights.
         ConfigError: other tensors, other shapes, or another tokenizer.
     """
     start = read_start(name)
-    if start.tokenizer.model != Tokenizer.load(settings.text).model:
+    if start.tokenizer.model != load_tokenizer(settings.text).model:
         raise ConfigError(
             "the weights were trained with another tokenizer",
             where=f"train.init_weights {name}",
@@ -76,7 +80,7 @@ def start_from(name: str, grounder: Grounder, settings: ModelSettings) -> tuple[
     old, new = start.tower_settings, settings.tower
     if old.grid != new.grid:
         tower[VISION_POSITIONS] = resample_vision_positions(
-            tower[VISION_POSITIONS], old_grid=old.grid, new_grid=new.grid
+            tower[VISION_POSITIONS].float(), old_grid=old.grid, new_grid=new.grid
         )
         notes += (f"vision positions resampled from {old.grid} to {new.grid} patches",)
     _copy_state(grounder.tower, tower, part="tower", name=name)
@@ -109,17 +113,9 @@ def _listed(parts: set[str]) -> str:
 
 
 def _copy_state(module: nn.Module, given: Mapping[str, Tensor], *, part: str, name: str) -> None:
-    wanted = module.state_dict()
-    problems = [f"{part}.{key} is missing" for key in wanted if key not in given]
-    problems += [f"{part}.{key} is not part of the model" for key in given if key not in wanted]
-    problems += [
-        f"{part}.{key} has shape {tuple(given[key].shape)}, the settings want {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in given and given[key].shape != wanted[key].shape
-    ]
-    if problems:
+    if rows := misfits(module.state_dict(), given):
         raise ConfigError(
-            f"the weights do not fit the settings ({len(problems)} tensors): " + "; ".join(problems[:5]),
+            f"the weights do not fit the settings {summary(rows, prefix=f'{part}.')}",
             where=f"train.init_weights {name}",
             hint=f"make model.{part} the same as in the weights' config.yaml",
         )

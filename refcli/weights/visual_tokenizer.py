@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,16 +9,12 @@ import torch
 import yaml
 from safetensors.torch import save
 
-import refcli
 from refcli.config.load import validate
 from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.errors import WeightsError
-from refcli.files import write_atomically
 from refcli.model.visual_tokenizer import VisualTokenizer
-from refcli.weights.convert import META_SCHEMA
-from refcli.weights.load import CONFIG_FILE, META_FILE, MODEL_FILE, assign_state, read_config, read_state
+from refcli.weights.load import CONFIG_FILE, MODEL_FILE, assign_state, read_config, read_state, write_directory
 from refcli.weights.locate import resolve
-from refcli.weights.writing import disk_explained
 
 KIND = "vqkd"
 """The row of `CONVERSIONS` whose directories have the same tensors."""
@@ -40,28 +34,16 @@ def save_visual_tokenizer(directory: Path, tokenizer: VisualTokenizer, *, meta: 
         CONFIG_FILE: yaml.safe_dump(tokenizer.settings.model_dump(mode="json"), sort_keys=False).encode(),
         MODEL_FILE: save(state, metadata={"format": "pt"}),
     }
-    stated = {
-        "schema": META_SCHEMA,
-        "refcli": refcli.__version__,
-        "kind": KIND,
-        "tasks": [],
-        "dtype": "fp32",
-        "notes": ["a visual tokenizer, for `refcli pretrain`"],
-        **meta,
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-    }
-    files = {META_FILE: (json.dumps(stated, indent=1) + "\n").encode(), **files}
-    with disk_explained(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_atomically(directory / name, content)
+    stated = {"tasks": [], "dtype": "fp32", "notes": ["a visual tokenizer, for `refcli pretrain`"], **meta}
+    write_directory(directory, files, kind=KIND, meta=stated)
 
 
 def load_visual_tokenizer(name_or_path: str) -> VisualTokenizer:
     """The visual tokenizer of a weights directory or of a catalogue name, as float32 on the CPU, in evaluation mode.
 
     Raises:
-        WeightsError: nothing of that name, weights of another kind, or missing, damaged or ill-fitting files.
+        WeightsError: weights of another kind, or missing, damaged or ill-fitting files.
+        UsageError: no such weights.
         ConfigError: wrong settings in its config.yaml.
     """
     directory = resolve(name_or_path)

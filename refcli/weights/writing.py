@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from safetensors import SafetensorError
 
@@ -33,14 +36,32 @@ def disk_explained(where: Path) -> Iterator[None]:
 
 
 @contextmanager
+def undone_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the program by SystemExit, so that what is half done is cleared away; other handlers stay."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    would_kill = on_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if would_kill:
+        signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        if would_kill:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)  # as a shell tells of a program that a signal ended
+
+
+@contextmanager
 def appearing(out: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `out` when the block ends well; `out` must not exist, or be empty.
 
     Raises:
         RefcliError: the disk refuses.
     """
-    out = out.resolve()
-    with disk_explained(out):
+    with disk_explained(out), undone_on_sigterm():
+        out = Path(os.path.realpath(out))  # Path.resolve has an error of its own for links that lead to themselves
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         try:

@@ -14,8 +14,9 @@ import pytest
 import refcli
 from refcli.cli import app as cli_app
 from refcli.cli.errors import report
+from refcli.cli.output import printable, say, write_line
 from refcli.engine.stopping import StoppedError
-from refcli.errors import ConfigError, DataError, GateError, RefcliError
+from refcli.errors import ConfigError, DataError, DownloadError, GateError, RefcliError, WeightsError
 
 
 def refcli_run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -104,6 +105,8 @@ def test_a_wrong_setting_exits_with_2_and_a_hint(tmp_path, arguments, expected):
         (ConfigError("no"), 2),
         (GateError("no"), 4),
         (DataError("no"), 5),
+        (WeightsError("no"), 5),
+        (DownloadError("no"), 1),
         (StoppedError(3, signal.SIGTERM), 75),
         (StoppedError(3, signal.SIGINT), 130),
         (KeyboardInterrupt(), 130),
@@ -118,6 +121,28 @@ def test_an_error_says_what_where_and_what_next_literally(run_with):
     _, said = run_with(DataError("the [bold]file[/bold] is cut", where="a[0].jpg", hint="fetch it again"))
 
     assert said == "error: the [bold]file[/bold] is cut\nwhere: a[0].jpg\nhint: fetch it again\n"
+
+
+def test_nothing_that_a_file_says_draws_on_the_terminal(run_with, monkeypatch, capsys):
+    hostile = "\x1b[2Ja\x07\u202eb\x85\r"
+    say(f"first {hostile}\nsecond")
+    said = capsys.readouterr().err
+    _, told = run_with(DataError(hostile, where=hostile, hint=f"{hostile}\nlast"))
+    monkeypatch.setenv("REFCLI_DEBUG", "1")
+    _, traced = run_with(ValueError(hostile))
+
+    escaped = "\\x1b[2Ja\\x07\\u202eb\\x85\\r"
+    assert said == f"first {escaped}\nsecond\n"
+    assert told == f"error: {escaped}\nwhere: {escaped}\nhint: {escaped}\nlast\n"
+    assert "Traceback" in traced
+    assert all(line.isprintable() for line in traced.split("\n"))
+    assert printable(f"é 日本 {hostile}\n") == f"é 日本 {escaped}\\n"
+
+
+def test_data_is_written_as_it_is(capsys):
+    write_line('{"name": "a\x1bb"}')
+
+    assert capsys.readouterr().out == '{"name": "a\x1bb"}\n'
 
 
 def test_a_bug_is_one_line_and_a_hint_unless_debugging(run_with, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -12,7 +13,7 @@ from refcli.cli.app import run
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.example import Example
 from refcli.grounder import Grounder
-from refcli.inference.answers import read_answers
+from refcli.inference.answers import answer_from_json
 from refcli.recipes.demo import choose_varied
 from refcli.weights import locate
 from refcli.weights.load import save_weights
@@ -42,7 +43,7 @@ def demo(monkeypatch, capsys, *arguments: str) -> str:
 def test_it_writes_scenes_drawings_predictions_and_a_sheet(monkeypatch, capsys, tmp_path):
     out = demo(monkeypatch, capsys, "--scenes", "2")
     folder = tmp_path / "refcli-demo"
-    answers = list(read_answers(folder / "predictions.jsonl"))
+    answers = [answer_from_json(json.loads(line)) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(list((folder / "overlays").iterdir())) == len(answers) > 4
     for answer in answers:
         with Image.open(folder / answer.image) as scene:

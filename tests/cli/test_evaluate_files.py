@@ -203,8 +203,12 @@ def test_mistakes_are_told(refcli, arguments, data, code, message):
 
 
 def test_the_last_system_is_looked_for_before_the_first_is_scored(refcli, truth, tmp_path):
-    for missing in (("--predictions", tmp_path / "none.jsonl"), ("--predictions", tmp_path), ("--weights", "none")):
-        assert refcli("--predictions", truth, *missing, "--out", tmp_path / "out")[0] == 5
+    for option, missing, code in (
+        ("--predictions", tmp_path / "none.jsonl", 5),
+        ("--predictions", tmp_path, 5),
+        ("--weights", "none", 2),
+    ):
+        assert refcli("--predictions", truth, option, missing, "--out", tmp_path / "out")[0] == code
         assert not (tmp_path / "out").exists()
 
 

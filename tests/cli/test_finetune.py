@@ -97,6 +97,6 @@ def test_a_gate_on_an_unknown_metric_is_refused_before_anything_is_trained(tmp_p
 def test_init_head_is_the_setting_of_that_name(tmp_path, store, refcli):
     start = ("--preset", "synthetic_tiny", "--data", store, "--device", "cpu", "--dry-run")
     code, out, talk = refcli(*start, "--init-head", "no-such-head")
-    assert code == 5
+    assert code == 2
     assert "there are no weights called 'no-such-head'" in talk
     assert yaml.safe_load(out)["train"]["init_head"] == "no-such-head"

@@ -39,5 +39,5 @@ def test_a_number_out_of_bounds_is_refused_by_key(override):
 
 def test_tokens_without_a_position_are_refused_before_any_is_met():
     load_finetune("synthetic_tiny", ["model.text.max_tokens=30", "model.tower.max_text_positions=32"])
-    with pytest.raises(ConfigError, match="32 tower.max_text_positions are enough for 30 tokens"):
+    with pytest.raises(ConfigError, match=r"32 tower\.max_text_positions are enough for 30 tokens"):
         load_finetune("synthetic_tiny", ["model.text.max_tokens=31", "model.tower.max_text_positions=32"])

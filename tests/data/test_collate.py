@@ -9,7 +9,7 @@ from refcli.contracts.example import Example, Region
 from refcli.data.collate import Collate
 from refcli.data.transforms import make_sample
 from refcli.geometry.masks import encode_mask, mask_box
-from refcli.text.tokenizer import Tokenizer
+from refcli.text.tokenizer import PAD, Tokenizer
 
 TOWER = TowerSettings(image_size=(64, 96), patch_size=8, dim=64, heads=4)
 
@@ -60,4 +60,4 @@ def test_expressions_are_padded_to_the_longest_and_the_padding_is_marked():
     for row, ids in enumerate(encoded):
         assert batch.token_ids[row, : len(ids)].tolist() == ids
         assert batch.token_is_pad[row].tolist() == [False] * len(ids) + [True] * (longest - len(ids))
-        assert (batch.token_ids[row, len(ids) :] == tokenizer.pad_id).all()
+        assert (batch.token_ids[row, len(ids) :] == PAD).all()

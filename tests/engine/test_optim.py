@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from refcli.config.schema import OptimSettings
-from refcli.engine.optim import BASE_LR, build_optimizer, group_parameters, has_fused_adamw, set_lr
+from refcli.engine.optim import BASE_LR, build_optimizer, group_parameters, set_lr
 from refcli.errors import ConfigError
 
 
@@ -125,7 +125,8 @@ def test_adamw_is_the_fused_kernel_and_equals_the_plain_one():
         optimizer.step()
         oracle.step()
 
-    assert has_fused_adamw(optimizer)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["fused"]
     for here, there in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-6)
 

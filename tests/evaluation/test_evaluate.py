@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refcli.contracts.example import Example, Region
+from refcli.contracts.example import RLE, Example, Region
 from refcli.contracts.prediction import Answer, Target
 from refcli.errors import DataError, GateError, UsageError
 from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.figures import METRICS
 from refcli.evaluation.gates import check_gates, parse_gates
 from refcli.evaluation.report import TABLE, RunReport, report_document, report_split, table_rows
-from refcli.geometry.masks import box_to_rle
+from refcli.geometry.masks import encode_mask
 
 BOX = (10.0, 20.0, 50.0, 60.0)
 
@@ -36,6 +36,14 @@ class InMemory:
         return Path("/pictures") / example.image
 
 
+def filled(box: tuple[float, float, float, float], height: int = 100, width: int = 100) -> RLE:
+    """The mask of a box."""
+    left, top, right, bottom = map(int, box)
+    mask = np.zeros((height, width), dtype=bool)
+    mask[top:bottom, left:right] = True
+    return encode_mask(mask)
+
+
 class Oracle:
     """Answers right, except for the expressions it was told to miss, refuse or fail."""
 
@@ -49,7 +57,7 @@ class Oracle:
             self.asked.append(request.source)
             example = truth[request.id]
             boxes = [BOX if example.expression != "miss" else (70.0, 70.0, 80.0, 80.0)]
-            targets = tuple(Target(box, 0.9, box_to_rle(box, 100, 100)) for box in boxes)
+            targets = tuple(Target(box, 0.9, filled(box)) for box in boxes)
             says_none = not example.regions or example.expression == "refuse"
             error = "unreadable" if example.expression == "fail" else None
             yield Answer(request.id, request.image, request.expression, 100, 100, targets, says_none, 0.5, "w", error)
@@ -60,7 +68,7 @@ def report_of(split: InMemory) -> RunReport:
 
 
 def sample(number: int, kind: str, expression: str = "right") -> Example:
-    regions = () if kind == "no_target" else (Region(BOX, box_to_rle(BOX, 100, 100)),)
+    regions = () if kind == "no_target" else (Region(BOX, filled(BOX)),)
     return Example(str(number), "d", "s", f"{number}.jpg", str(number), 100, 100, expression, regions, kind)
 
 
@@ -170,7 +178,7 @@ def test_a_gate_on_a_convention_that_is_not_measured_says_what_to_add():
 
 
 def test_samples_are_grouped_by_words_size_and_number_of_targets():
-    two = (Region(BOX, box_to_rle(BOX, 100, 100)), Region((0.0, 0.0, 5.0, 5.0), box_to_rle((0, 0, 5, 5), 100, 100)))
+    two = (Region(BOX, filled(BOX)), Region((0.0, 0.0, 5.0, 5.0), filled((0, 0, 5, 5))))
     small = Example("3", "d", "s", "3.jpg", "3", 100, 100, "the tiny red star there", two[1:])
     both = Example("4", "d", "s", "4.jpg", "4", 100, 100, "all of them", two)
     split = InMemory([sample(0, "k"), sample(1, "k", "miss"), sample(2, "no_target"), small, both])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
 from refcli.data.columns import RowReader
 from refcli.data.store import Store
@@ -17,10 +19,18 @@ from refcli.evaluation.report import report_document, report_run
 from refcli.evaluation.run_file import PER_SAMPLE, Run, Scoring, merge_runs, read_run, write_run
 from refcli.evaluation.shards import Shard, parse_shard
 from refcli.evaluation.truth import PassingSplit
-from refcli.geometry.masks import box_to_rle
+from refcli.geometry.masks import encode_mask
 
 SPLIT = "synthetic:test"
 HOW = Scoring(choose_conventions(["all"]), score_threshold=0.5)
+
+
+def filled(box: tuple[float, float, float, float], height: int, width: int) -> RLE:
+    """The mask of a box."""
+    left, top, right, bottom = map(int, box)
+    mask = np.zeros((height, width), dtype=bool)
+    mask[top:bottom, left:right] = True
+    return encode_mask(mask)
 
 
 class Clumsy:
@@ -32,7 +42,7 @@ class Clumsy:
             box = (30.0, 40.0, 30.0 + size, 40.0 + size)
             error = "no idea" if len(request.expression) % 9 == 0 else None
             width, height = SIZES[request.id]
-            target = Target(box, 0.6, box_to_rle(box, height, width))
+            target = Target(box, 0.6, filled(box, height, width))
             says_none = len(request.expression) % 7 == 0
             yield Answer(request.id, request.image, "", width, height, (target,), says_none, 0.3, "w", error)
 

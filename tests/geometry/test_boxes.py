@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import load_file
 
-from refcli.geometry.boxes import box_areas, box_iou_pairs, cxcywh_to_xyxy, giou_pairs, xyxy_to_cxcywh
+from refcli.geometry.boxes import box_areas, box_iou_pairs, cxcywh_to_xyxy, giou_pairs
 
 
 def test_iou_of_pairs_equals_the_published_evaluation(fixtures):
@@ -23,14 +23,9 @@ def test_giou_of_pairs_equals_the_published_matrix(fixtures):
     torch.testing.assert_close(giou, golden["giou_matrix_first16"], atol=1e-6, rtol=0)
 
 
-def test_box_formats_are_inverse_to_each_other():
-    boxes = torch.rand(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(xyxy_to_cxcywh(cxcywh_to_xyxy(boxes)), boxes)
-
-
-def test_a_box_of_known_corners_has_known_centre_and_area():
-    box = torch.tensor([[2.0, 4.0, 8.0, 6.0]])
-    assert xyxy_to_cxcywh(box).tolist() == [[5.0, 5.0, 6.0, 2.0]]
+def test_a_box_of_known_centre_has_known_corners_and_area():
+    box = cxcywh_to_xyxy(torch.tensor([[5.0, 5.0, 6.0, 2.0]]))
+    assert box.tolist() == [[2.0, 4.0, 8.0, 6.0]]
     assert box_areas(box).tolist() == [12.0]
 
 

@@ -7,7 +7,7 @@ from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.errors import ConfigError
 from refcli.grounder import Grounder
-from refcli.heads.parts.truth import box_pixels
+from refcli.heads.parts.truth import filled_boxes
 from refcli.heads.parts.upsampler import Upsampler
 
 TOWER = TowerSettings(
@@ -134,7 +134,7 @@ def test_the_upsampler_is_a_chain_of_transposed_convolutions_with_batchnorm():
 
 
 def test_a_filled_box_covers_the_rounded_pixel_range():
-    pixels = box_pixels(torch.tensor([[0.5, 0.5, 0.25, 0.5]]), (8, 16))
+    pixels = filled_boxes(torch.tensor([[0.5, 0.5, 0.25, 0.5]]), (8, 16))
     expected = torch.zeros(8, 16, dtype=torch.bool)
     expected[2:6, 6:10] = True
     assert torch.equal(pixels[0], expected)

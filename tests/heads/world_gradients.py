@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from test_conformance import EVERYTHING_ON, PAD, TOWER
-from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from refcli.config.schema import HeadChoice, ModelSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.grounder import Grounder
 
-NAMES = ("cgformer", "rela", "shared_ris")
+NAMES = ("oneref", "cgformer", "rela", "shared_ris")
 CASES = {
     "uneven": ((True, True, True, False), (True, True, False, True)),
     "one process sees nothing": ((True, True, False, False), (True, True, True, True)),
@@ -33,7 +33,7 @@ def frozen_norms(name: str) -> Grounder:
     settings = EVERYTHING_ON[name] | {"loss_weights": {}}  # CGFormer's contrast is within a process
     grounder = Grounder.from_settings(ModelSettings(tower=TOWER, head=HeadChoice(name=name, settings=settings)))
     for module in grounder.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, _BatchNorm):
             module.eval()
     return grounder
 

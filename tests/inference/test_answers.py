@@ -11,7 +11,7 @@ from pycocotools import mask as coco
 from refcli.contracts.prediction import Answer, Target
 from refcli.errors import DataError
 from refcli.geometry.masks import encode_mask
-from refcli.inference.answers import answer_from_json, answer_to_json, read_answers
+from refcli.inference.answers import answer_from_json, answer_to_json
 
 MASK = np.zeros((20, 30), dtype=bool)
 MASK[3:9, 4:17] = True
@@ -76,14 +76,3 @@ def test_a_missing_field_is_refused():
     del record["no_target_score"]
     with pytest.raises(DataError, match="no_target_score"):
         answer_from_json(record)
-
-
-def test_a_file_of_answers_is_read_back_and_a_bad_line_is_named(tmp_path):
-    path = tmp_path / "p.jsonl"
-    lines = [json.dumps(answer_to_json(answer)) for answer in (FOUND, NONE)]
-    path.write_text("\n".join(lines) + "\n")
-    assert list(read_answers(path)) == [FOUND, NONE]
-    path.write_text(lines[0] + "\n{\n")
-    with pytest.raises(DataError) as caught:
-        list(read_answers(path))
-    assert caught.value.where == f"{path}:2"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,8 +12,10 @@ from PIL import Image
 from refcli.contracts.prediction import Answer, Target
 from refcli.errors import UsageError
 from refcli.geometry.masks import encode_mask
-from refcli.inference.answers import read_answers
+from refcli.inference import output_folder
+from refcli.inference.answers import answer_from_json
 from refcli.inference.output_folder import OutputFolder
+from refcli.inference.predictor import read_pixels
 
 MASK = np.zeros((40, 60), dtype=bool)
 MASK[5:20, 10:30] = True
@@ -28,11 +33,15 @@ FOUND = Answer(
 FAILED = Answer("1", "none.jpg", "", 0, 0, (), False, None, "w", "there is no such picture")
 
 
+def answers_in(path: Path) -> list[Answer]:
+    return [answer_from_json(json.loads(line)) for line in path.read_text().splitlines()]
+
+
 def test_drawings_masks_and_lines_are_written(tmp_path):
     with OutputFolder(tmp_path / "out") as folder:
         folder.add(FOUND, np.zeros((40, 60, 3), np.uint8))
         folder.add(FAILED, tmp_path / "none.jpg")
-    assert list(read_answers(tmp_path / "out/predictions.jsonl")) == [FOUND, FAILED]
+    assert answers_in(tmp_path / "out/predictions.jsonl") == [FOUND, FAILED]
     drawings = sorted(path.name for path in (tmp_path / "out/overlays").iterdir())
     assert drawings == ["00000-a-the-grote-cup.png", "00001-none-x.png"]
     (mask,) = (tmp_path / "out/masks").iterdir()
@@ -47,7 +56,23 @@ def test_a_run_that_breaks_off_leaves_its_lines_under_another_name(tmp_path):
         folder.add(FOUND, np.zeros((40, 60, 3), np.uint8))
         raise KeyboardInterrupt
     assert not (tmp_path / "predictions.jsonl").exists()
-    assert list(read_answers(tmp_path / "predictions.jsonl.partial")) == [FOUND]
+    assert answers_in(tmp_path / "predictions.jsonl.partial") == [FOUND]
+
+
+def test_a_picture_is_decoded_once_for_all_that_is_asked_of_it(tmp_path, monkeypatch):
+    opened = []
+
+    def read(source):
+        opened.append(source)
+        return read_pixels(source)
+
+    monkeypatch.setattr(output_folder, "read_pixels", read)
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    Image.new("RGB", (60, 40)).save(tmp_path / "b.png")
+    with OutputFolder(tmp_path / "out") as folder:
+        for name in ("a.png", "a.png", "b.png", "none.png", "none.png"):
+            folder.add(FOUND, tmp_path / name)
+    assert [source.name for source in opened] == ["a.png", "b.png", "none.png"]
 
 
 def test_large_drawings_are_jpegs(tmp_path):

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from refcli.config.pretraining import VisualTokenizerSettings
-from refcli.errors import WeightsError
+from refcli.errors import UsageError, WeightsError
 from refcli.model.visual_tokenizer import VisualTokenizer, signed_pixels
-from refcli.weights.conversions.vqkd import from_official, left_out, settings_of, to_official
+from refcli.weights.conversions.plan import KeyTableError
+from refcli.weights.conversions.vqkd import from_official, settings_of, to_official, why_left_out
+from refcli.weights.misfits import KeyRow
 
 HIDDEN, PIXELS, CODES = 2e-5, 1e-6, 1e-6
 HEADS = 2
@@ -82,9 +84,9 @@ def test_the_settings_are_read_off_the_shapes(official, fixtures):
 
 
 def test_a_width_without_heads_of_64_channels_asks_for_the_number_of_heads(official):
-    with pytest.raises(WeightsError, match="width of 32 channels does not divide into heads of 64 channels"):
+    with pytest.raises(UsageError, match="width of 32 channels does not divide into heads of 64 channels"):
         settings_of(official)
-    with pytest.raises(WeightsError, match="does not divide into 3 heads"):
+    with pytest.raises(UsageError, match="does not divide into 3 heads"):
         settings_of(official, heads=3)
 
 
@@ -96,47 +98,61 @@ def test_the_published_layout_is_the_default_settings_and_fills_the_model(fixtur
     assert settings_of(official) == VisualTokenizerSettings()
     converted = from_official(official)
     assert {name: t.shape for name, t in converted.items()} == {name: t.shape for name, t in wanted.items()}
-    assert len(converted) + len(left_out(official)) == len(official) == 220
+    assert len(converted) + len([name for name in official if why_left_out(name)]) == len(official) == 220
 
 
 def test_conversion_and_back_is_bit_equal(official):
     ours = from_official(official)
     back = to_official(ours)
-    assert back.keys() == official.keys() - set(left_out(official))
+    assert back.keys() == {name for name in official if why_left_out(name) is None}
     assert all(torch.equal(back[name], official[name]) for name in back)
     again = from_official(back)
     assert again.keys() == ours.keys()
     assert all(torch.equal(again[name], ours[name]) for name in ours)
 
 
-def test_what_only_training_needs_is_left_out_and_listed(official):
+def test_what_only_training_needs_is_left_out(official):
     extra = {"teacher_model.a": torch.zeros(1), "scaling_layer.scale": torch.zeros(1), "loss.b": torch.zeros(1)}
-    dropped = left_out({**official, **extra})
-    used = {"quantize.embedding.weight"}
-    expected = {name for name in official if name.startswith(NEVER_USED_PARTS)} - used
-    assert set(dropped) == expected | extra.keys()
+    dropped = {name for name in {**official, **extra} if why_left_out(name)}
+    expected = {name for name in official if name.startswith(NEVER_USED_PARTS)} - {"quantize.embedding.weight"}
+    assert dropped == expected | extra.keys()
+    assert settings_of({**official, **extra}, heads=HEADS) == settings_of(official, heads=HEADS)
     assert from_official({**official, **extra}).keys() == from_official(official).keys()
 
 
-def test_a_missing_an_unknown_and_a_misshapen_tensor_are_errors(official):
-    with pytest.raises(WeightsError, match=r"encoder\.blocks\.1\.attn\.q_bias is missing"):
-        from_official({name: t for name, t in official.items() if name != "encoder.blocks.1.attn.q_bias"})
-    with pytest.raises(WeightsError, match=r"encoder\.rel_pos_bias is not part of the model"):
-        from_official({**official, "encoder.rel_pos_bias": torch.zeros(1)})
-    with pytest.raises(WeightsError, match=r"encoder\.blocks\.0\.norm1\.bias has shape \(31,\), not \(32,\)"):
-        from_official({**official, "encoder.blocks.0.norm1.bias": torch.zeros(31)})
-    with pytest.raises(WeightsError, match=r"encoder\.pos_embed has 16 rows"):
-        from_official({**official, "encoder.pos_embed": torch.zeros(1, 16, 32)})
-    with pytest.raises(WeightsError, match=r"quantize\.embedding\.weight has shape \(64,\)"):
-        from_official({**official, "quantize.embedding.weight": torch.zeros(64)})
+@pytest.mark.parametrize(
+    ("changed", "row"),
+    [
+        ({"encoder.blocks.1.attn.q_bias": None}, KeyRow("encoder.blocks.1.attn.q_bias", "missing", wanted=(32,))),
+        ({"quantize.embedding.weight": None}, KeyRow("quantize.embedding.weight", "missing")),
+        ({"encoder.rel_pos_bias": torch.zeros(1)}, KeyRow("encoder.rel_pos_bias", "unexpected", (1,))),
+        (
+            {"encoder.blocks.0.norm1.bias": torch.zeros(31)},
+            KeyRow("encoder.blocks.0.norm1.bias", "wrong shape", (31,), (32,)),
+        ),
+        (
+            {"encoder.blocks.0.mlp.fc2.bias": torch.zeros(32, dtype=torch.bool)},
+            KeyRow("encoder.blocks.0.mlp.fc2.bias", "wrong type", "bool", "floating-point numbers"),
+        ),
+        ({"encoder.pos_embed": torch.zeros(1, 16, 32)}, KeyRow("encoder.pos_embed", "wrong shape", (1, 16, 32))),
+        ({"quantize.embedding.weight": torch.zeros(64)}, KeyRow("quantize.embedding.weight", "wrong shape", (64,))),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(official, changed, row):
+    given = {name: tensor for name, tensor in {**official, **changed}.items() if tensor is not None}
+    with pytest.raises(KeyTableError) as caught:
+        settings_of(given, heads=HEADS)
+    assert caught.value.rows == (row,)
 
 
 def test_a_gap_in_the_block_numbers_is_an_error(official):
     moved = {name.replace("encoder.blocks.1.", "encoder.blocks.7."): t for name, t in official.items()}
-    with pytest.raises(WeightsError, match=r"encoder\.blocks\.1\.norm1\.weight is missing"):
-        from_official(moved)
+    with pytest.raises(KeyTableError, match=r"missing +encoder\.blocks\.1\.norm1\.weight"):
+        settings_of(moved, heads=HEADS)
 
 
-def test_another_kind_of_state_has_no_way_back(official):
-    with pytest.raises(WeightsError, match="codebook is missing"):
-        to_official({name: t for name, t in from_official(official).items() if name != "codebook"})
+def test_a_foreign_tensor_is_an_error_in_either_direction():
+    with pytest.raises(WeightsError, match=r"resnet\.conv1"):
+        from_official({"resnet.conv1": torch.zeros(1)})
+    with pytest.raises(WeightsError, match="no place in the official model: decoder"):
+        to_official({"decoder": torch.zeros(1)})

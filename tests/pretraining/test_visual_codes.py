@@ -9,7 +9,7 @@ from PIL import Image
 from refcli.config.pretraining import VisualCodeSettings, VisualTokenizerSettings
 from refcli.config.schema import TowerSettings
 from refcli.data.transforms import IMAGE_MEAN, letterbox
-from refcli.errors import ConfigError, WeightsError
+from refcli.errors import ConfigError, UsageError
 from refcli.model.visual_tokenizer import VisualTokenizer, nearest_codes
 from refcli.pretraining.visual_codes import (
     PROVIDERS,
@@ -139,7 +139,7 @@ def test_a_tokenizer_is_built_from_its_weights_directory(tokenizer, tmp_path):
     ("settings", "error", "message"),
     [
         ({"source": "tokenizer"}, ConfigError, "no visual tokenizer is given"),
-        ({"source": "tokenizer", "weights": "/nowhere"}, WeightsError, "no weights called '/nowhere'"),
+        ({"source": "tokenizer", "weights": "/nowhere"}, UsageError, "no weights called '/nowhere'"),
         ({"source": "pixel_clusters", "weights": "vqkd"}, ConfigError, "pixel clusters have no weights"),
     ],
 )

@@ -77,7 +77,7 @@ def test_without_the_setting_the_heads_own_threshold_stays(tmp_path, half_empty,
     weights = finetune(
         changed(settings, "oneref", "train.steps=1"), store_path=half_empty, out=tmp_path / "run", reporter=Silence()
     )
-    assert "existence_threshold" not in load_weights(str(weights)).settings.head.settings
+    assert load_weights(str(weights)).settings.head.settings["existence_threshold"] == 0.5
 
 
 def test_what_cannot_be_calibrated_is_refused_before_training(half_empty, store, settings):

@@ -22,8 +22,8 @@ from refcli.pretraining.mrefm import MRefM
 from refcli.pretraining.pixel_clusters import PixelClusters
 from refcli.recipes.finetune import finetune
 from refcli.recipes.pretrain import build, pretrain, preview
-from refcli.weights.inspect import verify
 from refcli.weights.load import load_weights
+from refcli.weights.verifying import verify
 
 ALONE = World(0, 1, torch.device("cpu"))
 CLOCK = {

@@ -138,10 +138,9 @@ def test_weights_that_score_words_with_another_head_are_told_from_those_with_ano
 
     class OtherTokenizer:
         model = b"other pieces"
-        load = staticmethod(lambda text: OtherTokenizer)
 
     same = weights_of(model, tmp_path / "same")
-    monkeypatch.setattr(word_scorer, "Tokenizer", OtherTokenizer)
+    monkeypatch.setattr(word_scorer, "load_tokenizer", lambda text: OtherTokenizer)
     with pytest.raises(ConfigError, match="their tokenizer is not the model's") as of_tokenizer:
         build(tiny(scoring[0], scoring[1] + same), store, ALONE)
     assert "oneref" in of_head.value.hint and "tokenizer" not in of_head.value.hint

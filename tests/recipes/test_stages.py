@@ -160,7 +160,7 @@ def test_another_run_in_the_same_place_wants_force_and_leaves_nothing_of_the_fir
         ("data.validation=['squares:vla']", DataError),
         ("model.text.tokenizer=nowhere.spm", WeightsError),
         ("stages.all.model.head.settings.mask_dimm=3", ConfigError),
-        ("train.init_weights=nowhere", WeightsError),
+        ("train.init_weights=nowhere", UsageError),
     ],
 )
 def test_what_a_stage_lacks_is_found_before_anything_is_removed_or_trained(

@@ -49,7 +49,7 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
         hub.commit(
-            loopback_hub.REPO, {loopback_hub.FILE: loopback_hub.noise(1), loopback_hub.SPM: loopback_hub.noise(2, 500)}
+            loopback_hub.REPO, {loopback_hub.FILE: loopback_hub.noise(1), loopback_hub.SPM: loopback_hub.TOKENIZER}
         )
         yield hub
 

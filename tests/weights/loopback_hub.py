@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import random
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
+import sentencepiece
+
+import refcli.text
 from refcli.weights.locate import home
 
 DEFAULT_BRANCH = "main"
@@ -33,6 +38,37 @@ def noise(seed: int, size: int = 20_000) -> bytes:
 def sha256(content: bytes) -> str:
     """In hex, as the hub's etags are."""
     return hashlib.sha256(content).hexdigest()
+
+
+def sentencepiece_file(num_pieces: int, *, num_unused: int = 0) -> bytes:
+    """The packaged tokenizer with words that nobody says up to `num_pieces`, and bytes that no tokenizer reads."""
+    packaged = (Path(refcli.text.__file__).parent / "builtin.spm").read_bytes()
+    num_there = sentencepiece.SentencePieceProcessor(model_proto=packaged).get_piece_size()
+    score = b"\x15" + struct.pack("<f", -20)
+    pieces = (_field(1, _field(1, f"unsaid{number}".encode()) + score) for number in range(num_pieces - num_there))
+    return packaged + b"".join(pieces) + _field(1000, random.Random(5).randbytes(num_unused))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of a protocol buffer, which one message may have any number of."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([number % 128 + 128]) + _varint(number // 128)
+
+
+TOKENIZER = sentencepiece_file(64_000)
+"""Takes the place of beit3.spm."""
+
+
+def checkpoint(seed: int) -> bytes:
+    """A file that is recognised as a BEiT-3 checkpoint, if not one that can be converted."""
+    import torch
+
+    content = io.BytesIO()
+    torch.save({"model": {"beit3.noise": torch.tensor(list(noise(seed, 5000)))}}, content)
+    return content.getvalue()
 
 
 def left_behind() -> list[str]:
@@ -101,6 +137,11 @@ class FakeHub:
         self.stalled, self.released = threading.Event(), threading.Event()
         self.corrupt = False
         """Storage flips a bit of the first byte."""
+        self.etag: str | None = None
+        """What the hub calls every file, in place of its sha256, once it gave so many `honest_answers`."""
+        self.honest_answers = 0
+        self.commit_header: str | None = None
+        """What the hub calls every commit, in place of its name."""
         self.num_bytes_sent = 0
         self.url = ""
         self.storage_url = ""
@@ -201,12 +242,15 @@ class _HubHandler(_Handler):
         if parts[4] not in tree:
             return self.say(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         content = tree[parts[4]]
-        digest = sha256(content)
+        digest = etag = sha256(content)
+        if self.hub.etag is not None:
+            etag = digest if self.hub.honest_answers > 0 else self.hub.etag
+            self.hub.honest_answers -= 1
         return self.say(
             302,
             {
-                "X-Repo-Commit": commit,
-                "X-Linked-Etag": f'"{digest}"',
+                "X-Repo-Commit": self.hub.commit_header or commit,
+                "X-Linked-Etag": f'"{etag}"',
                 "X-Linked-Size": str(len(content)),
                 "Location": f"{self.hub.storage_url}/{digest}",
             },

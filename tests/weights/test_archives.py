@@ -8,7 +8,7 @@ import stat
 import zipfile
 
 import pytest
-from loopback_hub import FILE, REPO, SPM, ZIP, ZIPPED, left_behind, noise, sha256
+from loopback_hub import FILE, REPO, SPM, TOKENIZER, ZIP, ZIPPED, checkpoint, left_behind, noise, sha256
 
 from refcli.errors import ExitCode, RefcliError, WeightsError
 from refcli.weights import archives
@@ -25,7 +25,7 @@ def zipped(members: dict[str, bytes]) -> bytes:
 
 
 def commit_zip(hub, content: bytes) -> None:
-    hub.commit(REPO, {ZIP: content, SPM: noise(2, 500)})
+    hub.commit(REPO, {ZIP: content, SPM: TOKENIZER})
 
 
 def test_each_name_takes_its_member_out_of_a_shared_zip(hub, pulled):
@@ -50,12 +50,12 @@ def test_a_zip_without_the_member_lists_what_it_has(hub, pulled):
 
 
 def test_an_address_names_a_member_with_a_hash_sign(hub, pulled):
-    commit_zip(hub, zipped({"a/one.pth": noise(3), "a/two.pth": noise(4)}))
+    commit_zip(hub, zipped({"a/one.pth": checkpoint(3), "a/two.pth": checkpoint(4)}))
 
     with pytest.raises(WeightsError, match="2 of what should be one"):
         pulled(f"hf://{REPO}/{ZIP}")
     address = f"hf://{REPO}/{ZIP}#two.pth"
-    assert (pulled(address) / "model.safetensors").read_bytes() == noise(4)
+    assert (pulled(address) / "model.safetensors").read_bytes() == checkpoint(4)
     assert resolve(address) == pulled_directory(address)
 
 
@@ -131,7 +131,7 @@ def test_a_zip_with_broken_content_is_refused(hub, pulled):
 
 def test_a_torch_checkpoint_which_is_a_zip_too_is_left_whole(hub, pulled):
     checkpoint = zipped({"best_checkpoint/data.pkl": noise(3), "best_checkpoint/version": b"3"})
-    hub.commit(REPO, {FILE: checkpoint, SPM: noise(2, 500)})
+    hub.commit(REPO, {FILE: checkpoint, SPM: TOKENIZER})
 
     assert (pulled() / "model.safetensors").read_bytes() == checkpoint
 

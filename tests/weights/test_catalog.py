@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from refcli.config.load import read_yaml
 from refcli.config.presets import data_specs_root
 from refcli.data.spec import list_specs, load_spec
-from refcli.errors import WeightsError
+from refcli.errors import ExitCode, UsageError
 from refcli.weights.catalog import Catalog, CatalogEntry, find
 from refcli.weights.conversions.table import CONVERSIONS
 
@@ -119,9 +119,10 @@ def test_the_papers_scores_have_the_means_that_were_worked_out_from_its_tables(
 
 
 def test_a_misspelt_name_gets_the_nearest():
-    with pytest.raises(WeightsError, match="oneref-base-rec-refcco") as unknown:
+    with pytest.raises(UsageError, match="oneref-base-rec-refcco") as unknown:
         find("oneref-base-rec-refcco")
 
+    assert unknown.value.exit_code == ExitCode.USAGE
     assert unknown.value.hint.startswith("did you mean 'oneref-base-rec-refcoco'?")
 
 

@@ -13,14 +13,16 @@ from refcli.heads.cgformer import CGFormerHead, CGFormerSettings
 from refcli.weights.conversions.cgformer import from_official, plan, to_official, why_left_out
 from refcli.weights.conversions.plan import HeadOnlySettings, KeyTableError
 from refcli.weights.convert import convert
-from refcli.weights.inspect import info, verify
+from refcli.weights.inspect import info
 from refcli.weights.load import load_weights
+from refcli.weights.verifying import verify
 
 
 def published(fixtures) -> dict[str, torch.Tensor]:
-    """The names and shapes of the whole published model."""
+    """The names and shapes of the whole published model; BatchNorm counts in whole numbers."""
     shapes = json.loads((fixtures / "cgformer_tiny" / "published_shapes.json").read_text())
-    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    types = {name: torch.int64 if name.endswith("num_batches_tracked") else torch.float32 for name in shapes}
+    return {name: torch.empty(shape, dtype=types[name], device="meta") for name, shape in shapes.items()}
 
 
 def tiny(fixtures) -> dict[str, torch.Tensor]:

@@ -24,6 +24,11 @@ HEADS_OF_TINY = 4
 ROWS, OUTPUTS = 2e-5, 5e-6
 
 
+@pytest.fixture(autouse=True)
+def nothing_pulled(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFCLI_HOME", str(tmp_path / "home"))
+
+
 def save(path, state, **args):
     """As the original code saves its training checkpoints."""
     optimizer = {"state": {0: {"exp_avg": torch.ones(4)}}, "param_groups": []}

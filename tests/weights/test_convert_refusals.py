@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from refcli.errors import ConfigError, ExitCode, RefcliError, UsageError, WeightsError
 from refcli.weights import convert as converting
-from refcli.weights.conversions.plan import KeyRow, KeyTableError
+from refcli.weights.conversions.plan import KeyTableError
 from refcli.weights.convert import convert
+from refcli.weights.misfits import KeyRow
 
 HEADS_OF_TINY = 4
 BUILTIN_SPM = Path(converting.__file__).parents[1] / "text" / "builtin.spm"
@@ -56,6 +57,14 @@ def put(name, tensor):
             KeyRow("beit3.vision_embed.proj.weight", "wrong shape", (64, 3)),
         ),
         (
+            put("bbox_embed.layers.1.weight", torch.ones(64, 64, dtype=torch.int64)),
+            KeyRow("bbox_embed.layers.1.weight", "wrong type", "int64", "floating-point numbers"),
+        ),
+        (
+            put("beit3.encoder.layers.0.ffn.A.fc1.weight", torch.ones(256, 64, dtype=torch.bool)),
+            KeyRow("beit3.encoder.layers.0.ffn.A.fc1.weight", "wrong type", "bool", "floating-point numbers"),
+        ),
+        (
             put("visu_proj.bias", torch.full((64,), torch.nan)),
             KeyRow("head.pool_projection.bias", "NaN or infinity", (64,)),
         ),
@@ -99,6 +108,14 @@ def test_a_place_where_nothing_can_be_written_is_named(fixtures, tmp_path, monke
         convert(path, out=Path(), heads=HEADS_OF_TINY)
 
 
+def test_a_link_that_leads_to_itself_is_said_to_be_one_before_anything_is_read(tmp_path):
+    (tmp_path / "w").symlink_to(tmp_path / "w")
+    for out in (tmp_path / "w", tmp_path / "w" / "deep"):
+        with pytest.raises(RefcliError, match=r"cannot be written: .*symbolic links") as caught:
+            convert(tmp_path / "never-looked-at.pth", out=out)
+        assert caught.value.where == str(out)
+
+
 def test_an_output_directory_that_is_taken_is_left_alone(fixtures, tmp_path):
     path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
     (tmp_path / "w").mkdir()
@@ -115,6 +132,8 @@ def test_settings_that_do_not_fit_the_file_are_refused(fixtures, tmp_path):
     for options, error, message in (
         ({"heads": 5}, UsageError, "does not divide into 5 heads"),
         ({"heads": 4, "image_size": 100}, UsageError, "not a multiple of the patch size 16"),
+        ({"heads": 4, "image_size": 4112}, UsageError, "above 4096 pixels"),
+        ({"heads": 4, "image_size": 1_600_000}, UsageError, "above 4096 pixels"),
         ({"heads": 4, "tokenizer": BUILTIN_SPM}, WeightsError, r"more than the tower embeds \(200\)"),
         ({"heads": 4, "tokenizer": path}, WeightsError, "not a SentencePiece model"),
         ({"heads": 4, "kind": "beit4"}, ConfigError, "no kind of checkpoint called 'beit4'"),
@@ -146,11 +165,15 @@ def test_a_file_of_no_known_kind_is_named(tmp_path):
 def test_every_tensor_that_makes_no_visual_tokenizer_is_in_the_table(fixtures, tmp_path):
     official = load_file(fixtures / "vqkd_tiny" / "weights.safetensors")
     broken = {name: tensor for name, tensor in official.items() if not name.startswith("encoder.blocks.1.attn.")}
+    broken["encoder.fc_norm.weight"] = torch.ones(32, dtype=torch.int64)
     path = save(tmp_path / "c.pth", broken)
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(KeyTableError) as caught:
         convert(path, out=tmp_path / "w", heads=2)
-    missing = sorted(official.keys() - broken.keys())
+    missing = official.keys() - broken.keys()
     assert len(missing) == 5
-    assert caught.value.message.startswith("5 tensors do not make a VQ-KD tokenizer:")
-    assert all(f"\n  {name} is missing" in caught.value.message for name in missing)
+    assert set(caught.value.rows) == {
+        KeyRow("encoder.fc_norm.weight", "wrong type", "int64", "floating-point numbers"),
+        *(KeyRow(name, "missing", wanted=tuple(official[name].shape)) for name in missing),
+    }
+    assert caught.value.message.startswith("6 tensors do not make a VQ-KD model:")
     assert caught.value.where == str(path)

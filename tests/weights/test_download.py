@@ -9,9 +9,25 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from loopback_hub import FILE, MIRROR, NAME, REPO, SPM, ZIP, ZIPPED, left_behind, noise, sha256
+import torch
+from loopback_hub import (
+    FILE,
+    MIRROR,
+    NAME,
+    REPO,
+    SPM,
+    TOKENIZER,
+    ZIP,
+    ZIPPED,
+    checkpoint,
+    left_behind,
+    noise,
+    sentencepiece_file,
+    sha256,
+)
+from safetensors.torch import load_file, save
 
-from refcli.errors import RefcliError, UsageError, WeightsError
+from refcli.errors import DownloadError, ExitCode, RefcliError, UsageError, WeightsError
 from refcli.weights.catalog import find
 from refcli.weights.download import pull, read_origin
 from refcli.weights.locate import home, resolve
@@ -22,7 +38,7 @@ def test_a_name_becomes_a_directory_with_model_tokenizer_and_origin(hub, pulled)
 
     assert directory == home() / "weights" / NAME == resolve(NAME)
     assert (directory / "model.safetensors").read_bytes() == noise(1)
-    assert (directory / "tokenizer.spm").read_bytes() == noise(2, 500)
+    assert (directory / "tokenizer.spm").read_bytes() == TOKENIZER
     meta = json.loads((directory / "meta.json").read_text())
     assert meta["kind"] == "oneref"
     assert meta["origin"] == {
@@ -38,8 +54,8 @@ def test_a_name_becomes_a_directory_with_model_tokenizer_and_origin(hub, pulled)
             "repo": REPO,
             "file": SPM,
             "revision": hub.repositories[REPO].commit_of("main")[0],
-            "sha256": sha256(noise(2, 500)),
-            "num_bytes": 500,
+            "sha256": sha256(TOKENIZER),
+            "num_bytes": len(TOKENIZER),
         },
     }
 
@@ -80,7 +96,7 @@ def test_the_second_repository_is_tried_when_the_first_has_nothing(hub, pulled):
 
 
 def test_a_file_that_is_nowhere_is_an_error_about_the_first_repository(hub, pulled):
-    with pytest.raises(WeightsError, match="has no file") as missing:
+    with pytest.raises(DownloadError, match="has no file") as missing:
         pulled("oneref-large-rec-flickr30k")
 
     assert missing.value.message == f"{REPO} has no file 'rec_single_dataset_finetuning_large_flickr.pth'"
@@ -132,6 +148,69 @@ def test_a_home_that_is_no_folder_is_an_error_that_names_it(hub, pulled, monkeyp
     assert str(tmp_path / "file") in problem.value.where
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"import os; os.system('echo')\n", "not a SentencePiece model"),
+        (sentencepiece_file(63_999), "must have 64,000 pieces, this one has 63,999"),
+    ],
+)
+def test_what_is_no_official_tokenizer_is_not_put_in_place_as_one(hub, pulled, content, message):
+    hub.commit(REPO, {SPM: content})
+
+    with pytest.raises(WeightsError, match=message) as refused:
+        pulled("beit3-tokenizer")
+
+    assert refused.value.where.startswith(f"hf://{REPO}/{SPM} (")
+    assert refused.value.exit_code == ExitCode.INTEGRITY
+    assert left_behind() == []
+
+
+def test_a_file_that_reads_no_text_needs_no_tokenizer(hub, pulled, fixtures):
+    content = io.BytesIO()
+    torch.save({"model": load_file(fixtures / "vqkd_tiny" / "weights.safetensors")}, content)
+    hub.repositories.pop(REPO)
+    hub.commit("me/models", {"vqkd.pth": content.getvalue()})
+
+    directory = pulled("hf://me/models/vqkd.pth")
+
+    assert json.loads((directory / "meta.json").read_text())["kind"] == "vqkd"
+    assert read_origin(directory)["tokenizer"] is None
+    assert not any("OneRef" in request.path for request in hub.requests)
+
+
+def test_a_state_dict_as_safetensors_is_pulled_like_any_other(hub, pulled):
+    content = save({"beit3.noise": torch.zeros(3)})
+    hub.commit("me/models", {"tower.safetensors": content})
+
+    directory = pulled("hf://me/models/tower.safetensors")
+
+    assert json.loads((directory / "meta.json").read_text())["kind"] == "beit3"
+    assert (directory / "model.safetensors").read_bytes() == content
+
+
+def test_a_tokenizer_that_does_not_come_is_called_one(hub, pulled):
+    hub.repositories.pop(REPO)
+    hub.commit("me/models", {"tower.pth": checkpoint(5)})
+
+    with pytest.raises(
+        DownloadError, match=rf"tokenizer .* cannot be fetched: there is no repository {REPO}"
+    ) as missing:
+        pulled("hf://me/models/tower.pth")
+
+    assert missing.value.where == f"hf://{REPO}/{SPM}"
+    assert left_behind() == []
+
+
+def test_an_address_of_what_is_no_checkpoint_is_named(hub, pulled):
+    hub.commit("me/models", {"page.pth": b"<!DOCTYPE html>", "other.pth": save({"resnet.conv1": torch.zeros(3)})})
+
+    for file, message in (("page.pth", "not a PyTorch checkpoint"), ("other.pth", "of no known kind")):
+        with pytest.raises(WeightsError, match=message) as refused:
+            pulled(f"hf://me/models/{file}")
+        assert refused.value.where.startswith(f"hf://me/models/{file} (")
+
+
 @pytest.mark.parametrize("content", ["[]", "{", '{"origin": {}, "files": {}}', '{"kind": 3}'])
 def test_a_broken_story_means_that_nothing_was_pulled(tmp_path, content):
     (tmp_path / "meta.json").write_text(content)
@@ -153,13 +232,13 @@ def test_two_pulls_at_once_download_once(hub, pulled):
 
 
 def test_an_address_with_a_revision_and_percent_signs_is_pulled(hub, pulled):
-    commit = hub.commit("someone/models.v2", {"unc+ final/a.pth": noise(5)})
+    commit = hub.commit("someone/models.v2", {"unc+ final/a.pth": checkpoint(5)})
     address = f"hf://someone/models.v2@{commit}/unc%2B%20final/a.pth"
 
     directory = pulled(address)
 
-    assert (directory / "model.safetensors").read_bytes() == noise(5)
-    assert json.loads((directory / "meta.json").read_text())["kind"] == "auto"
+    assert (directory / "model.safetensors").read_bytes() == checkpoint(5)
+    assert json.loads((directory / "meta.json").read_text())["kind"] == "beit3"
     assert read_origin(directory)["file"] == "unc+ final/a.pth"
     assert resolve(address) == directory
     assert (directory / "tokenizer.spm").is_file()
@@ -179,21 +258,15 @@ def test_the_names_used_here_are_those_of_the_catalogue():
     assert (find(NAME).file, find(ZIPPED).file, find("beit3-tokenizer").file) == (FILE, ZIP, SPM)
 
 
-def test_a_pulled_checkpoint_is_a_model_that_reads_expressions(hub, fixtures, monkeypatch):
-    import torch
-    from safetensors.torch import load_file
-
-    from refcli.text import tokenizer
+def test_a_pulled_checkpoint_is_a_model_that_reads_expressions(hub, fixtures):
     from refcli.weights.load import load_weights
     from refcli.weights.transfer import read_start
 
-    spm = (Path(tokenizer.__file__).parent / "builtin.spm").read_bytes()
-    monkeypatch.setattr(tokenizer, "OFFICIAL_NUM_PIECES", tokenizer.Tokenizer(spm, max_tokens=8).num_pieces)
     state = load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors")
-    state["beit3.text_embed.weight"] = torch.zeros(700, 64)
-    checkpoint = io.BytesIO()
-    torch.save({"model": state, "epoch": 3, "args": Namespace(use_regress_box=True)}, checkpoint)
-    hub.commit(REPO, {FILE: checkpoint.getvalue(), SPM: spm})
+    state["beit3.text_embed.weight"] = torch.zeros(64_010, 64)
+    content = io.BytesIO()
+    torch.save({"model": state, "epoch": 3, "args": Namespace(use_regress_box=True)}, content)
+    hub.commit(REPO, {FILE: content.getvalue(), SPM: TOKENIZER})
 
     said: list[str] = []
     directory = pull(NAME, say=said.append)
@@ -208,7 +281,7 @@ def test_a_pulled_checkpoint_is_a_model_that_reads_expressions(hub, fixtures, mo
     address = f"hf://{REPO}@main/{FILE}"
     pull(address)
     assert load_weights(address).meta["kind"] == "oneref"
-    assert loaded.tokenizer.model == spm
-    assert loaded.meta["origin"]["sha256"] == sha256(checkpoint.getvalue()) == loaded.meta["source"]["sha256"]
+    assert loaded.tokenizer.model == TOKENIZER
+    assert loaded.meta["origin"]["sha256"] == sha256(content.getvalue()) == loaded.meta["source"]["sha256"]
     projection = loaded.grounder.state_dict()["tower.vision_embedding.projection.weight"]
     assert torch.equal(projection, state["beit3.vision_embed.proj.weight"])

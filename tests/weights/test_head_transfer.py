@@ -74,11 +74,11 @@ def test_other_shapes_are_refused_by_tensor_with_the_settings_that_fit(tmp_path)
         start_head_from(str(tmp_path / "w"), fresh(wider, seed=2), wider)
     assert "model.tower.dim=32" in caught.value.hint
     finer = model(position_grid=(6, 6))
-    with pytest.raises(ConfigError, match=r"positions\S* has shape \(16, 16\), the settings want \(36, 16\)"):
+    with pytest.raises(ConfigError, match=r"positions\S* has shape \(16, 16\) instead of \(36, 16\)"):
         start_head_from(str(tmp_path / "w"), fresh(finer, seed=2), finer)
 
 
-@pytest.mark.parametrize(("name", "problem"), [("decoder.odd", "not part of the head"), (None, "is missing")])
+@pytest.mark.parametrize(("name", "problem"), [("decoder.odd", "not part of the model"), (None, "is missing")])
 def test_a_part_that_is_not_whole_is_refused(tmp_path, name, problem):
     given = write_decoder(tmp_path / "w", model())
     changed = dict(list(given.items())[1:]) if name is None else given | {f"head.{name}": torch.zeros(1)}
@@ -88,6 +88,23 @@ def test_a_part_that_is_not_whole_is_refused(tmp_path, name, problem):
     with pytest.raises(ConfigError, match=problem):
         start_head_from(str(tmp_path / "w"), grounder, model())
     assert all(torch.equal(tensor, before[key]) for key, tensor in grounder.state_dict().items())
+
+
+def test_weights_in_half_precision_are_copied_and_whole_numbers_are_not(tmp_path):
+    given = write_decoder(tmp_path / "w", model())
+    halves = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
+    save_file(halves, tmp_path / "w" / "model.safetensors")
+    grounder = fresh(model(), seed=2)
+    start_head_from(str(tmp_path / "w"), grounder, model())
+    assert all(
+        torch.equal(tensor.to(halves[name].dtype), halves[name])
+        for name, tensor in grounder.state_dict().items()
+        if name in halves
+    )
+    name = next(name for name, tensor in given.items() if tensor.is_floating_point())
+    save_file(given | {name: torch.ones_like(given[name], dtype=torch.int64)}, tmp_path / "w" / "model.safetensors")
+    with pytest.raises(ConfigError, match=f"{name} holds int64 instead of floating-point numbers"):
+        start_head_from(str(tmp_path / "w"), fresh(model(), seed=2), model())
 
 
 def test_a_whole_model_is_not_a_head(tmp_path):

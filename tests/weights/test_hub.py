@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from loopback_hub import CHUNK, FILE, MIRROR, REPO, left_behind, noise, sha256
+from loopback_hub import CHUNK, FILE, MIRROR, REPO, TOKENIZER, left_behind, noise, sha256
 
-from refcli.errors import ExitCode, WeightsError
+from refcli.errors import DownloadError, ExitCode, WeightsError
 from refcli.weights import hub as hub_client
 from refcli.weights.locate import home, pulled_directory
 
@@ -30,10 +30,10 @@ def test_a_pause_in_the_connection_is_bridged(hub, pulled):
 
 def test_a_download_that_broke_off_goes_on_where_it_stopped(hub, pulled):
     tokenizer = pulled("beit3-tokenizer")
-    assert (tokenizer / "beit3.spm").read_bytes() == noise(2, 500)
+    assert (tokenizer / "beit3.spm").read_bytes() == TOKENIZER
     hub.break_after, hub.breaks_left, hub.then_down = 3 * CHUNK, 1, True
 
-    with pytest.raises(WeightsError, match="503") as broken:
+    with pytest.raises(DownloadError, match="503") as broken:
         pulled()
 
     assert "what has arrived is kept" in broken.value.hint
@@ -61,7 +61,7 @@ def test_a_damaged_download_is_thrown_away_and_nothing_is_converted(hub, pulled)
 
 def test_a_damaged_file_in_the_cache_is_found_and_mended_by_force(hub, pulled):
     pulled("beit3-tokenizer")
-    blob = home().parent / "hf" / "models--linhuixiao--OneRef" / "blobs" / sha256(noise(2, 500))
+    blob = home().parent / "hf" / "models--linhuixiao--OneRef" / "blobs" / sha256(TOKENIZER)
     blob.write_bytes(b"something else")
     (pulled_directory("beit3-tokenizer") / "beit3.spm").unlink()
 
@@ -69,34 +69,34 @@ def test_a_damaged_file_in_the_cache_is_found_and_mended_by_force(hub, pulled):
         pulled("beit3-tokenizer")
 
     assert "--force" in damaged.value.hint
-    assert (pulled("beit3-tokenizer", force=True) / "beit3.spm").read_bytes() == noise(2, 500)
+    assert (pulled("beit3-tokenizer", force=True) / "beit3.spm").read_bytes() == TOKENIZER
 
 
 def test_force_mends_the_tokenizer_of_a_model_too(hub, pulled):
     pulled("beit3-tokenizer")
-    blob = home().parent / "hf" / "models--linhuixiao--OneRef" / "blobs" / sha256(noise(2, 500))
+    blob = home().parent / "hf" / "models--linhuixiao--OneRef" / "blobs" / sha256(TOKENIZER)
     blob.write_bytes(b"something else")
 
     with pytest.raises(WeightsError, match="cached file is damaged"):
         pulled()
 
-    assert (pulled(force=True) / "tokenizer.spm").read_bytes() == noise(2, 500)
+    assert (pulled(force=True) / "tokenizer.spm").read_bytes() == TOKENIZER
 
 
 def test_what_is_no_name_of_a_repository_is_not_called_a_broken_connection(hub, pulled):
-    with pytest.raises(WeightsError, match=r"some--body/models is no name of a repository"):
+    with pytest.raises(DownloadError, match=r"some--body/models is no name of a repository"):
         pulled("hf://some--body/models/model.pth")
 
 
 def test_a_repository_that_is_not_there_is_named(hub, pulled):
-    with pytest.raises(WeightsError, match="no repository no/where that you may see") as missing:
+    with pytest.raises(DownloadError, match="no repository no/where that you may see") as missing:
         pulled("hf://no/where/model.pth")
 
     assert "HF_TOKEN" in missing.value.hint
 
 
 def test_an_unknown_revision_is_named(hub, pulled):
-    with pytest.raises(WeightsError, match="no revision 'v9'"):
+    with pytest.raises(DownloadError, match="no revision 'v9'"):
         pulled(revision="v9")
 
 
@@ -106,7 +106,7 @@ def test_a_gated_repository_says_where_to_ask(hub, monkeypatch, token, pulled):
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
 
-    with pytest.raises(WeightsError, match="only users whom the owners let in") as gated:
+    with pytest.raises(DownloadError, match="only users whom the owners let in") as gated:
         pulled()
 
     assert f"{hub.url}/{REPO}" in gated.value.hint
@@ -127,7 +127,7 @@ def test_the_token_opens_a_gated_repository_and_goes_nowhere_else(hub, monkeypat
 def test_a_wrong_token_is_told_apart_from_a_missing_repository(hub, monkeypatch, pulled):
     monkeypatch.setenv("HF_TOKEN", "wrong")
 
-    with pytest.raises(WeightsError, match=r"refuses access \(401\)") as refused:
+    with pytest.raises(DownloadError, match=r"refuses access \(401\)") as refused:
         pulled()
 
     assert "HF_TOKEN" in refused.value.hint
@@ -136,7 +136,7 @@ def test_a_wrong_token_is_told_apart_from_a_missing_repository(hub, monkeypatch,
 def test_offline_says_so_and_asks_nobody(hub, monkeypatch, pulled):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
-    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
         pulled()
 
     assert hub.requests == []
@@ -156,17 +156,92 @@ def test_a_hub_that_does_not_answer_is_told_apart_from_offline_mode(hub, monkeyp
 
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
 
-    with pytest.raises(WeightsError, match="cannot be reached") as unreachable:
+    with pytest.raises(DownloadError, match="cannot be reached") as unreachable:
         pulled()
 
     assert "HF_ENDPOINT" in unreachable.value.hint
+    assert unreachable.value.exit_code == ExitCode.FAILED
+
+
+def test_an_endpoint_that_is_no_address_is_an_error_with_advice(hub, monkeypatch, pulled):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "nowhere/{repo_id}/{revision}/{filename}")
+
+    with pytest.raises(DownloadError) as malformed:
+        pulled()
+
+    assert "HF_ENDPOINT" in malformed.value.hint
+
+
+@pytest.mark.parametrize("leading_to", ["{outside}/evil", "../evil", "..", ".", "a/b", "a\\b", "a" * 129, "e vil"])
+def test_a_hub_cannot_choose_a_place_by_what_it_calls_a_file(hub, tmp_path, pulled, leading_to):
+    (tmp_path / "outside").mkdir()
+    hub.etag = leading_to.format(outside=tmp_path / "outside")
+
+    with pytest.raises(WeightsError, match="a name that no hub would give") as refused:
+        pulled("beit3-tokenizer")
+
+    assert refused.value.exit_code == ExitCode.INTEGRITY
+    assert hub.downloads() == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize("honest_answers", range(4))
+def test_a_hub_cannot_lead_to_a_file_that_is_there_already(hub, tmp_path, pulled, honest_answers):
+    secret = tmp_path / "secret.pth"
+    secret.write_bytes(TOKENIZER)
+    hub.etag, hub.honest_answers = str(secret), honest_answers
+
+    if honest_answers < 2:
+        with pytest.raises(WeightsError, match="a name that no hub would give"):
+            pulled("beit3-tokenizer")
+    else:  # the name is asked for twice, once to see what is cached and once to download
+        pulled("beit3-tokenizer")
+
+    assert not any(path.is_symlink() and path.resolve() == secret for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("commit", ["main", "f" * 39, "F" * 40])
+def test_a_hub_cannot_choose_a_place_by_what_it_calls_a_commit(hub, tmp_path, pulled, commit):
+    hub.commit_header = commit
+
+    with pytest.raises(WeightsError, match="the commit a name that no hub would give"):
+        pulled()
+
+    assert hub.downloads() == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+
+
+def test_a_disk_without_links_holds_the_file_itself(hub, monkeypatch, pulled):
+    from huggingface_hub import try_to_load_from_cache
+
+    def refuse(path, target):
+        raise OSError("links are not supported here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+
+    assert (pulled() / "model.safetensors").read_bytes() == noise(1)
+    cached = Path(try_to_load_from_cache(REPO, FILE))
+    assert not cached.is_symlink()
+    assert cached.read_bytes() == noise(1)
+
+
+def test_a_small_file_wants_no_gigabyte_to_spare(hub, monkeypatch, pulled):
+    usage = type("Usage", (), {"free": 3 * len(TOKENIZER)})
+    monkeypatch.setattr(hub_client.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(hub_client, "SPARE_BYTES", 1 << 30)
+
+    assert (pulled("beit3-tokenizer") / "beit3.spm").read_bytes() == TOKENIZER
 
 
 def test_a_full_disk_is_noticed_before_the_download(hub, monkeypatch, pulled):
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(hub_client.shutil, "disk_usage", lambda path: usage)
 
-    with pytest.raises(WeightsError, match=r"the disk has 0\.0 GB left"):
+    with pytest.raises(
+        DownloadError, match=r"the disk has 100 bytes left, .* needs 20\.00 kB more and 0 bytes to spare"
+    ):
         pulled()
 
     assert hub.downloads() == []

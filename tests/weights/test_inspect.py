@@ -1,5 +1,7 @@
 """`info` tells what a weights directory holds, and `verify` what is wrong with it."""
 
+import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -13,11 +15,17 @@ from refcli.errors import WeightsError
 from refcli.files import file_sha256
 from refcli.grounder import Grounder
 from refcli.weights.convert import convert
-from refcli.weights.inspect import info, verify
+from refcli.weights.inspect import info
 from refcli.weights.load import save_weights
+from refcli.weights.verifying import unchecked, verify
 
 BUILTIN = Path(refcli.__file__).parent / "weights" / "builtin"
 MODEL = "model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def nothing_pulled(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFCLI_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -68,6 +76,38 @@ def test_info_and_verify_know_the_packaged_model(tmp_path):
     assert told.tokenizer_is_there
     assert told.sha256 == file_sha256(BUILTIN / MODEL)
     assert verify(BUILTIN) == []
+    assert unchecked(BUILTIN) == []
+    assert told.training["trained_on"] == ["synthetic:count"]
+    assert told.training["existence_threshold_from"] == "synthetic:val"
+    assert {"steps", "batch_size", "seed", "init_weights", "averaged"} <= told.training.keys()
+    assert told.scores["synthetic:test"]["count"] == 11_999
+    assert 0.9 < told.scores["synthetic:test"]["acc50"] < 1
+
+
+def test_other_numbers_in_the_place_of_the_right_ones_are_found_in_the_packaged_model(tmp_path):
+    shutil.copytree(BUILTIN, tmp_path / "w")
+    content = bytearray((BUILTIN / MODEL).read_bytes())
+    content[-2] ^= 1  # the lowest bit of the last number: it stays finite
+    (tmp_path / "w" / MODEL).write_bytes(content)
+    assert verify(tmp_path / "w") == [f"{MODEL} is not the file that was written: its sha256 differs from meta.json's"]
+
+
+def test_what_nobody_took_a_checksum_of_is_said_to_be_so(tmp_path):
+    shutil.copytree(BUILTIN, tmp_path / "w")
+    (tmp_path / "w" / "meta.json").write_text('{"steps": 3}')
+    assert verify(tmp_path / "w") == []
+    (note,) = unchecked(tmp_path / "w")
+    assert "no checksums are recorded" in note
+
+
+def test_a_story_of_the_wrong_form_is_no_crash(tmp_path):
+    shutil.copytree(BUILTIN, tmp_path / "w")
+    for scores in (3, {"splits": []}, {"splits": {"a": 1, "b": {"overall": {"acc50": "high", "count": 4}}}}):
+        (tmp_path / "w" / "meta.json").write_text(json.dumps({"files": [], "scores": scores, "averaged": {"by": [1]}}))
+        assert {name: figures for name, figures in info(tmp_path / "w").scores.items() if figures} in (
+            {},
+            {"b": {"count": 4}},
+        )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +153,11 @@ def test_a_whole_directory_has_no_problem(converted):
         (lambda state: state.update(extra=torch.zeros(1)), "extra is not part of the model"),
         (
             lambda state: state.update({"head.box_mlp.0.bias": torch.zeros(3)}),
-            "head.box_mlp.0.bias has shape (3,), config.yaml wants (64,)",
+            "head.box_mlp.0.bias has shape (3,) instead of (64,)",
+        ),
+        (
+            lambda state: state.update({"head.box_mlp.0.bias": torch.ones(64, dtype=torch.bool)}),
+            "head.box_mlp.0.bias holds BOOL instead of floating-point numbers",
         ),
         (lambda state: state["head.box_mlp.0.bias"].fill_(torch.inf), "head.box_mlp.0.bias holds NaN or infinity"),
     ],

@@ -1,13 +1,18 @@
 """Weights directories round-trip, and misfits are named."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
-from refcli.errors import WeightsError
+from refcli.errors import RefcliError, UsageError, WeightsError
+from refcli.files import file_sha256
 from refcli.grounder import Grounder
+from refcli.weights import load as loading
 from refcli.weights.load import load_weights, save_weights
+from refcli.weights.verifying import verify
 
 SETTINGS = ModelSettings(
     tower=TowerSettings(image_size=32, patch_size=8, dim=32, layers=2, heads=2, ffn_dim=64, vocabulary_size=650),
@@ -33,7 +38,7 @@ def test_what_is_saved_is_what_is_loaded(saved):
     grounder, directory = saved
     loaded = load_weights(str(directory))
     assert loaded.settings == SETTINGS
-    assert loaded.meta == {"made_by": "a test"}
+    assert loaded.meta["made_by"] == "a test"
     assert loaded.name == "w"
     assert not loaded.grounder.training
     ours, theirs = loaded.grounder.state_dict(), grounder.state_dict()
@@ -47,6 +52,39 @@ def test_bf16_files_are_half_as_large_and_load_as_fp32(saved, tmp_path):
     sizes = [(where / "model.safetensors").stat().st_size for where in (directory, tmp_path / "half")]
     assert sizes[1] < 0.6 * sizes[0]
     assert {p.dtype for p in load_weights(str(tmp_path / "half")).grounder.parameters()} == {torch.float32}
+
+
+def test_what_is_saved_states_what_it_is_and_the_sha256_of_every_file(saved):
+    directory = saved[1]
+    meta = json.loads((directory / "meta.json").read_text())
+    assert (meta["schema"], meta["kind"]) == ("refcli.weights/1", "oneref")
+    others = [path for path in directory.iterdir() if path.name != "meta.json"]
+    assert meta["files"] == {path.name: file_sha256(path) for path in others}
+    assert verify(directory) == []
+
+
+@pytest.mark.parametrize("file", ["meta.json", "config.yaml", "model.safetensors"])
+def test_a_crash_between_the_files_never_leaves_what_looks_whole(saved, monkeypatch, file):
+    directory, write = saved[1], loading.write_atomically
+
+    def write_until(path, content):
+        if path.name == file:
+            raise OSError("no space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(loading, "write_atomically", write_until)
+    settings = SETTINGS.model_copy(update={"text": SETTINGS.text.model_copy(update={"max_tokens": 20})})
+    torch.manual_seed(1)
+    with pytest.raises(RefcliError, match="cannot be written: no space left"):
+        save_weights(directory, Grounder.from_settings(settings), settings, meta={})
+    with pytest.raises(RefcliError, match="cannot be written"):
+        save_weights(directory.parent / "new", Grounder.from_settings(settings), settings, meta={})
+    assert not (directory.parent / "new" / "model.safetensors").exists()
+    assert (verify(directory) == []) == (file == "meta.json"), "it is the old one, or not whole"
+    if file == "model.safetensors":
+        assert verify(directory) == [
+            "model.safetensors is not the file that was written: its sha256 differs from meta.json's"
+        ]
 
 
 def test_a_directory_brings_its_own_tokenizer(saved, tmp_path):
@@ -68,7 +106,11 @@ def test_a_directory_brings_its_own_tokenizer(saved, tmp_path):
     [
         (lambda state: state.pop("head.box_mlp.0.bias"), "head.box_mlp.0.bias is missing"),
         (lambda state: state.update(extra=torch.zeros(1)), "extra is not part of the model"),
-        (lambda state: state.update({"head.box_mlp.0.bias": torch.zeros(3)}), r"shape \(3,\), the model wants \(32,\)"),
+        (lambda state: state.update({"head.box_mlp.0.bias": torch.zeros(3)}), r"shape \(3,\) instead of \(32,\)"),
+        (
+            lambda state: state.update({"head.box_mlp.0.bias": torch.ones(32, dtype=torch.int64)}),
+            "head.box_mlp.0.bias holds int64 instead of floating-point numbers",
+        ),
         (lambda state: state["head.box_mlp.0.bias"].fill_(torch.nan), "holds NaN"),
     ],
 )
@@ -101,5 +143,5 @@ def test_a_tokenizer_with_more_ids_than_the_tower_embeds_is_refused(tmp_path):
 
 
 def test_weights_that_are_not_there_are_an_error(tmp_path):
-    with pytest.raises(WeightsError, match="no weights called"):
+    with pytest.raises(UsageError, match="no weights called"):
         load_weights(str(tmp_path))

@@ -93,10 +93,17 @@ def test_resolve_guesses_what_was_meant(tmp_path, monkeypatch):
     checkpoint = tmp_path / "best checkpoint.pth"
     checkpoint.touch()
 
-    with pytest.raises(WeightsError, match="did you mean 'oneref-large-rec-refcoco'"):
+    with pytest.raises(UsageError, match="did you mean 'oneref-large-rec-refcoco'"):
         resolve("oneref-large-rec-refcco")
-    with pytest.raises(WeightsError, match="single file") as single:
+    with pytest.raises(UsageError, match="single file") as single:
         resolve(str(checkpoint))
     assert single.value.hint == f"refcli weights convert '{checkpoint}' --out DIR"
-    with pytest.raises(WeightsError, match="a tokenizer, not a model"):
+    with pytest.raises(UsageError, match="a tokenizer, not a model"):
         resolve("beit3-tokenizer")
+
+
+def test_a_name_that_no_disk_would_take_is_a_name_of_no_weights():
+    with pytest.raises(UsageError, match="no weights called 'xxx"):
+        resolve("x" * 300)
+    with pytest.raises(UsageError, match="no weights called"):
+        resolve("a/" + "x" * 5000)

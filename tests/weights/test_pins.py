@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from loopback_hub import FILE, NAME, REPO, SPM, noise, sha256
+from loopback_hub import FILE, NAME, REPO, SPM, TOKENIZER, checkpoint, noise, sha256
 
 from refcli.errors import WeightsError
 from refcli.weights.locate import home, resolve
@@ -15,7 +15,7 @@ from refcli.weights.pins import Pin, lock_path, read_pins, write_pin
 def test_a_pin_keeps_later_pulls_at_the_same_file(hub, pulled):
     old = hub.repositories[REPO].commit_of("main")[0]
     pulled(pin=True)
-    new = hub.commit(REPO, {FILE: noise(7), SPM: noise(2, 500)})
+    new = hub.commit(REPO, {FILE: noise(7), SPM: TOKENIZER})
 
     assert read_pins()[NAME].model_dump() == {
         "repo": REPO,
@@ -24,7 +24,7 @@ def test_a_pin_keeps_later_pulls_at_the_same_file(hub, pulled):
         "sha256": sha256(noise(1)),
         "num_bytes": 20_000,
     }
-    assert read_pins()["beit3-tokenizer"].sha256 == sha256(noise(2, 500))
+    assert read_pins()["beit3-tokenizer"].sha256 == sha256(TOKENIZER)
     assert (pulled(force=True) / "model.safetensors").read_bytes() == noise(1)
     with pytest.raises(WeightsError, match="checksums differ") as other:
         pulled(revision=new)
@@ -48,7 +48,7 @@ def test_what_is_here_already_is_pinned_with_its_tokenizer(hub, pulled):
 
 def test_a_pin_of_another_commit_with_the_same_file_is_that_commit_and_costs_nothing_later(hub, pulled):
     pulled()
-    new = hub.commit(REPO, {FILE: noise(1), SPM: noise(2, 500)})
+    new = hub.commit(REPO, {FILE: noise(1), SPM: TOKENIZER})
 
     pulled(revision=new, pin=True)
 
@@ -59,9 +59,9 @@ def test_a_pin_of_another_commit_with_the_same_file_is_that_commit_and_costs_not
 
 
 def test_an_address_is_pinned_however_it_is_typed(hub, pulled):
-    hub.commit("a/b", {"unc+/c d.pth": noise(5)})
+    hub.commit("a/b", {"unc+/c d.pth": checkpoint(5)})
     pulled("hf://a/b/unc+/c d.pth", pin=True)
-    new = hub.commit("a/b", {"unc+/c d.pth": noise(6)})
+    new = hub.commit("a/b", {"unc+/c d.pth": checkpoint(6)})
 
     with pytest.raises(WeightsError, match="checksums differ"):
         pulled("hf://a/b/unc%2B/c%20d.pth", revision=new)
@@ -81,7 +81,7 @@ def test_pins_that_are_written_at_once_are_all_kept(tmp_path, monkeypatch):
 
 def test_a_file_that_is_not_the_pinned_one_is_not_even_downloaded(hub, pulled):
     pulled(pin=True)
-    new = hub.commit(REPO, {FILE: noise(7), SPM: noise(2, 500)})
+    new = hub.commit(REPO, {FILE: noise(7), SPM: TOKENIZER})
 
     with pytest.raises(WeightsError, match="checksums differ"):
         pulled(revision=new)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from refcli.config.schema import HeadChoice, ModelSettings
-from refcli.errors import WeightsError
+from refcli.errors import RefcliError, WeightsError
 from refcli.grounder import Grounder
 from refcli.weights.convert import convert
 from refcli.weights.load import load_weights, read_settings
@@ -71,4 +71,15 @@ def test_a_missing_tokenizer_is_said_before_the_model_is_read(fixtures, tmp_path
     (directory / "model.safetensors").write_bytes(b"never looked at")
     with pytest.raises(WeightsError, match="tokenizer file is not there") as caught:
         load_weights(str(directory))
-    assert "refcli weights pull beit3-tokenizer" in caught.value.hint
+    assert caught.value.hint == "put the SentencePiece file there that the model was trained with"
+
+
+@pytest.mark.parametrize("keep", ["beit3.", ""])
+def test_whole_numbers_in_the_place_of_weights_start_no_run(fixtures, tmp_path, spm, keep):
+    directory = converted(fixtures, tmp_path, spm, "oneref_tiny_rec", keep=keep)
+    grounder, settings = fresh(directory)
+    state = load_file(directory / "model.safetensors")
+    name = "tower.encoder.blocks.0.ffn.vision.fc1.weight"
+    save_file(state | {name: torch.ones_like(state[name], dtype=torch.int32)}, directory / "model.safetensors")
+    with pytest.raises(RefcliError, match=f"1 tensor.*{name} holds int32 instead of floating-point numbers"):
+        start_from(str(directory), grounder, settings)

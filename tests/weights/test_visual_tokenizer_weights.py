@@ -12,7 +12,8 @@ from refcli.errors import ConfigError, WeightsError
 from refcli.files import file_sha256
 from refcli.model.visual_tokenizer import VisualTokenizer
 from refcli.weights.convert import convert
-from refcli.weights.inspect import info, verify
+from refcli.weights.inspect import info
+from refcli.weights.verifying import verify
 from refcli.weights.visual_tokenizer import load_visual_tokenizer, save_visual_tokenizer
 
 SETTINGS = VisualTokenizerSettings(
@@ -106,7 +107,7 @@ def test_a_catalogue_name_that_was_not_pulled_says_how_to_pull_it(monkeypatch, t
 def test_files_that_do_not_belong_together_are_refused(saved):
     config = yaml.safe_load((saved / "config.yaml").read_text())
     (saved / "config.yaml").write_text(yaml.safe_dump(config | {"num_codes": 25}))
-    with pytest.raises(WeightsError, match=r"codebook has shape \(24, 4\), the model wants \(25, 4\)"):
+    with pytest.raises(WeightsError, match=r"codebook has shape \(24, 4\) instead of \(25, 4\)"):
         load_visual_tokenizer(str(saved))
     (saved / "config.yaml").write_text(yaml.safe_dump(config | {"depth": 2}))
     with pytest.raises(ConfigError, match="depth"):

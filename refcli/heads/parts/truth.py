@@ -17,7 +17,7 @@ def patch_truth(
     return pixels[:, ::step_y, ::step_x].float()
 
 
-def box_pixels(
+def filled_boxes(
     boxes_cxcywh: Float[Tensor, "batch 4"], image_size: tuple[int, int]
 ) -> Bool[Tensor, "batch height width"]:
     """Fill boxes (fractions of the frame) on the pixel grid of the model frame.

@@ -17,16 +17,8 @@ from refcli.errors import UsageError, WeightsError
 from refcli.model.beit3 import OneTower
 from refcli.model.positions import NUM_EXTRA_ROWS, NUM_UNUSED_ROWS, resample_vision_positions
 from refcli.text.tokenizer import OFFICIAL_NAME
-from refcli.weights.conversions.plan import (
-    HEAD_DIM,
-    KeyRow,
-    KeyTableError,
-    Plan,
-    check_keys,
-    count_heads,
-    heads_note,
-    size_of,
-)
+from refcli.weights.conversions.plan import KeyTableError, Plan, check_keys, count_heads, heads_note, size_of
+from refcli.weights.misfits import KeyRow
 
 Names = tuple[tuple[str, str], ...]
 """(official, ours) templates; {fields} stand for what both names share."""
@@ -67,6 +59,8 @@ FIRST_FFN = THEIR_LAYER.format(layer=0) + "ffn.A.fc1.weight"
 OUR_VISION_ROWS = "tower.vision_embedding.positions"
 PUBLISHED_WORD_ROWS = 64_010
 """Rows of the published word table; beit3.spm has ids for 64,002 of them."""
+MAX_SIDE = 4096
+"""Pixels. At a patch of 16 they are 65,536 patches, far more than attention over all of them has memory for."""
 KEPT_APART = re.compile(
     r"(mlm_head|mim_head|language_head|vision_head|pooler|head|fc_norm)\.|logit_scale$",
 )
@@ -180,21 +174,13 @@ def tower_settings(
         raise KeyTableError(
             kind, [KeyRow(VISION_ROWS, "wrong shape", (rows, dim)), KeyRow(TEXT_ROWS, "wrong shape", (text_rows, dim))]
         )
-    num_heads = count_heads(dim, heads)
-    if num_heads is None:
-        wanted = f"heads of {HEAD_DIM} channels" if heads is None else f"{heads} heads"
-        raise UsageError(
-            f"a width of {dim} channels does not divide into {wanted}",
-            where="--heads",
-            hint="the weights do not tell the number of attention heads: give it to `refcli weights convert`",
-        )
     drop_path = args.get("drop_path")
     return TowerSettings(
         image_size=(side * patch_size, side * patch_size),
         patch_size=patch_size,
         dim=dim,
         layers=len({name.split(".")[3] for name in official if name.startswith("beit3.encoder.layers.")}),
-        heads=num_heads,
+        heads=count_heads(dim, heads),
         ffn_dim=ffn_dim,
         vocabulary_size=vocabulary_size,
         max_text_positions=text_rows,
@@ -217,13 +203,19 @@ def at_image_size(
     The vision positions are cast to float32 and resampled, as the official 224 -> 384 start does.
 
     Raises:
-        UsageError: a size that is no multiple of the patch.
+        UsageError: a size that is no multiple of the patch, or above `MAX_SIDE`.
     """
     if image_size is None or image_size == tower.image_size:
         return state, tower, ()
     if any(side < 1 or side % tower.patch_size for side in image_size):
         raise UsageError(
             f"the image size {image_size} is not a multiple of the patch size {tower.patch_size}", where="--image-size"
+        )
+    if max(image_size) > MAX_SIDE:
+        raise UsageError(
+            f"the image size {image_size} is above {MAX_SIDE} pixels a side",
+            where="--image-size",
+            hint="published models have 224 or 384",
         )
     resized = TowerSettings(**(tower.model_dump() | {"image_size": image_size}))
     positions = resample_vision_positions(state[OUR_VISION_ROWS].float(), old_grid=tower.grid, new_grid=resized.grid)

@@ -13,9 +13,10 @@ from torch import Tensor
 from refcli.config.schema import HeadChoice, TowerSettings
 from refcli.errors import UsageError
 from refcli.heads.cgformer import CGFormerHead, CGFormerSettings
-from refcli.weights.conversions import decoders
+from refcli.weights.conversions import renaming
 from refcli.weights.conversions.beit3 import Names, our_names
-from refcli.weights.conversions.plan import HeadOnlySettings, KeyRow, KeyTableError, Plan, check_keys, size_of
+from refcli.weights.conversions.plan import HeadOnlySettings, KeyTableError, Plan, check_keys, size_of
+from refcli.weights.misfits import KeyRow
 
 KIND = "CGFormer"
 GROUPINGS = (
@@ -58,7 +59,7 @@ NAMES: Names = (
     ("decoder.proj.txt.{kind}", "head.projector.kernel.{kind}"),
 )
 """Every tensor keeps its shape."""
-LEFT_OUT: decoders.LeftOut = (
+LEFT_OUT: renaming.LeftOut = (
     (re.compile(r"backbone\."), "its Swin transformer, in whose place the one tower stands"),
     (re.compile(r"text_encoder\."), "its BERT, in whose place the one tower stands"),
     (
@@ -80,7 +81,7 @@ def from_official(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         WeightsError: a tensor that is not part of the published model.
     """
     hint = "is this the right kind of checkpoint?"
-    return decoders.from_official(official, NAMES, LEFT_OUT, kind=KIND, hint=hint)
+    return renaming.from_official(official, NAMES, LEFT_OUT, kind=KIND, hint=hint)
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,12 +91,12 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         WeightsError: a tensor that the official decoder does not have.
     """
     hint = "only the decoder and the projector can be written in the official layout"
-    return decoders.to_official(state, NAMES, hint=hint)
+    return renaming.to_official(state, NAMES, hint=hint)
 
 
 def why_left_out(name: str) -> str | None:
     """Why our head has no place for an official tensor; None for one that it has a place for, or an unknown one."""
-    return decoders.why_left_out(name, LEFT_OUT)
+    return renaming.why_left_out(name, LEFT_OUT)
 
 
 def plan(

@@ -108,8 +108,8 @@ def plan(
     with torch.device("meta"):
         expected = to_official(Grounder.from_settings(ModelSettings(tower=tower, head=choice)).state_dict())
     check_keys("OneRef", official, expected, also_known=lambda name: _why_dropped(name, head) is not None)
-    state, _ = to_ours({name: official[name] for name in expected}, NAMES)
-    state, resized, notes = at_image_size(state, tower, image_size)
+    renamed = from_official({name: official[name] for name in expected})
+    state, resized, notes = at_image_size(renamed.state, tower, image_size)
     left = [name for name in official if name not in expected]
     if is_pretraining:
         notes += ("a pretrained model: its box head was not trained, fine-tune before asking it",)

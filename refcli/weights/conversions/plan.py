@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from refcli.config.schema import HeadChoice, Settings
-from refcli.errors import WeightsError
+from refcli.errors import UsageError, WeightsError
+from refcli.weights.misfits import KeyRow, misfits
 
 MAX_ROWS_SHOWN = 25
 HEAD_DIM = 64
@@ -48,20 +48,6 @@ class Plan:
     """What the user should know."""
 
 
-class KeyRow(NamedTuple):
-    """One tensor that does not fit: under its official name, or under ours where the converted one is at fault."""
-
-    name: str
-    problem: Literal["missing", "unexpected", "wrong shape", "NaN or infinity"]
-    found: tuple[int, ...] | None = None
-    wanted: tuple[int, ...] | None = None
-
-    def __str__(self) -> str:
-        shapes = [f"has {self.found}"] if self.found is not None else []
-        shapes += [f"wants {self.wanted}"] if self.wanted is not None else []
-        return f"{self.problem:15}  {self.name}  {', '.join(shapes)}".rstrip()
-
-
 class KeyTableError(WeightsError):
     """A checkpoint whose tensors do not make the model; `rows` names every one of them."""
 
@@ -69,8 +55,9 @@ class KeyTableError(WeightsError):
         self.rows = tuple(sorted(rows, key=lambda row: (row.problem, row.name)))
         shown = "".join(f"\n  {row}" for row in self.rows[:MAX_ROWS_SHOWN])
         more = f"\n  and {len(rows) - MAX_ROWS_SHOWN} more" if len(rows) > MAX_ROWS_SHOWN else ""
+        tensors = "1 tensor does" if len(rows) == 1 else f"{len(rows)} tensors do"
         super().__init__(
-            f"{len(rows)} tensors do not make a {kind} model:{shown}{more}",
+            f"{tensors} not make a {kind} model:{shown}{more}",
             where="state dict",
             hint="is the file complete, and of this kind? nothing was written",
         )
@@ -83,7 +70,7 @@ def check_keys(
     *,
     also_known: Callable[[str], bool],
 ) -> None:
-    """Every expected tensor is there in its shape, and every other one is known by name.
+    """Every expected tensor is there with its shape and sort of numbers, and every other one is known by name.
 
     Args:
         kind: named in the error.
@@ -94,13 +81,7 @@ def check_keys(
     Raises:
         KeyTableError: with a row for every tensor that does not fit.
     """
-    rows = [KeyRow(name, "missing", wanted=tuple(expected[name].shape)) for name in expected.keys() - official.keys()]
-    for name, tensor in official.items():
-        found = tuple(tensor.shape)
-        if name in expected and found != tuple(expected[name].shape):
-            rows.append(KeyRow(name, "wrong shape", found, tuple(expected[name].shape)))
-        elif name not in expected and not also_known(name):
-            rows.append(KeyRow(name, "unexpected", found))
+    rows = [row for row in misfits(expected, official) if row.problem != "unexpected" or not also_known(row.name)]
     if rows:
         raise KeyTableError(kind, rows)
 
@@ -119,14 +100,21 @@ def size_of(official: Mapping[str, Tensor], name: str, *, rank: int, kind: str) 
     return shape
 
 
-def count_heads(dim: int, heads: int | None) -> int | None:
+def count_heads(dim: int, heads: int | None) -> int:
     """The number of attention heads, which no tensor's shape shows: as given, or of 64 channels as published.
 
-    None if the width does not divide into such heads.
+    Raises:
+        UsageError: the width does not divide into such heads.
     """
-    if heads is None:
-        heads = dim // HEAD_DIM if dim % HEAD_DIM == 0 else 0
-    return heads if heads >= 1 and dim % heads == 0 else None
+    num_heads = dim // HEAD_DIM if heads is None else heads
+    if num_heads < 1 or dim % num_heads or (heads is None and dim % HEAD_DIM):
+        wanted = f"heads of {HEAD_DIM} channels" if heads is None else f"{heads} heads"
+        raise UsageError(
+            f"a width of {dim} channels does not divide into {wanted}",
+            where="--heads",
+            hint="the weights do not tell the number of attention heads: give it to `refcli weights convert`",
+        )
+    return num_heads
 
 
 def heads_note(dim: int, heads: int | None) -> tuple[str, ...]:

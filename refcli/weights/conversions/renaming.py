@@ -1,4 +1,4 @@
-"""Renaming of a published decoder whose towers are left out, in both directions."""
+"""Renaming of published tensors one by one, in both directions; what our model has no place for is left out."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from refcli.errors import WeightsError
 from refcli.weights.conversions.beit3 import Names, our_names, rename
 
 LeftOut = Sequence[tuple[re.Pattern[str], str]]
-"""How names begin that our head has no place for, and why."""
+"""How names begin that our model has no place for, and why."""
 
 
 def why_left_out(name: str, left_out: LeftOut) -> str | None:
-    """Why our head has no place for an official tensor; None for one that it has a place for, or an unknown one."""
+    """Why our model has no place for an official tensor; None for one that it has a place for, or an unknown one."""
     return next((why for pattern, why in left_out if pattern.match(name)), None)
 
 
 def from_official(
     official: Mapping[str, Tensor], names: Names, left_out: LeftOut, *, kind: str, hint: str
 ) -> dict[str, Tensor]:
-    """The decoder's tensors under our names; every one keeps its shape.
+    """The tensors under our names; every one keeps its shape, and none is copied.
 
     Raises:
         WeightsError: a tensor that is neither among the names nor left out; it tells `kind` and `hint`.
@@ -43,7 +43,7 @@ def to_official(state: Mapping[str, Tensor], names: Names, *, hint: str) -> dict
     """Our tensors under the official names: the inverse of `from_official`, without what that left out.
 
     Raises:
-        WeightsError: a tensor that the official decoder does not have; it tells `hint`.
+        WeightsError: a tensor that the official model does not have; it tells `hint`.
     """
     back = tuple((ours, theirs) for theirs, ours in names)
     theirs = {name: rename(name, back) for name in state}

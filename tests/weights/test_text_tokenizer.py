@@ -1,0 +1,108 @@
+"""What `refcli weights pull beit3-tokenizer` got is found wherever settings say beit3.spm."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import yaml
+
+from refcli.config.schema import HeadChoice, ModelSettings, TextSettings, TowerSettings
+from refcli.errors import WeightsError
+from refcli.grounder import Grounder
+from refcli.text import tokenizer as text_tokenizer
+from refcli.weights.inspect import info
+from refcli.weights.load import load_weights, read_settings, save_weights
+from refcli.weights.text_tokenizer import find_tokenizer, load_tokenizer
+from refcli.weights.transfer import start_from
+from refcli.weights.verifying import verify
+
+OFFICIAL = TextSettings(tokenizer="beit3.spm")
+MODEL = ModelSettings(
+    tower=TowerSettings(image_size=32, patch_size=8, dim=16, layers=1, heads=2, ffn_dim=16, vocabulary_size=650),
+    text=OFFICIAL,
+    head=HeadChoice(settings={}),
+)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder to work in and an empty home; the packaged pieces pass for the official ones."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("REFCLI_HOME", str(tmp_path / "home"))
+    num_pieces = text_tokenizer.Tokenizer.load(TextSettings()).num_pieces
+    monkeypatch.setattr(text_tokenizer, "OFFICIAL_NUM_PIECES", num_pieces)
+
+
+def put_pulled(tmp_path: Path) -> Path:
+    """As `refcli weights pull beit3-tokenizer` leaves it."""
+    path = tmp_path / "home" / "weights" / "beit3-tokenizer" / "beit3.spm"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(files("refcli.text").joinpath("builtin.spm").read_bytes())
+    return path
+
+
+@pytest.fixture
+def converted_too_early(tmp_path) -> Path:
+    """Weights that were converted before the tokenizer was pulled: config.yaml names what is not there."""
+    save_weights(
+        tmp_path / "w", Grounder.from_settings(MODEL), MODEL.model_copy(update={"text": TextSettings()}), meta={}
+    )
+    values = MODEL.model_dump(mode="json")
+    (tmp_path / "w" / "config.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path / "w"
+
+
+def test_the_pulled_file_stands_in_for_one_that_is_not_there_and_for_no_other(tmp_path):
+    assert find_tokenizer(OFFICIAL) == OFFICIAL
+    pulled = put_pulled(tmp_path)
+    assert find_tokenizer(OFFICIAL) == TextSettings(tokenizer=str(pulled))
+    assert find_tokenizer(TextSettings(tokenizer="data/beit3.spm", max_tokens=9)) == TextSettings(
+        tokenizer=str(pulled), max_tokens=9
+    )
+    for other in (TextSettings(), TextSettings(tokenizer="mine.spm")):
+        assert find_tokenizer(other) == other
+    Path("beit3.spm").write_bytes(pulled.read_bytes())
+    assert find_tokenizer(OFFICIAL) == OFFICIAL
+
+
+def test_the_hint_says_pull_until_it_is_pulled(tmp_path):
+    with pytest.raises(WeightsError, match="not there") as missing:
+        load_tokenizer(OFFICIAL)
+    assert "`refcli weights pull beit3-tokenizer`" in missing.value.hint
+    pulled = put_pulled(tmp_path)
+    assert load_tokenizer(OFFICIAL).model == pulled.read_bytes()
+    with pytest.raises(WeightsError, match="not there") as other:
+        load_tokenizer(TextSettings(tokenizer="mine.spm"))
+    assert "pull" not in other.value.hint
+
+
+def test_weights_that_were_converted_before_the_pull_answer_after_it(tmp_path, converted_too_early):
+    assert not info(converted_too_early).tokenizer_is_there
+    assert any("`refcli weights pull beit3-tokenizer`" in problem for problem in verify(converted_too_early))
+    with pytest.raises(WeightsError, match="not there"):
+        load_weights(str(converted_too_early))
+    pulled = put_pulled(tmp_path)
+    assert info(converted_too_early).tokenizer_is_there
+    assert not any("tokenizer" in problem for problem in verify(converted_too_early))
+    loaded = load_weights(str(converted_too_early))
+    assert loaded.tokenizer.model == pulled.read_bytes()
+    assert start_from(str(converted_too_early), Grounder.from_settings(MODEL), MODEL)[0].startswith("started from")
+
+
+def test_a_tokenizer_that_lies_beside_the_weights_comes_first(tmp_path, converted_too_early):
+    put_pulled(tmp_path)
+    own = converted_too_early / "beit3.spm"
+    own.write_bytes(files("refcli.text").joinpath("builtin.spm").read_bytes())
+    assert read_settings(converted_too_early).text.tokenizer == str(own)
+
+
+def test_saved_weights_carry_the_pulled_tokenizer_with_them(tmp_path):
+    pulled = put_pulled(tmp_path)
+    save_weights(tmp_path / "w", Grounder.from_settings(MODEL), MODEL, meta={})
+    content = pulled.read_bytes()
+    pulled.unlink()
+    assert load_weights(str(tmp_path / "w")).tokenizer.model == content
+    assert verify(tmp_path / "w") == []

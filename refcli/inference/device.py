@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Literal, TypeAlias
 
@@ -13,8 +14,11 @@ from refcli.engine.utilisation import product_seconds
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
 BF16_PAYS_FROM_PARAMETERS = 1_000_000
 """Smaller models stay in fp32 on a CPU: products of matrices are not what they spend their time on."""
-PROBE_SIDE = 256
-"""Rows of the matrices that are tried: 72 ms where bf16 is emulated (AVX2), less than 10 elsewhere."""
+PROBE_SIDE, PROBES = 256, 6
+"""Rows of the matrices that are tried, and how often both types are, in turn: the best of each counts, so that other
+work on the machine does not decide."""
+HOPELESS = 4
+"""Where bf16 takes so many times as long it is emulated, slowly: one try is enough."""
 WORTH_ROUNDING = 1.2
 """How many times as fast as fp32 bf16 has to be: it costs accuracy."""
 CPU_BATCH_SIZE = 8
@@ -48,8 +52,17 @@ def cpu_gains_from_bf16() -> bool:
     With AMX they are six times as fast as fp32; under a hypervisor that hides AMX and shows AVX-512 BF16 they were seen
     half as fast.
     """
-    cpu = torch.device("cpu")
-    fp32, bf16 = (product_seconds(PROBE_SIDE, cpu, dtype) for dtype in (torch.float32, torch.bfloat16))
+    cpu, threads = torch.device("cpu"), torch.get_num_threads()
+    fp32 = bf16 = math.inf
+    torch.set_num_threads(1)  # several wait for each other, the longer the busier the machine is
+    try:
+        for _ in range(PROBES):
+            fp32 = min(fp32, product_seconds(PROBE_SIDE, cpu, torch.float32))
+            bf16 = min(bf16, product_seconds(PROBE_SIDE, cpu, torch.bfloat16))
+            if bf16 > HOPELESS * fp32:
+                break
+    finally:
+        torch.set_num_threads(threads)
     return fp32 > WORTH_ROUNDING * bf16
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from refcli.cli.app import run
 from refcli.data.sources.synthetic.write import write_synthetic
 
 PRESET = """
@@ -30,26 +30,48 @@ def store(tmp_path) -> Path:
 
 
 @pytest.fixture
-def refcli(tmp_path):
-    """Run `refcli finetune` on a preset of two stages; returns (exit code, stdout, stderr)."""
+def preset(tmp_path) -> Path:
+    """A run of two stages."""
     (tmp_path / "two.yaml").write_text(PRESET)
+    return tmp_path / "two.yaml"
 
-    def run(*arguments) -> tuple[int, str, str]:
+
+@pytest.fixture
+def refcli(tmp_path, monkeypatch, capsys):
+    """Run `refcli finetune` in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        given = ["refcli", "finetune", *map(str, arguments), "--out", str(tmp_path / "run")]
+        monkeypatch.setattr(sys, "argv", given)
+        with pytest.raises(SystemExit) as caught:
+            run()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def in_two_processes(tmp_path):
+    """Run `refcli finetune --nproc 2` as a program: (exit code, stdout, stderr)."""
+
+    def call(*arguments) -> tuple[int, str, str]:
         command = [sys.executable, "-m", "refcli", "finetune", *map(str, arguments), "--out", str(tmp_path / "run")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        done = subprocess.run([*command, "--nproc", "2"], capture_output=True, text=True, timeout=300)
         return done.returncode, done.stdout, done.stderr
 
-    return run
+    return call
 
 
 def last_step(run: Path) -> int:
     return max(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines())
 
 
-def test_two_processes_go_through_the_stages_together_and_resume_without_being_told_again(tmp_path, store, refcli):
-    start = ("--preset", tmp_path / "two.yaml", "--data", store, "--device", "cpu", "--nproc", "2")
-    code, out, talk = refcli(*start, "--fail-under", "box_iou=0")
+def test_two_processes_go_through_the_stages_together_and_resume_without_being_told_again(
+    tmp_path, preset, store, in_two_processes
+):
+    start = ("--preset", preset, "--data", store, "--device", "cpu")
+    code, out, talk = in_two_processes(*start, "--fail-under", "box_iou=0")
     run = tmp_path / "run"
 
     assert (code, out) == (0, f"{run}\n"), talk
@@ -60,15 +82,16 @@ def test_two_processes_go_through_the_stages_together_and_resume_without_being_t
     assert {json.loads((path / "env.json").read_text())["processes"] for path in (run, *stages)} == {2}
     assert (run / "weights" / "model.safetensors").is_file()
 
-    code, out, talk = refcli("--resume", "--nproc", "2")
+    code, out, talk = in_two_processes("--resume")
     assert (code, out) == (0, f"{run}\n"), talk
     assert "continuing after step 3" in talk
     assert "stage 1" not in talk
 
 
-def test_two_processes_leave_with_the_code_of_the_gate(tmp_path, store, refcli):
-    start = ("--preset", tmp_path / "two.yaml", "--data", store, "--device", "cpu", "--nproc", "2")
-    code, out, talk = refcli(*start, "--fail-under", "box_iou=1")
+@pytest.mark.slow
+def test_two_processes_leave_with_the_code_of_the_gate(tmp_path, preset, store, in_two_processes):
+    start = ("--preset", preset, "--data", store, "--device", "cpu")
+    code, out, talk = in_two_processes(*start, "--fail-under", "box_iou=1")
 
     assert (code, out) == (4, ""), talk
     assert talk.count("wanted 1") == 1
@@ -76,8 +99,8 @@ def test_two_processes_leave_with_the_code_of_the_gate(tmp_path, store, refcli):
     assert (tmp_path / "run" / "weights" / "model.safetensors").is_file()
 
 
-def test_a_dry_run_prints_the_settings_with_the_stages_and_tells_of_each(tmp_path, store, refcli):
-    code, out, talk = refcli("--preset", tmp_path / "two.yaml", "--data", store, "--dry-run")
+def test_a_dry_run_prints_the_settings_with_the_stages_and_tells_of_each(tmp_path, preset, store, refcli):
+    code, out, talk = refcli("--preset", preset, "--data", store, "--dry-run")
     stages = yaml.safe_load(out)["stages"]
 
     assert code == 0
@@ -86,8 +109,8 @@ def test_a_dry_run_prints_the_settings_with_the_stages_and_tells_of_each(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_gate_on_an_unknown_metric_is_refused_before_anything_is_trained(tmp_path, store, refcli):
-    code, out, talk = refcli("--preset", tmp_path / "two.yaml", "--data", store, "--fail-under", "boxiou=0.5")
+def test_a_gate_on_an_unknown_metric_is_refused_before_anything_is_trained(tmp_path, preset, store, refcli):
+    code, out, talk = refcli("--preset", preset, "--data", store, "--fail-under", "boxiou=0.5")
 
     assert (code, out) == (2, "")
     assert "did you mean 'box_iou'?" in talk

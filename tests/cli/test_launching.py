@@ -224,7 +224,11 @@ def wait_for(event: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "arguments"), [((), ("--nproc", "2")), (TORCHRUN, ())], ids=["refcli", "torchrun"]
+    ("launcher", "arguments"),
+    [
+        pytest.param((), ("--nproc", "2"), id="refcli"),
+        pytest.param(TORCHRUN, (), id="torchrun", marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_train_and_only_the_main_one_talks(tmp_path, training, launcher, arguments):
     run = tmp_path / "run"

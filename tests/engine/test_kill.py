@@ -64,7 +64,7 @@ def whole(small_runs, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("trial", range(10))
+@pytest.mark.parametrize("trial", [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 10))])
 def test_killed_at_a_random_moment_and_resumed_the_bits_are_the_same(small_runs, whole, tmp_path, trial):
     """Every second trial is killed while a checkpoint is being written."""
     out, moments = tmp_path / "run", random.Random(trial)

@@ -211,6 +211,6 @@ def test_two_processes_average_their_gradients_and_agree():
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux can starve a thread")
 @pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("end", "code"), [("return", 0), ("fail", 7)])
+@pytest.mark.parametrize(("end", "code"), [pytest.param("return", 0, marks=pytest.mark.slow), ("fail", 7)])
 def test_processes_leave_cleanly_however_soon_they_leave(times, end, code):
     assert [run_in_two_processes(STARVED, end) for _ in range(times)] == [code] * times

@@ -1,12 +1,22 @@
-"""What the user should know of a resumed run before it goes on."""
+"""What the user should know of a run before it begins or goes on."""
 
 from __future__ import annotations
+
+import torch
 
 from refcli.config.load import read_yaml, validate
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
 from refcli.engine.run_dir import RunDir
 from refcli.engine.schedule import lr_factor
+from refcli.inference.device import cpu_gains_from_bf16
+
+
+def slow_precision(settings: FinetuneSettings | PretrainSettings, device: torch.device) -> list[str]:
+    """What the user should know where bf16 would only cost time and accuracy."""
+    if settings.train.precision == "fp32" or device.type != "cpu" or cpu_gains_from_bf16():
+        return []
+    return ["this CPU multiplies bf16 no faster than fp32: train.precision=fp32 would be at least as fast"]
 
 
 def changed_schedule(run: RunDir, settings: FinetuneSettings | PretrainSettings) -> list[str]:

@@ -33,7 +33,7 @@ from refcli.engine.tensorboard import TensorBoard
 from refcli.errors import ConfigError, DataError
 from refcli.recipes.preview import preview_lines
 from refcli.recipes.restarts import launch_facts, takes_over
-from refcli.recipes.run_checks import changed_schedule
+from refcli.recipes.run_checks import changed_schedule, slow_precision
 from refcli.text.roles import RoleFinder
 from refcli.text.tokenizer import Tokenizer
 
@@ -143,7 +143,7 @@ def run_in_world(
     notes = list(parts.notes)
     with failing_together(world):
         if world.is_main:
-            notes += [] if starts else changed_schedule(run, settings)
+            notes += slow_precision(settings, world.device) if starts else changed_schedule(run, settings)
             facts = {"store": str(store_path.resolve()), "processes": world.size, **launch_facts()}
             RunDir.open(out, settings, resume=resume, force=force, facts=facts)
     listener: Reporter = Logged(run, reporter) if world.is_main else Silence()

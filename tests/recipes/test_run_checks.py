@@ -1,0 +1,27 @@
+"""What a run tells before it begins."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from refcli.config.load import apply_overrides, validate
+from refcli.config.schema import FinetuneSettings
+from refcli.recipes import run_checks
+from refcli.recipes.run_checks import slow_precision
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "gains", "is_told"),
+    [
+        ("bf16", "cpu", False, True),
+        ("bf16", "cpu", True, False),
+        ("fp32", "cpu", False, False),
+        ("bf16", "cuda", False, False),
+    ],
+)
+def test_bf16_that_does_not_pay_is_told(settings, monkeypatch, precision, device, gains, is_told):
+    monkeypatch.setattr(run_checks, "cpu_gains_from_bf16", lambda: gains)
+    values = apply_overrides(settings.model_dump(), [f"train.precision={precision}"])
+    asked = validate(FinetuneSettings, values, where="this test")
+    assert any("train.precision=fp32" in note for note in slow_precision(asked, torch.device(device))) == is_told

@@ -30,7 +30,8 @@ def command(
         write_line(_line(row, width))
     write_line(f"{sum(row.is_right for row in rows)} of {len(rows)} right")
     say(f"look at {out / 'contact_sheet.png'}; scenes, overlays, masks and predictions.jsonl are beside it")
-    say(f'ask something else: refcli predict {out / "scenes/scene-000.png"} -e "the red circle" --out {out / "mine"}')
+    found = next((row for row in rows if not row.answer.no_target), rows[0])
+    say(f'ask yourself: refcli predict {out / found.scene} -e "{found.expression}" --out {out / "mine"}')
 
 
 def _line(row: DemoRow, width: int) -> str:

@@ -19,6 +19,14 @@ def report(error: BaseException) -> int:
     if isinstance(error, RefcliError):
         _print_parts("error", error.message, where=error.where, hint=error.hint)
         return int(error.exit_code)
+    if isinstance(error, OSError) and error.errno is not None:
+        _print_parts(
+            "error",
+            f"the system refuses: {error.strerror}",
+            where=str(error.filename) if error.filename is not None else None,
+            hint="is there room, and may you write there?",
+        )
+        return int(ExitCode.FAILED)
     _print_parts(
         "unexpected error",
         f"{type(error).__name__}: {error}",

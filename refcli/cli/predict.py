@@ -57,7 +57,12 @@ def command(
     ] = None,
     expressions: Annotated[
         list[str] | None,
-        typer.Option("--expression", "-e", help="What to look for; may be given several times.", metavar="TEXT"),
+        typer.Option(
+            "--expression",
+            "-e",
+            help="What to look for; may be given several times. Request lines may have their own.",
+            metavar="TEXT",
+        ),
     ] = None,
     requests: Annotated[
         list[str] | None,

@@ -131,7 +131,7 @@ class DataSettings(Settings):
     """Which splits of a store are trained on and watched."""
 
     train: tuple[str, ...] = ("synthetic:train",)
-    """`dataset:split` names inside the store."""
+    """`dataset:split` names inside the store; one alone need be no list."""
     weights: dict[str, PositiveFloat] | None = None
     """How often each of `train` is drawn, relative to the others; None draws every sample equally often."""
     validation: tuple[str, ...] = ()
@@ -141,6 +141,11 @@ class DataSettings(Settings):
     """Train only on these kinds of expression (a curriculum); None means all."""
     workers: int = Field(1, ge=0)
     augment: AugmentSettings = AugmentSettings()
+
+    @field_validator("train", "validation", mode="before")
+    @classmethod
+    def _one_split(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _weights_fit(self) -> DataSettings:

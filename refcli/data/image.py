@@ -86,9 +86,9 @@ def open_image(source: str | Path | bytes, *, name: str | None = None) -> Image.
     with _opened(source, where) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(
-                f"the picture has {image.width} x {image.height} pixels",
+                f"the picture has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} million",
                 where=where,
-                hint=f"scale it below {MAX_PIXELS // 1_000_000} megapixels",
+                hint="scale it down",
             )
         try:
             return _to_rgb(ImageOps.exif_transpose(image))

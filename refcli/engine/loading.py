@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from refcli.contracts.batch import Batch
+from refcli.engine.run_lock import let_go_of_inherited_locks
 from refcli.errors import RefcliError
 
 SampleT = TypeVar("SampleT")
@@ -66,6 +67,7 @@ def init_worker(worker: int) -> None:
     A terminal sends Ctrl-C to the whole process group, and schedulers do the same with SIGTERM; a loader that died at
     once would break the step that the main process still wants to finish.
     """
+    let_go_of_inherited_locks()
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -168,11 +168,12 @@ def score_file(
         name: SplitScoring(split, chosen[name], how, problems, partial(on_sample, name) if on_sample else None)
         for name, split in splits.items()
     }
+    an_id = next((split[0].id for split in splits.values() if len(split)), "none")
     for batch in in_batches(read_lines(path, problems)):
         known = set().union(*(part.add(batch) for part in parts.values()))
         for line in batch:
             if line.number not in known:
-                problems.add("unknown id", line.number, line.answer.id)
+                problems.add("unknown id", line.number, f"{line.answer.id} (the store has ids such as {an_id})")
     tables = {name: part.finish() for name, part in parts.items()}
     seconds = time.perf_counter() - start
     listed = problems.listed()

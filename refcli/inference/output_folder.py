@@ -24,6 +24,8 @@ from refcli.inference.predictor import read_pixels
 from refcli.inference.requests import ImageSource, identity
 
 PREDICTIONS = "predictions.jsonl"
+OWN_NAME = re.compile(r"\d{5}-[a-z0-9-]+\.(png|jpg)")
+"""How drawings and masks are called."""
 LONGEST_NAME_PART = 40
 LARGEST_PNG_PIXELS = 2_000_000
 """Larger drawings are written as JPEG: a PNG of a photograph takes seconds and ten times the space."""
@@ -39,7 +41,7 @@ class OutputFolder:
     the run is broken off.
 
     Args:
-        path: the folder; it is made where it does not exist, and files of an earlier run are replaced.
+        path: the folder; it is made where it does not exist, and what an earlier run drew is removed.
 
     Raises:
         UsageError: the folder cannot be made.
@@ -50,6 +52,9 @@ class OutputFolder:
         try:
             for folder in (path / "overlays", path / "masks"):
                 folder.mkdir(parents=True, exist_ok=True)
+                for file in folder.iterdir():
+                    if OWN_NAME.fullmatch(file.name):
+                        file.unlink()
         except OSError as error:
             raise UsageError(f"the folder cannot be made: {error.strerror}", where=str(path)) from error
         self._partial = path / f"{PREDICTIONS}.partial"

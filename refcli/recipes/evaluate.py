@@ -21,11 +21,9 @@ from refcli.evaluation.truth import PassingSplit
 from refcli.files import write_atomically
 from refcli.inference.device import Precision
 from refcli.inference.predictor import Predictor
-from refcli.weights.locate import BUILTIN, resolve
+from refcli.weights.locate import BUILTIN, RUN_WEIGHTS, resolve
 
-SUMMARY = "summary.json"
-RUN_WEIGHTS = "weights"
-"""How every training run calls the folder of its weights."""
+SUMMARY, PAGE = "summary.json", "report.html"
 OnSample = Callable[[str, int, int], None]
 """Called with (split, samples done, samples of this part) after each sample."""
 
@@ -61,8 +59,12 @@ class Evaluation:
         return replace(self, report=report, document=report_document(report), other=other.weights)
 
     def write(self, out: Path) -> None:
-        """Write every sample and then the figures into a folder, each file whole or not at all."""
+        """Write every sample and then the figures into a folder, each file whole or not at all.
+
+        A page that is there tells of other figures, and is removed.
+        """
         out.mkdir(parents=True, exist_ok=True)
+        (out / PAGE).unlink(missing_ok=True)
         write_run(self.run, out / PER_SAMPLE)
         write_atomically(out / SUMMARY, (json.dumps(self.document, indent=2) + "\n").encode())
 

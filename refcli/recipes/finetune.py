@@ -19,6 +19,7 @@ from refcli.engine.loading import iterate_batches
 from refcli.engine.randomness import seed_generators
 from refcli.engine.reporting import Logged, Reporter
 from refcli.engine.run_dir import RunDir
+from refcli.engine.run_lock import sole_run
 from refcli.engine.watching import SCORE
 from refcli.errors import ConfigError, DataError
 from refcli.evaluation.calibration import Calibrated, calibrate_on, with_threshold
@@ -71,20 +72,28 @@ def finetune(
     plan = plan_stages(settings, out)
     world = join_world(settings.train.device)
     try:
-        for stage, goes_on, starts_over in in_turn(
-            plan, settings, out=out, store_path=store_path, world=world, resume=resume, force=force, reporter=reporter
-        ):
-            run_in_world(
-                stage.settings,
-                world,
+        with sole_run(out, world):
+            for stage, goes_on, starts_over in in_turn(
+                plan,
+                settings,
+                out=out,
                 store_path=store_path,
-                out=stage.path,
-                resume=goes_on,
-                force=starts_over,
+                world=world,
+                resume=resume,
+                force=force,
                 reporter=reporter,
-                build=partial(build, stage.settings, store_path, after=stage.after),
-                save=partial(_save, stage, plan, store_path, reporter),
-            )
+            ):
+                run_in_world(
+                    stage.settings,
+                    world,
+                    store_path=store_path,
+                    out=stage.path,
+                    resume=goes_on,
+                    force=starts_over,
+                    reporter=reporter,
+                    build=partial(build, stage.settings, store_path, after=stage.after),
+                    save=partial(_save, stage, plan, store_path, reporter),
+                )
     finally:
         world.close()
     if world.is_main:

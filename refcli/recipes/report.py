@@ -6,9 +6,7 @@ from pathlib import Path
 
 from refcli.evaluation.html_report import render_report
 from refcli.files import write_atomically
-from refcli.recipes.evaluate import Evaluation
-
-PAGE = "report.html"
+from refcli.recipes.evaluate import PAGE, Evaluation
 
 
 def write_report(evaluation: Evaluation, out: Path) -> Path:

@@ -27,6 +27,7 @@ from refcli.engine.loading import iterate_batches
 from refcli.engine.loop import Feed, train
 from refcli.engine.reporting import Logged, Reporter, Silence
 from refcli.engine.run_dir import RunDir
+from refcli.engine.run_lock import sole_run
 from refcli.engine.state import EMA, MODEL
 from refcli.engine.stopping import failing_together
 from refcli.engine.tensorboard import TensorBoard
@@ -93,17 +94,18 @@ def run_training(
     """
     world = join_world(settings.train.device)
     try:
-        run_in_world(
-            settings,
-            world,
-            store_path=store_path,
-            out=out,
-            resume=resume,
-            force=force,
-            reporter=reporter,
-            build=build,
-            save=save,
-        )
+        with sole_run(out, world):
+            run_in_world(
+                settings,
+                world,
+                store_path=store_path,
+                out=out,
+                resume=resume,
+                force=force,
+                reporter=reporter,
+                build=build,
+                save=save,
+            )
     finally:
         world.close()
 
@@ -225,6 +227,13 @@ def open_data(
             hint=f"set it to {tokenizer.vocabulary_size} or more",
         )
     store = Store(store_path)
+    unknown = [name for name in (*data.train, *data.validation) if name not in store.names()]
+    if unknown:
+        raise DataError(
+            f"the store has no split {unknown[0]!r}",
+            where=f"data.{'train' if unknown[0] in data.train else 'validation'}",
+            hint=f"--set data.train=NAME --set data.validation=NAME; known: {', '.join(store.names()) or 'none'}",
+        )
     training = GroundingDataset(store, data.train, tower=model.tower, augment=data.augment, kinds=data.kinds)
     watched = None
     if data.validation:

@@ -55,7 +55,9 @@ class Tokenizer:
         try:
             tokenizer = cls(path.read_bytes(), max_tokens=settings.max_tokens)
         except RuntimeError as problem:
-            raise WeightsError("this is not a SentencePiece model", where=str(path), hint=str(problem)) from problem
+            raise WeightsError(
+                "this is not a SentencePiece model", where=str(path), hint=f"published models read {OFFICIAL_NAME}"
+            ) from problem
         if path.name == OFFICIAL_NAME and tokenizer.num_pieces != OFFICIAL_NUM_PIECES:
             raise WeightsError(
                 f"beit3.spm must have {OFFICIAL_NUM_PIECES:,} pieces, this one has {tokenizer.num_pieces:,}",

@@ -15,6 +15,8 @@ from refcli.tables import nearest
 from refcli.weights.catalog import Catalog
 
 BUILTIN = "builtin"
+RUN_WEIGHTS = "weights"
+"""How every training run calls the folder of its weights."""
 BUILTIN_PATH = Path(__file__).parent / "builtin"
 MODEL_FILE, CONFIG_FILE, META_FILE, TOKENIZER_FILE = "model.safetensors", "config.yaml", "meta.json", "tokenizer.spm"
 """The files of a weights directory."""
@@ -126,6 +128,8 @@ def resolve(name_or_path: str) -> Path:
             hint=f"refcli weights convert {shlex.quote(name_or_path)} --out DIR",
         )
     guess = None if os.path.isdir(given) else nearest(name_or_path, names)  # noqa: PTH112
+    if is_file(given / RUN_WEIGHTS / MODEL_FILE):
+        guess = str(given / RUN_WEIGHTS)
     raise UsageError(
         f"there are no weights called {name_or_path!r}",
         where=str(given / MODEL_FILE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -115,6 +116,12 @@ def test_a_wrong_setting_exits_with_2_and_a_hint(tmp_path, arguments, expected):
 )
 def test_every_kind_of_end_has_its_exit_code(run_with, error, code):
     assert run_with(error)[0] == code
+
+
+def test_what_the_system_refuses_is_no_bug(run_with):
+    code, said = run_with(PermissionError(errno.EACCES, "Permission denied", "/sys/s"))
+
+    assert (code, said.splitlines()[:2]) == (1, ["error: the system refuses: Permission denied", "where: /sys/s"])
 
 
 def test_an_error_says_what_where_and_what_next_literally(run_with):

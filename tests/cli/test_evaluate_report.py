@@ -54,6 +54,14 @@ def refcli(monkeypatch, capsys):
     return call
 
 
+def test_a_page_of_other_figures_does_not_stay(refcli, store, truth, tmp_path):
+    asked = ("--data", store, "--split", SPLIT, "--predictions", truth, "--out", tmp_path / "out")
+    refcli(*asked, "--report", "--cases", "0")
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert refcli(*asked)[0] == 0
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
 def test_the_page_is_written_beside_the_figures_and_is_the_same_every_time(refcli, store, truth, tmp_path):
     asked = ("--data", store, "--split", SPLIT, "--predictions", truth, "--report", "--cases", "2")
     pages = []

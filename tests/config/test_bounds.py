@@ -41,3 +41,8 @@ def test_tokens_without_a_position_are_refused_before_any_is_met():
     load_finetune("synthetic_tiny", ["model.text.max_tokens=30", "model.tower.max_text_positions=32"])
     with pytest.raises(ConfigError, match=r"32 tower\.max_text_positions are enough for 30 tokens"):
         load_finetune("synthetic_tiny", ["model.text.max_tokens=31", "model.tower.max_text_positions=32"])
+
+
+def test_one_split_need_be_no_list():
+    settings = load_finetune("synthetic_tiny", ["data.train=mine:train", "data.validation=mine:val"])
+    assert (settings.data.train, settings.data.validation) == (("mine:train",), ("mine:val",))

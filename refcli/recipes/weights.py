@@ -93,12 +93,13 @@ def convert_weights(
         RefcliError: as `refcli.weights.convert.convert`.
     """
     from refcli.weights.convert import convert
+    from refcli.weights.text_tokenizer import pulled_tokenizer
 
     def converted(tokenizer: Path | None) -> ConversionReport:
         return convert(file, out=out, kind=kind, dtype=dtype, image_size=image_size, heads=heads, tokenizer=tokenizer)
 
-    pulled = pulled_directory(TOKENIZER) / OFFICIAL_TOKENIZER
-    if tokenizer is not None or not pulled.is_file():
+    pulled = pulled_tokenizer()
+    if tokenizer is not None or pulled is None:
         return converted(tokenizer)
     try:
         return converted(pulled)

@@ -14,12 +14,11 @@ from torch import nn
 from refcli.config.schema import FinetuneSettings, HeadChoice
 from refcli.contracts.batch import Batch
 from refcli.data.sampling import OnePass
-from refcli.engine.distributed import World, join_world
+from refcli.engine.distributed import World
 from refcli.engine.loading import iterate_batches
 from refcli.engine.randomness import seed_generators
 from refcli.engine.reporting import Logged, Reporter
 from refcli.engine.run_dir import RunDir
-from refcli.engine.run_lock import sole_run
 from refcli.engine.watching import SCORE
 from refcli.errors import ConfigError, DataError
 from refcli.evaluation.calibration import Calibrated, calibrate_on, with_threshold
@@ -36,6 +35,7 @@ from refcli.recipes.training import (
     preview_training,
     run_in_world,
     training_meta,
+    training_world,
 )
 from refcli.recipes.validation_gates import check_validation
 from refcli.weights.head_transfer import start_head_from
@@ -70,32 +70,21 @@ def finetune(
     if floors and not settings.data.validation:
         raise ConfigError("without validation nothing can be held to --fail-under", where="data.validation")
     plan = plan_stages(settings, out)
-    world = join_world(settings.train.device)
-    try:
-        with sole_run(out, world):
-            for stage, goes_on, starts_over in in_turn(
-                plan,
-                settings,
-                out=out,
+    with training_world(settings.train.device, out) as world:
+        for stage, goes_on, starts_over in in_turn(
+            plan, settings, out=out, store_path=store_path, world=world, resume=resume, force=force, reporter=reporter
+        ):
+            run_in_world(
+                stage.settings,
+                world,
                 store_path=store_path,
-                world=world,
-                resume=resume,
-                force=force,
+                out=stage.path,
+                resume=goes_on,
+                force=starts_over,
                 reporter=reporter,
-            ):
-                run_in_world(
-                    stage.settings,
-                    world,
-                    store_path=store_path,
-                    out=stage.path,
-                    resume=goes_on,
-                    force=starts_over,
-                    reporter=reporter,
-                    build=partial(build, stage.settings, store_path, after=stage.after),
-                    save=partial(_save, stage, plan, store_path, reporter),
-                )
-    finally:
-        world.close()
+                build=partial(build, stage.settings, store_path, after=stage.after),
+                save=partial(_save, stage, plan, store_path, reporter),
+            )
     if world.is_main:
         check_validation(plan[-1].path, keep=plan[-1].settings.train.keep, floors=floors or {})
     return out / "weights"

@@ -30,8 +30,9 @@ from refcli.recipes.training import (
     make_feed,
     open_data,
     preview_training,
-    run_training,
+    run_in_world,
     training_meta,
+    training_world,
 )
 from refcli.recipes.word_scorer import check_word_scorer, make_word_scorer
 from refcli.text.roles import RoleFinder, role_finder
@@ -72,16 +73,18 @@ def pretrain(
         save_weights(weights, trained.grounder, settings.model, meta=meta)
         save_pretraining_heads(weights, trained.heads)
 
-    run_training(
-        settings,
-        store_path=store_path,
-        out=out,
-        resume=resume,
-        force=force,
-        reporter=reporter,
-        build=partial(build, settings, store_path),
-        save=save,
-    )
+    with training_world(settings.train.device, out) as world:
+        run_in_world(
+            settings,
+            world,
+            store_path=store_path,
+            out=out,
+            resume=resume,
+            force=force,
+            reporter=reporter,
+            build=partial(build, settings, store_path),
+            save=save,
+        )
     return weights
 
 

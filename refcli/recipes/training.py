@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,41 +72,17 @@ class Parts:
     """Parts of the objective to compile where that is asked for."""
 
 
-def run_training(
-    settings: AnySettings,
-    *,
-    store_path: Path,
-    out: Path,
-    resume: bool,
-    force: bool,
-    reporter: Reporter,
-    build: Callable[[World, bool], Parts],
-    save: Callable[[nn.Module], None],
-) -> None:
-    """Train and write the run directory `out`.
-
-    Args:
-        build: makes the parts for this process; the flag says whether the run starts, so that initial weights are
-            wanted (a resumed run has its own).
-        save: writes what was trained, once, in the main process.
+@contextmanager
+def training_world(device: str, out: Path) -> Iterator[World]:
+    """The world of processes that trains into `out`, and nobody else meanwhile; it is left at the end.
 
     Raises:
-        RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (all saved).
+        RefcliError: no such device, or another process is training into `out`.
     """
-    world = join_world(settings.train.device)
+    world = join_world(device)
     try:
         with sole_run(out, world):
-            run_in_world(
-                settings,
-                world,
-                store_path=store_path,
-                out=out,
-                resume=resume,
-                force=force,
-                reporter=reporter,
-                build=build,
-                save=save,
-            )
+            yield world
     finally:
         world.close()
 

@@ -40,7 +40,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
 TERMINAL = frozenset({"typer", "rich", "click"})
 """Only `cli` talks to a terminal."""
 EMPTY_WORDS = frozenset({"utils", "util", "helpers", "helper", "common", "misc"})
-MAX_LINES = 300
+MAX_LINES = 500
 
 
 def modules() -> list[Path]:

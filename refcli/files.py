@@ -1,28 +1,187 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, under plain names and never through a link."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LONGEST_NAME = 200
+"""Bytes of a plain name: file systems allow 255, and suffixes and numbers are put behind it."""
+TEMPORARY_SUFFIX = ".refcli-part"
+_TEMPORARY_NAME = re.compile(rf"\..*\.[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}")
+_LONGEST_STEM = 40
+"""Characters of the final name that a temporary name repeats."""
+_MOST_TRIES = 8
 _HASH_BLOCK = 1 << 20
+_swept: set[str] = set()
+"""Folders in which this process has already looked for stale temporaries."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its final name and move it there, so that a crash never leaves half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    """Write a file beside its final name and move it there, so that a crash never leaves half a file.
+
+    A link at `path` is replaced, not followed.
+    """
+    with temporary_file(path) as temporary:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.replace(path)
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """A new, empty file beside `path`, to be written and then moved there; removed if it is not moved.
+
+    It is created exclusively, with the permissions that the umask leaves. Temporaries in the same folder that killed
+    processes have left behind are removed first, once per process and folder.
+    """
+    with _temporary(path, is_folder=False) as temporary:
+        yield temporary
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """As `temporary_file`, a new folder."""
+    with _temporary(path, is_folder=True) as temporary:
+        yield temporary
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Remove the temporaries in a folder whose processes were killed: those of this user that nobody has locked."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [Path(entry.path) for entry in entries if _TEMPORARY_NAME.fullmatch(entry.name)]
+    except OSError:
+        return
+    for path in found:
+        _remove_if_stale(path)
+
+
+@contextmanager
+def _temporary(path: Path, *, is_folder: bool) -> Iterator[Path]:
+    folder = os.path.abspath(path.parent)  # noqa: PTH100 - links stay
+    if folder not in _swept:
+        _swept.add(folder)
+        remove_stale_temporaries(path.parent)
+    temporary, handle = _create(path, is_folder=is_folder)
+    try:
+        yield temporary
+    finally:
+        if handle is not None:
+            os.close(handle)
+        if is_folder:
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _create(path: Path, *, is_folder: bool) -> tuple[Path, int | None]:
+    """A new temporary and, where the system has such locks, the open handle that holds its lock."""
+    temporary, handle = _create_unlocked(path, is_folder=is_folder)
+    for _ in range(_MOST_TRIES):
+        if handle is None or _is_locked_at(handle, temporary):
+            break
+        os.close(handle)  # another process took it for stale before it was locked
+        temporary, handle = _create_unlocked(path, is_folder=is_folder)
+    return temporary, handle
+
+
+def _create_unlocked(path: Path, *, is_folder: bool) -> tuple[Path, int | None]:
+    temporary = path.parent / f".{path.name[:_LONGEST_STEM]}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    if is_folder:
+        temporary.mkdir()
+        return temporary, None if fcntl is None else os.open(temporary, os.O_RDONLY)
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    if fcntl is None:
+        os.close(handle)
+        return temporary, None
+    return temporary, handle
+
+
+def _is_locked_at(handle: int, path: Path) -> bool:
+    """Lock a new temporary; False if it was removed in the meantime."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: nobody can take it for stale
+        return True
+    return _is_at(handle, path)
+
+
+def _remove_if_stale(path: Path) -> None:
+    try:
+        facts = path.lstat()
+        is_folder = stat.S_ISDIR(facts.st_mode)
+        if fcntl is None or facts.st_uid != os.geteuid() or not (is_folder or stat.S_ISREG(facts.st_mode)):
+            return
+        handle = os.open(path, (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_at(handle, path):
+            return
+        if is_folder:
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError:  # its process lives, or the file system has no locks
+        return
+    finally:
+        os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is the one that a path leads to."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except OSError:
+        return False
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a text names one file of a folder and nothing else.
+
+    It has no slash, backslash or colon, no control characters or halves of surrogate pairs, does not begin with a full
+    stop, and takes at most `LONGEST_NAME` bytes.
+    """
+    return (
+        name.isprintable()
+        and not name.startswith(".")
+        and not set(name) & set("/\\:")
+        and 0 < len(name.encode()) <= LONGEST_NAME
+    )
+
+
+def path_inside(folder: Path, name: str) -> Path | None:
+    """The path of a name that a file gives, with or without folders; None if it leads elsewhere or over a link.
+
+    The folder itself may be a link; nothing needs to exist.
+    """
+    parts = name.split("/")
+    if not all(map(is_plain_name, parts)):
+        return None
+    path = folder
+    for part in parts:
+        path = path / part
+        if path.is_symlink():
+            return None
+    return path
 
 
 def file_sha256(path: Path) -> str:

@@ -12,6 +12,10 @@ from refcli.errors import TrainingError
 
 RECOMPILE_SWITCHES = ("fail_on_recompile_limit_hit", "fail_on_cache_limit_hit")
 """The same setting under the names of newer and older versions of torch."""
+RECOMPILE_LIMITS = ("recompile_limit", "cache_size_limit")
+MOST_GRAPHS = 64
+"""Programs of one part: for training and for validation, with and without hidden patches, and in each case for the
+first batch, for any number of words, for any batch size as well, and for a single sample. torch stops at 8."""
 COMPILER = ("torch._dynamo", "torch._inductor")
 """Where the compiler's own exceptions are defined; they have no common base class."""
 
@@ -21,9 +25,11 @@ def compile_parts(parts: Iterable[nn.Module]) -> None:
 
     A part that would need compiling too often is an error afterwards, instead of quietly running uncompiled.
     """
-    for switch in RECOMPILE_SWITCHES:
-        if hasattr(torch._dynamo.config, switch):
-            setattr(torch._dynamo.config, switch, True)
+    config = torch._dynamo.config
+    switch = next(name for name in RECOMPILE_SWITCHES if hasattr(config, name))
+    limit = next(name for name in RECOMPILE_LIMITS if hasattr(config, name))
+    setattr(config, switch, True)
+    setattr(config, limit, max(MOST_GRAPHS, getattr(config, limit)))
     for part in parts:
         part.compile()
 

@@ -193,7 +193,7 @@ class OneRefHead(Head[OneRefOutput]):
             contrast = clip_contrast(
                 output.vision_class.float(), output.language_class.float(), self.contrast_scale.exp()
             )
-            raw["contrast"] = mean_over(contrast, exists) / len(exists)
+            raw["contrast"] = mean_over(contrast, exists) / exists.shape[0]
         return {name: loss * getattr(weights, name) for name, loss in raw.items() if getattr(weights, name)}
 
     def predict(self, output: OneRefOutput) -> Prediction:

@@ -13,5 +13,5 @@ def clip_contrast(
 ) -> Float[Tensor, " batch"]:
     """Symmetric CLIP loss of every pair over unit vectors; `logit_scale` is the inverse temperature (exponentiated)."""
     logits = logit_scale * vision @ language.T
-    truth = torch.arange(len(vision), device=vision.device)
+    truth = torch.arange(vision.shape[0], device=vision.device)
     return (F.cross_entropy(logits, truth, reduction="none") + F.cross_entropy(logits.T, truth, reduction="none")) / 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -28,30 +30,50 @@ class FeedForward(nn.Module):
         return out
 
 
-class MultiwayBlock(nn.Module):
-    """x + attention(norm x), then x + ffn(norm x); only the softmax inside attention mixes the modalities."""
+class KeptSamples(NamedTuple):
+    """Stochastic depth of one block: for each of its two changes 1 / (1 - rate) where a sample keeps it, else 0."""
 
-    def __init__(self, tower: TowerSettings, *, drop_path: float) -> None:
+    attention: Float[Tensor, "batch 1 1"]
+    ffn: Float[Tensor, "batch 1 1"]
+
+
+class MultiwayBlock(nn.Module):
+    """x + attention(norm x), then x + ffn(norm x); only the softmax inside attention mixes the modalities.
+
+    What stochastic depth drops is drawn outside, so that all blocks of a tower are one program to a compiler.
+    """
+
+    def __init__(self, tower: TowerSettings) -> None:
         super().__init__()
         eps = tower.layer_norm_eps
-        self.drop_path = drop_path
         self.attention_norm = Multiway.of(lambda: nn.LayerNorm(tower.dim, eps=eps))
         self.attention = MultiwayAttention(tower.dim, tower.heads, layer_norm_eps=eps, how=tower.attention)
         self.ffn_norm = Multiway.of(lambda: nn.LayerNorm(tower.dim, eps=eps))
         self.ffn = Multiway.of(lambda: FeedForward(tower.dim, tower.ffn_dim, layer_norm_eps=eps))
 
-    def forward(self, rows: Rows, key_is_real: Bool[Tensor, "batch 1 1 tokens"] | None) -> Rows:
-        """One layer of the tower."""
-        rows = self._add(rows, self.attention(self.attention_norm(rows), key_is_real))
-        return self._add(rows, self.ffn(self.ffn_norm(rows)))
+    def forward(
+        self, rows: Rows, key_is_real: Bool[Tensor, "batch 1 1 tokens"] | None, kept: KeptSamples | None = None
+    ) -> Rows:
+        """One layer of the tower; `kept` of None drops nothing."""
+        rows = _add(rows, self.attention(self.attention_norm(rows), key_is_real), kept and kept.attention)
+        return _add(rows, self.ffn(self.ffn_norm(rows)), kept and kept.ffn)
 
-    def _add(self, rows: Rows, change: Rows) -> Rows:
-        """Residual sum; in training a whole sample's change is dropped with probability `drop_path`."""
-        if self.training and self.drop_path > 0:
-            kept = 1 - self.drop_path
-            keep = change.vision.new_empty(len(change.vision), 1, 1).bernoulli_(kept).div_(kept)
-            change = Rows(change.vision * keep, change.text * keep)
-        return Rows(rows.vision + change.vision, rows.text + change.text)
+
+def _add(rows: Rows, change: Rows, kept: Float[Tensor, "batch 1 1"] | None) -> Rows:
+    """Residual sum; a whole sample's change may be dropped."""
+    if kept is not None:
+        kept = kept.to(change.vision.dtype)
+        change = Rows(change.vision * kept, change.text * kept)
+    return Rows(rows.vision + change.vision, rows.text + change.text)
+
+
+def draw_kept(rate: float, like: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 1 1"]:
+    """1 / (1 - rate) for the samples that keep a change, else 0, at `rate`."""
+    share, dtype = (
+        1 - rate,
+        torch.promote_types(like.dtype, torch.float32),
+    )  # rounded once, to what it is multiplied with
+    return like.new_empty(like.shape[0], 1, 1, dtype=dtype).bernoulli_(share).div_(share)
 
 
 class MultiwayEncoder(nn.Module):
@@ -59,8 +81,9 @@ class MultiwayEncoder(nn.Module):
 
     def __init__(self, tower: TowerSettings) -> None:
         super().__init__()
-        rates = [tower.drop_path * i / max(tower.layers - 1, 1) for i in range(tower.layers)]
-        self.blocks = nn.ModuleList(MultiwayBlock(tower, drop_path=rate) for rate in rates)
+        self.drop_rates = tuple(tower.drop_path * i / max(tower.layers - 1, 1) for i in range(tower.layers))
+        """Of each block's changes, in training."""
+        self.blocks = nn.ModuleList(MultiwayBlock(tower) for _ in range(tower.layers))
         self.norm = Multiway.of(lambda: nn.LayerNorm(tower.dim, eps=tower.layer_norm_eps))
         self.checkpoint_activations = tower.checkpoint_activations
 
@@ -78,11 +101,13 @@ class MultiwayEncoder(nn.Module):
             The rows after the final norm, and the kept hidden rows by layer.
         """
         hidden = {0: rows} if 0 in keep_hidden else {}
-        for layer, block in enumerate(self.blocks, start=1):
+        for layer, (block, rate) in enumerate(zip(self.blocks, self.drop_rates, strict=True), start=1):
+            drops = self.training and rate > 0
+            kept = KeptSamples(draw_kept(rate, rows.vision), draw_kept(rate, rows.vision)) if drops else None
             if self.checkpoint_activations and torch.is_grad_enabled():
-                rows = checkpoint(block, rows, key_is_real, use_reentrant=False)
+                rows = checkpoint(block, rows, key_is_real, kept, use_reentrant=False)
             else:
-                rows = block(rows, key_is_real)
+                rows = block(rows, key_is_real, kept)
             if layer in keep_hidden:
                 hidden[layer] = rows
         return self.norm(rows), hidden

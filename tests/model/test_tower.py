@@ -5,6 +5,7 @@ import torch
 
 from refcli.config.schema import TowerSettings
 from refcli.model.beit3 import OneTower
+from refcli.model.multiway import Rows
 
 TINY = {"image_size": 32, "patch_size": 8, "dim": 32, "layers": 2, "heads": 2, "ffn_dim": 64, "vocabulary_size": 50}
 
@@ -107,3 +108,27 @@ def test_base_and_large_have_the_published_number_of_parameters():
         large = OneTower(TowerSettings(dim=1024, layers=24, heads=16, ffn_dim=4096))
     assert sum(p.numel() for p in base.parameters()) == 221_279_232
     assert sum(p.numel() for p in large.parameters()) == 673_091_584
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_drop_path_draws_for_attention_and_ffn_of_each_layer_in_turn(checkpointed):
+    tower = make_tower(drop_path=0.5, layers=3, checkpoint_activations=checkpointed).train()
+    images, (ids, is_pad) = torch.randn(2, 3, 32, 32), make_text()
+
+    def add(rows, change, rate):
+        if rate > 0:
+            keep = change.vision.new_empty(2, 1, 1).bernoulli_(1 - rate).div_(1 - rate)
+            change = type(rows)(change.vision * keep, change.text * keep)
+        return type(rows)(rows.vision + change.vision, rows.text + change.text)
+
+    torch.manual_seed(3)
+    out = tower(images, ids, is_pad).vision
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    rows = Rows(tower.vision_embedding(images)[0], tower.text_embedding(ids, is_pad))
+    is_real = torch.cat([torch.ones(2, 17, dtype=torch.bool), ~is_pad], 1)[:, None, None]
+    for block, rate in zip(tower.encoder.blocks, (0.0, 0.25, 0.5), strict=True):
+        rows = add(rows, block.attention(block.attention_norm(rows), is_real), rate)
+        rows = add(rows, block.ffn(block.ffn_norm(rows)), rate)
+    assert torch.equal(out, tower.encoder.norm(rows).vision)
+    assert torch.equal(after, torch.get_rng_state())

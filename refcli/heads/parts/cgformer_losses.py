@@ -53,5 +53,5 @@ def token_contrast(
     to_sentences = referents @ sentences.T
     to_others = (others @ referents[:, :, None]).squeeze(-1)
     logits = torch.cat([to_sentences, to_others], 1) / CONTRAST_TEMPERATURE
-    own = torch.arange(len(tokens), device=tokens.device)
+    own = torch.arange(tokens.shape[0], device=tokens.device)
     return mean_over(F.cross_entropy(logits, own, reduction="none"), exists)

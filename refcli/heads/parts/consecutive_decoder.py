@@ -154,7 +154,7 @@ class ConsecutiveDecoder(nn.Module):
         token_is_pad: Bool[Tensor, "batch words"],
     ) -> Decoded:
         """Decode the pyramid with the words of an expression."""
-        maps, tokens = pyramid.stride32, self.tokens.expand(len(text), -1, -1)
+        maps, tokens = pyramid.stride32, self.tokens.expand(text.shape[0], -1, -1)
         groups: list[Grouped] = []
         first, second = self.groupings
         laterals = (pyramid.stride16, pyramid.stride8, pyramid.stride4)

@@ -98,7 +98,7 @@ class PixelDecoder(nn.Module):
             tokens = layer(tokens, positions, places)
         pieces = torch.split(tokens, [rows * columns for rows, columns in sizes], 1)
         levels = tuple(
-            piece.transpose(1, 2).reshape(len(piece), -1, *size) for piece, size in zip(pieces, sizes, strict=True)
+            piece.transpose(1, 2).reshape(piece.shape[0], -1, *size) for piece, size in zip(pieces, sizes, strict=True)
         )
         lateral = self.lateral(pyramid.stride4)
         larger = F.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)

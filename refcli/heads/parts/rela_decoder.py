@@ -86,7 +86,7 @@ class RegionDecoder(nn.Module):
         word_is_open: Bool[Tensor, "batch 1 1 words"] | None,
     ) -> RegionAnswer:
         """Regions look only where their own mask of the layer before lies."""
-        regions = self.region_queries.to(text.dtype).expand(len(text), -1, -1)
+        regions = self.region_queries.to(text.dtype).expand(text.shape[0], -1, -1)
         memories = self._memories(maps.levels)
         # A mask is linear in the features, so these are resized once, instead of every region's mask in every layer.
         small_features = [

@@ -101,8 +101,8 @@ def _cell_means(masks: Bool[Tensor, "batch height width"], side: int) -> Float[T
     """Which part of each cell's pixels is set; a pixel is of the cell that its corner lies in. 0 for a cell without."""
     row_of, column_of = (torch.arange(n, device=masks.device) * side // n for n in masks.shape[1:])
     pixels = masks.float()
-    strips = pixels.new_zeros(len(masks), side, masks.shape[2]).index_add(1, row_of, pixels)
-    sums = pixels.new_zeros(len(masks), side, side).index_add(2, column_of, strips)
+    strips = pixels.new_zeros(masks.shape[0], side, masks.shape[2]).index_add(1, row_of, pixels)
+    sums = pixels.new_zeros(masks.shape[0], side, side).index_add(2, column_of, strips)
     heights, widths = (of.new_zeros(side).index_add(0, of, torch.ones_like(of)) for of in (row_of, column_of))
     areas = heights[:, None] * widths
     return (sums / areas.clamp(min=1)).flatten(1)

@@ -62,6 +62,6 @@ class SharedMaskDecoder(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, key_is_real)
         num_vision = 1 + grid[0] * grid[1]
-        patches = tokens[:, 1:num_vision].reshape(len(tokens), *grid, -1)
+        patches = tokens[:, 1:num_vision].reshape(tokens.shape[0], *grid, -1)
         maps = self.upsampler(patches.permute(0, 3, 1, 2))
         return torch.einsum("bdhw,bd->bhw", maps, self.query(tokens[:, num_vision]).to(maps.dtype))

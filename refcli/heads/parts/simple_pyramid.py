@@ -62,6 +62,6 @@ class SimplePyramid(nn.Module):
 
     def forward(self, patches: Float[Tensor, "batch patches dim"], grid: tuple[int, int]) -> PyramidMaps:
         """Make the maps of `patches`, which are row-major over `grid`; the coarsest of an odd side is rounded up."""
-        maps = patches.reshape(len(patches), *grid, -1).permute(0, 3, 1, 2)
+        maps = patches.reshape(patches.shape[0], *grid, -1).permute(0, 3, 1, 2)
         pooled = F.max_pool2d(maps, 2, 2, ceil_mode=True)
         return PyramidMaps(self.stride4(maps), self.stride8(maps), self.stride16(maps), self.stride32(pooled))

@@ -63,9 +63,9 @@ class Upsampler(nn.Sequential):
             grid: (rows, columns) of what went in, row-major.
         """
         steps = len(self)
-        parted = values.view(len(values), *grid, *(2, 2) * steps)
+        parted = values.view(values.shape[0], *grid, *(2, 2) * steps)
         down, across = range(3, 3 + 2 * steps, 2), range(4, 4 + 2 * steps, 2)
-        return parted.permute(0, 1, *down, 2, *across).reshape(len(values), *(side << steps for side in grid))
+        return parted.permute(0, 1, *down, 2, *across).reshape(values.shape[0], *(side << steps for side in grid))
 
 
 class DoubleAndConvolve(nn.Module):

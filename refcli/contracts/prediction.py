@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from refcli.contracts.example import RLE
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PREDICTION_SCHEMA = "refcli.prediction/1"
+NoTargetSource: TypeAlias = Literal["existence", "mask", "min_score"]
+"""Why an answer is "no target": the system's judgement of existence, a mask in which nothing is drawn, or no target
+with the score that the user asked for."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,18 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class FramedTarget:
+    """A target as the model gave it, in the model frame: what lies on the padding of the letterbox is still there."""
+
+    size: tuple[int, int]
+    """(height, width) of the model frame in pixels."""
+    box_xyxy: tuple[float, float, float, float] | None
+    """In pixels of the model frame; None where the head gives no box."""
+    mask: RLE | None
+    """Mask logits > 0, at the resolution of the head, over the whole model frame."""
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """One thing found, in pixels of the original image."""
 
@@ -42,6 +57,8 @@ class Target:
     mask: RLE | None = None
     box_is_from_mask: bool = False
     """The head gives no box; this is the tight one of the mask."""
+    frame: FramedTarget | None = None
+    """The same before it was cut to the image; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +75,13 @@ class Answer:
     no_target_score: float | None
     weights: str
     error: str | None = None
+    candidates: tuple[Target, ...] | None = None
+    """With "no target": all that the system proposed before it decided so, with empty masks too. None: not known, or
+    `targets` has them."""
+    no_target_source: NoTargetSource | None = None
+    """With "no target": why; None where the system only says so."""
+
+    @property
+    def proposals(self) -> tuple[Target, ...]:
+        """What the system proposed before it decided about existence, as far as it is known."""
+        return self.targets if self.candidates is None else self.candidates

@@ -23,10 +23,12 @@ def box_terms(scores: Scores, convention: Convention) -> dict[str, Terms]:
     - `acc50_gated`: the same, but a wrong "no target" is a miss: what a user sees.
     - `box_miou`: mean IoU of the box before the gate.
 
-    An answer without a box, or whose boxes are not finite, has IoU 0; so have empty boxes.
+    An answer without a box, or whose boxes are not finite, has IoU 0; so have empty boxes. Samples of images whose
+    size is unknown are left out where a convention needs it.
     """
-    among = scores.has_target
-    iou = np.nan_to_num(scores.box_iou if convention.box_column == "box_iou" else scores.box_iou_oneref384)
+    column = scores.box_iou if convention.box_column == "box_iou" else scores.box_iou_oneref384
+    among = scores.has_target & ~np.isnan(column)
+    iou = np.nan_to_num(column)
     terms = {f"acc{round(threshold * 100)}": share(iou >= threshold, among) for threshold in THRESHOLDS}
     terms["acc50_gated"] = share((iou >= THRESHOLDS[0]) & ~scores.says_none, among)
     terms["box_miou"] = share(iou, among)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -11,6 +10,7 @@ from jaxtyping import Float
 
 Box: TypeAlias = tuple[float, float, float, float]
 """xyxy in pixels of the original image."""
+_BEYOND_IMAGES = 1e15
 MATCH_OVERLAP = 0.5
 """From this IoU (GIoU) on, a box is found (every paper of the field)."""
 
@@ -40,8 +40,8 @@ def box_area(box: Box) -> float:
 
 
 def is_finite(box: Box) -> bool:
-    """Whether all four numbers are finite."""
-    return all(map(math.isfinite, box))
+    """Whether all four numbers are finite, and small enough that areas are too."""
+    return all(abs(edge) < _BEYOND_IMAGES for edge in box)
 
 
 def overlap_matrices(

@@ -13,7 +13,9 @@ from refcli.contracts.prediction import Answer
 from refcli.evaluation.run_file import Scoring, SplitScores
 from refcli.evaluation.scores import SampleScore, score_sample, score_unanswered
 from refcli.evaluation.truth import Split
+from refcli.inference.answers import as_written
 from refcli.inference.requests import Request
+from refcli.inference.ungated import gated
 
 MOST_WAITING = 256
 """Answers that may wait to be scored; then the model waits."""
@@ -67,7 +69,7 @@ def evaluate_split(
     remaining = iter(asked_rows)
     with ThreadPoolExecutor(1, thread_name_prefix="scoring") as pool:
         for done, answer in enumerate(predictor.ungated(requests()), start=1):
-            waiting.append(pool.submit(score, asked.popleft(), answer, how))
+            waiting.append(pool.submit(_score_as_written, asked.popleft(), answer, how))
             while waiting and (waiting[0].done() or len(waiting) > MOST_WAITING):
                 table.add(next(remaining), waiting.popleft().result())
             if on_sample is not None:
@@ -81,6 +83,11 @@ def evaluate_split(
         total=len(split),
         seconds=time.perf_counter() - start,
     )
+
+
+def _score_as_written(example: Example, answer: Answer, how: Scoring) -> SampleScore:
+    """Score what `predict` would write, with the precision of its lines: a model has the figures of its file."""
+    return score(example, as_written(gated(answer)), how)
 
 
 def score(example: Example, answer: Answer, how: Scoring) -> SampleScore:

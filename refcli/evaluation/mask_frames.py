@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import reduce
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from refcli.contracts.example import RLE
 from refcli.data.views import nearest_indices
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import decode_mask, rle_area, rle_intersection
+
+_POSITION_DECIMALS = 9
+"""Of places among cells, so that rounding does not make a pixel read a cell that has no weight."""
 
 
 class Overlap(NamedTuple):
@@ -22,6 +26,15 @@ class Overlap(NamedTuple):
     union: int
     truth: int
     """Area of the true mask; the answer's is `intersection + union - truth`."""
+
+
+class ModelMask(NamedTuple):
+    """A mask as the model gave it, over its whole letterbox with the padding."""
+
+    frame_size: tuple[int, int]
+    """(height, width) of the letterbox in pixels."""
+    cells: RLE
+    """At the resolution of the head."""
 
 
 @dataclass(frozen=True)
@@ -34,32 +47,48 @@ class MaskFrame:
         cells: if set, the answer passes a grid of so many cells a side: a cell is on where the mask is on at the
             cell's centre, and a frame pixel is on where any cell is on that bilinear enlargement would read. That is
             what becomes of a mask which is thresholded at the head's resolution, enlarged, and taken where it is not
-            zero (OneRef): it grows by about a frame pixel on every side.
+            zero (OneRef): it grows by about a frame pixel on every side. The model's own masks, where they are known,
+            are taken for these cells: they also hold what was drawn on the padding, which no mask of the image does.
     """
 
     side: int
     keeps_aspect: bool
     cells: int | None = None
 
-    def overlap(self, truth: RLE | None, found: RLE | None) -> Overlap:
-        """Compare two masks of one image; None is an empty mask."""
+    def overlap(self, truth: RLE | None, found: RLE | None, painted: Sequence[ModelMask] = ()) -> Overlap:
+        """Compare two masks of one image; None is an empty mask. `painted` is `found` as the model gave it."""
         true = self._resized(truth) if truth is not None else None
-        drawn = self._drawn(found) if found is not None else None
+        drawn = self._drawn(found, painted) if found is not None else None
         true_area = 0 if true is None else int(np.count_nonzero(true))
         drawn_area = 0 if drawn is None else int(np.count_nonzero(drawn))
         intersection = 0 if true is None or drawn is None else int(np.count_nonzero(true & drawn))
         return Overlap(intersection, true_area + drawn_area - intersection, true_area)
 
-    def _drawn(self, mask: RLE) -> Bool[np.ndarray, "columns rows"]:
+    def _drawn(self, mask: RLE, painted: Sequence[ModelMask]) -> Bool[np.ndarray, "columns rows"]:
+        if self.cells is not None and painted:
+            return reduce(np.logical_or, (self._painted(one, mask) for one in painted))
         resized = self._resized(mask)
         if self.cells is None:
             return resized
         step = self.side // self.cells
-        cells = resized[step // 2 :: step, step // 2 :: step]
-        first, second = _bilinear_taps(self.side, self.cells)
-        columns = cells[first] | cells[second]
-        grown: Bool[np.ndarray, "columns rows"] = columns[:, first] | columns[:, second]
-        return grown
+        position = (np.arange(self.side) + 0.5) * self.cells / self.side - 0.5
+        taps = _taps(position, self.cells)
+        return _grown(resized[step // 2 :: step, step // 2 :: step], taps, taps)
+
+    def _painted(self, mask: ModelMask, image: RLE) -> Bool[np.ndarray, "columns rows"]:
+        """The model's own cells enlarged to this letterbox of the same image; its own may be of another size."""
+        height, width = image.size
+        here = Frame.fit(width, height, self.side, self.side)
+        there = Frame.fit(width, height, *mask.frame_size[::-1])
+        rows, columns = mask.cells.size
+        pixels = np.arange(self.side) + 0.5
+        across = (pixels - here.left) * (there.resized_width / here.resized_width) + there.left
+        down = (pixels - here.top) * (there.resized_height / here.resized_height) + there.top
+        return _grown(
+            decode_mask(mask.cells).T,
+            _taps(across * (columns / there.model_width) - 0.5, columns),
+            _taps(down * (rows / there.model_height) - 0.5, rows),
+        )
 
     def _resized(self, mask: RLE) -> Bool[np.ndarray, "columns rows"]:
         """The mask in the frame, column by column as run lengths are (counts do not mind)."""
@@ -79,11 +108,26 @@ class MaskFrame:
         return canvas
 
 
-def _bilinear_taps(side: int, cells: int) -> tuple[Int[np.ndarray, " side"], Int[np.ndarray, " side"]]:
-    """The two cells that each pixel of a bilinear enlargement reads (half-pixel centres, clamped at the borders)."""
-    position = (np.arange(side) + 0.5) * cells / side - 0.5
+_Taps: TypeAlias = tuple[Int[np.ndarray, " side"], Int[np.ndarray, " side"]]
+
+
+def _taps(position: Float[np.ndarray, " side"], num_cells: int) -> _Taps:
+    """The two cells that each pixel of a bilinear enlargement reads (half-pixel centres, clamped at the borders).
+
+    Args:
+        position: the pixel's place among the cells; 0 is the centre of the first.
+        num_cells: cells along the axis. A pixel at a cell's centre reads that cell only.
+    """
+    position = position.round(_POSITION_DECIMALS).clip(0, num_cells - 1)
     lower = np.floor(position).astype(np.int64)
-    return lower.clip(0), (lower + 1).clip(max=cells - 1)
+    return lower, np.where(position > lower, lower + 1, lower)
+
+
+def _grown(cells: Bool[np.ndarray, "columns rows"], across: _Taps, down: _Taps) -> Bool[np.ndarray, "columns rows"]:
+    """On where any of the four cells is that a pixel reads."""
+    columns = cells[across[0]] | cells[across[1]]
+    grown: Bool[np.ndarray, "columns rows"] = columns[:, down[0]] | columns[:, down[1]]
+    return grown
 
 
 IMAGE = "image"
@@ -95,11 +139,18 @@ FRAMES: Mapping[str, MaskFrame | None] = {
 }
 
 
-def overlap_in(frame: str, truth: RLE | None, found: RLE | None) -> Overlap:
-    """Pixel counts of two masks of one image in a row of `FRAMES`; None is an empty mask."""
+def overlap_in(frame: str, truth: RLE | None, found: RLE | None, painted: Sequence[ModelMask] = ()) -> Overlap:
+    """Pixel counts of two masks of one image in a row of `FRAMES`; None is an empty mask.
+
+    Args:
+        frame: the row.
+        truth: the true mask.
+        found: the answered one.
+        painted: the parts of `found` as the model gave them; none: not known.
+    """
     resized = FRAMES[frame]
     if resized is not None:
-        return resized.overlap(truth, found)
+        return resized.overlap(truth, found, painted)
     true_area = 0 if truth is None else rle_area(truth)
     found_area = 0 if found is None else rle_area(found)
     intersection = 0 if truth is None or found is None else rle_intersection(truth, found)

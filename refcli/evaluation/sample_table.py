@@ -22,11 +22,14 @@ TYPES: Mapping[str, pa.DataType] = {
     "error": pa.string(),
     "counts": pa.bool_(),
     "says_none": pa.bool_(),
+    "states_none": pa.bool_(),
     "knows_existence": pa.bool_(),
     "no_target_score": pa.float64(),
     "num_found": pa.int32(),
     "num_drawn": pa.int32(),
     "num_from_mask": pa.int32(),
+    "num_framed": pa.int32(),
+    "is_gated": pa.bool_(),
     "box_iou": pa.float64(),
     "box_iou_oneref384": pa.float64(),
     "kept": pa.int32(),
@@ -103,7 +106,11 @@ class Scores:
     num_targets: np.ndarray
     box_share: np.ndarray
     says_none: np.ndarray
+    """Whether each answer is "no target". A system that states it for any sample of the split, or gives a probability,
+    states for all others that there is a target, whatever their masks; only one that never states anything says
+    "no target" by finding nothing."""
     knows_existence: np.ndarray
+    """Whether the system judges existence: see `says_none`."""
     box_iou: np.ndarray
     box_iou_oneref384: np.ndarray
     kept: np.ndarray
@@ -131,11 +138,12 @@ class Scores:
     def from_table(cls, table: pa.Table) -> Scores:
         """The rows of one split that count."""
         table = table.filter(table["counts"])
+        says_none, knows_existence = _existence(table)
         columns = {
             name: table[name].to_numpy()
             for name, kind in TYPES.items()
             if name in cls.__dataclass_fields__ and not pa.types.is_string(kind)
-        }
+        } | {"says_none": says_none, "knows_existence": knows_existence}
         frames = [
             name.removeprefix("union").removeprefix("_") or IMAGE for name in table.column_names if _is_union(name)
         ]
@@ -167,6 +175,17 @@ class Scores:
             for frame, part in self.overlaps.items()
         }
         return Scores(overlaps=overlaps, **columns)
+
+
+def _existence(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """(`says_none`, `knows_existence`) of every sample that counts."""
+    says_none, knows = table["says_none"].to_numpy(), table["knows_existence"].to_numpy()
+    is_answered = table["error"].is_null().to_numpy()
+    states_none = table["states_none"].fill_null(False).to_numpy()
+    if not (is_answered & (knows | states_none)).any():
+        return says_none, knows
+    says_nothing_here = table["states_none"].is_null().to_numpy() & is_answered
+    return says_none & ~says_nothing_here, knows | is_answered
 
 
 def _masks_known(table: pa.Table) -> np.ndarray:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from refcli.contracts.example import RLE, Example
-from refcli.contracts.prediction import Answer, Target
+from refcli.contracts.prediction import Answer, FramedTarget, Target
 from refcli.errors import DataError
 from refcli.evaluation.box_overlaps import (
     Box,
@@ -21,7 +21,7 @@ from refcli.evaluation.box_overlaps import (
     overlap_matrices,
     pair_iou,
 )
-from refcli.evaluation.mask_frames import IMAGE, Overlap, overlap_in
+from refcli.evaluation.mask_frames import IMAGE, ModelMask, Overlap, overlap_in
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import union_masks
 
@@ -38,6 +38,7 @@ class SampleScore:
     Several referents, or several answered targets, count as one where not said otherwise: the enclosing box and the
     union of the masks. Boxes and masks are those of the answer before its existence gate, as far as it holds them;
     `says_none` is the gate. A box that is not finite is no box; a score that is not a number is below every other.
+    Where the size of the image is unknown, the answer's is taken; masks bring their own.
     """
 
     id: str
@@ -47,13 +48,16 @@ class SampleScore:
     num_targets: int
     """Regions that the expression means; 0 where it means nothing."""
     box_share: float
-    """Part of the image that the truth's enclosing box takes; NaN where nothing is meant."""
+    """Part of the image that the truth's enclosing box takes; NaN where nothing is meant, or the size is unknown."""
     error: str | None
     """Why there is no answer."""
     counts: bool
     """False: the sample is in no figure."""
     says_none: bool
-    """The answer is "no target", or has none."""
+    """The answer is "no target", or, where the system states nothing about existence, has no target."""
+    states_none: bool | None
+    """What the system states about existence: "no target" or not; None where it states nothing here. Its mask has no
+    part in this."""
     knows_existence: bool
     """The system gave a probability of "no target"."""
     no_target_score: float
@@ -63,10 +67,15 @@ class SampleScore:
     """Answered targets that have a mask."""
     num_from_mask: int
     """Answered targets whose box is the tight box of their mask: the system says no box of its own."""
+    num_framed: int
+    """Answered targets that are known in the model frame, with what lies on its padding."""
+    is_gated: bool
+    """Something is meant, the answer is "no target", and what it would have been else is not known."""
     box_iou: float
     """NaN where the sample has no target."""
     box_iou_oneref384: float
-    """The same as OneRef's evaluation counts it (see `refcli.evaluation.conventions`)."""
+    """The same as OneRef's evaluation counts it (see `refcli.evaluation.conventions`); NaN also where the size of the
+    image is unknown."""
     kept: int
     """Boxes of GREC: with enough score, none after "no target"."""
     matched_iou: int
@@ -110,7 +119,7 @@ class SampleScore:
 
 def score_sample(
     example: Example,
-    ungated: Answer,
+    answer: Answer,
     *,
     frames: tuple[str, ...] = (IMAGE,),
     score_threshold: float = SCORE_THRESHOLD,
@@ -119,48 +128,60 @@ def score_sample(
 
     Args:
         example: the truth.
-        ungated: the answer, with its targets even where it says "no target" if the system has them.
+        answer: the answer; what its system proposed before a "no target" is scored as far as it holds it.
         frames: where masks are compared.
         score_threshold: GREC's.
 
     Raises:
         DataError: the picture, or a mask of the answer, does not have the size that the data set says.
     """
-    _check_sizes(example, ungated)
-    boxes = [target.box_xyxy for target in ungated.targets]
+    width, height = _size_of(example, answer)
+    proposed = answer.proposals
+    boxes = [target.box_xyxy for target in proposed]
     finite = [box for box in boxes if is_finite(box)]
-    answer_box = enclosing_box(finite)
-    drawn = [target.mask for target in ungated.targets if target.mask is not None]
-    says_none = ungated.no_target or not ungated.targets
-    kept = [] if says_none else [t.box_xyxy for t in ungated.targets if t.score >= score_threshold]
+    drawn = [target.mask for target in proposed if target.mask is not None]
+    states_none = _states_none(answer)
+    says_none = answer.no_target or not answer.targets if states_none is None else states_none
+    kept = [] if says_none else [t.box_xyxy for t in answer.targets if t.score >= score_threshold]
     matched_iou, matched_giou = _matches(kept, example)
-    rank_any, rank_union = _ranks(ungated.targets, example)
-    box_iou, oneref_iou = _box_ious(example, answer_box)
+    rank_any, rank_union = _ranks(proposed, example)
+    framed = [target.frame for target in proposed if target.frame is not None]
+    in_frame = framed if len(framed) == len(proposed) else []
     return SampleScore(
         id=example.id,
         image=example.image,
         kind=example.kind or "",
         num_words=len(example.expression.split()),
         num_targets=len(example.regions),
-        box_share=_box_share(example),
+        box_share=_box_share(example, width, height),
         error=None,
         counts=True,
         says_none=says_none,
-        knows_existence=ungated.no_target_score is not None,
-        no_target_score=float("nan") if ungated.no_target_score is None else ungated.no_target_score,
-        num_found=len(ungated.targets),
+        states_none=states_none,
+        knows_existence=answer.no_target_score is not None,
+        no_target_score=float("nan") if answer.no_target_score is None else answer.no_target_score,
+        num_found=len(proposed),
         num_drawn=len(drawn),
-        num_from_mask=sum(target.box_is_from_mask for target in ungated.targets),
-        box_iou=box_iou,
-        box_iou_oneref384=oneref_iou,
+        num_from_mask=sum(target.box_is_from_mask for target in proposed),
+        num_framed=len(framed),
+        is_gated=bool(example.regions) and answer.no_target and not answer.targets and answer.candidates is None,
+        box_iou=_box_iou(example, enclosing_box(finite)),
+        box_iou_oneref384=_box_iou_oneref384(example, enclosing_box(finite), in_frame, width, height),
         kept=len(kept),
         matched_iou=matched_iou,
         matched_giou=matched_giou,
         rank_any=rank_any,
         rank_union=rank_union,
         truth_has_masks=_truth_has_masks(example),
-        overlaps=_overlaps(example, drawn, frames),
+        overlaps=_overlaps(example, drawn, frames, in_frame),
     )
+
+
+def _states_none(answer: Answer) -> bool | None:
+    """What the system states about existence; see `SampleScore.states_none`."""
+    if answer.no_target and answer.no_target_source != "mask":
+        return True
+    return None if answer.no_target_score is None else False
 
 
 def score_unanswered(example: Example, error: str, *, counts: bool, frames: tuple[str, ...] = (IMAGE,)) -> SampleScore:
@@ -175,15 +196,18 @@ def score_unanswered(example: Example, error: str, *, counts: bool, frames: tupl
         kind=example.kind or "",
         num_words=len(example.expression.split()),
         num_targets=len(example.regions),
-        box_share=_box_share(example),
+        box_share=_box_share(example, example.width, example.height),
         error=error,
         counts=counts,
         says_none=bool(example.regions),
+        states_none=None,
         knows_existence=True,
         no_target_score=float("nan"),
         num_found=0,
         num_drawn=0,
         num_from_mask=0,
+        num_framed=0,
+        is_gated=False,
         box_iou=nothing,
         box_iou_oneref384=nothing,
         kept=int(not example.regions),
@@ -196,21 +220,36 @@ def score_unanswered(example: Example, error: str, *, counts: bool, frames: tupl
     )
 
 
-def _check_sizes(example: Example, answer: Answer) -> None:
-    if (answer.width, answer.height) != (example.width, example.height):
+def _size_of(example: Example, answer: Answer) -> tuple[int, int]:
+    """(width, height) of the image, from the truth or else from the answer; 0 where unknown.
+
+    Raises:
+        DataError: truth and answer disagree.
+    """
+    width, height = _known_size(example)
+    if width and answer.width and answer.height and (answer.width, answer.height) != (width, height):
         raise DataError(
-            f"the picture is {answer.width} x {answer.height}, the data says {example.width} x {example.height}",
+            f"the image is {answer.width} x {answer.height}, the data says {width} x {height}",
             where=example.id,
-            hint="prepare the data again from the same pictures",
+            hint="prepare the data again from the same images",
         )
-    for target in answer.targets:
-        if target.mask is not None and tuple(target.mask.size) != (example.height, example.width):
-            height, width = target.mask.size
+    width, height = (width, height) if width else (max(answer.width, 0), max(answer.height, 0))
+    for target in answer.proposals:
+        if width and height and target.mask is not None and tuple(target.mask.size) != (height, width):
             raise DataError(
-                f"a mask is {width} x {height}, the data says {example.width} x {example.height}",
+                f"a mask is {target.mask.size[1]} x {target.mask.size[0]}, the data says {width} x {height}",
                 where=example.id,
                 hint="masks are in pixels of the original image",
             )
+    return width, height
+
+
+def _known_size(example: Example) -> tuple[int, int]:
+    """(width, height) of the truth: the image's or, where that is unknown, of a mask; (0, 0) if neither is known."""
+    if example.width > 0 and example.height > 0:
+        return example.width, example.height
+    height, width = next((region.mask.size for region in example.regions if region.mask is not None), (0, 0))
+    return width, height
 
 
 def _truth_has_masks(example: Example) -> bool:
@@ -221,26 +260,45 @@ def _truth_box(example: Example) -> Box | None:
     return enclosing_box([region.box_xyxy for region in example.regions])
 
 
-def _box_share(example: Example) -> float:
+def _box_share(example: Example, width: int, height: int) -> float:
     box = _truth_box(example)
-    return float("nan") if box is None else box_area(box) / (example.width * example.height)
+    return float("nan") if box is None or width <= 0 or height <= 0 else box_area(box) / (width * height)
 
 
-def _box_ious(example: Example, found: Box | None) -> tuple[float, float]:
-    """IoU of the enclosing boxes, plain and as OneRef counts: truth in whole x, y, width, height; answer clipped."""
+def _box_iou(example: Example, found: Box | None) -> float:
     truth = _truth_box(example)
-    if truth is None:
-        return float("nan"), float("nan")
+    return float("nan") if truth is None else pair_iou(truth, found)
+
+
+def _box_iou_oneref384(
+    example: Example, found: Box | None, in_frame: Sequence[FramedTarget], width: int, height: int
+) -> float:
+    """As OneRef counts: truth in whole x, y, width, height; the answer clipped to the letterbox, not to the image."""
+    truth = _truth_box(example)
+    if truth is None or width <= 0 or height <= 0:
+        return float("nan")
     if found is None:
-        return 0.0, 0.0
+        return 0.0
+    found = _box_around_image(in_frame, width, height) or found
     x, y = math.trunc(truth[0]), math.trunc(truth[1])
     whole = (x, y, x + math.trunc(truth[2] - truth[0]), y + math.trunc(truth[3] - truth[1]))
-    frame = Frame.fit(example.width, example.height, ONEREF_SIDE, ONEREF_SIDE)
+    frame = Frame.fit(width, height, ONEREF_SIDE, ONEREF_SIDE)
     left, top = -frame.left / frame.ratio, -frame.top / frame.ratio
     side = ONEREF_SIDE / frame.ratio
     x1, x2 = (min(max(edge, left), left + side) for edge in found[::2])
     y1, y2 = (min(max(edge, top), top + side) for edge in found[1::2])
-    return pair_iou(truth, found), pair_iou(whole, (x1, y1, x2, y2))
+    return pair_iou(whole, (x1, y1, x2, y2))
+
+
+def _box_around_image(in_frame: Sequence[FramedTarget], width: int, height: int) -> Box | None:
+    """The enclosing box of what the model said, in pixels of the image, over the padding where it reaches there."""
+    boxes = []
+    for target in in_frame:
+        if target.box_xyxy is not None and is_finite(target.box_xyxy):
+            frame = Frame.fit(width, height, *target.size[::-1])
+            x1, y1, x2, y2 = frame.boxes_around_image(np.array([target.box_xyxy]))[0].tolist()
+            boxes.append((x1, y1, x2, y2))
+    return enclosing_box(boxes)
 
 
 def _matches(kept: list[Box], example: Example) -> tuple[int, int]:
@@ -261,10 +319,13 @@ def _ranks(targets: tuple[Target, ...], example: Example) -> tuple[int, int]:
     return first_hit(iou[:, :-1]), first_hit(iou[:, -1:])
 
 
-def _overlaps(example: Example, drawn: list[RLE], frames: tuple[str, ...]) -> dict[str, Overlap]:
+def _overlaps(
+    example: Example, drawn: Sequence[RLE], frames: tuple[str, ...], in_frame: Sequence[FramedTarget] = ()
+) -> dict[str, Overlap]:
     if not _truth_has_masks(example):
         return dict.fromkeys(frames, NO_OVERLAP)
     masks = [region.mask for region in example.regions if region.mask is not None]
     truth = union_masks(masks) if masks else None
     found = union_masks(drawn) if drawn else None
-    return {frame: overlap_in(frame, truth, found) for frame in frames}
+    painted = [ModelMask(target.size, target.mask) for target in in_frame if target.mask is not None]
+    return {frame: overlap_in(frame, truth, found, painted) for frame in frames}

@@ -67,10 +67,14 @@ class Frame:
 
     def boxes_to_image(self, boxes_xyxy: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
         """Boxes in model-frame pixels -> boxes in image pixels, clipped to the image."""
-        boxes = (np.asarray(boxes_xyxy) - self._offsets()) / self.ratio
         sides = (self.image_width, self.image_height)
-        clipped: Float[np.ndarray, "n 4"] = np.clip(boxes, 0, sides + sides)
+        clipped: Float[np.ndarray, "n 4"] = np.clip(self.boxes_around_image(boxes_xyxy), 0, sides + sides)
         return clipped
+
+    def boxes_around_image(self, boxes_xyxy: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+        """Boxes in model-frame pixels -> boxes in image pixels that may reach over the padding, not clipped."""
+        boxes: Float[np.ndarray, "n 4"] = (np.asarray(boxes_xyxy) - self._offsets()) / self.ratio
+        return boxes
 
     def masks_to_image(
         self, mask_logits: Float[Tensor, "targets mask_height mask_width"]

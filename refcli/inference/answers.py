@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from refcli.contracts.example import RLE
-from refcli.contracts.prediction import PREDICTION_SCHEMA, Answer, Target
+from refcli.contracts.prediction import PREDICTION_SCHEMA, Answer, FramedTarget, NoTargetSource, Target
 from refcli.errors import DataError
 
 BOX_DECIMALS = 2
+FRAME_DECIMALS = 3
+"""Of boxes in pixels of the model frame, which are larger than those of most images."""
 SCORE_DECIMALS = 5
 FROM_HEAD, FROM_MASK = "head", "mask"
 """Where a box comes from: the model says it, or it is the tight box of the mask."""
+LARGEST_SIDE = 1 << 24
+MOST_PIXELS = 1 << 29
+"""What an image or a mask may measure; a mask is unpacked to a byte per pixel."""
+MOST_FRAME_PIXELS = 1 << 22
+"""The same for the letterbox of a model."""
 
 
 def answer_to_json(answer: Answer) -> dict[str, Any]:
     """The record of schema `refcli.prediction/1`, `schema` first.
 
     Boxes are absolute pixels of the original image (EXIF orientation applied), xyxy, half-open, to 0.01 pixel; masks
-    are compressed COCO run lengths with `counts` as text.
+    are compressed COCO run lengths with `counts` as text. With "no target" there are also `candidates` (targets that
+    the model proposed before it decided so) and `no_target_source`. The `frame` of a target is the same target in
+    pixels of the model's letterbox, the padding included. Figures of `evaluate` are of the numbers written here.
     """
-    return {
+    record: dict[str, Any] = {
         "schema": PREDICTION_SCHEMA,
         "id": answer.id,
         "image": answer.image,
@@ -31,66 +40,162 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
         "targets": [_target_to_json(target) for target in answer.targets],
         "no_target": answer.no_target,
         "no_target_score": None if answer.no_target_score is None else round(answer.no_target_score, SCORE_DECIMALS),
-        "weights": answer.weights,
-        "error": answer.error,
     }
+    if answer.candidates is not None:
+        record["candidates"] = [_target_to_json(target) for target in answer.candidates]
+    if answer.no_target_source is not None:
+        record["no_target_source"] = answer.no_target_source
+    return record | {"weights": answer.weights, "error": answer.error}
+
+
+def as_written(answer: Answer) -> Answer:
+    """The answer with the precision of its line."""
+    return answer_from_json(answer_to_json(answer))
 
 
 def answer_from_json(record: Mapping[str, Any]) -> Answer:
     """The answer that a record holds.
+
+    A size that is missing, null or not positive is unknown: 0. `no_target` may be null in records of systems that do
+    not judge existence: the answer is then "no target" where it has no targets. Halves of surrogate pairs in texts
+    become U+FFFD.
 
     Raises:
         DataError: another schema, or a missing or malformed field.
     """
     if record.get("schema") != PREDICTION_SCHEMA:
         raise DataError(
-            f"the record is not of schema {PREDICTION_SCHEMA}", where="schema", hint=f"found {record.get('schema')!r}"
+            f"the record is not of schema {PREDICTION_SCHEMA}",
+            where="schema",
+            hint=f"found {str(record.get('schema'))[:80]!r}",
         )
     try:
+        targets = tuple(_target_from_json(target) for target in _kind_of(record, "targets", list))
+        says_none = _kind_of(record, "no_target", bool, type(None))
+        candidates = _kind_of(record, "candidates", list, type(None)) if "candidates" in record else None
         return Answer(
-            id=str(_kind_of(record, "id", str, int)),
-            image=str(record["image"]),
-            expression=str(record["expression"]),
-            width=int(record["width"]),
-            height=int(record["height"]),
-            targets=tuple(_target_from_json(target) for target in _kind_of(record, "targets", list)),
-            no_target=_kind_of(record, "no_target", bool),
-            no_target_score=None if record["no_target_score"] is None else float(record["no_target_score"]),
-            weights=str(record["weights"]),
-            error=_kind_of(record, "error", str, type(None)),
+            id=_text(_kind_of(record, "id", str, int)),
+            image=_text(_kind_of(record, "image", str, int, float, type(None))),
+            expression=_text(_kind_of(record, "expression", str, int, float, type(None))),
+            width=_side(record, "width"),
+            height=_side(record, "height"),
+            targets=targets,
+            no_target=not targets if says_none is None else says_none,
+            no_target_score=None if record["no_target_score"] is None else _number(record["no_target_score"]),
+            weights=_text(_kind_of(record, "weights", str, int, float, type(None))),
+            error=None if _kind_of(record, "error", str, type(None)) is None else _text(record["error"]),
+            candidates=None if candidates is None else tuple(_target_from_json(target) for target in candidates),
+            no_target_source="mask" if says_none is None and not targets else _source(record),
         )
     except KeyError as error:
-        raise DataError(f"the prediction record has no {error.args[0]!r}", where=str(record.get("id"))) from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"the prediction record is malformed: {error!r}", where=str(record.get("id"))) from error
+        raise DataError(f"the prediction record has no {error.args[0]!r}", where=_place(record)) from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DataError(f"the prediction record is malformed: {error!r}", where=_place(record)) from error
+
+
+def _place(record: Mapping[str, Any]) -> str:
+    return _text(record.get("id"))[:200]
+
+
+def _text(value: object) -> str:
+    """A value as text that every encoding of Unicode can hold."""
+    return str(value).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def _kind_of(record: Mapping[str, Any], key: str, *kinds: type) -> Any:  # noqa: ANN401 - one of `kinds`
     """A field of a record. A text such as "false" is no truth value, a boolean no number."""
     value = record[key]
     if type(value) not in kinds:
-        raise TypeError(f"{key} is {value!r}")
+        raise TypeError(f"{key} is {str(value)[:80]!r}")
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(f"{str(value)[:80]!r} is no number")
+    return float(value)
+
+
+def _side(record: Mapping[str, Any], key: str) -> int:
+    """Width or height in pixels; 0: unknown."""
+    value = record.get(key)
+    if value is None:
+        return 0
+    number = _number(value)
+    if number != int(number) or number > LARGEST_SIDE:
+        raise ValueError(f"{key} is {number:g}")
+    return max(int(number), 0)
+
+
+def _source(record: Mapping[str, Any]) -> NoTargetSource | None:
+    value = record.get("no_target_source")
+    if value is not None and value not in get_args(NoTargetSource):
+        raise ValueError(f"no_target_source is {str(value)[:80]!r}")
     return value
 
 
 def _target_to_json(target: Target) -> dict[str, Any]:
-    mask = None
-    if target.mask is not None:
-        mask = {"size": list(target.mask.size), "counts": target.mask.counts.decode("ascii")}
-    return {
-        "box": [round(side, BOX_DECIMALS) for side in target.box_xyxy],
+    record = {
+        "box": _box_to_json(target.box_xyxy, BOX_DECIMALS),
         "score": round(target.score, SCORE_DECIMALS),
-        "mask": mask,
+        "mask": _mask_to_json(target.mask),
         "box_source": FROM_MASK if target.box_is_from_mask else FROM_HEAD,
     }
+    if target.frame is not None:
+        box = target.frame.box_xyxy
+        record["frame"] = {
+            "size": list(target.frame.size),
+            "box": None if box is None else _box_to_json(box, FRAME_DECIMALS),
+            "mask": _mask_to_json(target.frame.mask),
+        }
+    return record
+
+
+def _box_to_json(box_xyxy: tuple[float, float, float, float], decimals: int) -> list[float]:
+    return [round(side, decimals) for side in box_xyxy]
+
+
+def _mask_to_json(mask: RLE | None) -> dict[str, Any] | None:
+    return None if mask is None else {"size": list(mask.size), "counts": mask.counts.decode("ascii")}
 
 
 def _target_from_json(record: Mapping[str, Any]) -> Target:
-    left, top, right, bottom = (float(side) for side in record["box"])
-    mask = record["mask"]
-    rle = None
-    if mask is not None:
-        height, width = mask["size"]
-        rle = RLE((int(height), int(width)), mask["counts"].encode("ascii"))
     from_mask = record.get("box_source", FROM_HEAD) == FROM_MASK
-    return Target((left, top, right, bottom), float(record["score"]), rle, from_mask)
+    frame = record.get("frame")
+    return Target(
+        _box_from_json(record["box"]),
+        _number(record["score"]),
+        None if record["mask"] is None else _mask_from_json(record["mask"]),
+        from_mask,
+        None if frame is None else _frame_from_json(frame),
+    )
+
+
+def _frame_from_json(record: Mapping[str, Any]) -> FramedTarget:
+    box, mask = record["box"], record["mask"]
+    return FramedTarget(
+        _size_from_json(record["size"], MOST_FRAME_PIXELS),
+        None if box is None else _box_from_json(box),
+        None if mask is None else _mask_from_json(mask, MOST_FRAME_PIXELS),
+    )
+
+
+def _box_from_json(values: object) -> tuple[float, float, float, float]:
+    if not isinstance(values, list):
+        raise TypeError(f"a box is {str(values)[:80]!r}")
+    left, top, right, bottom = map(_number, values)
+    return left, top, right, bottom
+
+
+def _mask_from_json(record: Mapping[str, Any], most_pixels: int = MOST_PIXELS) -> RLE:
+    return RLE(_size_from_json(record["size"], most_pixels), record["counts"].encode("ascii"))
+
+
+def _size_from_json(values: object, most_pixels: int) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    if not isinstance(values, list) or not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in values):
+        raise ValueError(f"a size is {str(values)[:80]!r}")
+    height, width = values
+    if height * width > most_pixels:
+        raise ValueError(f"{height} x {width} pixels are too many")
+    return height, width

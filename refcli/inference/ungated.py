@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from refcli.contracts.example import RLE
-from refcli.contracts.prediction import Answer, Prediction, Target
+from refcli.contracts.prediction import Answer, FramedTarget, NoTargetSource, Prediction, Target
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import encode_mask, mask_box, rle_area
 from refcli.inference.requests import Request
@@ -35,7 +35,8 @@ def ungated_answer(prediction: Prediction, row: int, frame: Frame, request: Requ
     """What the model says of one pair, in image pixels, its targets kept even where it says that there is none.
 
     `no_target` is True where the existence probability is below the model's threshold, or where a model without boxes
-    drew no mask. Boxes are clipped to the image; a model without boxes has the tight box of each mask.
+    drew no mask (its empty masks are then the `candidates`). Boxes are clipped to the image; a model without boxes has
+    the tight box of each mask.
     """
     scores = prediction.scores[row]
     boxes = None if prediction.boxes_xyxy is None else prediction.boxes_xyxy[row]
@@ -44,8 +45,10 @@ def ungated_answer(prediction: Prediction, row: int, frame: Frame, request: Requ
     if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers) or existence != existence:
         return failed_answer(request, "the model gave numbers that are not finite", weights, frame)
     masks = _masks(prediction, row, frame, len(scores))
-    targets = _targets(boxes, masks, scores, frame)
+    proposed = _targets(boxes, masks, scores, frame, _framed(prediction, row, frame))
+    targets = tuple(target for target in proposed if not target.box_is_from_mask or _is_drawn(target.mask))
     says_none = existence is not None and existence < prediction.existence_threshold
+    source: NoTargetSource | None = "existence" if says_none else None if targets else "mask"
     return Answer(
         id=request.id,
         image=request.image,
@@ -56,17 +59,31 @@ def ungated_answer(prediction: Prediction, row: int, frame: Frame, request: Requ
         no_target=says_none or not targets,
         no_target_score=None if existence is None else 1.0 - existence,
         weights=weights,
+        candidates=None if targets else proposed,
+        no_target_source=source,
     )
 
 
 def gated(answer: Answer, min_score: float | None = None) -> Answer:
-    """The answer that a user gets: no targets where the model says none, and none below `min_score`."""
+    """The answer that a user gets: no targets where the model says none, and none below `min_score`.
+
+    What it then no longer says is kept as its `candidates`, since scoring needs it.
+    """
     if answer.error is not None:
         return answer
     targets = () if answer.no_target else answer.targets
     if min_score is not None:
         targets = tuple(target for target in targets if target.score >= min_score)
-    return replace(answer, targets=targets, no_target=not targets)
+    if targets:
+        return replace(answer, targets=targets)
+    source: NoTargetSource = "existence" if answer.no_target else "min_score" if answer.targets else "mask"
+    return replace(
+        answer,
+        targets=(),
+        no_target=True,
+        candidates=answer.proposals,
+        no_target_source=answer.no_target_source or source,
+    )
 
 
 def failed_answer(request: Request, error: str, weights: str, frame: Frame | None = None) -> Answer:
@@ -91,19 +108,37 @@ def _masks(prediction: Prediction, row: int, frame: Frame, num_targets: int) -> 
     return [encode_mask(mask) for mask in frame.masks_to_image(prediction.mask_logits[row])]
 
 
+def _framed(prediction: Prediction, row: int, frame: Frame) -> list[FramedTarget]:
+    num_targets = len(prediction.scores[row])
+    boxes = [None] * num_targets if prediction.boxes_xyxy is None else map(_box, prediction.boxes_xyxy[row].numpy())
+    is_drawn = None if prediction.mask_logits is None else (prediction.mask_logits[row] > 0).numpy()
+    masks = [None] * num_targets if is_drawn is None else map(encode_mask, is_drawn)
+    size = (frame.model_height, frame.model_width)
+    return [FramedTarget(size, box, mask) for box, mask in zip(boxes, masks, strict=True)]
+
+
 def _targets(
-    boxes: torch.Tensor | None, masks: list[RLE | None], scores: torch.Tensor, frame: Frame
+    boxes: torch.Tensor | None,
+    masks: list[RLE | None],
+    scores: torch.Tensor,
+    frame: Frame,
+    framed: list[FramedTarget],
 ) -> tuple[Target, ...]:
     if boxes is not None:
         in_image = frame.boxes_to_image(boxes.numpy().astype(np.float64))
         return tuple(
-            Target(_box(box), float(score), mask) for box, score, mask in zip(in_image, scores, masks, strict=True)
+            Target(_box(box), float(score), mask, frame=one)
+            for box, score, mask, one in zip(in_image, scores, masks, framed, strict=True)
         )
     return tuple(
-        Target(mask_box(mask), float(score), mask, box_is_from_mask=True)
-        for score, mask in zip(scores, masks, strict=True)
-        if mask is not None and rle_area(mask) > 0
+        Target(mask_box(mask), float(score), mask, box_is_from_mask=True, frame=one)
+        for score, mask, one in zip(scores, masks, framed, strict=True)
+        if mask is not None
     )
+
+
+def _is_drawn(mask: RLE | None) -> bool:
+    return mask is not None and rle_area(mask) > 0
 
 
 def _box(values: np.ndarray) -> tuple[float, float, float, float]:

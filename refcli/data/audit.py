@@ -15,7 +15,6 @@ from jaxtyping import Int64
 from refcli.data.audit_codes import CodedSplit, Codes, coded_splits, codes_of, flags
 from refcli.data.perceptual_hash import MAX_DISTANCE, LookAlike, find_look_alikes
 from refcli.data.store import Store
-from refcli.errors import DataError
 
 AUDIT_SCHEMA = "refcli.audit/1"
 
@@ -140,9 +139,7 @@ def distinct_pictures(store: Store) -> dict[str, Path]:
         codes, _ = codes_of(table.column("image_id"))
         firsts = table.take(np.unique(codes, return_index=True)[1])
         for image_id, image in zip(*(firsts.column(name).to_pylist() for name in ("image_id", "image")), strict=True):
-            if image.startswith("/") or ".." in image.split("/"):
-                raise DataError(f"the image path {image!r} leaves the image root", where=f"{split.name}: {image_id}")
-            pictures.setdefault(image_id, split.image_root / image)
+            pictures.setdefault(image_id, split.path_of_image(image, where=image_id))
     return pictures
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import refcli
-from refcli.data.manifest import MANIFEST, read_manifest, split_files, write_manifest
+from refcli.data.manifest import MANIFEST, Listing, is_in_place, list_splits, read_manifest, split_files
 from refcli.data.mixture_members import Member, MemberReport, member_tables, open_members
 from refcli.data.preparation.counting import CountCheck, compare_counts
 from refcli.data.spec import DatasetSpec, is_evaluation_split, is_train_like, list_specs, load_spec
@@ -131,19 +131,23 @@ def write_mixture(
         refused = _refused_if_strict(name, counts, store_path)
         if refused and strict:
             raise refused
-        for split, one in written.items():
-            write_manifest(
-                store_path,
-                [one.summary],
-                images=one.image_root,
-                origin=origins[split],
-                outcome={
-                    "members": [asdict(member.report) for member in one.members],
-                    "evaluation_images": len(keys),
-                    "refused_if_strict": refused.message if refused else None,
-                },
-                publish=one.writer.publish,
-            )
+        list_splits(
+            store_path,
+            [
+                Listing(
+                    one.summary,
+                    images=one.image_root,
+                    origin=origins[split],
+                    outcome={
+                        "members": [asdict(member.report) for member in one.members],
+                        "evaluation_images": len(keys),
+                        "refused_if_strict": refused.message if refused else None,
+                    },
+                    writer=one.writer,
+                )
+                for split, one in written.items()
+            ],
+        )
     write_atomically(store_path / name / EVAL_IMAGE_KEYS, "".join(f"{key}\n" for key in keys).encode())
     return MixtureReport(
         name=name,
@@ -238,9 +242,9 @@ def _is_unchanged(store_path: Path, name: str, origins: Mapping[str, Mapping[str
     return (store_path / name / EVAL_IMAGE_KEYS).is_file() and all(
         split in splits
         and splits[split].get("origin") == origin
-        and (path := store_path / splits[split]["file"]).is_file()
-        and path.stat().st_size == splits[split]["bytes"]
-        and not (strict and splits[split]["outcome"]["refused_if_strict"])
+        and "parts" not in splits[split]
+        and is_in_place(store_path, splits[split])
+        and not (strict and splits[split].get("outcome", {}).get("refused_if_strict", True))
         for split, origin in origins.items()
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -13,7 +14,16 @@ import pyarrow.parquet as pq
 
 from refcli.contracts.example import Example
 from refcli.data.columns import SCHEMA, RowReader
-from refcli.data.manifest import MANIFEST, STORE_SCHEMA, is_whole, read_manifest, split_files, write_manifest
+from refcli.data.manifest import (
+    MANIFEST,
+    STORE_SCHEMA,
+    is_whole,
+    read_manifest,
+    split_files,
+    stored_file,
+    write_manifest,
+)
+from refcli.data.store_checks import LEAVES_THE_ROOT
 from refcli.data.store_writing import SplitSummary, write_split
 from refcli.errors import DataError
 from refcli.tables import nearest
@@ -75,7 +85,7 @@ class Store:
         files = split_files(entry, where=f"{self.path / MANIFEST}: {name}")
         return StoreSplit(
             name=name,
-            files=tuple((self.path / file["file"], file["examples"]) for file in files),
+            files=tuple((stored_file(self.path, file["file"]), file["examples"]) for file in files),
             image_root=self.path / (entry.get("images_at") or name.rsplit(":", 1)[0]),
         )
 
@@ -113,6 +123,11 @@ class StoreSplit:
         self._starts = [0, *accumulate(sizes)]
         self._groups: list[RowReader | None] = [None] * len(sizes)
 
+    @property
+    def group_starts(self) -> Sequence[int]:
+        """The index of the first example of every row group, and the number of all examples."""
+        return tuple(self._starts)
+
     def __len__(self) -> int:
         return self._starts[-1]
 
@@ -145,11 +160,17 @@ class StoreSplit:
         Raises:
             DataError: the example names a place outside the image root.
         """
-        if example.image.startswith("/") or ".." in example.image.split("/"):
-            raise DataError(
-                f"the image path {example.image!r} leaves the image root", where=f"{self.name}: {example.id}"
-            )
-        return self.image_root / example.image
+        return self.path_of_image(example.image, where=example.id)
+
+    def path_of_image(self, image: str, *, where: str) -> Path:
+        """Where the image of a name in the column "image" lies; `where` names its example in errors.
+
+        Raises:
+            DataError: the name leads to a place outside the image root, or nowhere.
+        """
+        if re.search(LEAVES_THE_ROOT, image):
+            raise DataError(f"the image path {image!r} leaves the image root", where=f"{self.name}: {where}")
+        return self.image_root / image
 
     def _read_group(self, group: int) -> RowReader:
         path, number = self._places[group]

@@ -11,8 +11,8 @@ from jaxtyping import Bool
 
 from refcli.errors import DataError
 
-LEAVES_THE_ROOT = r"^$|^/|(^|/)\.\.(/|$)"
-"""Image paths that are empty, absolute or climb out of the image root."""
+LEAVES_THE_ROOT = r"^$|^/|(^|/)\.\.(/|$)|\x00"
+"""Image paths that are empty, absolute, climb out of the image root, or that no system takes."""
 
 
 def check_table(table: pa.Table, *, dataset: str, split: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from refcli.contracts.example import Example
 from refcli.data.columns import SCHEMA, examples_to_table
 from refcli.data.store_checks import check_table
 from refcli.errors import DataError
-from refcli.files import file_sha256
+from refcli.files import file_sha256, is_plain_name, temporary_file
 
 ROWS_PER_GROUP = 10_000
 
@@ -44,7 +45,7 @@ class SplitSummary:
 
 
 class SplitWriter:
-    """Writes `<out>/<dataset>/<split>.parquet` beside its place; `publish` moves it there.
+    """Writes `<out>/<dataset>/<split>.parquet` beside its place; `publish` or `list_splits` moves it there.
 
     Rows are checked and counted as they come and are never all in memory. Without `publish` nothing is left behind.
 
@@ -55,12 +56,12 @@ class SplitWriter:
         part: (number, count) if the split is written in parts: `<split>.1-of-4.parquet`.
 
     Raises:
-        DataError: a name that no file can have.
+        DataError: a name that no file can have, or a link where the folder of the data set should be.
     """
 
     def __init__(self, out: Path, dataset: str, split: str, *, part: tuple[int, int] | None = None) -> None:
         for name in (dataset, split):
-            if not name or set(name) & set(":/\\") or name.startswith("."):
+            if not is_plain_name(name):
                 raise DataError(
                     f"{name!r} cannot be the name of a data set or split", hint="use letters, digits and _-+."
                 )
@@ -68,10 +69,18 @@ class SplitWriter:
         self._is_part = part is not None
         suffix = f".{part[0]}-of-{part[1]}" if part else ""
         self._path = self._out / dataset / f"{split}{suffix}.parquet"
+        if self._path.parent.is_symlink():
+            raise DataError(
+                "the folder of the data set is a link",
+                where=str(self._path.parent),
+                hint="move the folder itself into the store",
+            )
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._unfinished = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
         _remove_abandoned(self._path)
+        self._stack = ExitStack()
+        self._unfinished = self._stack.enter_context(temporary_file(self._path))
         self._parquet = pq.ParquetWriter(self._unfinished, SCHEMA, compression="zstd")
+        self.is_published = False
         self._ids: list[Int64[np.ndarray, " rows"]] = []
         self._images: set[int] = set()
         self._waiting: list[pa.Table] = []
@@ -82,8 +91,8 @@ class SplitWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._parquet.close()
-        self._unfinished.unlink(missing_ok=True)
+        with self._stack:
+            self._parquet.close()
 
     def write(self, table: pa.Table) -> None:
         """Add rows of `SCHEMA`.
@@ -109,7 +118,7 @@ class SplitWriter:
         self._waiting.append(table)
         self._num_waiting += len(table)
         if self._num_waiting >= ROWS_PER_GROUP:
-            self._flush()
+            self._flush(ROWS_PER_GROUP)
 
     def finish(self) -> SplitSummary:
         """Close the file, still beside its place.
@@ -117,8 +126,10 @@ class SplitWriter:
         Raises:
             DataError: there are no rows (a part may have none), or an id occurs twice.
         """
-        self._flush()
+        self._flush(1)
         self._parquet.close()
+        with self._unfinished.open("rb") as file:
+            os.fsync(file.fileno())
         if not self._examples and not self._is_part:
             raise DataError(
                 "the split has no examples", where=f"{self._dataset}:{self._split}", hint="check the source files"
@@ -139,14 +150,21 @@ class SplitWriter:
             no_target=self._no_target,
         )
 
-    def publish(self) -> None:
-        """Move the finished file to its place."""
-        self._unfinished.replace(self._path)
+    def publish(self, name: str | None = None) -> None:
+        """Move the finished file to its place, or under another name to its folder."""
+        self._unfinished.replace(self._path if name is None else self._path.with_name(name))
+        self.is_published = True
 
-    def _flush(self) -> None:
-        if self._waiting:
-            self._parquet.write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROWS_PER_GROUP)
-            self._waiting, self._num_waiting = [], 0
+    def _flush(self, multiple: int) -> None:
+        """Write the rows that wait, as many as make whole multiples; the others go on waiting."""
+        if not self._waiting:
+            return
+        whole = pa.concat_tables(self._waiting)
+        num_ready = len(whole) // multiple * multiple
+        if num_ready:
+            self._parquet.write_table(whole.slice(0, num_ready).combine_chunks(), row_group_size=ROWS_PER_GROUP)
+        self._num_waiting = len(whole) - num_ready
+        self._waiting = [whole.slice(num_ready)] if self._num_waiting else []
 
     def _refuse_repeated_ids(self, ids: Int64[np.ndarray, " rows"], table: pa.Table) -> None:
         order = np.argsort(ids, kind="stable")
@@ -158,7 +176,7 @@ class SplitWriter:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove what processes that were killed have left beside a file."""
+    """Remove what killed processes of earlier versions have left beside a file."""
     for old in path.parent.glob(f".{path.name}.*.part"):
         number = old.name.split(".")[-2]
         if number.isdecimal() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():

@@ -17,7 +17,7 @@ from refcli.data.image import read_image
 from refcli.data.statistics import SplitStatistics, split_statistics
 from refcli.data.store import Store, StoreSplit
 from refcli.errors import DataError, ExitCode, RefcliError, UsageError
-from refcli.files import write_atomically
+from refcli.files import path_inside, write_atomically
 from refcli.inference.contact_sheet import GUTTER, PAPER, contact_sheet
 from refcli.inference.draw import draw_answer
 
@@ -148,14 +148,14 @@ def draw_sample(splits: Sequence[StoreSplit], num_samples: int, *, out: Path, se
     An example that cannot be drawn is replaced by the next one of the random order, `MOST_REPLACED` times in a split.
 
     Raises:
-        UsageError: the folder cannot be made.
+        UsageError: the folder cannot be made, or the folder of a data set in it is a link.
     """
     drawn: list[DrawnExample] = []
     failures: list[Failure] = []
     sections: list[Image.Image] = []
     for split in splits:
         dataset, name = split.name.rsplit(":", 1)
-        _make_folder(out / dataset)
+        _make_folder(out, dataset)
         cells: list[Image.Image] = []
         num_failed = 0
         for row in _random_order(split, seed):
@@ -235,7 +235,10 @@ def _check_sampling(num_samples: int | None, out: Path | None, num_splits: int) 
         )
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(out: Path, dataset: str) -> None:
+    folder = path_inside(out, dataset)
+    if folder is None:
+        raise UsageError("a link leads out of the folder", where=f"--out {out / dataset}", hint="name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from refcli.data.manifest import write_manifest
+from refcli.data.manifest import Listing, list_splits
 from refcli.data.preparation.counting import CountCheck, check_counts
 from refcli.data.preparation.finish import Finishing
 from refcli.data.preparation.origin import describe_origin, is_unchanged
@@ -140,18 +140,17 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
         refused = _refused_if_strict(plan, prepared, counts)
         if refused and how.strict:
             raise refused
-        write_manifest(
+        outcome = {
+            "splits": sorted(summary.split for summary in prepared.summaries),
+            "missing_images": problems.counts["missing_image"],
+            "refused_if_strict": refused.message if refused else None,
+        }
+        finished = zip(prepared.summaries, prepared.writers, strict=True)
+        root = _image_root(pictures, how.out)
+        list_splits(
             how.out,
-            prepared.summaries,
-            images=_image_root(pictures, how.out),
-            origin=origin,
-            outcome={
-                "splits": sorted(summary.split for summary in prepared.summaries),
-                "missing_images": problems.counts["missing_image"],
-                "refused_if_strict": refused.message if refused else None,
-            },
+            [Listing(summary, root, origin, outcome, writer) for summary, writer in finished],
             part=how.shard,
-            publish=prepared.publish,
         )
     report = DatasetReport(
         plan.dataset,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import refcli
 from refcli.config.schema import Settings
-from refcli.data.manifest import MANIFEST, read_manifest, split_files
+from refcli.data.manifest import MANIFEST, is_in_place, read_manifest
+from refcli.data.store import Store
 from refcli.errors import DataError
 from refcli.files import file_sha256
+
+MOST_FILES = 1_000_000
+"""No directory of annotations has so many files."""
 
 
 def describe_origin(
@@ -36,13 +42,21 @@ def describe_origin(
 
 
 def tree_sha256(path: Path) -> str:
-    """The sha256 of a file; of a directory, that of the names and hashes of all its files."""
+    """The sha256 of a file; of a directory, that of the names and hashes of all its files.
+
+    Raises:
+        OSError: there is no such file or directory, it cannot be read, or the directory has more than `MOST_FILES`.
+    """
     if path.is_file():
         return file_sha256(path)
+    if not path.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no file or folder", str(path))
+    files = list(islice((file for file in path.rglob("*") if file.is_file()), MOST_FILES + 1))
+    if len(files) > MOST_FILES:
+        raise OSError(errno.EFBIG, f"more than {MOST_FILES:,} files", str(path))
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            digest.update(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n".encode())
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -67,16 +81,11 @@ def is_unchanged(
     outcomes = [file.get("outcome", {}) for file in files.values()]
     return (
         bool(files)
-        and all(_is_whole(store, file) for file in files.values())
+        and all(is_in_place(store, file) for file in files.values())
         and all(set(outcome.get("splits", ())) <= files.keys() for outcome in outcomes)
         and not any(outcome.get("missing_images", 1) for outcome in outcomes)
         and not (strict and any(outcome.get("refused_if_strict", True) for outcome in outcomes))
     )
-
-
-def _is_whole(store: Path, file: Mapping[str, Any]) -> bool:
-    path = store / str(file.get("file", ""))
-    return path.is_file() and path.stat().st_size == file["bytes"]
 
 
 def verify_store(store: Path) -> list[str]:
@@ -85,23 +94,38 @@ def verify_store(store: Path) -> list[str]:
     Raises:
         DataError: there is no readable manifest.
     """
-    if not (store / MANIFEST).is_file():
-        raise DataError("there is no store here", where=str(store), hint="refcli prepare-data NAME --out STORE")
+    opened = Store(store)
     wrong = []
-    known: dict[str, str] = {}
+    known: dict[Path, str] = {}
     for dataset, entry in read_manifest(store)["datasets"].items():
         for split, facts in entry["splits"].items():
-            for file in split_files(facts, where=f"{dataset}:{split}"):
-                wrong += _differences(store / file["file"], file["sha256"], f"{dataset}:{split}", known, must=True)
+            name = f"{dataset}:{split}"
+            changed = []
+            for file in facts["parts"].values() if "parts" in facts else [facts]:
+                changed += _differences(store / file["file"], file["sha256"], name, known, must=True)
+            wrong += changed or _damage(opened, name)
             for role, given in facts.get("origin", {}).get("inputs", {}).items():
-                where = f"{dataset}:{split}, input {role}"
+                where = f"{name}, input {role}"
                 wrong += _differences(Path(given["path"]), given["sha256"], where, known, must=False)
     return wrong
 
 
-def _differences(path: Path, sha256: str, where: str, known: dict[str, str], *, must: bool) -> list[str]:
-    if not path.exists():
+def _damage(store: Store, name: str) -> list[str]:
+    """What keeps a split from being read from its first row to its last."""
+    try:
+        for _ in store.split(name).tables():
+            pass
+    except DataError as error:
+        return [f"{name}: {error.where}: {error.message}"]
+    return []
+
+
+def _differences(path: Path, sha256: str, where: str, known: dict[Path, str], *, must: bool) -> list[str]:
+    try:
+        if path not in known:
+            known[path] = tree_sha256(path)
+    except FileNotFoundError:
         return [f"{where}: {path} is gone"] if must else []
-    if str(path) not in known:
-        known[str(path)] = tree_sha256(path)
-    return [] if known[str(path)] == sha256 else [f"{where}: {path} was changed"]
+    except OSError as error:
+        return [f"{where}: {path} cannot be read: {error.strerror or error}"]
+    return [] if known[path] == sha256 else [f"{where}: {path} was changed"]

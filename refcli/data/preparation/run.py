@@ -67,11 +67,6 @@ class Prepared:
     lost: Counter[str]
     """Expressions that were left out, by split."""
 
-    def publish(self) -> None:
-        """Move every file to its place."""
-        for writer in self.writers:
-            writer.publish()
-
 
 class Selected:
     """The records wanted, counted as they pass."""

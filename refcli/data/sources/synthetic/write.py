@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from refcli.contracts.example import Example
+from refcli.data.columns import examples_to_table
+from refcli.data.manifest import MANIFEST, Listing, list_splits, read_manifest
 from refcli.data.sources.synthetic.examples import DATASET, SCENES_PER_FOLDER, image_path, render_scene
 from refcli.data.sources.synthetic.settings import SyntheticSettings
-from refcli.data.store import SplitSummary, write_manifest, write_split
+from refcli.data.store_writing import SplitSummary, SplitWriter
 from refcli.errors import DataError, UsageError
+from refcli.files import temporary_file
 
 SCENES_PER_TASK = 50
 HELD_OUT_SHARE = 20
@@ -72,29 +78,49 @@ def write_synthetic(
     settings = settings or SyntheticSettings()
     if seed is not None:
         settings = SyntheticSettings.model_validate({**settings.model_dump(), "seed": seed})
-    summaries = tuple(
-        write_split(out, DATASET, split, _render_split(Path(out), settings, split, scenes, workers, progress))
-        for split, scenes in split_sizes(size, splits).items()
-    )
-    write_manifest(out, summaries, origin={"source": DATASET, "settings": settings.model_dump(mode="json")})
-    return summaries
+    origin = {"source": DATASET, "settings": settings.model_dump(mode="json")}
+    roots = {split: _image_root(Path(out), split, origin) for split in split_sizes(size, splits)}
+    with ExitStack() as stack:
+        listings = []
+        for split, scenes in split_sizes(size, splits).items():
+            writer = stack.enter_context(SplitWriter(Path(out), DATASET, split))
+            root = Path(out) / (roots[split] or DATASET)
+            for task, examples in _render_split(root, settings, split, scenes, workers):
+                writer.write(examples_to_table(examples))
+                if progress:
+                    progress(split, task.last, scenes)
+            listings.append(Listing(writer.finish(), images=roots[split], origin=origin, writer=writer))
+        list_splits(Path(out), listings)
+    return tuple(listing.summary for listing in listings)
+
+
+def _image_root(out: Path, split: str, origin: Mapping[str, Any]) -> str | None:
+    """The image root of a split, as the manifest has it: another one where other images have been drawn.
+
+    Images that a split of the store needs are not overwritten before the new split is listed, nor after it: other
+    splits may have been made from the old one.
+    """
+    if not (out / MANIFEST).is_file():
+        return None
+    entry = read_manifest(out)["datasets"].get(DATASET, {"splits": {}})["splits"].get(split)
+    if entry is None:
+        return None
+    if entry.get("origin") == origin:
+        return str(entry["images_at"]) if entry.get("images_at") else None
+    return f"{DATASET}/{hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
 def _render_split(
-    out: Path, settings: SyntheticSettings, split: str, scenes: int, workers: int, progress: Progress | None
-) -> Iterator[Example]:
-    """Write the pictures of a split; yield its examples in order."""
-    root = out / DATASET
+    root: Path, settings: SyntheticSettings, split: str, scenes: int, workers: int
+) -> Iterator[tuple[_Task, list[Example]]]:
+    """Write the images of a split below `root`; yield its examples in order, task by task."""
     for index in range(0, scenes, SCENES_PER_FOLDER):
         (root / image_path(split, index)).parent.mkdir(parents=True, exist_ok=True)
     tasks = [
         _Task(settings, root, split, first, min(first + SCENES_PER_TASK, scenes))
         for first in range(0, scenes, SCENES_PER_TASK)
     ]
-    for task, examples in zip(tasks, _run(tasks, workers), strict=True):
-        yield from examples
-        if progress:
-            progress(split, task.last, scenes)
+    yield from zip(tasks, _run(tasks, workers), strict=True)
 
 
 def _run(tasks: Sequence[_Task], workers: int) -> Iterator[list[Example]]:
@@ -122,10 +148,9 @@ def _write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
     is_done, data = cv2.imencode(".jpg", image[..., ::-1], options)
     if not is_done:
         raise DataError("a picture cannot be encoded as JPEG", where=str(path))
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data.tobytes())
-        part.replace(path)
+        with temporary_file(path) as temporary:
+            temporary.write_bytes(data.tobytes())
+            temporary.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise DataError(f"a picture cannot be written: {error}", where=str(path), hint="check the disk") from error

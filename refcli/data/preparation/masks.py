@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from pycocotools import mask as coco
 
 from refcli.contracts.example import RLE
 from refcli.data.sources.record import RawRegion
 from refcli.errors import DataError
-from refcli.geometry.masks import check_run_lengths, polygons_to_rle, union_masks
+from refcli.geometry.masks import check_run_lengths, polygons_to_rle, runs_to_rle, union_masks
 
 _NUMBERS_OF_A_TRIANGLE = 6
 _UNREADABLE = (
@@ -71,12 +70,7 @@ def _from_run_lengths(value: Mapping[str, Any], height: int, width: int) -> RLE:
         mask = RLE((height, width), counts.encode("latin-1"))
         check_run_lengths(mask)
         return mask
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError("a run length is negative or no whole number")
-    if sum(counts) != height * width:
-        raise ValueError(f"run lengths of {sum(counts)} pixels in a mask of {height} x {width}")
-    encoded = coco.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
-    return RLE((height, width), encoded["counts"])
+    return runs_to_rle(counts, height, width)
 
 
 def _check_size(size: tuple[int, ...], height: int, width: int) -> None:

@@ -392,7 +392,7 @@ def _check_split(entry: Mapping[str, Any], dataset: str, split: str, path: Path)
         folder, _, name = one["file"].rpartition("/")
         if folder != dataset or not (is_plain_name(name) and name.endswith(".parquet")):
             raise DataError(
-                f"the manifest is damaged: {place} names {one['file']!r}, which is no Parquet file of {dataset}",
+                f"the manifest is damaged: {place} names {one['file'][:_LONGEST_SHOWN]!r}, no file of {dataset}",
                 where=str(path),
                 hint="do not use a store that somebody has tampered with; prepare the data again",
             )
@@ -402,6 +402,8 @@ def _check_split(entry: Mapping[str, Any], dataset: str, split: str, path: Path)
 
 def _damaged(error: ValidationError, path: Path, place: str) -> DataError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    key = ".".join(filter(None, [place, *map(str, first["loc"])]))
-    fault = f"is incomplete: {key} is missing" if first["type"] == "missing" else f"is damaged: {key}: {first['msg']}"
+    keys = (str(key)[:_LONGEST_SHOWN] for key in first["loc"] if key != "[key]")
+    key = ".".join(filter(None, [place, *keys]))
+    reason = first["msg"].removeprefix("Value error, ")
+    fault = f"is incomplete: {key} is missing" if first["type"] == "missing" else f"is damaged: {key}: {reason}"
     return DataError(f"the manifest {fault}", where=str(path), hint="prepare the data again")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from refcli.contracts.example import Example
 from refcli.data.columns import SCHEMA, RowReader
@@ -24,6 +23,7 @@ from refcli.data.manifest import (
     write_manifest,
 )
 from refcli.data.store_checks import LEAVES_THE_ROOT
+from refcli.data.store_reading import group_sizes, read_group
 from refcli.data.store_writing import SplitSummary, write_split
 from refcli.errors import DataError
 from refcli.tables import nearest
@@ -97,8 +97,8 @@ class Store:
 class StoreSplit:
     """The examples of one split, by index.
 
-    Row groups are read when they are first touched and stay in memory as Arrow buffers. Pickling carries the paths
-    only, so a worker process opens the files for itself; a forked one shares what its parent has loaded.
+    Row groups are read and checked when they are first touched, and stay in memory as Arrow buffers. Pickling carries
+    the paths only, so a worker process opens the files for itself; a forked one shares what its parent has loaded.
 
     Args:
         name: "dataset:split".
@@ -117,7 +117,7 @@ class StoreSplit:
         """(file, row group) of every group."""
         sizes: list[int] = []
         for path, num_rows in self.files:
-            groups = _group_sizes(path, num_rows)
+            groups = group_sizes(path, num_rows)
             self._places += [(path, number) for number in range(len(groups))]
             sizes += groups
         self._starts = [0, *accumulate(sizes)]
@@ -135,24 +135,26 @@ class StoreSplit:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} examples; there is no number {index}")
         group = bisect_right(self._starts, index) - 1
-        reader = self._groups[group] or self._read_group(group)
+        reader = self._groups[group]
+        if reader is None:
+            self._groups[group] = reader = self.read_group(group)
         return reader[index - self._starts[group]]
 
     def load(self) -> None:
         """Read every row group now, so that processes forked later share the memory."""
         for group, reader in enumerate(self._groups):
             if reader is None:
-                self._read_group(group)
+                self._groups[group] = self.read_group(group)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One whole column, for filters over all examples at once."""
-        return pa.concat_tables(self.tables([name])).column(name)
+        tables = list(self.tables([name]))
+        return pa.concat_tables(tables).column(name) if tables else pa.chunked_array([], SCHEMA.field(name).type)
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The rows as tables, a row group at a time; `columns` None gives all of them."""
         for path, group in self._places:
-            with pq.ParquetFile(path, memory_map=True) as file:
-                yield file.read_row_group(group, columns=list(columns or SCHEMA.names), use_threads=False)
+            yield read_group(path, group, columns)
 
     def image_path(self, example: Example) -> Path:
         """Where the picture of an example lies.
@@ -172,12 +174,13 @@ class StoreSplit:
             raise DataError(f"the image path {image!r} leaves the image root", where=f"{self.name}: {where}")
         return self.image_root / image
 
-    def _read_group(self, group: int) -> RowReader:
-        path, number = self._places[group]
-        with pq.ParquetFile(path, memory_map=True) as file:
-            reader = RowReader(file.read_row_group(number, columns=SCHEMA.names, use_threads=False))
-        self._groups[group] = reader
-        return reader
+    def read_group(self, group: int) -> RowReader:
+        """The rows of a row group, which does not stay in memory here.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        return RowReader(read_group(*self._places[group]))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"name": self.name, "files": self.files, "image_root": self.image_root}
@@ -185,22 +188,3 @@ class StoreSplit:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.name, self.files, self.image_root = state["name"], state["files"], state["image_root"]
         self._open()
-
-
-def _group_sizes(path: Path, num_rows: int) -> list[int]:
-    """Rows of every row group of a file that must hold `num_rows` in all."""
-    try:
-        metadata = pq.read_metadata(path)
-    except FileNotFoundError as error:
-        raise DataError("a file of the store is missing", where=str(path), hint="prepare the data again") from error
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"this is not a whole Parquet file: {error}", where=str(path)) from error
-    missing = [column for column in SCHEMA.names if column not in metadata.schema.to_arrow_schema().names]
-    if missing or metadata.num_rows != num_rows:
-        what = f"lacks the columns {missing}" if missing else f"has {metadata.num_rows} rows"
-        raise DataError(
-            f"the file {what}, but the manifest lists {num_rows} examples",
-            where=str(path),
-            hint="it was changed after it was written; prepare the data again",
-        )
-    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]

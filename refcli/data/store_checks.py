@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool
+from jaxtyping import Bool, Int32
 
 from refcli.errors import DataError
 
 LEAVES_THE_ROOT = r"^$|^/|(^|/)\.\.(/|$)|\x00"
 """Image paths that are empty, absolute, climb out of the image root, or that no system takes."""
+
+SIDES = ("x1", "y1", "x2", "y2")
 
 
 def check_table(table: pa.Table, *, dataset: str, split: str) -> None:
@@ -23,7 +25,14 @@ def check_table(table: pa.Table, *, dataset: str, split: str) -> None:
             size, a box that is not finite and ordered, or a mask in an image of unknown size; the first such row is
             named.
     """
-    for is_wrong, what in _rules(table, dataset, split):
+    foreign = _flags(pc.or_(pc.not_equal(table["dataset"], dataset), pc.not_equal(table["split"], split)))
+    if foreign.any():
+        row = int(np.argmax(foreign))
+        raise DataError(
+            f"an example cannot be stored: it belongs to {table['dataset'][row].as_py()}:{table['split'][row].as_py()}",
+            where=f"{dataset}:{split} {table['id'][row].as_py()}",
+        )
+    for is_wrong, what in _rules(table):
         if is_wrong.any():
             row = int(np.argmax(is_wrong))
             raise DataError(
@@ -31,32 +40,63 @@ def check_table(table: pa.Table, *, dataset: str, split: str) -> None:
             )
 
 
-def _rules(
-    table: pa.Table, dataset: str, split: str
-) -> Iterator[tuple[Bool[np.ndarray, " rows"], Callable[[int], str]]]:
+def check_stored_rows(table: pa.Table, *, where: str) -> None:
+    """Refuse rows of a file of the store that could not have been written: `check_table` for the columns at hand.
+
+    Raises:
+        DataError: there is such a row; it is named.
+    """
+    for is_wrong, what in _rules(table):
+        if is_wrong.any():
+            row = int(np.argmax(is_wrong))
+            name = table["id"][row].as_py() if "id" in table.column_names else f"row {row + 1}"
+            raise DataError(
+                f"a row of the store is damaged: {what(row)}",
+                where=f"{where}, {name}",
+                hint="the file was changed after it was written; prepare the data again",
+            )
+
+
+def _rules(table: pa.Table) -> Iterator[tuple[Bool[np.ndarray, " rows"], Callable[[int], str]]]:
+    """Flags of the rows that break a rule, and what to say of one; what concerns other columns is left out."""
+    names = set(table.column_names)
+
     def value(name: str, row: int) -> object:
         return table[name][row].as_py()
 
-    foreign = pc.or_(pc.not_equal(table["dataset"], dataset), pc.not_equal(table["split"], split))
-    yield _flags(foreign), lambda row: f"it belongs to {value('dataset', row)}:{value('split', row)}"
-    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(table["expression"])), 0)
-    yield _flags(blank), lambda row: "its expression is blank"
-    leaves = pc.match_substring_regex(table["image"], LEAVES_THE_ROOT)
-    yield _flags(leaves), lambda row: f"its image {value('image', row)!r} is not a path inside the image root"
-    width, height = (table[name].to_numpy() for name in ("width", "height"))
-    impossible = (width < 0) | (height < 0) | ((width == 0) != (height == 0))
-    yield impossible, lambda row: f"its image has the size {value('width', row)} x {value('height', row)}"
-    lists = table["regions"].combine_chunks()
+    if "expression" in names:
+        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(table["expression"])), 0)
+        yield _flags(blank), lambda row: "its expression is blank"
+    if "image" in names:
+        leaves = pc.match_substring_regex(table["image"], LEAVES_THE_ROOT)
+        yield _flags(leaves), lambda row: f"its image {value('image', row)!r} is not a path inside the image root"
+    width = height = None
+    if {"width", "height"} <= names:
+        width, height = (table[name].to_numpy() for name in ("width", "height"))
+        impossible = (width < 0) | (height < 0) | ((width == 0) != (height == 0))
+        yield impossible, lambda row: f"its image has the size {value('width', row)} x {value('height', row)}"
+    if "regions" in names:
+        yield from _rules_of_regions(table["regions"].combine_chunks(), width)
+
+
+def _rules_of_regions(
+    lists: pa.ListArray, width: Int32[np.ndarray, " rows"] | None
+) -> Iterator[tuple[Bool[np.ndarray, " rows"], Callable[[int], str]]]:
     regions = lists.flatten()
-    owners = np.repeat(np.arange(len(table)), pc.list_value_length(lists).to_numpy())
-    boxes = np.stack([regions.field(side).to_numpy() for side in ("x1", "y1", "x2", "y2")], axis=1)
-    wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
-    yield (
-        _of_owners(wrong, owners, len(table)),
-        lambda row: f"the box {tuple(boxes[(owners == row) & wrong][0].tolist())} is not (left, top, right, bottom)",
-    )
-    sizeless = regions.field("mask_counts").is_valid().to_numpy(zero_copy_only=False) & (width[owners] == 0)
-    yield _of_owners(sizeless, owners, len(table)), lambda row: "it has a mask, but its image's size is unknown"
+    parts = {part.name for part in regions.type}
+    owners = np.repeat(np.arange(len(lists)), pc.list_value_length(lists).to_numpy())
+    if parts.issuperset(SIDES):
+        boxes = np.stack([regions.field(side).to_numpy() for side in SIDES], axis=1)
+        wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
+        yield (
+            _of_owners(wrong, owners, len(lists)),
+            lambda row: (
+                f"the box {tuple(boxes[(owners == row) & wrong][0].tolist())} is not (left, top, right, bottom)"
+            ),
+        )
+    if "mask_counts" in parts and width is not None:
+        sizeless = regions.field("mask_counts").is_valid().to_numpy(zero_copy_only=False) & (width[owners] == 0)
+        yield _of_owners(sizeless, owners, len(lists)), lambda row: "it has a mask, but its image's size is unknown"
 
 
 def _flags(column: pa.ChunkedArray) -> Bool[np.ndarray, " rows"]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from refcli.contracts.example import Example
-from refcli.data.columns import SCHEMA, RowReader
+from refcli.data.columns import RowReader
 from refcli.data.store import StoreSplit
 
 GROUPS_KEPT = 4
@@ -42,13 +40,7 @@ class PassingSplit:
     def __init__(self, split: StoreSplit, *, groups_kept: int = GROUPS_KEPT) -> None:
         self._split = split
         self._groups_kept = groups_kept
-        self._places: list[tuple[Path, int]] = []
-        sizes: list[int] = []
-        for path, _ in split.files:
-            metadata = pq.read_metadata(path)
-            self._places += [(path, group) for group in range(metadata.num_row_groups)]
-            sizes += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self._starts = [0, *accumulate(sizes)]
+        self._starts = split.group_starts
         self._recent: OrderedDict[int, RowReader] = OrderedDict()
 
     def __len__(self) -> int:
@@ -71,10 +63,7 @@ class PassingSplit:
 
     def _reader(self, group: int) -> RowReader:
         if group not in self._recent:
-            path, number = self._places[group]
-            with pq.ParquetFile(path, memory_map=True) as file:
-                reader = RowReader(file.read_row_group(number, columns=SCHEMA.names, use_threads=False))
-            self._recent[group] = reader
+            self._recent[group] = self._split.read_group(group)
             if len(self._recent) > self._groups_kept:
                 self._recent.popitem(last=False)
         self._recent.move_to_end(group)

@@ -147,7 +147,7 @@ def test_a_split_in_passing_gives_what_the_store_gives_and_forgets(make_store, e
     monkeypatch.setattr("refcli.data.store_writing.ROWS_PER_GROUP", 10)
     made = Store(make_store(examples)).split(SPLIT)
     read = []
-    monkeypatch.setattr("refcli.evaluation.truth.RowReader", lambda table: read.append(len(table)) or RowReader(table))
+    monkeypatch.setattr("refcli.data.store.RowReader", lambda table: read.append(len(table)) or RowReader(table))
     split = PassingSplit(made, groups_kept=1)
     assert [split[index] for index in range(len(split))] == examples
     assert read == [10, 10, 10, 10, 8]

@@ -46,6 +46,10 @@ def command(
         typer.Option("--with", help="A further file for --from, e.g. instances=FILE.", metavar="ROLE=FILE"),
     ] = None,
     set_: Set = None,
+    expressions: Annotated[
+        str | None,
+        typer.Option("--expressions", help="category: class names are the expressions (coco, odvg).", metavar="WHAT"),
+    ] = None,
     check_images: Annotated[bool, typer.Option("--check-images", help="Decode every picture, compare sizes.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail, writing nothing, where anything is missing, broken or miscounted.")
@@ -79,7 +83,7 @@ def command(
     """
     from refcli.cli import prepare_report as show
     from refcli.cli.output import write_line
-    from refcli.errors import UsageError
+    from refcli.errors import ExitCode, UsageError
 
     if list_:
         show.data_sets(as_json)
@@ -116,12 +120,15 @@ def command(
         force=force,
     )
     overrides = apply_overrides({}, set_ or [])
+    if expressions is not None:
+        overrides["expressions"] = _expressions(expressions)
     kind_of = {each: _kind(each) for each in names or ()}
     kinds = set(kind_of.values()) or {"file"}
     for is_given, option, users in (
         (raw is not None, "--raw", {"published"}),
         (bool(images), "--images", {"published", "file"}),
         (shard is not None, "--shard", {"published", "file"}),
+        (expressions is not None, "--expressions", {"published", "file"}),
         (bool(set_), "--set", {"published", "file", "generated"}),
         (name is not None, "--name", {"file"}),
         (bool(with_), "--with", {"file"}),
@@ -159,6 +166,8 @@ def command(
         show.as_json(out, done, audit)
     elif not dry_run:
         write_line(str(out))
+    if any(one.get("lost_masks") for one in done):
+        raise typer.Exit(int(ExitCode.PARTIAL))
 
 
 def _kind(name: str) -> str:
@@ -185,6 +194,18 @@ def _carry_out(plan: Plan, how: Preparation, dry_run: bool) -> list[dict[str, An
         report = prepare(plan, how, progress=bar.read)
     show.report(report)
     return [report.to_json()]
+
+
+def _expressions(what: str) -> str:
+    from refcli.errors import UsageError
+
+    if what not in ("given", "category"):
+        raise UsageError(
+            "expressions are the texts of the file (given) or the names of classes (category)",
+            where=f"--expressions {what}",
+            hint="--expressions category",
+        )
+    return what
 
 
 def _shard(text: str | None) -> Shard | None:

@@ -80,6 +80,8 @@ def report(of: DatasetReport) -> None:
     _counts(of.dataset, of.counts)
     for split, lost in of.lost.items():
         say(f"{of.dataset}:{split}: {lost:,} expressions were left out")
+    for split, lost_masks in of.lost_masks.items():
+        say(f"warning: {of.dataset}:{split}: {lost_masks:,} masks cannot be read and are not in the store")
     for kind, count in of.problems.counts.most_common():
         say(f"  {kind.replace('_', ' ')}: {count:,}")
         for place in of.problems.places[kind][:SHOWN_PLACES]:

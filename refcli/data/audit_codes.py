@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float64, Int64
 
+from refcli.data.sources.picture_names import possible_coco_id
 from refcli.data.spec import is_train_like
 from refcli.data.store import StoreSplit
 
 PIXEL_FRACTION = 100
 """Boxes are equal if they are after rounding to 1 / 100 pixel, the precision of COCO's files."""
 SIDES = ("x1", "y1", "x2", "y2")
+_TWELVE_DIGITS = r"[:/][0-9]{12}\.jpg$"
 _COLUMNS = ("expression", *(f"regions.list.element.{name}" for name in (*SIDES, "source_id")))
 
 Codes = Int64[np.ndarray, " n"]
@@ -63,7 +65,7 @@ def coded_splits(splits: Sequence[StoreSplit], only: Collection[str] | None) -> 
     """
     if not splits:
         return [], pa.array([], pa.large_string())
-    columns = [split.column("image_id") for split in splits]
+    columns = _image_ids(splits)
     all_pictures, image_ids = codes_of(pa.chunked_array([chunk for column in columns for chunk in column.chunks]))
     pictures = np.split(all_pictures, np.cumsum([len(column) for column in columns])[:-1])
     wanted = [only is None or split.name.rpartition(":")[0] in only for split in splits]
@@ -76,6 +78,58 @@ def coded_splits(splits: Sequence[StoreSplit], only: Collection[str] | None) -> 
     regions = (np.split(codes, region_ends[row_ends][:-1]) for codes in by_region)
     parts = zip(splits, wanted, pictures, *rows, *regions, strict=True)
     return [CodedSplit(split.name, is_wanted, *codes) for split, is_wanted, *codes in parts], image_ids
+
+
+def _image_ids(splits: Sequence[StoreSplit]) -> list[pa.ChunkedArray]:
+    """The image ids of every split.
+
+    An image that is not known to be COCO's, but bears the number and has the size of a photograph of COCO in the store,
+    has the id of that photograph: sizes that are not known agree with all.
+    """
+    columns = [split.column("image_id") for split in splits]
+    possible = [_possibly_of_coco(column) for column in columns]
+    if not any(possible):
+        return columns
+    photographs: dict[str, tuple[int, int]] = {}
+    for split in splits:
+        photographs |= {key: size for key, size in _sizes(split).items() if key.startswith("coco:")}
+    return [
+        _renamed(column, _photographs_of(split, keys, photographs)) if keys else column
+        for split, column, keys in zip(splits, columns, possible, strict=True)
+    ]
+
+
+def _possibly_of_coco(column: pa.ChunkedArray) -> dict[str, str]:
+    """Own images whose name could be one of COCO -> the id that they would have there."""
+    distinct = pc.unique(column)
+    named = distinct.filter(pc.match_substring_regex(distinct, _TWELVE_DIGITS)).to_pylist()
+    return {key: f"coco:{number}" for key in named if (number := possible_coco_id(key)) is not None}
+
+
+def _sizes(split: StoreSplit) -> dict[str, tuple[int, int]]:
+    table = pa.concat_tables(split.tables(["image_id", "width", "height"]))
+    return {key: (width, height) for key, width, height in zip(*(c.to_pylist() for c in table.columns), strict=True)}
+
+
+def _photographs_of(
+    split: StoreSplit, keys: Mapping[str, str], photographs: Mapping[str, tuple[int, int]]
+) -> dict[str, str]:
+    """Those of the possible photographs of COCO that are in the store and have the same size."""
+    sizes = _sizes(split)
+    return {
+        own: key
+        for own, key in keys.items()
+        if key in photographs
+        and all(not (a and b) or a == b for a, b in zip(sizes[own], photographs[key], strict=True))
+    }
+
+
+def _renamed(column: pa.ChunkedArray, names: Mapping[str, str]) -> pa.ChunkedArray:
+    if not names:
+        return column
+    found = pc.index_in(column, value_set=pa.array(list(names), column.type))
+    others = pc.take(pa.array(list(names.values()), column.type), found)
+    return pc.if_else(pc.is_valid(found), others, column)
 
 
 def codes_of(texts: pa.ChunkedArray) -> tuple[Codes, pa.Array]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from refcli.data.manifest import Listing, list_splits
+from refcli.data.preparation.admission import storable
 from refcli.data.preparation.counting import CountCheck, check_counts
 from refcli.data.preparation.finish import Finishing
 from refcli.data.preparation.origin import describe_origin, is_unchanged
@@ -19,7 +20,7 @@ from refcli.data.preparation.plan import Plan
 from refcli.data.preparation.run import Prepared, Progress, Selected, Shard, paused_collector, run
 from refcli.data.sources.record import Problems, RawRecord
 from refcli.data.store_writing import SplitSummary
-from refcli.errors import DataError, UsageError
+from refcli.errors import DataError, ExitCode, UsageError
 from refcli.files import write_atomically
 
 TOLERATED = frozenset(
@@ -41,9 +42,20 @@ TOLERATED = frozenset(
         "phrase_of_unrelated_caption",
         "caption_without_box",
         "left_out_detection",
+        "unused_key",
+        "caption_read_as_phrases",
+        "caption_not_utf8",
     }
 )
 """Problems that well-made releases have; any other ends a strict preparation."""
+_HINTS = {
+    "missing_image": "check --images",
+    "rotated_box": "rotated boxes are not read: give the upright boxes around them",
+    "inverted_box": "are the numbers left, top, width, height where corners are read, or the other way round?",
+    "degenerate_box": "are the boxes in parts of the image, and not in pixels?",
+    "box_outside_the_image": "are the boxes in pixels of these images, and not of larger ones?",
+}
+"""What to look at where a kind of problem left nothing."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,13 @@ class DatasetReport:
     """Expressions that were read but left out, by split."""
     problems: Problems = field(default_factory=Problems)
     seconds: float = 0.0
+    lost_masks: Mapping[str, int] = field(default_factory=dict)
+    """Splits most of whose masks are not in the store -> how many are not."""
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """`PARTIAL` if most of the masks of a split were lost; records that are left out and listed are no failure."""
+        return ExitCode.PARTIAL if self.lost_masks else ExitCode.OK
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the report file and `--json`."""
@@ -87,6 +106,7 @@ class DatasetReport:
             "splits": [asdict(split) for split in self.splits],
             "counts": [asdict(check) | {"agrees": check.agrees} for check in self.counts],
             "left_out": dict(self.lost),
+            "lost_masks": dict(self.lost_masks),
             "problems": dict(self.problems.counts),
             "places": self.problems.places,
             "seconds": round(self.seconds, 3),
@@ -137,12 +157,15 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
             settings = plan.settings.model_dump(mode="json")
             counts = tuple(check_counts(plan.spec, prepared.intake, settings=settings, splits=how.splits))
         _refuse_nothing(plan, prepared, how)
+        _refuse_contradicting_boxes(plan, prepared, how)
         refused = _refused_if_strict(plan, prepared, counts)
         if refused and how.strict:
             raise refused
+        lost_masks = {split: one.lost_masks for split, one in prepared.evidence.items() if one.masks_are_lost}
         outcome = {
             "splits": sorted(summary.split for summary in prepared.summaries),
             "missing_images": problems.counts["missing_image"],
+            "lost_masks": sum(lost_masks.values()),
             "refused_if_strict": refused.message if refused else None,
         }
         finished = zip(prepared.summaries, prepared.writers, strict=True)
@@ -160,6 +183,7 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
         dict(prepared.lost),
         prepared.problems,
         time.perf_counter() - start,
+        lost_masks,
     )
     suffix = f".{'+'.join(how.splits)}" if how.splits else ""
     suffix += f".{how.shard.number}-of-{how.shard.total}" if how.shard else ""
@@ -169,7 +193,8 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
 
 
 def _records(plan: Plan, problems: Problems) -> Iterable[RawRecord]:
-    return plan.source.read(plan.files, plan.settings, dataset=plan.dataset, problems=problems)
+    records = plan.source.read(plan.files, plan.settings, dataset=plan.dataset, problems=problems)
+    return storable(records, problems)
 
 
 def _refuse_nothing(plan: Plan, prepared: Prepared, how: Preparation) -> None:
@@ -187,12 +212,26 @@ def _refuse_nothing(plan: Plan, prepared: Prepared, how: Preparation) -> None:
     if written and not empty:
         return
     name = f"{plan.dataset}:{empty[0]}" if written else plan.dataset
-    kind, places = next(iter(prepared.problems.places.items()), ("no record", []))
+    problems = prepared.problems
+    kind = next((kind for kind in problems.counts if kind not in TOLERATED), next(iter(problems.counts), "no_record"))
+    places = [place for place in problems.places.get(kind, ()) if kind not in TOLERATED or place]
     raise DataError(
-        f"nothing of {name} can be used: {kind.replace('_', ' ')}, {prepared.problems.counts[kind]} times",
+        f"nothing of {name} can be used: {kind.replace('_', ' ')}, {problems.counts[kind]} times",
         where=next(iter([*places, *map(str, plan.files.values())])),
-        hint="check --images" if kind == "missing_image" else "check the files",
+        hint=_HINTS.get(kind, "check the files"),
     )
+
+
+def _refuse_contradicting_boxes(plan: Plan, prepared: Prepared, how: Preparation) -> None:
+    for split, evidence in prepared.evidence.items():
+        contradiction = evidence.contradiction(f"{plan.dataset}:{split}", is_strict=how.strict)
+        if contradiction is not None:
+            places = prepared.problems.places.get("mask_disagrees_with_box", [])
+            contradiction.where = next(iter([*places, *map(str, plan.files.values())]))
+            raise contradiction
+        doubt = evidence.doubt()
+        if doubt is not None:
+            prepared.problems.add("boxes_may_be_corners", f"{plan.dataset}:{split}", doubt)
 
 
 def _refused_if_strict(plan: Plan, prepared: Prepared, counts: Sequence[CountCheck]) -> DataError | None:

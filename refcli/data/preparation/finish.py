@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from refcli.contracts.example import RLE, Example, Region
 from refcli.data.image import ImageFacts, decode, probe
+from refcli.data.preparation.box_evidence import CLIP_TOLERANCE, BoxEvidence
 from refcli.data.preparation.images import must_fit
 from refcli.data.preparation.masks import region_mask
 from refcli.data.preparation.text import repair_text
@@ -17,10 +19,8 @@ from refcli.data.sources.record import BoxXYXY, Problems, RawRecord, RawRegion
 from refcli.errors import DataError, ImageError
 from refcli.geometry.masks import mask_box, rle_area
 
-CLIP_TOLERANCE = 0.5
-"""Pixels that a box may reach out of its image without being listed."""
-LEAST_AGREEMENT = 0.7
-"""IoU of a box and its mask's extent below which the two are listed as disagreeing."""
+LOST_LETTER = "\ufffd"
+"""What programs write in the place of a letter that they could not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +47,22 @@ class _RotatedPictureError(DataError):
     """A picture that is turned when it is read, but not its annotation."""
 
 
-def finish(placed: Sequence[PlacedRecord], how: Finishing, problems: Problems) -> Iterator[Example]:
+def finish(
+    placed: Sequence[PlacedRecord],
+    how: Finishing,
+    problems: Problems,
+    evidence: Mapping[str, BoxEvidence] | None = None,
+) -> Iterator[Example]:
     """Examples of records, in order.
 
     What cannot be used is left out and told to `problems`: empty expressions; records with a picture that is broken
     or of another size, or whose boxes refer to it as it is before it is turned upright (only of pictures that are
     looked into: all if they are checked, else those that `must_fit`); records with a region whose box is inverted,
     degenerate, not finite or outside the image. What is only odd is told and kept: boxes that were clipped, masks that
-    cannot be read or disagree with their box, text that was repaired.
+    cannot be read or disagree with their box, text that was repaired. What boxes and masks show about each other is
+    counted in `evidence`, by split.
     """
+    evidence = defaultdict(BoxEvidence) if evidence is None else evidence
     for one in placed:
         record = one.record
         texts = list(_texts(record, problems))
@@ -68,7 +75,7 @@ def finish(placed: Sequence[PlacedRecord], how: Finishing, problems: Problems) -
             for _ in texts:
                 problems.add(kind, record.where, f"{one.image}: {error.message}")
             continue
-        regions = _regions(record, width, height, problems)
+        regions = _regions(record, width, height, problems, evidence[record.split])
         if regions is None:
             problems.add("dropped_record", record.where, f"its {len(texts)} expressions are left out")
             continue
@@ -95,6 +102,8 @@ def _texts(record: RawRecord, problems: Problems) -> Iterator[tuple[str, str]]:
             continue
         if text != expression.text and text != " ".join(expression.text.split()):
             problems.add("repaired_text", record.where, f"{expression.text!r} -> {text!r}")
+        if LOST_LETTER in text:
+            problems.add("lost_letter", record.where, repr(text))
         yield expression.id, text
 
 
@@ -120,23 +129,30 @@ def _size(one: PlacedRecord, how: Finishing) -> tuple[int, int]:
     return found.size
 
 
-def _regions(record: RawRecord, width: int, height: int, problems: Problems) -> tuple[Region, ...] | None:
+def _regions(
+    record: RawRecord, width: int, height: int, problems: Problems, evidence: BoxEvidence
+) -> tuple[Region, ...] | None:
     """The regions of a record; None if one of them cannot be used."""
     regions = []
     for raw in record.regions:
         mask = _mask(raw, width, height, record.where, problems)
+        if raw.segmentation is not None:
+            evidence.saw_mask(is_read=mask is not None)
         box = raw.box_xyxy or (mask_box(mask) if mask is not None else None)
         wrong = _wrong(box, width, height)
         if box is None or wrong:
             problems.add(wrong or "region_without_box", record.where, f"{raw.source_id or ''} {box}".strip())
             return None
         if width:
+            evidence.saw_box(box, width, height)
             clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height)))
             if max(abs(a - b) for a, b in zip(box, clipped, strict=True)) > CLIP_TOLERANCE:
                 problems.add("clipped_box", record.where, f"{box} in an image of {width} x {height}")
+            if mask is not None and raw.box_xyxy is not None:
+                extent = mask_box(mask)
+                if not evidence.saw_box_and_mask(box, extent, width, height):
+                    problems.add("mask_disagrees_with_box", record.where, f"box {clipped}, mask {extent}")
             box = clipped
-        if mask is not None and raw.box_xyxy is not None and _agreement(box, mask_box(mask)) < LEAST_AGREEMENT:
-            problems.add("mask_disagrees_with_box", record.where, f"box {box}, mask {mask_box(mask)}")
         regions.append(Region(box, mask, raw.source_id))
     return tuple(regions)
 
@@ -171,9 +187,3 @@ def _wrong(box: BoxXYXY | None, width: int, height: int) -> str | None:
     if width and (x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0):
         return "box_outside_the_image"
     return None
-
-
-def _agreement(a: BoxXYXY, b: BoxXYXY) -> float:
-    shared = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return shared / (areas - shared)

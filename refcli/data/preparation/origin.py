@@ -83,7 +83,7 @@ def is_unchanged(
         bool(files)
         and all(is_in_place(store, file) for file in files.values())
         and all(set(outcome.get("splits", ())) <= files.keys() for outcome in outcomes)
-        and not any(outcome.get("missing_images", 1) for outcome in outcomes)
+        and not any(outcome.get("missing_images", 1) or outcome.get("lost_masks") for outcome in outcomes)
         and not (strict and any(outcome.get("refused_if_strict", True) for outcome in outcomes))
     )
 

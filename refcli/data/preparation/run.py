@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import zlib
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from refcli.data.columns import examples_to_table
+from refcli.data.preparation.box_evidence import BoxEvidence
 from refcli.data.preparation.finish import Finishing, PlacedRecord, finish
 from refcli.data.preparation.pictures import Pictures
 from refcli.data.sources.record import Problems, RawRecord
@@ -66,6 +67,8 @@ class Prepared:
     problems: Problems
     lost: Counter[str]
     """Expressions that were left out, by split."""
+    evidence: Mapping[str, BoxEvidence] = field(default_factory=dict)
+    """What boxes and masks show about each other, by split."""
 
 
 class Selected:
@@ -119,8 +122,11 @@ def run(
     writers: dict[str, SplitWriter] = {}
     done = 0
     lost: Counter[str] = Counter()
-    for chunk, (tables, found) in _work(_placed(selected, pictures, problems, lost), how, workers):
+    evidence: defaultdict[str, BoxEvidence] = defaultdict(BoxEvidence)
+    for chunk, (tables, found, shown) in _work(_placed(selected, pictures, problems, lost), how, workers):
         problems.merge(found)
+        for split, one in shown.items():
+            evidence[split].merge(one)
         for record in chunk:
             done += len(record.expressions)
             lost[record.split] += len(record.expressions)
@@ -137,7 +143,7 @@ def run(
     for path, reason in pictures.unreadable.items():
         problems.add("unreadable_folder_or_archive", str(path), reason)
     summaries = tuple(writer.finish() for writer in writers.values())
-    return Prepared(summaries, tuple(writers.values()), selected.intake, problems, +lost)
+    return Prepared(summaries, tuple(writers.values()), selected.intake, problems, +lost, dict(evidence))
 
 
 @contextmanager
@@ -164,7 +170,7 @@ def _placed(
         yield PlacedRecord(record, place.image, place.path)
 
 
-_Done = tuple[dict[str, pa.Table], Problems]
+_Done = tuple[dict[str, pa.Table], Problems, dict[str, BoxEvidence]]
 
 
 def _work(placed: Iterator[PlacedRecord], how: Finishing, workers: int) -> Iterator[tuple[list[RawRecord], _Done]]:
@@ -193,12 +199,13 @@ def _work(placed: Iterator[PlacedRecord], how: Finishing, workers: int) -> Itera
 
 
 def finish_chunk(chunk: list[PlacedRecord], how: Finishing) -> _Done:
-    """The rows of some records by split, and what was wrong with them."""
+    """The rows of some records by split, what was wrong with them, and what their boxes and masks show."""
     problems = Problems()
-    examples = list(finish(chunk, how, problems))
+    evidence: defaultdict[str, BoxEvidence] = defaultdict(BoxEvidence)
+    examples = list(finish(chunk, how, problems, evidence))
     splits = dict.fromkeys(example.split for example in examples)
     tables = {split: examples_to_table([one for one in examples if one.split == split]) for split in splits}
-    return tables, problems
+    return tables, problems, dict(evidence)
 
 
 def _chunks(placed: Iterator[PlacedRecord]) -> Iterator[list[PlacedRecord]]:

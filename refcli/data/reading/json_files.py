@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from refcli.data.reading.streams import read_bytes
+from refcli.data.reading.streams import foreign_encoding, invalid_utf8, read_bytes
 from refcli.errors import DataError
 
 T = TypeVar("T")
 _UTF8_BOM = b"\xef\xbb\xbf"
+_EXCERPT = 60
+"""Bytes of a document that a message shows."""
+_STRING_OR_EXTRA = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|-?(?:NaN|Infinity)\b', re.DOTALL)
+"""A string (one that never ends reaches to the end, so that the search stays linear), or a number of Python's."""
+_PAIR_OR_HALF = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
+)
 
 
 def read_json(path: Path, kind: type[T]) -> T:
@@ -29,16 +37,31 @@ def read_json(path: Path, kind: type[T]) -> T:
     return parse_json(read_bytes(path), kind, where=str(path))
 
 
-def parse_json(data: bytes, kind: type[T], *, where: str) -> T:
-    """Parse JSON text as `read_json` does; `where` names the file and record in errors."""
+def parse_json(data: bytes | msgspec.Raw, kind: type[T], *, where: str) -> T:
+    """Parse JSON text as `read_json` does; `where` names the file and record in errors.
+
+    What Python's json module writes beyond JSON is read: NaN and Infinity become strings, which are numbers where
+    numbers are wanted; the half of a surrogate pair becomes U+FFFD, the sign of a lost letter.
+    """
+    text = bytes(data).removeprefix(_UTF8_BOM)
     try:
-        return msgspec.json.decode(data.removeprefix(_UTF8_BOM), type=kind, strict=False)
+        return msgspec.json.decode(text, type=kind, strict=False)
     except RecursionError as error:
         raise _too_deep(where) from error
     except msgspec.ValidationError as error:
         raise _wrong_shape(error, where) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"this is not valid JSON: {error}", where=where, hint="the file may be truncated") from error
+        repaired = _without_python_extras(text)
+        if repaired == text:
+            raise _not_json(text, error, where) from error
+    try:
+        return msgspec.json.decode(repaired, type=kind, strict=False)
+    except RecursionError as error:
+        raise _too_deep(where) from error
+    except msgspec.ValidationError as error:
+        raise _wrong_shape(error, where) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _not_json(text, error, where) from error
 
 
 def convert(value: object, kind: type[T], *, where: str) -> T:
@@ -53,6 +76,57 @@ def convert(value: object, kind: type[T], *, where: str) -> T:
         raise _too_deep(where) from error
     except msgspec.ValidationError as error:
         raise _wrong_shape(error, where) from error
+
+
+def _without_python_extras(text: bytes) -> bytes:
+    """The text with NaN, Infinity and -Infinity as strings, and halves of surrogate pairs as U+FFFD."""
+    if not any(extra in text for extra in (b"NaN", b"Infinity", b"\\ud", b"\\uD")):
+        return text
+    return _STRING_OR_EXTRA.sub(_repaired, text)
+
+
+def _repaired(found: re.Match[bytes]) -> bytes:
+    token = found[0]
+    if not token.startswith(b'"'):
+        return b'"' + token + b'"'
+    if b"\\u" not in token:
+        return token
+    return _PAIR_OR_HALF.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], token)
+
+
+def _not_json(text: bytes, error: Exception, where: str) -> DataError:
+    """What is wrong with a text, with its line and column where the parser says the place."""
+    encoding = foreign_encoding(text)
+    if encoding:
+        return DataError(f"this is not valid JSON: it is {encoding}", where=where, hint="save it as UTF-8")
+    byte = invalid_utf8(text)
+    if byte is not None:
+        place = _line_and_column(text, byte)
+        return DataError(
+            f"this is not valid JSON: byte 0x{text[byte]:02X} ({place}) is not UTF-8",
+            where=where,
+            hint="save it as UTF-8",
+        )
+    message = str(error)
+    found = re.search(r"\(byte (\d+)\)", message)
+    if found is None:
+        is_cut_off = "truncated" in message
+        return DataError(
+            f"this is not valid JSON: {'it ends in the middle' if is_cut_off else message}",
+            where=where,
+            hint="the file may be truncated" if is_cut_off else "check the file",
+        )
+    at = min(int(found[1]), max(len(text) - 1, 0))
+    reason = message[: found.start()].strip().removeprefix("JSON is malformed: ")
+    excerpt = text[at : at + _EXCERPT].decode("utf-8", "replace")
+    return DataError(
+        f"this is not valid JSON: {reason} ({_line_and_column(text, at)})", where=where, hint=f"see there: {excerpt!r}"
+    )
+
+
+def _line_and_column(text: bytes, at: int) -> str:
+    line, column = text.count(b"\n", 0, at) + 1, at - text.rfind(b"\n", 0, at)
+    return f"line {line}, column {column}"
 
 
 def _too_deep(where: str) -> DataError:

@@ -21,6 +21,9 @@ MAX_STREAM_BYTES = 256 << 30
 MAX_LINE_BYTES = 64 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
+_ENCODING_BYTES = 64
+"""First bytes that show which encoding a text has."""
+_LEAST_UTF16 = 8
 
 
 class _Bounded(io.RawIOBase):
@@ -122,6 +125,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: as `open_binary`, or a line is longer than 64 MiB.
     """
+    for number, line in read_byte_lines(path):
+        text = _decode(line)
+        if not text.isspace():
+            yield number, text
+
+
+def read_byte_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """As `read_lines`, undecoded: for formats that must be UTF-8."""
     with open_binary(path, max_bytes=MAX_STREAM_BYTES) as stream:
         number = 0
         while line := stream.readline(MAX_LINE_BYTES + 1):
@@ -134,9 +145,32 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 )
             if number == 1:
                 line = line.removeprefix(_UTF8_BOM)
-            text = _decode(line).rstrip("\r\n")
-            if text and not text.isspace():
-                yield number, text
+            line = line.rstrip(b"\r\n")
+            if line and not line.isspace():
+                yield number, line
+
+
+def foreign_encoding(start: bytes) -> str | None:
+    """What a text's first bytes say that it is instead of UTF-8: "UTF-16 (it begins with FF FE)"; None if nothing."""
+    for mark, name in ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
+        if start.startswith(mark):
+            return f"{name} (it begins with {mark.hex(' ').upper()}), as PowerShell's > writes"
+    head = start[:_ENCODING_BYTES]
+    if len(head) >= _LEAST_UTF16 and 0 in (
+        head[0::2].count(0) - len(head[0::2]),
+        head[1::2].count(0) - len(head[1::2]),
+    ):
+        return "UTF-16 (every other byte is 0)"
+    return None
+
+
+def invalid_utf8(text: bytes) -> int | None:
+    """Position of the first byte that is not UTF-8; None if all is."""
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+    return None
 
 
 def stem(path: Path) -> str:

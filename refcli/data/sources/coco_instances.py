@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
-from refcli.data.reading.json_files import read_json
-from refcli.data.sources.record import BoxXYXY, RawImage, RawRegion
+from refcli.data.reading.json_files import parse_json, read_json
+from refcli.data.sources.known_keys import KeyLog, KnownKeys
+from refcli.data.sources.record import BoxXYXY, Problems, RawImage, RawRegion
+from refcli.data.sources.rows import UNREADABLE_BOX, Id, Rejections, decode_row, identity, number_of, side_of
 from refcli.errors import DataError
 
 BoxXYWH = tuple[float, float, float, float]
+IMAGE_EXTRAS = frozenset({"license", "coco_url", "flickr_url", "date_captured", "flickr_640_url", "neg_category_ids"})
+ANNOTATION_EXTRAS = frozenset({"area", "keypoints", "num_keypoints", "attributes"})
+_FILE = KnownKeys(
+    "file", frozenset({"images", "annotations", "categories"}), frozenset({"info", "licenses", "license", "type"})
+)
+_IMAGE = KnownKeys("image", frozenset({"id", "file_name", "width", "height"}), IMAGE_EXTRAS)
+_ANNOTATION = KnownKeys(
+    "annotation",
+    frozenset({"id", "image_id", "bbox", "iscrowd", "segmentation"}),
+    ANNOTATION_EXTRAS | {"category_id"},
+    has_box=True,
+)
+_COCO_URL = re.compile(r"https?://[^/]*\b(?:cocodataset|mscoco)\.org/.*?0*([0-9]+)\.jpg")
 
 
 class CocoImage(NamedTuple):
     """One picture of the file; its size in pixels, None where a fork leaves it out."""
 
-    id: int
+    id: Id
     file_name: str
     width: int | None
     height: int | None
@@ -28,11 +44,11 @@ class CocoImage(NamedTuple):
 class CocoAnnotation(NamedTuple):
     """One object of the file."""
 
-    id: int
-    image_id: int
-    category_id: int
-    bbox: BoxXYWH
-    """Left, top, width and height: continuous, 0-based pixels."""
+    id: Id
+    image_id: Id
+    category_id: Id
+    bbox: BoxXYWH | None
+    """Left, top, width and height: continuous, 0-based pixels; None where there is none that can be read."""
     iscrowd: int
     """1: a group of objects under one mask. It says nothing about the form of `segmentation`."""
     segmentation: bytes
@@ -43,69 +59,253 @@ class CocoAnnotation(NamedTuple):
 class Instances:
     """What was kept of an instances file, by id."""
 
-    images: dict[int, CocoImage]
-    annotations: dict[int, CocoAnnotation]
-    categories: dict[int, str]
+    images: dict[Id, CocoImage]
+    annotations: dict[Id, CocoAnnotation]
+    categories: dict[Id, str]
+    of_coco: frozenset[Id] = frozenset()
+    """The images that the file says are COCO's, by the address of each."""
+
+
+class CocoLists(NamedTuple):
+    """The lists of a COCO file, row by row undecoded."""
+
+    images: list[msgspec.Raw]
+    annotations: list[msgspec.Raw]
+    categories: list[msgspec.Raw]
 
 
 # Ids are strings in some forks, with leading zeros in others.
-_Id = int | str
+_RawId = int | str | float
 
 
 class _Image(msgspec.Struct):
-    id: _Id
+    id: _RawId
     file_name: str = ""
     width: int | None = None
     height: int | None = None
+    coco_url: str | None = None
 
 
 class _Annotation(msgspec.Struct):
-    id: _Id
-    image_id: _Id
-    bbox: BoxXYWH
-    category_id: _Id = 0
+    id: _RawId
+    image_id: _RawId
+    bbox: msgspec.Raw = msgspec.Raw(b"null")
+    category_id: _RawId = 0
     iscrowd: int | bool = 0
     segmentation: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class _Ids(msgspec.Struct):
+    id: msgspec.Raw
+    image_id: msgspec.Raw = msgspec.Raw(b"null")
+
+
 class _Category(msgspec.Struct):
-    id: _Id
+    id: _RawId
     name: str = ""
 
 
-class _File(msgspec.Struct):
-    images: list[msgspec.Raw]
-    annotations: list[msgspec.Raw]
-    categories: list[_Category] = []
+NO_MASK = frozenset((b"null", b"[]", b"{}", b'""'))
 
 
-_Row = TypeVar("_Row", _Image, _Annotation)
-_NO_MASK = frozenset((b"null", b"[]", b"{}", b'""'))
+def read_coco_lists(path: Path, problems: Problems) -> CocoLists:
+    """The lists of a COCO file; its entries are decoded one at a time by whoever wants them.
+
+    Args:
+        path: plain or gzipped JSON.
+        problems: told of unknown keys beside the lists.
+
+    Raises:
+        DataError: it has no lists of images and annotations, or says that its boxes are of another form than COCO's.
+    """
+    file = read_json(path, dict[str, msgspec.Raw])
+    log = KeyLog(path.name, problems)
+    log.check(_FILE, file, str(path))
+    log.finish()
+    for key in ("images", "annotations"):
+        if key not in file:
+            raise DataError(f"there is no list of {key}", where=str(path), hint="is it a file in COCO's format?")
+    images, annotations = (
+        parse_json(file[key], list[msgspec.Raw], where=f"{path}: {key}") for key in ("images", "annotations")
+    )
+    try:
+        categories = parse_json(
+            file.get("categories", msgspec.Raw(b"[]")), list[msgspec.Raw], where=f"{path}: categories"
+        )
+    except DataError:
+        problems.add("unreadable_value", f"{path.name}: categories", "no list")
+        categories = []
+    return CocoLists(images, annotations, categories)
+
+
+def category_names(rows: list[msgspec.Raw]) -> dict[Id, str]:
+    """Category -> its name; rows without either are passed over."""
+    names: dict[Id, str] = {}
+    for raw in rows:
+        try:
+            row = msgspec.json.decode(raw, type=_Category, strict=False)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            continue
+        names[identity(row.id)] = row.name
+    return names
 
 
 def read_instances(
-    path: Path, *, image_ids: Collection[int] | None = None, annotation_ids: Collection[int] | None = None
+    path: Path,
+    *,
+    image_ids: Collection[Id] | None = None,
+    annotation_ids: Collection[Id] | None = None,
+    problems: Problems | None = None,
 ) -> Instances:
     """Read `instances.json` of the REFER family, or COCO's own `instances_train2014.json`.
 
     The list entries are decoded one at a time and only kept ones are copied, so the peak is the file's size plus what
-    is kept.
+    is kept. Of entries that are not kept, nothing but their ids is looked at.
 
     Args:
         path: plain or gzipped JSON.
         image_ids: keep only these images, and by default only annotations of them.
         annotation_ids: keep exactly these annotations, whatever their image.
+        problems: told of entries and values that cannot be read, `broken_row`, `unreadable_value` and
+            `unreadable_box`, and of `unused_key`; None: they are errors.
 
     Raises:
-        DataError: not a COCO file, an id that is no number, or one id with two meanings.
+        DataError: not a COCO file, or one id with two meanings.
     """
-    file = read_json(path, _File)
+    found = Problems() if problems is None else problems
+    file = read_coco_lists(path, found)
+    reading = _Reading(path, found, Rejections(found), KeyLog(path.name, found), is_strict=problems is None)
     wanted_images = None if image_ids is None else frozenset(image_ids)
     wanted_annotations = None if annotation_ids is None else frozenset(annotation_ids)
-    images = _images(file.images, wanted_images, path)
-    annotations = _annotations(file.annotations, wanted_images, wanted_annotations, path)
-    categories = {_number(row.id, f"{path}: categories"): row.name for row in file.categories}
-    return Instances(images, annotations, categories)
+    images, of_coco = reading.images(file.images, wanted_images)
+    annotations = reading.annotations(file.annotations, wanted_images, wanted_annotations)
+    reading.keys.finish()
+    return Instances(images, annotations, category_names(file.categories), of_coco)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Everything that stays the same while a file is read."""
+
+    path: Path
+    problems: Problems
+    rejections: Rejections
+    keys: KeyLog
+    is_strict: bool
+
+    def images(
+        self, rows: list[msgspec.Raw], wanted: frozenset[Id] | None
+    ) -> tuple[dict[Id, CocoImage], frozenset[Id]]:
+        images: dict[Id, CocoImage] = {}
+        of_coco: set[Id] = set()
+        for where, raw, image_id, _ in self._with_ids(rows, "images"):
+            if wanted is not None and image_id not in wanted:
+                continue
+            try:
+                row = decode_row(
+                    raw,
+                    _Image,
+                    where=where,
+                    problems=self.problems,
+                    needed=self._needed(_Image),
+                    keys=(_IMAGE, self.keys),
+                )
+            except DataError as error:
+                self._reject(error, where)
+                continue
+            image = CocoImage(image_id, row.file_name, side_of(row.width), side_of(row.height))
+            if images.setdefault(image_id, image) != image:
+                raise DataError(f"two different images have the id {image_id}", where=where)
+            if is_coco_url(row.coco_url, image_id):
+                of_coco.add(image_id)
+        return images, frozenset(of_coco)
+
+    def annotations(
+        self, rows: list[msgspec.Raw], wanted_images: frozenset[Id] | None, wanted: frozenset[Id] | None
+    ) -> dict[Id, CocoAnnotation]:
+        annotations: dict[Id, CocoAnnotation] = {}
+        for where, raw, annotation_id, image_id in self._with_ids(rows, "annotations"):
+            if wanted is not None and annotation_id not in wanted:
+                continue
+            if wanted is None and wanted_images is not None and image_id not in wanted_images:
+                continue
+            try:
+                annotation = self._annotation(raw, annotation_id, where)
+            except DataError as error:
+                self._reject(error, where)
+                continue
+            if annotations.setdefault(annotation_id, annotation) != annotation:
+                raise DataError(f"two different annotations have the id {annotation_id}", where=where)
+        return annotations
+
+    def _annotation(self, raw: msgspec.Raw, annotation_id: Id, where: str) -> CocoAnnotation:
+        needed = self._needed(_Annotation)
+        row = decode_row(
+            raw, _Annotation, where=where, problems=self.problems, needed=needed, keys=(_ANNOTATION, self.keys)
+        )
+        segmentation = bytes(row.segmentation)
+        box = read_box(row.bbox)
+        if box is None:
+            if self.is_strict:
+                raise DataError(f"bbox is not x, y, width and height but {bytes(row.bbox)[:60]!r}", where=where)
+            self.problems.add(UNREADABLE_BOX, where, f"annotation {annotation_id}")
+        return CocoAnnotation(
+            id=annotation_id,
+            image_id=identity(row.image_id),
+            category_id=identity(row.category_id),
+            bbox=box,
+            iscrowd=int(row.iscrowd),
+            segmentation=b"" if segmentation in NO_MASK else segmentation,
+        )
+
+    def _with_ids(self, rows: list[msgspec.Raw], key: str) -> Iterator[tuple[str, msgspec.Raw, Id, Id | None]]:
+        """Place, row, its id and that of its image."""
+        decode = msgspec.json.Decoder(_Ids, strict=False).decode
+        place = str(self.path) if self.is_strict else self.path.name
+        for index, raw in enumerate(rows):
+            where = f"{place}: {key}[{index}]"
+            try:
+                ids = decode(raw)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                self._reject(DataError("this is no object with an id", where=where), where)
+                continue
+            own = _id_of(ids.id)
+            if own is None:
+                self._reject(
+                    DataError(f"the id is {bytes(ids.id)[:40].decode('utf-8', 'replace')}", where=where), where
+                )
+                continue
+            yield where, raw, own, _id_of(ids.image_id)
+
+    def _needed(self, kind: type[msgspec.Struct]) -> Collection[str]:
+        return frozenset(kind.__struct_fields__) if self.is_strict else frozenset()
+
+    def _reject(self, error: DataError, where: str) -> None:
+        if self.is_strict:
+            raise error
+        self.rejections.add(error, where)
+
+
+def _id_of(text: msgspec.Raw) -> Id | None:
+    try:
+        value = msgspec.json.decode(text, type=_RawId)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return identity(value)
+
+
+def read_box(text: bytes | msgspec.Raw) -> BoxXYWH | None:
+    """The four numbers of a box, finite or not; None if it is anything else."""
+    try:
+        return msgspec.json.decode(text, type=BoxXYWH, strict=False)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def is_coco_url(url: str | None, image_id: object) -> bool:
+    """Whether an address on COCO's own server is that of the photograph of this id."""
+    match = _COCO_URL.fullmatch(url or "")
+    return match is not None and number_of(match[1]) == number_of(image_id)
 
 
 def coco_image(image_id: int, *, width: int | None, height: int | None) -> RawImage:
@@ -116,68 +316,11 @@ def coco_image(image_id: int, *, width: int | None, height: int | None) -> RawIm
 
 def coco_region(annotation: CocoAnnotation, *, family: str = "coco") -> RawRegion:
     """The object of an annotation; `family` says whose number its id is."""
-    return RawRegion(xywh_to_xyxy(annotation.bbox), annotation.segmentation or None, f"{family}:{annotation.id}")
+    box = None if annotation.bbox is None else xywh_to_xyxy(annotation.bbox)
+    return RawRegion(box, annotation.segmentation or None, f"{family}:{annotation.id}")
 
 
 def xywh_to_xyxy(box_xywh: BoxXYWH) -> BoxXYXY:
     """Left, top, width, height to the two corners, the second one exclusive."""
     left, top, width, height = box_xywh
     return left, top, left + width, top + height
-
-
-def _images(rows: list[msgspec.Raw], wanted: frozenset[int] | None, path: Path) -> dict[int, CocoImage]:
-    decoder = msgspec.json.Decoder(_Image, strict=False)
-    images: dict[int, CocoImage] = {}
-    for index, raw in enumerate(rows):
-        where = f"{path}: images[{index}]"
-        row = _decode(decoder, raw, where)
-        image_id = _number(row.id, where)
-        if wanted is None or image_id in wanted:
-            image = CocoImage(image_id, row.file_name, row.width, row.height)
-            if images.setdefault(image_id, image) != image:
-                raise DataError(f"two different images have the id {image_id}", where=where)
-    return images
-
-
-def _annotations(
-    rows: list[msgspec.Raw], wanted_images: frozenset[int] | None, wanted: frozenset[int] | None, path: Path
-) -> dict[int, CocoAnnotation]:
-    decoder = msgspec.json.Decoder(_Annotation, strict=False)
-    annotations: dict[int, CocoAnnotation] = {}
-    for index, raw in enumerate(rows):
-        where = f"{path}: annotations[{index}]"
-        row = _decode(decoder, raw, where)
-        annotation_id = _number(row.id, where)
-        image_id = _number(row.image_id, where)
-        if wanted is not None and annotation_id not in wanted:
-            continue
-        if wanted is None and wanted_images is not None and image_id not in wanted_images:
-            continue
-        segmentation = bytes(row.segmentation)
-        annotation = CocoAnnotation(
-            id=annotation_id,
-            image_id=image_id,
-            category_id=_number(row.category_id, where),
-            bbox=row.bbox,
-            iscrowd=int(row.iscrowd),
-            segmentation=b"" if segmentation in _NO_MASK else segmentation,
-        )
-        if annotations.setdefault(annotation_id, annotation) != annotation:
-            raise DataError(f"two different annotations have the id {annotation_id}", where=where)
-    return annotations
-
-
-def _decode(decoder: msgspec.json.Decoder[_Row], raw: msgspec.Raw, where: str) -> _Row:
-    try:
-        return decoder.decode(raw)
-    except msgspec.MsgspecError as error:
-        raise DataError(
-            f"not a row of a COCO instances file: {error}", where=where, hint="give the instances.json of the release"
-        ) from error
-
-
-def _number(value: int | str, where: str) -> int:
-    try:
-        return int(value)
-    except ValueError as error:
-        raise DataError(f"the id {value!r} is not a number", where=where) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from refcli.data.sources.coco_instances import xywh_to_xyxy
+from refcli.data.sources.coco_instances import ANNOTATION_EXTRAS, IMAGE_EXTRAS, NO_MASK, xywh_to_xyxy
+from refcli.data.sources.known_keys import KnownKeys
 from refcli.data.sources.record import BoxXYXY
 from refcli.errors import DataError
 
@@ -14,7 +15,6 @@ EXPRESSION_KEYS = ("expression", "expressions", "referring", "sentences", "capti
 """Keys of an annotation that hold what is said about it: a string, or a list of strings or of REFER's sentences
 ({"sent": ...}). If several are there, the first of this order counts."""
 _NUMBERS_OF_A_BOX = 4
-_NO_MASK = frozenset((b"null", b"[]", b"{}", b'""'))
 
 _Id = int | str
 
@@ -24,6 +24,8 @@ class Sentence(msgspec.Struct):
 
     sent: str | None = None
     raw: str | None = None
+    exist: bool | None = None
+    """False: it means nothing in the image."""
 
 
 _Texts = str | list[str | Sentence] | None
@@ -33,7 +35,7 @@ class ImageRow(msgspec.Struct):
     """A picture; in the files of MDETR and GLIP, a picture with one caption."""
 
     id: _Id
-    file_name: str
+    file_name: str | None = None
     height: int | None = None
     width: int | None = None
     caption: str | None = None
@@ -43,6 +45,7 @@ class ImageRow(msgspec.Struct):
     """Of mixed files: coco or vg."""
     original_id: _Id | None = None
     """The picture's id in COCO or Visual Genome."""
+    coco_url: str | None = None
 
     @property
     def is_of_coco(self) -> bool:
@@ -60,6 +63,8 @@ class AnnotationRow(msgspec.Struct):
     iscrowd: int | bool = 0
     category_id: _Id | None = None
     empty: bool = False
+    no_target: bool | None = None
+    exist: bool | None = None
     tokens_positive: list[Span] | None = None
     """The characters of the image row's caption that mean this box."""
     original_id: _Id | None = None
@@ -75,7 +80,7 @@ class AnnotationRow(msgspec.Struct):
     def mask(self) -> bytes | None:
         """The JSON text of the segmentation, if there is any."""
         text = bytes(self.segmentation)
-        return None if text in _NO_MASK else text
+        return None if text in NO_MASK else text
 
     def box_xyxy(self, where: str) -> BoxXYXY | None:
         """The box as its file counts pixels.
@@ -93,35 +98,50 @@ class AnnotationRow(msgspec.Struct):
     def says_no_target(self, where: str) -> bool:
         """Whether the row only says that the caption means nothing in the image.
 
-        Its marks are `empty`, iscrowd -1, and category -1 of a box without extent.
+        Its marks are `exist` false (whatever the box), `empty`, `no_target`, iscrowd -1, and category -1 of a box
+        without extent.
 
         Raises:
             DataError: it is so marked but has a box.
         """
+        if self.exist is False:
+            return True
         has_extent = any(self.bbox[2:]) if self.bbox else False
-        if self.empty or self.iscrowd == -1:
+        if self.empty or self.no_target or self.iscrowd == -1:
             if has_extent or self.mask:
                 raise DataError("the annotation is marked as no target but has a box or a mask", where=where)
             return True
         return self.category_id in (-1, "-1") and not has_extent and not self.mask
 
-    def texts(self) -> dict[str, list[str]]:
-        """Key -> the expressions under it, for every key of `EXPRESSION_KEYS` that holds any."""
-        found: dict[str, list[str]] = {}
+    def texts(self) -> dict[str, list[tuple[str, bool]]]:
+        """Key -> the expressions under it, and whether each means anything, for every key of `EXPRESSION_KEYS`."""
+        found: dict[str, list[tuple[str, bool]]] = {}
         for key in EXPRESSION_KEYS:
             value: _Texts = getattr(self, key)
             parts = [value] if isinstance(value, str) else value or []
-            texts = [part if isinstance(part, str) else part.sent or part.raw for part in parts]
-            if kept := [text for text in texts if text is not None]:
+            texts = [(part, True) if isinstance(part, str) else _of_sentence(part) for part in parts]
+            if kept := [(text, exists) for text, exists in texts if text is not None]:
                 found[key] = kept
         return found
 
 
-class CocoFile(msgspec.Struct):
-    """A whole file."""
+IMAGE_KEYS = KnownKeys(
+    "image",
+    frozenset(ImageRow.__struct_fields__),
+    IMAGE_EXTRAS
+    | {"tokens_negative", "original_img_id", "original_image_id", "sentence_id", "tokens_positive_eval", "tokens",
+       "dataset", "question_id", "url"},
+)  # fmt: skip
+ANNOTATION_KEYS = KnownKeys(
+    "annotation",
+    frozenset(AnnotationRow.__struct_fields__),
+    ANNOTATION_EXTRAS | {"phrase_ids", "phrase", "query", "sentence", "image_w", "image_h", "ref_id", "split"},
+    has_box=True,
+)
 
-    images: list[ImageRow]
-    annotations: list[AnnotationRow]
+
+def _of_sentence(sentence: Sentence) -> tuple[str | None, bool]:
+    return sentence.sent or sentence.raw, sentence.exist is not False
 
 
 def join_words(spans: list[Span], caption: str) -> list[Span]:

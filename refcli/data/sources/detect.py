@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from refcli.data.reading.archives import ZIP_MAGICS
+from refcli.data.reading.streams import foreign_encoding
+from refcli.data.sources.json_lines import first_bytes
 from refcli.data.sources.record import Source
 from refcli.data.sources.table import SOURCES
 from refcli.errors import DataError, UsageError
@@ -24,10 +28,46 @@ def detect_format(path: Path, *, table: Mapping[str, str] = SOURCES) -> str:
     matching = [name for name, source in sources.items() if source.sniff(path)]
     if len(matching) == 1:
         return matching[0]
+    what, advice = ("", "") if matching else _what_it_is(path)
     candidates = matching or list(sources)
     looks_like = "several formats" if matching else "none of the known formats"
+    listed = "\n".join(f"  {name}: {sources[name].description}" for name in candidates)
     raise UsageError(
-        f"the file looks like {looks_like}",
+        f"the file looks like {looks_like}" + (f": it is {what}" if what else ""),
         where=str(path),
-        hint="say which with --format:\n" + "\n".join(f"  {name}: {sources[name].description}" for name in candidates),
+        hint=(f"{advice}, or say" if advice else "say") + f" which with --format:\n{listed}",
     )
+
+
+def _what_it_is(path: Path) -> tuple[str, str]:
+    """What the first bytes of a file say that it is, which is none of the formats, and what to do; empty: unknown."""
+    if not path.is_file():
+        return "", ""
+    start = first_bytes(path)
+    if not start:
+        return ("empty", "name the annotation file") if path.stat().st_size == 0 else ("", "")
+    encoding = foreign_encoding(start)
+    if encoding:
+        return encoding, "save it as UTF-8"
+    for magics, what, hint in _CONTAINERS:
+        if start.startswith(magics):
+            return f"{what} under the name {path.name}", hint
+    if start.lstrip().startswith(b"[") and _LIST_OF_OBJECTS.match(start.lstrip()):
+        return "one JSON list of objects", (
+            "own data are lines with one object each, which jq -c '.[]' FILE > lines.jsonl writes"
+        )
+    return "", ""
+
+
+_CONTAINERS = (
+    (ZIP_MAGICS, "a zip archive", "unpack it and name the file in it"),
+    ((b"\x1f\x8b",), "gzip that cannot be unpacked, or gzip in gzip,", "unpack it with gunzip"),
+    ((b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd"), "a compressed archive", "unpack it"),
+    ((b"PAR1",), "a Parquet file", "Parquet is not read; export JSON lines"),
+    ((b"%PDF",), "a PDF document", "name the annotation file"),
+    ((b"\x89PNG", b"\xff\xd8\xff", b"GIF8"), "an image", "name the annotation file; images go with --images"),
+    ((b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"), "a web page", "download the file itself"),
+    ((b"version https://git-lfs",), "a Git LFS pointer", "fetch the file itself: git lfs pull"),
+)
+"""First bytes -> what they are, what to do."""
+_LIST_OF_OBJECTS = re.compile(rb"\[\s*\{")

@@ -12,7 +12,9 @@ from refcli.data.reading.archives import is_archive, open_archive
 from refcli.data.reading.streams import read_lines
 from refcli.data.sources.flickr_files import CaptionPhrase, EntityBoxes, parse_boxes, parse_caption
 from refcli.data.sources.folders import list_files, read_file
+from refcli.data.sources.known_keys import excerpt
 from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
+from refcli.data.sources.rows import number_of
 from refcli.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -27,6 +29,9 @@ class FlickrSettings(Settings):
 
     scene_boxes: bool = False
     """Give phrases for the whole scene, which have no box, one around the whole image."""
+    inclusive_boxes: bool = True
+    """The far edges of the XML name the last pixel of the object, so they are moved out by one pixel. False takes the
+    numbers as edges, as TransVG and OneRef do: the boxes are one pixel short."""
     unrelated_captions: Literal["keep", "drop"] = "keep"
     """What to do with captions that do not belong to their picture, as listed in UNRELATED_CAPTIONS."""
 
@@ -57,7 +62,7 @@ def read_flickr(
         problems: one per phrase that is left out: `phrase_without_box_chain_0`, `phrase_without_box_scene`,
             `phrase_without_box_nobndbox`, `phrase_without_box` (its chain is not in the annotation) and
             `phrase_of_unrelated_caption`; and `malformed_caption`, `image_without_annotation` and
-            `malformed_annotation` (every phrase of the picture is left out).
+            `malformed_annotation` (every phrase of the image is left out). Kept is `caption_not_utf8`.
     """
     assert isinstance(settings, FlickrSettings)
     unrelated = _unrelated(files, settings)
@@ -95,16 +100,18 @@ def _records(
     problems: Problems,
 ) -> Iterator[RawRecord]:
     name = tree.annotations[image_id]
-    data = read_file(tree.annotations_in, name, max_bytes=MAX_BYTES)
     try:
-        boxes = parse_boxes(data, image_id, where=f"Annotations/{image_id}.xml")
+        data = read_file(tree.annotations_in, name, max_bytes=MAX_BYTES)
+        captions = list(_lines(read_file(tree.sentences_in, tree.sentences[image_id], max_bytes=MAX_BYTES)))
+        boxes = parse_boxes(data, image_id, where=f"Annotations/{image_id}.xml", inclusive=settings.inclusive_boxes)
     except DataError as error:
         problems.add("malformed_annotation", error.where or name, error.message)
         return
     image = RawImage(f"flickr30k:{image_id}", (f"{image_id}.jpg",), boxes.width, boxes.height)
-    captions = _lines(read_file(tree.sentences_in, tree.sentences[image_id], max_bytes=MAX_BYTES))
-    for sentence, line in captions:
+    for sentence, line, is_utf8 in captions:
         where = f"Sentences/{image_id}.txt: line {sentence + 1}"
+        if not is_utf8:
+            problems.add("caption_not_utf8", where, "read as Latin-1")
         try:
             caption = parse_caption(line, where=where)
         except DataError as error:
@@ -158,14 +165,14 @@ def _why_no_box(phrase: CaptionPhrase, boxes: EntityBoxes) -> str:
     return "phrase_without_box"
 
 
-def _lines(data: bytes) -> Iterator[tuple[int, str]]:
-    """0-based line numbers and the lines that are not blank."""
+def _lines(data: bytes) -> Iterator[tuple[int, str, bool]]:
+    """0-based line numbers, the lines that are not blank, and whether they are UTF-8; the others are Latin-1."""
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n")):
         if line.strip():
             try:
-                yield number, line.decode("utf-8")
+                yield number, line.decode("utf-8"), True
             except UnicodeDecodeError:
-                yield number, line.decode("latin-1")
+                yield number, line.decode("latin-1"), False
 
 
 def _open_tree(path: Path, sentences: Path | None) -> _Tree:
@@ -220,9 +227,12 @@ def _unrelated(files: Mapping[str, Path], settings: FlickrSettings) -> frozenset
         if text.lstrip().startswith("#"):
             continue
         fields = text.split()
-        if len(fields) != 2 or not fields[1].isdecimal():
-            raise DataError(f"{text!r} is not <image> <sentence number>", where=f"{files['unrelated']}: line {number}")
-        pairs.add((fields[0], int(fields[1]) - 1))
+        sentence = number_of(fields[1]) if len(fields) == len(("image", "sentence")) else None
+        if sentence is None:
+            raise DataError(
+                f"{excerpt(text)!r} is not <image> <sentence number>", where=f"{files['unrelated']}: line {number}"
+            )
+        pairs.add((fields[0], sentence - 1))
     return frozenset(pairs)
 
 

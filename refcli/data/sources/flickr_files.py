@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from refcli.data.reading.xml_files import parse_xml
+from refcli.data.sources.known_keys import excerpt
 from refcli.data.sources.record import BoxXYXY, RawRegion
+from refcli.data.sources.rows import number_of, side_of
 from refcli.errors import DataError
 
 _OPENING = "[/EN#"
+_INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
 _MAX_XML_BYTES = 4 << 20
 
 
@@ -84,11 +88,12 @@ def parse_caption(line: str, *, where: str) -> Caption:
     return Caption(text, tuple(_phrase(span, words, text) for span in spans))
 
 
-def parse_boxes(data: bytes, image_id: str, *, where: str) -> EntityBoxes:
-    """Read a picture's `Annotations` file.
+def parse_boxes(data: bytes, image_id: str, *, where: str, inclusive: bool = True) -> EntityBoxes:
+    """Read an image's `Annotations` file.
 
     Its pixel numbers begin at 1 and name the first and the last pixel of a box, which becomes
-    [xmin - 1, ymin - 1, xmax, ymax].
+    [xmin - 1, ymin - 1, xmax, ymax]; where they are not taken as `inclusive`, [xmin - 1, ymin - 1, xmax - 1, ymax - 1].
+    A size that is no size is as good as none.
 
     Raises:
         DataError: not well-formed, a number is missing or none, or an object has a box and is said to have none.
@@ -107,15 +112,15 @@ def parse_boxes(data: bytes, image_id: str, *, where: str) -> EntityBoxes:
             raise DataError("an object has a box and is said to have none", where=place)
         for chain in chains:
             if box is not None:
-                region = RawRegion(_box(box, place), source_id=f"flickr30k:{image_id}/{chain}/{number}")
+                region = RawRegion(_box(box, place, inclusive), source_id=f"flickr30k:{image_id}/{chain}/{number}")
                 regions.setdefault(chain, []).append(region)
             if is_scene:
                 scenes.add(chain)
             if has_no_box:
                 unboxed.add(chain)
     return EntityBoxes(
-        width=None if size is None else _integer(size, "width", where),
-        height=None if size is None else _integer(size, "height", where),
+        width=_side(size, "width"),
+        height=_side(size, "height"),
         regions={chain: tuple(boxes) for chain, boxes in regions.items()},
         scenes=frozenset(scenes),
         unboxed=frozenset(unboxed),
@@ -130,9 +135,16 @@ def _phrase(span: tuple[str, tuple[str, ...], int, int], words: list[str], text:
     return CaptionPhrase(chain, types, begin, begin + len(phrase))
 
 
-def _box(box: Element, where: str) -> BoxXYXY:
+def _box(box: Element, where: str, inclusive: bool) -> BoxXYXY:
     x1, y1, x2, y2 = (_integer(box, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax"))
-    return float(x1 - 1), float(y1 - 1), float(x2), float(y2)
+    last = 0 if inclusive else 1
+    return float(x1 - 1), float(y1 - 1), float(x2 - last), float(y2 - last)
+
+
+def _side(size: Element | None, tag: str) -> int | None:
+    if size is None:
+        return None
+    return side_of(number_of(size.findtext(tag, "").strip()))
 
 
 def _flag(entity: Element, tag: str, where: str) -> bool:
@@ -141,7 +153,6 @@ def _flag(entity: Element, tag: str, where: str) -> bool:
 
 def _integer(parent: Element, tag: str, where: str) -> int:
     text = parent.findtext(tag, "").strip()
-    try:
-        return int(text)
-    except ValueError as error:
-        raise DataError(f"<{tag}> should be a whole number, not {text!r}", where=where) from error
+    if _INTEGER.fullmatch(text) is None:
+        raise DataError(f"<{tag}> should be a whole number, not {excerpt(text)!r}", where=where)
+    return int(text)

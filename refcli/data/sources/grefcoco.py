@@ -9,6 +9,7 @@ from refcli.config.schema import Settings
 from refcli.data.sources.record import Problems, RawRecord, Source
 from refcli.data.sources.refer import INSTANCES_NAMES, ReferSettings, referred_records, refs_names
 from refcli.data.sources.refs_file import Ref, TextField, sniff_refs
+from refcli.data.sources.rows import Id
 from refcli.errors import DataError
 
 NOTHING = -1
@@ -41,7 +42,7 @@ def read_grefcoco(
     """
     assert isinstance(settings, GrefcocoSettings)
 
-    def annotations_of(ref: Ref) -> tuple[int, ...]:
+    def annotations_of(ref: Ref) -> tuple[Id, ...]:
         ann_ids = tuple(dict.fromkeys(ref.ann_ids))
         if len(ann_ids) < len(ref.ann_ids):
             problems.add("repeated_annotation", ref.where, f"annotations {list(ref.ann_ids)}")

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from refcli.data.reading.streams import open_binary, read_lines
+from refcli.data.reading.streams import foreign_encoding, invalid_utf8, open_binary, read_byte_lines
+from refcli.data.sources.known_keys import WholeFileError
 from refcli.data.sources.record import Problems
+from refcli.data.sources.rows import Rejections
 from refcli.errors import DataError
 
 T = TypeVar("T")
@@ -24,25 +26,34 @@ def read_rows(path: Path, parse: Callable[[bytes, int, str], T], problems: Probl
         path: plain or gzip.
         parse: called with the line, its 1-based number and its place for messages; raises DataError for a line that
             cannot be used.
-        problems: told of every such line, as `broken_line`.
+        problems: told of every such line, as `broken_line`; a line that is not UTF-8 is one.
 
     Raises:
         DataError: the file is missing or damaged, holds nothing, or has no line that can be used.
     """
-    first_error: DataError | None = None
     num_good = 0
-    for number, line in read_lines(path):
+    rejected = Rejections(problems, BROKEN_LINE)
+    for number, line in read_byte_lines(path):
         where = f"{path.name}: line {number}"
         try:
-            row = parse(line.encode(), number, where)
+            if number == 1 and (encoding := foreign_encoding(line)):
+                raise WholeFileError(f"the file is {encoding}", where=str(path), hint="save it as UTF-8")
+            byte = invalid_utf8(line)
+            if byte is not None:
+                raise DataError(
+                    f"byte {byte + 1} of the line, 0x{line[byte]:02X}, is not UTF-8",
+                    where=where,
+                    hint="save it as UTF-8",
+                )
+            row = parse(line, number, where)
         except DataError as error:
-            first_error = first_error or error
-            problems.add(BROKEN_LINE, where, error.message + (f" ({error.hint})" if error.hint else ""))
+            rejected.add(error, where)
             continue
         num_good += 1
         yield row
     if num_good:
         return
+    first_error = rejected.first
     if first_error is None:
         raise DataError("the file is empty", where=str(path), hint="it should hold one JSON object per line")
     raise DataError(
@@ -54,9 +65,14 @@ def read_rows(path: Path, parse: Callable[[bytes, int, str], T], problems: Probl
 
 def head(path: Path) -> bytes:
     """The first 64 KiB of a file, decompressed, without byte order mark and leading blanks; empty if unreadable."""
+    return first_bytes(path).removeprefix(_UTF8_BOM).lstrip()
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first 64 KiB of a file as they are, decompressed; empty if unreadable."""
     try:
         with open_binary(path) as stream:
-            return stream.read(HEAD_BYTES).removeprefix(_UTF8_BOM).lstrip()
+            return stream.read(HEAD_BYTES)
     except (DataError, OSError):
         return b""
 

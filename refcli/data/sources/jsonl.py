@@ -4,8 +4,8 @@
     {"image": "a.jpg", "expressions": ["both cups", "the two cups"], "boxes": [[10, 20, 110, 220], [150, 20, 250, 220]]}
     {"image": "a.jpg", "expression": "the fork", "no_target": true}
 
-The picture: `image` is its path below one of the folders of pictures (names of COCO's are recognised). Optional:
-`width` and `height` in pixels; `image_id`, which tells that pictures of several names are the same photograph
+The image: `image` is its path below one of the image folders (COCO's names of 2014 are recognised). Optional:
+`width` and `height` in pixels (-1: unknown); `image_id`, which says that files of several names are the same photograph
 ("coco:581857", or a name of your own).
 
 The text: `expression`, or a list of `expressions` that mean the same.
@@ -14,7 +14,7 @@ The target, exactly one of:
 
 - `box`: [x1, y1, x2, y2], or `box_xywh`: [x, y, width, height]; optional `segmentation`.
 - `boxes` or `boxes_xywh`: a list of such boxes, at least one; optional `segmentation`: a list of as many, null where
-  there is none.
+  there is none (one polygon, a list of numbers, may stand for a list of polygons).
 - `segmentation` alone: the box is its extent.
 - `no_target`: true, when nothing in the image is meant; an empty list of boxes may stand beside it. A line with no box
   and no `no_target` is broken: a missing annotation is not a statement.
@@ -40,8 +40,10 @@ from refcli.config.schema import Settings
 from refcli.data.reading.json_files import parse_json
 from refcli.data.sources.coco_instances import xywh_to_xyxy
 from refcli.data.sources.json_lines import are_fractions, first_object_has, read_rows
-from refcli.data.sources.picture_names import named_image
+from refcli.data.sources.known_keys import excerpt
+from refcli.data.sources.picture_names import Whose, named_image
 from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
+from refcli.data.sources.rows import decode_row, side_of
 from refcli.errors import DataError
 from refcli.tables import nearest
 
@@ -49,7 +51,11 @@ _Box = tuple[float, float, float, float]
 
 
 class JsonlSettings(Settings):
-    """The format leaves nothing to choose."""
+    """Choices of the reader of own lines."""
+
+    images: Whose = "auto"
+    """Whose photographs these are: `auto`: COCO's where a name begins as COCO_train2014_, or `image_id` says so;
+    `coco`: also those that are a number of twelve digits; `own`: only where `image_id` says so."""
 
 
 class _Line(msgspec.Struct):
@@ -72,6 +78,8 @@ class _Line(msgspec.Struct):
 
 KEYS = _Line.__struct_fields__
 """Every key of the format."""
+UNKNOWN_SIDE = -1
+"""How some tools write a width or height that they do not know."""
 _BOX_KEYS = ("box", "box_xywh", "boxes", "boxes_xywh")
 
 
@@ -84,7 +92,7 @@ def read_jsonl(
         files: split -> file; a line's own split wins.
         settings: a `JsonlSettings`.
         dataset: names pictures that are not COCO's.
-        problems: `broken_line`.
+        problems: `broken_line`; `unreadable_value` (a size or kind that cannot be read; the line is used).
 
     In memory are 64-bit hashes of the ids that lines give themselves; those made of lines' numbers cannot repeat. A
     given id that is the same as that of an earlier line's number is found when the split is written.
@@ -94,8 +102,8 @@ def read_jsonl(
     for role, path in files.items():
 
         def parse(line: bytes, number: int, where: str, role: str = role) -> RawRecord:
-            row = _parse_line(line, where)
-            record = _record(row, f"{role}/{number}", role, where, dataset)
+            row = _parse_line(line, where, problems)
+            record = _record(row, f"{role}/{number}", role, where, dataset, settings.images)
             if row.id is not None or given:
                 ids = {hash((record.split, expression.id)): expression.id for expression in record.expressions}
                 for repeated in ids.keys() & given:
@@ -117,23 +125,24 @@ def sniff_jsonl(path: Path) -> bool:
     return has_text and not first_object_has(path, b"schema")
 
 
-def _parse_line(line: bytes, where: str) -> _Line:
+def _parse_line(line: bytes, where: str, problems: Problems) -> _Line:
     keys = parse_json(line, dict[str, msgspec.Raw], where=where)
     for key in keys:
         if key not in KEYS:
             guess = nearest(key, KEYS)
             raise DataError(
-                f"there is no key {key!r}",
+                f"there is no key {excerpt(key)!r}",
                 where=where,
                 hint=f"did you mean {guess!r}?" if guess else "the keys are " + ", ".join(KEYS),
             )
-    return parse_json(line, _Line, where=where)
+    needed = [key for key in KEYS if key not in ("width", "height", "kind")]
+    return decode_row(line, _Line, where=where, problems=problems, needed=needed)
 
 
-def _record(row: _Line, default_id: str, default_split: str, where: str, dataset: str) -> RawRecord:
+def _record(row: _Line, default_id: str, default_split: str, where: str, dataset: str, whose: Whose) -> RawRecord:
     return RawRecord(
         split=_named(row.split, default_split, "split", where),
-        image=_image(row, dataset, where),
+        image=_image(row, dataset, whose, where),
         expressions=_expressions(row, default_id, where),
         regions=_regions(row, where),
         where=where,
@@ -141,13 +150,13 @@ def _record(row: _Line, default_id: str, default_split: str, where: str, dataset
     )
 
 
-def _image(row: _Line, dataset: str, where: str) -> RawImage:
+def _image(row: _Line, dataset: str, whose: Whose, where: str) -> RawImage:
     if not row.image.strip():
         raise DataError("image is empty", where=where)
     for key, side in (("width", row.width), ("height", row.height)):
-        if side is not None and side < 1:
-            raise DataError(f"{key} is {side}", where=where, hint="pixels, at least 1")
-    image = named_image(row.image, dataset=dataset, width=row.width, height=row.height)
+        if side not in (None, UNKNOWN_SIDE) and side_of(side) is None:
+            raise DataError(f"{key} is {excerpt(side)}", where=where, hint="pixels, at least 1")
+    image = named_image(row.image, dataset=dataset, width=side_of(row.width), height=side_of(row.height), whose=whose)
     if row.image_id is None:
         return image
     key = _named(str(row.image_id), "", "image_id", where)
@@ -200,9 +209,11 @@ def _masks(row: _Line, key: str, count: int, where: str) -> list[bytes | None]:
     segmentation = bytes(row.segmentation)
     if segmentation == b"null":
         return [None] * count
-    if key in ("box", "box_xywh"):
+    if key in ("box", "box_xywh") or (count == 1 and segmentation.startswith(b"{")):
         return [segmentation]
     parts = parse_json(segmentation, list[msgspec.Raw], where=f"{where}, segmentation")
+    if count == 1 and len(parts) > 1 and all(map(_is_polygon, parts)):
+        return [segmentation]
     if len(parts) != count:
         raise DataError(
             f"there are {count} boxes but {len(parts)} segmentations",
@@ -210,6 +221,14 @@ def _masks(row: _Line, key: str, count: int, where: str) -> list[bytes | None]:
             hint=f"with {key}, segmentation is a list of as many, null where there is none",
         )
     return [None if bytes(part) == b"null" else bytes(part) for part in parts]
+
+
+def _is_polygon(part: msgspec.Raw) -> bool:
+    """Whether a part of a segmentation is one polygon by itself, a list of numbers."""
+    try:
+        return bool(msgspec.json.decode(part, type=list[float]))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def _named(value: str | None, default: str, key: str, where: str) -> str:

@@ -12,17 +12,21 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from refcli.config.schema import Settings
-from refcli.data.reading.json_files import convert
 from refcli.data.sources.coco_instances import coco_image
+from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError
 from refcli.data.sources.pth_instances import Annotated
 from refcli.data.sources.pth_rows import Box, Family, Row, read_rows, starts_rows
 from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
 from refcli.data.sources.referit import saiapr_image
+from refcli.data.sources.rows import Rejections, convert_row, side_of
 from refcli.errors import DataError
 
 INSTANCES = "instances"
 ENOUGH_BOXES = 50
 """Of so many x, y, width, height boxes one would have a width up to x or a height up to y: in RefCOCO three in five."""
+
+FEW = 100
+"""Of so many boxes, one that contradicts the others is an odd one; it is listed where it is impossible."""
 
 BoxKind = Literal["xywh", "xyxy"]
 
@@ -49,8 +53,11 @@ class _Object(NamedTuple):
 
 
 class _Size(msgspec.Struct):
-    height: int
-    width: int
+    height: int | None = None
+    width: int | None = None
+
+
+_SIZE = KnownKeys("tuple", frozenset({"height", "width"}), frozenset({"file_name", "id"}), has_box=True)
 
 
 def read_pth(files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems) -> Iterator[RawRecord]:
@@ -73,12 +80,14 @@ def read_pth(files: Mapping[str, Path], settings: Settings, *, dataset: str, pro
     """
     assert isinstance(settings, PthSettings)
     family = None if settings.images == "auto" else settings.images
-    rows_by_split = {split: read_rows(path, family=family) for split, path in files.items() if split != INSTANCES}
+    rows_by_split = {
+        split: read_rows(path, family=family, problems=problems) for split, path in files.items() if split != INSTANCES
+    }
     all_rows = (row for rows in rows_by_split.values() for row in rows)
-    annotated = Annotated.read(files[INSTANCES], all_rows) if INSTANCES in files else None
+    annotated = Annotated.read(files[INSTANCES], all_rows, problems) if INSTANCES in files else None
     for split, rows in rows_by_split.items():
         kinds = _box_kinds(rows, settings, files[split], problems)
-        objects = ((_object(row, kinds[row.family], settings, dataset, annotated, problems), row) for row in rows)
+        objects = _objects(rows, kinds, settings, dataset, annotated, problems)
         for meant, run in groupby(objects, key=itemgetter(0)):
             members = [row for _, row in run]
             yield RawRecord(
@@ -102,7 +111,10 @@ def _box_kinds(rows: list[Row], settings: PthSettings, path: Path, problems: Pro
 
 def _box_kind(family: Family, rows: list[Row], settings: PthSettings, path: Path, problems: Problems) -> BoxKind:
     is_inclusive = family in ("referit", "flickr")
-    proof = next((row for row in rows if _is_never_xyxy(row.box, is_inclusive)), None)
+    proofs = [row for row in rows if _is_never_xyxy(row.box, is_inclusive)]
+    if len(proofs) * FEW < len(rows):
+        proofs = []
+    proof = proofs[0] if proofs else None
     kind = _usual_kind(rows[0]) if settings.boxes == "auto" else settings.boxes
     if proof is not None and kind == "xyxy":
         raise DataError(
@@ -140,8 +152,9 @@ def _is_never_xyxy(box: Box, is_inclusive: bool) -> bool:
 
 
 def _check_first_pixel(rows: list[Row], settings: PthSettings, path: Path, problems: Problems) -> None:
-    zero = next((row for row in rows if min(row.box[:2]) < settings.first_flickr_pixel), None)
-    if zero is not None:
+    before = [row for row in rows if min(row.box[:2]) < settings.first_flickr_pixel]
+    if len(before) * FEW >= len(rows):
+        zero = before[0]
         raise DataError(
             f"the box {list(zero.box)} begins before pixel {settings.first_flickr_pixel}, the first one",
             where=f"{path}: tuple {zero.index}",
@@ -151,12 +164,45 @@ def _check_first_pixel(rows: list[Row], settings: PthSettings, path: Path, probl
         problems.add("first_flickr_pixel_may_be_1", f"{path.name}: flickr", f"none of {len(rows)} boxes begins at 0")
 
 
+def _objects(
+    rows: list[Row],
+    kinds: Mapping[Family, BoxKind],
+    settings: PthSettings,
+    dataset: str,
+    annotated: Annotated | None,
+    problems: Problems,
+) -> Iterator[tuple[_Object, Row]]:
+    """What each row refers to; rows that say that they are not to be read so are listed."""
+    rejected = Rejections(problems)
+    keys = KeyLog(rows[0].where.partition(": ")[0], problems)
+    num_good = 0
+    for row in rows:
+        try:
+            meant = _object(row, kinds[row.family], settings, dataset, annotated, problems, keys)
+        except MeaningError as error:
+            rejected.add(error, row.where)
+            continue
+        num_good += 1
+        yield meant, row
+    keys.finish()
+    if not num_good:
+        rejected.refuse_if_any()
+
+
 def _object(
-    row: Row, kind: BoxKind, settings: PthSettings, dataset: str, annotated: Annotated | None, problems: Problems
+    row: Row,
+    kind: BoxKind,
+    settings: PthSettings,
+    dataset: str,
+    annotated: Annotated | None,
+    problems: Problems,
+    keys: KeyLog,
 ) -> _Object:
     box = _edges(row, kind, settings)
-    size = convert(row.about, _Size, where=row.where) if isinstance(row.about, dict) else None
-    width, height = (size.width, size.height) if size else (None, None)
+    width = height = None
+    if isinstance(row.about, dict):
+        size = convert_row(row.about, _Size, where=row.where, problems=problems, needed=(), keys=(_SIZE, keys))
+        width, height = side_of(size.width), side_of(size.height)
     segmentation: bytes | None = None
     source_id: str | None = None
     if row.layout == "oneref":

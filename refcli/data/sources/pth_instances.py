@@ -10,12 +10,13 @@ from pathlib import Path
 from refcli.data.sources.coco_instances import Instances, read_instances, xywh_to_xyxy
 from refcli.data.sources.pth_rows import Row
 from refcli.data.sources.record import BoxXYXY, Problems
+from refcli.data.sources.rows import Id
 from refcli.errors import DataError
 
 BOX_TOLERANCE = 0.02
 """Pixels by which a box may differ from that of the annotation it names; both are written with two decimals."""
 
-_BoxKey = tuple[int, ...]
+_BoxKey = tuple[Id, ...]
 """Image id and the four edges in hundredths of a pixel."""
 
 
@@ -24,10 +25,10 @@ class Annotated:
     """What an instances file knows of the rows' objects."""
 
     instances: Instances
-    ids_by_box: Mapping[_BoxKey, tuple[int, ...]]
+    ids_by_box: Mapping[_BoxKey, tuple[Id, ...]]
 
     @classmethod
-    def read(cls, path: Path, rows: Iterable[Row]) -> Annotated:
+    def read(cls, path: Path, rows: Iterable[Row], problems: Problems) -> Annotated:
         """Keep the annotations that rows name, or all those of the rows' images if some row names none.
 
         Raises:
@@ -36,15 +37,17 @@ class Annotated:
         coco = [row for row in rows if row.family == "coco"]
         named = {row.annotation_id for row in coco if row.annotation_id is not None}
         if all(row.annotation_id is not None for row in coco):
-            return cls(read_instances(path, annotation_ids=named), {})
-        instances = read_instances(path, image_ids={row.number for row in coco if row.number is not None})
-        ids: dict[_BoxKey, tuple[int, ...]] = {}
+            return cls(read_instances(path, annotation_ids=named, problems=problems), {})
+        wanted = {row.number for row in coco if row.number is not None}
+        instances = read_instances(path, image_ids=wanted, problems=problems)
+        ids: dict[_BoxKey, tuple[Id, ...]] = {}
         for annotation in instances.annotations.values():
-            key = _key(annotation.image_id, xywh_to_xyxy(annotation.bbox))
-            ids[key] = (*ids.get(key, ()), annotation.id)
+            if annotation.bbox is not None:
+                key = _key(annotation.image_id, xywh_to_xyxy(annotation.bbox))
+                ids[key] = (*ids.get(key, ()), annotation.id)
         return cls(instances, ids)
 
-    def id_by_box(self, row: Row, box: BoxXYXY, problems: Problems) -> int | None:
+    def id_by_box(self, row: Row, box: BoxXYXY, problems: Problems) -> Id | None:
         """The one annotation of the row's image that has its box; None, and a problem, if there is none or several."""
         found = self.ids_by_box.get(_key(row.number or 0, box), ())
         if len(found) == 1:
@@ -72,12 +75,14 @@ class Annotated:
             )
         image = self.instances.images.get(annotation.image_id)
         width, height = (image.width, image.height) if image else (None, None)
+        if annotation.bbox is None:
+            return width, height, annotation.segmentation or None
         if any(abs(a - b) > BOX_TOLERANCE for a, b in zip(box, xywh_to_xyxy(annotation.bbox), strict=True)):
             problems.add("box_differs_from_instances", row.where, f"{list(row.box)}, there {list(annotation.bbox)}")
             return width, height, None
         return width, height, annotation.segmentation or None
 
 
-def _key(image_id: int, box: BoxXYXY) -> _BoxKey:
+def _key(image_id: Id, box: BoxXYXY) -> _BoxKey:
     """A key that no annotation has, for want of an edge, if the box is not finite."""
     return image_id, *(round(edge * 100) for edge in box if isfinite(edge * 100))

@@ -10,6 +10,9 @@ from typing import Literal
 from refcli.data.reading.json_files import read_json
 from refcli.data.reading.pickles import read_torch_list, starts_torch_list
 from refcli.data.reading.streams import open_binary
+from refcli.data.sources.known_keys import excerpt
+from refcli.data.sources.record import Problems
+from refcli.data.sources.rows import Rejections
 from refcli.errors import DataError
 
 Family = Literal["coco", "referit", "flickr", "own"]
@@ -24,6 +27,7 @@ _NUMBER_NAME = re.compile(r"(?:.*/)?([0-9]{1,18})\.jpg")
 _COCO_ANNOTATION = re.compile(r"([0-9]{1,18})\.pth")
 _REFERIT_REGION = re.compile(r"([0-9]{1,18}_[0-9]{1,18})\.pth")
 _JSON_START = re.compile(rb'\s*\[\s*\[\s*"[^"\\]+\.(?:jpg|jpeg|png)"\s*,')
+_LISTS = "this reader knows the lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef"
 _SNIFFED_BYTES = 512
 _MAX_COORDINATE = 2**53
 """Whole numbers beyond it are not floats."""
@@ -64,11 +68,13 @@ class Row:
         return match[1] if match else None
 
 
-def read_rows(path: Path, *, family: Family | None) -> list[Row]:
+def read_rows(path: Path, *, family: Family | None, problems: Problems) -> list[Row]:
     """Read a list saved by torch, or the same in JSON; `family` declares whose photographs they are, if it is known.
 
+    A tuple of no known layout is a `broken_row` and left out.
+
     Raises:
-        DataError: an unsafe or broken file, a tuple of no known layout, layouts that do not belong together, or names
+        DataError: an unsafe or broken file, no tuple of a known layout, layouts that do not belong together, or names
             that are not of the family.
     """
     with open_binary(path) as stream:
@@ -77,7 +83,15 @@ def read_rows(path: Path, *, family: Family | None) -> list[Row]:
     if not isinstance(content, list) or not content:
         what = "nothing" if content == [] else f"a {type(content).__name__}, not a list of tuples"
         raise DataError(f"the file holds {what}", where=str(path), hint="is it a checkpoint? check the path")
-    rows = [_row(item, index, family, path) for index, item in enumerate(content)]
+    rejected = Rejections(problems)
+    rows: list[Row] = []
+    for index, item in enumerate(content):
+        try:
+            rows.append(_row(item, index, family, path))
+        except DataError as error:
+            rejected.add(error, f"{path.name}: tuple {index}")
+    if not rows:
+        rejected.refuse_if_any()
     layouts = {row.layout for row in rows}
     if len(layouts) > 1 and layouts != {"oneref", "mixup"}:
         odd = next(row for row in rows if row.layout != rows[0].layout)
@@ -110,11 +124,11 @@ def _row(item: object, index: int, declared: Family | None, path: Path) -> Row:
         raise _malformed("the box is not four numbers", path, index)
     layout = _layout(about, len(item))
     if layout is None:
-        raise _malformed(f"the second item is {str(about)[:80]!r}, which no known layout has", path, index)
+        raise _malformed(f"the second item is {excerpt(about, 80)!r}, which no known layout has", path, index)
     family = _family(layout, about, file_name) if declared is None or layout == "mixup" else declared
     match = (_COCO_NAME if family == "coco" else _NUMBER_NAME).fullmatch(file_name)
     if family != "own" and match is None:
-        raise _malformed(f"{file_name!r} is not the name of an image of {family}", path, index)
+        raise _malformed(f"{excerpt(file_name)!r} is not the name of an image of {family}", path, index)
     return Row(
         index=index,
         where=f"{path.name}: tuple {index}",
@@ -154,8 +168,4 @@ def _family(layout: Layout, about: object, file_name: str) -> Family:
 
 
 def _malformed(message: str, path: Path, index: int) -> DataError:
-    return DataError(
-        message,
-        where=f"{path}: tuple {index}",
-        hint="this reader knows the lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef",
-    )
+    return DataError(message, where=f"{path}: tuple {index}", hint=_LISTS)

@@ -14,6 +14,9 @@ from refcli.contracts.example import RLE
 MAX_LISTED = 50
 """Places that are listed for each kind of problem; the counts go on."""
 
+CATEGORY = "category"
+"""Kind of an expression that is the name of a category."""
+
 LazyMask = Callable[[], RLE | None]
 """A picklable function that reads a mask where it is needed, such as a `functools.partial` of a reader."""
 BoxXYXY = tuple[float, float, float, float]

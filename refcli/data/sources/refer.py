@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -16,15 +15,16 @@ from refcli.data.sources.coco_instances import (
     coco_region,
     read_instances,
 )
-from refcli.data.sources.record import Problems, RawImage, RawRecord, Source
+from refcli.data.sources.picture_names import coco_id, own_image
+from refcli.data.sources.record import Problems, RawImage, RawRecord, RawRegion, Source
 from refcli.data.sources.referit import saiapr_image
 from refcli.data.sources.refs_file import Ref, TextField, read_refs, sniff_refs
+from refcli.data.sources.rows import Id, number_of
 from refcli.errors import DataError
 
 INSTANCES_NAMES = ("instances.json", "instances.json.gz", "instances_train2014.json", "instances_train2014.json.gz")
 SPLIT_AUTHORS = ("unc", "umd", "google", "berkeley")
-_COCO_NAME = re.compile(r"(?:COCO_(?:train|val)2014_)?([0-9]{12})\.jpg")
-_ReferredAnnotations = Callable[[Ref], tuple[int, ...]]
+_ReferredAnnotations = Callable[[Ref], tuple[Id, ...]]
 
 
 class ReferSettings(Settings):
@@ -33,8 +33,8 @@ class ReferSettings(Settings):
     text: TextField = "sent"
     """`sent`: the cleaned sentence, which the literature uses; `raw`: as it was typed."""
     images: Literal["auto", "coco", "saiapr"] = "auto"
-    """What the image ids number: COCO's photographs or SAIAPR's (refclef). `auto`: COCO's where `instances.json` names
-    the file after the id, else the files are looked for by the names in `instances.json`."""
+    """What the image ids number: COCO's photographs or SAIAPR's (refclef). `auto`: COCO's where `instances.json` has
+    the id in the name COCO_train2014_<id>.jpg or in COCO's own address, else files are looked for by their names."""
 
 
 def read_refer(
@@ -68,17 +68,19 @@ def referred_records(
         annotations_of: the ids of the annotations that a ref is about, none if it is about nothing.
         dataset: for images and annotations that are not COCO's.
         problems: the refs that are left out: `ref_without_sentences`, `unknown_annotation`, `unknown_image` (not in
-            `instances`); and `crowd_region`, a group under one mask, which is kept.
+            `instances`), `unusable_image_name`; and `crowd_region`, a group under one mask, which is kept. Also those
+            of `read_refs` and `read_instances`.
 
     Raises:
         DataError: a ref and its annotation name different images, or the two files have nothing in common.
     """
-    refs = read_refs(files["refs"], text=settings.text)
-    referred = [annotations_of(ref) for ref in refs]
+    refs = read_refs(files["refs"], text=settings.text, problems=problems)
+    referred = [annotations_of(ref) if ref.expressions else () for ref in refs]
     instances = read_instances(
         files["instances"],
         image_ids={ref.image_id for ref in refs},
         annotation_ids={one for ann_ids in referred for one in ann_ids},
+        problems=problems,
     )
     if any(referred) and not instances.annotations:
         raise DataError(
@@ -87,24 +89,26 @@ def referred_records(
             hint="take the instances.json of the same folder, or COCO's instances_train2014.json",
         )
     for ref, ann_ids in zip(refs, referred, strict=True):
-        if not ref.expressions:
+        if not ref.expressions and not ref.absent:
             problems.add("ref_without_sentences", ref.where)
-            continue
-        annotations = _annotations(ref, ann_ids, instances, problems)
-        if annotations is None:
             continue
         told = instances.images.get(ref.image_id)
         if told is None:
-            problems.add("unknown_image", ref.where, f"image {ref.image_id}, {len(ref.expressions)} expressions")
+            texts = len(ref.expressions) + len(ref.absent)
+            problems.add("unknown_image", ref.where, f"image {ref.image_id}, {texts} expressions")
             continue
-        image = _image(told, settings, dataset, where=f"{files['instances'].name}: image {told.id}")
-        family = "coco" if image.key.startswith("coco:") else dataset
-        for annotation in annotations:
-            if annotation.iscrowd == 1:
-                problems.add("crowd_region", ref.where, f"annotation {annotation.id}")
-        regions = tuple(coco_region(annotation, family=family) for annotation in annotations)
+        try:
+            image = _image(told, instances, settings, dataset, where=f"{files['instances'].name}: image {told.id}")
+        except DataError as error:
+            problems.add("unusable_image_name", ref.where, f"{error.where}: {error.message}")
+            continue
+        annotations = _annotations(ref, ann_ids, instances, problems) if ref.expressions else None
         for split in ref.splits:
-            yield RawRecord(split, image, ref.expressions, regions, ref.where)
+            if annotations is not None:
+                regions = _regions(annotations, image, dataset)
+                yield RawRecord(split, image, ref.expressions, regions, ref.where)
+            if ref.absent:
+                yield RawRecord(split, image, ref.absent, (), ref.where)
 
 
 def sniff_refer(path: Path) -> bool:
@@ -122,7 +126,7 @@ def refs_names(stem: str) -> tuple[str, ...]:
     )
 
 
-def _the_annotation(ref: Ref) -> tuple[int, ...]:
+def _the_annotation(ref: Ref) -> tuple[Id, ...]:
     if ref.has_list:
         raise DataError(
             "the ref has a list of annotations, as in gRefCOCO", where=ref.where, hint="read it with --format grefcoco"
@@ -131,7 +135,7 @@ def _the_annotation(ref: Ref) -> tuple[int, ...]:
 
 
 def _annotations(
-    ref: Ref, ann_ids: tuple[int, ...], instances: Instances, problems: Problems
+    ref: Ref, ann_ids: tuple[Id, ...], instances: Instances, problems: Problems
 ) -> list[CocoAnnotation] | None:
     """The annotations of a ref; None if one of them is not known."""
     annotations = []
@@ -147,23 +151,35 @@ def _annotations(
                 hint="the refs file and instances.json are not of the same release",
             )
         annotations.append(annotation)
+    for annotation in annotations:
+        if annotation.iscrowd == 1:
+            problems.add("crowd_region", ref.where, f"annotation {annotation.id}")
     return annotations
 
 
-def _image(told: CocoImage, settings: ReferSettings, dataset: str, *, where: str) -> RawImage:
-    name = told.file_name.replace("\\", "/")
-    match = _COCO_NAME.fullmatch(name.rpartition("/")[2])
-    if settings.images == "coco" or (settings.images == "auto" and match and int(match[1]) == told.id):
-        return coco_image(told.id, width=told.width, height=told.height)
-    if settings.images == "saiapr":
-        return saiapr_image(told.id, width=told.width, height=told.height)
-    if not name:
+def _regions(annotations: list[CocoAnnotation], image: RawImage, dataset: str) -> tuple[RawRegion, ...]:
+    family = "coco" if image.key.startswith("coco:") else dataset
+    return tuple(coco_region(annotation, family=family) for annotation in annotations)
+
+
+def _image(told: CocoImage, instances: Instances, settings: ReferSettings, dataset: str, *, where: str) -> RawImage:
+    number = number_of(told.id)
+    if settings.images != "auto" and number is None:
+        raise DataError(f"the id {told.id!r} is no number of a photograph", where=where)
+    if number is not None and (
+        settings.images == "coco"
+        or (settings.images == "auto" and (told.id in instances.of_coco or number == coco_id(told.file_name)))
+    ):
+        return coco_image(number, width=told.width, height=told.height)
+    if settings.images == "saiapr" and number is not None:
+        return saiapr_image(number, width=told.width, height=told.height)
+    if not told.file_name.strip():
         raise DataError(
             "the image has no file_name",
             where=where,
             hint="the setting images: coco (or saiapr) finds photographs by their ids",
         )
-    return RawImage(f"{dataset}:{name}", (name,), told.width, told.height)
+    return own_image(told.file_name, dataset=dataset, width=told.width, height=told.height)
 
 
 SOURCE = Source(

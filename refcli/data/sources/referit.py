@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from refcli.config.schema import Settings
-from refcli.data.reading.json_files import read_json
+from refcli.data.reading.json_files import parse_json, read_json
 from refcli.data.reading.streams import open_binary, read_lines
+from refcli.data.sources.known_keys import excerpt
 from refcli.data.sources.mat_masks import MatMasks
 from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
+from refcli.data.sources.rows import UNREADABLE_BOX, UNREADABLE_VALUE, Rejections, side_of
 from refcli.errors import DataError
 
 SPLITS = ("train", "val", "test")
 MISSING_IMAGES = frozenset({"19579", "17975", "19575"})
 """Photographs that REFER's refclef lacks; without them the splits have the 54,127 / 5,842 / 60,103 expressions of
 TransVG and OneRef."""
-_REGION = re.compile(r"([0-9]+)_[0-9]+")
+_REGION = re.compile(r"([0-9]{1,18})_[0-9]{1,18}")
 _FIRST_BOX = re.compile(rb'\s*\{\s*"[0-9]+_[0-9]+"\s*:\s*\[\s*[0-9]+\s*(?:,\s*[0-9]+\s*){3}\]')
 _SNIFFED_BYTES = 512
 
@@ -42,8 +47,8 @@ def read_referit(
             or a zip of it), and the splits' lists of images.
         settings: a `ReferitSettings`.
         dataset: unused: the images' keys are those of SAIAPR.
-        problems: `known_missing_image` (one per expression), `region_without_box`, `region_without_expression`,
-            `mask_missing`.
+        problems: `known_missing_image` (one per expression), `region_without_box`, `unreadable_box`,
+            `region_without_expression`, `broken_row`, `mask_missing`, `unreadable_value` (a size).
     """
     assert isinstance(settings, ReferitSettings)
     splits = [split for split in SPLITS if split in files]
@@ -53,41 +58,92 @@ def read_referit(
             where=str(files["boxes"]),
             hint="put referit_query_train.json, referit_query_val.json or referit_query_test.json beside it",
         )
-    boxes = read_json(files["boxes"], dict[str, tuple[float, float, float, float]])
-    sizes = read_json(files["sizes"], dict[str, tuple[int, int]]) if "sizes" in files else {}
-    masks = MatMasks.find(files["masks"]) if "masks" in files else None
-    split_of_image: dict[str, str] = {}
+    reading = _Reading(
+        settings,
+        problems,
+        boxes=read_json(files["boxes"], dict[str, msgspec.Raw]),
+        sizes=read_json(files["sizes"], dict[str, msgspec.Raw]) if "sizes" in files else {},
+        masks=MatMasks.find(files["masks"]) if "masks" in files else None,
+        split_of_image={},
+    )
     for split in splits:
-        listed = _listed_images(files.get(f"{split}_images"))
-        for region, texts in read_json(files[split], dict[str, list[str]]).items():
-            where = f"{files[split].name}: region {region}"
-            image = _image_of(region, where)
-            if split_of_image.setdefault(image, split) != split:
-                raise DataError(f"image {image} is in {split_of_image[image]} and in {split}", where=where)
-            if listed is not None and image not in listed:
-                raise DataError(f"image {image} is not in the list of images of {split}", where=where)
-            if settings.drop_missing_images and image in MISSING_IMAGES:
-                for text in texts:
-                    problems.add("known_missing_image", where, text)
+        yield from reading.records(split, files[split], _listed_images(files.get(f"{split}_images")))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Everything that stays the same from split to split."""
+
+    settings: ReferitSettings
+    problems: Problems
+    boxes: Mapping[str, msgspec.Raw]
+    sizes: Mapping[str, msgspec.Raw]
+    masks: MatMasks | None
+    split_of_image: dict[str, str]
+
+    def records(self, split: str, path: Path, listed: frozenset[str] | None) -> Iterator[RawRecord]:
+        rejected = Rejections(self.problems)
+        is_any_good = False
+        for region, given in read_json(path, dict[str, msgspec.Raw]).items():
+            where = f"{path.name}: region {excerpt(region)}"
+            try:
+                image = _image_of(region, where)
+                texts = parse_json(given, list[str], where=where)
+            except DataError as error:
+                rejected.add(error, where)
                 continue
-            if not texts:
-                problems.add("region_without_expression", where)
-                continue
-            box = boxes.get(region)
-            if box is None:
-                problems.add("region_without_box", where, f"{len(texts)} expressions")
-                continue
-            mask = masks.mask(region) if masks else None
-            if masks and mask is None:
-                problems.add("mask_missing", where)
-            width, height = sizes.get(f"{image}.jpg", (None, None))
-            yield RawRecord(
-                split=split,
-                image=saiapr_image(image, width=width, height=height),
-                expressions=tuple(RawExpression(f"{region}/{number}", text) for number, text in enumerate(texts)),
-                regions=(RawRegion(_edges(box, settings.inclusive_boxes), mask, f"saiapr:{region}"),),
-                where=where,
-            )
+            is_any_good = True
+            self._check_split(image, split, listed, where)
+            yield from self._record(region, image, texts, split, where)
+        if not is_any_good:
+            rejected.refuse_if_any()
+
+    def _check_split(self, image: str, split: str, listed: frozenset[str] | None, where: str) -> None:
+        first = self.split_of_image.setdefault(image, split)
+        if first != split:
+            raise DataError(f"image {image} is in {first} and in {split}", where=where)
+        if listed is not None and image not in listed:
+            raise DataError(f"image {image} is not in the list of images of {split}", where=where)
+
+    def _record(self, region: str, image: str, texts: list[str], split: str, where: str) -> Iterator[RawRecord]:
+        if self.settings.drop_missing_images and image in MISSING_IMAGES:
+            for text in texts:
+                self.problems.add("known_missing_image", where, text)
+            return
+        if not texts:
+            self.problems.add("region_without_expression", where)
+            return
+        given = self.boxes.get(region)
+        if given is None:
+            self.problems.add("region_without_box", where, f"{len(texts)} expressions")
+            return
+        try:
+            box = parse_json(given, tuple[float, float, float, float], where=where)
+        except DataError as error:
+            self.problems.add(UNREADABLE_BOX, where, error.message)
+            return
+        mask = self.masks.mask(region) if self.masks else None
+        if self.masks and mask is None:
+            self.problems.add("mask_missing", where)
+        width, height = self._size(image)
+        yield RawRecord(
+            split=split,
+            image=saiapr_image(image, width=width, height=height),
+            expressions=tuple(RawExpression(f"{region}/{number}", text) for number, text in enumerate(texts)),
+            regions=(RawRegion(_edges(box, self.settings.inclusive_boxes), mask, f"saiapr:{region}"),),
+            where=where,
+        )
+
+    def _size(self, image: str) -> tuple[int | None, int | None]:
+        given = self.sizes.get(f"{image}.jpg")
+        if given is None:
+            return None, None
+        try:
+            width, height = parse_json(given, tuple[int, int], where=image)
+        except DataError as error:
+            self.problems.add(UNREADABLE_VALUE, f"size of {image}.jpg", error.message)
+            return None, None
+        return side_of(width), side_of(height)
 
 
 def saiapr_image(image_id: str | int, *, width: int | None = None, height: int | None = None) -> RawImage:
@@ -112,7 +168,7 @@ def _edges(box: BoxXYXY, far_edge_is_pixel: bool) -> BoxXYXY:
 def _image_of(region: str, where: str) -> str:
     match = _REGION.fullmatch(region)
     if match is None:
-        raise DataError(f"{region!r} is not <image>_<region>, two numbers", where=where)
+        raise DataError(f"{excerpt(region)!r} is not <image>_<region>, two numbers", where=where)
     return match[1]
 
 

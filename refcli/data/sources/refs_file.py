@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,7 +12,9 @@ import msgspec
 from refcli.data.reading.json_files import convert, read_json
 from refcli.data.reading.pickles import read_pickle
 from refcli.data.reading.streams import open_binary
-from refcli.data.sources.record import RawExpression
+from refcli.data.sources.known_keys import KeyLog, KnownKeys, WholeFileError
+from refcli.data.sources.record import Problems, RawExpression
+from refcli.data.sources.rows import Id, Rejections, Row, convert_row, decode_row, identity
 from refcli.errors import DataError
 
 TextField = Literal["sent", "raw"]
@@ -20,6 +22,14 @@ TextField = Literal["sent", "raw"]
 _JOINT_SPLIT = re.compile(r"test([A-Z]{2,})")
 _SNIFFED_BYTES = 1 << 16
 _PICKLE_STARTS = (b"\x80", b"(l", b"]")
+ZERO = "zero"
+"""`source` of Ref-ZOM's refs that are about nothing."""
+_REF = KnownKeys(
+    "ref",
+    frozenset({"ref_id", "image_id", "ann_id", "split", "sentences", "no_target", "exist", "source"}),
+    frozenset({"sent_ids", "file_name", "category_id", "category", "image_info", "att_wds"}),
+)
+_SENTENCE = KnownKeys("sentence", frozenset({"sent", "raw", "sent_id", "exist"}), frozenset({"tokens"}))
 # What follows the first "ann_id": in JSON a bracket; in a pickle, after storing the key, EMPTY_LIST or MARK.
 _ANN_ID_IS_LIST = re.compile(rb"""ann_id(?:"\s*:\s*\[|['\n]*(?:p[0-9]+\n|q.|r.{4}|\x94)?[\](])""", re.DOTALL)
 
@@ -28,10 +38,10 @@ class Ref(NamedTuple):
     """One entry of a refs file: sentences about the same annotations of one image."""
 
     ref_id: str
-    image_id: int
+    image_id: Id
     splits: tuple[str, ...]
     """More than one where the file has a joint value: "testAB" is testA and testB."""
-    ann_ids: tuple[int, ...]
+    ann_ids: tuple[Id, ...]
     """As in the file: -1 may stand for nothing."""
     has_list: bool
     """Whether the file has a list of annotations, as gRefCOCO does, and not one."""
@@ -39,32 +49,41 @@ class Ref(NamedTuple):
     """gRefCOCO's flag, None where there is none."""
     expressions: tuple[RawExpression, ...]
     where: str
+    absent: tuple[RawExpression, ...] = ()
+    """Sentences that are about nothing in the image, whatever the annotations: `exist` is false (R-RefCOCO)."""
+
+
+_RawId = int | str | float
 
 
 class _Sentence(msgspec.Struct):
     sent: str | None = None
     raw: str | None = None
     sent_id: int | str | None = None
+    exist: bool | None = None
 
 
 class _Ref(msgspec.Struct):
     ref_id: int | str
-    image_id: int
-    ann_id: int | list[int]
+    image_id: _RawId
+    ann_id: _RawId | list[_RawId]
     split: str
-    sentences: list[_Sentence]
+    sentences: list[object]
     no_target: bool | None = None
+    exist: bool | None = None
+    source: str | None = None
 
 
-def read_refs(path: Path, *, text: TextField) -> list[Ref]:
+def read_refs(path: Path, *, text: TextField, problems: Problems) -> list[Ref]:
     """Read `refs(<split_by>).p` or `grefs(<split_by>).json`: pickles of Python 2 and 3, and JSON; plain or gzip.
 
     Args:
         path: the file; its form is told from its first bytes.
         text: which form of the sentences to take. Byte strings of Python 2 arrive as latin-1.
+        problems: refs and sentences that are left out, `broken_ref` and `broken_sentence`, and `unused_key`.
 
     Raises:
-        DataError: not such a file, a sentence lacks the wanted form, or an id occurs twice.
+        DataError: not such a file, no ref can be used, a sentence lacks the wanted form, or an id occurs twice.
     """
     start = _head(path, 64).removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"{"):
@@ -74,10 +93,10 @@ def read_refs(path: Path, *, text: TextField) -> list[Ref]:
             hint="COCO-style files (finetune_grefcoco_val.json, instances.json) are read with --format coco",
         )
     if start.startswith(b"["):
-        rows = read_json(path, list[_Ref])
+        rows: list[object] = list(read_json(path, list[msgspec.Raw]))
     else:
-        rows = convert(read_pickle(path), list[_Ref], where=str(path))
-    return list(_checked(rows, path, text))
+        rows = convert(read_pickle(path), list[object], where=str(path))
+    return _Reading(path, text, problems).refs(rows)
 
 
 def sniff_refs(path: Path) -> Literal["one", "several"] | None:
@@ -94,40 +113,94 @@ def sniff_refs(path: Path) -> Literal["one", "several"] | None:
     return "several" if b"no_target" in head or _ANN_ID_IS_LIST.search(head) else "one"
 
 
-def _checked(rows: list[_Ref], path: Path, text: TextField) -> Iterator[Ref]:
-    seen: set[str] = set()
-    for row in rows:
-        where = f"{path.name}: ref {row.ref_id}"
+class _Reading:
+    """One file while it is read."""
+
+    def __init__(self, path: Path, text: TextField, problems: Problems) -> None:
+        self._path = path
+        self._text = text
+        self._problems = problems
+        self._keys = KeyLog(path.name, problems)
+        self._rejected_sentences = Rejections(problems, "broken_sentence")
+
+    def refs(self, rows: list[object]) -> list[Ref]:
+        refs: list[Ref] = []
+        rejected = Rejections(self._problems, "broken_ref")
+        seen: set[str] = set()
+        for index, row in enumerate(rows):
+            where = f"{self._path.name}: refs[{index}]"
+            try:
+                ref = self._ref(self._decoded(row, _Ref, where, _REF))
+            except DataError as error:
+                rejected.add(error, where)
+                continue
+            for expression in (*ref.expressions, *ref.absent):
+                if expression.id in seen:
+                    raise DataError(f"the id {expression.id} (ref_id/sent_id) occurs twice", where=ref.where)
+                seen.add(expression.id)
+            refs.append(ref)
+        self._keys.finish()
+        if not refs:
+            rejected.refuse_if_any()
+        if not seen:
+            self._rejected_sentences.refuse_if_any()
+        return refs
+
+    def _ref(self, row: _Ref) -> Ref:
+        where = f"{self._path.name}: ref {row.ref_id}"
         if not row.split:
             raise DataError("the ref has no split", where=where)
-        expressions = tuple(_expressions(row, where, text))
-        for expression in expressions:
-            if expression.id in seen:
-                raise DataError(f"the id {expression.id} (ref_id/sent_id) occurs twice", where=where)
-            seen.add(expression.id)
-        yield Ref(
+        sentences = list(self._sentences(row, where))
+        is_absent = row.exist is False or row.source == ZERO
+        present = tuple(expression for expression, exists in sentences if exists and not is_absent)
+        absent = tuple(expression for expression, exists in sentences if is_absent or not exists)
+        given = row.ann_id if isinstance(row.ann_id, list) else [row.ann_id]
+        return Ref(
             ref_id=str(row.ref_id),
-            image_id=row.image_id,
+            image_id=identity(row.image_id),
             splits=_splits(row.split),
-            ann_ids=tuple(row.ann_id) if isinstance(row.ann_id, list) else (row.ann_id,),
+            ann_ids=tuple(map(identity, given)),
             has_list=isinstance(row.ann_id, list),
             no_target=row.no_target,
-            expressions=expressions,
+            expressions=present,
             where=where,
+            absent=absent,
         )
 
+    def _sentences(self, row: _Ref, where: str) -> Iterator[tuple[RawExpression, bool]]:
+        """The expressions of a ref, and whether each means anything."""
+        for number, one in enumerate(row.sentences):
+            try:
+                sentence = self._decoded(one, _Sentence, f"{where}, sentence {number}", _SENTENCE, needed={"exist"})
+            except DataError as error:
+                self._rejected_sentences.add(error, f"{where}, sentence {number}")
+                continue
+            words = sentence.sent if self._text == "sent" else sentence.raw
+            if words is None and (sentence.sent if self._text == "raw" else sentence.raw) is None:
+                self._rejected_sentences.add(DataError("there is no text", where=where), f"{where}, sentence {number}")
+                continue
+            if words is None:
+                other = "raw" if self._text == "sent" else "sent"
+                raise WholeFileError(
+                    f"sentence {number} has no {self._text!r}",
+                    where=where,
+                    hint=f"the setting text: {other} takes the other form",
+                )
+            identity_of = number if sentence.sent_id is None else sentence.sent_id
+            yield RawExpression(f"{row.ref_id}/{identity_of}", words), sentence.exist is not False
 
-def _expressions(row: _Ref, where: str, text: TextField) -> Iterator[RawExpression]:
-    for number, sentence in enumerate(row.sentences):
-        words = sentence.sent if text == "sent" else sentence.raw
-        if words is None:
-            other = "raw" if text == "sent" else "sent"
-            raise DataError(
-                f"sentence {number} has no {text!r}",
-                where=where,
-                hint=f"the setting text: {other} takes the other form",
-            )
-        yield RawExpression(f"{row.ref_id}/{number if sentence.sent_id is None else sentence.sent_id}", words)
+    def _decoded(
+        self,
+        row: object,
+        kind: type[Row],
+        where: str,
+        known: KnownKeys,
+        needed: Collection[str] = ("no_target", "exist"),
+    ) -> Row:
+        keys = (known, self._keys)
+        if isinstance(row, msgspec.Raw):
+            return decode_row(row, kind, where=where, problems=self._problems, needed=needed, keys=keys)
+        return convert_row(row, kind, where=where, problems=self._problems, needed=needed, keys=keys)
 
 
 def _splits(value: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """JSON of a wanted shape."""
 
 import gzip
+import math
 from pathlib import Path
 
 import msgspec
@@ -30,7 +31,7 @@ def test_an_error_names_the_file_and_the_place_in_the_document(tmp_path: Path):
     assert caught.value.where == str(path)
 
 
-@pytest.mark.parametrize("data", [b"", b'[{"id": 1', b"{'id': 1}", b"[NaN]", b'["\xff\xfe"]', b"[1] [2]"])
+@pytest.mark.parametrize("data", [b"", b'[{"id": 1', b"{'id': 1}", b"[Nan]", b'["\xff\xfe"]', b"[1] [2]"])
 def test_what_is_not_json_is_refused(data: bytes):
     with pytest.raises(DataError, match="not valid JSON"):
         parse_json(data, object, where="x.json")
@@ -55,3 +56,34 @@ def test_plain_data_is_checked_like_json():
     with pytest.raises(DataError, match=r"\$\[0\]\.height") as caught:
         convert([{"id": 1, "height": "tall"}], list[Picture], where="x.p")
     assert caught.value.where == "x.p"
+
+
+def test_what_the_json_module_of_python_writes_beyond_json_is_read():
+    text = b'{"NaN": [NaN, -Infinity, 1.5], "a": "NaN\\" Infinity", "half": "x\\ud83d y", "pair": "\\ud83d\\ude00"}'
+    read = parse_json(text, dict[str, object], where="x.json")
+    assert read == {"NaN": ["NaN", "-Infinity", 1.5], "a": 'NaN" Infinity', "half": "x\ufffd y", "pair": "\U0001f600"}
+    floats = parse_json(b"[NaN, Infinity]", list[float], where="x.json")
+    assert math.isnan(floats[0])
+    assert floats[1] == math.inf
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        ('{"a": 1}'.encode("utf-16"), "UTF-16"),
+        ('{"a": 1, "b": 2}'.encode("utf-16-le"), "UTF-16"),
+        (b'{"a": 1,\n "b": "caf\xe9"}', r"0xE9 \(line 2, column 11\) is not UTF-8"),
+        (b'{"a": 1,\n "b" 2}', "line 2, column 6"),
+        (b'{"a": [1, 2', "ends in the middle"),
+        (b'{"a": nan}', "line 1, column"),
+    ],
+)
+def test_the_reason_why_a_text_is_not_json_is_named_with_its_place(data, complaint):
+    with pytest.raises(DataError, match=complaint) as caught:
+        parse_json(data, object, where="x.json")
+    assert ("truncated" in caught.value.hint) == ("middle" in complaint)
+
+
+def test_a_string_that_never_ends_is_searched_in_linear_time():
+    with pytest.raises(DataError):
+        parse_json(b'[NaN, "' + b'\\"' * 500_000, object, where="x.json")

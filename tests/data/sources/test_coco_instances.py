@@ -126,7 +126,7 @@ def test_one_id_with_two_meanings_is_an_error_and_a_repeated_row_is_not(tmp_path
 
 
 @pytest.mark.parametrize(
-    "row", [{"id": "seven"}, {"bbox": [1, 2, 3]}, {"bbox": None}, {"image_id": [9]}, {"iscrowd": "many"}]
+    "row", [{"id": ["seven"]}, {"bbox": [1, 2, 3]}, {"bbox": None}, {"image_id": [9]}, {"iscrowd": "many"}]
 )
 def test_a_row_of_another_shape_is_an_error_that_names_it(tmp_path, row):
     path = write(tmp_path / "i.json", [image(9)], [annotation(1, 9), annotation(7, 9, **row)])

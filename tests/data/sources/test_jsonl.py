@@ -104,10 +104,10 @@ def test_optional_keys_are_obeyed(tmp_path):
 
 
 def test_coco_names_are_photographs_of_coco_but_the_own_name_comes_first(tmp_path):
-    image = one(tmp_path, image="shots\\000000000009.jpg", box=[1, 2, 4, 6]).image
+    image = one(tmp_path, image="shots\\COCO_train2014_000000000009.jpg", box=[1, 2, 4, 6]).image
     assert image.key == "coco:9"
-    assert image.names[0] == "shots/000000000009.jpg"
-    assert "COCO_train2014_000000000009.jpg" in image.names
+    assert image.names[0] == "shots/COCO_train2014_000000000009.jpg"
+    assert "000000000009.jpg" in image.names
 
 
 def test_several_expressions_have_different_ids_and_the_same_regions(tmp_path):

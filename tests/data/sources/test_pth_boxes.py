@@ -123,17 +123,22 @@ def test_layouts_that_do_not_belong_together_are_a_contradiction(tmp_path: Path,
         (*TRANSVG[:2], [1, 2, 3, True], "boy", []),
         (*TRANSVG[:2], [1, 2, 3, 10**400], "boy", []),
         (*TRANSVG[:2], None, "boy", []),
-        (COCO, {"height": 1}, *ONEREF[2:]),
-        (COCO, {"height": "tall", "width": 2}, *ONEREF[2:]),
         ("9" * 5000 + ".jpg", *FLICKR[1:]),
     ],
 )
 def test_an_entry_of_no_known_layout_is_refused_by_its_number(tmp_path: Path, row: object):
-    first = ONEREF if isinstance(row, tuple) and len(row) == 5 and isinstance(row[1], dict) else None
-    rows = [row] if first is None else [first, row]
     with pytest.raises(DataError) as caught:
-        read(tmp_path, rows)
-    assert str(caught.value.where).endswith(f"set_val.pth: tuple {len(rows) - 1}")
+        read(tmp_path, [row])
+    assert str(caught.value.where).endswith("set_val.pth: tuple 0")
+    records, problems = read(tmp_path, [row, FLICKR])
+    assert (len(records), problems.counts["broken_row"]) == (1, 1)
+
+
+@pytest.mark.parametrize("size", [{"height": 1}, {"height": "tall", "width": 2}, {"height": 100.5, "width": -1}])
+def test_a_size_that_cannot_be_read_is_unknown(tmp_path: Path, size: dict[str, object]):
+    records, _ = read(tmp_path, [ONEREF, (COCO, size, *ONEREF[2:])])
+    assert [record.regions[0].box_xyxy for record in records] == [records[0].regions[0].box_xyxy] * len(records)
+    assert not (records[-1].image.width and records[-1].image.height)
 
 
 @pytest.mark.parametrize("content", [{"model": 1}, [], "text", None])

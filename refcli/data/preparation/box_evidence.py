@@ -1,0 +1,110 @@
+"""What a whole split shows about the form of its boxes: whether masks agree with them, and as what they would agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from refcli.data.sources.record import BoxXYXY
+from refcli.errors import DataError
+
+LEAST_AGREEMENT = 0.7
+"""IoU of a box and its mask's extent below which the two are listed as disagreeing."""
+CLIP_TOLERANCE = 0.5
+"""Pixels that a box may reach out of its image without being listed."""
+MOST = 0.9
+"""Share of the boxes of a split that decides what all of them are."""
+ENOUGH_DISAGREEING = 10
+"""So many masks that all disagree with their boxes are no chance."""
+ENOUGH_BOXES = 10
+OFTEN = 0.3
+"""Share of boxes that reach out of their images, of which boxes in their own form have next to none."""
+
+
+@dataclass
+class BoxEvidence:
+    """Counts of one split; those of its parts add up."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def merge(self, other: BoxEvidence) -> None:
+        """Add what another part of the work has found."""
+        self.counts.update(other.counts)
+
+    def saw_mask(self, *, is_read: bool) -> None:
+        """Count a mask that the file has."""
+        self.counts["masks"] += 1
+        self.counts["lost_masks"] += not is_read
+
+    def saw_box(self, box_xyxy: BoxXYXY, width: int, height: int) -> None:
+        """Count a box in an image of known size."""
+        x1, y1, x2, y2 = box_xyxy
+        self.counts["boxes"] += 1
+        self.counts["reaching_out"] += x2 > width + CLIP_TOLERANCE or y2 > height + CLIP_TOLERANCE
+        other_x2, other_y2 = x2 - x1, y2 - y1
+        fits = x1 < other_x2 <= width + CLIP_TOLERANCE and y1 < other_y2 <= height + CLIP_TOLERANCE
+        self.counts["fitting_as_corners"] += fits
+
+    def saw_box_and_mask(self, box_xyxy: BoxXYXY, mask_box_xyxy: BoxXYXY, width: int, height: int) -> bool:
+        """Count a box that has a mask; returns whether they agree."""
+        self.counts["compared"] += 1
+        if agreement(_clipped(box_xyxy, width, height), mask_box_xyxy) >= LEAST_AGREEMENT:
+            return True
+        x1, y1, x2, y2 = box_xyxy
+        self.counts["disagreeing"] += 1
+        for name, other in (("as_corners", (x1, y1, x2 - x1, y2 - y1)), ("as_sizes", (x1, y1, x1 + x2, y1 + y2))):
+            self.counts[name] += agreement(_clipped(other, width, height), mask_box_xyxy) >= LEAST_AGREEMENT
+        return False
+
+    @property
+    def lost_masks(self) -> int:
+        """Masks of the file that could not be read, drawn, or held anything."""
+        return self.counts["lost_masks"]
+
+    @property
+    def masks_are_lost(self) -> bool:
+        """Whether most of the masks that the file has are not in the store."""
+        return 2 * self.counts["lost_masks"] > self.counts["masks"]
+
+    def contradiction(self, name: str, *, is_strict: bool) -> DataError | None:
+        """Why the boxes of the split `name` cannot be what they are read as; None: they can."""
+        compared, disagreeing = self.counts["compared"], self.counts["disagreeing"]
+        if not disagreeing or disagreeing < MOST * compared:
+            return None
+        message = f"the boxes of {name} contradict the masks: {disagreeing:,} of {compared:,}"
+        if self.counts["as_corners"] >= MOST * disagreeing:
+            hint = (
+                "they are read as x, y, width, height, and the masks lie where they would as corners, x1, y1, x2, y2: "
+                "write width and height in the place of the second corner"
+            )
+        elif self.counts["as_sizes"] >= MOST * disagreeing:
+            hint = (
+                "they are read as corners, x1, y1, x2, y2, and the masks lie where they would as x, y, width, height: "
+                "write them as such (box_xywh in own lines)"
+            )
+        elif is_strict or disagreeing >= ENOUGH_DISAGREEING:
+            hint = "are boxes and masks of the same objects, and of images of the same size?"
+        else:
+            return None
+        return DataError(message, where=name, hint=hint)
+
+    def doubt(self) -> str | None:
+        """What speaks against the form of the boxes where no masks do; None: nothing."""
+        boxes, reaching_out = self.counts["boxes"], self.counts["reaching_out"]
+        if boxes < ENOUGH_BOXES or reaching_out < OFTEN * boxes or self.counts["fitting_as_corners"] < boxes:
+            return None
+        return (
+            f"{reaching_out:,} of {boxes:,} boxes reach out of their images, and as corners, x1, y1, x2, y2, all would "
+            "lie in them"
+        )
+
+
+def agreement(a: BoxXYXY, b: BoxXYXY) -> float:
+    """IoU of two boxes; 0 if one has no extent."""
+    shared = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return shared / (areas - shared) if shared else 0.0
+
+
+def _clipped(box: BoxXYXY, width: int, height: int) -> BoxXYXY:
+    return max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height))

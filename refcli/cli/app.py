@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, Any, NoReturn
@@ -13,7 +14,7 @@ from typer.core import TyperGroup
 import refcli
 from refcli.cli import presets, weights
 from refcli.cli.errors import DEBUG_VARIABLE, report
-from refcli.cli.output import leave_closed_pipe, write_line
+from refcli.cli.output import leave_closed_pipe, open_streams, say, settle_stdout, write_line
 from refcli.errors import ExitCode, RefcliError, UsageError
 from refcli.tables import lookup, nearest
 
@@ -80,6 +81,7 @@ app.add_typer(weights.app, name="weights")
 def run() -> NoReturn:
     """Run the command line on `sys.argv` and leave with a documented exit code (see `refcli.errors.ExitCode`)."""
     try:
+        open_streams()
         code = app(prog_name="refcli", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
@@ -87,6 +89,7 @@ def run() -> NoReturn:
         leave_closed_pipe()
     except Exception as error:
         code = _show_usage_error(error) or report(error)
+    settle_stdout()
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 
@@ -98,7 +101,9 @@ def _show_usage_error(error: Exception) -> int | None:
     show = getattr(error, "show", None)
     if show is None or isinstance(error, RefcliError):
         return None
-    show()
+    shown = io.StringIO()
+    show(file=shown)
+    say(shown.getvalue().rstrip())
     return int(getattr(error, "exit_code", ExitCode.USAGE))
 
 

@@ -46,7 +46,7 @@ def command(
     with _Bar() as bar:
         result = audit(store, check_images=check_images, max_distance=max_distance, workers=workers, progress=bar.show)
     if as_json:
-        write_line(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+        write_line(json.dumps(result.to_json(), indent=2))
     else:
         show_audit(result)
     for path, reason in list(result.unreadable_pictures.items())[:MOST_LISTED]:

@@ -13,7 +13,7 @@ DEBUG_VARIABLE = "REFCLI_DEBUG"
 
 
 def report(error: BaseException) -> int:
-    """Tell the user about an error on stderr; returns the exit code that goes with it."""
+    """Report an error on stderr; returns the exit code that goes with it."""
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         console_err.print(printable_lines("".join(traceback.format_exception(error))), markup=False, end="")
     if isinstance(error, RefcliError):
@@ -27,6 +27,14 @@ def report(error: BaseException) -> int:
             hint="is there room, and may you write there?",
         )
         return int(ExitCode.FAILED)
+    if isinstance(error, UnicodeEncodeError):
+        _print_parts(
+            "error",
+            "a name or text is not valid Unicode, as this step needs it",
+            where=str(error.object),
+            hint="rename the file or folder",
+        )
+        return int(ExitCode.USAGE)
     _print_parts(
         "unexpected error",
         f"{type(error).__name__}: {error}",

@@ -1,47 +1,136 @@
-"""The two sinks: data on stdout, talk on stderr."""
+"""The two sinks: data on stdout, messages on stderr, both safe to show on a terminal."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn, TextIO
 
 from rich.console import Console
 
-from refcli.errors import ExitCode
+from refcli.errors import ExitCode, RefcliError, UsageError
 
 console_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 """Where everything goes that is not the answer itself."""
 
 
-def write_line(text: str) -> None:
-    """Write one line of data to stdout and flush it; a closed pipe (`| head`) ends the program quietly."""
+def open_streams() -> None:
+    """Make stdin, stdout and stderr usable, whatever the program was started with.
+
+    A closed descriptor is opened on the null device, so that no file gets its number and, with it, what libraries
+    print. Messages that stderr cannot take (closed, full, another encoding) never end the program.
+
+    Raises:
+        UsageError: stdout is closed.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if not isinstance(sys.stderr, _Unfailing):
+        sys.stderr = _Unfailing(sys.stderr)
+    if sys.stdout is None:
+        raise UsageError("stdout is closed", hint="redirect it: > FILE, or > /dev/null")
+
+
+def settle_stdout() -> None:
+    """Flush stdout, or drop what it does not take: the interpreter would end with a code of its own."""
     try:
-        sys.stdout.write(text + "\n")
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        _abandon_stdout()
+
+
+class _Unfailing:
+    """A text stream whose writes cannot fail: the rest is dropped as soon as one does."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = _null_device() if stream is None else stream
+        if isinstance(self._stream, io.TextIOWrapper):
+            self._stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            self._stream = _null_device()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._stream = _null_device()
+
+
+def _null_device() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
+
+
+def write_line(text: str) -> None:
+    """Write one line of data (or several) to stdout and flush it.
+
+    It is UTF-8, whatever the encoding of stdout, with halves of surrogate pairs escaped as in JSON. What a table shows
+    of a file must be `printable`. A closed pipe (`| head`) ends the program quietly.
+
+    Raises:
+        RefcliError: stdout does not take it.
+    """
+    try:
+        binary = getattr(sys.stdout, "buffer", None)
+        if binary is None:
+            sys.stdout.write(text + "\n")
+        else:
+            sys.stdout.flush()
+            binary.write(text.encode("utf-8", "backslashreplace") + b"\n")
         sys.stdout.flush()
     except BrokenPipeError:
         leave_closed_pipe()
+    except OSError as error:
+        _abandon_stdout()
+        raise RefcliError(
+            f"stdout cannot be written: {error.strerror}", hint="is there room where it is redirected to?"
+        ) from error
 
 
-def leave_closed_pipe() -> None:
+def leave_closed_pipe() -> NoReturn:
     """End the program without a word: whoever read stdout has had enough.
 
     Raises:
         SystemExit: always, with code 0.
     """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _abandon_stdout()
     raise SystemExit(ExitCode.OK)
 
 
+def _abandon_stdout() -> None:
+    """Let what is left in the buffers of stdout go nowhere: the interpreter flushes them when it ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def say(text: str) -> None:
-    """Write talk to stderr, taken literally (no markup) and line by line `printable`."""
+    """Write a message to stderr, taken literally (no markup) and line by line `printable`."""
     console_err.print(printable_lines(text), markup=False)
 
 
 def printable(text: str) -> str:
     """One line of text in which nothing draws on a terminal: what is not printable, line feeds too, is escaped."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return text if text.isprintable() else "".join(map(_printable_letter, text))
 
 
 def printable_lines(text: str) -> str:
     """Text of several lines, each of them `printable`."""
     return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def _printable_letter(letter: str) -> str:
+    return letter if letter.isprintable() else ascii(letter)[1:-1]

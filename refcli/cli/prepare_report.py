@@ -188,7 +188,7 @@ def overlaps(out: Path, datasets: Collection[str], *, check_images: bool, worker
 
 def as_json(out: Path, done: Sequence[dict[str, Any]], audit: dict[str, Any] | None) -> None:
     """Everything that was done, as one JSON object on stdout."""
-    write_line(json.dumps({"store": str(out), "datasets": list(done), "audit": audit}, ensure_ascii=False))
+    write_line(json.dumps({"store": str(out), "datasets": list(done), "audit": audit}))
 
 
 class Counting:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refcli.cli.options import Device
+from refcli.cli.options import Device, OutForce, OutResume
 
 if TYPE_CHECKING:
     from refcli.recipes.demo import DemoRow
@@ -18,12 +18,15 @@ def command(
     scenes: Annotated[int, typer.Option("--scenes", help="How many scenes to draw.", min=1, max=500)] = 6,
     seed: Annotated[int, typer.Option("--seed", help="Other seeds give other scenes.", min=0)] = 0,
     device: Device = None,
+    resume: OutResume = False,
+    force: OutForce = False,
 ) -> None:
     """See it work, offline: draw new scenes, ask the builtin model about them, and look at its answers."""
     from refcli.cli.output import say, write_line
     from refcli.recipes.demo import demo
+    from refcli.recipes.predict import Output
 
-    rows = demo(out, num_scenes=scenes, seed=seed, device=device or "auto")
+    rows = demo(Output(out, force=force, resume=resume), num_scenes=scenes, seed=seed, device=device or "auto")
     width = max(len(row.expression) for row in rows)
     write_line(f"{'expression':{width}}  {'kind':11}  {'answer':9}  score  IoU with the truth")
     for row in rows:

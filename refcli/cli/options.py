@@ -42,3 +42,5 @@ MaxRestarts = Annotated[
 PrintSbatch = Annotated[
     bool, typer.Option("--print-sbatch", help="Print a SLURM script for this command line; start nothing.")
 ]
+OutForce = Annotated[bool, typer.Option("--force", help="Remove what refcli wrote in --out before, and nothing else.")]
+OutResume = Annotated[bool, typer.Option("--resume", help="Complete the earlier run in --out.")]

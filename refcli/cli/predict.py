@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES, Device
+from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES, Device, OutForce, OutResume
 
 if TYPE_CHECKING:
     from refcli.contracts.prediction import Answer
@@ -82,21 +81,33 @@ def command(
     device: Device = None,
     precision: Precision = PrecisionChoice.auto,
     batch_size: BatchSize = None,
+    resume: OutResume = False,
+    force: OutForce = False,
 ) -> None:
     """Find what expressions mean in pictures: one JSON line per (picture, expression) on stdout.
 
     Boxes are xyxy pixels of the picture; masks are COCO run lengths.
     Exit code 3: some requests failed (they have "error" and are listed on stderr); 1: all did.
     """
-    import json
+    from functools import partial
 
     from refcli.cli.output import say, write_line
-    from refcli.inference.answers import answer_to_json
-    from refcli.recipes.predict import predict
+    from refcli.errors import UsageError
+    from refcli.inference.answers import answer_line
+    from refcli.inference.predictor import Predictor
+    from refcli.recipes.predict import Output, predict
 
-    to_text: Callable[[Answer], str] = table_line
-    if format_ is Format.jsonl:
-        to_text = lambda answer: json.dumps(answer_to_json(answer), ensure_ascii=False)  # noqa: E731
+    if out is None and (resume or force):
+        raise UsageError(f"{'--resume' if resume else '--force'} is about an output folder", hint="give --out DIR")
+    to_text = answer_line if format_ is Format.jsonl else table_line
+    load = partial(
+        Predictor,
+        weights,
+        device=device or "auto",
+        precision=precision.value,
+        batch_size=batch_size,
+        min_score=min_score,
+    )
     with Counting() as counting:
 
         def show(answer: Answer) -> None:
@@ -109,13 +120,10 @@ def command(
             inputs or [],
             expressions or [],
             request_files=requests or [],
-            weights=weights,
-            device=device or "auto",
-            precision=precision.value,
-            batch_size=batch_size,
-            min_score=min_score,
-            out=out,
+            load=load,
+            out=None if out is None else Output(out, force=force, resume=resume),
             on_answer=show,
+            on_note=lambda text: say(f"note: {text}"),
         )
     _say_summary(summary, out)
     if summary.exit_code:
@@ -123,13 +131,16 @@ def command(
 
 
 def table_line(answer: Answer) -> str:
-    """An answer as aligned columns: verdict, score, box, picture, expression; a line for every target.
+    """An answer as aligned columns: verdict, score, box, image, expression; a line for every target.
 
     A box that the head did not give, the tight one of its mask, is marked as such.
     """
-    asked = f"{answer.image}  {' '.join(answer.expression.split())}"
+    from refcli.cli.output import printable
+    from refcli.inference.read_ahead import shorten
+
+    asked = printable(f"{shorten(answer.image)}  {' '.join(answer.expression.split())}")
     if answer.error is not None:
-        return f"{'error':9}  {'':4}  {'':23}  {asked}  ({answer.error})"
+        return f"{'error':9}  {'':4}  {'':23}  {asked}  ({printable(answer.error)})"
     if answer.no_target:
         score = "" if answer.no_target_score is None else f"{answer.no_target_score:4.0%}"
         return f"{'no target':9}  {score:>4}  {'':23}  {asked}"
@@ -180,6 +191,8 @@ def _say_summary(summary: PredictSummary, out: Path | None) -> None:
 
     if not summary.num_answers:
         say("there were no requests")
+    if summary.num_earlier:
+        say(f"resumed: {summary.num_earlier} of {summary.num_answers} answers were there already")
     for name, error in summary.failures[:MOST_FAILURES_LISTED]:
         say(f"failed: {error}" if error.startswith(name) else f"failed: {name}: {error}")
     if len(summary.failures) > MOST_FAILURES_LISTED:

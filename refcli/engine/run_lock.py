@@ -26,7 +26,30 @@ def sole_run(path: Path, world: World) -> Iterator[None]:
         UsageError: another run is in there; in every process.
     """
     with failing_together(world):
-        lock = _lock(path) if world.is_main else None
+        lock = _lock(path, "training") if world.is_main else None
+    with _released(lock, path):
+        yield
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """As `sole_run`, for a folder that one process writes into.
+
+    Raises:
+        UsageError: another process is in there.
+    """
+    with _released(_lock(path, "writing"), path):
+        yield
+
+
+def let_go_of_inherited_locks() -> None:
+    """For forked processes, which must not keep a directory locked that their parent has left."""
+    while _held:
+        os.close(_held.pop())
+
+
+@contextmanager
+def _released(lock: int | None, path: Path) -> Iterator[None]:
     try:
         yield
     finally:
@@ -37,13 +60,7 @@ def sole_run(path: Path, world: World) -> Iterator[None]:
                 path.rmdir()
 
 
-def let_go_of_inherited_locks() -> None:
-    """For forked processes, which must not keep a directory locked that their parent has left."""
-    while _held:
-        os.close(_held.pop())
-
-
-def _lock(path: Path) -> int | None:
+def _lock(path: Path, verb: str) -> int | None:
     try:
         import fcntl
     except ImportError:  # Windows
@@ -59,7 +76,7 @@ def _lock(path: Path) -> int | None:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):
             raise UsageError(
-                "another process is training into this directory",
+                f"another process is {verb} into this directory",
                 where=str(path),
                 hint="wait for it, stop it, or choose another --out",
             ) from error

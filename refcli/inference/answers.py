@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -46,6 +47,22 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
     if answer.no_target_source is not None:
         record["no_target_source"] = answer.no_target_source
     return record | {"weights": answer.weights, "error": answer.error}
+
+
+def answer_line(answer: Answer) -> str:
+    """The record as one line that is valid JSON in any encoding of a terminal: what is not printable is escaped.
+
+    So no name draws on a terminal, no reader finds a line end in it, and halves of surrogate pairs (a file name that is
+    not UTF-8) come back as they were.
+    """
+    text = json.dumps(answer_to_json(answer), ensure_ascii=False)
+    return (
+        text if text.isprintable() else "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
+    )
+
+
+def _escape(letter: str) -> str:
+    return json.dumps(letter)[1:-1]
 
 
 def as_written(answer: Answer) -> Answer:

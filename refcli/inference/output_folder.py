@@ -7,60 +7,94 @@ import json
 import os
 import re
 import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from refcli.contracts.prediction import Answer
-from refcli.errors import ImageError, UsageError
-from refcli.files import write_atomically
+from refcli.engine.run_lock import sole_writer
+from refcli.errors import DataError, ImageError, RefcliError, UsageError
+from refcli.files import remove_stale_temporaries, write_atomically
 from refcli.geometry.masks import decode_mask
-from refcli.inference.answers import answer_to_json
+from refcli.inference.answers import answer_line
 from refcli.inference.draw import blank_picture, draw_answer
+from refcli.inference.output_manifest import (
+    DRAWINGS,
+    MASKS,
+    PARTIAL,
+    PREDICTIONS,
+    OutputManifest,
+    append_to,
+    create_file,
+    is_real_file,
+    is_real_folder,
+)
 from refcli.inference.predictor import read_pixels
-from refcli.inference.requests import ImageSource, identity
+from refcli.inference.requests import ImageSource, Request, identity
 
-PREDICTIONS = "predictions.jsonl"
-OWN_NAME = re.compile(r"\d{5}-[a-z0-9-]+\.(png|jpg)")
-"""How drawings and masks are called."""
 LONGEST_NAME_PART = 40
 LARGEST_PNG_PIXELS = 2_000_000
 """Larger drawings are written as JPEG: a PNG of a photograph takes seconds and ten times the space."""
+MAX_LINE_BYTES = 1 << 28
+"""Of an earlier answer."""
 
 PNG_LEVEL = 3
 JPEG_QUALITY = 92
+
+
+class EarlierAnswer(NamedTuple):
+    """What a line of an earlier run says, as far as another run needs it."""
+
+    id: str
+    image: str
+    expression: str
+    no_target: bool
+    error: str | None
 
 
 class OutputFolder:
     """Writes answers as they come: `overlays/`, `masks/`, and `predictions.jsonl` when all are there.
 
     Use it as a context manager. Until it is left, the lines are in `predictions.jsonl.partial`, which stays behind if
-    the run is broken off.
+    the run is broken off; a line is written after its drawing and masks. All files are listed in `manifest.jsonl`; what
+    is not listed there is neither removed nor replaced.
 
     Args:
-        path: the folder; it is made where it does not exist, and what an earlier run drew is removed.
+        path: the folder; it is made where it does not exist.
+        force: remove what an earlier run wrote there, and nothing else.
+        resume: complete an earlier run, finished or not. An empty folder starts from the beginning.
 
     Raises:
-        UsageError: the folder cannot be made.
+        UsageError: the folder cannot be made, another process writes into it, or it is not empty and neither `force`
+            nor `resume` applies.
+        DataError: its manifest or its answers are damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, force: bool = False, resume: bool = False) -> None:
+        if force and resume:
+            raise UsageError(
+                "--resume completes a run and --force removes it", where=str(path), hint="give one of them"
+            )
         self.path = path
-        try:
-            for folder in (path / "overlays", path / "masks"):
-                folder.mkdir(parents=True, exist_ok=True)
-                for file in folder.iterdir():
-                    if OWN_NAME.fullmatch(file.name):
-                        file.unlink()
-        except OSError as error:
-            raise UsageError(f"the folder cannot be made: {error.strerror}", where=str(path)) from error
-        self._partial = path / f"{PREDICTIONS}.partial"
-        self._lines = self._partial.open("w", encoding="utf-8")
+        self._force = force
+        self._manifest = OutputManifest(path)
+        self._before: Mapping[str, Any] | None = None
+        """Settings of the earlier run that is resumed or removed."""
+        self._is_begun = False
+        self._size_before = 0
+        """Bytes of the whole lines of the run that is resumed."""
+        self._lines: BinaryIO | None = None
         self._count = 0
         self._last: tuple[ImageSource, np.ndarray] | None = None
+        with ExitStack() as stack:
+            stack.enter_context(sole_writer(path))
+            self._open(resume=resume)
+            self._lock = stack.pop_all()
 
     def __enter__(self) -> OutputFolder:
         return self
@@ -68,29 +102,227 @@ class OutputFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lines.flush()
-        os.fsync(self._lines.fileno())
-        self._lines.close()
-        if kind is None:
-            self._partial.replace(self.path / PREDICTIONS)
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            for file in (self._lines, self._manifest):
+                if file is not None:
+                    with suppress(OSError):  # what did not fit on the disk
+                        file.close()
+            self._lock.close()
+
+    def check_inputs(self, names: Iterable[str]) -> None:
+        """Refuse inputs that `begin` is going to remove.
+
+        Raises:
+            UsageError: one of them is a file that an earlier run wrote here, or a folder that holds such files.
+        """
+        if not self._force or self._before is None:
+            return
+        folder = self.path.resolve()
+        for name in names:
+            with suppress(OSError, ValueError):
+                path = Path(name).resolve()
+                own = [file for file in self._manifest.files if (folder / file).is_relative_to(path)]
+                if own and path.is_relative_to(folder):
+                    raise UsageError(
+                        "--force would remove this input before it is read", where=name, hint="choose another --out"
+                    )
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Remove or take up what an earlier run wrote, and note what this run does; without it, nothing is noted.
+
+        Args:
+            settings: what the answers depend on.
+
+        Raises:
+            UsageError: the run that is resumed had other settings.
+            RefcliError: the folder cannot be written.
+        """
+        plain = json.loads(json.dumps(dict(settings)))
+        self._is_begun = True
+        with _write_errors_explained(self.path):
+            if self._before is None or self._force:
+                if self._force:
+                    self._manifest.remove_files()
+                self._manifest.create(plain, replace=self._force)
+            else:
+                self._check_settings(plain)
+                self._manifest.go_on()
+            for name in (DRAWINGS, MASKS):
+                self.subfolder(name)
+
+    def subfolder(self, name: str) -> Path:
+        """A folder in this one, made where it does not exist.
+
+        Raises:
+            UsageError: it is a file or a link.
+            OSError: it cannot be made.
+        """
+        path = self.path / name
+        if os.path.lexists(path) and not is_real_folder(path):
+            raise UsageError("this must be a folder, not a file or a link", where=str(path), hint="remove it")
+        path.mkdir(exist_ok=True)
+        return path
+
+    def unanswered(
+        self, requests: Iterable[Request], on_earlier: Callable[[EarlierAnswer], None] = lambda _: None
+    ) -> Iterator[Request]:
+        """The requests that an earlier run has not answered yet.
+
+        Args:
+            requests: all requests, in order.
+            on_earlier: called with every answer of the earlier run.
+
+        Raises:
+            UsageError: the earlier run was asked something else.
+            DataError: its answers are damaged.
+        """
+        asked = iter(requests)
+        for earlier in self._earlier_answers():
+            request = next(asked, None)
+            if request is None:
+                raise UsageError(
+                    f"the earlier run has answered more than the {self._count:,} requests of this one",
+                    where=str(self.path),
+                    hint="resume with the same inputs, or choose another --out",
+                )
+            _check_same(request, earlier, self._count + 1, self.path)
+            on_earlier(earlier)
+            self._count += 1
+        yield from asked
 
     def add(self, answer: Answer, source: ImageSource) -> Image.Image:
-        """Write one answer; returns its drawing, in which a grey field stands for a picture that cannot be read."""
-        self._lines.write(json.dumps(answer_to_json(answer), ensure_ascii=False) + "\n")
+        """Write one answer; returns its drawing, in which a grey field stands for an image that cannot be read.
+
+        Raises:
+            RefcliError: the folder cannot be written.
+        """
+        if not self._is_begun:
+            self.begin({})
         name = f"{self._count:05d}-{_slug(Path(answer.image).stem)}-{_slug(answer.expression)}"
-        self._count += 1
+        files: dict[str, bytes] = {}
         for number, target in enumerate(answer.targets):
             if target.mask is not None:
                 mask = Image.fromarray(decode_mask(target.mask))
-                write_atomically(self.path / "masks" / f"{name}-{number}.png", encode_picture(mask, "PNG"))
-        drawing = draw_answer(self._read(source), answer)
+                files[f"{MASKS}/{name}-{number}.png"] = encode_picture(mask, "PNG")
+        drawing = self.draw(answer, source)
         is_small = drawing.width * drawing.height <= LARGEST_PNG_PIXELS
-        path = self.path / "overlays" / f"{name}.{'png' if is_small else 'jpg'}"
-        write_atomically(path, encode_picture(drawing, "PNG" if is_small else "JPEG"))
+        files[f"{DRAWINGS}/{name}.{'png' if is_small else 'jpg'}"] = encode_picture(
+            drawing, "PNG" if is_small else "JPEG"
+        )
+        self.write_files(files)
+        with _write_errors_explained(self.path):
+            lines = self._open_lines()
+            lines.write(answer_line(answer).encode() + b"\n")
+            lines.flush()
+        self._count += 1
         return drawing
 
+    def draw(self, answer: Answer, source: ImageSource) -> Image.Image:
+        """The drawing of an answer, which is not written."""
+        return draw_answer(self._read(source), answer)
+
+    def write_files(self, files: Mapping[str, bytes]) -> None:
+        """Write files of names that the manifest may list.
+
+        Raises:
+            UsageError: there is a file of that name that refcli did not write.
+            RefcliError: the folder cannot be written.
+        """
+        with _write_errors_explained(self.path):
+            self._manifest.announce(files)
+            for name, content in files.items():
+                write_atomically(self.path / name, content)
+
+    def _open(self, *, resume: bool) -> None:
+        """Look at what is there; nothing is changed but what kills left behind."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            remove_stale_temporaries(self.path)
+            is_empty = not any(self.path.iterdir())
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UsageError(f"the folder cannot be made: {reason}", where=str(self.path)) from error
+        if is_empty:
+            return
+        if not (resume or self._force):
+            raise UsageError(
+                "the output folder is not empty",
+                where=str(self.path),
+                hint="choose another --out; where refcli wrote answers before, --resume completes them and --force "
+                "removes them",
+            )
+        with _write_errors_explained(self.path):
+            self._before = self._manifest.read()
+
+    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+        before = self._before or {}
+        for name in sorted({*before, *settings}):
+            if before.get(name) != settings.get(name):
+                raise UsageError(
+                    f"a resumed run cannot change {name}: it was {before.get(name)}, it is {settings.get(name)}",
+                    where=str(self.path),
+                    hint="resume with the same options, or choose another --out",
+                )
+
+    def _earlier_file(self) -> Path | None:
+        """Where the lines of the run are that is resumed."""
+        if self._before is None or self._force:
+            return None
+        found = [path for path in (self.path / PARTIAL, self.path / PREDICTIONS) if os.path.lexists(path)]
+        for path in found:
+            if len(found) > 1 or not is_real_file(path):
+                raise DataError(
+                    f"there are both {PREDICTIONS} and {PARTIAL}" if len(found) > 1 else "this is no regular file",
+                    where=str(path),
+                    hint="remove what refcli did not write",
+                )
+        return found[0] if found else None
+
+    def _earlier_answers(self) -> Iterator[EarlierAnswer]:
+        """The whole lines of the run that is resumed; a last line that was cut off is left to be answered again."""
+        path = self._earlier_file()
+        if path is None:
+            return
+        with path.open("rb") as file:
+            number = 0
+            while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+                number += 1
+                yield _read_earlier(line, f"{path}:{number}")
+                self._size_before += len(line)
+            if len(line) == MAX_LINE_BYTES:
+                raise DataError("the line does not end", where=f"{path}:{number + 1}", hint="start again with --force")
+
+    def _open_lines(self) -> BinaryIO:
+        """The file of lines, after the whole lines of the run that is resumed."""
+        if self._lines is None:
+            partial, earlier = self.path / PARTIAL, self._earlier_file()
+            if earlier is None:
+                self._lines = create_file(partial)
+            else:
+                if earlier != partial:
+                    earlier.replace(partial)
+                self._lines = append_to(partial, self._size_before)
+        return self._lines
+
+    def _finish(self) -> None:
+        if not self._is_begun:
+            self.begin({})
+        with _write_errors_explained(self.path):
+            earlier = self._earlier_file()
+            is_finished = earlier is not None and earlier.name == PREDICTIONS and self._lines is None
+            if is_finished and (self.path / PREDICTIONS).stat().st_size == self._size_before:
+                return  # nothing was added
+            lines = self._open_lines()
+            lines.flush()
+            os.fsync(lines.fileno())
+            lines.close()
+            (self.path / PARTIAL).replace(self.path / PREDICTIONS)
+
     def _read(self, source: ImageSource) -> np.ndarray:
-        """The pixels of a picture, decoded once for answers about it that follow each other."""
+        """The pixels of an image, decoded once for answers about it that follow each other."""
         if self._last is not None and identity(source) == identity(self._last[0]):
             return self._last[1]
         try:
@@ -101,6 +333,39 @@ class OutputFolder:
         return pixels
 
 
+@contextmanager
+def _write_errors_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RefcliError(
+            f"the output folder cannot be written: {error.strerror or error}",
+            where=str(error.filename or path),
+            hint="make room there or make it writable; a run that has begun goes on with --resume",
+        ) from error
+
+
+def _read_earlier(line: bytes, where: str) -> EarlierAnswer:
+    try:
+        record = json.loads(line)
+        found = EarlierAnswer(*(record[field] for field in EarlierAnswer._fields))
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        raise DataError("this is not the line of an answer", where=where, hint="start again with --force") from error
+    return found
+
+
+def _check_same(request: Request, earlier: EarlierAnswer, number: int, path: Path) -> None:
+    for field in ("id", "image", "expression"):
+        now, before = getattr(request, field), getattr(earlier, field)
+        if now != before:
+            raise UsageError(
+                f"request {number:,} is not the one that the earlier run answered: its {field} is {now!r}, it was "
+                f"{before!r}",
+                where=str(path),
+                hint="resume with the same inputs, or choose another --out",
+            )
+
+
 def _slug(text: str) -> str:
     """A file-name part of plain letters, digits and dashes."""
     plain = unicodedata.normalize("NFKD", text[: 4 * LONGEST_NAME_PART]).encode("ascii", "ignore").decode()
@@ -108,7 +373,7 @@ def _slug(text: str) -> str:
 
 
 def encode_picture(image: Image.Image, kind: Literal["PNG", "JPEG"]) -> bytes:
-    """A picture file in memory; PNGs are compressed lightly, which is three times as fast and a tenth larger."""
+    """An image file in memory; PNGs are compressed lightly, which is three times as fast and a tenth larger."""
     buffer = io.BytesIO()
     if kind == "PNG":
         image.save(buffer, format=kind, compress_level=PNG_LEVEL)

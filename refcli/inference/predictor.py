@@ -62,6 +62,8 @@ class Predictor:
                 hint="fine-tune them first: refcli finetune --init",
             )
         self.weights = loaded.name
+        self.checksums: object = loaded.meta.get("files")
+        """sha256 of the files of the weights, where they are stated."""
         self.settings = loaded.settings
         self._tokenizer = loaded.tokenizer
         num_parameters = sum(parameter.numel() for parameter in loaded.grounder.parameters())

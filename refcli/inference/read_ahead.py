@@ -23,6 +23,8 @@ MOST_WITH_ERRORS = 64
 """A batch goes out at the latest when it has so many requests, should most of them have no picture."""
 IMAGES_REMEMBERED = 8
 """Requests about one of the last so many pictures do not decode it again."""
+LONGEST_SHOWN = 400
+"""Characters of an error, and of a name in it."""
 PATIENCE_SECONDS = 0.05
 """A part-filled batch goes out when no new request has come for this long, so that a dialogue is answered at once."""
 
@@ -178,8 +180,16 @@ def _finish(request: Request, future: Future[Picture] | None) -> Prepared:
         return Prepared(request, future.result())
     except RefcliError as error:
         return Prepared(request, None, one_line(error))
+    except Exception as error:  # one image never ends a stream
+        return Prepared(request, None, f"unexpected error: {shorten(f'{type(error).__name__}: {error}')}")
 
 
 def one_line(error: RefcliError) -> str:
     """An error as the `error` field of an answer."""
-    return f"{error.message} ({error.where})" if error.where else error.message
+    return f"{shorten(error.message)} ({shorten(error.where)})" if error.where else shorten(error.message)
+
+
+def shorten(text: str) -> str:
+    """A text of which the middle is left out where it is longer than `LONGEST_SHOWN`: a name may be anything."""
+    half = LONGEST_SHOWN // 2
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:half]} ... {text[-half:]}"

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
+import os
+import re
+import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from refcli.errors import UsageError
+from refcli.inference.image_folders import LeftOut, files_matching, images_below
 from refcli.tables import nearest
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 REQUEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 STDIN = "-"
+MAX_LINE_BYTES = 16 << 20
+"""Longer request lines are answered with an error."""
+MAX_BYTES = 4 << 30
+"""A line that goes on for longer than this ends the reading."""
+SKIPPED_BYTES = 1 << 20
+"""Read at once of the rest of a line that is too long."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 ImageSource: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
 """A path, an encoded file, RGB uint8 pixels [height, width, 3], or a Pillow image."""
@@ -44,7 +56,12 @@ class Request:
 
 
 def read_requests(
-    inputs: Sequence[str], expressions: Sequence[str] = (), request_files: Sequence[str] = ()
+    inputs: Sequence[str],
+    expressions: Sequence[str] = (),
+    request_files: Sequence[str] = (),
+    *,
+    without: Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Request]:
     """Turn command-line inputs into requests, in order, one line at a time.
 
@@ -53,22 +70,27 @@ def read_requests(
             lines on stdin).
         expressions: asked of every image, and of every request line that has no expression of its own.
         request_files: further files of request lines, whatever their suffix, or `-`.
+        without: the folder that the answers go to, which is no input though it may lie in one.
+        note: called with what was left out of each folder or pattern.
 
     Raises:
         UsageError: an input that can never give a request. Everything else becomes a request with `error`.
     """
-    plans = [(name, None if _is_request_file(name) else expand_images(name)) for name in inputs]
+    plans: list[tuple[str, list[str] | None]] = []
+    for name in inputs:
+        images = None if _is_request_file(name) else expand_images(name, without=without, note=note)
+        plans.append((name, images))
     plans += [(name, None) for name in request_files]
     if not plans:
         raise UsageError("there is nothing to look at", hint="give an image, a folder, a request file or -")
     if sum(name == STDIN for name, _ in plans) > 1:
         raise UsageError("stdin can be read only once", where=STDIN)
     for name, images in plans:
-        if images is None and name != STDIN and not Path(name).is_file():
-            raise UsageError("there is no such request file", where=name)
+        if images is None:
+            _check_request_file(name)
     if not expressions and any(images is not None for _, images in plans):
         raise UsageError("there is no expression to look for", hint='say what you mean: -e "the red mug on the left"')
-    return _requests(plans, expressions)
+    return _requests(plans, [_readable(expression) for expression in expressions])
 
 
 def _requests(plans: Iterable[tuple[str, list[str] | None]], expressions: Sequence[str]) -> Iterator[Request]:
@@ -77,34 +99,48 @@ def _requests(plans: Iterable[tuple[str, list[str] | None]], expressions: Sequen
             yield from read_request_file(name, expressions)
         else:
             for image in images:
-                yield from _ask(image, None, expressions, image)
+                yield from _ask(image, None, expressions, image, error=_problem_of_path(image))
 
 
 def _is_request_file(name: str) -> bool:
     return name == STDIN or Path(name).suffix.lower() in REQUEST_SUFFIXES
 
 
-def expand_images(name: str) -> list[str]:
+def _check_request_file(name: str) -> None:
+    if name == STDIN:
+        if sys.stdin is None:
+            raise UsageError("stdin is closed", where=STDIN, hint="give it the request lines: < FILE")
+    elif (mode := _mode(Path(name))) is None or stat.S_ISDIR(mode):
+        raise UsageError(
+            "there is no such request file" if mode is None else "this is a folder, not a request file", where=name
+        )
+
+
+def expand_images(name: str, *, without: Path | None = None, note: Callable[[str], None] = lambda _: None) -> list[str]:
     """The image files that one command-line input stands for.
 
+    Args:
+        name: an image file, a folder or a pattern.
+        without: a folder that is left out.
+        note: called with what else is left out.
+
     Raises:
-        UsageError: an empty folder, or a pattern that matches nothing.
+        UsageError: a folder without images, or a pattern that matches nothing.
     """
-    path = Path(name)
-    if path.is_dir():
-        found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    left_out = LeftOut()
+    mode = _mode(Path(name))
+    if mode is not None and stat.S_ISDIR(mode):
+        found = images_below(Path(name), left_out, without=without)
         if not found:
-            raise UsageError(
-                "the folder holds no images", where=name, hint="known suffixes: " + " ".join(sorted(IMAGE_SUFFIXES))
-            )
-        return found
-    if not path.exists() and glob.has_magic(name):
-        matches = glob.glob(name, recursive=True)  # noqa: PTH207 (Path.glob refuses absolute patterns)
-        found = sorted(match for match in matches if Path(match).is_file())
-        if not found:
-            raise UsageError("the pattern matches no file", where=name)
-        return found
-    return [name]
+            hint = f"left out: {left_out}" if str(left_out) else "it is empty"
+            raise UsageError("the folder holds no images that can be read", where=name, hint=hint)
+    elif mode is None and glob.has_magic(name) and _problem_of_path(name) is None and not os.path.lexists(name):
+        found = files_matching(name, left_out, without=without)
+    else:
+        return [name]
+    if text := str(left_out):
+        note(f"{name}: left out {text}")
+    return found
 
 
 def read_request_file(name: str, expressions: Sequence[str] = ()) -> Iterator[Request]:
@@ -117,16 +153,35 @@ def read_request_file(name: str, expressions: Sequence[str] = ()) -> Iterator[Re
     Raises:
         UsageError: the file cannot be read.
     """
-    if name == STDIN:
-        # Not sys.stdin.buffer: a thread that waits in it when the program ends would make the interpreter abort.
-        with open(sys.stdin.fileno(), "rb", closefd=False) as lines:
-            yield from parse_request_lines(lines, "<stdin>", None, expressions)
-        return
+    where, folder = ("<stdin>", None) if name == STDIN else (name, Path(name).parent)
     try:
-        with Path(name).open("rb") as lines:
-            yield from parse_request_lines(lines, name, Path(name).parent, expressions)
+        # Not sys.stdin.buffer: a thread that waits in it when the program ends would make the interpreter abort.
+        with open(sys.stdin.fileno() if name == STDIN else name, "rb", closefd=name != STDIN) as lines:
+            yield from parse_request_lines(_bounded_lines(lines, where), where, folder, expressions)
     except OSError as error:
-        raise UsageError(f"the request file cannot be read: {error.strerror}", where=name) from error
+        raise UsageError(f"the request file cannot be read: {error.strerror or error}", where=where) from error
+
+
+def _bounded_lines(file: BinaryIO, where: str) -> Iterator[bytes]:
+    """The lines of a file. Of one that is longer than `MAX_LINE_BYTES`, that many bytes and one more.
+
+    Raises:
+        UsageError: a line that does not end within `MAX_BYTES`.
+    """
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        yield line
+        passed = len(line)
+        while passed > MAX_LINE_BYTES and line and not line.endswith(b"\n"):
+            line = file.readline(SKIPPED_BYTES)
+            passed += len(line)
+            if passed > MAX_BYTES:
+                raise UsageError(
+                    f"line {number} does not end within {MAX_BYTES >> 30} GiB",
+                    where=where,
+                    hint="a request is one line of JSON",
+                )
 
 
 def parse_request_lines(
@@ -139,24 +194,36 @@ def parse_request_lines(
 
 
 def _parse_line(line: bytes, where: str, folder: Path | None, expressions: Sequence[str]) -> Iterator[Request]:
+    if len(line) > MAX_LINE_BYTES:
+        yield _malformed(where, f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+        return
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        yield _malformed(where, f"not a line of JSON ({error})")
+        encoding = "; is it UTF-16? Lines must be UTF-8" if b"\0" in line else ""
+        yield _malformed(where, f"not a line of JSON ({error}{encoding})")
         return
     if not isinstance(record, dict):
         yield _malformed(where, 'a request is an object like {"image": ..., "expression": ...}')
         return
+    ident = record.get("id")
+    if not isinstance(ident, str | int | float | None):
+        yield _malformed(where, '"id" must be a string or a number')
+        return
+    ident = where if ident is None else str(ident)
     image = record.get("image")
     if not isinstance(image, str) or not image:
-        yield _malformed(where, '"image" must be the path of an image' + _typo("image", record))
+        yield _malformed(where, '"image" must be the path of an image' + _typo("image", record), ident=ident)
         return
-    ident = where if record.get("id") is None else str(record["id"])
     asked = _expressions_of(record, expressions)
     if isinstance(asked, str):
         yield _malformed(where, asked, ident=ident, image=image)
         return
-    yield from _ask(image, _locate(image, folder), asked, ident, numbered="expressions" in record)
+    source = _locate(image, folder)
+    if problem := _problem_of_path(str(source)):
+        problem = f"{where}: {problem}"
+    readable = [_readable(expression) for expression in asked]
+    yield from _ask(image, source, readable, ident, numbered="expressions" in record, error=problem)
 
 
 def _expressions_of(record: dict[str, object], default: Sequence[str]) -> Sequence[str] | str:
@@ -179,6 +246,11 @@ def _typo(key: str, record: dict[str, object]) -> str:
     return f" (is {guess!r} a typo?)" if guess and guess != key else ""
 
 
+def _readable(expression: str) -> str:
+    """An expression without halves of surrogate pairs, which are no characters: U+FFFD stands for them."""
+    return _SURROGATE.sub("\ufffd", expression)
+
+
 def _malformed(where: str, message: str, *, ident: str | None = None, image: str = "") -> Request:
     return Request(id=ident or where, image=image, expression="", error=f"{where}: {message}")
 
@@ -186,15 +258,45 @@ def _malformed(where: str, message: str, *, ident: str | None = None, image: str
 def _locate(image: str, folder: Path | None) -> Path:
     """The file that a request line means: in the current directory if it is there, else beside the request file."""
     path = Path(image)
-    if folder is not None and not path.is_absolute() and not path.exists() and (folder / path).exists():
+    if folder is not None and not path.is_absolute() and _mode(path) is None and _mode(folder / path) is not None:
         return folder / path
     return path
 
 
+def _problem_of_path(image: str) -> str | None:
+    """Why a text cannot be the path of a file; None if it can."""
+    try:
+        os.lstat(image)
+    except ValueError:
+        return "the path holds characters that no name of a file can have"
+    except OSError as error:
+        if image[: len("data:")].lower() == "data:":
+            return "this is a data URI, not the path of an image; write it to a file first"
+        if _URL.match(image):
+            return "this is a URL, not the path of an image; download it first"
+        if error.errno == errno.ENAMETOOLONG:
+            return "the name is too long for a path"
+    return None
+
+
+def _mode(path: Path) -> int | None:
+    """Type and permissions of what a path leads to; None where there is nothing."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+
+
 def _ask(
-    image: str, source: Path | None, expressions: Sequence[str], ident: str, *, numbered: bool | None = None
+    image: str,
+    source: Path | None,
+    expressions: Sequence[str],
+    ident: str,
+    *,
+    numbered: bool | None = None,
+    error: str | None = None,
 ) -> Iterator[Request]:
     """One request per expression; ids get a number where one name has several expressions."""
     several = len(expressions) > 1 if numbered is None else numbered or len(expressions) > 1
     for number, expression in enumerate(expressions):
-        yield Request(f"{ident}#{number}" if several else ident, image, expression, source)
+        yield Request(f"{ident}#{number}" if several else ident, image, expression, source, error)

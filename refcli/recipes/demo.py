@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -15,17 +14,17 @@ from refcli.engine.allocator import keep_freed_pages
 from refcli.errors import UsageError
 from refcli.evaluation.mask_metrics import mask_iou
 from refcli.evaluation.scores import score_sample
-from refcli.files import write_atomically
 from refcli.inference.contact_sheet import contact_sheet
 from refcli.inference.output_folder import OutputFolder, encode_picture
+from refcli.inference.output_manifest import SCENES, SHEET
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
 from refcli.inference.ungated import gated
+from refcli.recipes.predict import Output
 
 SPLIT = "demo"
 """Scenes of this split are in no training set."""
 EXPRESSIONS_PER_SCENE = 4
-SHEET = "contact_sheet.png"
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class DemoRow:
 
 
 def demo(
-    out: Path, *, num_scenes: int = 6, seed: int = 0, weights: str = "builtin", device: str = "auto"
+    out: Output, *, num_scenes: int = 6, seed: int = 0, weights: str = "builtin", device: str = "auto"
 ) -> list[DemoRow]:
     """Render scenes, ask a few expressions of each, and write scenes, drawings, predictions and a contact sheet.
 
@@ -55,12 +54,27 @@ def demo(
         device: where the model runs.
 
     Raises:
-        UsageError: fewer than one scene.
+        UsageError: fewer than one scene, or a folder that may not be written to (see `OutputFolder`).
     """
     if num_scenes < 1:
         raise UsageError("a demo needs a scene", where="--scenes")
-    keep_freed_pages()
-    predictor = Predictor(weights, device=device)
+    with OutputFolder(out.path, force=out.force, resume=out.resume) as folder:
+        keep_freed_pages()
+        predictor = Predictor(weights, device=device)
+        folder.begin(
+            {
+                "command": "demo",
+                "scenes": num_scenes,
+                "seed": seed,
+                "weights": predictor.weights,
+                "checksums": predictor.checksums,
+            }
+        )
+        return _show(folder, predictor, num_scenes=num_scenes, seed=seed)
+
+
+def _show(folder: OutputFolder, predictor: Predictor, *, num_scenes: int, seed: int) -> list[DemoRow]:
+    """Ask, and write what an earlier run has not written."""
     questions = _questions(num_scenes, seed)
     requests = [
         Request(example.id, scene_name(number), example.expression, pixels) for number, example, pixels in questions
@@ -68,23 +82,23 @@ def demo(
     ungated = list(predictor.ungated(requests))
     rows: list[DemoRow] = []
     drawings: list[Image.Image] = []
-    with OutputFolder(out) as folder:
-        (out / "scenes").mkdir(exist_ok=True)
-        for name, picture in {scene_name(number): pixels for number, _, pixels in questions}.items():
-            write_atomically(out / name, encode_picture(Image.fromarray(picture), "PNG"))
-        for request, (_, example, pixels), raw in zip(requests, questions, ungated, strict=True):
-            answer = gated(raw)
-            drawings.append(folder.add(answer, pixels))
-            rows.append(_row(request.image, example, raw, answer))
+    unanswered = {request.id for request in folder.unanswered(requests)}
+    folder.subfolder(SCENES)
+    for name, picture in {scene_name(number): pixels for number, _, pixels in questions}.items():
+        folder.write_files({name: encode_picture(Image.fromarray(picture), "PNG")})
+    for request, (_, example, pixels), raw in zip(requests, questions, ungated, strict=True):
+        answer = gated(raw)
+        drawings.append((folder.add if request.id in unanswered else folder.draw)(answer, pixels))
+        rows.append(_row(request.image, example, raw, answer))
     title = f"refcli demo: {sum(row.is_right for row in rows)} of {len(rows)} right, weights {predictor.weights}"
     sheet = contact_sheet(drawings, columns=EXPRESSIONS_PER_SCENE, title=title)
-    write_atomically(out / SHEET, encode_picture(sheet, "PNG"))
+    folder.write_files({SHEET: encode_picture(sheet, "PNG")})
     return rows
 
 
 def scene_name(number: int) -> str:
     """The file of a scene, below the demo's folder."""
-    return f"scenes/scene-{number:03d}.png"
+    return f"{SCENES}/scene-{number:03d}.png"
 
 
 def _questions(num_scenes: int, seed: int) -> list[tuple[int, Example, np.ndarray]]:

@@ -1,30 +1,31 @@
-"""predict: expressions about pictures in, answers out, one at a time."""
+"""predict: expressions about images in, answers out, one at a time."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from refcli.contracts.prediction import Answer
 from refcli.engine.allocator import keep_freed_pages
 from refcli.errors import ExitCode
-from refcli.inference.device import Precision
-from refcli.inference.output_folder import OutputFolder
+from refcli.inference.output_folder import EarlierAnswer, OutputFolder
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request, read_requests
 
 
-@dataclass(frozen=True)
+@dataclass
 class PredictSummary:
-    """How a run went."""
+    """How a run went, the answers included of an earlier run that it completed."""
 
-    num_answers: int
-    num_no_target: int
-    failures: tuple[tuple[str, str], ...]
+    num_answers: int = 0
+    num_no_target: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
     """(request id, error) of the requests that could not be answered."""
+    num_earlier: int = 0
+    """How many of the answers are an earlier run's."""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -33,54 +34,74 @@ class PredictSummary:
             return ExitCode.OK
         return ExitCode.FAILED if len(self.failures) == self.num_answers else ExitCode.PARTIAL
 
+    def add(self, answer: Answer | EarlierAnswer) -> None:
+        """Count one more answer."""
+        self.num_answers += 1
+        self.num_earlier += isinstance(answer, EarlierAnswer)
+        self.num_no_target += answer.no_target
+        if answer.error is not None:
+            self.failures.append((answer.id, answer.error))
+
+
+@dataclass(frozen=True)
+class Output:
+    """A folder for drawings, masks and predictions.jsonl, and what becomes of an earlier run's."""
+
+    path: Path
+    force: bool = False
+    """Remove them first."""
+    resume: bool = False
+    """Complete them."""
+
 
 def predict(
     inputs: Sequence[str],
     expressions: Sequence[str],
     *,
     request_files: Sequence[str] = (),
-    weights: str = "builtin",
-    device: str = "auto",
-    precision: Precision = "auto",
-    batch_size: int | None = None,
-    min_score: float | None = None,
-    out: Path | None = None,
+    load: Callable[[], Predictor] = Predictor,
+    out: Output | None = None,
     on_answer: Callable[[Answer], None],
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> PredictSummary:
-    """Answer every expression about every picture, in order.
+    """Answer every expression about every image, in order.
 
     Args:
-        inputs: pictures, folders, globs, request files (`.jsonl`) or `-`.
-        expressions: asked of every picture.
+        inputs: images, folders, globs, request files (`.jsonl`) or `-`.
+        expressions: asked of every image.
         request_files: further request files.
-        weights: a weights name or directory.
-        device: where the model runs.
-        precision: type of its weights.
-        batch_size: pairs per forward pass.
-        min_score: drop targets below this confidence.
-        out: a folder for drawings, masks and predictions.jsonl.
-        on_answer: called with every answer as it comes.
+        load: makes the predictor, once the inputs and the folder are known to be of use.
+        out: where to draw and write.
+        on_answer: called with every new answer as it comes.
+        on_note: called with what is left out of folders and patterns.
     """
-    requests = read_requests(inputs, expressions, request_files)
-    keep_freed_pages()
-    predictor = Predictor(weights, device=device, precision=precision, batch_size=batch_size, min_score=min_score)
+    without = None if out is None else out.path
+    requests = read_requests(inputs, expressions, request_files, without=without, note=on_note)
+    summary = PredictSummary()
     asked: deque[Request] = deque()  # filled by the predictor's reading thread, emptied here in the same order
 
-    def remember() -> Iterator[Request]:
+    def remember(requests: Iterator[Request]) -> Iterator[Request]:
         for request in requests:
             asked.append(request)
             yield request
 
-    count = num_no_target = 0
-    failures: list[tuple[str, str]] = []
-    with nullcontext() if out is None else OutputFolder(out) as folder:
-        for answer in predictor.predict_many(remember()):
+    with nullcontext() if out is None else OutputFolder(out.path, force=out.force, resume=out.resume) as folder:
+        if folder is not None:
+            folder.check_inputs([*inputs, *request_files])
+        keep_freed_pages()
+        predictor = load()
+        if folder is not None:
+            folder.begin({"command": "predict", **_settings(predictor)})
+            requests = folder.unanswered(requests, summary.add)
+        for answer in predictor.predict_many(remember(requests)):
             request = asked.popleft()
             on_answer(answer)
-            count += 1
-            num_no_target += answer.no_target
-            if answer.error is not None:
-                failures.append((answer.id, answer.error))
+            summary.add(answer)
             if folder is not None:
                 folder.add(answer, request.image if request.source is None else request.source)
-    return PredictSummary(count, num_no_target, tuple(failures))
+    return summary
+
+
+def _settings(predictor: Predictor) -> dict[str, object]:
+    """What answers depend on; they may come from another device, precision or batch size."""
+    return {"weights": predictor.weights, "checksums": predictor.checksums, "min_score": predictor.min_score}

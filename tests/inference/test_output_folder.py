@@ -75,11 +75,11 @@ def test_a_picture_is_decoded_once_for_all_that_is_asked_of_it(tmp_path, monkeyp
     assert [source.name for source in opened] == ["a.png", "b.png", "none.png"]
 
 
-def test_what_an_earlier_run_drew_is_removed_and_other_files_stay(tmp_path):
+def test_force_removes_what_an_earlier_run_drew_and_other_files_stay(tmp_path):
     with OutputFolder(tmp_path) as folder:
         folder.add(FOUND, np.zeros((40, 60, 3), np.uint8))
     (tmp_path / "masks" / "mine.png").touch()
-    with OutputFolder(tmp_path) as folder:
+    with OutputFolder(tmp_path, force=True) as folder:
         folder.add(FAILED, tmp_path / "none.jpg")
     assert [path.name for path in (tmp_path / "overlays").iterdir()] == ["00000-none-x.png"]
     assert [path.name for path in (tmp_path / "masks").iterdir()] == ["mine.png"]

@@ -1,0 +1,243 @@
+"""The images that a folder or a pattern stands for, and what in it is left out."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from refcli.errors import UsageError
+from refcli.inference.output_manifest import DRAWINGS, MASKS, SHEET, is_output_folder
+
+NOT_FOR_IMAGES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+"""Formats that Pillow knows by name only, or hands to another program."""
+OPENED_AS_JPEG = frozenset({"MPO"})
+# fmt: off
+UNREADABLE_IMAGES = frozenset({
+    ".heic", ".heif", ".hif", ".heics", ".heifs", ".jxl", ".jxr", ".svg", ".svgz", ".pdf", ".eps", ".ai", ".xcf",
+    ".kra", ".exr", ".hdr", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf",
+    ".raf", ".rw2", ".pef", ".raw", ".rwl", ".3fr", ".x3f",
+})
+# fmt: on
+"""Suffixes of images that need a conversion first, unless Pillow reads them here."""
+SYSTEM_NAMES = frozenset(
+    {"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"}
+)
+"""What operating systems put beside a user's files."""
+COMMON_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+MOST_NAMED = 5
+"""So many suffixes or paths are named in a note."""
+
+
+@cache
+def readable_suffixes() -> frozenset[str]:
+    """Suffixes of the image formats that the installed Pillow reads, in lower case with their full stop."""
+    Image.init()
+    opened = (Image.OPEN.keys() | OPENED_AS_JPEG) - NOT_FOR_IMAGES
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in opened)
+
+
+class LeftOut:
+    """What a search passes by, counted."""
+
+    def __init__(self) -> None:
+        self.unreadable: Counter[str] = Counter()
+        """Images of a kind that cannot be read, by suffix."""
+        self.other_files: Counter[str] = Counter()
+        """Files that are no images by their suffix."""
+        self.hidden = 0
+        self.answers: list[str] = []
+        """Folders and files that refcli wrote."""
+        self.links: list[str] = []
+        """Linked folders."""
+        self.special: list[str] = []
+        """What has the name of an image and is no file: pipes, devices, sockets."""
+        self.closed: list[str] = []
+        """Folders that cannot be read."""
+
+    def __str__(self) -> str:
+        parts = (
+            _counted("image{} of a kind that cannot be read here", sum(self.unreadable.values()))
+            + _suffixes(self.unreadable, end="; convert to JPEG or PNG"),
+            _counted("other file{}", sum(self.other_files.values())) + _suffixes(self.other_files),
+            _counted("hidden or system entr{}", self.hidden, endings=("y", "ies")),
+            _counted("output{} of refcli", len(self.answers)) + _names(self.answers),
+            _counted("linked folder{}", len(self.links)) + _names(self.links, end="; name it to search it"),
+            _counted("special file{}", len(self.special)) + _names(self.special),
+            _counted("folder{} that cannot be read", len(self.closed)) + _names(self.closed),
+        )
+        return ", ".join(part for part in parts if part)
+
+
+def images_below(folder: Path, left_out: LeftOut, *, without: Path | None = None) -> list[str]:
+    """The images in a folder and its sub-folders, sorted by path.
+
+    An image is known by its suffix. Left out are hidden entries and what operating systems add, folders of answers that
+    refcli wrote, and linked folders; linked files are read.
+
+    Args:
+        folder: where to search, itself whatever it is called; of a folder of answers, all but its drawings and masks.
+        left_out: gets what is passed by.
+        without: a folder whose contents are no images to read: where the answers go.
+    """
+    found: list[str] = []
+    for path, mode in _walk(folder, left_out, without=without):
+        suffix = path.suffix.lower()
+        if suffix in readable_suffixes():
+            if mode is None or stat.S_ISREG(mode):  # a link that leads nowhere is answered with an error
+                found.append(str(path))
+            else:
+                left_out.special.append(str(path))
+        elif suffix in UNREADABLE_IMAGES:
+            left_out.unreadable[suffix] += 1
+        else:
+            left_out.other_files[suffix] += 1
+    return sorted(found)
+
+
+def files_matching(pattern: str, left_out: LeftOut, *, without: Path | None = None) -> list[str]:
+    """The files that a pattern (`*`, `?`, `[a-z]`, `**` for any folders) means, sorted.
+
+    A part of the pattern that exists as it is written is no pattern. `*` does not match hidden names.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found: set[str] = set()
+    for path in _matches(Path(), Path(pattern).parts, left_out, without):
+        mode = _mode(path)
+        if mode is not None and stat.S_ISREG(mode):
+            found.add(str(path))
+    if not found:
+        hint = f"left out: {left_out}" if str(left_out) else "check the pattern"
+        raise UsageError("the pattern matches no file", where=pattern, hint=hint)
+    return sorted(found)
+
+
+def _walk(folder: Path, left_out: LeftOut, *, without: Path | None) -> Iterator[tuple[Path, int | None]]:
+    """(path, mode) of all entries that are no folders; no mode where a link leads nowhere."""
+    visited: set[tuple[int, int]] = set()
+    is_answers = is_output_folder(folder)
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        try:
+            facts = here.stat()
+            with os.scandir(here) as scanned:
+                entries = [Path(entry.path) for entry in scanned]
+        except OSError:
+            left_out.closed.append(str(here))
+            continue
+        if (facts.st_dev, facts.st_ino) in visited:  # mounted twice, or a junction
+            continue
+        visited.add((facts.st_dev, facts.st_ino))
+        for path in entries:
+            if path.name.startswith(".") or path.name.lower() in SYSTEM_NAMES:
+                left_out.hidden += 1
+            elif is_answers and here == folder and path.name in (DRAWINGS, MASKS, SHEET):
+                left_out.answers.append(str(path))
+            elif not _is_folder(path):
+                yield path, _mode(path)
+            elif _enters(path, left_out, without):
+                waiting.append(path)
+
+
+def _enters(path: Path, left_out: LeftOut, without: Path | None) -> bool:
+    """Whether a folder is searched."""
+    if path.is_symlink():
+        left_out.links.append(str(path))
+    elif (without is not None and _is_same(path, without)) or is_output_folder(path):
+        left_out.answers.append(str(path))
+    else:
+        return True
+    return False
+
+
+def _matches(here: Path, parts: Sequence[str], left_out: LeftOut, without: Path | None) -> Iterator[Path]:
+    if not parts:
+        yield here
+        return
+    head, *rest = parts
+    if not glob.has_magic(head) or _exists(here / head):
+        yield from _matches(here / head, rest, left_out, without)
+    elif head == "**":
+        while rest and rest[0] == head:
+            del rest[0]
+        for folder in _folders(here, left_out, without):
+            yield from _matches(folder, rest or ["*"], left_out, without)
+    else:
+        for path in _entries(here):
+            if fnmatch.fnmatch(path.name, head) and (head.startswith(".") or not path.name.startswith(".")):
+                if rest and without is not None and _is_same(path, without):
+                    left_out.answers.append(str(path))
+                else:
+                    yield from _matches(path, rest, left_out, without)
+
+
+def _folders(here: Path, left_out: LeftOut, without: Path | None) -> Iterator[Path]:
+    """A folder and all folders below it that are neither hidden nor a system's."""
+    waiting = [here]
+    while waiting:
+        folder = waiting.pop()
+        yield folder
+        for path in _entries(folder):
+            is_shown = not path.name.startswith(".") and path.name.lower() not in SYSTEM_NAMES
+            if is_shown and _is_folder(path) and _enters(path, left_out, without):
+                waiting.append(path)
+
+
+def _entries(here: Path) -> list[Path]:
+    try:
+        return sorted(here.iterdir())
+    except OSError:
+        return []
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+
+
+def _is_folder(path: Path) -> bool:
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:
+        return False
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _counted(what: str, count: int, *, endings: tuple[str, str] = ("", "s")) -> str:
+    return f"{count:,} {what.format(endings[count != 1])}" if count else ""
+
+
+def _suffixes(counts: Counter[str], *, end: str = "") -> str:
+    named = [f"{suffix or 'no suffix'} {count:,}" for suffix, count in counts.most_common(MOST_NAMED)]
+    return _listed(named, len(counts), end)
+
+
+def _names(names: Sequence[str], *, end: str = "") -> str:
+    return _listed(sorted(names)[:MOST_NAMED], len(names), end)
+
+
+def _listed(named: Sequence[str], count: int, end: str) -> str:
+    return f" ({', '.join(named)}{', ...' if count > len(named) else ''}{end})" if named else ""

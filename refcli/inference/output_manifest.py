@@ -1,0 +1,220 @@
+"""The record of the files that a command wrote into an output folder; nothing else there may ever be removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from refcli.errors import DataError, UsageError
+from refcli.files import path_inside, remove_stale_temporaries, write_atomically
+
+MANIFEST = "manifest.jsonl"
+SCHEMA = "refcli.output/1"
+PREDICTIONS = "predictions.jsonl"
+PARTIAL = f"{PREDICTIONS}.partial"
+SHEET = "contact_sheet.png"
+DRAWINGS, MASKS, SCENES = "overlays", "masks", "scenes"
+SUBFOLDERS = (DRAWINGS, MASKS, SCENES)
+OWN_FILE = re.compile(
+    rf"{re.escape(PREDICTIONS)}(\.partial)?|{re.escape(SHEET)}"
+    rf"|({DRAWINGS}|{MASKS})/\d{{5,}}-[a-z0-9-]{{1,200}}\.(png|jpg)|{SCENES}/scene-\d{{3,}}\.png",
+    re.ASCII,
+)
+"""All names that a manifest may list; whatever else stands in one is not refcli's."""
+MAX_HEADER_BYTES = 1 << 20
+MAX_BYTES = 4 << 30
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+class OutputManifest:
+    """`manifest.jsonl`: a header with the settings, then a line with the names of each answer's files.
+
+    A line is written before its files, so that a run killed at any moment has written no file that is not listed.
+
+    Args:
+        folder: the output folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / MANIFEST
+        self.files: set[str] = set()
+        """Names that were listed when the manifest was read or begun, relative to the folder, with slashes."""
+        self._file: BinaryIO | None = None
+
+    def create(self, settings: Mapping[str, Any], *, replace: bool = False) -> None:
+        """Begin a new manifest.
+
+        Args:
+            settings: what the answers depend on.
+            replace: there may be one, whose files are removed.
+
+        Raises:
+            UsageError: there is a file of that name.
+            OSError: it cannot be written.
+        """
+        if os.path.lexists(self.path) and not (replace and is_real_file(self.path)):
+            raise _is_foreign(self.path)
+        self.files = {PREDICTIONS, PARTIAL}
+        header = {"schema": SCHEMA, "settings": settings, "files": sorted(self.files)}
+        write_atomically(self.path, json.dumps(header).encode() + b"\n")
+        self.go_on()
+
+    def read(self) -> dict[str, Any]:
+        """Read what an earlier run listed; returns its settings. A last line that was cut off is dropped.
+
+        Raises:
+            UsageError: there is no manifest.
+            DataError: it is damaged, or a link.
+        """
+        lines = self._lines()
+        header = _record(lines[0]) if lines else None
+        if header is None or header.get("schema") != SCHEMA or not isinstance(header.get("settings"), dict):
+            raise DataError(
+                "this is not the manifest of an output folder", where=str(self.path), hint="choose another --out"
+            )
+        for line in lines:
+            names = (_record(line) or {}).get("files")
+            self.files |= {name for name in names if _is_own(name)} if isinstance(names, list) else set()
+        settings: dict[str, Any] = header["settings"]
+        return settings
+
+    def go_on(self) -> None:
+        """Append to the manifest that was read.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._file = append_to(self.path, sum(len(line) + 1 for line in self._lines()))
+
+    def announce(self, names: Iterable[str]) -> None:
+        """List files that are about to be written.
+
+        Raises:
+            UsageError: there is a file of that name that is not listed.
+            OSError: the manifest cannot be written.
+        """
+        new = sorted(set(names) - self.files)
+        for name in new:
+            if os.path.lexists(self.folder / name):
+                raise _is_foreign(self.folder / name)
+        if new:
+            assert self._file is not None
+            self._file.write(json.dumps({"files": new}).encode() + b"\n")
+            self._file.flush()
+
+    def remove_files(self) -> None:
+        """Remove the listed files, what a kill left of them, and the folders that are then empty.
+
+        Links are not followed, and not removed.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        for name in sorted(self.files, key=lambda name: (name not in (PREDICTIONS, PARTIAL), name)):
+            path = path_inside(self.folder, name)
+            if path is not None and is_real_file(path):
+                path.unlink()
+        remove_stale_temporaries(self.folder)
+        for folder in (self.folder / name for name in SUBFOLDERS):
+            if is_real_folder(folder):
+                remove_stale_temporaries(folder)
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+
+    def close(self) -> None:
+        """Stop writing."""
+        if self._file is not None:
+            self._file.close()
+
+    def _lines(self) -> list[bytes]:
+        if not os.path.lexists(self.path):
+            raise UsageError(
+                "refcli wrote no answers here: there is nothing to resume or to remove",
+                where=str(self.folder),
+                hint="choose another --out, or empty the folder yourself",
+            )
+        if not is_real_file(self.path) or self.path.stat().st_size > MAX_BYTES:
+            raise DataError("the manifest is not a file", where=str(self.path), hint="choose another --out")
+        return self.path.read_bytes().split(b"\n")[:-1]
+
+
+def is_output_folder(path: Path) -> bool:
+    """Whether refcli wrote answers and drawings there (versions without a manifest, too)."""
+    manifest = path / MANIFEST
+    if is_real_file(manifest):
+        try:
+            with manifest.open("rb") as file:
+                header = _record(file.readline(MAX_HEADER_BYTES))
+        except OSError:
+            return False
+        return header is not None and header.get("schema") == SCHEMA
+    has_lines = is_real_file(path / PREDICTIONS) or is_real_file(path / PARTIAL)
+    return has_lines and is_real_folder(path / DRAWINGS) and is_real_folder(path / MASKS)
+
+
+def is_real_file(path: Path) -> bool:
+    """Whether this is a regular file, and no link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def is_real_folder(path: Path) -> bool:
+    """Whether this is a folder, and no link to one."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def create_file(path: Path) -> BinaryIO:
+    """Open a new file for writing; never one that is there, and never through a link.
+
+    Raises:
+        UsageError: something of that name is there.
+        OSError: the system refuses.
+    """
+    try:
+        return path.open("xb")
+    except FileExistsError as error:
+        raise _is_foreign(path) from error
+
+
+def append_to(path: Path, size: int) -> BinaryIO:
+    """Open a file to append after its first `size` bytes; the rest is cut off. Links are not followed.
+
+    Raises:
+        OSError: the system refuses, or it is a link.
+    """
+    file = os.fdopen(os.open(path, os.O_WRONLY | _NO_LINK), "wb")
+    file.truncate(size)
+    file.seek(size)
+    return file
+
+
+def _is_foreign(path: Path) -> UsageError:
+    return UsageError(
+        "a file of this name is there, which refcli did not write",
+        where=str(path),
+        hint="move it away (a run that has begun goes on with --resume), or choose another --out",
+    )
+
+
+def _is_own(name: object) -> bool:
+    return isinstance(name, str) and OWN_FILE.fullmatch(name) is not None
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The object that a line holds, or None."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

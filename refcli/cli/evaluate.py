@@ -74,6 +74,14 @@ def command(
     score_threshold: Annotated[
         float, typer.Option("--score-threshold", help="Boxes from this score on count in grec_*.", min=0, max=1)
     ] = 0.7,
+    gated: Annotated[
+        bool,
+        typer.Option(
+            "--gated",
+            help='Count a wrong "no target" as a miss in every figure, also in --compare. Answers that do not say what '
+            "was proposed before it can be scored only so.",
+        ),
+    ] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", help="Only the first so many samples per split.", min=1)
     ] = None,
@@ -97,6 +105,7 @@ def command(
         Path | None,
         typer.Option("--out", "-o", help="Write summary.json and per_sample.parquet here.", metavar="DIR"),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier evaluation in --out.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Also write OUT/report.html: one page with plots and drawn cases.")
     ] = False,
@@ -122,7 +131,8 @@ def command(
     """Score models, or prediction files of any system, on splits of a store.
 
     Everything is measured in pixels of the original pictures. Acc@0.5, box mIoU, mask mIoU and oIoU are over
-    expressions that mean something, before the system's "no target"; "gated" counts a wrong "no target" as a miss;
+    expressions that mean something, before the system's "no target" as far as answers say what was proposed;
+    "gated" counts a wrong "no target" as a miss;
     N-acc (T-acc) is the share of expressions without (with) a target whose existence is judged right. --json has all
     figures: Pr@X, gIoU, cIoU, GREC, Recall@k, groups by words, size and number of targets, and the conventions.
     Exit code 3: samples have no answer, or lines of a file no use (all are counted); 4: a --fail-under gate is not met.
@@ -153,16 +163,18 @@ def command(
         raise UsageError("no cases are drawn here", where="--cases", hint="they need --report and no --merge")
     drawn = (NUM_CASES if num_cases is None else num_cases) if report else 0
     other = None if compare is None else read_run(compare)
-    scoring = Scoring(choose_conventions(conventions or []), score_threshold, missing.value)
+    scoring = Scoring(choose_conventions(conventions or []), score_threshold, missing.value, gated)
     gates = parse_gates(fail_under or [], conventions=() if merge else scoring.conventions)
     part = None if shard is None else parse_shard(shard)
     models = weights or ([] if predictions or merge else ["builtin"])
     refuse_unused(context, has_model=bool(models), merges=merge)
     check_systems(models, predictions or [])
     if other is not None and not merge:
-        check_comparable(splits or [], scoring, other)
+        check_comparable(splits or [], scoring, other, has_candidates=bool(models))
+    if force and out is None:
+        raise UsageError("there is nothing to replace", where="--force", hint="it is for --out")
     if out is not None:
-        check_folder(out)
+        check_folder(out, force=force)
 
     def evaluations() -> Iterator[Evaluation]:
         if data is None:
@@ -199,8 +211,8 @@ def command(
     with SampleBars() as bars:
         for number, plain in enumerate(evaluations(), start=1):
             result = plain if other is None else plain.compared_with(other)
-            write_result(result, own_folder(result.run.weights, number, of=num_systems), out=out, report_at=report_at)
-            results.append(result)
+            own = own_folder(result.run.weights, number, of=num_systems)
+            results.append(write_result(result, own, out=out, report_at=report_at, force=force))
     reports = [result.report for result in results]
     if json_:
         document = results[0].document if len(results) == 1 else several_document(reports)
@@ -242,6 +254,8 @@ def _say_failures(report: RunReport) -> None:
     """What could not be used, on stderr: counted in full, the first of each sort listed."""
     from refcli.cli.output import say
 
+    for warning in report.warnings:
+        say(f"warning: {warning}")
     for split in report.splits:
         for sample, error in split.failures[:MOST_FAILURES_LISTED]:
             say(f"failed: {sample}: {error}")

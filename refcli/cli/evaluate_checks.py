@@ -10,7 +10,7 @@ import typer
 
 MODEL_OPTIONS = {"device": "--device", "precision": "--precision", "batch_size": "--batch-size"}
 """What says how a model runs, by parameter."""
-SCORING_OPTIONS = {"missing": "--missing", "score_threshold": "--score-threshold"}
+SCORING_OPTIONS = {"missing": "--missing", "score_threshold": "--score-threshold", "gated": "--gated"}
 """What says how answers are scored."""
 
 
@@ -52,16 +52,18 @@ def check_systems(weights: Sequence[str], predictions: Sequence[Path]) -> None:
             raise DataError(f"the prediction file cannot be read: {reason}", where=str(file))
 
 
-def check_folder(out: Path) -> None:
-    """Make sure that a folder can be made, or is there.
+def check_folder(out: Path, *, force: bool) -> None:
+    """Make sure that a folder can be made, or is there and nothing in it is lost.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: it cannot, or something would be.
     """
     from refcli.errors import UsageError
+    from refcli.evaluation.output_folder import check_free
 
     nearest = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
     if not nearest.is_dir():
         raise UsageError("no folder can be made where a file is", where=f"--out {out}", hint="give another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UsageError("no folder can be written there", where=f"--out {out}", hint="give another place")
+    check_free(out, force=force)

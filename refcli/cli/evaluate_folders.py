@@ -32,11 +32,15 @@ def own_folder(name: str, number: int, *, of: int) -> str:
     return "" if of == 1 else f"{number}-{_file_name(name)}"
 
 
-def write_result(result: Evaluation, own: str, *, out: Path | None, report_at: Path | None) -> None:
+def write_result(result: Evaluation, own: str, *, out: Path | None, report_at: Path | None, force: bool) -> Evaluation:
     """Write the figures and the page of a system as far as asked for.
 
     Args:
         own: its folder below these.
+        force: an earlier evaluation there is replaced.
+
+    Returns:
+        The same; its document has the files that were written.
 
     Raises:
         RefcliError: they cannot be written.
@@ -46,7 +50,7 @@ def write_result(result: Evaluation, own: str, *, out: Path | None, report_at: P
 
     try:
         if out is not None:
-            result.write(out / own)
+            result = result.write(out / own, with_page=report_at is not None, force=force)
         if report_at is not None:
             from refcli.recipes.report import write_report
 
@@ -57,6 +61,7 @@ def write_result(result: Evaluation, own: str, *, out: Path | None, report_at: P
             where=str(error.filename or out or report_at),
             hint="make room there or make it writable, or give another --out",
         ) from error
+    return result
 
 
 def _file_name(name: str) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from refcli.cli.output import printable
+
 if TYPE_CHECKING:
     from refcli.evaluation.comparison import Comparison
     from refcli.evaluation.report import RunReport, SplitReport
 
 HEADINGS = ("samples", "Acc@0.5", "gated", "box mIoU", "mask mIoU", "oIoU", "N-acc", "T-acc")
+BEFORE_THE_GATE = frozenset({"Acc@0.5", "box mIoU", "mask mIoU", "oIoU"})
+"""Columns that say "gated" where a wrong "no target" is a miss in them, too."""
 CONVENTION_METRICS = ("acc50", "mask_miou", "mask_oiou", "pr50", "pr70", "pr90", "giou", "ciou", "n_acc", "t_acc")
 NAME_WIDTH = len("no_target")
 NOTABLE = 0.05
@@ -18,14 +22,15 @@ NOTABLE = 0.05
 
 def split_text(report: SplitReport, *, weights: str) -> str:
     """All tables of one split of one system."""
-    from refcli.evaluation.report import about_boxes, table_rows
+    from refcli.evaluation.report import about_boxes, about_frame, about_gate, table_rows
 
     speed = report.num_samples / report.seconds if report.seconds else 0.0
     rows = table_rows(report)
-    lines = [f"{report.name}  weights {weights}  {report.seconds:.1f} s, {speed:.1f} samples/s", ""]
-    table = aligned([("kind", *HEADINGS), *rows])
+    title = f"{report.name}  weights {weights}  {report.seconds:.1f} s, {speed:.1f} samples/s"
+    lines = [printable(title), ""]
+    table = aligned([("kind", *(gated(name, report.is_gated) for name in HEADINGS)), *rows])
     lines += [*table[:-1], "-" * len(table[-1]), table[-1], "", *_interval_lines(report.intervals)]
-    lines += [note] if (note := about_boxes(report)) else []
+    lines += [note for note in (about_gate(report), about_boxes(report), about_frame(report)) if note]
     lines += _convention_lines(report) + _published_lines(report)
     return "\n".join(lines) + "\n"
 
@@ -36,7 +41,7 @@ def systems_text(reports: Sequence[RunReport]) -> str:
 
     splits = dict.fromkeys(split.name for report in reports for split in report.splits)
     rows = [
-        [name, *slice_row(report.weights, split.overall)]
+        [name, *slice_row(gated(report.weights, split.is_gated), split.overall)]
         for name in splits
         for report in reports
         for split in report.splits
@@ -44,7 +49,12 @@ def systems_text(reports: Sequence[RunReport]) -> str:
     ]
     lines = aligned([("split", "system", *HEADINGS), *rows], num_names=2)
     by_convention = [
-        [name, report.weights, convention, *(percent(part.metrics.get(metric)) for metric in CONVENTION_METRICS)]
+        [
+            name,
+            gated(report.weights, split.is_gated),
+            convention,
+            *(percent(part.metrics.get(metric)) for metric in CONVENTION_METRICS),
+        ]
         for name in splits
         for report in reports
         for split in report.splits
@@ -55,6 +65,11 @@ def systems_text(reports: Sequence[RunReport]) -> str:
         headings = ("split", "system", "convention", *CONVENTION_METRICS)
         lines += ["", *aligned([headings, *by_convention], num_names=3)]
     return "\n".join(lines) + "\n"
+
+
+def gated(name: str, is_gated: bool) -> str:
+    """The name of a column or a system, marked where its figures are all after the gate."""
+    return f"{name} (gated)" if is_gated and (name in BEFORE_THE_GATE or name not in HEADINGS) else name
 
 
 def comparison_text(comparison: Comparison, *, this: str, other: str) -> str:
@@ -72,7 +87,11 @@ def comparison_text(comparison: Comparison, *, this: str, other: str) -> str:
     ]
     left_out = f", {comparison.num_left_out} in one run only are left out" if comparison.num_left_out else ""
     title = f"{comparison.name}  {this} against {other}, {comparison.num_samples} samples{left_out}"
-    return "\n".join([title, "", *aligned([("metric", "this", "other", "difference", "95 %", "p "), *rows])]) + "\n"
+    title += ", all figures gated" if comparison.is_gated else ""
+    return (
+        "\n".join([printable(title), "", *aligned([("metric", "this", "other", "difference", "95 %", "p "), *rows])])
+        + "\n"
+    )
 
 
 def hundredths(value: float) -> str:
@@ -81,7 +100,8 @@ def hundredths(value: float) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, num_names: int = 1) -> list[str]:
-    """Rows as lines: the first columns to the left, figures to the right."""
+    """Rows as lines, printable: the first columns to the left, figures to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     widths[0] = max(widths[0], NAME_WIDTH)
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -42,29 +42,34 @@ class Comparison:
     num_left_out: int
     """Samples that count in one run only."""
     metrics: Mapping[str, Difference]
+    is_gated: bool = False
+    """In all figures a wrong "no target" is a miss, in both runs."""
 
 
 def compare_runs(this: Run, other: Run) -> list[Comparison]:
     """Compare two runs on every split that both have.
 
     Raises:
-        DataError: see `check_comparable`, or they have no sample of a split in common.
+        DataError: see `check_comparable`, they have no sample of a split in common, or the figures of only one of them
+            are gated.
     """
     check_comparable([split.name for split in this.splits], this.scoring, other)
     theirs = {split.name: split for split in other.splits}
     return [compare_splits(split, theirs[split.name]) for split in this.splits if split.name in theirs]
 
 
-def check_comparable(names: Sequence[str], scoring: Scoring, other: Run) -> None:
+def check_comparable(names: Sequence[str], scoring: Scoring, other: Run, *, has_candidates: bool = False) -> None:
     """Make sure that a run can be compared with another one.
 
     Args:
         names: its splits.
         scoring: how it is scored.
         other: the other run.
+        has_candidates: the answers will say what was proposed before a "no target".
 
     Raises:
-        DataError: they have no split in common, or count boxes from different scores on.
+        DataError: they have no split in common, count boxes from different scores on, or the other run is gated and
+            this one will not be.
     """
     theirs = [split.name for split in other.splits]
     if not set(names) & set(theirs):
@@ -76,6 +81,33 @@ def check_comparable(names: Sequence[str], scoring: Scoring, other: Run) -> None
             where=other.weights,
             hint=f"--score-threshold {other.scoring.score_threshold:g}",
         )
+    for split in other.splits:
+        if has_candidates and split.is_gated and split.name in names and not scoring.gated:
+            raise gates_differ(split.name, "the other run", split.num_gated)
+
+
+def check_gates_alike(this: SplitScores, other: SplitScores) -> None:
+    """Make sure that both sides say what was proposed before a wrong "no target", or neither.
+
+    A split without a wrong "no target" has the same figures before and after the gate.
+
+    Raises:
+        DataError: only one side is gated.
+    """
+    for gated, before in ((this, other), (other, this)):
+        if gated.is_gated and not before.is_gated and before.num_discarded:
+            raise gates_differ(this.name, "this run" if gated is this else "the other run", gated.num_gated)
+
+
+def gates_differ(name: str, which: str, num_gated: int) -> DataError:
+    """The refusal to test figures after the gate against figures before it."""
+    return DataError(
+        f'the figures of {which} are gated ({num_gated} wrong "no target" do not say what else was proposed), those of '
+        "the other one are not",
+        where=name,
+        hint='add --gated, which counts a wrong "no target" as a miss in every figure of both; or predict again: lines '
+        "now have candidates",
+    )
 
 
 def compare_splits(this: SplitScores, other: SplitScores, *, seed: int = 0) -> Comparison:
@@ -87,13 +119,14 @@ def compare_splits(this: SplitScores, other: SplitScores, *, seed: int = 0) -> C
         seed: of the resampling and the permutations.
 
     Raises:
-        DataError: no sample is in both.
+        DataError: no sample is in both, or see `check_gates_alike`.
     """
+    check_gates_alike(this, other)
     mine, theirs = _counted_ids(this), _counted_ids(other)
     common = pa.array(sorted(set(mine) & set(theirs)), pa.string())
     if not len(common):
         raise DataError(f"the two runs have no sample of {this.name} in common", where=this.name)
-    ours, others = (replace(split, table=_rows(split.table, common)).scores for split in (this, other))
+    ours, others = this.scores[_places(mine, common)], other.scores[_places(theirs, common)]
     terms, their_terms = metric_terms(ours), metric_terms(others)
     names = [name for name in values(terms) if name in values(their_terms)]
     pairs = [(terms[name], their_terms[name]) for name in names]
@@ -102,6 +135,7 @@ def compare_splits(this: SplitScores, other: SplitScores, *, seed: int = 0) -> C
         num_samples=len(common),
         num_left_out=len(mine) + len(theirs) - 2 * len(common),
         metrics=dict(zip(names, compare_terms(pairs, ours.image, seed=seed), strict=True)),
+        is_gated=this.is_gated or other.is_gated,
     )
 
 
@@ -110,8 +144,10 @@ def _counted_ids(split: SplitScores) -> list[str]:
     return ids
 
 
-def _rows(table: pa.Table, ids: pa.Array) -> pa.Table:
-    return table.take(pc.index_in(ids, table["id"].combine_chunks()))
+def _places(ids: list[str], wanted: pa.Array) -> np.ndarray:
+    """Where each of the wanted ids is."""
+    places: np.ndarray = pc.index_in(wanted, pa.array(ids, pa.string())).to_numpy()
+    return places
 
 
 def compare_terms(

@@ -46,7 +46,7 @@ class Convention:
     """What a wrong "no target" is in gIoU and cIoU: IoU 0 and a union of truth and discarded mask, or of the truth
     alone, or no mistake at all (the discarded mask counts)."""
     none_below_pixels: int = 0
-    """A system that says nothing about existence says "no target" with a mask of fewer pixels than this."""
+    """A system that states nothing about existence says "no target" with a mask of fewer pixels than this."""
 
     def mask_iou(self, intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
         """IoU per sample from pixel counts."""
@@ -55,6 +55,7 @@ class Convention:
 
 
 ORIGINAL = "original"
+ONEREF384 = "oneref384"
 CONVENTIONS: Mapping[str, Convention] = {
     ORIGINAL: Convention(
         source="the default: pixels of the original image, every expression",
@@ -62,13 +63,15 @@ CONVENTIONS: Mapping[str, Convention] = {
         metrics=(*BOXES, "acc50_gated", *MASKS, *GENERALISED),
         empty_iou=1.0,
     ),
-    "oneref384": Convention(
+    ONEREF384: Convention(
         source="OneRef (NeurIPS 2024), published evaluation code",
         differs="Image letterboxed to 384 x 384: true masks by the nearest pixel; answered masks pass a grid of "
         "192 x 192 cells, whose bilinear enlargement is on wherever it is not zero, so they grow by about a pixel on "
         "every side and a perfect mask scores below 100. True boxes are cut to whole pixels (x, y, width, height), "
-        "answered boxes to the letterbox. Two empty masks are 0 / 0 there (NaN for the split); here IoU 0. oIoU is "
-        "over all samples (the published one is over the first process's).",
+        "answered boxes to the letterbox. Answers of refcli are scored in the letterbox of their model, the padding "
+        "included; what other answers cover of a padding cannot be known and costs nothing. Two empty masks are 0 / 0 "
+        "there (NaN for the split); here IoU 0. oIoU is over all samples (the published one is over the first "
+        "process's).",
         metrics=(*BOXES, *MASKS),
         frame="letterbox384",
         box_column="box_iou_oneref384",

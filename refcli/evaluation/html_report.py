@@ -13,14 +13,14 @@ from refcli.evaluation.html_cases import bytes_per_picture, cases_section
 from refcli.evaluation.markup import figure, interval, plot_figure, table, text
 from refcli.evaluation.plots import draw_plots
 from refcli.evaluation.published import published_on, published_size
-from refcli.evaluation.report import TABLE, RunReport, SplitReport, about_boxes
+from refcli.evaluation.report import TABLE, RunReport, SplitReport, about_boxes, about_frame, about_gate
 from refcli.evaluation.run_file import Run, SplitScores
 from refcli.evaluation.terms import intervals
 
 STYLESHEET = Path(__file__).with_name("html_report.css")
 MOST_LISTED = 50
 """Failures of a split, and lines of each sort of problem, that are quoted; all are counted."""
-MEANINGS: Mapping[str, str] = {
+MEANINGS: dict[str, str] = {
     "acc50": 'Acc@0.5: box IoU of at least 0.5, before "no target"',
     "acc50_gated": 'Acc@0.5 where a wrong "no target" is a miss',
     "box_miou": "mean box IoU",
@@ -30,6 +30,8 @@ MEANINGS: Mapping[str, str] = {
     "t_acc": "samples with a target where it says that there is one",
 }
 """Of the columns of the short table."""
+GATED_MEANINGS: dict[str, str] = {"acc50": MEANINGS["acc50_gated"]}
+"""Where every figure is gated."""
 NO_ANSWERS = (
     "Cases are left out: this page was made from per_sample.parquet, which holds no answers. "
     "refcli evaluate --report draws them while it evaluates."
@@ -52,12 +54,14 @@ def render_report(
     names = [split.name for split in report.splits]
     splits = [_split_section(*pair) for pair in zip(run.splits, report.splits, strict=True)]
     shown = [_cases_part(name, cases) for name in names]
+    warnings = "".join(f'<p class="bad">{text(warning)}</p>' for warning in report.warnings)
     comparisons = {one.name: _comparison_section(one, report.weights, other) for one in report.comparisons}
     title = f"Evaluation of {text(report.weights)}"
     links = "".join(f'<a href="#split-{at}">{text(name)}</a>' for at, name in enumerate(names))
     body = [
         f"<h1>{title}</h1>",
         f'<p class="soft">{_about(report)}</p>',
+        warnings,
         f"<nav>{links}</nav>" if len(names) > 1 else "",
         _overview(report) if len(names) > 1 else "",
         *(
@@ -109,6 +113,7 @@ def _split_section(split: SplitScores, report: SplitReport) -> str:
         counted += f"; {report.num_wrong:,} have no answer and count as wrong"
     if note := about_boxes(report):
         counted += f"; boxes {note}"
+    counted += "".join(f"; {text(note)}" for note in (about_gate(report), about_frame(report)) if note)
     plots = "\n".join(map(plot_figure, draw_plots(split, report)))
     return "\n".join(
         [
@@ -124,9 +129,12 @@ def _split_section(split: SplitScores, report: SplitReport) -> str:
 
 
 def _tiles(report: SplitReport) -> str:
+    mark = ' <span class="bad">gated</span>' if report.is_gated else ""
+    meanings = MEANINGS | GATED_MEANINGS if report.is_gated else MEANINGS
     tiles = [
-        f'<div class="tile"><span class="soft">{name}</span><b>{figure(report.overall.metrics[name], decimals=1)}</b>'
-        f"{interval(report.intervals.get(name))}<small>{text(MEANINGS[name])}</small></div>"
+        f'<div class="tile"><span class="soft">{name}{mark}</span>'
+        f"<b>{figure(report.overall.metrics[name], decimals=1)}</b>"
+        f"{interval(report.intervals.get(name))}<small>{text(meanings[name])}</small></div>"
         for name in TABLE
         if name in report.overall.metrics
     ]

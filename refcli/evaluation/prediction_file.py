@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import time
-import zlib
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
+from refcli.data.reading.streams import foreign_encoding, read_byte_lines
 from refcli.errors import DataError, RefcliError
+from refcli.evaluation.box_units import BoxUnits
 from refcli.evaluation.evaluate import score
 from refcli.evaluation.run_file import MOST_LISTED, WRONG_SIZE, LineProblems, Run, Scoring, SplitScores
 from refcli.evaluation.scores import SampleScore, score_unanswered
@@ -29,7 +29,11 @@ from refcli.inference.answers import answer_from_json
 LINES_AT_ONCE = 2048
 BYTES_AT_ONCE = 4 << 20
 """Answers in memory at a time; they are scored in the order of the store, so that its row groups are read once each."""
-_GZIP = b"\x1f\x8b"
+MOST_LINE_BYTES = 16 << 20
+MOST_TARGETS = 10_000
+"""What a line may hold."""
+LONGEST_QUOTED = 500
+"""Characters of a problem that are kept."""
 
 
 class Line(NamedTuple):
@@ -52,6 +56,8 @@ class Problems:
         """One more line of a sort."""
         self._counts[sort] += 1
         quoted = self._first.setdefault(sort, [])
+        if len(message) > LONGEST_QUOTED:
+            message = message[:LONGEST_QUOTED] + "..."
         if len(quoted) < MOST_LISTED or number < quoted[-1][0]:
             insort(quoted, (number, f"{self._file}:{number}: {message}"))
             del quoted[MOST_LISTED:]
@@ -145,7 +151,7 @@ def score_file(
     Lines that answer nothing are counted and the first of each sort quoted: `not a prediction` (no JSON, another
     schema, a malformed field, damaged run lengths), `unknown id`, `duplicate id` (the first line counts) and `wrong
     size` (of the picture or a mask; the sample is then unanswered). A box with a number that is not finite is a miss,
-    not an error.
+    not an error. Boxes that are all in other units than pixels are a warning.
 
     Memory does not grow with masks or lines: a bounded number of both is held, and some hundred bytes per sample.
 
@@ -168,10 +174,12 @@ def score_file(
         name: SplitScoring(split, chosen[name], how, problems, partial(on_sample, name) if on_sample else None)
         for name, split in splits.items()
     }
+    units = BoxUnits()
     an_id = next((split[0].id for split in splits.values() if len(split)), "none")
     for batch in in_batches(read_lines(path, problems)):
         known = set().union(*(part.add(batch) for part in parts.values()))
         for line in batch:
+            units.add(line.answer)
             if line.number not in known:
                 problems.add("unknown id", line.number, f"{line.answer.id} (the store has ids such as {an_id})")
     tables = {name: part.finish() for name, part in parts.items()}
@@ -192,6 +200,7 @@ def score_file(
             for name, table in tables.items()
         ),
         problems={path.name: listed} if listed else {},
+        warnings=tuple(f"{path.name}: {warning}" for warning in units.warnings()),
     )
 
 
@@ -202,26 +211,44 @@ def read_lines(path: Path, problems: Problems) -> Iterator[Line]:
         DataError: the file cannot be read, or is cut off within a gzip block.
     """
     try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                    if not isinstance(record, dict):
-                        raise DataError("the line is no JSON object")
-                    answer = answer_from_json(record)
-                    for target in answer.targets:
-                        if target.mask is not None:
-                            check_run_lengths(target.mask)
-                except RefcliError as error:
-                    problems.add("not a prediction", number, f"{error.where or ''} {error.message}".strip())
-                except (ValueError, OverflowError, RecursionError) as error:
-                    problems.add("not a prediction", number, f"no JSON: {error}")
-                else:
-                    yield Line(number, answer, len(line))
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"the prediction file cannot be read: {error}", where=str(path)) from error
+        for number, line in read_byte_lines(path, max_line_bytes=MOST_LINE_BYTES):
+            if number == 1 and (encoding := foreign_encoding(line)):
+                raise DataError(f"it is {encoding}", hint="write it in UTF-8")
+            try:
+                answer = _answer_in(line)
+            except RefcliError as error:
+                problems.add("not a prediction", number, f"{error.where or ''} {error.message}".strip())
+            except (ValueError, RecursionError) as error:
+                problems.add("not a prediction", number, f"no JSON: {error}")
+            else:
+                yield Line(number, answer, len(line))
+    except (OSError, DataError) as error:
+        raise DataError(
+            f"the prediction file cannot be read: {error.message if isinstance(error, DataError) else error}",
+            where=str(path),
+            hint=error.hint if isinstance(error, DataError) else None,
+        ) from error
+
+
+def _answer_in(line: bytes) -> Answer:
+    """The answer that a line holds.
+
+    Raises:
+        DataError: it holds none.
+        ValueError: it is no JSON.
+    """
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise DataError("the line is no JSON object")
+    for key in ("targets", "candidates"):
+        if isinstance(record.get(key), list) and len(record[key]) > MOST_TARGETS:
+            raise DataError(f"more than {MOST_TARGETS:,} {key}")
+    answer = answer_from_json(record)
+    for target in (*answer.targets, *(answer.candidates or ())):
+        for mask in (target.mask, target.frame.mask if target.frame else None):
+            if mask is not None:
+                check_run_lengths(mask)
+    return answer
 
 
 def in_batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
@@ -236,9 +263,3 @@ def in_batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
             batch, num_bytes = [], 0
     if batch:
         yield batch
-
-
-def _open(path: Path) -> BinaryIO:
-    with path.open("rb") as file:
-        is_gzip = file.read(len(_GZIP)) == _GZIP
-    return cast(BinaryIO, gzip.open(path, "rb")) if is_gzip else path.open("rb")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from refcli.evaluation.breakdown import break_down, by_kind
 from refcli.evaluation.comparison import Comparison
-from refcli.evaluation.conventions import CONVENTIONS, ORIGINAL
+from refcli.evaluation.conventions import CONVENTIONS, ONEREF384, ORIGINAL
 from refcli.evaluation.figures import Slice, measure, metric_terms
 from refcli.evaluation.published import published_on
 from refcli.evaluation.run_file import LineProblems, Run, SplitScores
@@ -45,6 +45,14 @@ class SplitReport:
     seconds: float
     from_masks: float = 0.0
     """Share of the answered boxes that are the tight boxes of masks: figures of boxes are then "from mask"."""
+    is_gated: bool = False
+    """A wrong "no target" is a miss in every figure: answers do not say what was proposed before it, or by wish."""
+    num_gated: int = 0
+    """Samples with a wrong "no target" and nothing else."""
+    num_found: int = 0
+    """Answered targets, those before a "no target" as far as they are known."""
+    num_unframed: int = 0
+    """Those of them that are not known in the frame of their model."""
 
     @property
     def num_samples(self) -> int:
@@ -64,12 +72,17 @@ class RunReport:
     problems: Mapping[str, Mapping[str, LineProblems]] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     """With the run that was given for comparison, split by split."""
+    warnings: tuple[str, ...] = ()
+    """What looks wrong about the answers as a whole."""
 
 
 def report_split(result: SplitScores, conventions: Sequence[str] = (ORIGINAL,)) -> SplitReport:
     """All figures of one split."""
     scores = result.scores
     by_convention = {name: measure(scores, name) for name in conventions}
+    found, from_mask, framed = (
+        int(result.table[name].to_numpy().sum()) for name in ("num_found", "num_from_mask", "num_framed")
+    )
     return SplitReport(
         name=result.name,
         overall=by_convention[ORIGINAL],
@@ -82,13 +95,12 @@ def report_split(result: SplitScores, conventions: Sequence[str] = (ORIGINAL,)) 
         size=result.size,
         total=result.total,
         seconds=result.seconds,
-        from_masks=_share_from_masks(result),
+        from_masks=from_mask / found if found else 0.0,
+        is_gated=result.is_gated,
+        num_gated=result.num_gated,
+        num_found=found,
+        num_unframed=found - framed,
     )
-
-
-def _share_from_masks(result: SplitScores) -> float:
-    from_mask, found = (int(result.table[name].to_numpy().sum()) for name in ("num_from_mask", "num_found"))
-    return from_mask / found if found else 0.0
 
 
 def report_run(run: Run, comparisons: Sequence[Comparison] = ()) -> RunReport:
@@ -100,6 +112,7 @@ def report_run(run: Run, comparisons: Sequence[Comparison] = ()) -> RunReport:
         splits=tuple(report_split(split, run.scoring.conventions) for split in run.splits),
         problems=run.problems,
         comparisons=tuple(comparisons),
+        warnings=run.warnings,
     )
 
 
@@ -124,6 +137,7 @@ def report_document(report: RunReport) -> dict[str, object]:
             file: {sort: {"count": one.count, "first": list(one.first)} for sort, one in sorts.items()}
             for file, sorts in report.problems.items()
         },
+        "warnings": list(report.warnings),
         "comparison": {one.name: _comparison_document(one) for one in report.comparisons},
     }
 
@@ -157,6 +171,9 @@ def _split_document(split: SplitReport) -> dict[str, object]:
         "failures": [{"id": sample, "error": error} for sample, error in split.failures],
         "counted_as_wrong": split.num_wrong,
         "boxes_from_masks": split.from_masks,
+        "gated": split.is_gated,
+        "gated_answers": split.num_gated,
+        "answers_without_frame": split.num_unframed,
         "size": split.size,
         "total": split.total,
         "seconds": round(split.seconds, 3),
@@ -171,6 +188,7 @@ def _comparison_document(comparison: Comparison) -> dict[str, object]:
     return {
         "samples": comparison.num_samples,
         "left_out": comparison.num_left_out,
+        "gated": comparison.is_gated,
         "metrics": {
             name: {
                 "this": one.this,
@@ -199,6 +217,26 @@ def about_boxes(report: SplitReport) -> str:
     if not report.from_masks:
         return ""
     return f"from mask: {percent(report.from_masks)} % of the answered boxes are the tight boxes of masks"
+
+
+def about_gate(report: SplitReport) -> str:
+    """Why every figure is after the gate, if it is; else nothing."""
+    if not report.is_gated:
+        return ""
+    return (
+        f'gated: {report.num_gated} answers are a wrong "no target" and misses in every figure: they do not say what '
+        "was proposed before it, as lines of refcli predict do"
+    )
+
+
+def about_frame(report: SplitReport) -> str:
+    """What `oneref384` cannot know of these answers; nothing where it is not measured, or knows all."""
+    if ONEREF384 not in report.conventions or not report.num_unframed:
+        return ""
+    return (
+        f"{ONEREF384}: {report.num_unframed} of {report.num_found} answered targets come without the frame of their "
+        "model; what they cover of its padding cannot be known and costs nothing here, so figures may be too high"
+    )
 
 
 def percent(value: float | None) -> str:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
+import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from refcli.data.reading.json_files import parse_json
 from refcli.errors import DataError
 from refcli.evaluation.conventions import CONVENTIONS, ORIGINAL, frames_of
-from refcli.evaluation.sample_table import ROW, SampleTable, Scores
+from refcli.evaluation.mask_frames import FRAMES
+from refcli.evaluation.sample_table import ROW, TYPES, SampleTable, Scores, check_table, gated_table, overlap_columns
 from refcli.evaluation.scores import SCORE_THRESHOLD
 from refcli.files import write_atomically
 
@@ -28,7 +32,11 @@ MOST_LISTED = 50
 _FACTS = b"refcli"
 """Key of the facts about the run in the file's metadata."""
 
+MOST_UNPACKED = 1000
+"""A file unpacks to at most so many times its size; columns in which all values are equal take next to nothing."""
+
 Missing: TypeAlias = Literal["error", "wrong"]
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class Scoring:
     """Boxes of GREC have at least this score."""
     missing: Missing = "error"
     """What a sample without a usable answer is: left out as an error, or wrong in every figure."""
+    gated: bool = False
+    """Every figure is of what a user sees: a wrong "no target" discards boxes and masks."""
 
     @property
     def frames(self) -> tuple[str, ...]:
@@ -74,6 +84,25 @@ class SplitScores:
     total: int
     """Samples of the split."""
     seconds: float
+    all_gated: bool = False
+    """`gated_run` has seen to it that every figure is gated."""
+
+    @property
+    def num_gated(self) -> int:
+        """Samples that count, mean something, and are answered "no target" without the candidates."""
+        return int(pc.sum(pc.and_(self.table["is_gated"], self.table["counts"])).as_py() or 0)
+
+    @property
+    def num_discarded(self) -> int:
+        """Samples that count, mean something, and are answered "no target" with known candidates."""
+        table = self.table.filter(self.table["counts"])
+        is_discarded = pc.and_(table["says_none"], pc.greater(table["num_targets"], 0))
+        return int(pc.sum(pc.and_(is_discarded, pc.greater(table["num_found"], 0))).as_py() or 0)
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether a wrong "no target" is a miss in figures that are elsewhere of what was proposed before it."""
+        return self.all_gated or self.num_gated > 0
 
     @property
     def scores(self) -> Scores:
@@ -108,6 +137,14 @@ class Run:
     splits: tuple[SplitScores, ...]
     problems: Mapping[str, Mapping[str, LineProblems]] = field(default_factory=dict)
     """By prediction file and sort."""
+    warnings: tuple[str, ...] = ()
+    """What looks wrong about the answers as a whole."""
+
+
+def gated_run(run: Run) -> Run:
+    """The same run with every figure of what a user sees: a wrong "no target" discards boxes and masks."""
+    splits = tuple(replace(split, table=gated_table(split.table), all_gated=True) for split in run.splits)
+    return replace(run, splits=splits, scoring=replace(run.scoring, gated=True))
 
 
 def write_run(run: Run, path: Path) -> None:
@@ -117,14 +154,43 @@ def write_run(run: Run, path: Path) -> None:
         "schema": PER_SAMPLE_SCHEMA,
         "weights": run.weights,
         "precision": run.precision,
-        "scoring": asdict(run.scoring),
+        "scoring": {name: value for name, value in asdict(run.scoring).items() if name != "gated" or value},
         "splits": {s.name: {"size": s.size, "total": s.total, "seconds": s.seconds} for s in run.splits},
         "problems": {file: {sort: asdict(one) for sort, one in sorts.items()} for file, sorts in run.problems.items()},
+        **({"warnings": run.warnings} if run.warnings else {}),
     }
     table = pa.concat_tables(tables).replace_schema_metadata({_FACTS: json.dumps(facts).encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     write_atomically(path, sink.getvalue().to_pybytes())
+
+
+class _SplitFacts(msgspec.Struct):
+    size: _Count
+    total: _Count
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+
+
+class _ScoringFacts(msgspec.Struct):
+    conventions: list[str]
+    score_threshold: float
+    missing: Missing
+    gated: bool = False
+
+
+class _ProblemFacts(msgspec.Struct):
+    count: _Count
+    first: list[str]
+
+
+class _Facts(msgspec.Struct):
+    schema: str
+    weights: str
+    precision: str | None
+    scoring: _ScoringFacts
+    splits: dict[str, _SplitFacts]
+    problems: dict[str, dict[str, _ProblemFacts]]
+    warnings: list[str] = []
 
 
 def read_run(path: Path) -> Run:
@@ -135,35 +201,103 @@ def read_run(path: Path) -> Run:
     """
     file = path / PER_SAMPLE if path.is_dir() else path
     try:
-        table = pq.read_table(file)
-        facts = json.loads((table.schema.metadata or {})[_FACTS])
-        if facts["schema"] != PER_SAMPLE_SCHEMA or not set(facts["scoring"]["conventions"]) <= CONVENTIONS.keys():
-            raise ValueError(f"its schema is {facts['schema']!r}")
-        return _run_of(table, facts)
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise DataError(
-            f"this is no per-sample file of refcli evaluate: {error}",
-            where=str(file),
-            hint=f"give the --out folder of an evaluation, or its {PER_SAMPLE}",
-        ) from error
+        with pq.ParquetFile(file) as parquet:
+            facts = _facts_in(parquet, where=str(file))
+            return _run_of(_table_in(parquet, file.stat().st_size), facts)
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
+        raise _no_run(file, str(error) or type(error).__name__) from error
+    except DataError as error:
+        raise _no_run(file, error.message) from error
 
 
-def _run_of(table: pa.Table, facts: Mapping[str, Any]) -> Run:
-    scoring = facts["scoring"] | {"conventions": tuple(facts["scoring"]["conventions"])}
-    table = table.replace_schema_metadata(None)
+def _no_run(file: Path, reason: str) -> DataError:
+    return DataError(
+        f"this is no per-sample file of refcli evaluate: {reason}",
+        where=str(file),
+        hint=f"give the --out folder of an evaluation, or its {PER_SAMPLE}",
+    )
+
+
+def _facts_in(parquet: pq.ParquetFile, *, where: str) -> _Facts:
+    metadata = parquet.metadata.metadata or {}
+    if _FACTS not in metadata:
+        raise ValueError("it says nothing about a run")
+    facts = parse_json(metadata[_FACTS], _Facts, where=where)
+    if facts.schema != PER_SAMPLE_SCHEMA:
+        raise ValueError(f"its schema is {facts.schema!r}")
+    conventions = facts.scoring.conventions
+    if ORIGINAL not in conventions or not set(conventions) <= CONVENTIONS.keys():
+        raise ValueError(f"its conventions are {', '.join(conventions) or 'none'}")
+    if not facts.splits:
+        raise ValueError("it has no split")
+    for name, sorts in facts.problems.items():
+        for problem in sorts.values():
+            if not all(re.match(rf"{re.escape(name)}:[0-9]{{1,18}}: ", line) for line in problem.first):
+                raise ValueError(f"its problems of {name} name no lines")
+    return facts
+
+
+def _table_in(parquet: pq.ParquetFile, num_bytes: int) -> pa.Table:
+    """All columns that may be of use, of a file that can hold what it says it does."""
+    metadata = parquet.metadata
+    unpacked = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    if metadata.num_rows > num_bytes or unpacked > MOST_UNPACKED * num_bytes:
+        raise ValueError(f"{num_bytes} bytes cannot hold {metadata.num_rows} samples")
+    counts = [name for frame in FRAMES for name in overlap_columns(frame)]
+    known = {"split", ROW, *TYPES, *counts}
+    return parquet.read(columns=[name for name in parquet.schema_arrow.names if name in known], use_threads=False)
+
+
+def _run_of(table: pa.Table, facts: _Facts) -> Run:
+    scoring = Scoring(
+        conventions=tuple(dict.fromkeys(facts.scoring.conventions)),
+        score_threshold=facts.scoring.score_threshold,
+        missing=facts.scoring.missing,
+        gated=facts.scoring.gated,
+    )
+    if "split" not in table.column_names:
+        raise ValueError("there is no column 'split'")
+    names = table["split"].cast(pa.string())
+    if not set(pc.unique(names).to_pylist()) <= facts.splits.keys():
+        raise ValueError("samples are of a split that it does not know")
+    table = _with_added(check_table(table.replace_schema_metadata(None), scoring.frames), facts.precision)
+    parts = {name: table.filter(pc.equal(names, name)) for name in facts.splits}
+    for name, part in parts.items():
+        if len(part) > facts.splits[name].size:
+            raise ValueError(f"it has {len(part)} of {facts.splits[name].size} samples of {name}")
     return Run(
-        weights=facts["weights"],
-        precision=facts["precision"],
-        scoring=Scoring(**scoring),
+        weights=facts.weights,
+        precision=facts.precision,
+        scoring=scoring,
         splits=tuple(
-            SplitScores(name, table.filter(pc.equal(table["split"], name)).drop_columns(["split"]), **about)
-            for name, about in facts["splits"].items()
+            SplitScores(name, parts[name], about.size, about.total, about.seconds, scoring.gated)
+            for name, about in facts.splits.items()
         ),
         problems={
-            file: {sort: LineProblems(one["count"], tuple(one["first"])) for sort, one in sorts.items()}
-            for file, sorts in facts["problems"].items()
+            file: {sort: LineProblems(one.count, tuple(one.first)) for sort, one in sorts.items()}
+            for file, sorts in facts.problems.items()
         },
+        warnings=tuple(facts.warnings),
     )
+
+
+def _with_added(table: pa.Table, precision: str | None) -> pa.Table:
+    """The table with the columns that files of earlier versions lack.
+
+    What those lack of an answer of a model is nothing: all that it proposed was scored. Of a line of a file that says
+    "no target", it was what would have been answered else.
+    """
+    says_none, is_answered = table["says_none"], pc.is_null(table["error"])
+    if "states_none" not in table.column_names:
+        stated = pc.and_(is_answered, pc.or_(says_none, table["knows_existence"]))
+        table = table.append_column("states_none", pc.if_else(stated, says_none, pa.scalar(None, pa.bool_())))
+    if "num_framed" not in table.column_names:
+        table = table.append_column("num_framed", pa.array([0] * len(table), pa.int32()))
+    if "is_gated" not in table.column_names:
+        is_empty = pc.and_(pc.equal(table["num_found"], 0), pc.greater(table["num_targets"], 0))
+        is_gated = pc.and_(pc.and_(is_answered, says_none), pc.and_(is_empty, precision is None))
+        table = table.append_column("is_gated", is_gated)
+    return table
 
 
 def merge_runs(parts: Mapping[str, Run]) -> Run:
@@ -189,7 +323,8 @@ def merge_runs(parts: Mapping[str, Run]) -> Run:
         for file, sorts in run.problems.items():
             _add_problems(problems.setdefault(file, {}), sorts, file)
     splits = tuple(_merge_split(name, parts) for name in names)
-    return replace(first, splits=splits, problems=problems)
+    warnings = tuple(dict.fromkeys(warning for run in parts.values() for warning in run.warnings))
+    return replace(first, splits=splits, problems=problems, warnings=warnings)
 
 
 def _add_problems(together: dict[str, LineProblems], part: Mapping[str, LineProblems], file: str) -> None:
@@ -221,18 +356,22 @@ def _merge_split(name: str, parts: Mapping[str, Run]) -> SplitScores:
             hint="evaluate every part on the same store with the same --limit",
         )
     table = pa.concat_tables([split.table for _, split in found]).sort_by(ROW)
-    rows = table[ROW].to_pylist()
-    expected = range(found[0][1].size)
-    if rows != list(expected):
-        twice = sorted({one for one, other in pairwise(rows) if one == other})
-        missing = sorted(set(expected) - set(rows))
+    size, rows = found[0][1].size, table[ROW].to_numpy()
+    if len(rows) != size or not np.array_equal(rows, np.arange(len(rows))):
+        once = np.unique(rows)
+        twice, once = rows[1:][rows[1:] == rows[:-1]], once[once < size]
+        missing = np.flatnonzero(once != np.arange(len(once)))[:1]  # the first gap
+        first = int(missing[0]) if len(missing) else len(once)
         raise DataError(
-            f"{name} has {len(expected)} samples; {len(missing)} are in no part, {len(twice)} in more than one",
-            where=f"rows {_shown(missing or twice)}",
+            f"{name} has {size} samples; {size - len(once)} are in no part, {len(np.unique(twice))} in more than one",
+            where=f"the first in none is {first}" if len(once) < size else f"rows {_shown(twice)}",
             hint="give every --shard I/N exactly once",
         )
     return replace(found[0][1], table=table, seconds=sum(split.seconds for _, split in found))
 
 
-def _shown(rows: list[int]) -> str:
+def _shown(rows: np.ndarray) -> str:
+    """The first and the last of row numbers; none where all are beyond the split."""
+    if not len(rows):
+        return "beyond the last sample"
     return f"{rows[0]}..{rows[-1]}" if len(rows) > 1 else str(rows[0])

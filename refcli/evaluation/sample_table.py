@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from refcli.evaluation.mask_frames import IMAGE, Overlap
 from refcli.evaluation.scores import SampleScore
 
 ROWS_AT_ONCE = 4096
+_ROUNDING = 1e-9
+_MOST_PIXELS = 1 << 40
 TYPES: Mapping[str, pa.DataType] = {
     "id": pa.string(),
     "image": pa.string(),
@@ -41,8 +44,62 @@ TYPES: Mapping[str, pa.DataType] = {
     "mask_iou": pa.float64(),
 }
 """Columns that a `SampleScore` has."""
+ADDED = ("states_none", "num_framed", "is_gated")
+"""Columns that files of earlier versions lack."""
+MAY_BE_NULL = ("error", "states_none")
 ROW = "row"
 """Place of the sample in its split, from 0."""
+
+
+def check_table(table: pa.Table, frames: Sequence[str]) -> pa.Table:
+    """The columns of a table from outside, of the right types and with plausible values.
+
+    Args:
+        table: all of `ROW`, `TYPES` (where `ADDED` may be missing) and the counts of the frames, or more.
+        frames: the frames that must be there.
+
+    Raises:
+        ValueError: a column is missing, or holds values that no evaluation gives.
+        pa.ArrowException: a column is of another type, or damaged.
+    """
+    counts = {name: pa.int64() for frame in frames for name in overlap_columns(frame)}
+    columns = {}
+    for name, kind in {ROW: pa.int64(), **TYPES, **counts}.items():
+        if name not in table.column_names:
+            if name in ADDED:
+                continue
+            raise ValueError(f"there is no column {name!r}")
+        column = table[name].cast(kind)
+        if column.null_count and name not in MAY_BE_NULL:
+            raise ValueError(f"the column {name!r} has nulls")
+        if pa.types.is_integer(kind) and (pc.min(column).as_py() or 0) < 0:
+            raise ValueError(f"the column {name!r} has numbers below 0")
+        columns[name] = column
+    for name in ("box_iou", "box_iou_oneref384"):
+        if not np.all(np.isnan(columns[name]) | (np.abs(columns[name].to_numpy() - 0.5) <= 0.5 + _ROUNDING)):
+            raise ValueError(f"the column {name!r} has numbers beyond 0..1")
+    for frame in frames:
+        intersection, union, truth = (columns[name].to_numpy() for name in overlap_columns(frame))
+        if (intersection > truth).any() or (truth > union).any() or (union > _MOST_PIXELS).any():
+            raise ValueError(f"pixel counts of the frame {frame!r} contradict each other")
+    checked = pa.table(columns)
+    checked.validate(full=True)
+    return checked
+
+
+def gated_table(table: pa.Table) -> pa.Table:
+    """The same samples as a user sees the answers: after a wrong "no target" there is no box and no mask."""
+    is_wrong_none = _existence(table)[0] & (table["num_targets"].to_numpy() > 0) & table["error"].is_null().to_numpy()
+    columns = {name: table[name] for name in table.column_names}
+    columns["is_gated"] = pa.array(is_wrong_none)
+    for name in ("rank_any", "rank_union", *(name for name in columns if name.startswith("intersection"))):
+        columns[name] = pc.if_else(is_wrong_none, pa.scalar(0, TYPES.get(name, pa.int64())), columns[name])
+    for name in ("box_iou", "box_iou_oneref384"):
+        iou = columns[name].to_numpy()
+        columns[name] = pa.array(np.where(is_wrong_none & ~np.isnan(iou), 0.0, iou))
+    for name in filter(_is_union, list(columns)):
+        columns[name] = pc.if_else(is_wrong_none, columns[name.replace("union", "truth")], columns[name])
+    return pa.table(columns).select(table.column_names)
 
 
 def overlap_columns(frame: str) -> tuple[str, ...]:
@@ -148,10 +205,8 @@ class Scores:
             name.removeprefix("union").removeprefix("_") or IMAGE for name in table.column_names if _is_union(name)
         ]
         return cls(
-            image=np.unique(np.array(table["image"].to_pylist(), dtype=np.str_), return_inverse=True)[1].astype(
-                np.int64
-            ),
-            kind=np.array(table["kind"].to_pylist(), dtype=np.str_),
+            image=_numbered(table["image"].to_pylist()),
+            kind=np.array(table["kind"].to_pylist(), dtype=np.object_),
             mask_is_known=_masks_known(table),
             overlaps={
                 frame: Overlaps(*(table[name].to_numpy() for name in overlap_columns(frame))) for frame in frames
@@ -175,6 +230,12 @@ class Scores:
             for frame, part in self.overlaps.items()
         }
         return Scores(overlaps=overlaps, **columns)
+
+
+def _numbered(names: list[str]) -> np.ndarray:
+    """Equal names have equal numbers, in the order of the names."""
+    number = {name: at for at, name in enumerate(sorted(set(names)))}
+    return np.array([number[name] for name in names], dtype=np.int64)
 
 
 def _existence(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

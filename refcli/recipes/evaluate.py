@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +12,16 @@ from refcli.errors import ExitCode, UsageError
 from refcli.evaluation.cases import Cases, ask_again, choose_cases, find_answers, make_cases
 from refcli.evaluation.comparison import compare_runs
 from refcli.evaluation.evaluate import evaluate_split
+from refcli.evaluation.output_folder import PAGE, SUMMARY, write_summary
 from refcli.evaluation.prediction_file import score_file
 from refcli.evaluation.report import RunReport, SplitReport, report_document, report_run
-from refcli.evaluation.run_file import PER_SAMPLE, Run, Scoring, merge_runs, read_run, write_run
+from refcli.evaluation.run_file import PER_SAMPLE, Run, Scoring, gated_run, merge_runs, read_run, write_run
 from refcli.evaluation.shards import Shard
 from refcli.evaluation.truth import PassingSplit
-from refcli.files import write_atomically
 from refcli.inference.device import Precision
 from refcli.inference.predictor import Predictor
 from refcli.weights.locate import BUILTIN, RUN_WEIGHTS, resolve
 
-SUMMARY, PAGE = "summary.json", "report.html"
 OnSample = Callable[[str, int, int], None]
 """Called with (split, samples done, samples of this part) after each sample."""
 
@@ -54,19 +52,35 @@ class Evaluation:
         return ExitCode.OK if is_whole else ExitCode.PARTIAL
 
     def compared_with(self, other: Run) -> Evaluation:
-        """The same, with a comparison to another run."""
+        """The same, with a comparison to another run; both are gated if this one was to be.
+
+        Raises:
+            DataError: they cannot be compared.
+        """
+        if self.run.scoring.gated:
+            other = gated_run(other)
         report = replace(self.report, comparisons=tuple(compare_runs(self.run, other)))
         return replace(self, report=report, document=report_document(report), other=other.weights)
 
-    def write(self, out: Path) -> None:
-        """Write every sample and then the figures into a folder, each file whole or not at all.
+    def write(self, out: Path, *, with_page: bool = False, force: bool = False) -> Evaluation:
+        """Write the figures and every sample into a folder, each file whole or not at all.
 
-        A page that is there tells of other figures, and is removed.
+        Args:
+            out: a folder that is missing or empty.
+            with_page: a report will be written beside them.
+            force: the folder may hold an earlier evaluation, which is replaced.
+
+        Returns:
+            The same, with the files in its document.
+
+        Raises:
+            UsageError: something in the folder would be lost.
         """
-        out.mkdir(parents=True, exist_ok=True)
-        (out / PAGE).unlink(missing_ok=True)
+        files = sorted([PER_SAMPLE, SUMMARY, *([PAGE] if with_page else [])])
+        document = {**self.document, "files": files}
+        write_summary(out, document, files, force=force)
         write_run(self.run, out / PER_SAMPLE)
-        write_atomically(out / SUMMARY, (json.dumps(self.document, indent=2) + "\n").encode())
+        return replace(self, document=document)
 
 
 def evaluate(
@@ -97,7 +111,7 @@ def evaluate(
         shard: only a part of these.
         scoring: conventions and thresholds; None: the default ones.
         num_cases: so many of the worst samples, and as many at random, are kept with their answers.
-        out: a folder for summary.json and per_sample.parquet.
+        out: a missing or empty folder for summary.json and per_sample.parquet.
         on_sample: told of progress.
 
     Raises:
@@ -160,7 +174,7 @@ def evaluate_file(
         shard: only a part of these.
         scoring: conventions and thresholds; None: the default ones.
         num_cases: so many of the worst samples, and as many at random, are kept with their answers.
-        out: a folder for summary.json and per_sample.parquet.
+        out: a missing or empty folder for summary.json and per_sample.parquet.
         on_sample: told of progress.
 
     Raises:
@@ -198,11 +212,10 @@ def merge_evaluations(parts: Sequence[Path], *, out: Path | None = None) -> Eval
 
 
 def _evaluation(run: Run, out: Path | None, cases: Mapping[str, Cases] | None = None) -> Evaluation:
+    run = gated_run(run) if run.scoring.gated else run
     report = report_run(run)
     evaluation = Evaluation(run, report, report_document(report), cases)
-    if out is not None:
-        evaluation.write(out)
-    return evaluation
+    return evaluation if out is None else evaluation.write(out)
 
 
 def _open_splits(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from refcli.evaluation.html_report import render_report
+from refcli.evaluation.output_folder import page_place
 from refcli.files import write_atomically
-from refcli.recipes.evaluate import PAGE, Evaluation
+from refcli.recipes.evaluate import Evaluation
 
 
 def write_report(evaluation: Evaluation, out: Path) -> Path:
@@ -15,8 +16,12 @@ def write_report(evaluation: Evaluation, out: Path) -> Path:
     The page needs no other file and no network: figures with intervals, slices, plots, published rows, a comparison,
     failures, and the evaluation's cases drawn on their pictures. It has no times in it: the same samples and answers
     give the same bytes. With the default number of cases it stays below 5 MB.
+
+    Raises:
+        UsageError: a page is there that no evaluation of refcli wrote.
     """
     page = render_report(evaluation.run, evaluation.report, evaluation.cases, other=evaluation.other)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / PAGE, page)
-    return out / PAGE
+    path = page_place(out)
+    write_atomically(path, page)
+    return path

@@ -212,8 +212,11 @@ def test_the_last_system_is_looked_for_before_the_first_is_scored(refcli, truth,
         assert not (tmp_path / "out").exists()
 
 
-def test_results_that_cannot_be_written_are_told_without_a_bug(refcli, truth, tmp_path):
-    (tmp_path / "out" / "summary.json").mkdir(parents=True)
+def test_results_that_cannot_be_written_are_told_without_a_bug(refcli, truth, tmp_path, monkeypatch):
+    def write_run(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("refcli.recipes.evaluate.write_run", write_run)
     code, out, err = refcli("--predictions", truth, "--out", tmp_path / "out")
     assert (code, out) == (1, "")
     assert "the results cannot be written" in err

@@ -58,7 +58,7 @@ def test_a_page_of_other_figures_does_not_stay(refcli, store, truth, tmp_path):
     asked = ("--data", store, "--split", SPLIT, "--predictions", truth, "--out", tmp_path / "out")
     refcli(*asked, "--report", "--cases", "0")
     assert (tmp_path / "out" / "report.html").is_file()
-    assert refcli(*asked)[0] == 0
+    assert refcli(*asked, "--force")[0] == 0
     assert not (tmp_path / "out" / "report.html").exists()
 
 

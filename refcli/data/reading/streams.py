@@ -131,15 +131,16 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def read_byte_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """As `read_lines`, undecoded: for formats that must be UTF-8."""
+def read_byte_lines(path: Path, *, max_line_bytes: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """As `read_lines`, undecoded: for formats that must be UTF-8. A line may have 64 MiB, or `max_line_bytes`."""
+    longest = MAX_LINE_BYTES if max_line_bytes is None else max_line_bytes
     with open_binary(path, max_bytes=MAX_STREAM_BYTES) as stream:
         number = 0
-        while line := stream.readline(MAX_LINE_BYTES + 1):
+        while line := stream.readline(longest + 1):
             number += 1
-            if len(line) > MAX_LINE_BYTES:
+            if len(line) > longest:
                 raise DataError(
-                    f"line {number} is longer than {MAX_LINE_BYTES >> 20} MiB",
+                    f"line {number} is longer than {longest >> 20} MiB",
                     where=str(path),
                     hint="this file holds one record per line; is it one JSON document instead?",
                 )

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import os
+import stat
 import struct
+import sys
 import threading
-import warnings
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from refcli.data.decoding_memory import BYTES_OF_MODE, DECODER_BYTES, check_completeness, decoding_bytes
 from refcli.errors import ImageError
 
 MAX_PIXELS = 200_000_000
 """Larger pictures are refused before they are decoded (a small file can claim any size)."""
+MAX_DECODING_BYTES = 1_000_000_000
+"""Memory that decoding one image may need, and all threads that decode at a time together."""
+LARGE_PIXELS = 50_000_000
+"""Images of more pixels are reduced where `open_scaled` reads them; all others keep every pixel."""
+_LARGE_BYTES = 1 << 27
+"""Memory of a decoded image that is given back to the system at once."""
+REDUCED_SIDE = 3072
+"""A reduced image keeps a longer side of at least this many pixels, several times what any model sees."""
 
 _ORIENTATION = 0x0112
 _TURNED = range(2, 9)
@@ -27,6 +41,22 @@ _HEADER_IS_ENOUGH = frozenset({"JPEG", "MPO", "WEBP", "BMP", "GIF"})
 """Formats whose orientation is known before the pixels (a PNG may have it behind them, Pillow turns TIFFs itself)."""
 _WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _HIGH_RANGE = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image of an EXIF orientation upright."""
+_LEVELS_OF_16_BITS = np.rint(np.arange(1 << 16) * (255.0 / 65535.0)).astype(np.uint8)
+_BAND_PIXELS = 1 << 21
+"""Pixels that are converted at a time where a conversion needs several copies."""
+
+_REDUCED_FIRST = frozenset({"I", "F"})
+"""Modes that are averaged before they become 8 bits: their conversion is slow."""
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -44,7 +74,65 @@ _BROKEN = (
 )
 """What Pillow's decoders raise on damaged files."""
 
-_pillow_limit = threading.Lock()
+
+class _NoPillowLimit:
+    """A context in which Pillow's own limit is off, which warns from 89 megapixels on: `MAX_PIXELS` holds instead."""
+
+    def __init__(self) -> None:
+        self.reset()
+        _after_fork(self.reset)
+
+    def reset(self) -> None:
+        """Forget all threads: a forked process has none of them."""
+        self._lock = threading.Lock()
+        self._num_inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._num_inside:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._num_inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if not self._num_inside:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+class _Budget:
+    """Bytes that all threads share: who needs more than is left waits, and one is always let through."""
+
+    def __init__(self) -> None:
+        self.reset()
+        _after_fork(self.reset)
+
+    def reset(self) -> None:
+        """Forget all threads: a forked process has none of them."""
+        self._free = threading.Condition()
+        self._held = 0
+
+    @contextmanager
+    def hold(self, num_bytes: int) -> Iterator[None]:
+        """Wait for a part of the budget and hold it."""
+        with self._free:
+            self._free.wait_for(lambda: not self._held or self._held + num_bytes <= MAX_DECODING_BYTES)
+            self._held += num_bytes
+        try:
+            yield
+        finally:
+            with self._free:
+                self._held -= num_bytes
+                self._free.notify_all()
+
+
+def _after_fork(reset: Callable[[], None]) -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=reset)
+
+
+_no_pillow_limit = _NoPillowLimit()
+_budget = _Budget()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +155,16 @@ class ImageFacts:
         return (self.height, self.width) if self.orientation in _SIDEWAYS else self.size
 
 
+@dataclass(frozen=True, slots=True)
+class ScaledImage:
+    """An upright RGB image, which is reduced if its file has more than `LARGE_PIXELS` pixels."""
+
+    image: Image.Image
+    width: int
+    height: int
+    """Of the upright file in pixels: the frame of boxes and masks."""
+
+
 def read_image(source: str | Path | bytes, *, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """Read a picture as RGB: EXIF orientation applied, transparency laid over white, high bit depths scaled down.
 
@@ -75,27 +173,28 @@ def read_image(source: str | Path | bytes, *, name: str | None = None) -> UInt8[
         name: what to call the picture in an error; default the path.
 
     Raises:
-        ImageError: there is no such file, it is no picture, it is damaged or larger than `MAX_PIXELS`.
+        ImageError: there is no such file, it is no picture, it is damaged, larger than `MAX_PIXELS`, or decoding it
+            needs more than `MAX_DECODING_BYTES`.
     """
-    return np.array(open_image(source, name=name))
+    image = _decoded(source, name, lambda size: 1, spare_bytes=3).image
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top, bottom in _bands(image, 1):
+        whole = (0, top, image.width, bottom)
+        pixels[top:bottom] = np.asarray(image if whole == (0, 0, *image.size) else image.crop(whole))
+    return pixels
 
 
 def open_image(source: str | Path | bytes, *, name: str | None = None) -> Image.Image:
     """As `read_image`, but a decoded Pillow image of mode RGB."""
-    where = name or ("picture bytes" if isinstance(source, bytes) else str(source))
-    with _opened(source, where) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(
-                f"the picture has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} million",
-                where=where,
-                hint="scale it down",
-            )
-        try:
-            return _to_rgb(ImageOps.exif_transpose(image))
-        except _BROKEN as error:
-            raise ImageError(
-                f"the picture cannot be decoded: {error}", where=where, hint="fetch or export the file again"
-            ) from error
+    return _decoded(source, name, lambda size: 1).image
+
+
+def open_scaled(source: str | Path | bytes, *, name: str | None = None) -> ScaledImage:
+    """As `open_image` for up to `LARGE_PIXELS` pixels; larger images are reduced by 2, 4, 8 ... as they are decoded.
+
+    For eyes and models, which see far fewer pixels: a JPEG of 200 million pixels then takes a sixteenth of the memory.
+    """
+    return _decoded(source, name, _reduction)
 
 
 def probe(path: Path) -> ImageFacts:
@@ -104,17 +203,12 @@ def probe(path: Path) -> ImageFacts:
     Raises:
         ImageError: as `decode`.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                is_told = image.format in _HEADER_IS_ENOUGH or (image.format == "PNG" and "exif" in image.info)
-                if is_told and image.width * image.height <= MAX_PIXELS:
-                    orientation = _orientation(image)
-                    width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
-                    return ImageFacts(width, height, orientation)
-    except (*_BROKEN, Image.DecompressionBombWarning):
-        return decode(path)  # which names the reason
+    with _opened(path, str(path)) as image:
+        is_told = image.format in _HEADER_IS_ENOUGH or (image.format == "PNG" and "exif" in image.info)
+        if is_told and image.width * image.height <= MAX_PIXELS:
+            orientation = _orientation(image)
+            width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
+            return ImageFacts(width, height, orientation)
     return decode(path)
 
 
@@ -124,52 +218,172 @@ def decode(path: Path) -> ImageFacts:
     Raises:
         ImageError: there is no such file, it is no picture, damaged or too large.
     """
-    width, height = open_image(path).size
+    whole = open_scaled(path)
     with _opened(path, str(path)) as image:
-        return ImageFacts(width, height, _orientation(image))
+        return ImageFacts(whole.width, whole.height, _orientation(image))
+
+
+def _decoded(
+    source: str | Path | bytes,
+    name: str | None,
+    reduction: Callable[[tuple[int, int]], int],
+    *,
+    spare_bytes: int = 0,
+) -> ScaledImage:
+    """Open, check, decode and convert an image, reduced by the factor that `reduction` chooses for its size.
+
+    `spare_bytes` are needed beside it for every pixel.
+    """
+    where = name or ("picture bytes" if isinstance(source, bytes) else str(source))
+    with _opened(source, where) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(
+                f"the picture has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} million",
+                where=where,
+                hint="scale it down",
+            )
+        try:
+            check_completeness(image)
+            factor = reduction(image.size)
+            # A PNG may have its orientation behind the pixels, and Pillow would decode it to look there.
+            is_turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) != 1
+            num_bytes = decoding_bytes(image, factor, is_turned=is_turned)
+            num_bytes += spare_bytes * image.width * image.height
+            if num_bytes > MAX_DECODING_BYTES:
+                raise ImageError(
+                    f"decoding the image needs {num_bytes / 1e9:.1f} GB "
+                    f"({image.width} x {image.height} pixels, {image.format} {image.mode}), "
+                    f"more than {MAX_DECODING_BYTES / 1e9:.1f}",
+                    where=where,
+                    hint="scale it down, or save it as an 8-bit RGB JPEG",
+                )
+            with _budget.hold(num_bytes), _no_pillow_limit:
+                scaled = _upright(image, factor)
+                if num_bytes >= _LARGE_BYTES:
+                    _return_memory()
+                return scaled
+        except _BROKEN as error:
+            raise ImageError(
+                f"the picture cannot be decoded: {error}", where=where, hint="fetch or export the file again"
+            ) from error
+
+
+def _upright(image: Image.Image, factor: int) -> ScaledImage:
+    width, height = image.size
+    if factor > 1:
+        image.draft(image.mode, (-(-width // factor), -(-height // factor)))  # JPEG: the decoder leaves pixels out
+        factor //= max(1, round(width / image.width), round(height / image.height))
+    drafted = image.size
+    image.load()
+    if image.size == drafted[::-1] != drafted:  # Pillow turns TIFFs itself
+        width, height = height, width
+    orientation = _orientation(image)
+    rgb = _reduced(image, factor) if factor > 1 else _to_rgb(image)
+    if rgb is not image:
+        image.close()  # which frees the pixels
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+        width, height = (height, width) if orientation in _SIDEWAYS else (width, height)
+    return ScaledImage(rgb, width, height)
+
+
+def _reduction(size: tuple[int, int]) -> int:
+    """The largest power of two that leaves a large image a longer side of `REDUCED_SIDE`; 1 for all others."""
+    if size[0] * size[1] <= LARGE_PIXELS:
+        return 1
+    return 1 << max(0, (max(size) // REDUCED_SIDE).bit_length() - 1)
 
 
 def _orientation(image: Image.Image) -> int:
-    given = image.getexif().get(_ORIENTATION)
+    try:
+        given = image.getexif().get(_ORIENTATION)
+    except _BROKEN:  # metadata that cannot be read say nothing; the pixels may be whole
+        return 1
     return next((known for known in _TURNED if known == given), 1)
 
 
 def _opened(source: str | Path | bytes, where: str) -> Image.Image:
     if not source:
         raise ImageError("the picture is empty", where=where, hint="fetch or export the file again")
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    # Pillow's own bomb check warns from 89 megapixels on; ours follows as soon as the header is read.
-    with _pillow_limit:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(file)
-        except FileNotFoundError as error:
-            raise ImageError("there is no such picture", where=where, hint="check the path") from error
-        except IsADirectoryError as error:
-            raise ImageError("this is a directory, not a picture", where=where, hint="name a file") from error
-        except PermissionError as error:
-            raise ImageError("the picture may not be read", where=where, hint="check its permissions") from error
-        except UnidentifiedImageError as error:
-            raise ImageError(
-                "the file is not a picture that can be read", where=where, hint="use JPEG, PNG, WebP, TIFF, BMP or GIF"
-            ) from error
-        except _BROKEN as error:
-            raise ImageError(
-                f"the picture cannot be read: {error}", where=where, hint="fetch or export the file again"
-            ) from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    try:
+        with _no_pillow_limit:
+            Image.init()
+            formats = [name for name in DECODER_BYTES if name in Image.OPEN]
+            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else _regular(source), formats=formats)
+    except FileNotFoundError as error:
+        raise ImageError("there is no such picture", where=where, hint="check the path") from error
+    except IsADirectoryError as error:
+        raise ImageError("this is a directory, not a picture", where=where, hint="name a file") from error
+    except PermissionError as error:
+        raise ImageError("the picture may not be read", where=where, hint="check its permissions") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            "the file is not a picture that can be read", where=where, hint="use JPEG, PNG, WebP, TIFF, BMP or GIF"
+        ) from error
+    except _BROKEN as error:
+        raise ImageError(
+            f"the picture cannot be read: {error}", where=where, hint="fetch or export the file again"
+        ) from error
+
+
+def _return_memory() -> None:
+    """Give the pages of a large image back to the system; glibc may keep them for the thread that freed them."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _regular(path: str | Path) -> str | Path:
+    """The path of an ordinary file: opening a pipe waits for its writer, reading a device may never end.
+
+    Raises:
+        OSError: it is none, or there is none.
+        ValueError: no file can have such a name.
+    """
+    mode = os.stat(path).st_mode  # noqa: PTH116 - `path` may be text
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(path)
+    if not stat.S_ISREG(mode):
+        raise OSError("not a regular file")
+    return path
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        image.load()
-        return image if image.info.get("transparency") is None else _over_white(image)
-    if image.mode in _HIGH_RANGE:
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
-    if image.mode in _WITH_ALPHA or image.info.get("transparency") is not None:
-        return _over_white(image)
-    return image.convert("RGB")
+    if image.mode == "RGB" and image.info.get("transparency") is None:
+        return image
+    if not _is_costly(image):
+        return image.convert("RGB")
+    return _reduced(image, 1)
+
+
+def _is_costly(image: Image.Image) -> bool:
+    """Whether the conversion to RGB takes several copies."""
+    return image.mode in _HIGH_RANGE | _WITH_ALPHA or image.info.get("transparency") is not None
+
+
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    """A decoded image as RGB, averaged over squares of `factor` pixels, band by band."""
+    if image.mode in _REDUCED_FIRST and factor > 1:
+        image, factor = image.reduce(factor), 1
+    white = _white_level(image) if image.mode in _HIGH_RANGE else 0.0
+    sheet = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    for top, bottom in _bands(image, factor):
+        band = image.crop((0, top, image.width, bottom))
+        if band.mode in _HIGH_RANGE:
+            band = Image.fromarray(_to_8_bits(np.asarray(band), white)).convert("RGB")
+        elif _is_costly(band):
+            band = _over_white(band)
+        else:
+            band = band.convert("RGB")
+        sheet.paste(band.reduce(factor) if factor > 1 else band, (0, top // factor))
+    return sheet
+
+
+def _bands(image: Image.Image, factor: int) -> Iterator[tuple[int, int]]:
+    """(top, bottom) of horizontal bands, whose heights are multiples of the factor but for the last."""
+    step = max(1, _BAND_PIXELS // image.width // factor) * factor
+    for top in range(0, image.height, step):
+        yield top, min(top + step, image.height)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -178,16 +392,29 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(paper, layer).convert("RGB")
 
 
-def _to_8_bits(values: np.ndarray) -> UInt8[np.ndarray, "height width"]:
-    """Grey values of any range -> 0..255: white is the smallest of 1 (floats), 255 and 65535 that holds the maximum.
+def _white_level(image: Image.Image) -> float:
+    """The grey value that becomes 255: the smallest of 1 (floats), 255 and 65535 that holds the maximum.
 
-    16-bit files are always divided by 257; values beyond 65535 are scaled by their maximum; negative ones are black.
+    16-bit files always have 65535; the maximum itself where it is larger.
     """
-    grey = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0).clip(min=0)
-    top = float(grey.max())
+    if BYTES_OF_MODE.get(image.mode) == np.uint16().itemsize:
+        return 65535.0
+    top = max(
+        float(_finite(np.asarray(image.crop((0, upper, image.width, lower)))).max())
+        for upper, lower in _bands(image, 1)
+    )
+    whites = ([1.0] if image.mode == "F" else []) + [255.0, 65535.0, top]
+    return next(candidate for candidate in whites if top <= candidate)
+
+
+def _to_8_bits(values: np.ndarray, white: float) -> UInt8[np.ndarray, "height width"]:
+    """Grey values of any range -> 0..255; negative ones are black."""
     if values.dtype.itemsize == np.uint16().itemsize:
-        white = 65535.0
-    else:
-        whites = ([1.0] if values.dtype.kind == "f" else []) + [255.0, 65535.0, top]
-        white = next(candidate for candidate in whites if top <= candidate)
-    return np.rint(grey * (255.0 / white)).astype(np.uint8)
+        levels: np.ndarray = _LEVELS_OF_16_BITS[values.astype(np.uint16)]
+        return levels
+    return np.rint(_finite(values) * (255.0 / white)).astype(np.uint8)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    finite: np.ndarray = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0).clip(min=0)
+    return finite

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 from PIL import Image
 
-from refcli.data.image import open_image
+from refcli.data.image import open_scaled
 from refcli.errors import ImageError
 
 SIDE = 8
@@ -94,7 +94,7 @@ def _hash_all(paths: list[Path], workers: int) -> Iterator[int | _Unreadable]:
 
 def _hash_file(path: Path) -> int | _Unreadable:
     try:
-        return difference_hash(open_image(path))
+        return difference_hash(open_scaled(path).image)
     except ImageError as error:
         return _Unreadable(error.message)
 

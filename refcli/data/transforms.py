@@ -45,13 +45,17 @@ class Sample:
 
 
 def letterbox(
-    image: UInt8[np.ndarray, "h w 3"] | Image.Image, tower: TowerSettings
+    image: UInt8[np.ndarray, "h w 3"] | Image.Image, tower: TowerSettings, *, size: tuple[int, int] | None = None
 ) -> tuple[Float32[np.ndarray, "3 model_height model_width"], Frame]:
-    """The evaluation transform of a picture alone, and the frame that leads back to its pixels."""
+    """The evaluation transform of a picture alone, and the frame that leads back to its pixels.
+
+    `size` is the (width, height) of the original where the image is a reduced one; the frame leads to its pixels.
+    """
     source = image if isinstance(image, Image.Image) else Image.fromarray(image)
     model_height, model_width = tower.image_size
-    view = View.whole(source.width, source.height, model_width, model_height)
-    return place(view.picture(source), view.frame), view.frame
+    frame = Frame.fit(*(size or source.size), model_width, model_height)
+    view = View((0, 0, *source.size), False, frame)
+    return place(view.picture(source), frame), frame
 
 
 def place(picture: Image.Image, frame: Frame) -> Float32[np.ndarray, "3 model_height model_width"]:

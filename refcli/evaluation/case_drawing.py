@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 
 from refcli.contracts.example import RLE
-from refcli.data.image import read_image
+from refcli.data.image import LARGE_PIXELS, open_scaled
 from refcli.evaluation.box_overlaps import Box, is_finite
 from refcli.evaluation.cases import Case
-from refcli.geometry.masks import decode_mask, union_masks
+from refcli.geometry.masks import decode_mask, scaled_mask, union_masks
 
 Colour = tuple[int, int, int]
 TRUTH: Colour = (0, 140, 255)
@@ -70,7 +70,7 @@ def case_jpeg(case: Case, *, max_bytes: int) -> bytes:
     Raises:
         ImageError: the picture cannot be read.
     """
-    pixels = read_image(case.picture)
+    pixels = np.asarray(open_scaled(case.picture).image)
     side = float(LARGEST_SIDE)
     while len(encoded := _jpeg(draw_case(pixels, case, long_side=round(side)))) > max_bytes and side > SMALLEST_SIDE:
         side = max(side * STEP, SMALLEST_SIDE)
@@ -89,6 +89,8 @@ def _union(masks: Sequence[RLE | None]) -> RLE | None:
 
 def _resized(mask: RLE, size: tuple[int, int]) -> np.ndarray:
     """Bool [height, width] at (width, height)."""
+    if mask.size[0] * mask.size[1] > LARGE_PIXELS:
+        return np.ascontiguousarray(scaled_mask(mask, *size))
     share = cv2.resize(decode_mask(mask).astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
     inside: np.ndarray = share >= 0.5
     return inside

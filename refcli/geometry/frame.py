@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 
 ROWS_AT_ONCE = 64
 """Image rows whose logits are interpolated together: so few that they stay in the processor's cache."""
+COLUMNS_AT_ONCE = 1024
+"""Image columns of a group of `Frame.mask_columns`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +88,36 @@ class Frame:
         bleed into the picture; logits are interpolated bilinearly and are foreground where > 0.
         """
         logits = mask_logits.detach().float().cpu()
-        _, mask_height, mask_width = logits.shape
+        masks = np.empty((len(logits), self.image_height, self.image_width), dtype=np.bool_)
+        for target, plane in enumerate(logits):
+            self._enlarge(plane, slice(None), masks[target])
+        return masks
+
+    def mask_columns(
+        self, mask_logits: Float[Tensor, "mask_height mask_width"]
+    ) -> Iterator[Bool[np.ndarray, "image_height columns"]]:
+        """The same of one target as neighbouring groups of image columns, for images too large for a bitmap."""
+        plane = mask_logits.detach().float().cpu()
+        for start in range(0, self.image_width, COLUMNS_AT_ONCE):
+            part = slice(start, min(start + COLUMNS_AT_ONCE, self.image_width))
+            bitmap = np.empty((self.image_height, part.stop - start), dtype=np.bool_)
+            self._enlarge(plane, part, bitmap)
+            yield bitmap
+
+    def _enlarge(self, plane: Tensor, part: slice, bitmap: np.ndarray) -> None:
+        """Fill the bitmap of some image columns."""
+        mask_height, mask_width = plane.shape
         y0, y1, y_weight = _taps(
             self.image_height, self.resized_height, self.top, mask_height / self.model_height, mask_height
         )
         x0, x1, x_weight = _taps(
             self.image_width, self.resized_width, self.left, mask_width / self.model_width, mask_width
         )
-        masks = np.empty((len(logits), self.image_height, self.image_width), dtype=np.bool_)
-        for target, plane in enumerate(logits):
-            columns = torch.lerp(plane[:, x0], plane[:, x1], x_weight)
-            for start in range(0, self.image_height, ROWS_AT_ONCE):
-                part = slice(start, start + ROWS_AT_ONCE)
-                rows = torch.lerp(columns[y0[part]], columns[y1[part]], y_weight[part, None])
-                masks[target, part] = (rows > 0).numpy()
-        return masks
+        columns = torch.lerp(plane[:, x0[part]], plane[:, x1[part]], x_weight[part])
+        for start in range(0, self.image_height, ROWS_AT_ONCE):
+            band = slice(start, start + ROWS_AT_ONCE)
+            rows = torch.lerp(columns[y0[band]], columns[y1[band]], y_weight[band, None])
+            bitmap[band] = (rows > 0).numpy()
 
     def _offsets(self) -> Float[np.ndarray, " 4"]:
         return np.array([self.left, self.top, self.left, self.top], dtype=np.float64)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import Bool
 from pycocotools import mask as coco
@@ -27,6 +28,30 @@ def encode_mask(mask: Bool[np.ndarray, "height width"]) -> RLE:
     height, width = mask.shape
     encoded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
     return RLE((int(height), int(width)), encoded["counts"])
+
+
+def encode_columns(parts: Iterable[Bool[np.ndarray, "height columns"]], height: int, width: int) -> RLE:
+    """Compress a bitmap that comes as neighbouring groups of columns; equals `encode_mask` of the whole."""
+    edges = [np.zeros(1, dtype=np.int64)]
+    position, last = 0, False
+    for part in parts:
+        pixels = np.concatenate(([last], part.T.ravel()))
+        edges.append(np.flatnonzero(pixels[1:] != pixels[:-1]) + position)
+        position, last = position + part.size, bool(pixels[-1])
+    runs = np.diff(np.concatenate((*edges, [position])))  # the first one is of background, and may be empty
+    return _rle(coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width))
+
+
+def scaled_mask(rle: RLE, width: int, height: int) -> Bool[np.ndarray, "height width"]:
+    """The bitmap of a compressed mask at a smaller size: what covers at least half of a pixel.
+
+    Raises:
+        DataError: as `decode_mask`.
+    """
+    by_column = decode_mask(rle).T.view(np.uint8)  # contiguous, and so resized without a copy
+    small: np.ndarray = cv2.resize(by_column, (height, width), interpolation=cv2.INTER_AREA)
+    bitmap: np.ndarray = small.T.view(np.bool_)
+    return bitmap
 
 
 def decode_mask(rle: RLE) -> Bool[np.ndarray, "height width"]:

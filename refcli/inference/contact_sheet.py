@@ -12,6 +12,8 @@ PAPER = (244, 245, 248)
 INK = (22, 25, 33)
 GUTTER = 24
 TITLE_SIZE = 30
+MAX_HEIGHT_OF_WIDTH = 2
+"""A drawing takes at most so many times its cell's width in height; a taller one is made narrower."""
 
 
 def contact_sheet(
@@ -26,7 +28,7 @@ def contact_sheet(
         title: a headline.
     """
     columns = min(columns, len(drawings))
-    cells = [_scaled(drawing, cell_width) for drawing in drawings]
+    cells = [as_cell(drawing, cell_width) for drawing in drawings]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     width = columns * (cell_width + GUTTER) + GUTTER
     headline: list[str] = []
@@ -41,11 +43,14 @@ def contact_sheet(
         draw.text(position, line, font=font_for(line, TITLE_SIZE), fill=INK)
     for row in rows:
         for column, cell in enumerate(row):
-            sheet.paste(cell, (GUTTER + column * (cell_width + GUTTER), top))
+            margin = (cell_width - cell.width) // 2
+            sheet.paste(cell, (GUTTER + column * (cell_width + GUTTER) + margin, top))
         top += max(cell.height for cell in row) + GUTTER
     return sheet
 
 
-def _scaled(drawing: Image.Image, width: int) -> Image.Image:
-    height = max(1, round(drawing.height * width / drawing.width))
-    return drawing.resize((width, height), Image.Resampling.LANCZOS)
+def as_cell(drawing: Image.Image, width: int) -> Image.Image:
+    """A drawing at the width of a cell, or narrower where it is very tall."""
+    factor = min(width / drawing.width, MAX_HEIGHT_OF_WIDTH * width / drawing.height)
+    size = max(1, round(drawing.width * factor)), max(1, round(drawing.height * factor))
+    return drawing.resize(size, Image.Resampling.LANCZOS)

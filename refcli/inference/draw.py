@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
+from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
-from refcli.geometry.masks import decode_mask
+from refcli.geometry.masks import decode_mask, scaled_mask
 from refcli.inference.lettering import font_for, font_of, line_height, wrap
 
 Colour = tuple[int, int, int]
@@ -32,6 +33,8 @@ AMBER: Colour = (255, 180, 0)
 RED: Colour = (255, 86, 86)
 SMALLEST_DRAWING = 640
 """Pictures whose longer side is shorter are enlarged before drawing, so that lines and letters stay fine."""
+LARGEST_DRAWING = 4096
+"""Pictures whose longer side is longer are reduced before drawing: no viewer or file format then has a problem."""
 FILL_OPACITY = 0.28
 DIMMED = 0.72
 """Brightness of what is not meant, where there is a mask."""
@@ -51,17 +54,21 @@ class _Measures:
 
 
 def draw_answer(pixels: np.ndarray, answer: Answer, *, is_truth: bool = False) -> Image.Image:
-    """Draw an answer; small pictures are enlarged, and a caption strip with the expression is added below.
+    """Draw an answer; small pictures are enlarged, large ones reduced, and a caption strip is added below.
 
     Args:
-        pixels: uint8 RGB [height, width, 3] of the picture, EXIF orientation applied.
-        answer: what was found in it; its boxes and masks are pixels of the same picture.
+        pixels: uint8 RGB [height, width, 3] of the picture, EXIF orientation applied; it may be a reduced one.
+        answer: what was found in it; its boxes and masks are pixels of the original image.
         is_truth: the answer is what the data say, not what a model found: scores mean nothing and are not drawn.
     """
     height, width = pixels.shape[:2]
-    factor = max(1.0, SMALLEST_DRAWING / max(height, width))
+    longer = max(height, width)
+    factor = min(max(longer, SMALLEST_DRAWING), LARGEST_DRAWING) / longer
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    canvas = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC) if factor > 1 else pixels.copy()
+    how = cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA
+    canvas = pixels.copy() if factor == 1 else cv2.resize(pixels, size, interpolation=how)
+    if answer.width and answer.height:
+        factor *= longer / max(answer.width, answer.height)
     measures = _measure(max(size))
     canvas = _draw_masks(canvas, answer.targets, measures)
     for number, target in enumerate(answer.targets):
@@ -90,11 +97,11 @@ def _measure(long_side: int) -> _Measures:
 
 def _draw_masks(canvas: np.ndarray, targets: tuple[Target, ...], measures: _Measures) -> np.ndarray:
     """Tint the masks, dim the rest, and trace the outlines in white under colour."""
-    masks = [(number, decode_mask(target.mask)) for number, target in enumerate(targets) if target.mask is not None]
-    if not any(mask.any() for _, mask in masks):
-        return canvas
+    masks = [(number, target.mask) for number, target in enumerate(targets) if target.mask is not None]
     height, width = canvas.shape[:2]
-    soft = [(number, _enlarged(mask, width, height)) for number, mask in masks]
+    soft = [(number, _opacity(mask, width, height)) for number, mask in masks]
+    if not any(alpha.any() for _, alpha in soft):
+        return canvas
     light = np.maximum.reduce([alpha for _, alpha in soft])[..., None]
     painted = canvas.astype(np.float32) * (DIMMED + (1 - DIMMED) * light)
     for number, alpha in soft:
@@ -108,13 +115,15 @@ def _draw_masks(canvas: np.ndarray, targets: tuple[Target, ...], measures: _Meas
     return drawn
 
 
-def _enlarged(mask: np.ndarray, width: int, height: int) -> np.ndarray:
-    """A bitmap as opacity 0..1 at the drawing's size, its steps smoothed where it grows."""
-    alpha = np.ascontiguousarray(mask, dtype=np.float32)
-    if mask.shape == (height, width):
+def _opacity(mask: RLE, width: int, height: int) -> np.ndarray:
+    """A mask as opacity 0..1 at the drawing's size, its steps smoothed where it grows."""
+    if width < mask.size[1] or height < mask.size[0]:
+        return np.ascontiguousarray(scaled_mask(mask, width, height), dtype=np.float32)
+    alpha = np.ascontiguousarray(decode_mask(mask), dtype=np.float32)
+    if mask.size == (height, width):
         return alpha
     large = cv2.resize(alpha, (width, height), interpolation=cv2.INTER_LINEAR)
-    smooth = cv2.GaussianBlur(large, (0, 0), sigmaX=0.6 * width / mask.shape[1])
+    smooth = cv2.GaussianBlur(large, (0, 0), sigmaX=0.6 * width / mask.size[1])
     opacity: np.ndarray = np.clip((smooth - 0.5) * 3 + 0.5, 0, 1)
     return opacity
 

@@ -16,13 +16,15 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer
+from refcli.data.image import LARGE_PIXELS
 from refcli.engine.run_lock import sole_writer
 from refcli.errors import DataError, ImageError, RefcliError, UsageError
 from refcli.files import remove_stale_temporaries, write_atomically
-from refcli.geometry.masks import decode_mask
+from refcli.geometry.masks import decode_mask, scaled_mask
 from refcli.inference.answers import answer_line
-from refcli.inference.draw import blank_picture, draw_answer
+from refcli.inference.draw import LARGEST_DRAWING, blank_picture, draw_answer
 from refcli.inference.output_manifest import (
     DRAWINGS,
     MASKS,
@@ -205,7 +207,7 @@ class OutputFolder:
         files: dict[str, bytes] = {}
         for number, target in enumerate(answer.targets):
             if target.mask is not None:
-                mask = Image.fromarray(decode_mask(target.mask))
+                mask = Image.fromarray(_mask_bitmap(target.mask))
                 files[f"{MASKS}/{name}-{number}.png"] = encode_picture(mask, "PNG")
         drawing = self.draw(answer, source)
         is_small = drawing.width * drawing.height <= LARGEST_PNG_PIXELS
@@ -364,6 +366,15 @@ def _check_same(request: Request, earlier: EarlierAnswer, number: int, path: Pat
                 where=str(path),
                 hint="resume with the same inputs, or choose another --out",
             )
+
+
+def _mask_bitmap(mask: RLE) -> np.ndarray:
+    """The bitmap of a mask; that of a very large image is as small as the drawing."""
+    height, width = mask.size
+    if height * width <= LARGE_PIXELS:
+        return decode_mask(mask)
+    factor = LARGEST_DRAWING / max(height, width)
+    return np.ascontiguousarray(scaled_mask(mask, max(1, round(width * factor)), max(1, round(height * factor))))
 
 
 def _slug(text: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from refcli.contracts.prediction import Answer, Prediction
-from refcli.data.image import read_image
+from refcli.data.image import ScaledImage, open_scaled
 from refcli.data.transforms import letterbox
 from refcli.errors import ExpressionError, ImageError, UsageError, WeightsError
 from refcli.inference.device import Precision, choose_device, choose_precision, default_batch_size
@@ -96,7 +96,8 @@ class Predictor:
             yield from self._answer(batch)
 
     def _picture(self, source: ImageSource) -> Picture:
-        pixels, frame = letterbox(read_pixels(source), self.settings.tower)
+        read = read_scaled(source)
+        pixels, frame = letterbox(read.image, self.settings.tower, size=(read.width, read.height))
         return Picture(pixels, frame)
 
     def _answer(self, batch: Sequence[Prepared]) -> list[Answer]:
@@ -140,7 +141,16 @@ class Predictor:
 
 
 def read_pixels(source: ImageSource) -> np.ndarray:
-    """RGB uint8 [height, width, 3] of any image source.
+    """RGB uint8 [height, width, 3] of any image source, reduced as `read_scaled` does.
+
+    Raises:
+        ImageError: as `read_scaled`.
+    """
+    return np.asarray(read_scaled(source).image)
+
+
+def read_scaled(source: ImageSource) -> ScaledImage:
+    """Any image source as an upright RGB image; files of very many pixels are reduced as they are decoded.
 
     Raises:
         ImageError: it cannot be read, or an array is not of that shape and type.
@@ -150,12 +160,12 @@ def read_pixels(source: ImageSource) -> np.ndarray:
             raise ImageError(
                 f"an array must be uint8 RGB [height, width, 3], this one is {source.dtype} {list(source.shape)}"
             )
-        return source
+        return ScaledImage(Image.fromarray(source), source.shape[1], source.shape[0])
     if isinstance(source, Image.Image):
         upright = ImageOps.exif_transpose(source)
         if upright.mode == "RGB" and upright.info.get("transparency") is None:
-            return np.asarray(upright)
+            return ScaledImage(upright, upright.width, upright.height)
         buffer = io.BytesIO()  # the one place that knows every mode reads files
         upright.save(buffer, format="TIFF" if upright.mode in MODES_OF_TIFF else "PNG")
-        return read_image(buffer.getvalue())
-    return read_image(source)
+        return open_scaled(buffer.getvalue())
+    return open_scaled(source)

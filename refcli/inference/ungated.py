@@ -9,8 +9,9 @@ import torch
 
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, FramedTarget, NoTargetSource, Prediction, Target
+from refcli.data.image import LARGE_PIXELS
 from refcli.geometry.frame import Frame
-from refcli.geometry.masks import encode_mask, mask_box, rle_area
+from refcli.geometry.masks import encode_columns, encode_mask, mask_box, rle_area
 from refcli.inference.requests import Request
 
 
@@ -105,7 +106,11 @@ def failed_answer(request: Request, error: str, weights: str, frame: Frame | Non
 def _masks(prediction: Prediction, row: int, frame: Frame, num_targets: int) -> list[RLE | None]:
     if prediction.mask_logits is None:
         return [None] * num_targets
-    return [encode_mask(mask) for mask in frame.masks_to_image(prediction.mask_logits[row])]
+    logits = prediction.mask_logits[row]
+    height, width = frame.image_height, frame.image_width
+    if height * width > LARGE_PIXELS:
+        return [encode_columns(frame.mask_columns(plane), height, width) for plane in logits]
+    return [encode_mask(mask) for mask in frame.masks_to_image(logits)]
 
 
 def _framed(prediction: Prediction, row: int, frame: Frame) -> list[FramedTarget]:

@@ -13,12 +13,12 @@ from PIL import Image
 
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer, Target
-from refcli.data.image import read_image
+from refcli.data.image import open_scaled
 from refcli.data.statistics import SplitStatistics, split_statistics
 from refcli.data.store import Store, StoreSplit
 from refcli.errors import DataError, ExitCode, RefcliError, UsageError
 from refcli.files import path_inside, write_atomically
-from refcli.inference.contact_sheet import GUTTER, PAPER, contact_sheet
+from refcli.inference.contact_sheet import GUTTER, PAPER, as_cell, contact_sheet
 from refcli.inference.draw import draw_answer
 
 INSPECTION_SCHEMA = "refcli.inspection/1"
@@ -171,7 +171,7 @@ def draw_sample(splits: Sequence[StoreSplit], num_samples: int, *, out: Path, se
             file = f"{dataset}/{name}-{row:06d}.png"
             write_atomically(out / file, _png(drawing))
             drawn.append(DrawnExample(split.name, row, example.id, example.expression, file))
-            cells.append(_as_cell(drawing))  # the large drawing is not kept
+            cells.append(as_cell(drawing, CELL_WIDTH))  # the large drawing is not kept
         if cells:
             title = f"{split.name}: {len(cells)} of {len(split):,} examples, seed {seed}"
             sections.append(contact_sheet(cells, columns=COLUMNS, cell_width=CELL_WIDTH, title=title))
@@ -190,15 +190,15 @@ def draw_example(split: StoreSplit, example: Example) -> Image.Image:
             damaged.
     """
     path = split.image_path(example)
-    pixels = read_image(path)
-    height, width = pixels.shape[:2]
+    read = open_scaled(path)
+    width, height = read.width, read.height
     if example.width and example.height and (width, height) != (example.width, example.height):
         raise DataError(
             f"the picture is {width} x {height}, the store says {example.width} x {example.height}",
             where=str(path),
             hint="boxes and masks would not fit; prepare the data again from these pictures",
         )
-    return draw_answer(pixels, _truth(example, width, height), is_truth=True)
+    return draw_answer(np.asarray(read.image), _truth(example, width, height), is_truth=True)
 
 
 def _truth(example: Example, width: int, height: int) -> Answer:
@@ -260,11 +260,6 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=PNG_LEVEL)
     return buffer.getvalue()
-
-
-def _as_cell(drawing: Image.Image) -> Image.Image:
-    height = max(1, round(drawing.height * CELL_WIDTH / drawing.width))
-    return drawing.resize((CELL_WIDTH, height), Image.Resampling.LANCZOS)
 
 
 def _stacked(sections: Sequence[Image.Image]) -> Image.Image:

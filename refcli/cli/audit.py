@@ -104,14 +104,14 @@ def _print_table(headings: tuple[str, ...], rows: Sequence[tuple[str | int | Non
     from rich.markup import escape
     from rich.table import Table
 
-    from refcli.cli.output import console_err
+    from refcli.cli.output import console_err, printable
 
     table = Table(box=None, pad_edge=False)
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < num_names else "right")
     for row in rows:
         cells = row[: len(headings)]
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in cells))
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(printable(str(cell))) for cell in cells))
     console_err.print(table)
 
 

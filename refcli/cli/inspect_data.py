@@ -91,13 +91,15 @@ def _tables(splits: Sequence[SplitStatistics]) -> str:
     from rich.padding import Padding
     from rich.text import Text
 
+    from refcli.cli.output import printable
+
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_PIPE)
     is_ascii = console.options.ascii_only
     with console.capture() as captured:
         console.print(_counts(splits), width=WIDEST_TABLE, crop=False)
         console.print()
         for split in splits:
-            console.print(Text(split.name, style="bold"))
+            console.print(Text(printable(split.name), style="bold"))
             if split.unknown_size:
                 console.print(
                     f"boxes not measured, because the picture's size is unknown: {split.unknown_size:,} expressions"
@@ -110,13 +112,16 @@ def _tables(splits: Sequence[SplitStatistics]) -> str:
 
 def _counts(splits: Sequence[SplitStatistics]) -> Table:
     from rich.table import Table
+    from rich.text import Text
+
+    from refcli.cli.output import printable
 
     table = Table(box=None, pad_edge=False)
     for column in ("split", "images", "expressions", "regions", "masks", "no target", "kinds"):
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
     for split in splits:
         counts = (split.images, split.expressions, split.regions, split.masks, split.no_target, len(split.kinds))
-        table.add_row(split.name, *(f"{count:,}" for count in counts))
+        table.add_row(Text(printable(split.name)), *(f"{count:,}" for count in counts))
     return table
 
 
@@ -170,6 +175,8 @@ def _histogram(title: str, figures: str, rows: Sequence[Row], *, is_ascii: bool)
     from rich.table import Table
     from rich.text import Text
 
+    from refcli.cli.output import printable
+
     table = Table(box=None, pad_edge=False, show_header=False, title_justify="left", min_width=NARROWEST_HISTOGRAM)
     table.title_style = ""
     table.title = Text.assemble((title, "bold"), *(("\n", (figures, "dim")) if figures else ()))
@@ -179,7 +186,9 @@ def _histogram(title: str, figures: str, rows: Sequence[Row], *, is_ascii: bool)
     table.add_column(justify="right", style="dim", no_wrap=True)
     most, total = max(count for _, count in rows), sum(count for _, count in rows)
     for label, count in rows:
-        table.add_row(label, bar(count / most, is_ascii=is_ascii), f"{count:,}", f"{count / total:.1%}")
+        table.add_row(
+            Text(printable(label)), bar(count / most, is_ascii=is_ascii), f"{count:,}", f"{count / total:.1%}"
+        )
     return table
 
 

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from refcli.cli.output import console_err, say, write_line
+from refcli.cli.output import console_err, printable, say, write_line
 from refcli.data.store_writing import SplitSummary
 from refcli.errors import DataError
 
@@ -107,7 +108,8 @@ def splits(rows: Iterable[SplitSummary]) -> None:
         table.add_column(column, justify="left" if column == "split" else "right")
     for row in rows:
         counts = (row.images, row.examples, row.regions, row.masks, row.no_target)
-        table.add_row(f"{row.dataset}:{row.split}", *(f"{count:,}" for count in counts), f"{row.bytes / 1e6:.1f}")
+        name = escape(printable(f"{row.dataset}:{row.split}"))
+        table.add_row(name, *(f"{count:,}" for count in counts), f"{row.bytes / 1e6:.1f}")
     console_err.print(table)
 
 
@@ -216,5 +218,5 @@ class Counting:
 
     def _move(self, name: str, done: int, total: int | None) -> None:
         if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=total)
+            self._tasks[name] = self._bars.add_task(escape(printable(name)), total=total)
         self._bars.update(self._tasks[name], completed=done)

@@ -77,13 +77,13 @@ def _read_limited(path: Path, group: int, columns: list[str], where: str) -> pa.
                 raise DataError(f"the rows take more than {MAX_GROUP_BYTES >> 20:,} MiB of memory", where=where)
         expected = file.metadata.row_group(group).num_rows
         schema = file.schema_arrow
+    num_rows = sum(map(len, batches))
+    if num_rows != expected:
+        raise DataError(f"the row group has {num_rows} rows, {expected} are expected", where=where, hint=_HINT)
     if not batches:
         wanted = {column.partition(".")[0] for column in columns}
         return pa.schema([field for field in schema if field.name in wanted]).empty_table()
-    table = pa.Table.from_batches(batches)
-    if len(table) != expected:
-        raise DataError(f"the row group has {len(table)} rows, {expected} are expected", where=where, hint=_HINT)
-    return table
+    return pa.Table.from_batches(batches)
 
 
 def _schema_of(table: pa.Table) -> pa.Schema:

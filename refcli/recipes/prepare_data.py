@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from refcli.data.manifest import Listing, list_splits
+from refcli.data.manifest import MANIFEST, Listing, list_splits
 from refcli.data.preparation.admission import storable
 from refcli.data.preparation.counting import CountCheck, check_counts
 from refcli.data.preparation.finish import Finishing
 from refcli.data.preparation.origin import describe_origin, is_unchanged
-from refcli.data.preparation.pictures import Pictures
+from refcli.data.preparation.pictures import FileNames, Pictures
 from refcli.data.preparation.plan import Plan
 from refcli.data.preparation.run import Prepared, Progress, Selected, Shard, paused_collector, run
 from refcli.data.sources.record import Problems, RawRecord
 from refcli.data.store_writing import SplitSummary
 from refcli.errors import DataError, ExitCode, UsageError
-from refcli.files import write_atomically
+from refcli.files import is_plain_name, write_atomically
 
 TOLERATED = frozenset(
     {
@@ -48,8 +48,11 @@ TOLERATED = frozenset(
     }
 )
 """Problems that well-made releases have; any other ends a strict preparation."""
+_IMAGE_PROBLEMS = ("missing_image", "image_of_another_size", "unusable_picture", "rotated_picture")
+"""Problems that may be gone without a change of the data set's files."""
 _HINTS = {
     "missing_image": "check --images",
+    "image_of_another_size": "give the images that the annotations were made on, or annotations of these images",
     "rotated_box": "rotated boxes are not read: give the upright boxes around them",
     "inverted_box": "are the numbers left, top, width, height where corners are read, or the other way round?",
     "degenerate_box": "are the boxes in parts of the image, and not in pixels?",
@@ -117,10 +120,15 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
     """Carry out a plan; splits that are already in the store stay, or are replaced by name.
 
     Raises:
+        UsageError: the data set has a name that no folder of a store can have.
         DataError: unsafe, damaged or contradictory files; every picture is missing; or, if strict, anything serious.
             The store is then as it was.
     """
     start = time.perf_counter()
+    if not is_plain_name(plan.dataset) or plan.dataset == MANIFEST:
+        raise UsageError(
+            f"{plan.dataset!r} cannot be the name of a data set", where="--name", hint="use letters, digits and _-+."
+        )
     origin = describe_origin(
         source=plan.source_name,
         settings=plan.settings,
@@ -138,6 +146,7 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
             how.images,
             (record.image for record in Selected(_records(plan, Problems()), how.splits, how.shard)),
             extract_to=how.out / plan.dataset / "images",
+            file_names=FileNames(lambda: (record.image for record in _records(plan, Problems()))),
         )
     problems = Problems()
     with ExitStack() as stack, paused_collector():
@@ -164,7 +173,7 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
         lost_masks = {split: one.lost_masks for split, one in prepared.evidence.items() if one.masks_are_lost}
         outcome = {
             "splits": sorted(summary.split for summary in prepared.summaries),
-            "missing_images": problems.counts["missing_image"],
+            "missing_images": sum(problems.counts[kind] for kind in _IMAGE_PROBLEMS),
             "lost_masks": sum(lost_masks.values()),
             "refused_if_strict": refused.message if refused else None,
         }

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import parse_qs, quote, unquote
 
 from refcli.data.image import ImageFacts, probe
 from refcli.data.reading.archives import is_archive, open_archive
 from refcli.data.sources.record import RawImage
 from refcli.errors import DataError, ImageError
 
-PICTURE_SUFFIXES = frozenset({"jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"})
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+MISSING, OTHER_SIZE, UNREADABLE = "missing_image", "image_of_another_size", "unusable_picture"
+"""Why an image was not found: kinds of problems."""
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+[^/]*/")
+"""The beginning of a URL, up to the path; a drive of Windows is one letter."""
+_DRIVE = re.compile(r"[A-Za-z]:")
+_SPLIT_FOLDER = re.compile(r"train|val|test|dev", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,8 @@ class FoundImage:
     path: Path | None
     archive: Path | None = None
     member: str | None = None
+    is_by_name_only: bool = False
+    """The folders of the image's name lead elsewhere; see `ImageRoots.find`."""
 
 
 class _Place(NamedTuple):
@@ -45,12 +55,44 @@ class _Container:
     def folders(self) -> list[str]:
         """The folders that lead to what it holds; an archive counts as a folder of its name."""
         path = os.path.abspath(self.path)  # noqa: PTH100 - links stay
-        parts = path.replace(os.sep, "/").casefold().split("/")
+        parts = comparable_name(path.replace(os.sep, "/")).split("/")
         return [*parts[:-1], parts[-1].split(".")[0]] if self.is_archive else parts
 
 
 _Index = dict[str, list[_Place]]
-"""Case-folded file name -> places, in no particular order."""
+"""Key of a file name -> places, in no particular order."""
+
+
+def comparable_name(name: str) -> str:
+    """What names are compared by: neither case nor how accents are composed counts."""
+    return (
+        name.lower() if name.isascii() else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    )
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in name.split("/") if part not in ("", ".")]
+
+
+def _other_spellings(names: Sequence[str]) -> list[str]:
+    """The paths that names written as Windows paths, URLs or with per cent signs mean; none of them is a given name."""
+    found: list[str] = []
+    for name in names:
+        path, _, query = name.replace("\\", "/").partition("?")
+        queried = parse_qs(query).get("d", [])  # Label Studio's /data/local-files/?d=PATH
+        path = _DRIVE.sub("", _ADDRESS.sub("", path, count=1), count=1)
+        for one in (path, *queried):
+            found += [one, *_unquoted(one), quote(one, errors="replace")]
+    return [name for name in dict.fromkeys(found) if name not in names]
+
+
+def _unquoted(name: str) -> list[str]:
+    if "%" not in name:
+        return []
+    try:
+        return [unquote(name, errors="strict")]
+    except UnicodeDecodeError:
+        return [unquote(name, encoding="latin-1")]
 
 
 def must_fit(image: RawImage) -> bool:
@@ -59,13 +101,15 @@ def must_fit(image: RawImage) -> bool:
 
 
 class ImageRoots:
-    """Everything below some folders and in some archives, by file name; see `open`."""
+    """Every file below some folders and in some archives, by its name; see `open`."""
 
     def __init__(self, containers: Sequence[_Container], files: _Index, unreadable: dict[Path, str]) -> None:
         self._containers = tuple(containers)
         self._folders = [container.folders for container in containers]
         self._files = files
         self._members: _Index | None = None
+        self._stems: dict[str, str] | None = None
+        """File name without its suffix -> key of a file name; made when a picture is missing."""
         self._facts: dict[_Place, ImageFacts | None] = {}
         self.unreadable = unreadable
         """Folders, links and archives below the roots that could not be opened -> why. Archives are opened when a
@@ -103,53 +147,111 @@ class ImageRoots:
         """Whether a picture may be found in an archive."""
         return any(container.is_archive for container in self._containers)
 
-    def find(self, image: RawImage) -> FoundImage | None:
+    def find(self, image: RawImage, *, is_alone: Callable[[RawImage], bool] | None = None) -> FoundImage | None:
         """Where a picture is; None if it is nowhere.
 
-        Plain files come before archives, the same case before another, then the names in their order. A name with
-        folders is no other folder's file: either all of them lead to the file, those of the root included, or they
-        end in the file's path below its root (where that has no folder, in the root's name). Of several such files,
-        the one at the given relative path is taken, else the one that shares most trailing folders with it, else the
-        first by root, depth and path. A plain file is passed over if it has not the annotated size (see `must_fit`);
-        of COCO's photographs, whose names tell them apart, one of that size is only preferred among equals.
+        Plain files come before archives, the same case before another, then the names in their order. Accents count as
+        the same however they are composed. A name with folders is no other folder's file: either all of them lead to
+        the file, those of the root included, or they end in the file's path below its root (where that has no folder,
+        in the root's name). Of several such files, the one at the given relative path is taken, else the one that
+        shares most trailing folders with it, else the first by root, depth and path. A plain file is passed over if it
+        has not the annotated size (see `must_fit`); of COCO's photographs, whose names tell them apart, one of that
+        size is only preferred among equals. A name that is nowhere is then read as a Windows path, a URL or a quoted
+        name.
+
+        Where `is_alone` is given and there is a single root, a file that lies directly in it is found by its name only,
+        whatever the folders of the image's name, if no other file and no other image has that file name and the root
+        is not the folder of a split.
+
+        Args:
+            image: the picture.
+            is_alone: whether no other picture that is looked for has the same file name.
 
         Raises:
             DataError: an archive that was named as a root is broken or unsafe.
         """
-        found = self._look_up(image, self._files)
-        if found is None and self.has_archives:
-            if self._members is None:
-                self._members = self._list_archives()
-            found = self._look_up(image, self._members)
-        return found
+        for names in (image.names, _other_spellings(image.names)):
+            wanted = list(filter(None, map(_parts, names)))
+            found = self._look_up(wanted, image, self._files)
+            if found is None and wanted and self.has_archives:
+                if self._members is None:
+                    self._members = self._list_archives()
+                found = self._look_up(wanted, image, self._members)
+            if found is not None:
+                return found
+        return self._by_name_only(image, is_alone) if is_alone is not None else None
 
-    def _look_up(self, image: RawImage, index: _Index) -> FoundImage | None:
-        names = [[part for part in name.split("/") if part not in ("", ".")] for name in image.names]
+    def why_missing(self, image: RawImage) -> tuple[str, str]:
+        """Why `find` found nothing: the kind of problem, and what there is instead."""
+        name = image.names[0]
+        wanted = [parts for one in (*image.names, *_other_spellings(image.names)) if (parts := _parts(one))]
+        for parts in wanted:
+            ordered = self._ordered(
+                self._files.get(comparable_name(parts[-1]), []), [comparable_name(part) for part in parts]
+            )
+            if ordered:
+                return self._why_unfit(ordered[0], name, image)
+        for parts in wanted:
+            if places := self._files.get(comparable_name(parts[-1])):
+                return MISSING, f"{name} (there is {places[0].relative}, in another folder)"
+        if self._stems is None:
+            self._stems = {key.rpartition(".")[0]: key for key in self._files}
+        for parts in wanted:
+            if other := self._stems.get(comparable_name(parts[-1]).rpartition(".")[0]):
+                return MISSING, f"{name} (there is {self._files[other][0].relative})"
+        return MISSING, name
+
+    def _why_unfit(self, place: _Place, name: str, image: RawImage) -> tuple[str, str]:
+        path = self._containers[place.container].path / place.relative
+        try:
+            size = probe(path).size
+        except ImageError as error:
+            return UNREADABLE, f"{name}: {error.message}"
+        return OTHER_SIZE, f"{name} is {size[0]} x {size[1]}, its annotation says {image.width} x {image.height}"
+
+    def _by_name_only(self, image: RawImage, is_alone: Callable[[RawImage], bool]) -> FoundImage | None:
+        roots = [container for container in self._containers if container.is_named]
+        if len(roots) != 1 or roots[0].is_archive or _SPLIT_FOLDER.search(roots[0].path.name):
+            return None
+        for name in (*image.names, *_other_spellings(image.names)):
+            parts = _parts(name)
+            places = self._files.get(comparable_name(parts[-1]), []) if parts else []
+            if len(places) != 1 or "/" in places[0].relative or (must_fit(image) and not self._fits(places[0], image)):
+                continue
+            if is_alone(image):
+                return FoundImage(path=roots[0].path / places[0].relative, is_by_name_only=True)
+        return None
+
+    def _look_up(self, wanted: Sequence[list[str]], image: RawImage, index: _Index) -> FoundImage | None:
         for same_case in (True, False):
-            for parts in filter(None, names):
-                places = index.get(parts[-1].casefold(), [])
+            for parts in wanted:
+                places = index.get(comparable_name(parts[-1]), [])
                 if same_case:
                     places = [place for place in places if place.relative.rpartition("/")[2] == parts[-1]]
-                best = self._best(places, [part.casefold() for part in parts], image)
+                best = self._best(places, [comparable_name(part) for part in parts], image)
                 if best is not None:
                     return self._found(best)
         return None
 
     def _best(self, places: list[_Place], parts: list[str], image: RawImage) -> _Place | None:
-        ranks = {place: rank for place in places if (rank := self._rank(place, parts)) is not None}
-        ordered = sorted(
-            ranks, key=lambda place: (ranks[place], place.container, place.relative.count("/"), place.relative)
-        )
+        ordered = self._ordered(places, parts)
         if must_fit(image):
             return next((place for place in ordered if self._fits(place, image)), None)
-        equals = [place for place in ordered if ranks[place] == ranks[ordered[0]]]
+        equals = [place for place in ordered if self._rank(place, parts) == self._rank(ordered[0], parts)]
         if len(equals) > 1 and image.width and image.height:
             return next((place for place in equals if self._fits(place, image)), equals[0])
         return equals[0] if equals else None
 
+    def _ordered(self, places: list[_Place], parts: list[str]) -> list[_Place]:
+        """The places that a name may mean, the best first."""
+        ranks = {place: rank for place in places if (rank := self._rank(place, parts)) is not None}
+        return sorted(
+            ranks, key=lambda place: (ranks[place], place.container, place.relative.count("/"), place.relative)
+        )
+
     def _rank(self, place: _Place, parts: list[str]) -> tuple[bool, int] | None:
         """Lower is better: not the very path, minus the number of trailing folders in common; None: another picture."""
-        own = place.relative.casefold().split("/")
+        own = comparable_name(place.relative).split("/")
         folders = [*self._folders[place.container], *own[:-1]]
         agreeing = 0
         for mine, wanted in zip(reversed(folders), reversed(parts[:-1]), strict=False):
@@ -246,9 +348,7 @@ class _Scan:
 
 def _add(index: _Index, container: int, names: Iterable[str]) -> None:
     for name in names:
-        file_name = name.rpartition("/")[2].casefold()
-        if file_name.rpartition(".")[2] in PICTURE_SUFFIXES:
-            index.setdefault(file_name, []).append(_Place(container, name))
+        index.setdefault(comparable_name(name.rpartition("/")[2]), []).append(_Place(container, name))
 
 
 def _is_hidden(name: str) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from refcli.data.preparation.extract import extract_images
-from refcli.data.preparation.images import FoundImage, ImageRoots
+from refcli.data.preparation.images import MISSING, FoundImage, ImageRoots, comparable_name
 from refcli.data.sources.record import RawImage
 
 
@@ -20,6 +20,34 @@ class Place(NamedTuple):
     """Path relative to the image root of the data set."""
     path: Path | None
     """The file; None if pictures are not looked for."""
+    is_by_name_only: bool = False
+    """The folders of the picture's name lead elsewhere; see `ImageRoots.find`."""
+
+
+class FileNames:
+    """Which file names the pictures of a data set have.
+
+    Args:
+        images: gives them, as often as it is called; called when it first matters.
+    """
+
+    def __init__(self, images: Callable[[], Iterable[RawImage]]) -> None:
+        self._images = images
+        self._keys: dict[str, str | None] | None = None
+        """File name -> key of the only picture that has it, or None for several."""
+
+    def is_alone(self, image: RawImage) -> bool:
+        """Whether no other picture has one of the file names of this one."""
+        if self._keys is None:
+            self._keys = {}
+            for one in self._images():
+                for name in _file_names(one):
+                    self._keys[name] = one.key if self._keys.get(name, one.key) == one.key else None
+        return all(self._keys.get(name) == image.key for name in _file_names(image))
+
+
+def _file_names(image: RawImage) -> set[str]:
+    return {comparable_name(name.rpartition("/")[2]) for name in image.names}
 
 
 @dataclass(frozen=True)
@@ -32,20 +60,24 @@ class Pictures:
     """The image root that the manifest names; None for the default, `<store>/<data set>`."""
     extracted: dict[str, Path]
     """Key of an image -> the file that was taken out of an archive."""
+    file_names: FileNames
 
     @classmethod
     def unlooked(cls) -> Pictures:
         """Pictures that are not looked for."""
-        return cls(None, None, {})
+        return cls(None, None, {}, FileNames(tuple))
 
     @classmethod
-    def below(cls, roots: Sequence[Path], images: Iterable[RawImage], *, extract_to: Path) -> Pictures:
+    def below(
+        cls, roots: Sequence[Path], images: Iterable[RawImage], *, extract_to: Path, file_names: FileNames
+    ) -> Pictures:
         """Look through directories and archives; what lies in archives is copied out first.
 
         Args:
             roots: directories, zips or tars.
             images: the pictures wanted; read only if there are archives.
             extract_to: where pictures out of archives go.
+            file_names: of all pictures of the data set, wanted or not.
         """
         roots = [root.resolve() for root in roots]
         index = ImageRoots.open(roots)
@@ -56,7 +88,7 @@ class Pictures:
         places = [root for root in roots if root.is_dir()]
         if index.has_archives or not places:
             places.append(extract_to.resolve())
-        return cls(index, Path(os.path.commonpath(places)), extracted)
+        return cls(index, Path(os.path.commonpath(places)), extracted, file_names)
 
     @property
     def unreadable(self) -> Mapping[Path, str]:
@@ -68,9 +100,15 @@ class Pictures:
         if self.roots is None or self.base is None:
             return Place(image.names[0], None)
         path = self.extracted.get(image.key)
+        is_by_name_only = False
         if path is None:
-            found: FoundImage | None = self.roots.find(image)
+            found: FoundImage | None = self.roots.find(image, is_alone=self.file_names.is_alone)
             path = found.path if found else None
+            is_by_name_only = found is not None and found.is_by_name_only
         if path is None:
             return None
-        return Place(path.relative_to(self.base).as_posix(), path)
+        return Place(path.relative_to(self.base).as_posix(), path, is_by_name_only)
+
+    def why_missing(self, image: RawImage) -> tuple[str, str]:
+        """Why there is no place: the kind of problem, and what there is instead."""
+        return self.roots.why_missing(image) if self.roots else (MISSING, image.names[0])

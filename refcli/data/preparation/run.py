@@ -161,12 +161,17 @@ def paused_collector() -> Iterator[None]:
 def _placed(
     records: Iterable[RawRecord], pictures: Pictures, problems: Problems, lost: Counter[str]
 ) -> Iterator[PlacedRecord]:
+    listed: set[str] = set()
     for record in records:
         place = pictures.place(record.image)
         if place is None:
-            problems.add("missing_image", record.where, record.image.names[0])
+            kind, detail = pictures.why_missing(record.image)
+            problems.add(kind, record.where, detail)
             lost[record.split] += len(record.expressions)
             continue
+        if place.is_by_name_only and record.image.key not in listed:
+            listed.add(record.image.key)
+            problems.add("image_found_by_name_only", record.where, f"{record.image.names[0]} is {place.path}")
         yield PlacedRecord(record, place.image, place.path)
 
 

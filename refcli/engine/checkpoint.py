@@ -10,14 +10,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from refcli.data.reading.torch_files import container_of, survey_torch_file
 from refcli.engine.distributed import World
 from refcli.engine.state import EMA, MODEL, REST, BatchLayout, Pointer, TrainingState, put_back, take_state
 from refcli.engine.stopping import failing_together
@@ -29,8 +28,10 @@ FILES = {MODEL: "model.safetensors", EMA: "ema.safetensors", REST: "state.pt"}
 NUM_KEPT = 2
 """The newest checkpoints that stay on disk, besides the best one."""
 NAME = re.compile(r"step-(\d{8,})")
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, SafetensorError, UnpicklingError)
-"""What torch and safetensors raise on a damaged file."""
+STATE_NAMES = re.compile(
+    r"collections\.OrderedDict|torch\.(_utils\._rebuild_tensor_v2|(cuda\.|storage\.)?\w+Storage|Size|device|\w+\d+|bool)"
+)
+"""All that the file of plain values asks for; the last are dtypes."""
 
 
 class Checkpoints:
@@ -99,7 +100,7 @@ class Checkpoints:
             parts = self._read_whole(step, state.parts)
         try:
             layout = put_back(parts, state, world)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
             raise DataError(
                 f"the checkpoint does not fit: {type(error).__name__}: {error}",
                 where=str(self.path(step)),
@@ -138,19 +139,25 @@ class Checkpoints:
     def _read_whole(self, step: int, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         try:
             return {name: self._read(step, name) for name in names}
-        except UNREADABLE as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DataError(
-                f"the checkpoint is damaged: {reason}",
-                where=str(self.path(step)),
-                hint=self._way_round(step, names),
-            ) from error
+        except DataError as error:
+            raise DataError(error.message, where=error.where, hint=self._way_round(step, names)) from error
 
     def _read(self, step: int, part: str) -> dict[str, Any]:
+        """A part of a checkpoint.
+
+        Raises:
+            DataError: damaged; or it asks for more than tensors and plain values, and nothing of it was built.
+        """
         file = self.path(step) / FILES[part]
-        content: dict[str, Any] = (
-            torch.load(file, map_location="cpu", weights_only=True) if part == REST else load_file(file)
-        )
+        try:
+            content: object = _read_plain(file) if part == REST else load_file(file)
+        except Exception as error:  # a broken or hostile file can fail in any way
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"the checkpoint is damaged: {reason}", where=str(self.path(step))) from error
+        if not isinstance(content, dict):
+            raise DataError(
+                f"the checkpoint is damaged: {file.name} holds no values by name", where=str(self.path(step))
+            )
         return content
 
     def _prune(self, best: Pointer | None) -> None:
@@ -170,10 +177,20 @@ class Checkpoints:
             try:
                 for name in names:
                     self._read(older, name)
-            except UNREADABLE:
+            except DataError:
                 continue
             return f"that of step {older} is whole: remove {self.path(step)} and --resume goes on from there"
         return "there is no older one that is whole; start again with --force"
+
+
+def _read_plain(file: Path) -> object:
+    """Tensors and plain values that torch.save wrote."""
+    found = survey_torch_file(file, container_of(file, error=DataError), error=DataError)
+    if foreign := sorted(
+        f"{module}.{name}" for module, name in found.names if not STATE_NAMES.fullmatch(f"{module}.{name}")
+    ):
+        raise DataError(f"it asks for {foreign[0][:200]!a}")
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

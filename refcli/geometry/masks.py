@@ -15,8 +15,12 @@ from refcli.contracts.example import RLE
 from refcli.errors import DataError
 
 _NUMBERS_OF_A_TRIANGLE = 6
+MAX_MASK_PIXELS = 1 << 29
+"""pycocotools counts pixels in 32 bits, and a decoded mask takes a byte for each."""
 _REACH = 10
 """How many image sides a polygon may reach out; pycocotools takes memory by the length of outlines, and crashes."""
+_MAX_OUTLINE_SIDES, _MAX_OUTLINE = 1_000, 4_000_000
+"""Length of all outlines of one mask in image sides and in pixels; pycocotools takes 80 bytes for a pixel of it."""
 _FIRST_DIGIT = 48
 _PAYLOAD_BITS = 5
 _MORE, _SIGN, _PAYLOAD = 0x20, 0x10, 0x1F
@@ -62,14 +66,18 @@ def decode_mask(rle: RLE) -> Bool[np.ndarray, "height width"]:
     """
     try:
         bitmap: np.ndarray = coco.decode(_coco(rle))
-    except (ValueError, TypeError) as error:
+    except DataError as error:
         raise DataError(f"a mask of size {rle.size} cannot be decoded: {error}") from error
     return bitmap.view(np.bool_)
 
 
 def union_masks(masks: Sequence[RLE]) -> RLE:
-    """The pixels that are in any of the masks (at least one mask, all of one size)."""
-    _check_sizes(masks)
+    """The pixels that are in any of the masks (at least one mask, all of one size).
+
+    Raises:
+        DataError: masks of several sizes, or one whose run lengths do not fill it.
+    """
+    _check_same_size(masks)
     return masks[0] if len(masks) == 1 else _rle(coco.merge([_coco(mask) for mask in masks]))
 
 
@@ -80,9 +88,11 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
 
     Raises:
         DataError: a polygon has an odd number of coordinates, one that is not finite, or one further than ten times
-            the image's longer side from 0.
+            the image's longer side from 0; the outlines together are longer than any drawing; the image is larger than
+            any.
     """
-    reach = _REACH * max(height, width)
+    _check_size(height, width)
+    reach, longest = _REACH * max(height, width), min(_MAX_OUTLINE_SIDES * max(height, width), _MAX_OUTLINE)
     for polygon in polygons:
         if len(polygon) % 2 or not _is_finite(polygon):
             raise DataError(f"a polygon of {len(polygon)} numbers is not a list of finite x, y pairs")
@@ -90,8 +100,31 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
             raise DataError(f"a polygon lies far outside the image of {width} x {height} pixels")
     parts = [list(polygon) for polygon in polygons if len(polygon) >= _NUMBERS_OF_A_TRIANGLE]
     if not parts:
-        return encode_mask(np.zeros((height, width), dtype=np.bool_))
+        return runs_to_rle([height * width], height, width)
+    if sum(map(_outline, parts)) > longest:
+        raise DataError(f"polygons with outlines of more than {longest:,} pixels")
     return _rle(coco.merge(coco.frPyObjects(parts, height, width)))
+
+
+def runs_to_rle(runs: Sequence[int], height: int, width: int) -> RLE:
+    """The mask of uncompressed run lengths, column by column, the first of zeros.
+
+    Raises:
+        DataError: a run is negative or no whole number, the runs do not add up to the mask's pixels, or the mask is
+            larger than any.
+    """
+    _check_size(height, width)
+    if not all(type(run) is int and run >= 0 for run in runs):
+        raise DataError("a run length is negative or no whole number")
+    if sum(runs) != height * width:
+        raise DataError(f"run lengths of {sum(runs)} pixels in a mask of {height} x {width}")
+    return _rle(coco.frPyObjects({"size": [height, width], "counts": list(runs)}, height, width))
+
+
+def _outline(polygon: Sequence[float]) -> float:
+    """Its length, as pycocotools measures edges: the longer of both directions."""
+    points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _is_finite(numbers: Sequence[float]) -> bool:
@@ -106,11 +139,18 @@ def check_run_lengths(rle: RLE) -> None:
     """Refuse a compressed mask whose run lengths do not fill it; pycocotools measures such a mask without a word.
 
     Raises:
-        DataError: the counts are damaged, a run is negative, or the runs do not add up to the mask's pixels.
+        DataError: the counts are damaged, a run is negative, the runs do not add up to the mask's pixels, or the mask
+            is larger than any.
     """
+    _runs(rle)
+
+
+def _runs(rle: RLE) -> np.ndarray:
+    """The checked run lengths of a mask."""
     height, width = rle.size
+    _check_size(height, width)
     digits = np.frombuffer(rle.counts, dtype=np.uint8).astype(np.int64) - _FIRST_DIGIT
-    total = 0
+    runs, total = np.zeros(0, dtype=np.int64), 0
     if len(digits):
         if digits.min() < 0 or digits.max() > _MORE | _PAYLOAD:
             raise DataError("the run lengths are damaged")
@@ -133,6 +173,7 @@ def check_run_lengths(rle: RLE) -> None:
         total = int(runs.sum())
     if total != height * width:
         raise DataError(f"run lengths of {total} pixels in a mask of {height} x {width}")
+    return runs
 
 
 def box_pixels(box_xyxy: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
@@ -143,12 +184,12 @@ def box_pixels(box_xyxy: Sequence[float], height: int, width: int) -> tuple[int,
 
 def rle_area(rle: RLE) -> int:
     """Number of foreground pixels."""
-    return int(coco.area(_coco(rle)))
+    return int(_runs(rle)[1::2].sum())
 
 
 def rle_intersection(a: RLE, b: RLE) -> int:
     """Number of pixels in both masks."""
-    _check_sizes((a, b))
+    _check_same_size((a, b))
     return int(coco.area(coco.merge([_coco(a), _coco(b)], intersect=True)))
 
 
@@ -159,7 +200,19 @@ def mask_box(rle: RLE) -> tuple[float, float, float, float]:
 
 
 def _coco(rle: RLE) -> dict[str, Any]:
-    return {"size": list(rle.size), "counts": rle.counts}
+    """A mask for pycocotools, which follows run lengths that do not fill it for ever or out of the memory.
+
+    Where a run of none stands between others, it stops too early: the runs beside it are made one.
+    """
+    runs = _runs(rle)
+    if runs[1:].all():
+        return {"size": list(rle.size), "counts": rle.counts}
+    is_mask = np.arange(len(runs)) % 2 == 1
+    runs, is_mask = runs[runs > 0], is_mask[runs > 0]
+    starts = np.flatnonzero(np.concatenate(([True], is_mask[1:] != is_mask[:-1])))
+    joined = [*([0] if is_mask[0] else []), *np.add.reduceat(runs, starts).tolist()]
+    encoded: dict[str, Any] = coco.frPyObjects({"size": list(rle.size), "counts": joined}, *rle.size)
+    return encoded
 
 
 def _rle(encoded: dict[str, Any]) -> RLE:
@@ -167,7 +220,12 @@ def _rle(encoded: dict[str, Any]) -> RLE:
     return RLE((int(height), int(width)), encoded["counts"])
 
 
-def _check_sizes(masks: Sequence[RLE]) -> None:
+def _check_size(height: int, width: int) -> None:
+    if height < 1 or width < 1 or height * width > MAX_MASK_PIXELS:
+        raise DataError(f"a mask of {height} x {width} pixels; refcli reads up to {MAX_MASK_PIXELS:,}")
+
+
+def _check_same_size(masks: Sequence[RLE]) -> None:
     sizes = {tuple(mask.size) for mask in masks}
     if len(sizes) != 1:
         raise DataError(f"masks of different sizes cannot be compared or joined: {sorted(sizes)}")

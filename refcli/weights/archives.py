@@ -5,26 +5,39 @@ from __future__ import annotations
 import errno
 import lzma
 import stat
+import struct
 import zipfile
 import zlib
 from pathlib import Path
 
+from refcli.data.reading.torch_files import CHECKPOINT_SUFFIXES
 from refcli.errors import WeightsError
 
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 MAX_MEMBERS = 10_000
 MAX_RATIO = 20
 """Trained weights hardly compress; a member that grows more than this is no checkpoint."""
 MAC_FOLDER = "__MACOSX/"
 """Mac's zips hold a shadow of every file in it."""
 _BLOCK = 1 << 22
-_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,  # and NotImplementedError
+    ValueError,
+)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_zip_of_weights(path: Path) -> bool:
     """Whether a file is a zip that holds checkpoints, rather than a checkpoint (which torch saves as a zip too)."""
-    if not zipfile.is_zipfile(path):
+    try:
+        if not zipfile.is_zipfile(path):
+            return False
+    except _BROKEN:  # the end of a zip of several parts
         return False
     with _opened(path) as archive:
         return not any(name.endswith("/data.pkl") or name == "data.pkl" for name in archive.namelist())

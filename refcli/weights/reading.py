@@ -4,41 +4,31 @@ from __future__ import annotations
 
 import math
 import re
-import stat
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from refcli.errors import UsageError, WeightsError
+from refcli.data.reading.pickle_survey import FETCH_AGAIN
+from refcli.data.reading.torch_files import Container, container_of, survey_torch_file
+from refcli.errors import WeightsError
 from refcli.files import file_sha256
-from refcli.weights.archives import CHECKPOINT_SUFFIXES
-from refcli.weights.pickle_survey import FETCH_AGAIN, survey
 from refcli.weights.stand_ins import BUILT_AS, NAMESPACES, Opaque, stand_in
 
 CONTAINERS = ("model", "model_state_dict", "module", "state_dict")
 """Keys under which a checkpoint holds its tensors, in the order of the official loaders; else it is all tensors."""
 DDP_PREFIX = "module."
-ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
-SAFETENSORS_HEADER = 8
-"""Bytes of a safetensors file, its header's length, before the header, which is JSON."""
-LEGACY_PICKLES = 5
-"""Magic number, protocol, system, object, storage keys: then the raw tensors follow."""
-MAX_PICKLE_BYTES = 8 << 20
-"""The largest OneRef model with all of its optimiser state is described in 360 kB."""
 MAX_NAME = 200
 """Letters in the name of a tensor; the longest published one has 56."""
 MAX_ARG_VALUES, MAX_ARG_DEPTH, MAX_ARG_TEXT = 20_000, 8, 2_000
 DTYPES = frozenset(
     {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8, torch.bool}
 )
-Container = Literal["zip", "legacy", "safetensors"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +66,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UsageError: no such file.
         WeightsError: damaged, oversized or hostile file, or one that holds no state dict.
     """
-    container = _container(path)
+    container = container_of(path, error=WeightsError)
     try:
         if container == "safetensors":
             with safe_open(path, "pt") as file:
@@ -96,82 +86,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from problem
 
 
-def _container(path: Path) -> Container:
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISREG(mode):
-            with path.open("rb") as file:
-                start = file.read(SAFETENSORS_HEADER + 1)
-    except OSError as problem:
-        what = (
-            "there is no such checkpoint file" if isinstance(problem, FileNotFoundError) else "the file cannot be read"
-        )
-        raise UsageError(what, where=str(path), hint=problem.strerror) from problem
-    if not stat.S_ISREG(mode):
-        what = "a directory" if stat.S_ISDIR(mode) else "no ordinary file"
-        raise UsageError(f"this is {what}, not a checkpoint file", where=str(path), hint="give the file itself")
-    if start[SAFETENSORS_HEADER:] == b"{":
-        return "safetensors"
-    if start.startswith(ZIP_START):
-        return "zip"
-    if start.startswith(PICKLE_START):
-        return "legacy"
-    raise WeightsError(
-        "this is not a PyTorch checkpoint",
-        where=str(path),
-        hint=f"it starts with {start!r}: a web page or a Git LFS pointer instead of the file? download it again",
-    )
-
-
 def _stand_ins(path: Path, container: Container) -> list[Any]:
     """Inert types for all that the pickles name and torch does not make itself, in the order of their names."""
-    num_bytes, asked = path.stat().st_size, set[tuple[str, str]]()
-    for pickle in _zip_pickles(path) if container == "zip" else _legacy_pickles(path):
-        asked |= survey(pickle, num_bytes=num_bytes, where=str(path))
-    made = (stand_in(module, name, where=str(path)) for module, name in sorted(asked))
+    found = survey_torch_file(path, container, error=WeightsError)
+    made = (stand_in(module, name, where=str(path)) for module, name in sorted(found.names))
     return [each for each in made if each is not None]
-
-
-def _zip_pickles(path: Path) -> Iterator[bytes]:
-    """The pickles of a zip container, after the check that it holds as much as it declares."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            pickles = [member for member in members if member.filename.lower().endswith("/data.pkl")]
-            if not pickles:
-                inside = [m.filename for m in members if m.filename.endswith(CHECKPOINT_SUFFIXES)]
-                raise WeightsError(
-                    "this zip archive is not a checkpoint",
-                    where=str(path),
-                    hint=f"unpack it and convert {', '.join(filter(str.isprintable, inside[:5]))}"
-                    if inside
-                    else FETCH_AGAIN,
-                )
-            packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size]
-            if packed or sum(member.file_size for member in members) > path.stat().st_size:
-                raise WeightsError(
-                    f"the archive declares {sum(member.file_size for member in members):,} bytes of content and has "
-                    f"{path.stat().st_size:,}",
-                    where=str(path),
-                    hint="torch.save never compresses: do not trust this file",
-                )
-            for member in pickles:  # all of them, also of one name: torch may take another one than Python
-                if member.file_size > MAX_PICKLE_BYTES:
-                    raise WeightsError("the checkpoint's pickle is too large", where=f"{path}: {member.filename}")
-                yield archive.read(member)
-    except WeightsError:
-        raise
-    except Exception as problem:  # a broken or hostile archive can fail in any way
-        raise WeightsError("the checkpoint is damaged", where=str(path), hint=f"{problem}; {FETCH_AGAIN}") from problem
-
-
-def _legacy_pickles(path: Path) -> Iterator[IO[bytes]]:
-    """The file once for each pickle of a container from before torch 1.6, which stands where the last one ended."""
-    with path.open("rb") as file:
-        for _ in range(LEGACY_PICKLES):
-            yield file
-            if file.tell() > MAX_PICKLE_BYTES:
-                raise WeightsError("the checkpoint's pickle is too large", where=str(path))
 
 
 def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Checkpoint:  # noqa: ANN401

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
-from pycocotools import mask as coco
 
 from refcli.contracts.example import RLE
 from refcli.data.sources.known_keys import excerpt
 from refcli.data.sources.record import RawRegion
 from refcli.errors import DataError
-from refcli.geometry.masks import check_run_lengths, polygons_to_rle, union_masks
+from refcli.geometry.masks import check_run_lengths, polygons_to_rle, runs_to_rle, union_masks
 
 _NUMBERS_OF_A_TRIANGLE = 6
 _decode = msgspec.json.Decoder().decode
@@ -87,12 +86,7 @@ def _from_run_lengths(value: Mapping[str, object], height: int, width: int) -> R
         return mask
     if not isinstance(counts, list):
         raise DataError(f"the segmentation cannot be read: its counts are {excerpt(counts)}")
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise DataError("a run length is negative or no whole number")
-    if sum(counts) != height * width:
-        raise DataError(f"run lengths of {excerpt(sum(counts))} pixels in a mask of {height} x {width}")
-    encoded = coco.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
-    return RLE((height, width), encoded["counts"])
+    return runs_to_rle(counts, height, width)
 
 
 def _check_size(size: tuple[int, ...], height: int, width: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from refcli.data.reading.archives import ZIP_MAGICS, Archive, archive_of
+from refcli.data.reading.pickle_survey import max_unpacked, survey_plain
 from refcli.data.reading.streams import open_binary
 from refcli.errors import DataError
 
@@ -63,7 +64,7 @@ def read_pickle(path: Path, *, encoding: str = "latin1") -> object:
         DataError: a global or persistent id is asked for, the pickle is truncated or broken, or the file is too large.
     """
     with open_binary(path, max_bytes=MAX_PICKLE_BYTES) as stream:
-        return _load(stream, str(path), encoding)
+        return _load(stream, path, encoding)
 
 
 def read_torch_list(path: Path) -> object:
@@ -77,13 +78,13 @@ def read_torch_list(path: Path) -> object:
         magic = stream.read(len(ZIP_MAGICS[0]))
         stream.seek(0)
         if magic in ZIP_MAGICS:
-            return _load_zip(stream, where)
-        if _load(stream, where) != _TORCH_MAGIC:
+            return _load_zip(stream, path)
+        if _load(stream, path) != _TORCH_MAGIC:
             raise DataError("this is not a file written by torch.save", where=where, hint="check the file's format")
-        if _load(stream, where) != _TORCH_PROTOCOL:
+        if _load(stream, path) != _TORCH_PROTOCOL:
             raise DataError("the torch container has an unknown protocol", where=where, hint=_HINT)
-        _load(stream, where)  # the writer's byte order and integer sizes: they concern tensors only
-        return _load(stream, where)
+        _load(stream, path)  # the writer's byte order and integer sizes: they concern tensors only
+        return _load(stream, path)
 
 
 def starts_torch_list(path: Path) -> bool:
@@ -97,10 +98,10 @@ def starts_torch_list(path: Path) -> bool:
                 with archive_of(stream, where=where) as archive:
                     start = archive.read_start(_data_member(archive), num_bytes=_START_BYTES)
             else:
-                if not magic.startswith(pickle.PROTO) or _load(stream, where) != _TORCH_MAGIC:
+                if not magic.startswith(pickle.PROTO) or _load(stream, path) != _TORCH_MAGIC:
                     return False
-                _load(stream, where)
-                _load(stream, where)
+                _load(stream, path)
+                _load(stream, path)
                 start = stream.read(_START_BYTES)
     except DataError:
         return False
@@ -116,15 +117,20 @@ def _data_member(archive: Archive) -> str:
     return names[0]
 
 
-def _load_zip(stream: BinaryIO, where: str) -> object:
-    with archive_of(stream, where=where) as archive:
-        content = archive.read(_data_member(archive), max_bytes=MAX_PICKLE_BYTES)
-    return _load(io.BufferedReader(io.BytesIO(content)), where)
+def _load_zip(stream: BinaryIO, path: Path) -> object:
+    most = min(MAX_PICKLE_BYTES, max_unpacked(path.stat().st_size))
+    with archive_of(stream, where=str(path)) as archive:
+        content = archive.read(_data_member(archive), max_bytes=most)
+    return _load(io.BytesIO(content), path)
 
 
-def _load(stream: BinaryIO, where: str, encoding: str = "latin1") -> object:
+def _load(stream: BinaryIO, path: Path, encoding: str = "latin1") -> object:
+    """Unpickle what a look at every opcode has shown to be in proportion; the stream is left at its end."""
+    start, where = stream.tell(), str(path)
+    end = start + survey_plain(stream, num_stored=path.stat().st_size, where=where)
+    stream.seek(start)
     try:
-        return _PlainUnpickler(stream, where, encoding).load()
+        content: object = _PlainUnpickler(stream, where, encoding).load()
     except DataError:
         raise
     except Exception as error:  # hostile bytes can make the unpickler raise any exception
@@ -133,3 +139,5 @@ def _load(stream: BinaryIO, where: str, encoding: str = "latin1") -> object:
             where=where,
             hint="copy or download the file again",
         ) from error
+    stream.seek(end)
+    return content

@@ -1,0 +1,455 @@
+"""An unpickler that builds nothing: what the opcodes of a pickle lead to, value by value."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import BinaryIO, ClassVar
+
+LAST_PROTOCOL = 5
+MAX_LINE = 1 << 16
+"""Bytes of one line in the text opcodes of protocol 0."""
+MAX_MEMO_INDEX = 1 << 20
+"""Python's unpickler makes its memo as long as the largest index; a higher one needs as many opcodes before it."""
+MAX_DIGITS = 1_000
+"""Of a whole number; Python takes time by the square of them, and refuses 4,300."""
+MAX_FRAME = 1 << 31
+"""Python's unpickler makes room for a frame before it reads it; the pickler's have 64 KiB."""
+LETTERS_PER_WEIGHT = 64
+_CHUNK = 1 << 20
+_CHECKED_EVERY = 1024
+"""Opcodes."""
+_POINTER, _FLOAT, _WHOLE, _TEXT, _LIST, _DICT, _DICT_ENTRY, _SET_ENTRY, _MEMO = 8, 32, 40, 56, 64, 184, 64, 80, 100
+"""Bytes of memory, about as in CPython."""
+_CODES = {code: name for name, code in vars(pickle).items() if name in pickle.__all__ and isinstance(code, bytes)}
+_LATER = {3: b"BC", 4: b"\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95", 5: b"\x96\x97\x98"}
+"""Opcodes by the protocol, beyond the second, that brought them."""
+SINCE = {code: protocol for protocol, codes in _LATER.items() for code in codes}
+_RUNS = {ord(start): re.compile(pattern, re.DOTALL) for start, pattern in ((b"G", rb"(?:G.{8})+"), (b"K", rb"(?:K.)+"))}
+_LENGTHS = {
+    **dict.fromkeys(("SHORT_BINSTRING", "SHORT_BINUNICODE", "SHORT_BINBYTES"), ("TEXT", 1)),
+    **dict.fromkeys(("BINSTRING", "BINUNICODE", "BINBYTES"), ("TEXT", 4)),
+    **dict.fromkeys(("BINUNICODE8", "BINBYTES8"), ("TEXT", 8)),
+    "BYTEARRAY8": ("OTHER", 8),
+}
+"""Opcodes of text and bytes: the kind of value, and how many bytes its length takes."""
+
+
+@dataclass
+class Surveyed:
+    """What a pickle asks for."""
+
+    names: set[tuple[str, str]] = field(default_factory=set)
+    """Every (module, name), under the names of Python 3."""
+    storages: dict[str, int] = field(default_factory=dict)
+    """Bytes that each storage of torch is said to have, by its key."""
+    num_bytes: int = 0
+    """Where the pickle ends in what was read."""
+
+
+class RefusedError(Exception):
+    """Why a pickle that is not broken is not built."""
+
+    def __init__(self, reason: str, hint: str | None = None) -> None:
+        super().__init__(reason)
+        self.hint = hint
+
+
+class Value:
+    """What is known of a value without building it; it grows with the container that it stands for."""
+
+    __slots__ = ("depth", "is_held", "kind", "largest", "name", "num_odd", "parts", "weight")
+
+    def __init__(self, kind: str, weight: int = 1, *, largest: int = 0, name: str = "") -> None:
+        self.kind, self.weight, self.largest, self.name = kind, weight, largest, name
+        self.depth = self.num_odd = 0
+        self.is_held = False
+        """Whether another value holds it, which goes by its weight: from then on it may not change."""
+        self.parts: list[Value] = []
+        """Of a tuple or list; not kept in plain data."""
+
+    def take(self, parts: Sequence[Value]) -> None:
+        for part in parts:
+            self.weight += part.weight
+            self.largest = max(self.largest, part.largest)
+            self.depth = max(self.depth, part.depth + 1)
+            part.is_held = True
+
+
+class Machine:
+    """An unpickler that builds nothing: its stack and memo hold what is known of the values."""
+
+    protocol: ClassVar[int] = LAST_PROTOCOL
+    number: ClassVar[Value] = Value("NUMBER")
+
+    def __init__(self, content: bytes | BinaryIO, *, max_depth: int) -> None:
+        self.max_depth = max_depth
+        self.stream = io.BytesIO(content) if isinstance(content, bytes) else content
+        self.data, self.at, self.before = b"", 0, 0
+        """What was read of the stream, the place in it, and how much was read before."""
+        self.stack: list[Value] = []
+        self.outer: list[list[Value]] = []
+        """The stacks below each mark."""
+        self.memo: dict[int, Value] = {}
+        self.texts: dict[int, Value] = {}
+        self.steps = self.work = self.memory = self.declared = 0
+        """Opcodes; the weight of all that is hashed or handed to a call; bytes that the values take."""
+        self.found = Surveyed()
+        self.is_done = False
+        self.table = self._table()
+
+    def _table(self) -> dict[int, Callable[[], None]]:
+        """What follows each opcode."""
+        table: dict[int, Callable[[], None]] = {}
+        for code, name in _CODES.items():
+            if follow := getattr(self, f"_{name.lower()}", None):
+                table[code[0]] = follow
+            elif name in _LENGTHS:
+                table[code[0]] = partial(self._counted, *_LENGTHS[name])
+        return table
+
+    # The pickle's bytes.
+
+    def run(self) -> None:
+        """Follow the opcodes to the end.
+
+        Raises:
+            RefusedError, and whatever a broken pickle leads to.
+        """
+        while not self.is_done:
+            code = self.take(1)[0]
+            self.steps += 1
+            follow = self.table.get(code)
+            if follow is None or SINCE.get(code, 0) > self.protocol:
+                raise self.unknown(code)
+            follow()
+            if not self.steps % _CHECKED_EVERY:
+                self.check_bounds()
+        self.check_bounds()
+        self.found.num_bytes = self.before + self.at
+
+    def unknown(self, code: int) -> Exception:
+        name = _CODES.get(code.to_bytes(1, "little"))
+        if name:
+            return RefusedError(f"it uses the opcode {name}, which nothing that is read here needs")
+        return ValueError(f"at position {self.before + self.at - 1:,}: opcode {code:#x} unknown")
+
+    def take(self, count: int) -> bytes:
+        """The next bytes of the pickle."""
+        if self.at + count > len(self.data):
+            self._refill(count)
+        start, self.at = self.at, self.at + count
+        return self.data[start : self.at]
+
+    def _refill(self, count: int) -> None:
+        rest = self.data[self.at :]
+        more = self.stream.read(max(_CHUNK, count - len(rest)))
+        if len(rest) + len(more) < count:
+            raise EOFError("pickle exhausted before seeing STOP")
+        self.before += self.at
+        self.data, self.at = rest + more, 0
+
+    def skip(self, count: int) -> None:
+        while count:
+            step = min(count, _CHUNK)
+            self.take(step)
+            count -= step
+
+    def whole(self, length: int) -> int:
+        return int.from_bytes(self.take(length), "little")
+
+    def line(self) -> bytes:
+        end = self.data.find(b"\n", self.at)
+        if end < 0:
+            if len(self.data) - self.at <= MAX_LINE:
+                rest = self.data[self.at :]
+                self.before += self.at
+                self.data, self.at = rest + self.stream.read(_CHUNK), 0
+            end = self.data.find(b"\n", self.at)
+        if end < 0 and len(self.data) - self.at <= MAX_LINE:
+            raise EOFError("pickle exhausted before the end of a line")
+        if end < 0 or end - self.at > MAX_LINE:
+            raise RefusedError(f"one of its lines is longer than {MAX_LINE:,} bytes")
+        start, self.at = self.at, end + 1
+        return self.data[start:end]
+
+    # Values.
+
+    def check_bounds(self) -> None:
+        raise NotImplementedError
+
+    def push(self, value: Value) -> None:
+        self.stack.append(value)
+
+    def text_of(self, num_bytes: int) -> Value:
+        self.memory += _TEXT + num_bytes + (3 * num_bytes if num_bytes >= LETTERS_PER_WEIGHT else 0)
+        weight = 1 + num_bytes // LETTERS_PER_WEIGHT
+        if weight not in self.texts:
+            self.texts[weight] = Value("TEXT", weight)
+        return self.texts[weight]
+
+    def count(self, value: Value) -> None:
+        """Check a container that has just changed or been made."""
+        if value.depth > self.max_depth:
+            raise self.bomb()
+
+    def bomb(self) -> RefusedError:
+        raise NotImplementedError
+
+    def add(self, target: Value, parts: Sequence[Value]) -> None:
+        """Let a container take values."""
+        if target.is_held or any(part is target for part in parts):
+            raise RefusedError(
+                "it changes a value that another one holds, as a pickle does that unfolds to far more than it shows"
+            )
+        target.take(parts)
+        self.count(target)
+
+    def pop_mark(self) -> list[Value]:
+        items, self.stack = self.stack, self.outer.pop()
+        return items
+
+    def make(self, kind: str, parts: Sequence[Value], memory: int) -> None:
+        value = Value(kind)
+        value.take(parts)
+        self.memory += memory + _POINTER * len(parts)
+        self.count(value)
+        self.push(value)
+
+    def hash(self, target: Value, key: Value) -> None:
+        """Count the work of a key: text hashes at random, and numbers can be chosen to meet in one place."""
+        if key.kind in ("LIST", "DICT", "OTHER"):
+            raise ValueError(f"a key that is a {key.kind.lower()}")
+        if key.kind == "TEXT":
+            self.work += key.weight
+        else:
+            target.num_odd += 1
+            self.work += key.weight * target.num_odd
+
+    def expect(self, value: Value, kind: str) -> None:
+        if value.kind != kind:
+            raise ValueError(f"what is no {kind.lower()} is used as one")
+
+    # Opcodes.
+
+    def _proto(self) -> None:
+        self.declared = self.whole(1)
+        if self.declared > LAST_PROTOCOL:
+            raise ValueError(f"unsupported pickle protocol: {self.declared}")
+
+    def _frame(self) -> None:
+        if self.whole(8) > MAX_FRAME:
+            raise ValueError("a frame that is larger than any")
+
+    def _stop(self) -> None:
+        if self.outer:
+            raise ValueError("it ends within a mark")
+        self.stack.pop()
+        self.is_done = True
+
+    def _mark(self) -> None:
+        if len(self.outer) >= 2 * self.max_depth:
+            raise self.bomb()
+        self.outer.append(self.stack)
+        self.stack = []
+
+    def remember(self, index: int) -> None:
+        if index > max(MAX_MEMO_INDEX, self.steps):
+            raise RefusedError(f"it numbers a value as its {index:,}th, and that is far more than it shows")
+        self.memory += _MEMO
+        self.memo[index] = self.stack[-1]
+
+    def _put(self) -> None:
+        self.remember(self._index())
+
+    def _index(self) -> int:
+        text = self.line()
+        if not text.isdigit() or len(text) > len(str(1 << 64)):
+            raise ValueError(f"an index that is no number: {text[:20]!r}")
+        return int(text)
+
+    def _binput(self) -> None:
+        self.remember(self.whole(1))
+
+    def _long_binput(self) -> None:
+        self.remember(self.whole(4))
+
+    def _memoize(self) -> None:
+        self.remember(len(self.memo))
+
+    def recall(self, index: int) -> None:
+        self.memory += _POINTER
+        self.push(self.memo[index])
+
+    def _get(self) -> None:
+        self.recall(self._index())
+
+    def _binget(self) -> None:
+        self.recall(self.whole(1))
+
+    def _long_binget(self) -> None:
+        self.recall(self.whole(4))
+
+    def numbers(self, value: int, length: int, memory: int) -> None:
+        """A number, and those of its sort that follow it."""
+        run = _RUNS[value].match(self.data, self.at - 1) if self.at else None
+        count = (run.end() - run.start()) // (1 + length) if run else 0
+        if run and count:
+            self.at = run.end()
+        else:
+            self.take(length)
+            count = 1
+        self.memory += count * memory
+        self.stack.extend([self.number] * count)
+        if count > _CHECKED_EVERY:
+            self.check_bounds()
+
+    def _binfloat(self) -> None:
+        self.numbers(ord("G"), 8, _FLOAT)
+
+    def _binint1(self) -> None:
+        self.numbers(ord("K"), 1, _POINTER)
+
+    def integer(self, value: int) -> None:
+        self.memory += _WHOLE
+        self.push(self.number)
+
+    def _binint(self) -> None:
+        self.integer(int.from_bytes(self.take(4), "little", signed=True))
+
+    def _binint2(self) -> None:
+        self.integer(self.whole(2))
+
+    def _long1(self) -> None:
+        self.integer(int.from_bytes(self.take(self.whole(1)), "little", signed=True))
+
+    def _long4(self) -> None:
+        length = self.whole(4)
+        if length > MAX_DIGITS:
+            raise RefusedError(f"it holds a whole number of {length:,} bytes")
+        self.integer(int.from_bytes(self.take(length), "little", signed=True))
+
+    def _int(self) -> None:
+        text = self.line()
+        if len(text) > MAX_DIGITS:
+            raise RefusedError(f"it holds a whole number of {len(text):,} digits")
+        self.integer(0)
+
+    def _long(self) -> None:
+        self._int()
+
+    def _float(self) -> None:
+        self.line()
+        self.memory += _FLOAT
+        self.push(self.number)
+
+    def _string(self) -> None:
+        self.push(self.text_of(len(self.line())))
+
+    def _unicode(self) -> None:
+        self._string()
+
+    def _counted(self, kind: str, length: int) -> None:
+        size = self.whole(length)
+        self.skip(size)
+        value = self.text_of(size)
+        self.push(value if kind == "TEXT" else Value(kind, value.weight))
+
+    def empty(self, kind: str, memory: int) -> None:
+        self.memory += memory
+        self.push(Value(kind))
+
+    def _empty_list(self) -> None:
+        self.empty("LIST", _LIST)
+
+    def _empty_dict(self) -> None:
+        self.empty("DICT", _DICT)
+
+    def _empty_set(self) -> None:
+        self.empty("SET", _DICT)
+
+    def _none(self) -> None:
+        self.memory += _POINTER
+        self.push(self.number)
+
+    _newtrue = _newfalse = _none
+
+    def _empty_tuple(self) -> None:
+        self.make("TUPLE", (), 0)
+
+    def _tuple(self) -> None:
+        self.make("TUPLE", self.pop_mark(), _TEXT)
+
+    def _tuple_of(self, count: int) -> None:
+        parts = self.stack[-count:]
+        if len(parts) < count:
+            raise ValueError("the stack has too few values for a tuple")
+        del self.stack[-count:]
+        self.make("TUPLE", parts, _TEXT)
+
+    def _tuple1(self) -> None:
+        self._tuple_of(1)
+
+    def _tuple2(self) -> None:
+        self._tuple_of(2)
+
+    def _tuple3(self) -> None:
+        self._tuple_of(3)
+
+    def _list(self) -> None:
+        self.make("LIST", self.pop_mark(), _LIST)
+
+    def _append(self) -> None:
+        self.extend([self.stack.pop()])
+
+    def _appends(self) -> None:
+        self.extend(self.pop_mark())
+
+    def extend(self, items: Sequence[Value]) -> None:
+        target = self.stack[-1]
+        self.expect(target, "LIST")
+        self.add(target, items)
+        self.memory += _POINTER * len(items)
+
+    def _dict(self) -> None:
+        items = self.pop_mark()
+        self._empty_dict()
+        self.set_items(items)
+
+    def _setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
+
+    def _setitems(self) -> None:
+        self.set_items(self.pop_mark())
+
+    def set_items(self, items: Sequence[Value]) -> None:
+        target = self.stack[-1]
+        self.expect(target, "DICT")
+        if len(items) % 2:
+            raise ValueError("an odd number of items for a dict")
+        for key in items[::2]:
+            self.hash(target, key)
+        self.add(target, items)
+        self.memory += _DICT_ENTRY * len(items) // 2
+
+    def _additems(self) -> None:
+        items = self.pop_mark()
+        target = self.stack[-1]
+        self.expect(target, "SET")
+        self._fill(target, items)
+
+    def _frozenset(self) -> None:
+        items = self.pop_mark()
+        self._empty_set()
+        self._fill(self.stack[-1], items)
+
+    def _fill(self, target: Value, items: Sequence[Value]) -> None:
+        for item in items:
+            self.hash(target, item)
+        self.add(target, items)
+        self.memory += _SET_ENTRY * len(items)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from refcli.inference.lettering import font_for, line_height, wrap
+from refcli.inference.lettering import font_for, line_height, readable, wrap
 
 PAPER = (244, 245, 248)
 INK = (22, 25, 33)
@@ -31,16 +31,16 @@ def contact_sheet(
     cells = [as_cell(drawing, cell_width) for drawing in drawings]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     width = columns * (cell_width + GUTTER) + GUTTER
-    headline: list[str] = []
-    if title:
-        headline = wrap(title, font_for(title, TITLE_SIZE), width - 2 * GUTTER, 2)
+    shown = readable(title or "", "")
+    font = font_for(shown, TITLE_SIZE)
+    headline = wrap(shown, font, width - 2 * GUTTER, 2)
     top = GUTTER + len(headline) * line_height(TITLE_SIZE) + (GUTTER // 2 if headline else 0)
     height = top + sum(max(cell.height for cell in row) + GUTTER for row in rows)
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(headline):
         position = (GUTTER, GUTTER + number * line_height(TITLE_SIZE))
-        draw.text(position, line, font=font_for(line, TITLE_SIZE), fill=INK)
+        draw.text(position, line, font=font, fill=INK)
     for row in rows:
         for column, cell in enumerate(row):
             margin = (cell_width - cell.width) // 2

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
 from refcli.geometry.masks import decode_mask, scaled_mask
-from refcli.inference.lettering import font_for, font_of, line_height, wrap
+from refcli.inference.lettering import font_for, font_of, line_height, readable, wrap
 
 Colour = tuple[int, int, int]
 
@@ -53,13 +53,16 @@ class _Measures:
     margin: int
 
 
-def draw_answer(pixels: np.ndarray, answer: Answer, *, is_truth: bool = False) -> Image.Image:
+def draw_answer(
+    pixels: np.ndarray, answer: Answer, *, is_truth: bool = False, record: str | None = None
+) -> Image.Image:
     """Draw an answer; small pictures are enlarged, large ones reduced, and a caption strip is added below.
 
     Args:
         pixels: uint8 RGB [height, width, 3] of the picture, EXIF orientation applied; it may be a reduced one.
         answer: what was found in it; its boxes and masks are pixels of the original image.
         is_truth: the answer is what the data say, not what a model found: scores mean nothing and are not drawn.
+        record: where the expression can be looked up if no font here has its letters, such as "line 3"; default its id.
     """
     height, width = pixels.shape[:2]
     longer = max(height, width)
@@ -76,7 +79,11 @@ def draw_answer(pixels: np.ndarray, answer: Answer, *, is_truth: bool = False) -
     image = Image.fromarray(canvas)
     for number, target in enumerate(() if is_truth else answer.targets):
         _draw_score(image, [side * factor for side in target.box_xyxy], target.score, _colour(number), measures)
-    return _with_caption(image, answer, _verdict(answer, is_truth=is_truth), measures)
+    stand_in = f"[no font here has these letters: see {record or readable(answer.id, 'the answer')}]"
+    texts = [(readable(answer.expression, stand_in), WHITE)]
+    if answer.error is not None:
+        texts.append((readable(answer.error, stand_in), GREY))
+    return _with_caption(image, texts, _verdict(answer, is_truth=is_truth), measures)
 
 
 def blank_picture(width: int = SMALLEST_DRAWING, height: int = SMALLEST_DRAWING // 2) -> np.ndarray:
@@ -189,19 +196,21 @@ def _verdict(answer: Answer, *, is_truth: bool) -> tuple[str, Colour]:
     return ("found" if found == 1 else f"{found} found"), PALETTE[0]
 
 
-def _with_caption(image: Image.Image, answer: Answer, verdict: tuple[str, Colour], measures: _Measures) -> Image.Image:
-    """Add a dark strip below with a chip that says how it went, and the expression."""
+def _with_caption(
+    image: Image.Image, texts: list[tuple[str, Colour]], verdict: tuple[str, Colour], measures: _Measures
+) -> Image.Image:
+    """Add a dark strip below with a chip that says how it went, and the texts in their colours."""
     margin, step = measures.margin, line_height(measures.letter)
     words, colour = verdict
     chip_font = font_of(measures.letter * 4 // 5)
     chip_width = int(chip_font.getlength(words)) + 2 * (measures.letter // 2)
     width = max(image.width, chip_width + 2 * margin + 8 * measures.letter)
     text_left = margin + chip_width + margin
-    paragraphs = [(answer.expression, WHITE)] + ([(answer.error, GREY)] if answer.error is not None else [])
     lines = [
-        (line, ink)
-        for text, ink in paragraphs
-        for line in wrap(text, font_for(text, measures.letter), width - text_left - margin, MAX_CAPTION_LINES)
+        (line, ink, font)
+        for text, ink in texts
+        for font in [font_for(text, measures.letter)]
+        for line in wrap(text, font, width - text_left - margin, MAX_CAPTION_LINES)
     ]
     strip = max(len(lines), 1) * step + 2 * margin
     sheet = Image.new("RGB", (width, image.height + strip), INK)
@@ -210,7 +219,7 @@ def _with_caption(image: Image.Image, answer: Answer, verdict: tuple[str, Colour
     top = image.height + margin
     draw.rounded_rectangle((margin, top, margin + chip_width, top + step), step // 2, fill=colour)
     draw.text((margin + chip_width // 2, top + step // 2), words, font=chip_font, fill=_ink_on(colour), anchor="mm")
-    for number, (line, ink) in enumerate(lines):
+    for number, (line, ink, font) in enumerate(lines):
         position = (text_left, top + number * step + step // 2)
-        draw.text(position, line, font=font_for(line, measures.letter), fill=ink, anchor="lm")
+        draw.text(position, line, font=font, fill=ink, anchor="lm")
     return sheet

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from refcli.data.decoding_memory import DECODER_BYTES
 from refcli.errors import UsageError
 from refcli.inference.output_manifest import DRAWINGS, MASKS, SHEET, is_output_folder
 
-NOT_FOR_IMAGES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-"""Formats that Pillow knows by name only, or hands to another program."""
 OPENED_AS_JPEG = frozenset({"MPO"})
 # fmt: off
 UNREADABLE_IMAGES = frozenset({
@@ -38,9 +37,9 @@ MOST_NAMED = 5
 
 @cache
 def readable_suffixes() -> frozenset[str]:
-    """Suffixes of the image formats that the installed Pillow reads, in lower case with their full stop."""
+    """Suffixes of the image formats that are read with the installed Pillow, in lower case with their full stop."""
     Image.init()
-    opened = (Image.OPEN.keys() | OPENED_AS_JPEG) - NOT_FOR_IMAGES
+    opened = (Image.OPEN.keys() | OPENED_AS_JPEG) & DECODER_BYTES.keys()
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in opened)
 
 

@@ -1,33 +1,167 @@
-"""Text on pictures: fonts that are always there, and wrapping by measured width."""
+"""Text on images: a font that has all its letters, spelling out what no font has, and wrapping by measured width."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+import os
+import sys
+import unicodedata
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
 from PIL import ImageFont
 
-WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
-"""Tried for letters beyond Latin, which the font inside Pillow does not have."""
-LAST_LATIN = "\u024f"
+BUNDLED = "mpl-data/fonts/ttf/DejaVuSans.ttf"
+"""A font of Latin, Greek, Cyrillic, Arabic, Hebrew and other letters that comes with matplotlib; Pillow's own has
+little more than ASCII."""
+PREFERRED = ("notosans", "notosanscjk", "dejavusans", "arialunicode", "arial", "segoeui", "malgun", "msyh", "meiryo")
+"""Tried first among the fonts of the system, by the letters of their file names."""
+STYLED = ("bold", "italic", "oblique", "light", "thin", "black", "condensed", "mono", "serif")
+FONT_SUFFIXES = frozenset({".ttf", ".ttc", ".otf", ".otc"})
+NO_REAL_FONTS = ("lastresort", "adobeblank", "fallback")
+"""Fonts that draw the same for every character."""
+MOST_FONTS = 2000
+PROBE_SIZE = 20
+NO_CHARACTER = "\uffff"
+"""Every font draws the sign of a missing letter for it."""
+NAMED_BY_SOUND = (" LETTER ", " SYLLABLE ", " CHARACTER ")
+"""What comes before the sound in the Unicode name of a letter."""
+JOINERS = frozenset("\u200c\u200d")
+VARIANTS = frozenset(map(chr, range(0xFE00, 0xFE10)))
+"""Characters that only change the shape of their neighbours."""
 ELLIPSIS = "..."
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-@lru_cache(maxsize=64)
-def font_of(size: int, *, is_latin: bool = True) -> Font:
-    """Pillow's built-in font; for other scripts a system font that knows them, where there is one."""
-    for name in () if is_latin else WIDE_FONTS:
-        try:
-            return ImageFont.truetype(name, size)
-        except OSError:
-            continue
-    return ImageFont.load_default(size)
+@lru_cache(maxsize=256)
+def font_of(size: int, *, file: Path | None = None) -> Font:
+    """The font of a file; without one, Pillow's built-in font."""
+    return ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
 
 
 def font_for(text: str, size: int) -> Font:
-    """A font of `size` pixels for this text."""
-    return font_of(size, is_latin=all(letter <= LAST_LATIN for letter in text))
+    """A font of `size` pixels that has the letters of this text, or most of them where none has all."""
+    return font_of(size, file=_best_file(_letters(text), font_folders())[0])
+
+
+def readable(text: str, otherwise: str) -> str:
+    """The text as it can be drawn: letters that no font here has are spelled out.
+
+    Args:
+        text: any characters; those that have no shape are left out.
+        otherwise: stands for a text with letters that can only be looked up, such as Chinese ones.
+    """
+    shown = " ".join("".join(map(_visible, unicodedata.normalize("NFC", text))).split())
+    missing = _best_file(_letters(shown), font_folders())[1]
+    if not missing:
+        return shown
+    spelled = [
+        _spelled(letter) if letter in missing | JOINERS or unicodedata.category(letter)[0] == "M" else letter
+        for letter in shown
+    ]
+    return otherwise if None in spelled else " ".join("".join(filter(None, spelled)).split())
+
+
+def _visible(character: str) -> str:
+    """The character, a blank for a line break or tab, nothing for what has no shape of its own."""
+    if character.isspace():
+        return " "
+    is_shapeless = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Cn") and character not in JOINERS
+    return "" if is_shapeless or character in VARIANTS else character
+
+
+def _letters(text: str) -> frozenset[str]:
+    """What of a text a font must have."""
+    return frozenset(text) - {" "} - JOINERS
+
+
+def _spelled(letter: str) -> str | None:
+    """A character in plain letters: without its accent, by its sound, or by the name of a symbol; None if unknown."""
+    plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+    if plain:
+        return plain
+    category, name = unicodedata.category(letter), unicodedata.name(letter, "")
+    if category[0] == "M" or letter in JOINERS:
+        return ""
+    for mark in NAMED_BY_SOUND:
+        if mark in name:
+            words = [word for word in name.partition(mark)[2].split() if word not in ("SMALL", "CAPITAL")]
+            return words[0].lower() if words else None
+    if category[0] in "SPN" and name:
+        return f"({name.lower()})"
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _best_file(letters: frozenset[str], folders: tuple[Path, ...]) -> tuple[Path | None, frozenset[str]]:
+    """The first font with all letters, else the one that lacks fewest, and what it lacks; None: the built-in font."""
+    best: tuple[Path | None, frozenset[str]] | None = None
+    for file in _files(folders):
+        missing = frozenset(letter for letter in letters if not _has(file, letter))
+        if best is None or len(missing) < len(best[1]):
+            best = file, missing
+        if not missing:
+            break
+    assert best is not None  # the built-in font is always there
+    return best
+
+
+@cache
+def _has(file: Path | None, letter: str) -> bool:
+    """Whether a font draws a letter otherwise than one that it does not have."""
+    try:
+        font = font_of(PROBE_SIZE, file=file)
+        drawn, missing = font.getmask(letter), font.getmask(NO_CHARACTER)
+    except (OSError, ValueError, UnicodeError):  # not a font after all, or one of another size only
+        return False
+    return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
+
+
+def _files(folders: tuple[Path, ...]) -> Iterator[Path | None]:
+    yield None
+    matplotlib = find_spec("matplotlib")
+    if matplotlib is not None and matplotlib.origin is not None:
+        bundled = Path(matplotlib.origin).parent / BUNDLED
+        if bundled.is_file():
+            yield bundled
+    yield from _files_below(folders)
+
+
+@cache
+def _files_below(folders: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The fonts in these folders, plain and well-known ones first."""
+    found: set[Path] = set()
+    for folder in folders:
+        for parent, _, names in os.walk(folder):
+            found.update(Path(parent, name) for name in names if Path(name).suffix.lower() in FONT_SUFFIXES)
+    real = [file for file in found if not any(word in _plain_name(file) for word in NO_REAL_FONTS)]
+    return tuple(sorted(real, key=_rank)[:MOST_FONTS])
+
+
+def font_folders() -> tuple[Path, ...]:
+    """Where this system keeps its fonts and the user's."""
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home raises where there is none
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        own = Path(local or home / "AppData/Local", "Microsoft/Windows/Fonts")
+        return Path(os.environ.get("WINDIR", "C:/Windows"), "Fonts"), own
+    if sys.platform == "darwin":
+        return Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts"
+    shared = os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
+    own = Path(os.environ.get("XDG_DATA_HOME") or home / ".local/share")
+    return *(Path(folder, "fonts") for folder in shared.split(":") if folder), own / "fonts", home / ".fonts"
+
+
+def _rank(file: Path) -> tuple[int, int, str]:
+    name = _plain_name(file)
+    known = next((rank for rank, word in enumerate(PREFERRED) if name.startswith(word)), len(PREFERRED))
+    return sum(word in name for word in STYLED), known, str(file)
+
+
+def _plain_name(file: Path) -> str:
+    return "".join(filter(str.isalnum, file.stem.lower()))
 
 
 def line_height(size: int) -> int:

@@ -224,7 +224,7 @@ class OutputFolder:
 
     def draw(self, answer: Answer, source: ImageSource) -> Image.Image:
         """The drawing of an answer, which is not written."""
-        return draw_answer(self._read(source), answer)
+        return draw_answer(self._read(source), answer, record=f"line {self._count + 1} of {PREDICTIONS}")
 
     def write_files(self, files: Mapping[str, bytes]) -> None:
         """Write files of names that the manifest may list.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 
-from refcli.cli.output import console_err, printable_lines
+from refcli.cli.output import console_err, printable, printable_lines
 from refcli.errors import ExitCode, RefcliError
 
 DEBUG_VARIABLE = "REFCLI_DEBUG"
@@ -46,7 +46,7 @@ def report(error: BaseException) -> int:
 def _print_parts(kind: str, message: str, *, where: str | None = None, hint: str | None = None) -> None:
     for label, text, style in (
         (kind, message, "bold red"),
-        ("where", where, "bold"),
+        ("where", where and printable(where), "bold"),
         ("hint", hint, "bold green"),
     ):
         if text:

@@ -91,7 +91,7 @@ def command(
     """
     from functools import partial
 
-    from refcli.cli.output import say, write_line
+    from refcli.cli.output import printable, say, write_line
     from refcli.errors import UsageError
     from refcli.inference.answers import answer_line
     from refcli.inference.predictor import Predictor
@@ -123,7 +123,7 @@ def command(
             load=load,
             out=None if out is None else Output(out, force=force, resume=resume),
             on_answer=show,
-            on_note=lambda text: say(f"note: {text}"),
+            on_note=lambda text: say(printable(f"note: {text}")),
         )
     _say_summary(summary, out)
     if summary.exit_code:
@@ -187,14 +187,15 @@ class Counting:
 
 
 def _say_summary(summary: PredictSummary, out: Path | None) -> None:
-    from refcli.cli.output import say
+    from refcli.cli.output import printable, say
+    from refcli.inference.read_ahead import shorten
 
     if not summary.num_answers:
         say("there were no requests")
     if summary.num_earlier:
         say(f"resumed: {summary.num_earlier} of {summary.num_answers} answers were there already")
     for name, error in summary.failures[:MOST_FAILURES_LISTED]:
-        say(f"failed: {error}" if error.startswith(name) else f"failed: {name}: {error}")
+        say(printable(f"failed: {error}" if error.startswith(name) else f"failed: {shorten(name)}: {error}"))
     if len(summary.failures) > MOST_FAILURES_LISTED:
         say(f'failed: and {len(summary.failures) - MOST_FAILURES_LISTED} more (every line with an "error")')
     if summary.failures:

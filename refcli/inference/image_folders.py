@@ -230,8 +230,8 @@ def _counted(what: str, count: int, *, endings: tuple[str, str] = ("", "s")) -> 
 
 
 def _suffixes(counts: Counter[str], *, end: str = "") -> str:
-    named = [f"{suffix or 'no suffix'} {count:,}" for suffix, count in counts.most_common(MOST_NAMED)]
-    return _listed(named, len(counts), end)
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_NAMED]
+    return _listed([f"{suffix or 'no suffix'} {count:,}" for suffix, count in most], len(counts), end)
 
 
 def _names(names: Sequence[str], *, end: str = "") -> str:

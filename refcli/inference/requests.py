@@ -189,7 +189,7 @@ def parse_request_lines(
 ) -> Iterator[Request]:
     """Requests of JSON lines; `name` is how errors call the file, `folder` where its relative paths may start."""
     for number, line in enumerate(lines, start=1):
-        if line.strip():
+        if len(line) > MAX_LINE_BYTES or line.strip():
             yield from _parse_line(line, f"{name}:{number}", folder, expressions)
 
 
@@ -220,7 +220,8 @@ def _parse_line(line: bytes, where: str, folder: Path | None, expressions: Seque
         yield _malformed(where, asked, ident=ident, image=image)
         return
     source = _locate(image, folder)
-    if problem := _problem_of_path(str(source)):
+    problem = None if _mode(source) is not None else _problem_of_path(image)
+    if problem is not None:
         problem = f"{where}: {problem}"
     readable = [_readable(expression) for expression in asked]
     yield from _ask(image, source, readable, ident, numbered="expressions" in record, error=problem)

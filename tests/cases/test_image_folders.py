@@ -1,0 +1,205 @@
+"""Folders and patterns: every image that can be read and nothing else, and a note of what was left out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image, features
+
+from refcli.errors import UsageError
+from refcli.inference.output_folder import OutputFolder
+from refcli.inference.output_manifest import DRAWINGS
+from refcli.inference.requests import read_requests
+
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
+needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+
+
+def make(folder: Path, *names: str, content: bytes = b"") -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def found(*inputs: object, without: Path | None = None) -> tuple[list[str], str]:
+    """The images that inputs mean, and the notes."""
+    notes: list[str] = []
+    requests = read_requests([str(name) for name in inputs], ["x"], without=without, note=notes.append)
+    return [request.image for request in requests], "\n".join(notes)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_sidecars_hidden_and_system_entries_are_left_out_and_counted(here):
+    make(here, "in/a.jpg", "in/export.png/b.jpg", "in/deep/c.jpg")
+    make(here, "in/._a.jpg", "in/__MACOSX/._b.jpg", "in/__MACOSX/b.jpg", "in/.thumbnails/a.jpg", content=APPLE_DOUBLE)
+    make(here, "in/.hidden.png", "in/Thumbs.db", "in/@eaDir/a.jpg/SYNOPHOTO_THUMB.jpg")
+    images, note = found("in")
+    assert images == ["in/a.jpg", "in/deep/c.jpg", "in/export.png/b.jpg"]
+    assert "6 hidden or system entries" in note
+
+
+def test_a_hidden_folder_that_is_named_is_read(here):
+    make(here, ".cache/a.jpg", ".cache/.b.jpg")
+    assert found(".cache")[0] == [".cache/a.jpg"]
+    assert found(".cache/.b.jpg")[0] == [".cache/.b.jpg"]
+
+
+def test_every_format_that_pillow_reads_is_an_image_and_the_rest_is_named_by_suffix(here):
+    kinds = ["jfif", "jpe", "JPG", "mpo", "tga", "tif", "pnm", "pbm", "dib", "apng", "gif", "ico", "psd", "qoi", "ras"]
+    kinds += ["jp2", "j2k"] if features.check("jpg_2000") else []
+    kinds += ["avif"] if features.check("avif") else []
+    make(here, *(f"in/x.{kind}" for kind in kinds))
+    make(here, "in/IMG_1.HEIC", "in/IMG_2.heic", "in/x.dng", "in/notes.txt", "in/boxes.json", "in/README", "in/v.mpg")
+    images, note = found("in")
+    assert images == sorted(f"in/x.{kind}" for kind in kinds)
+    assert "3 images of a kind that cannot be read here (.heic 2, .dng 1; convert to JPEG or PNG)" in note
+    assert "4 other files" in note
+    assert ".txt 1" in note
+
+
+def test_a_folder_of_nothing_but_heic_says_so(here):
+    make(here, "in/IMG_1.HEIC")
+    with pytest.raises(UsageError) as caught:
+        found("in")
+    assert ".heic" in str(caught.value)
+
+
+def test_answers_below_the_input_are_never_read_again(refcli, here, monkeypatch):
+    (here / "in").mkdir()
+    Image.new("RGB", (40, 30)).save("in/a.jpg")
+    for option in ((), ("--force",), ("--resume",)):
+        code, out, _ = refcli("predict", "in", "-e", "the red circle", "--out", "in/answers", *option)
+        assert code == 0
+        assert len(out.splitlines()) == (0 if option == ("--resume",) else 1)
+    code, out, err = refcli("predict", "in", "-e", "the red circle", "--out", "in/other")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "1 output of refcli (in/answers)" in err
+    monkeypatch.chdir(here / "in")
+    code, out, err = refcli("predict", ".", "-e", "the red circle", "--out", "third")
+    assert (code, len(out.splitlines())) == (0, 1)
+    code, out, _ = refcli("predict", "../in", "-e", "x", "--out", here / "in/third", "--force")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert found("**/*.*g")[0] == ["a.jpg"]
+    assert found(".")[0] == ["a.jpg"]
+
+
+def test_a_folder_that_is_going_to_get_the_answers_is_no_input(here):
+    make(here, "in/a.jpg", "in/o/b.jpg", "in/o/deep/c.jpg", "in/p/d.jpg")
+    assert found("in", without=here / "in/o")[0] == ["in/a.jpg", "in/p/d.jpg"]
+    assert found("in/*/*.jpg", without=here / "in/o")[0] == ["in/p/d.jpg"]
+    assert found("in/**/*.jpg", without=here / "in/o")[0] == ["in/a.jpg", "in/p/d.jpg"]
+    assert found("in/o", without=here / "in")[0] == ["in/o/b.jpg", "in/o/deep/c.jpg"], "an input below --out"
+
+
+def test_of_a_demo_the_scenes_are_read_and_the_drawings_are_not(here):
+    with OutputFolder(here / "demo") as folder:
+        folder.begin({})
+        folder.subfolder("scenes")
+        folder.write_files({"scenes/scene-000.png": b"x", "contact_sheet.png": b"x"})
+    make(here, "demo/overlays/00000-a-x.png", "old/overlays/00000-a-x.png", "old/predictions.jsonl", "in/a.png")
+    (here / "old/masks").mkdir()
+    images, note = found("demo")
+    assert images == ["demo/scenes/scene-000.png"]
+    assert str(Path("demo") / DRAWINGS) in note
+    make(here, "all/a.png")
+    for name in ("demo", "old"):
+        (here / name).rename(here / "all" / name)
+    images, note = found("all")
+    assert images == ["all/a.png"]
+    assert "2 outputs of refcli" in note
+
+
+@needs_links
+def test_linked_files_are_read_linked_folders_are_not_and_loops_end(here):
+    make(here, "elsewhere/x.jpg", "in/deep/b.jpg", "real.jpg")
+    (here / "in/a.jpg").symlink_to(here / "real.jpg")
+    (here / "in/broken.jpg").symlink_to(here / "none.jpg")
+    (here / "in/linked").symlink_to(here / "elsewhere")
+    (here / "in/linked.png").symlink_to(here / "elsewhere")
+    for loop in ("in/loop", "in/deep/loop", "in/deep/loop2"):
+        (here / loop).symlink_to(here / "in")
+    (here / "in/self.jpg").symlink_to("self.jpg")
+    images, note = found("in")
+    assert images == ["in/a.jpg", "in/broken.jpg", "in/deep/b.jpg", "in/self.jpg"]
+    assert "5 linked folders (in/deep/loop, in/deep/loop2, in/linked, in/linked.png, in/loop; name it" in note
+    assert found("in/**/*.jpg")[0] == ["in/a.jpg", "in/deep/b.jpg"]
+    (here / "link").symlink_to(here / "elsewhere")
+    assert found("link")[0] == ["link/x.jpg"], "a link that is named is followed"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_a_pipe_or_a_device_in_a_folder_is_passed_by(here):
+    make(here, "in/a.jpg")
+    os.mkfifo(here / "in/b.jpg")
+    (here / "in/c.png").symlink_to("/dev/zero")
+    images, note = found("in")
+    assert images == ["in/a.jpg"]
+    assert "2 special files (in/b.jpg, in/c.png)" in note
+
+
+def test_a_part_of_a_path_that_exists_is_no_pattern(here):
+    make(here, "photos [2024]/a[1].jpg", "photos [2024]/a1.jpg", "photos [2024]/b?.jpg", "photos 2/c.jpg")
+    assert found("photos [2024]")[0] == [
+        "photos [2024]/a1.jpg", "photos [2024]/a[1].jpg", "photos [2024]/b?.jpg",
+    ]  # fmt: skip
+    assert found("photos [2024]/a[1].jpg")[0] == ["photos [2024]/a[1].jpg"]
+    assert found("photos [2024]/*1*.jpg")[0] == ["photos [2024]/a1.jpg", "photos [2024]/a[1].jpg"]
+    assert found("photos [2024]/a[0-9].jpg")[0] == ["photos [2024]/a1.jpg"]
+    assert found("photos [0-9]/*.jpg")[0] == ["photos 2/c.jpg"]
+    assert found(here / "photos [2024]" / "a?.jpg")[0] == [str(here / "photos [2024]/a1.jpg")]
+
+
+def test_patterns_match_neither_folders_nor_hidden_names(here):
+    make(here, "in/a.jpg", "in/x.jpg/b.jpg", "in/._a.jpg", "in/.git/c.jpg", "in/__MACOSX/d.jpg")
+    assert found("in/*.jpg")[0] == ["in/a.jpg"]
+    assert found("in/.*.jpg")[0] == ["in/._a.jpg"]
+    assert found("in/**")[0] == ["in/a.jpg", "in/x.jpg/b.jpg"]
+    assert found("**/**/*.jpg")[0] == ["in/a.jpg", "in/x.jpg/b.jpg"]
+    for pattern in ("in/*.png", "none/*.jpg", "in/a.jpg/*", "[", "in/[!"):
+        with pytest.raises(UsageError, match="matches no file"):
+            found(pattern)
+
+
+def test_names_that_no_file_can_have_get_an_answer(here):
+    names = ["data:image/png;base64,x", "https://example.org/a.jpg?x=[1]", "x" * 5000, "none.jpg"]
+    requests = list(read_requests(names, ["x"]))
+    assert [request.image for request in requests] == names
+    assert [bool(request.error) for request in requests] == [True, True, True, False]
+
+
+def test_a_note_of_many_is_short_and_printable(refcli, here, monkeypatch):
+    make(here, *(f"in/x.{kind}" for kind in "abcdefgh"), "in/x.\x1b[31m", "in/y.\nfake")
+    Image.new("RGB", (30, 20)).save("in/a.png")
+    code, out, err = refcli("predict", "in", "-e", "x")
+    assert (code, len(out.splitlines())) == (0, 1)
+    (note,) = [line for line in err.splitlines() if "left out" in line]
+    assert "10 other files" in note
+    assert "(.\\nfake 1, .\\x1b[31m 1, .a 1, .b 1, .c 1, ...)" in note
+    assert note.isprintable()
+
+
+def test_a_deep_folder_ends_no_search(here):
+    deep = here / "in"
+    for _ in range(400):
+        deep = deep / "d"
+    deep.mkdir(parents=True)
+    make(deep, "a.jpg")
+    assert len(found("in")[0]) == len(found("in/**/*.jpg")[0]) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() == 0, reason="the superuser may read everything")
+def test_a_folder_that_may_not_be_read_is_said(here):
+    make(here, "in/a.jpg", "in/closed/b.jpg")
+    (here / "in/closed").chmod(0)
+    images, note = found("in")
+    (here / "in/closed").chmod(0o700)
+    assert images == ["in/a.jpg"]
+    assert "1 folder that cannot be read (in/closed)" in note

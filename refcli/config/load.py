@@ -2,60 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from refcli.config.presets import preset_path
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
+from refcli.config.yaml_text import MAX_DEPTH, parse_yaml, read_mapping
 from refcli.errors import ConfigError
 from refcli.tables import nearest
 
 S = TypeVar("S", bound=BaseModel)
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads `1e-4` as a number (YAML 1.1 wants a dot) and refuses a key given twice."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[object] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-        seen.add(key)
-    return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file of settings.
 
     Raises:
-        ConfigError: missing, not YAML, or not a mapping at the top.
+        ConfigError: missing, not YAML, more than settings ever hold, or not a mapping at the top.
     """
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError as error:
-        raise ConfigError("there is no such settings file", where=str(path)) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the settings file cannot be read: {error}", where=str(path)) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the settings file is not YAML: {' '.join(str(error).split())}", where=str(path)) from error
-    if not isinstance(values, dict):
-        raise ConfigError("a settings file is a mapping of keys to values", where=str(path))
-    return values
+    return read_mapping(path)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,13 +69,9 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     for override in overrides:
         dotted, equals, text = override.partition("=")
         keys = dotted.strip().split(".")
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > MAX_DEPTH:
             raise ConfigError("an override looks like key.sub=value", where=f"--set {override}")
-        try:
-            value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value is not YAML: {text!r}", where=f"--set {override}") from error
-        nested: Any = value
+        nested: Any = parse_yaml(text, what=f"the value {text[:200]!r}", where=f"--set {override}")
         for key in reversed(keys):
             nested = {key: nested}
         merged = merge(merged, nested)

@@ -6,27 +6,38 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from refcli.config.schema import DataSettings, ModelSettings, OptimSettings, Settings, TrainSettings
+from refcli.config.schema import (
+    DataSettings,
+    InnerWidth,
+    Layers,
+    ModelSettings,
+    NumHeads,
+    OptimSettings,
+    Pixels,
+    Settings,
+    TrainSettings,
+    Width,
+    check_grid,
+)
 
 
 class VisualTokenizerSettings(Settings):
     """Sizes of a VQ-KD encoder and its codebook. Defaults are the published ViT-B/16 with 8192 codes (BEiT v2)."""
 
-    image_size: PositiveInt = 224
+    image_size: Pixels = 224
     """Side in pixels of the square that the position table is for; other sizes are resampled from it."""
-    patch_size: PositiveInt = 16
-    dim: PositiveInt = 768
-    layers: PositiveInt = 12
-    heads: PositiveInt = 12
-    ffn_dim: PositiveInt = 3072
+    patch_size: Pixels = 16
+    dim: Width = 768
+    layers: Layers = 12
+    heads: NumHeads = 12
+    ffn_dim: InnerWidth = 3072
     layer_norm_eps: PositiveFloat = 1e-6
-    num_codes: PositiveInt = 8192
-    code_dim: PositiveInt = 32
+    num_codes: int = Field(8192, gt=0, le=1 << 20)
+    code_dim: Width = 32
 
     @model_validator(mode="after")
     def _fits(self) -> VisualTokenizerSettings:
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        check_grid(self.image_size, self.image_size, self.patch_size)
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         return self
@@ -169,7 +180,7 @@ class VisualTokenizerTrainingSettings(Settings):
     sizes: VisualTokenizerSettings = VisualTokenizerSettings(
         image_size=112, patch_size=14, dim=128, layers=3, heads=4, ffn_dim=512, num_codes=256, code_dim=16
     )
-    decoder_layers: PositiveInt = 1
+    decoder_layers: Layers = 1
     codebook_decay: float = Field(0.99, ge=0, lt=1)
     """Moving average of the codes (VQ-VAE; BEiT v2)."""
     commitment: PositiveFloat = 0.25

@@ -30,18 +30,41 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+Width = Annotated[int, Field(gt=0, le=1 << 16)]
+"""Channels of a layer. Sizes of models are bounded here, since the settings beside weights may come from anywhere."""
+InnerWidth = Annotated[int, Field(gt=0, le=1 << 20)]
+"""Channels inside a feed-forward block."""
+Layers = Annotated[int, Field(gt=0, le=256)]
+NumHeads = Annotated[int, Field(gt=0, le=1024)]
+Pixels = Annotated[int, Field(gt=0, le=1 << 15)]
+"""Side of a model frame or of a patch."""
+MAX_PATCHES = 1 << 16
+
+
+def check_grid(height: int, width: int, patch_size: int) -> None:
+    """Refuse a model frame that is no whole number of patches, or very many.
+
+    Raises:
+        ValueError: it is.
+    """
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"image_size {(height, width)} is not a multiple of patch_size {patch_size}")
+    if (height // patch_size) * (width // patch_size) > MAX_PATCHES:
+        raise ValueError(f"image_size {(height, width)} is more than {MAX_PATCHES:,} patches of {patch_size} pixels")
+
+
 class TowerSettings(Settings):
     """The one tower: a BEiT-3 multiway transformer. Defaults are BEiT-3 base at 384."""
 
-    image_size: tuple[PositiveInt, PositiveInt] = (384, 384)
+    image_size: tuple[Pixels, Pixels] = (384, 384)
     """(height, width) of the model frame in pixels; one number means a square."""
-    patch_size: PositiveInt = 16
-    dim: PositiveInt = 768
-    layers: PositiveInt = 12
-    heads: PositiveInt = 12
-    ffn_dim: PositiveInt = 3072
-    vocabulary_size: PositiveInt = 64010
-    max_text_positions: PositiveInt = 1024
+    patch_size: Pixels = 16
+    dim: Width = 768
+    layers: Layers = 12
+    heads: NumHeads = 12
+    ffn_dim: InnerWidth = 3072
+    vocabulary_size: int = Field(64010, gt=0, le=1 << 24)
+    max_text_positions: int = Field(1024, gt=0, le=1 << 16)
     drop_path: float = Field(0.1, ge=0, lt=1)
     """Rate of the last layer; it grows linearly from 0 at the first."""
     layer_norm_eps: PositiveFloat = 1e-5
@@ -60,8 +83,7 @@ class TowerSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> TowerSettings:
-        if any(side % self.patch_size for side in self.image_size):
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        check_grid(*self.image_size, self.patch_size)
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         if self.init == "scaled" and self.dim % 4:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
 
-from refcli.config.schema import Settings, TowerSettings
+from refcli.config.schema import Settings, TowerSettings, Width
 from refcli.contracts.batch import Targets
 from refcli.contracts.prediction import Prediction
 from refcli.heads.base import Head
@@ -39,14 +39,17 @@ class CGFormerLossWeights(Settings):
     existence_bce: NonNegativeFloat = 0.2
 
 
+GridSide = Annotated[int, Field(ge=1, le=256)]
+
+
 class CGFormerSettings(Settings):
     """Settings of the CGFormer head. The defaults are the published sizes with the published code's slips repaired."""
 
-    dim: int = Field(512, ge=1)
+    dim: Width = 512
     """Width of everything after the pyramid."""
-    pyramid_channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = SWIN_BASE_CHANNELS
+    pyramid_channels: tuple[Width, Width, Width, Width] = SWIN_BASE_CHANNELS
     """Of its maps, finest first; the default is Swin-B's, which the published decoder reads."""
-    tokens: int = Field(2, ge=2)
+    tokens: int = Field(2, ge=2, le=1024)
     """Query tokens; the last is the referent."""
     lite: bool = False
     """Make the mask at 4 times the grid instead of 16 times: 120 instead of 857 G multiply-accumulates at 480 pixels,
@@ -58,7 +61,7 @@ class CGFormerSettings(Settings):
     legacy: bool = False
     """Compute what the published code does: noise at test time too, a temperature that never learns, a mask with a
     frame of one pixel that is then shrunk to the picture, and dice on the hard assignment as if it were a logit."""
-    position_grid: tuple[PositiveInt, PositiveInt] | None = None
+    position_grid: tuple[GridSide, GridSide] | None = None
     """(rows, columns) of patches that the position tables are for; None means the tower's. Other sizes resample."""
     mask_threshold: float = Field(0.5, gt=0, lt=1)
     """A place belongs to the mask above this probability."""

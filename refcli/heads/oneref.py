@@ -10,10 +10,10 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
-from refcli.config.schema import Settings, TowerSettings
+from refcli.config.schema import Settings, TowerSettings, Width
 from refcli.contracts.batch import Targets
 from refcli.contracts.prediction import Prediction
 from refcli.geometry.boxes import cxcywh_to_xyxy
@@ -60,9 +60,9 @@ class OneRefSettings(Settings):
     logit, as published; training from nothing needs a scale."""
     mask_scale: float | None = Field(None, gt=0)
     """The same for the mask logits."""
-    mask_upsamples: int = Field(3, ge=1)
+    mask_upsamples: int = Field(3, ge=1, le=6)
     """Stride-2 upsampling steps; three give half the image's resolution at patch 16."""
-    mask_dim: PositiveInt | None = None
+    mask_dim: Width | None = None
     """Channels of the upsampled map; None means the tower's width, as published."""
     similarity_truth: Literal["box", "mask"] = "box"
     """What the patch similarities are trained to be: inside the box (official REC) or on the mask."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Float
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
 
-from refcli.config.schema import Settings, TowerSettings
+from refcli.config.schema import InnerWidth, Layers, NumHeads, Settings, TowerSettings, Width
 from refcli.contracts.batch import Targets
 from refcli.contracts.prediction import Prediction
 from refcli.heads.base import Head
@@ -36,19 +36,19 @@ class RelaLossWeights(Settings):
 class RelaSettings(Settings):
     """Settings of the ReLA head. The defaults are the published sizes, with the words' padding left out."""
 
-    dim: int = Field(256, ge=8)
+    dim: int = Field(256, ge=8, le=1 << 16)
     """Width of pixel decoder and region decoder; a multiple of 8 (for positions and GroupNorm) and of `heads`."""
-    heads: int = Field(8, ge=1)
-    regions: int = Field(10, ge=1)
+    heads: NumHeads = 8
+    regions: int = Field(10, ge=1, le=256)
     """P: the picture is cut into P x P regions. The paper tries 4, 8, 10 and 12."""
-    decoder_layers: int = Field(9, ge=1)
-    decoder_ffn_dim: int = Field(2048, ge=1)
-    pixel_layers: int = Field(6, ge=0)
+    decoder_layers: Layers = 9
+    decoder_ffn_dim: InnerWidth = 2048
+    pixel_layers: int = Field(6, ge=0, le=256)
     """Layers of deformable attention in the pixel decoder."""
-    pixel_ffn_dim: int = Field(1024, ge=1)
-    points: int = Field(4, ge=1)
+    pixel_ffn_dim: InnerWidth = 1024
+    points: int = Field(4, ge=1, le=256)
     """Places that a head of the deformable attention reads on each level."""
-    pyramid_channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = SWIN_BASE_CHANNELS
+    pyramid_channels: tuple[Width, Width, Width, Width] = SWIN_BASE_CHANNELS
     """Of the maps between tower and pixel decoder, finest first."""
     mean_of_regions: bool | None = None
     """Divide the sum of all regions' masks, which is the published mask, by their number: with 100 of them its

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
 
-from refcli.config.schema import Settings, TowerSettings
+from refcli.config.schema import NumHeads, Settings, TowerSettings, Width
 from refcli.contracts.batch import Targets
 from refcli.contracts.prediction import Prediction
 from refcli.errors import ConfigError
@@ -40,9 +40,9 @@ class SharedRISLossWeights(Settings):
 class SharedRISSettings(Settings):
     """Settings of the Shared-RIS head. The defaults are the paper's equations read literally, at its sizes."""
 
-    dim: int = Field(512, ge=1)
+    dim: Width = 512
     """d_w, the width of everything in the head."""
-    heads: int = Field(8, ge=1)
+    heads: NumHeads = 8
     """Attention heads; the paper does not say (ours: 64 channels each, as in the tower)."""
     fpn: Literal["shared", "none"] = "shared"
     """`none`: the tower's last rows, projected (an ablation); `stages` and `norm_last` then say nothing."""
@@ -54,7 +54,7 @@ class SharedRISSettings(Settings):
     norm_last: bool = False
     """Take the tower's top layer after its final LayerNorm, which the equations leave out (and then untrained).
     Only with an FPN: without one the last rows are always normed."""
-    decoder_layers: int = Field(1, ge=0)
+    decoder_layers: int = Field(1, ge=0, le=256)
     """The paper tries 0 to 3."""
     mask_scale: float | None = Field(None, gt=0)
     """Start value of a learnable scale (and bias) on the mask logits; None, as in the paper: they are the product."""

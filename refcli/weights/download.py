@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock
 
 from refcli.config.schema import TextSettings
+from refcli.config.yaml_text import read_mapping
 from refcli.errors import RefcliError, WeightsError
 from refcli.weights.archives import extract_checkpoint, is_zip_of_weights
 from refcli.weights.catalog import KINDS_WITH_TEXT, TOKENIZER, CatalogEntry
 from refcli.weights.hub import HubFile, waiting
 from refcli.weights.locate import CONFIG_FILE, META_FILE, TOKENIZER_FILE, canonical, pulled_directory
+from refcli.weights.meta import read_meta
 from refcli.weights.pins import Pin, read_pins, write_pin
 from refcli.weights.wanted import AUTO, Say, Wanted, ask, fetch_first, pin_of
 from refcli.weights.writing import disk_explained, undone_on_sigterm
@@ -95,16 +96,29 @@ def read_origin(directory: Path) -> dict[str, Any] | None:
     None for a directory that was not pulled, or that lacks one of its files.
     """
     try:
-        meta = json.loads((directory / META_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        meta = read_meta(directory)
+    except WeightsError:
         return None
-    kind, origin, files = (meta.get(key) if isinstance(meta, dict) else None for key in ("kind", "origin", "files"))
-    if not isinstance(origin, dict) or not isinstance(files, dict) or not origin.keys() >= ORIGIN_KEYS:
+    kind, origin, files = (meta.get(key) for key in ("kind", "origin", "files"))
+    if not isinstance(origin, dict) or not isinstance(files, dict) or not _is_origin(origin):
         return None
     needed = {*files} if kind == "tokenizer" else {*files, CONFIG_FILE}
     if kind in KINDS_WITH_TEXT:
         needed.add(TOKENIZER_FILE)
     return origin if all((directory / name).is_file() for name in needed) else None
+
+
+def _is_origin(values: Mapping[str, Any]) -> bool:
+    """Whether these are of the form that `read_origin` gives."""
+    if not values.keys() >= ORIGIN_KEYS or not isinstance(values["member"], str | None):
+        return False
+    try:
+        for pin in (values, values["tokenizer"]):
+            if pin is not None:
+                Pin.model_validate({key: pin[key] for key in Pin.model_fields})
+    except (ValueError, TypeError, LookupError):
+        return False
+    return True
 
 
 def _is_enough(there: dict[str, Any], wanted: Wanted, *, revision: str | None) -> bool:
@@ -206,11 +220,11 @@ def _named(wanted: Wanted, file: HubFile, copy: Path) -> Iterator[None]:
 
 def _notes(entry: CatalogEntry | None, built: Path) -> Iterator[str]:
     """What the user should know about converted weights: the conversion's notes, and what the catalogue says else."""
-    meta = json.loads((built / META_FILE).read_text(encoding="utf-8"))
+    meta = read_meta(built)
     yield from meta.get("notes", ())
     if entry is None:
         return
-    config = yaml.safe_load((built / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_mapping(built / CONFIG_FILE, what="the config.yaml of the weights", error=WeightsError)
     tower = config.get("tower", config)
     size = tower.get("image_size")
     tasks = [answer for task, answer in ANSWERS.items() if task in entry.tasks]

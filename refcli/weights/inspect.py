@@ -21,8 +21,9 @@ from refcli.tables import lookup
 from refcli.weights.conversions.beit3 import TowerOnlySettings
 from refcli.weights.conversions.plan import HeadOnlySettings, is_parameter
 from refcli.weights.convert import PRETRAINING_HEADS_FILE
-from refcli.weights.load import beside, read_config, read_meta
+from refcli.weights.load import beside, read_config
 from refcli.weights.locate import BUILTIN, CONFIG_FILE, MODEL_FILE
+from refcli.weights.meta import read_meta
 
 PRETRAINING_ARGS = (
     "enable_mrefm",
@@ -48,6 +49,10 @@ TRAINING_KEYS = (
     "existence_threshold_from",
 )
 """What meta.json says of weights that were trained here."""
+
+
+DAMAGE = (SafetensorError, OSError, ValueError, RuntimeError, LookupError)
+"""What reading a broken safetensors file raises: for types that it does not know, also what torch and Python do."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,8 @@ def info(directory: Path) -> WeightsInfo:
     settings, meta = read_any_settings(directory), read_meta(directory)
     stored = stored_tensors(directory / MODEL_FILE)
     apart = stored_tensors(directory / PRETRAINING_HEADS_FILE) if (directory / PRETRAINING_HEADS_FILE).is_file() else {}
-    source = mapping(meta, "source")
-    args = mapping(source, "args")
+    source, args = mapping(meta, "source"), mapping(mapping(meta, "source"), "args")
+    source = {**source, "args": args} if "args" in source else source
     recorded = mapping(meta, "files").get(MODEL_FILE)
     text = _text(settings)
     return WeightsInfo(
@@ -199,7 +204,7 @@ def stored_tensors(path: Path) -> dict[str, Stored]:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             return {name: Stored(tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
-    except (SafetensorError, OSError) as problem:
+    except DAMAGE as problem:
         raise damaged(path, problem) from problem
 
 

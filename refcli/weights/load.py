@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 import refcli
 from refcli.config.load import validate
 from refcli.config.schema import ModelSettings, TextSettings, TowerSettings
+from refcli.config.yaml_text import read_mapping
 from refcli.errors import WeightsError
 from refcli.files import write_atomically
 from refcli.grounder import Grounder
@@ -33,6 +33,7 @@ from refcli.weights.locate import (
     TOKENIZER_FILE,
     resolve,
 )
+from refcli.weights.meta import meta_text, read_meta
 from refcli.weights.misfits import KeyRow, misfits, summary
 from refcli.weights.text_tokenizer import find_tokenizer, load_tokenizer
 from refcli.weights.writing import disk_explained
@@ -104,7 +105,7 @@ def write_directory(directory: Path, files: Mapping[str, bytes], *, kind: str, m
     stated = {"schema": META_SCHEMA, "refcli": refcli.__version__, "kind": kind, **meta, "files": sha256s}
     with disk_explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        write_meta(directory, stated)
+        write_atomically(directory / META_FILE, meta_text(stated))
         for name, content in files.items():
             write_atomically(directory / name, content)
 
@@ -150,7 +151,7 @@ def read_state(directory: Path) -> dict[str, torch.Tensor]:
     path = directory / MODEL_FILE
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as problem:
+    except (SafetensorError, OSError, ValueError, RuntimeError, LookupError) as problem:
         raise WeightsError(
             "the model file is damaged", where=str(path), hint=f"fetch it again ({problem})"
         ) from problem
@@ -164,35 +165,10 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / CONFIG_FILE
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise WeightsError("the weights have no readable config.yaml", where=str(path), hint=str(problem)) from problem
-    if not isinstance(values, dict):
-        raise WeightsError("config.yaml is no mapping of keys to values", where=str(path))
-    return values
-
-
-def read_meta(directory: Path) -> dict[str, Any]:
-    """What meta.json tells about the weights; nothing if there is none.
-
-    Raises:
-        WeightsError: it cannot be read, or is no mapping.
-    """
-    path = directory / META_FILE
-    if not path.is_file():
-        return {}
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise WeightsError("meta.json cannot be read", where=str(path), hint=str(problem)) from problem
-    if not isinstance(meta, dict):
-        raise WeightsError("meta.json is no mapping of keys to values", where=str(path))
-    return meta
-
-
-def write_meta(directory: Path, meta: Mapping[str, object]) -> None:
-    """Replace meta.json."""
-    write_atomically(directory / META_FILE, (json.dumps(meta, indent=2) + "\n").encode())
+        return read_mapping(path, what="config.yaml", error=WeightsError)
+    except WeightsError as problem:
+        text = "the weights have no readable config.yaml"
+        raise WeightsError(text, where=str(path), hint=problem.message) from problem
 
 
 def beside(directory: Path, text: TextSettings) -> TextSettings:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from refcli.errors import WeightsError
 from refcli.files import write_atomically
 from refcli.weights.convert import PRETRAINING_HEADS_FILE
-from refcli.weights.load import read_meta, write_meta
+from refcli.weights.meta import read_meta, write_meta
 from refcli.weights.misfits import misfits
 
 OFFICIAL_NAMES = (

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from refcli.config.pretraining import VisualTokenizerSettings
@@ -20,9 +20,10 @@ from refcli.text.tokenizer import Tokenizer
 from refcli.weights.conversions.beit3 import TowerOnlySettings
 from refcli.weights.conversions.plan import HeadOnlySettings
 from refcli.weights.convert import PRETRAINING_HEADS_FILE
-from refcli.weights.inspect import damaged, mapping, read_any_settings, require_model, stored_tensors
-from refcli.weights.load import beside, check_tokenizer, read_meta
+from refcli.weights.inspect import DAMAGE, damaged, mapping, read_any_settings, require_model, stored_tensors
+from refcli.weights.load import beside, check_tokenizer
 from refcli.weights.locate import MODEL_FILE
+from refcli.weights.meta import read_meta
 from refcli.weights.misfits import misfits
 
 
@@ -99,7 +100,7 @@ def _not_finite(directory: Path) -> list[str]:
             with safe_open(path, "pt") as file:
                 tensors = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a mapping
                 problems += [f"{name} holds NaN or infinity" for name, tensor in tensors if not _is_finite(tensor)]
-        except (SafetensorError, OSError) as problem:
+        except DAMAGE as problem:
             problems.append(_line(damaged(path, problem)))
     return problems
 

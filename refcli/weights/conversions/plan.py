@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from refcli.config.schema import HeadChoice, Settings
+from refcli.config.schema import HeadChoice, Settings, Width
 from refcli.errors import UsageError, WeightsError
 from refcli.weights.misfits import KeyRow, misfits
 
@@ -23,7 +23,7 @@ NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 class HeadOnlySettings(Settings):
     """The config.yaml of a directory that holds (part of) a head without its tower."""
 
-    tower_dim: int
+    tower_dim: Width
     """Width of a tower that the tensors fit."""
     head: HeadChoice
 

@@ -13,8 +13,9 @@ from refcli.contracts.batch import Batch
 from refcli.contracts.prediction import Prediction
 from refcli.heads.base import Head
 from refcli.heads.choice import head_class, head_settings
+from refcli.heads.flops import HeadFlops
 from refcli.model.beit3 import Features, OneTower
-from refcli.model.flops import Work, training_work
+from refcli.model.flops import BACKWARD_FACTOR, Work, training_work
 
 BLOCK_NAME = re.compile(r"^tower\.encoder\.blocks\.(\d+)\.")
 
@@ -29,6 +30,7 @@ class Grounder(nn.Module):
         super().__init__()
         self.tower = tower
         self.head = head
+        self._head_flops: HeadFlops | None = None
 
     @classmethod
     def from_settings(cls, model: ModelSettings) -> Grounder:
@@ -65,7 +67,16 @@ class Grounder(nn.Module):
 
     def work(self, batch: Batch) -> Work:
         """Tokens and model FLOPs of one training step on the batch."""
-        return training_work(self.tower, batch)
+        return training_work(self.tower, batch) + self.head_work(batch)
+
+    def head_work(self, batch: Batch) -> Work:
+        """Model FLOPs of the head in one training step on the batch."""
+        if self._head_flops is None:
+            self._head_flops = HeadFlops(self.head, self.tower.settings)
+        pairs, _, height, width = batch.images.shape
+        forward = pairs * self._head_flops((height, width), batch.token_ids.shape[1])
+        is_trained = any(parameter.requires_grad for parameter in self.head.parameters())
+        return Work(flops=forward * (1 + BACKWARD_FACTOR if is_trained else 1))
 
     def param_depth(self, name: str) -> int | None:
         """How deep in the tower a parameter sits: 0 for embeddings, 1..layers for blocks, None for the head."""

@@ -210,8 +210,10 @@ class TrainSettings(Settings):
     """Samples per forward pass and process."""
     accumulate: int = Field(1, ge=1)
     """Forward passes per optimiser step."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 means autocast; weights and optimiser state stay fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 means autocast; weights and optimiser state stay fp32. `auto` is decided when a run starts, and run.yaml
+    says what it was: bf16 on GPUs with instructions for it and on CPUs that multiply it faster as measured, else fp32.
+    """
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several processes: every one has the whole model, or a shard of it (FSDP2; for models that do not fit)."""

@@ -33,6 +33,11 @@ class Averages:
         self._samples += num_samples
         self._work += work or Work()
 
+    @property
+    def flops_per_second(self) -> float:
+        """Model FLOP/s of this process, waiting for data included."""
+        return self._work.flops / max(self._seconds, 1e-9)
+
     def line(self, world: World, *, gemm_peak: float | None = None) -> dict[str, float]:
         """Mean of every value over steps and processes, throughput of the whole world, and the share of waiting.
 
@@ -46,7 +51,7 @@ class Averages:
         rates: dict[str, float] = {}
         if gemm_peak is not None:
             rates["tokens_per_second"] = self._work.num_tokens / seconds
-            rates["flops_utilisation"] = self._work.flops / (seconds * gemm_peak)
+            rates["flops_utilisation"] = self.flops_per_second / gemm_peak
         values = world.mean([*means.values(), *rates.values()])
         rates = dict(zip(rates, values[len(means) :], strict=True))
         line = {name: round(value, 6) for name, value in zip(means, values, strict=False)}

@@ -68,6 +68,7 @@ def train(
             written, or compiling failed. In several processes, all of them raise.
         StoppedError: SIGTERM, SIGUSR1 or SIGINT came to any process; the last whole step is saved.
     """
+    assert settings.precision != "auto"  # the recipes decide it
     if world.device.type == "cpu":
         keep_freed_pages()
     objective.to(world.device)

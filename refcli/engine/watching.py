@@ -56,6 +56,7 @@ class Watch:
         self.reporter = reporter
         self.precision = precision
         self._averages = Averages()
+        self._peak: float | None = None
 
     def add(self, result: StepResult, seconds: float) -> None:
         """Count one optimiser step."""
@@ -69,8 +70,10 @@ class Watch:
             TrainingError: it cannot be written.
         """
         self._averages.add(read_metrics(state.objective))
-        peak = gemm_peak(self.world.device, self.precision) if isinstance(state.objective, HasWork) else None
-        means = self._averages.line(self.world, gemm_peak=peak)
+        if isinstance(state.objective, HasWork):
+            known = self._peak or gemm_peak(self.world.device, self.precision)
+            self._peak = max(known, self._averages.flops_per_second)  # other work may have slowed the measurement
+        means = self._averages.line(self.world, gemm_peak=self._peak)
         line = {"step": state.step, **means, "lr": lr, "seconds": round(state.seconds, 3)}
         self._averages = Averages()
         with failing_together(self.world):

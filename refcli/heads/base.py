@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -29,6 +29,8 @@ class Head(nn.Module, ABC, Generic[Output]):
     """
 
     Config: ClassVar[type[Settings]]
+    config: Any
+    """The settings it was built from, a `Config`."""
     OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Setting -> the modules that exist only where it is on; they may start fresh, or be left behind."""
     hidden_layers: tuple[int, ...] = ()

@@ -92,6 +92,7 @@ class CGFormerHead(Head[CGFormerOutput]):
     """Pyramid, consecutive decoder, projector (Tang et al. 2023). It draws a mask; its box is that of the mask."""
 
     Config: ClassVar[type[Settings]] = CGFormerSettings
+    config: CGFormerSettings
     OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "existence": ("existence",),
         "loss_weights.contrast": ("sentence_projection",),

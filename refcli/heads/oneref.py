@@ -101,6 +101,7 @@ class OneRefHead(Head[OneRefOutput]):
     """
 
     Config: ClassVar[type[Settings]] = OneRefSettings
+    config: OneRefSettings
     OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "rec": ("pool_projection", "box_mlp"),
         "res": ("upsampler", "mask_query", "mask_calibration"),

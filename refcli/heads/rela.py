@@ -87,6 +87,7 @@ class RelaHead(Head[RelaOutput]):
     """
 
     Config: ClassVar[type[Settings]] = RelaSettings
+    config: RelaSettings
 
     def __init__(self, config: RelaSettings, tower: TowerSettings) -> None:
         super().__init__()

@@ -94,6 +94,7 @@ class SharedRISHead(Head[SharedRISOutput]):
     """
 
     Config: ClassVar[type[Settings]] = SharedRISSettings
+    config: SharedRISSettings
     OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "existence": ("existence",),
         "mask_scale": ("mask_calibration",),

@@ -39,10 +39,15 @@ def choose_precision(precision: Precision, device: torch.device, num_parameters:
     if precision != "auto":
         return torch.bfloat16 if precision == "bf16" else torch.float32
     if device.type == "cuda":
-        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        is_fast = gpu_has_bf16()
     else:
         is_fast = device.type == "cpu" and num_parameters >= BF16_PAYS_FROM_PARAMETERS and cpu_gains_from_bf16()
     return torch.bfloat16 if is_fast else torch.float32
+
+
+def gpu_has_bf16() -> bool:
+    """Whether the GPU has instructions for bf16 (NVIDIA's from compute capability 8.0 on); others emulate it."""
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 @cache

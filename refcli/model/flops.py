@@ -19,8 +19,8 @@ class Work:
     num_tokens: int = 0
     """Class tokens, patches and words; padding is not counted."""
     flops: float = 0.0
-    """Model FLOPs: two for each multiply-add of the tower's products. Heads, norms, activation functions and what
-    activation checkpointing computes again are not counted."""
+    """Model FLOPs: two for each multiply-add of the tower's and the head's products. Norms, activation functions,
+    models that only give targets, and what activation checkpointing computes again are not counted."""
 
     def __add__(self, other: Work) -> Work:
         return Work(self.num_tokens + other.num_tokens, self.flops + other.flops)

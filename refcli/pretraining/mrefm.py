@@ -144,8 +144,11 @@ class MRefM(nn.Module):
         return losses
 
     def work(self, batch: Batch) -> Work:
-        """Tokens and model FLOPs of one training step on the batch; the teacher's passes are not counted."""
-        return training_work(self.grounder.tower, batch, passes=1 if self.settings.alternate else 2)
+        """Tokens and model FLOPs of one training step on the batch; the heads of MRefM are not counted."""
+        passes = 1 if self.settings.alternate else 2
+        work = training_work(self.grounder.tower, batch, passes=passes)
+        head = self.grounder.head_work(batch).flops if self.settings.loss_weights.grounding else 0.0
+        return work + Work(flops=passes * head)
 
     def num_masked(self, batch: Batch, step: int) -> dict[str, int]:
         """Hidden patches and words of the batch in a step."""

@@ -26,6 +26,7 @@ from refcli.evaluation.model_frame import validate
 from refcli.grounder import Grounder
 from refcli.heads.base import tells_existence
 from refcli.heads.choice import head_settings, with_whole_head
+from refcli.recipes.run_checks import settle_precision, settled_for_preview
 from refcli.recipes.stages import Stage, in_turn, plan_stages
 from refcli.recipes.training import (
     Data,
@@ -69,8 +70,10 @@ def finetune(
     settings = settings.model_copy(update={"model": with_whole_head(settings.model)})
     if floors and not settings.data.validation:
         raise ConfigError("without validation nothing can be held to --fail-under", where="data.validation")
-    plan = plan_stages(settings, out)
+    plan_stages(settings, out)  # a mistake in them is found before other processes are met
     with training_world(settings.train.device, out) as world:
+        settings = settle_precision(settings, world, out, resume=resume, reporter=reporter)
+        plan = plan_stages(settings, out)
         for stage, goes_on, starts_over in in_turn(
             plan, settings, out=out, store_path=store_path, world=world, resume=resume, force=force, reporter=reporter
         ):
@@ -96,13 +99,13 @@ def preview(settings: FinetuneSettings, *, store_path: Path) -> list[str]:
     Raises:
         RefcliError: as `finetune`, as far as nothing is written or trained.
     """
-    lines: list[str] = []
+    settings, lines = settled_for_preview(settings)
     plan = plan_stages(settings, Path())
     for stage in plan:
         is_later = stage.after is not None
         lines += [f"{stage.title}:"] if stage.title else []
         lines += ["starts from the weights of the stage before"] if is_later else []
-        lines += preview_training(stage.settings, partial(build, stage.settings, store_path))
+        lines += preview_training(stage.settings, lambda own, world: build(own, store_path, world))
     return lines
 
 

@@ -24,6 +24,7 @@ from refcli.pretraining.pixel_clusters import PixelClusters
 from refcli.pretraining.tokenizer_training import VisualTokenizerTraining
 from refcli.pretraining.visual_codes import TokenizerCodes, VisualCodes, build_visual_codes
 from refcli.pretraining.watching import mean_losses
+from refcli.recipes.run_checks import settle_precision, settled_for_preview
 from refcli.recipes.training import (
     Data,
     Parts,
@@ -74,6 +75,7 @@ def pretrain(
         save_pretraining_heads(weights, trained.heads)
 
     with training_world(settings.train.device, out) as world:
+        settings = settle_precision(settings, world, out, resume=resume, reporter=reporter)
         run_in_world(
             settings,
             world,
@@ -94,7 +96,8 @@ def preview(settings: PretrainSettings, *, store_path: Path) -> list[str]:
     Raises:
         RefcliError: as `pretrain`, as far as nothing is written or trained.
     """
-    return preview_training(settings, partial(build, settings, store_path))
+    settings, lines = settled_for_preview(settings)
+    return [*lines, *preview_training(settings, lambda own, world: build(own, store_path, world))]
 
 
 def build(settings: PretrainSettings, store_path: Path, world: World, starts: bool = True) -> Parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from contextlib import closing
 
@@ -14,11 +15,11 @@ from refcli.contracts.batch import Batch
 from refcli.engine.loop import Feed
 from refcli.engine.memory import MemoryEstimate, estimate_memory
 from refcli.engine.objective import HasMasks, HasWork
+from refcli.engine.trial import step_seconds, try_step
 from refcli.engine.utilisation import gemm_peak
 
-EFFICIENCY = 0.25
-"""Share of the measured GEMM peak that training is expected to reach. It was 0.28 for BEiT-3 base at 384 pixels and 0.2
-for a tower of 6 million parameters, both in bf16 on two CPU cores."""
+TRIED_BYTES = 2_000_000_000
+"""Activations of the samples that a step is tried on, on a CPU."""
 STEPS = (0, 1)
 """Steps whose masks are told: an objective may hide patches in even steps and words in odd ones."""
 
@@ -32,9 +33,10 @@ def preview_lines(
     frozen: Collection[nn.Module],
     device: torch.device,
 ) -> list[str]:
-    """What training would be; nothing is trained, but `objective` is moved, put into training mode and tried once.
+    """What training would be; nothing is trained, but `objective` is moved, put into training mode and tried.
 
     Args:
+        feed: training batches, read in this process.
         parts: the parts of the objective whose parameters are counted, by what the user calls them.
         frozen: modules that do not learn, as for `engine.loop.train`.
 
@@ -46,12 +48,15 @@ def preview_lines(
         module.requires_grad_(False).eval()
     with closing(feed.batches(0)) as batches:
         batch = next(batches)
+        before = time.perf_counter()
+        next(batches)
+        loading = time.perf_counter() - before
     memory = estimate_memory(objective, batch, optim=settings.optim, settings=settings.train, device=device)
     return [
         *_parameter_lines(objective, parts),
         *_batch_lines(objective, batch),
         *_memory_lines(memory, settings),
-        *_time_lines(objective, batch, settings, device),
+        *_time_lines(objective, batch, settings, memory, loading=loading, device=device),
         f"device: {device}, as one process; with more, each has its own batch",
     ]
 
@@ -100,17 +105,36 @@ def _memory_lines(memory: MemoryEstimate, settings: FinetuneSettings | PretrainS
 
 
 def _time_lines(
-    objective: nn.Module, batch: Batch, settings: FinetuneSettings | PretrainSettings, device: torch.device
+    objective: nn.Module,
+    batch: Batch,
+    settings: FinetuneSettings | PretrainSettings,
+    memory: MemoryEstimate,
+    *,
+    loading: float,
+    device: torch.device,
 ) -> list[str]:
     if not isinstance(objective, HasWork):
         return []
-    flops = objective.work(batch).flops * settings.train.accumulate
-    peak = gemm_peak(device, settings.train.precision)
-    seconds = flops / (peak * EFFICIENCY)
+    train = settings.train
+    assert train.precision != "auto"  # decided by now
+    most = len(batch.ids)
+    if device.type == "cpu":
+        most = max(1, min(most, most * TRIED_BYTES // max(memory.activations, 1)))
+    tried = try_step(objective, batch, optim=settings.optim, settings=train, most=most, device=device)
+    seconds = step_seconds(
+        tried, loading=loading, accumulate=train.accumulate, workers=settings.data.workers, device=device
+    )
+    flops = objective.work(batch).flops
+    peak = max(gemm_peak(device, train.precision), flops / tried.passes)
+    workers = f"{settings.data.workers} {'process' if settings.data.workers == 1 else 'processes'} beside it"
+    sample = f"measured on {tried.num_samples} of {len(batch.ids)} samples" + ", not compiled" * train.compile
     return [
-        f"time: about {_duration(1000 * seconds)} per 1,000 steps, {_duration(settings.train.steps * seconds)} in all "
-        f"({flops / 1e9:,.1f} GFLOP a step at {EFFICIENCY:.0%} of the {peak / 1e9:,.0f} GFLOP/s that were measured; "
-        "the tower alone)"
+        f"time: about {_duration(1000 * seconds)} per 1,000 steps, {_duration(train.steps * seconds)} in all, "
+        f"validation not included ({sample})",
+        f"a step: forward and backward {_duration(train.accumulate * tried.passes)}, update {_duration(tried.update)}, "
+        f"loading {_duration(train.accumulate * loading)} in {workers if settings.data.workers else 'this process'}",
+        f"arithmetic: {train.accumulate * flops / 1e9:,.1f} GFLOP a step at {flops / tried.passes / peak:.0%} of the "
+        f"{peak / 1e9:,.0f} GFLOP/s that products of matrices reach in {train.precision}",
     ]
 
 
@@ -122,4 +146,4 @@ def _duration(seconds: float) -> str:
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} s"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"

@@ -35,7 +35,7 @@ from refcli.engine.tensorboard import TensorBoard
 from refcli.errors import ConfigError, DataError
 from refcli.recipes.preview import preview_lines
 from refcli.recipes.restarts import launch_facts, takes_over
-from refcli.recipes.run_checks import changed_schedule, slow_precision
+from refcli.recipes.run_checks import S, changed_schedule, slow_precision
 from refcli.text.roles import RoleFinder
 from refcli.text.tokenizer import Tokenizer
 
@@ -170,14 +170,15 @@ def take_best(run: RunDir, trained: nn.Module, settings: AnySettings) -> int:
     return best.step
 
 
-def preview_training(settings: AnySettings, build: Callable[[World, bool], Parts]) -> list[str]:
+def preview_training(settings: S, build: Callable[[S, World], Parts]) -> list[str]:
     """Lines that say what would be trained on what; nothing is written or trained.
 
     Raises:
         RefcliError: settings, data or weights that do not fit.
     """
-    world = World(rank=0, size=1, device=resolve_device(settings.train.device))
-    parts = build(world, True)
+    world: World = World(rank=0, size=1, device=resolve_device(settings.train.device))
+    alone: S = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": 0})})
+    parts: Parts = build(alone, world)
     return [
         *parts.notes,
         f"samples: {len(parts.data.training):,} for training, {parts.data.num_watched:,} for validation",

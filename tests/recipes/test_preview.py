@@ -8,10 +8,11 @@ import torch
 from refcli.config.schema import FinetuneSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.engine.loop import Feed
+from refcli.engine.trial import TriedStep
 from refcli.grounder import Grounder
 from refcli.model.flops import training_work
 from refcli.recipes import preview
-from refcli.recipes.preview import EFFICIENCY, preview_lines
+from refcli.recipes.preview import preview_lines
 
 CPU = torch.device("cpu")
 PEAK = 4e9
@@ -47,7 +48,7 @@ def lines_of(monkeypatch, batch):
         parts = {"tower": grounder.tower, "head oneref": grounder.head}
         lines = preview_lines(
             grounder,
-            Feed(lambda start: (batch for _ in range(1))),
+            Feed(lambda start: (batch for _ in range(2))),
             settings,
             parts=parts,
             frozen=[grounder.tower] if frozen else [],
@@ -100,15 +101,19 @@ def test_memory_is_a_sum_of_terms_with_the_other_choice_beside_it(lines_of, sett
     assert "activations with model.tower.checkpoint_activations:" in text
 
 
-@pytest.mark.parametrize(("accumulate", "steps"), [(1, 500), (4, 500)])
-def test_time_is_arithmetic_by_speed(lines_of, settings, batch, accumulate, steps):
-    lines, grounder = lines_of(change(settings, accumulate=accumulate, steps=steps))
-    seconds = accumulate * training_work(grounder.tower, batch).flops / (EFFICIENCY * PEAK)
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_time_is_that_of_a_step_that_is_tried(lines_of, settings, batch, monkeypatch, accumulate):
+    tried = TriedStep(passes=0.02, update=0.01, num_samples=3)
+    monkeypatch.setattr(preview, "try_step", lambda *given, **named: tried)
+    monkeypatch.setattr(preview, "step_seconds", lambda *given, accumulate, **named: 0.02 * accumulate + 0.01)
+    lines, grounder = lines_of(change(settings, accumulate=accumulate, steps=500))
+    seconds = 0.02 * accumulate + 0.01
     (line,) = (line for line in lines if line.startswith("time:"))
 
-    assert 2 * 60 > 1000 * seconds > 2  # the unit of the lines below
-    assert f"about {1000 * seconds:.1f} s per 1,000 steps, {steps * seconds:.1f} s in all" in line
-    assert "25% of the 4 GFLOP/s" in line
+    assert f"about {1000 * seconds:.1f} s per 1,000 steps, {500 * seconds:.1f} s in all" in line
+    assert "measured on 3 of 5 samples" in line
+    share = training_work(grounder.tower, batch).flops / (0.02 * PEAK)
+    assert any(f"{share:.0%} of the 4 GFLOP/s" in line for line in lines)
 
 
 def test_an_objective_that_tells_nothing_has_no_time_and_no_masks(lines_of, settings):

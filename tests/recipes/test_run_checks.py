@@ -22,6 +22,7 @@ from refcli.recipes.run_checks import slow_precision
 )
 def test_bf16_that_does_not_pay_is_told(settings, monkeypatch, precision, device, gains, is_told):
     monkeypatch.setattr(run_checks, "cpu_gains_from_bf16", lambda: gains)
+    monkeypatch.setattr(run_checks, "gpu_has_bf16", lambda: True)
     values = apply_overrides(settings.model_dump(), [f"train.precision={precision}"])
     asked = validate(FinetuneSettings, values, where="this test")
     assert any("train.precision=fp32" in note for note in slow_precision(asked, torch.device(device))) == is_told

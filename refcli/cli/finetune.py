@@ -49,10 +49,11 @@ def command(
     A curriculum over different data is a chain of runs: give each the weights of the one before with --init.
     """
     import json
+    from functools import partial
 
     from refcli.cli.launching import hand_over, one_voice
     from refcli.cli.output import say, write_line
-    from refcli.cli.training import TrainingTalk, resolve_request
+    from refcli.cli.training import TrainingTalk, identify_run, resolve_request
     from refcli.config.explain import explain
     from refcli.config.load import load_finetune
 
@@ -73,6 +74,7 @@ def command(
         rdzv_endpoint=rdzv_endpoint,
         max_restarts=max_restarts,
         print_sbatch=print_sbatch,
+        identify=partial(identify_run, "finetune", settings, request, out),
     )
 
     from refcli.recipes.finetune import finetune, preview

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,9 @@ LAUNCH_OPTIONS = {"--nproc": True, "--nnodes": True, "--rdzv-endpoint": True, "-
 START_OPTIONS = {"--resume": False, "--force": False}
 """What says how to start a run."""
 ENDPOINT = re.compile(r"[^\s:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
+NO_HOSTS = ("0.0.0.0", "[::]")
+"""Addresses that stand for every interface of a machine: nobody can be reached there, everybody could come in."""
+LARGEST_PORT = 65535
 SECONDS_FOR_THE_CAUSE = 5.0
 """How long an unexpected error waits to be told: another process may have failed first and caused it."""
 
@@ -66,12 +69,14 @@ def hand_over(
     rdzv_endpoint: str | None,
     max_restarts: int,
     print_sbatch: bool,
+    identify: Callable[[], str] = str,
 ) -> None:
     """Give a training command to the processes that were asked for; return where this process shall train itself.
 
     Args:
         out: the run directory.
         device: the setting train.device.
+        identify: what the machines of this run have in common and no other run has; asked where machines meet.
 
     Raises:
         typer.Exit: the processes have left (with their exit code), or the script is printed.
@@ -108,8 +113,12 @@ def hand_over(
         raise UsageError(
             "several machines need a place to meet", where="--nnodes", hint="--rdzv-endpoint HOST:29500 on all of them"
         )
-    if rdzv_endpoint is not None and not ENDPOINT.fullmatch(rdzv_endpoint):
-        raise UsageError(f"not an endpoint: {rdzv_endpoint!r}", where="--rdzv-endpoint", hint="HOST:PORT")
+    if rdzv_endpoint is not None and not _is_endpoint(rdzv_endpoint):
+        raise UsageError(
+            f"not an endpoint: {rdzv_endpoint!r}",
+            where="--rdzv-endpoint",
+            hint=f"HOST:PORT, with the name or an address of one machine and a port in 1..{LARGEST_PORT}",
+        )
 
     from refcli.cli.output import say
     from refcli.engine.launching import Launch, choose_num_processes, launch
@@ -117,8 +126,14 @@ def hand_over(
     num_processes = choose_num_processes(nproc or "auto", device)
     if num_processes == 1 and rdzv_endpoint is None and not max_restarts:
         return
-    plan = Launch(num_processes, *nodes, rdzv_endpoint, max_restarts)
+    identity = identify() if rdzv_endpoint is not None else ""
+    plan = Launch(num_processes, *nodes, rdzv_endpoint, max_restarts, identity)
     raise typer.Exit(launch([sys.executable, *sys.orig_argv[1:]], plan, note=say))
+
+
+def _is_endpoint(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(ENDPOINT.fullmatch(text)) and host not in NO_HOSTS and 1 <= int(port) <= LARGEST_PORT
 
 
 def parse_nodes(text: str) -> tuple[int, int]:

@@ -27,9 +27,11 @@ def command(
     Needs --preset and --data, except with --resume, where the run's own are the default.
     Go on with `refcli finetune --init RUN/weights`.
     """
+    from functools import partial
+
     from refcli.cli.launching import hand_over, one_voice
     from refcli.cli.output import say, write_line
-    from refcli.cli.training import TrainingTalk, resolve_request
+    from refcli.cli.training import TrainingTalk, identify_run, resolve_request
     from refcli.config.explain import explain
     from refcli.config.load import load_pretrain
 
@@ -43,6 +45,7 @@ def command(
         rdzv_endpoint=rdzv_endpoint,
         max_restarts=max_restarts,
         print_sbatch=print_sbatch,
+        identify=partial(identify_run, "pretrain", settings, request, out),
     )
 
     from refcli.recipes.pretrain import pretrain, preview

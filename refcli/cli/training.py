@@ -14,6 +14,9 @@ from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from refcli.config.pretraining import PretrainSettings
+    from refcli.config.schema import FinetuneSettings
+
 Out = Annotated[Path, typer.Option("--out", "-o", help="The run directory to write.", metavar="RUN")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")]
 Force = Annotated[bool, typer.Option("--force", help="Remove the run in --out first.")]
@@ -70,6 +73,17 @@ def resolve_request(
     if data is None:
         raise UsageError("no store is given", where="--data", hint="write one with `refcli prepare-data`")
     return Request(preset, data, tuple(overrides))
+
+
+def identify_run(command: str, settings: FinetuneSettings | PretrainSettings, request: Request, out: Path) -> str:
+    """What the machines that train one run have in common, and no other run has.
+
+    Raises:
+        DataError: no such store.
+    """
+    from refcli.recipes.data_record import run_identity
+
+    return run_identity(command, settings, store_path=request.store, out=out)
 
 
 class TrainingTalk:

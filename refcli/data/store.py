@@ -89,6 +89,11 @@ class Store:
             image_root=self.path / (entry.get("images_at") or name.rsplit(":", 1)[0]),
         )
 
+    def contents(self, name: str) -> dict[str, Any]:
+        """What a split holds, as far as the manifest says: the sha256 of its files, and the number of examples."""
+        files = split_files(self._entry(name), where=f"{self.path / MANIFEST}: {name}")
+        return {"sha256": [file["sha256"] for file in files], "examples": sum(file["examples"] for file in files)}
+
     def origin(self, name: str) -> Mapping[str, Any]:
         """Where a split comes from: its source, settings and input files."""
         return dict(self._entry(name).get("origin") or {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import sys
@@ -11,16 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from refcli.engine.device import resolve_device
 from refcli.engine.sharding import shard
+from refcli.engine.stores import settling_store, world_store
 from refcli.errors import ConfigError
 
 ValueT = TypeVar("ValueT")
@@ -83,12 +87,25 @@ class World:
         return [float(value) / self.size for value in shared.tolist()]
 
     def gather(self, value: ValueT) -> list[ValueT]:
-        """The value of every process by rank, in every process. It is pickled."""
+        """The value of every process by rank, in every process.
+
+        Only plain values and tensors, which arrive on the CPU: what comes over the network is never unpickled freely.
+        """
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
+        packed = io.BytesIO()
+        torch.save(value, packed)
+        content = torch.frombuffer(packed.getbuffer(), dtype=torch.uint8).to(self.device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(content)], device=self.device))
+        longest = int(torch.cat(sizes).max())
+        padded = F.pad(content, (0, longest - len(content)))
+        contents = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(contents, padded)
+        return [
+            torch.load(io.BytesIO(one[:size].cpu().numpy().tobytes()), weights_only=True, map_location="cpu")
+            for one, size in zip(contents, torch.cat(sizes).tolist(), strict=True)
+        ]
 
     def wait(self) -> None:
         """Return when every process has come here."""
@@ -156,9 +173,10 @@ def join_world(device_name: str) -> World:
         raise ConfigError(
             f"several processes cannot train on {device.type}", where="train.device", hint="use cuda or cpu"
         )
-    store, rank, _ = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
+    rank = int(os.environ["RANK"])
+    store = world_store(_round(), rank=rank, size=size, timeout=PATIENCE)
     # A store of torchrun's outlives a restart; what the processes before it left in there would lead these astray.
-    store = dist.PrefixStore(f"refcli/{_round()}", store)  # type: ignore[attr-defined]
+    store = PrefixStore(f"refcli/{_round()}", store)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,
@@ -198,10 +216,7 @@ def who_tells(exit_code: int) -> int | None:
         None if it is this process; otherwise the exit code of the one that tells, for this process to leave with.
     """
     try:
-        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            *address, is_master=False, timeout=STORE_PATIENCE, wait_for_workers=False
-        )
+        store = settling_store(_round(), timeout=STORE_PATIENCE)
         mine = json.dumps([os.environ["RANK"], exit_code])
         told = store.compare_set(f"refcli/told/{_round()}", "", mine).decode()
     except (KeyError, RuntimeError):  # nobody is there any more to settle it

@@ -20,20 +20,18 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
-from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousHandler
 
 from refcli.engine.distributed import ROUND_VARIABLE
+from refcli.engine.meeting import MeetingAlone, meet_others
+from refcli.engine.stopping import EXIT_CODES, stop_signals
+from refcli.engine.stores import FOLDER_VARIABLE, connect_over
 from refcli.errors import ConfigError, ExitCode, TrainingError
 
 STARTS_VARIABLE = "REFCLI_STARTS"
 """Set in the processes that are started here: how often this machine started them before."""
-STOP_SIGNALS = {
-    signal.SIGTERM: ExitCode.PREEMPTED,
-    signal.SIGUSR1: ExitCode.PREEMPTED,
-    signal.SIGINT: ExitCode.INTERRUPTED,
-}
-"""What ends a run in order; with the exit code for where no process had got so far as to give its own."""
+TORCH_SIGNALS = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+"""Which signals torch handles while it starts processes. It would give SIGHUP back its effect under nohup."""
 NO_SHARED_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Has torch make a new store for every start: a machine that comes later never learns where the first one is."""
 STRAGGLER_SECONDS = 20.0
@@ -53,6 +51,8 @@ class Launch:
     """HOST:PORT where the machines meet, HOST being one of them. None: this machine is alone."""
     max_restarts: int = 0
     """How often the processes are started again after a crash."""
+    identity: str = ""
+    """What the machines of one run have in common, and no other run has: they meet no other."""
 
 
 def is_restart() -> bool:
@@ -86,7 +86,9 @@ def choose_num_processes(wanted: str, device: str) -> int:
 def launch(command: Sequence[str], plan: Launch, *, note: Callable[[str], None]) -> int:
     """Run a command in every process of the plan, until all have left.
 
-    SIGTERM, SIGUSR1 and SIGINT are passed on to the processes. Without OMP_NUM_THREADS they share the cores evenly.
+    SIGTERM, SIGUSR1, SIGINT and SIGHUP (unless it is ignored, as under nohup) are passed on to the processes. Without
+    OMP_NUM_THREADS they share the cores evenly. On one machine nothing listens to the network: the processes find each
+    other through files in a private folder and connect over the loopback interface.
 
     Args:
         command: the program and its arguments.
@@ -97,14 +99,16 @@ def launch(command: Sequence[str], plan: Launch, *, note: Callable[[str], None])
 
     Raises:
         TrainingError: the machines did not find each other.
+        UsageError: another run meets at the endpoint.
     """
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with TemporaryDirectory(prefix="refcli-") as logs, _quiet_machinery(), _all_put_back():
+    with TemporaryDirectory(prefix="refcli-") as private, _quiet_machinery(), _all_put_back():
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // plan.num_processes)))
         if plan.min_nodes < plan.max_nodes:
             os.environ[NO_SHARED_STORE] = "1"
+        os.environ[TORCH_SIGNALS] = ",".join(number.name for number in stop_signals())
         try:
-            agent = _Agent(command, plan, logs, note)
+            agent = _Agent(command, plan, _meet(plan, private), private, note)
             try:
                 return _exit_code(agent.run(), agent.stopped)
             finally:
@@ -116,7 +120,25 @@ def launch(command: Sequence[str], plan: Launch, *, note: Callable[[str], None])
                 hint="give all of them the same endpoint: one of them, with a port that the others can reach",
             ) from error
         except SignalException as stopped:
-            return int(STOP_SIGNALS.get(stopped.sigval, 128 + stopped.sigval))
+            return int(EXIT_CODES.get(stopped.sigval, 128 + stopped.sigval))
+
+
+def _meet(plan: Launch, private: str) -> RendezvousHandler:
+    """The launchers' meeting; the environment then tells the processes how to find each other.
+
+    Args:
+        private: a folder that only this user can look into.
+    """
+    os.environ.pop(FOLDER_VARIABLE, None)
+    if plan.endpoint is None:
+        os.environ[FOLDER_VARIABLE] = private
+        connect_over(None)
+        return MeetingAlone()
+    meeting, address = meet_others(
+        plan.endpoint, identity=plan.identity, min_nodes=plan.min_nodes, max_nodes=plan.max_nodes
+    )
+    connect_over(address)
+    return meeting
 
 
 class _Agent(LocalElasticAgent):
@@ -125,26 +147,22 @@ class _Agent(LocalElasticAgent):
     Every exit code except 1 is meant: a wrong setting, damaged data, a stop signal.
     """
 
-    def __init__(self, command: Sequence[str], plan: Launch, logs: str, note: Callable[[str], None]) -> None:
-        is_alone = plan.endpoint is None
-        local_address = "localhost" if is_alone else None
-        meeting = RendezvousParameters(
-            backend="c10d",
-            endpoint=plan.endpoint or "localhost:0",
-            run_id=str(uuid.uuid4()) if is_alone else "refcli",
-            min_nodes=plan.min_nodes,
-            max_nodes=plan.max_nodes,
-            local_addr=local_address,
-        )
+    def __init__(
+        self,
+        command: Sequence[str],
+        plan: Launch,
+        meeting: RendezvousHandler,
+        logs: str,
+        note: Callable[[str], None],
+    ) -> None:
         spec = WorkerSpec(
             role="refcli",
             local_world_size=plan.num_processes,
             entrypoint=command[0],
             args=tuple(argument.replace("$", "$$") for argument in command[1:]),  # they are taken for templates
-            rdzv_handler=get_rendezvous_handler(meeting),
+            rdzv_handler=meeting,
             max_restarts=plan.max_restarts,
             monitor_interval=POLL_SECONDS,
-            local_addr=local_address,
         )
         super().__init__(spec, DefaultLogsSpecs(log_dir=logs), exit_barrier_timeout=STRAGGLER_SECONDS)
         self.spec = spec
@@ -196,7 +214,7 @@ class _Agent(LocalElasticAgent):
                 time.sleep(POLL_SECONDS)
 
     def _take_signals(self) -> None:
-        for number in STOP_SIGNALS:
+        for number in stop_signals():
             signal.signal(number, self._pass_on)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
@@ -224,7 +242,7 @@ def _exit_code(result: RunResult | None, stopped: signal.Signals | None) -> int:
     own = [code for code in codes if code > 0]
     if own:
         return own[0]
-    return int(STOP_SIGNALS[stopped]) if stopped == -codes[0] else 128 - codes[0]
+    return int(EXIT_CODES[stopped]) if stopped == -codes[0] else 128 - codes[0]
 
 
 @contextmanager
@@ -244,7 +262,7 @@ def _quiet_machinery() -> Iterator[None]:
 @contextmanager
 def _all_put_back() -> Iterator[None]:
     """Leave signal handlers and environment as they were."""
-    handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGHUP, signal.SIGQUIT)}
+    handlers = {number: signal.getsignal(number) for number in (*EXIT_CODES, signal.SIGQUIT)}
     variables = dict(os.environ)
     try:
         yield

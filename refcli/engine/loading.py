@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from refcli.contracts.batch import Batch
 from refcli.engine.run_lock import let_go_of_inherited_locks
+from refcli.engine.stopping import EXIT_CODES
 from refcli.errors import RefcliError
 
 SampleT = TypeVar("SampleT")
@@ -69,8 +70,8 @@ def init_worker(worker: int) -> None:
     """
     let_go_of_inherited_locks()
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in EXIT_CODES:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_later)
 
 

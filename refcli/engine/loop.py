@@ -163,10 +163,11 @@ def _take_up(
     A world of the same size goes on exactly. Another one goes on at the same sample, or up to one global batch before
     it, with random generators seeded anew.
     """
-    last = world.gather(run.checkpoints.pointer("last"))[0]  # as the main process sees the disk
-    seed_generators(seed + world.rank + world.size * (last.step if last else 0))
-    if last:
-        before = run.checkpoints.load(last.step, state, world=world)
+    pointer = run.checkpoints.pointer("last")
+    last = world.gather(pointer.step if pointer else None)[0]  # as the main process sees the disk
+    seed_generators(seed + world.rank + world.size * (last or 0))
+    if last is not None:
+        before = run.checkpoints.load(last, state, world=world)
         state.samples -= state.samples % layout.global_batch
         if before.processes != layout.processes:
             reporter.noted(

@@ -98,7 +98,7 @@ def _all_finite(values: dict[str, float]) -> bool:
 
 def _fail(what: str, *, step: int, ids: tuple[str, ...], values: dict[str, float], world: World, run: RunDir) -> None:
     """Record the batches of the processes where a value is not finite, and raise in all of them."""
-    everywhere = world.gather(BadBatch(process=world.rank, losses=values, ids=ids))
+    everywhere = [BadBatch(process, *part) for process, part in enumerate(world.gather((values, ids)))]
     bad = [batch for batch in everywhere if not _all_finite(batch.losses)]
     if world.is_main:
         run.write_non_finite(step=step, batches=bad)

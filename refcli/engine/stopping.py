@@ -12,11 +12,23 @@ from refcli.engine.distributed import World
 from refcli.errors import ExitCode, RefcliError, TrainingError
 
 EXIT_CODES = {
-    signal.SIGTERM: ExitCode.PREEMPTED,
-    signal.SIGUSR1: ExitCode.PREEMPTED,
-    signal.SIGINT: ExitCode.INTERRUPTED,
+    signal.Signals[name]: code
+    for name, code in (
+        ("SIGTERM", ExitCode.PREEMPTED),
+        ("SIGUSR1", ExitCode.PREEMPTED),
+        ("SIGHUP", ExitCode.PREEMPTED),
+        ("SIGINT", ExitCode.INTERRUPTED),
+    )
+    if hasattr(signal, name)  # Windows has not all
 }
-"""SLURM sends SIGUSR1 ahead of a time limit where it is asked to (`--signal=USR1@120`), and SIGTERM at the limit."""
+"""SLURM sends SIGUSR1 ahead of a time limit where it is asked to (`--signal=USR1@120`), and SIGTERM at the limit; a
+terminal that is closed, or a connection that is lost, sends SIGHUP."""
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that stop a run in order; not SIGHUP where it is ignored, as under nohup."""
+    ignored = {number for number in EXIT_CODES if signal.getsignal(number) == signal.SIG_IGN}
+    return [number for number in EXIT_CODES if number.name != "SIGHUP" or number not in ignored]
 
 
 class StoppedError(TrainingError):
@@ -37,14 +49,14 @@ class OtherFailedError(TrainingError):
 
 
 class StopSignals:
-    """While entered, the first SIGTERM, SIGUSR1 or SIGINT is only noted; a second one acts as usual."""
+    """While entered, the first signal that stops a run is only noted; a second one acts as usual."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in EXIT_CODES:
+        for number in stop_signals():
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -86,5 +98,6 @@ def failing_together(world: World) -> Iterator[None]:
     except RefcliError as error:
         failure = error
     if world.any(failure is not None):
-        codes = world.gather(None if failure is None else failure.exit_code)
-        raise failure or OtherFailedError(next(code for code in codes if code is not None), rank=world.rank)
+        codes = world.gather(None if failure is None else int(failure.exit_code))
+        code = ExitCode(next(code for code in codes if code is not None))
+        raise failure or OtherFailedError(code, rank=world.rank)

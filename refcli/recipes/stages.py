@@ -16,7 +16,8 @@ from refcli.engine.run_dir import FREE_TO_CHANGE, RunDir, changed_keys
 from refcli.engine.stopping import failing_together
 from refcli.errors import ConfigError
 from refcli.grounder import Grounder
-from refcli.recipes.restarts import launch_facts, takes_over
+from refcli.recipes.data_record import run_facts
+from refcli.recipes.restarts import takes_over
 from refcli.recipes.training import open_data
 from refcli.weights.load import MODEL_FILE
 from refcli.weights.locate import resolve
@@ -103,7 +104,7 @@ def in_turn(
                     _check_unchanged(stage)
                 else:
                     _look_at(stage, store_path, starts=not (resume and stage.has_begun))
-            facts = {"store": str(store_path.resolve()), "processes": world.size, **launch_facts()}
+            facts = run_facts(settings, store_path=store_path, processes=world.size)
             RunDir.open(out, settings, resume=resume, force=force, facts=facts)
     for stage in plan:
         is_finished, has_begun = world.gather((stage.is_finished, stage.has_begun))[0]

@@ -33,8 +33,9 @@ from refcli.engine.state import EMA, MODEL
 from refcli.engine.stopping import failing_together
 from refcli.engine.tensorboard import TensorBoard
 from refcli.errors import ConfigError, DataError
+from refcli.recipes.data_record import changed_data, run_facts
 from refcli.recipes.preview import preview_lines
-from refcli.recipes.restarts import launch_facts, takes_over
+from refcli.recipes.restarts import takes_over
 from refcli.recipes.run_checks import S, changed_schedule, slow_precision
 from refcli.text.roles import RoleFinder
 from refcli.text.tokenizer import Tokenizer
@@ -123,7 +124,8 @@ def run_in_world(
     with failing_together(world):
         if world.is_main:
             notes += slow_precision(settings, world.device) if starts else changed_schedule(run, settings)
-            facts = {"store": str(store_path.resolve()), "processes": world.size, **launch_facts()}
+            notes += [] if starts else changed_data(out, settings, store_path)
+            facts = run_facts(settings, store_path=store_path, processes=world.size)
             RunDir.open(out, settings, resume=resume, force=force, facts=facts)
     listener: Reporter = Logged(run, reporter) if world.is_main else Silence()
     for note in notes:

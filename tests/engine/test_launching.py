@@ -205,10 +205,10 @@ def test_a_machine_that_comes_later_makes_the_first_start_again_together_with_it
 
 
 def test_machines_that_do_not_find_each_other_are_an_error_with_the_endpoint(monkeypatch):
-    def nobody(parameters):
+    def nobody(endpoint, **wishes):
         raise RendezvousConnectionError("no connection")
 
-    monkeypatch.setattr(launching, "get_rendezvous_handler", nobody)
+    monkeypatch.setattr(launching, "meet_others", nobody)
 
     with pytest.raises(TrainingError, match="did not find each other") as caught:
         launch(["true"], Launch(1, 2, 2, "elsewhere:29500"), note=print)

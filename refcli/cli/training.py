@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The run directory to write.", metavar="RUN")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")]
-Force = Annotated[bool, typer.Option("--force", help="Remove the run in --out first.")]
+Force = Annotated[bool, typer.Option("--force", help="Remove the run in --out first; other files stay.")]
 Init = Annotated[
     str | None,
     typer.Option("--init", help=f"Start from these weights: {WEIGHTS_NAMES}.", metavar=WEIGHTS_METAVAR),

@@ -22,12 +22,13 @@ from refcli.engine.state import EMA, MODEL, REST, BatchLayout, Pointer, Training
 from refcli.engine.stopping import failing_together
 from refcli.engine.writing import write_errors_told
 from refcli.errors import DataError
-from refcli.files import write_atomically
+from refcli.files import remove_stale_temporaries, write_atomically
 
 FILES = {MODEL: "model.safetensors", EMA: "ema.safetensors", REST: "state.pt"}
 NUM_KEPT = 2
 """The newest checkpoints that stay on disk, besides the best one."""
 NAME = re.compile(r"step-(\d{8,})")
+UNFINISHED = re.compile(r"\.(tmp|old)-step-\d{8,}")
 STATE_NAMES = re.compile(
     r"collections\.OrderedDict|torch\.(_utils\._rebuild_tensor_v2|(cuda\.|storage\.)?\w+Storage|Size|device|\w+\d+|bool)"
 )
@@ -50,7 +51,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending."""
-        names = (NAME.fullmatch(path.name) for path in self.root.glob("step-*"))
+        names = (NAME.fullmatch(path.name) for path in self.root.glob("step-*") if _holds_part(path))
         return sorted(int(name.group(1)) for name in names if name)
 
     def pointer(self, name: Literal["last", "best"]) -> Pointer | None:
@@ -160,16 +161,24 @@ class Checkpoints:
             )
         return content
 
-    def _prune(self, best: Pointer | None) -> None:
-        """Remove all checkpoints but the newest and the best, and what a killed process left half-written."""
+    def remove_unfinished(self) -> None:
+        """Remove what killed processes left half-written or half-removed."""
         for path in self.root.glob(".*-step-*"):
-            shutil.rmtree(path)
+            if UNFINISHED.match(path.name):
+                shutil.rmtree(path)
+        remove_stale_temporaries(self.root)
+
+    def _prune(self, best: Pointer | None) -> None:
+        """Remove all checkpoints but the newest and the best, and what a killed process left half-written.
+
+        One in which somebody keeps files of his own stays.
+        """
+        self.remove_unfinished()
         steps = self.steps()
         kept = {*steps[-NUM_KEPT:], *([best.step] if best else [])}
         for path in (self.path(step) for step in steps if step not in kept):
-            shutil.rmtree(path.rename(self.root / f".old-{path.name}"))  # what is half removed must not have the name
-        for path in self.root.glob(".best.json.*"):
-            path.unlink()
+            if {file.name for file in path.iterdir()} <= set(FILES.values()):
+                shutil.rmtree(path.rename(self.root / f".old-{path.name}"))  # half removed it must not have the name
 
     def _way_round(self, step: int, names: tuple[str, ...]) -> str:
         """What to do about a damaged checkpoint: go on from the newest older one that can be read."""
@@ -191,6 +200,11 @@ def _read_plain(file: Path) -> object:
     ):
         raise DataError(f"it asks for {foreign[0][:200]!a}")
     return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _holds_part(folder: Path) -> bool:
+    """Whether anything of a checkpoint is in a folder, and not only files that somebody has put there."""
+    return any((folder / name).exists() for name in FILES.values())
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

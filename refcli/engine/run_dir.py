@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import re
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -23,10 +24,10 @@ import refcli
 from refcli.config.explain import explain
 from refcli.config.load import read_yaml, validate
 from refcli.config.schema import Settings
-from refcli.engine.checkpoint import Checkpoints
+from refcli.engine.checkpoint import FILES, Checkpoints
 from refcli.engine.writing import write_errors_told
 from refcli.errors import ConfigError, UsageError
-from refcli.files import write_atomically
+from refcli.files import remove_stale_temporaries, write_atomically
 
 FREE_TO_CHANGE = frozenset(
     {
@@ -43,17 +44,18 @@ FREE_TO_CHANGE = frozenset(
     }
 )
 """Settings that a resumed run may have otherwise than the run it continues."""
-OWN_ENTRIES = (
-    "run.yaml",
-    "env.json",
-    "metrics.jsonl",
-    "log.txt",
-    "checkpoints",
-    "weights",
-    "report",
-    "tensorboard",
-    "stages",
+HEADER = "# refcli "
+"""What run.yaml begins with."""
+OWN_FILES = ("run.yaml", "env.json", "metrics.jsonl", "log.txt", "checkpoints/best.json")
+"""What a run writes, besides the files of the patterns below."""
+OWN_PATTERNS = (
+    re.compile(r"non_finite-step-\d{8,}\.json"),
+    re.compile(rf"checkpoints/step-\d{{8,}}/({'|'.join(map(re.escape, FILES.values()))})"),
+    re.compile(r"weights/(meta\.json|config\.yaml|tokenizer\.spm|(model|pretraining_heads)\.safetensors)"),
+    re.compile(r"tensorboard/events\.out\.tfevents\.[^/]+"),
 )
+STAGE_FOLDER = re.compile(r"\d+-[a-z0-9][a-z0-9_-]*")
+"""The folders below stages/, each of which is a run."""
 VALIDATION_PREFIX = "validation/"
 """What the names of validation metrics begin with in metrics.jsonl."""
 STAGE_PREFIX = re.compile(r"^stages\.[^.]+\.")
@@ -83,7 +85,7 @@ class RunDir:
         Args:
             settings: what the run does; written to run.yaml.
             resume: continue the run that is in there (a directory without a checkpoint starts from the beginning).
-            force: remove the run that is in there first. Other files are left alone.
+            force: remove the files that the run in there has written first. Other files are left alone.
             facts: what else env.json shall hold (the store, the command).
 
         Raises:
@@ -99,13 +101,13 @@ class RunDir:
         with write_errors_told("the run directory", path):
             if resume:
                 run._check_settings(settings)
-                run._remove_unfinished()
+                remove_stale_temporaries(path)
             else:
                 run.check_free(force=force)
                 if force:
-                    run._remove_own_entries()
+                    run._remove_own_files()
             path.mkdir(parents=True, exist_ok=True)
-            header = f"# refcli {refcli.__version__}: give this file as --preset to repeat the run\n"
+            header = f"{HEADER}{refcli.__version__}: give this file as --preset to repeat the run\n"
             write_atomically(path / "run.yaml", (header + explain(settings)).encode())
             write_atomically(path / "env.json", (json.dumps({**environment(), **facts}, indent=2) + "\n").encode())
         return run
@@ -117,7 +119,7 @@ class RunDir:
             force: a run that is there may be removed.
 
         Raises:
-            UsageError: it is a file, or it is not empty.
+            UsageError: it is a file, or it is not empty; or, with `force`, it holds something but no run.
             TrainingError: it cannot be looked into.
         """
         with write_errors_told("the run directory", self.path):
@@ -125,12 +127,16 @@ class RunDir:
                 return
             if not self.path.is_dir():
                 raise UsageError("the output is a file, not a directory", where=str(self.path))
-            if not force and any(self.path.iterdir()):
-                raise UsageError(
-                    "the output directory is not empty",
-                    where=str(self.path),
-                    hint="--resume continues it, --force replaces it",
-                )
+            if not any(self.path.iterdir()) or (force and self._holds_run()):
+                return
+        if force:
+            raise UsageError(
+                "the output directory is not empty, and holds no run of refcli that --force could remove",
+                where=str(self.path),
+                hint="choose another --out, or move these files elsewhere",
+            )
+        way_out = "--resume continues it, --force replaces it" if self._holds_run() else "choose another --out"
+        raise UsageError("the output directory is not empty", where=str(self.path), hint=way_out)
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl.
@@ -194,19 +200,52 @@ class RunDir:
                 + ", ".join(sorted(FREE_TO_CHANGE)),
             )
 
-    def _remove_own_entries(self) -> None:
-        self._remove_unfinished()
-        for path in (*(self.path / name for name in OWN_ENTRIES), *self.path.glob("non_finite-step-*.json")):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.exists() or path.is_symlink():
-                path.unlink()
+    def _holds_run(self) -> bool:
+        """Whether a run began in this directory: its settings and environment are here, as only a run writes them.
 
-    def _remove_unfinished(self) -> None:
-        """Remove what `write_atomically` had not finished when its process was killed."""
-        for name in OWN_ENTRIES:
-            for path in self.path.glob(f".{name}.*"):
-                path.unlink()
+        A run that was killed while it wrote these two counts as well; it has nothing else.
+        """
+        try:
+            names = {path.name for path in self.path.iterdir()}
+            settings, environment_file = self.path / "run.yaml", self.path / "env.json"
+            begins_ours = not settings.exists() or settings.read_bytes()[: len(HEADER)] == HEADER.encode()
+            facts = json.loads(environment_file.read_bytes()) if environment_file.exists() else {"refcli": None}
+        except (OSError, ValueError, RecursionError):
+            return False
+        is_ours = begins_ours and isinstance(facts, dict) and "refcli" in facts
+        return is_ours and ({"run.yaml", "env.json"} <= names or names <= {"run.yaml", "env.json"})
+
+    def _own_files(self) -> Iterator[Path]:
+        """The files in this directory that a run has written; never through a link to a folder."""
+        for folder, _, names in os.walk(self.path):  # does not follow links
+            place = Path(folder).relative_to(self.path)
+            for name in (place / one for one in names):
+                text = name.as_posix()
+                if text in OWN_FILES or any(pattern.fullmatch(text) for pattern in OWN_PATTERNS):
+                    yield self.path / name
+
+    def _remove_own_files(self) -> None:
+        """Remove what runs have written here, the settings last, and the folders that are empty then."""
+        remove_stale_temporaries(self.path)
+        self.checkpoints.remove_unfinished()
+        stages = self.path / "stages"
+        if stages.is_dir() and not stages.is_symlink():
+            for stage in sorted(stages.iterdir()):
+                if STAGE_FOLDER.fullmatch(stage.name) and not stage.is_symlink() and RunDir(stage)._holds_run():
+                    RunDir(stage)._remove_own_files()
+                    _remove_if_empty(stage)
+        files = list(self._own_files())
+        for path in sorted(files, key=lambda path: path.parent == self.path and path.name in ("run.yaml", "env.json")):
+            path.unlink()
+        folders = {path.parent for path in files} | set(self.checkpoints.root.glob("step-*"))
+        folders |= {self.path / name for name in ("checkpoints", "weights", "report", "tensorboard", "stages")}
+        for folder in sorted(folders - {self.path}, reverse=True):
+            _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

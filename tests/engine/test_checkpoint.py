@@ -129,7 +129,7 @@ def test_what_a_killed_process_left_half_written_or_half_removed_is_removed_by_t
     (tmp_path / ".tmp-step-00000010-abc").mkdir()
     (tmp_path / ".tmp-step-00000010-abc" / "model.safetensors").write_bytes(b"half")
     (tmp_path / ".old-step-00000005").mkdir()
-    (tmp_path / ".best.json.xyz").write_text("{")
+    (tmp_path / ".best.json.0123456789abcdef.refcli-part").write_text("{")
     save(Checkpoints(tmp_path), trained_state(10))
 
     assert names(tmp_path) == ["step-00000010"]

@@ -134,7 +134,7 @@ def test_settings_that_an_older_version_did_not_know_are_no_change(tmp_path):
 
 def test_what_a_killed_process_had_not_finished_writing_is_removed(tmp_path):
     run = open_run(tmp_path / "run")
-    (run.path / ".metrics.jsonl.x1y2").write_text("{")
+    (run.path / ".metrics.jsonl.0123456789abcdef.refcli-part").write_text("{")
     open_run(tmp_path / "run", resume=True)
 
     assert sorted(path.name for path in run.path.iterdir()) == ["env.json", "run.yaml"]

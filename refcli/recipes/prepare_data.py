@@ -166,7 +166,10 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
             settings = plan.settings.model_dump(mode="json")
             counts = tuple(check_counts(plan.spec, prepared.intake, settings=settings, splits=how.splits))
         _refuse_nothing(plan, prepared, how)
-        _refuse_contradicting_boxes(plan, prepared, how)
+        contradiction = _contradiction(plan, prepared, is_strict=False)
+        if contradiction is not None:
+            raise contradiction
+        _list_doubts(plan, prepared)
         refused = _refused_if_strict(plan, prepared, counts)
         if refused and how.strict:
             raise refused
@@ -231,13 +234,19 @@ def _refuse_nothing(plan: Plan, prepared: Prepared, how: Preparation) -> None:
     )
 
 
-def _refuse_contradicting_boxes(plan: Plan, prepared: Prepared, how: Preparation) -> None:
+def _contradiction(plan: Plan, prepared: Prepared, *, is_strict: bool) -> DataError | None:
+    """Why the boxes of a split cannot be what they are read as."""
     for split, evidence in prepared.evidence.items():
-        contradiction = evidence.contradiction(f"{plan.dataset}:{split}", is_strict=how.strict)
+        contradiction = evidence.contradiction(f"{plan.dataset}:{split}", is_strict=is_strict)
         if contradiction is not None:
             places = prepared.problems.places.get("mask_disagrees_with_box", [])
             contradiction.where = next(iter([*places, *map(str, plan.files.values())]))
-            raise contradiction
+            return contradiction
+    return None
+
+
+def _list_doubts(plan: Plan, prepared: Prepared) -> None:
+    for split, evidence in prepared.evidence.items():
         doubt = evidence.doubt()
         if doubt is not None:
             prepared.problems.add("boxes_may_be_corners", f"{plan.dataset}:{split}", doubt)
@@ -258,7 +267,7 @@ def _refused_if_strict(plan: Plan, prepared: Prepared, counts: Sequence[CountChe
                 where=places[0],
                 hint="without --strict such records are left out and counted",
             )
-    return None
+    return _contradiction(plan, prepared, is_strict=True)
 
 
 def _image_root(pictures: Pictures, out: Path) -> str | None:

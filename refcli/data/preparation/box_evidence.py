@@ -37,8 +37,12 @@ class BoxEvidence:
         self.counts["lost_masks"] += not is_read
 
     def saw_box(self, box_xyxy: BoxXYXY, width: int, height: int) -> None:
-        """Count a box in an image of known size."""
+        """Count a box; a size of 0 is not known."""
         x1, y1, x2, y2 = box_xyxy
+        self.counts["all_boxes"] += 1
+        self.counts["fractions"] += min(box_xyxy) >= 0 and max(box_xyxy) <= 1
+        if not width or not height:
+            return
         self.counts["boxes"] += 1
         self.counts["reaching_out"] += x2 > width + CLIP_TOLERANCE or y2 > height + CLIP_TOLERANCE
         other_x2, other_y2 = x2 - x1, y2 - y1
@@ -68,6 +72,12 @@ class BoxEvidence:
 
     def contradiction(self, name: str, *, is_strict: bool) -> DataError | None:
         """Why the boxes of the split `name` cannot be what they are read as; None: they can."""
+        if self.counts["fractions"] and self.counts["fractions"] == self.counts["all_boxes"]:
+            return DataError(
+                f"all {self.counts['fractions']:,} boxes of {name} lie between 0 and 1",
+                where=name,
+                hint="they are in parts of the image; give them in pixels",
+            )
         compared, disagreeing = self.counts["compared"], self.counts["disagreeing"]
         if not disagreeing or disagreeing < MOST * compared:
             return None

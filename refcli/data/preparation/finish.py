@@ -143,8 +143,8 @@ def _regions(
         if box is None or wrong:
             problems.add(wrong or "region_without_box", record.where, f"{raw.source_id or ''} {box}".strip())
             return None
+        evidence.saw_box(box, width, height)
         if width:
-            evidence.saw_box(box, width, height)
             clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height)))
             if max(abs(a - b) for a, b in zip(box, clipped, strict=True)) > CLIP_TOLERANCE:
                 problems.add("clipped_box", record.where, f"{box} in an image of {width} x {height}")
@@ -161,7 +161,7 @@ def _mask(raw: RawRegion, width: int, height: int, where: str, problems: Problem
     if raw.segmentation is None:
         return None
     if not width:
-        problems.add("mask_in_picture_of_unknown_size", where)
+        problems.add("mask_in_picture_of_unknown_size", where, "give width and height, or the images with --images")
         return None
     try:
         mask = region_mask(raw, height, width)

@@ -74,6 +74,8 @@ def convert(value: object, kind: type[T], *, where: str) -> T:
         return msgspec.convert(value, kind, strict=False)
     except RecursionError as error:
         raise _too_deep(where) from error
+    except UnicodeError as error:
+        raise DataError("a text holds half of a surrogate pair", where=where, hint="check the file") from error
     except msgspec.ValidationError as error:
         raise _wrong_shape(error, where) from error
 

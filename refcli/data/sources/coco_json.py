@@ -40,7 +40,7 @@ from refcli.data.sources.json_lines import head
 from refcli.data.sources.known_keys import KeyLog, WholeFileError
 from refcli.data.sources.picture_names import Whose, coco_id, flickr_image, named_image
 from refcli.data.sources.record import CATEGORY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
-from refcli.data.sources.rows import Id, Rejections, decode_row, identity, number_of, side_of
+from refcli.data.sources.rows import UNREADABLE_VALUE, Id, Rejections, decode_row, identity, number_of, side_of
 from refcli.errors import DataError
 
 INSTANCES = "instances"
@@ -116,7 +116,7 @@ def read_coco(
             yield record
         if not seen:
             file.rejected.refuse_if_any()
-            raise _nothing_in(paths[split], file, settings)
+            raise _nothing_in(paths[split], file, settings, problems)
 
 
 def sniff_coco(path: Path) -> bool:
@@ -191,7 +191,7 @@ def _ids_of(raw: msgspec.Raw) -> _Ids | None:
         return None
 
 
-def _nothing_in(path: Path, file: _File, settings: CocoSettings) -> DataError:
+def _nothing_in(path: Path, file: _File, settings: CocoSettings, problems: Problems) -> DataError:
     """Why a file gives no expression, and what to do about it."""
     if settings.expressions == CATEGORY:
         return DataError(
@@ -199,7 +199,9 @@ def _nothing_in(path: Path, file: _File, settings: CocoSettings) -> DataError:
             where=str(path),
             hint="look at its list of categories",
         )
-    ways = ["image rows need a caption, or annotations one of: " + ", ".join(EXPRESSION_KEYS)]
+    unreadable = [place for place in problems.places.get(UNREADABLE_VALUE, ()) if place.startswith(f"{path.name}: ")]
+    ways = [f"the first value that cannot be read: {place}" for place in unreadable[:1]]
+    ways += ["image rows need a caption, or annotations one of: " + ", ".join(EXPRESSION_KEYS)]
     names = [name for name in file.category_names.values() if name]
     if file.annotations and names:
         ways.append(

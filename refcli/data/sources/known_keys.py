@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import msgspec
 
@@ -46,7 +47,7 @@ class KnownKeys:
     has_box: bool = False
     """Whether the record is a box, which may be rotated."""
 
-    @property
+    @cached_property
     def all(self) -> frozenset[str]:
         """Every known key."""
         return self.read | self.unused
@@ -131,7 +132,9 @@ def excerpt(value: object, letters: int = 40) -> str:
 
 
 def _text(value: object) -> str:
-    """A value as text; containers and whole numbers too long for it only by what they are."""
+    """A value as JSON writes it; containers and whole numbers too long for it only by what they are."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
     if isinstance(value, list | tuple | dict):
         return _container_text(value)
     try:

@@ -81,7 +81,8 @@ class Problems:
         self.counts[kind] += 1
         listed = self.places.setdefault(kind, [])
         if len(listed) < MAX_LISTED:
-            listed.append(f"{where}: {detail}" if detail else where)
+            place = f"{where}: {detail}" if detail else where
+            listed.append(place.encode("utf-8", "backslashreplace").decode())
 
     def merge(self, other: Problems) -> None:
         """Add what another part of the work has found."""

@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from refcli.data.reading.json_files import convert, parse_json
+from refcli.data.reading.streams import invalid_utf8
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError, WholeFileError, excerpt
 from refcli.data.sources.record import Problems
 from refcli.errors import DataError
@@ -107,7 +108,7 @@ def convert_row(
         keys[1].check(keys[0], value, where)
     try:
         return msgspec.convert(value, kind, strict=False)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return _salvaged(value, kind, where=where, problems=problems, needed=needed)
 
 
@@ -134,7 +135,10 @@ def _salvaged(
                 reason = error.message.removeprefix("the data has an unexpected shape: ")
                 raise DataError(f"{name} is {_shown(value)}: {reason}", where=where) from error
             if not _is_null(value):
-                problems.add(UNREADABLE_VALUE, where, f"{name} is {_shown(value)}")
+                fault = (
+                    " (not UTF-8)" if isinstance(value, msgspec.Raw) and invalid_utf8(bytes(value)) is not None else ""
+                )
+                problems.add(UNREADABLE_VALUE, where, f"{name} is {_shown(value)}{fault}")
     return kind(**kept)
 
 

@@ -1,0 +1,264 @@
+"""What a file says about the meaning of a record is read; or the record is listed, or the file refused."""
+
+import json
+import pickle
+
+import pytest
+
+from refcli.data.store import Store
+
+SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
+PHOTOGRAPH = {"id": 581857, "file_name": "COCO_train2014_000000581857.jpg", "width": 100, "height": 80}
+OBJECT = {"id": 7, "image_id": 581857, "category_id": 1, "bbox": [10, 10, 20, 20], "iscrowd": 0, "segmentation": SQUARE}
+REF = {"ref_id": 1, "ann_id": 7, "image_id": 581857, "split": "val"}
+IMAGE = {"id": 1, "file_name": "a.jpg", "width": 100, "height": 80}
+BOX = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "iscrowd": 0, "expression": "the cup"}
+LINE = {"image": "a.jpg", "expression": "the cup", "width": 100, "height": 80}
+
+
+@pytest.fixture
+def prepare(refcli, tmp_path):
+    """Prepare one file as the data set m: (exit code, number of regions by expression, messages)."""
+
+    def call(content, name, *arguments, **beside):
+        for file, data in {name: content, **beside}.items():
+            (tmp_path / file).write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+        code, _, messages = refcli(
+            "prepare-data", "--from", tmp_path / name, "--name", "m", "--out", tmp_path / "store", *arguments
+        )
+        stored = {}
+        if (tmp_path / "store" / "manifest.json").exists():
+            split = Store(tmp_path / "store").split("m:val")
+            stored = {split[row].expression: len(split[row].regions) for row in range(len(split))}
+        return code, stored, messages
+
+    return call
+
+
+def sentences(*marks):
+    return [
+        {"sent": f"text {number}", "raw": f"text {number}", "sent_id": number, "tokens": [], **mark}
+        for number, mark in enumerate(marks)
+    ]
+
+
+def instances(**fields):
+    return {"instances.json": {"images": [PHOTOGRAPH], "annotations": [{**OBJECT, **fields}], "categories": []}}
+
+
+@pytest.mark.parametrize("pack", [json.dumps, lambda refs: pickle.dumps(refs, protocol=2)])
+def test_a_sentence_that_is_said_not_to_exist_has_no_target(prepare, pack):
+    refs = pack([{**REF, "sentences": sentences({}, {"exist": True}, {"exist": False})}])
+    content = refs.encode() if isinstance(refs, str) else refs
+    code, stored, messages = prepare(content, "refs(unc).p", **instances())
+    assert code == 0, messages
+    assert stored == {"text 0": 1, "text 1": 1, "text 2": 0}
+    assert "unused key" not in messages
+
+
+def test_a_ref_that_is_said_not_to_exist_has_no_target(prepare):
+    refs = [
+        {**REF, "sentences": sentences({}), "exist": False},
+        {**REF, "ref_id": 2, "sentences": [{"sent": "other", "raw": "other", "sent_id": 9}], "source": "zero"},
+    ]
+    code, stored, _ = prepare(refs, "refs(unc).json", **instances())
+    assert (code, stored) == (0, {"text 0": 0, "other": 0})
+
+
+def test_gref_sentences_that_do_not_exist_have_no_target(prepare):
+    refs = [{**REF, "ann_id": [7], "no_target": False, "sentences": sentences({}, {"exist": False})}]
+    code, stored, _ = prepare(refs, "grefs(unc).json", **instances())
+    assert (code, stored) == (0, {"text 0": 1, "text 1": 0})
+
+
+def test_sentences_of_coco_annotations_that_do_not_exist_have_no_target(prepare):
+    boxes = [
+        {**BOX, "expression": None, "sentences": sentences({}, {"exist": False})},
+        {**BOX, "id": 2, "expression": "gone", "exist": False},
+        {**BOX, "id": 3, "expression": "nothing", "bbox": [], "no_target": True},
+    ]
+    code, stored, messages = prepare({"images": [IMAGE], "annotations": boxes}, "val.json")
+    assert code == 0, messages
+    assert stored == {"text 0": 1, "text 1": 0, "gone": 0, "nothing": 0}
+
+
+def test_a_mark_that_cannot_be_read_costs_its_sentence(prepare):
+    refs = [{**REF, "sentences": sentences({}, {"exist": "perhaps"})}]
+    code, stored, messages = prepare(refs, "refs(unc).json", **instances())
+    assert (code, stored) == (0, {"text 0": 1})
+    assert "broken sentence: 1" in messages
+
+
+@pytest.mark.parametrize(
+    ("odd", "kind"),
+    [
+        ({"attributes": {"occluded": False, "rotation": 30.0}}, "rotated box"),
+        ({"rotation": -90}, "rotated box"),
+        ({"angle": "12.5"}, "rotated box"),
+        ({"is_negative": True}, "unread meaning"),
+        ({"attributes": {"Exists": "false"}}, "unread meaning"),
+        ({"ignore": 1}, "ignored record"),
+        ({"deleted": True}, "ignored record"),
+        ({"valid": 0}, "ignored record"),
+    ],
+)
+def test_a_record_with_a_key_that_changes_its_meaning_is_left_out_and_listed(prepare, odd, kind):
+    content = {"images": [IMAGE], "annotations": [BOX, {**BOX, "id": 2, "expression": "odd one", **odd}]}
+    code, stored, messages = prepare(content, "val.json")
+    assert (code, stored) == (0, {"the cup": 1})
+    assert f"{kind}: 1" in messages
+    assert prepare(content, "val.json", "--strict")[0] == 5
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"attributes": {"rotation": 0.0, "colour": "red"}},
+        {"rotation": 360},
+        {"ignore": 0, "negative": False, "exists": True},
+        {"bbox_mode": 1},
+        {"bbox_format": "xywh"},
+        {"negative": "the other cup"},
+        {"caption_id": 5},
+    ],
+)
+def test_other_unknown_keys_are_counted_and_change_nothing(prepare, harmless):
+    code, stored, messages = prepare({"images": [IMAGE], "annotations": [{**BOX, **harmless}]}, "val.json", "--strict")
+    assert (code, stored) == (0, {"the cup": 1})
+    assert "unused key" in messages
+
+
+@pytest.mark.parametrize(
+    "says", [{"bbox_mode": 0}, {"bbox_format": "cxcywh"}, {"normalized": True}, {"box_mode": "XYXY_ABS"}]
+)
+def test_a_file_that_says_that_its_boxes_are_of_another_form_is_refused(prepare, says):
+    code, stored, messages = prepare({"images": [IMAGE], "annotations": [{**BOX, **says}]}, "val.json")
+    assert (code, stored) == (5, {})
+    assert next(iter(says)) in messages
+    assert prepare({"images": [IMAGE], "annotations": [BOX], **says}, "val.json")[0] == 5
+
+
+def test_a_rotated_region_of_a_line_costs_its_phrase(prepare):
+    regions = [{"bbox": [1, 2, 30, 40], "phrase": "cup"}, {"bbox": [1, 2, 30, 40], "phrase": "jug", "rotation": 5}]
+    line = {"filename": "a.jpg", "height": 80, "width": 100, "grounding": {"regions": regions}}
+    code, stored, messages = prepare(json.dumps(line).encode(), "val.jsonl")
+    assert (code, stored) == (0, {"cup": 1})
+    assert "rotated box: 1" in messages
+
+
+def test_a_rotated_annotation_costs_the_refs_that_name_it(prepare):
+    refs = [{**REF, "sentences": sentences({})}]
+    code, _, messages = prepare(refs, "refs(unc).json", **instances(attributes={"rotation": 12}))
+    assert code == 5
+    assert "rotat" in messages
+
+
+@pytest.mark.parametrize(
+    ("caption", "spans", "expected"),
+    [
+        ("a red kite above a wooden bench", [[[0, 10]], [[17, 31]]], {"a red kite": 1, "a wooden bench": 1}),
+        (
+            "blue mug,white mug,tea pot",
+            [[[0, 8]], [[9, 18]], [[19, 26]]],
+            {"blue mug": 1, "white mug": 1, "tea pot": 1},
+        ),
+        ("two mugs and a pot", [[[0, 8]], [[0, 8]], [[13, 18]]], {"two mugs": 2, "a pot": 1}),
+        ("the two mugs on the left", [[[8, 12]], [[8, 12]]], {"the two mugs on the left": 2}),
+        ("the mug", [[[0, 3], [4, 7]]], {"the mug": 1}),
+        ("the two mugs", [[[0, 12]], [[0, 3], [4, 7], [8, 12]]], {"the two mugs": 2}),
+    ],
+)
+def test_annotations_that_mark_different_words_of_a_caption_are_phrases(prepare, caption, spans, expected):
+    boxes = [
+        {"id": number, "image_id": 1, "bbox": [10 * number, 10, 20, 20], "iscrowd": 0, "tokens_positive": span}
+        for number, span in enumerate(spans)
+    ]
+    code, stored, messages = prepare({"images": [{**IMAGE, "caption": caption}], "annotations": boxes}, "val.json")
+    assert (code, stored) == (0, expected)
+    assert ("caption read as phrases" in messages) == (len(expected) > 1)
+
+
+def test_the_caption_of_a_referring_expression_is_whole_whatever_its_words_mark(prepare):
+    image = {**IMAGE, "caption": "cup and jug", "dataset_name": "refcoco", "original_id": 9}
+    boxes = [
+        {**BOX, "id": n, "expression": None, "tokens_positive": span} for n, span in enumerate([[[0, 3]], [[8, 11]]])
+    ]
+    code, stored, _ = prepare({"images": [image], "annotations": boxes}, "val.json")
+    assert (code, stored) == (0, {"cup and jug": 2})
+
+
+CORNERS_HINT = "as corners, x1, y1, x2, y2"
+
+
+@pytest.mark.parametrize("strict", [(), ("--strict",)])
+def test_corners_that_are_read_as_sizes_refuse_a_file_whose_masks_contradict_them(prepare, strict):
+    second = [[40, 40, 60, 40, 60, 60, 40, 60]]
+    boxes = [{**BOX, "bbox": [10, 10, 30, 30], "segmentation": SQUARE}]
+    boxes += [{**BOX, "id": 2, "bbox": [40, 40, 60, 60], "segmentation": second}]
+    code, _, messages = prepare({"images": [IMAGE], "annotations": boxes}, "val.json", *strict)
+    assert code == 5
+    assert CORNERS_HINT in messages
+    refs = [{**REF, "sentences": sentences({})}]
+    code, _, messages = prepare(refs, "refs(unc).json", *strict, **instances(bbox=[10, 10, 30, 30]))
+    assert code == 5
+    assert CORNERS_HINT in messages
+
+
+def test_sizes_that_are_read_as_corners_refuse_a_file_whose_masks_contradict_them(prepare):
+    lines = [
+        {**LINE, "box": [10, 10, 20, 20], "segmentation": SQUARE},
+        {**LINE, "box": [10, 30, 50, 40], "segmentation": [[10, 30, 60, 30, 60, 70, 10, 70]]},
+    ]
+    code, _, messages = prepare("\n".join(map(json.dumps, lines)).encode(), "val.jsonl")
+    assert code == 5
+    assert "box_xywh" in messages
+
+
+def test_one_box_of_several_that_contradicts_its_mask_is_only_listed(prepare):
+    lines = [{**LINE, "box": [10, 10, 30, 30], "segmentation": SQUARE}] * 3
+    lines += [{**LINE, "box": [50, 50, 70, 70], "segmentation": SQUARE}]
+    code, _, messages = prepare("\n".join(map(json.dumps, lines)).encode(), "val.jsonl")
+    assert code == 0
+    assert "mask disagrees with box: 1" in messages
+
+
+def test_masks_of_other_objects_refuse_the_file_where_they_are_many_or_it_is_strict(prepare):
+    lines = [{**LINE, "box": [60, 50, 70, 70], "segmentation": SQUARE}]
+    assert prepare("\n".join(map(json.dumps, lines)).encode(), "val.jsonl")[0] == 0
+    assert prepare("\n".join(map(json.dumps, lines)).encode(), "val.jsonl", "--strict")[0] == 5
+    assert prepare("\n".join(map(json.dumps, lines * 10)).encode(), "val.jsonl")[0] == 5
+
+
+def test_boxes_in_parts_of_the_image_refuse_a_coco_file(prepare):
+    boxes = [{**BOX, "bbox": [0.1, 0.2, 0.3, 0.4]}, {**BOX, "id": 2, "bbox": [0.5, 0.5, 0.5, 0.25]}]
+    code, _, messages = prepare({"images": [IMAGE], "annotations": boxes}, "val.json")
+    assert code == 5
+    assert "in pixels" in messages
+
+
+def test_boxes_that_would_fit_as_corners_only_are_doubted(prepare):
+    corners = [[x, y, x + 35, y + 30] for x, y in zip(range(0, 30, 3), range(0, 30, 3), strict=True)]
+    corners = [[x1, y1, min(2 * x2, 100), min(2 * y2, 80)] for x1, y1, x2, y2 in corners]
+    boxes = [{**BOX, "id": n, "expression": f"cup {n}", "bbox": box} for n, box in enumerate(corners)]
+    content = {"images": [IMAGE], "annotations": boxes}
+    code, _, messages = prepare(content, "val.json")
+    assert code == 0
+    assert "boxes may be corners: 1" in messages
+    assert prepare(content, "val.json", "--strict")[0] == 5
+
+
+def test_bytes_that_are_not_utf8_are_listed_and_never_stored_as_other_letters(prepare):
+    good = json.dumps({**LINE, "box": [1, 2, 30, 40]}).encode()
+    bad = good.replace(b"the cup", "caf\xe9".encode("cp1252"))
+    code, stored, messages = prepare(good + b"\n" + bad + b"\n", "val.jsonl")
+    assert (code, stored) == (0, {"the cup": 1})
+    assert "0xE9, is not UTF-8" in messages
+    boxes = [BOX, {**BOX, "id": 2, "expression": "NAME"}]
+    content = json.dumps({"images": [IMAGE], "annotations": boxes}).encode()
+    code, stored, messages = prepare(content.replace(b"NAME", "\u8d64\u3044".encode("shift-jis")), "val.json")
+    assert (code, stored) == (0, {"the cup": 1})
+    assert "not UTF-8" in messages
+    refs = json.dumps([{**REF, "sentences": sentences({})}]).encode()
+    code, stored, messages = prepare(refs.replace(b"text 0", b"caf\xe9"), "refs(unc).json", **instances())
+    assert code == 5
+    assert "not UTF-8" in messages

@@ -136,7 +136,7 @@ def _regions(
     regions = []
     for raw in record.regions:
         mask = _mask(raw, width, height, record.where, problems)
-        if raw.segmentation is not None:
+        if raw.segmentation is not None or raw.has_lost_mask:
             evidence.saw_mask(is_read=mask is not None)
         box = raw.box_xyxy or (mask_box(mask) if mask is not None else None)
         wrong = _wrong(box, width, height)

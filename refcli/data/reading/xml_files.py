@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from xml.etree.ElementTree import Element, ParseError
+from xml.parsers.expat.errors import codes
 
 from defusedxml.common import DefusedXmlException  # type: ignore[import-untyped]
 from defusedxml.ElementTree import fromstring  # type: ignore[import-untyped]
 
 from refcli.errors import DataError
+
+_CUT_OFF = frozenset(
+    codes[name] for name in ("no element found", "unclosed token", "unclosed CDATA section", "partial character")
+)
+"""Expat's errors at the end of a document."""
 
 
 def parse_xml(data: bytes, *, where: str, max_bytes: int) -> Element:
@@ -26,6 +32,12 @@ def parse_xml(data: bytes, *, where: str, max_bytes: int) -> Element:
         raise DataError(
             "the XML declares a document type or entities, which are not read", where=where, hint="do not use this file"
         ) from error
-    except (ParseError, ValueError, LookupError) as error:
-        raise DataError(f"this is not valid XML ({error})", where=where, hint="the file may be truncated") from error
+    except ParseError as error:
+        is_cut_off = error.code in _CUT_OFF
+        hint = "the file may be truncated" if is_cut_off else "check the file"
+        raise DataError(f"this is not valid XML ({error})", where=where, hint=hint) from error
+    except (ValueError, LookupError) as error:
+        raise DataError(
+            "this is not valid XML: its encoding is not known", where=where, hint="save it as UTF-8"
+        ) from error
     return root

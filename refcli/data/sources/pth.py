@@ -13,10 +13,18 @@ import msgspec
 
 from refcli.config.schema import Settings
 from refcli.data.sources.coco_instances import coco_image
-from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError
+from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError, excerpt
 from refcli.data.sources.pth_instances import Annotated
 from refcli.data.sources.pth_rows import Box, Family, Row, read_rows, starts_rows
-from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
+from refcli.data.sources.record import (
+    BoxXYXY,
+    Problems,
+    RawExpression,
+    RawImage,
+    RawRecord,
+    RawRegion,
+    Source,
+)
 from refcli.data.sources.referit import saiapr_image
 from refcli.data.sources.rows import Rejections, convert_row, side_of
 from refcli.errors import DataError
@@ -204,9 +212,12 @@ def _object(
         size = convert_row(row.about, _Size, where=row.where, problems=problems, needed=(), keys=(_SIZE, keys))
         width, height = side_of(size.width), side_of(size.height)
     segmentation: bytes | None = None
+    has_lost_mask = False
     source_id: str | None = None
     if row.layout == "oneref":
-        segmentation = _segmentation(row, problems)
+        if row.last and not isinstance(row.last, str):
+            segmentation = _segmentation(row, problems)
+            has_lost_mask = segmentation is None
         if annotated is not None and row.family == "coco":
             found = annotated.id_by_box(row, box, problems)
             source_id = None if found is None else f"coco:{found}"
@@ -216,7 +227,7 @@ def _object(
             width, height, segmentation = annotated.size_and_mask(row, row.annotation_id, box, problems)
     elif row.referit_region is not None:
         source_id = f"saiapr:{row.referit_region}"
-    return _Object(_image(row, dataset, width, height), RawRegion(box, segmentation, source_id))
+    return _Object(_image(row, dataset, width, height), RawRegion(box, segmentation, source_id, has_lost_mask))
 
 
 def _image(row: Row, dataset: str, width: int | None, height: int | None) -> RawImage:
@@ -239,18 +250,19 @@ def _edges(row: Row, kind: BoxKind, settings: PthSettings) -> BoxXYXY:
 
 
 def _segmentation(row: Row, problems: Problems) -> bytes | None:
-    """The polygons or run lengths of a OneRef tuple as JSON text."""
-    if not row.last or isinstance(row.last, str):
-        return None
+    """The polygons or run lengths of a OneRef tuple as JSON text; None if they are none."""
     try:
         if isinstance(row.last, dict):
             return msgspec.json.encode(_run_lengths(row.last))
         if isinstance(row.last, list | tuple):
             return msgspec.json.encode([_part(part) for part in row.last])
-        raise TypeError(f"a mask of type {type(row.last).__name__}")
-    except (TypeError, ValueError, LookupError, OverflowError, RecursionError) as error:
-        problems.add("unreadable_segmentation", row.where, f"{type(error).__name__}: {error}")
-        return None
+        raise DataError(f"it is neither polygons nor run lengths but {excerpt(row.last)}")
+    except DataError as error:
+        reason = error.message
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        reason = "its size or counts are no numbers"
+    problems.add("unreadable_segmentation", row.where, reason)
+    return None
 
 
 def _part(part: object) -> object:
@@ -258,10 +270,14 @@ def _part(part: object) -> object:
         return _run_lengths(part)
     if isinstance(part, list | tuple) and all(type(x) in (int, float) and isfinite(x) for x in part):
         return part
-    raise TypeError("a polygon that is no list of numbers")
+    if type(part) in (int, float):
+        return part  # one polygon by itself; the numbers are checked where it is drawn
+    raise DataError(f"a polygon is no list of numbers but {excerpt(part)}")
 
 
 def _run_lengths(mask: dict[str, object]) -> dict[str, object]:
+    if "counts" not in mask or "size" not in mask:
+        raise DataError("run lengths have no size or no counts")
     counts = mask["counts"]
     return {"size": mask["size"], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 

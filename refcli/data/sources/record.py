@@ -46,6 +46,8 @@ class RawRegion:
     """JSON text of a COCO segmentation (polygons, a run-length dict or a list of them), still unread; or a mask."""
     source_id: str | None = None
     """The annotation's identity: "coco:1877288" for COCO's annotations."""
+    has_lost_mask: bool = False
+    """Whether its file has a mask that the reader could not read, and has listed."""
 
 
 class RawExpression(NamedTuple):

@@ -70,7 +70,7 @@ class GroundingDataset(Dataset[Sample]):
 
         Raises:
             ImageError: the picture cannot be read.
-            DataError: the picture is not of the size that the store states.
+            DataError: the picture is not of the size that the store states, or a mask is damaged.
         """
         index, draw = key
         split, example = self._locate(int(self._rows[index]))
@@ -83,7 +83,11 @@ class GroundingDataset(Dataset[Sample]):
                 hint="boxes and masks would not fit; prepare the data again from these pictures",
             )
         example = self._maybe_without_target(int(self._rows[index]), example, draw)
-        return make_sample(image, example, tower=self.tower, augment=self.augment, draw=draw)
+        try:
+            return make_sample(image, example, tower=self.tower, augment=self.augment, draw=draw)
+        except DataError as error:
+            error.where = error.where or f"{split.name}: {example.id}"
+            raise
 
     def example(self, index: int) -> Example:
         """The record behind a sample."""

@@ -366,6 +366,8 @@ def read_manifest(store: Path) -> dict[str, Any]:
 
 def _parsed(path: Path) -> object:
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:

@@ -28,6 +28,8 @@ def group_sizes(path: Path, num_rows: int) -> list[int]:
         DataError: the file is missing, is no Parquet file, lacks columns or does not hold as many rows.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")
         metadata = pq.read_metadata(path)
         schema = metadata.schema.to_arrow_schema()
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]

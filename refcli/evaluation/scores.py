@@ -325,7 +325,11 @@ def _overlaps(
     if not _truth_has_masks(example):
         return dict.fromkeys(frames, NO_OVERLAP)
     masks = [region.mask for region in example.regions if region.mask is not None]
-    truth = union_masks(masks) if masks else None
-    found = union_masks(drawn) if drawn else None
     painted = [ModelMask(target.size, target.mask) for target in in_frame if target.mask is not None]
-    return {frame: overlap_in(frame, truth, found, painted) for frame in frames}
+    try:
+        truth = union_masks(masks) if masks else None
+        found = union_masks(drawn) if drawn else None
+        return {frame: overlap_in(frame, truth, found, painted) for frame in frames}
+    except DataError as error:  # of the store's mask: answers are checked when they are read
+        error.where = error.where or f"{example.dataset}:{example.split}: {example.id}"
+        raise

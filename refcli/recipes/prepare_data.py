@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,11 +198,17 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
         time.perf_counter() - start,
         lost_masks,
     )
-    suffix = f".{'+'.join(how.splits)}" if how.splits else ""
-    suffix += f".{how.shard.number}-of-{how.shard.total}" if how.shard else ""
     text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(how.out / plan.dataset / f"report{suffix}.json", text.encode())
+    write_atomically(how.out / plan.dataset / _report_name(how), text.encode("utf-8", "backslashreplace"))
     return report
+
+
+def _report_name(how: Preparation) -> str:
+    shard = f".{how.shard.number}-of-{how.shard.total}" if how.shard else ""
+    name = f"report.{'+'.join(how.splits)}{shard}.json" if how.splits else f"report{shard}.json"
+    if is_plain_name(name):
+        return name
+    return f"report.{len(how.splits or ())}-splits-{sha256(name.encode()).hexdigest()[:12]}{shard}.json"
 
 
 def _records(plan: Plan, problems: Problems) -> Iterable[RawRecord]:

@@ -6,10 +6,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from refcli.config.schema import TowerSettings
 from refcli.contracts.example import Example, Region
+from refcli.data.dataset import GroundingDataset
 from refcli.data.store import Store, write_manifest, write_split
 from refcli.errors import DataError
+
+TOWER = TowerSettings(image_size=96, patch_size=8, dim=64, heads=4)
 
 
 @pytest.fixture
@@ -230,3 +235,26 @@ def test_verify_lists_what_is_wrong_and_goes_on(refcli, store, tmp_path):
     assert code == 5
     for part in ("toy:gone", "is gone", "toy:miscounted", "lists 6", "parts [1] of 2", "input train", "input val"):
         assert part in message
+
+
+@pytest.mark.parametrize("counts", [b"", b"0", b"\xff" * 50, b"PPP0000", b"PP" * 5000, b"PPPPPPPPPPPo0"])
+def test_a_damaged_mask_ends_in_one_error_that_names_its_example(refcli, store, counts):
+    file = store / "toy" / "test.parquet"
+    table = with_region(mask_counts=counts)(pq.read_table(file))
+    file.unlink()
+    pq.write_table(table, file)
+    target = {"box": [1, 2, 30, 40], "score": 1.0, "mask": {"size": [80, 100], "counts": [0, 8000]}}
+    answer = {"schema": "refcli.prediction/1", "id": "toy/1", "image": "1.jpg", "expression": "the cup"}
+    answer |= {"width": 100, "height": 80, "targets": [target], "no_target": False, "error": None}
+    (store / "p.jsonl").write_text(json.dumps(answer) + "\n")
+    answers = ("--predictions", store / "p.jsonl")
+    code, _, message = refcli("evaluate", *answers, "--data", store, "--split", "toy:test", "--missing", "wrong")
+    assert (code, "unexpected" in message, "toy/1" in message) == (5, False, True)
+    Image.new("RGB", (100, 80)).save(store / "toy" / "1.jpg")
+    code, _, message = refcli("inspect-data", store, "--sample", 5, "--out", store / "drawn")
+    assert (code, "unexpected" in message) == (1, False)
+    assert "toy:test toy/1: " in message
+    dataset = GroundingDataset(Store(store), ["toy:test"], tower=TOWER, augment=None)
+    with pytest.raises(DataError, match=r"run length|mask") as caught:
+        dataset[1, 0]
+    assert "toy/1" in caught.value.where

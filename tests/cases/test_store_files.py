@@ -284,3 +284,27 @@ def test_row_groups_are_full_whatever_the_batches(tmp_path, monkeypatch):
     split = Store(tmp_path).split("toy:train")
     assert [split[number].id for number in range(12)] == [example(number).id for number in range(12)]
     assert np.diff(split.group_starts).tolist() == [4, 4, 4]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["manifest.json", "toy/train.parquet"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(refcli, tmp_path, mine, name):
+    store = make_store(tmp_path / "store")
+    (store / name).unlink()
+    os.mkfifo(store / name)
+    for code, _, message in every_command(refcli, store, tmp_path):
+        assert (code, "unexpected" in message) == (5, False)
+    code, _, message = refcli("prepare-data", "--from", mine, "--name", "toy", "--out", store)
+    assert "unexpected" not in message
+    assert code == (5 if name == "manifest.json" else 0)
+
+
+def test_many_splits_make_no_name_too_long_for_the_report(refcli, tmp_path):
+    names = [f"val_{number:03}" for number in range(60)]
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps(LINE | {"split": name}) + "\n" for name in names))
+    options = [part for name in names for part in ("--split", name)]
+    code, _, message = refcli("prepare-data", "--from", file, "--name", "toy", *options, "--out", tmp_path / "store")
+    assert code == 0, message
+    assert len(Store(tmp_path / "store").names()) == 60
+    assert len(list((tmp_path / "store" / "toy").glob("report.*.json"))) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from refcli.data.store import Store
 from refcli.errors import DataError
 from refcli.files import file_sha256
 
-MOST_FILES = 1_000_000
+MOST_FILES = 500_000
 """No directory of annotations has so many files."""
 
 
@@ -51,11 +52,12 @@ def tree_sha256(path: Path) -> str:
         return file_sha256(path)
     if not path.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no file or folder", str(path))
-    files = list(islice((file for file in path.rglob("*") if file.is_file()), MOST_FILES + 1))
+    below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    files = list(islice(below, MOST_FILES + 1))
     if len(files) > MOST_FILES:
         raise OSError(errno.EFBIG, f"more than {MOST_FILES:,} files", str(path))
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in filter(Path.is_file, sorted(files)):
         digest.update(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n".encode())
     return digest.hexdigest()
 

@@ -35,6 +35,7 @@ def open_streams() -> None:
         sys.stderr = _Unfailing(sys.stderr)
     if sys.stdout is None:
         raise UsageError("stdout is closed", hint="redirect it: > FILE, or > /dev/null")
+    _escape_unknown(sys.stdout)
 
 
 def settle_stdout() -> None:
@@ -51,8 +52,7 @@ class _Unfailing:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = _null_device() if stream is None else stream
-        if isinstance(self._stream, io.TextIOWrapper):
-            self._stream.reconfigure(errors="backslashreplace")
+        _escape_unknown(self._stream)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
@@ -69,6 +69,12 @@ class _Unfailing:
             self._stream.flush()
         except (OSError, ValueError):
             self._stream = _null_device()
+
+
+def _escape_unknown(stream: TextIO) -> None:
+    """Let a stream escape the characters that its encoding does not have."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _null_device() -> TextIO:

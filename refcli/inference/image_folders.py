@@ -25,12 +25,13 @@ UNREADABLE_IMAGES = frozenset({
     ".raf", ".rw2", ".pef", ".raw", ".rwl", ".3fr", ".x3f",
 })
 # fmt: on
-"""Suffixes of images that need a conversion first, unless Pillow reads them here."""
+"""Suffixes of images that Pillow does not know by itself."""
+NO_IMAGES = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
+"""Formats of other data that Pillow has a name for."""
 SYSTEM_NAMES = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"}
 )
 """What operating systems put beside a user's files."""
-COMMON_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 MOST_NAMED = 5
 """So many suffixes or paths are named in a note."""
 
@@ -41,6 +42,14 @@ def readable_suffixes() -> frozenset[str]:
     Image.init()
     opened = (Image.OPEN.keys() | OPENED_AS_JPEG) & DECODER_BYTES.keys()
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in opened)
+
+
+@cache
+def unreadable_suffixes() -> frozenset[str]:
+    """Suffixes of images that are not read here, though they are images."""
+    Image.init()
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name not in NO_IMAGES}
+    return (UNREADABLE_IMAGES | known) - readable_suffixes()
 
 
 class LeftOut:
@@ -87,6 +96,9 @@ def images_below(folder: Path, left_out: LeftOut, *, without: Path | None = None
         without: a folder whose contents are no images to read: where the answers go.
     """
     found: list[str] = []
+    if without is not None and _is_same(folder, without):
+        left_out.answers.append(str(folder))
+        return found
     for path, mode in _walk(folder, left_out, without=without):
         suffix = path.suffix.lower()
         if suffix in readable_suffixes():
@@ -94,7 +106,7 @@ def images_below(folder: Path, left_out: LeftOut, *, without: Path | None = None
                 found.append(str(path))
             else:
                 left_out.special.append(str(path))
-        elif suffix in UNREADABLE_IMAGES:
+        elif suffix in unreadable_suffixes():
             left_out.unreadable[suffix] += 1
         else:
             left_out.other_files[suffix] += 1
@@ -111,7 +123,7 @@ def files_matching(pattern: str, left_out: LeftOut, *, without: Path | None = No
     """
     found: set[str] = set()
     for path in _matches(Path(), Path(pattern).parts, left_out, without):
-        mode = _mode(path)
+        mode = file_mode(path)
         if mode is not None and stat.S_ISREG(mode):
             found.add(str(path))
     if not found:
@@ -121,7 +133,7 @@ def files_matching(pattern: str, left_out: LeftOut, *, without: Path | None = No
 
 
 def _walk(folder: Path, left_out: LeftOut, *, without: Path | None) -> Iterator[tuple[Path, int | None]]:
-    """(path, mode) of all entries that are no folders; no mode where a link leads nowhere."""
+    """(path, type) of all entries that are no folders; None for a link that leads nowhere."""
     visited: set[tuple[int, int]] = set()
     is_answers = is_output_folder(folder)
     waiting = [folder]
@@ -130,22 +142,39 @@ def _walk(folder: Path, left_out: LeftOut, *, without: Path | None) -> Iterator[
         try:
             facts = here.stat()
             with os.scandir(here) as scanned:
-                entries = [Path(entry.path) for entry in scanned]
+                entries = list(scanned)
         except OSError:
             left_out.closed.append(str(here))
             continue
         if (facts.st_dev, facts.st_ino) in visited:  # mounted twice, or a junction
             continue
         visited.add((facts.st_dev, facts.st_ino))
-        for path in entries:
-            if path.name.startswith(".") or path.name.lower() in SYSTEM_NAMES:
+        for entry in entries:
+            path, mode = Path(entry.path), _mode_of(entry)
+            if _is_hidden(path):
                 left_out.hidden += 1
             elif is_answers and here == folder and path.name in (DRAWINGS, MASKS, SHEET):
                 left_out.answers.append(str(path))
-            elif not _is_folder(path):
-                yield path, _mode(path)
+            elif mode is None or not stat.S_ISDIR(mode):
+                yield path, mode
             elif _enters(path, left_out, without):
                 waiting.append(path)
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.lower() in SYSTEM_NAMES
+
+
+def _mode_of(entry: os.DirEntry[str]) -> int | None:
+    """As `file_mode`; what the scan has said about an entry is not asked for again."""
+    try:
+        if entry.is_file(follow_symlinks=False):
+            return stat.S_IFREG
+        if entry.is_dir(follow_symlinks=False):
+            return stat.S_IFDIR
+    except OSError:
+        pass
+    return file_mode(Path(entry.path))
 
 
 def _enters(path: Path, left_out: LeftOut, without: Path | None) -> bool:
@@ -187,8 +216,7 @@ def _folders(here: Path, left_out: LeftOut, without: Path | None) -> Iterator[Pa
         folder = waiting.pop()
         yield folder
         for path in _entries(folder):
-            is_shown = not path.name.startswith(".") and path.name.lower() not in SYSTEM_NAMES
-            if is_shown and _is_folder(path) and _enters(path, left_out, without):
+            if not _is_hidden(path) and is_folder(path) and _enters(path, left_out, without):
                 waiting.append(path)
 
 
@@ -199,15 +227,17 @@ def _entries(here: Path) -> list[Path]:
         return []
 
 
-def _mode(path: Path) -> int | None:
+def file_mode(path: Path) -> int | None:
+    """Type and permissions of what a path leads to; None where there is nothing."""
     try:
         return path.stat().st_mode
     except (OSError, ValueError):
         return None
 
 
-def _is_folder(path: Path) -> bool:
-    mode = _mode(path)
+def is_folder(path: Path) -> bool:
+    """Whether a path leads to a folder."""
+    mode = file_mode(path)
     return mode is not None and stat.S_ISDIR(mode)
 
 

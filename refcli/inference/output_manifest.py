@@ -135,7 +135,7 @@ class OutputManifest:
     def _lines(self) -> list[bytes]:
         if not os.path.lexists(self.path):
             raise UsageError(
-                "refcli wrote no answers here: there is nothing to resume or to remove",
+                f"there is no {MANIFEST}, which would say what here may be completed or removed",
                 where=str(self.folder),
                 hint="choose another --out, or empty the folder yourself",
             )

@@ -7,7 +7,6 @@ import glob
 import json
 import os
 import re
-import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from refcli.errors import UsageError
-from refcli.inference.image_folders import LeftOut, files_matching, images_below
+from refcli.inference.image_folders import LeftOut, file_mode, files_matching, images_below, is_folder
 from refcli.tables import nearest
 
 REQUEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
@@ -77,12 +76,19 @@ def read_requests(
         UsageError: an input that can never give a request. Everything else becomes a request with `error`.
     """
     plans: list[tuple[str, list[str] | None]] = []
+    notes: list[str] = []
     for name in inputs:
-        images = None if _is_request_file(name) else expand_images(name, without=without, note=note)
+        images = None if _is_request_file(name) else expand_images(name, without=without, note=notes.append)
         plans.append((name, images))
     plans += [(name, None) for name in request_files]
     if not plans:
         raise UsageError("there is nothing to look at", hint="give an image, a folder, a request file or -")
+    if not any(images is None or images for _, images in plans):
+        raise UsageError(
+            "no input holds images that can be read", where=plans[0][0], hint="; ".join(notes) or "it is empty"
+        )
+    for text in notes:
+        note(text)
     if sum(name == STDIN for name, _ in plans) > 1:
         raise UsageError("stdin can be read only once", where=STDIN)
     for name, images in plans:
@@ -103,17 +109,20 @@ def _requests(plans: Iterable[tuple[str, list[str] | None]], expressions: Sequen
 
 
 def _is_request_file(name: str) -> bool:
-    return name == STDIN or Path(name).suffix.lower() in REQUEST_SUFFIXES
+    if name == STDIN:
+        return True
+    path = Path(name)
+    return path.suffix.lower() in REQUEST_SUFFIXES and not is_folder(path)
 
 
 def _check_request_file(name: str) -> None:
     if name == STDIN:
         if sys.stdin is None:
             raise UsageError("stdin is closed", where=STDIN, hint="give it the request lines: < FILE")
-    elif (mode := _mode(Path(name))) is None or stat.S_ISDIR(mode):
-        raise UsageError(
-            "there is no such request file" if mode is None else "this is a folder, not a request file", where=name
-        )
+    elif is_folder(Path(name)):
+        raise UsageError("this is a folder, not a request file", where=name)
+    elif file_mode(Path(name)) is None:
+        raise UsageError("there is no such request file", where=name)
 
 
 def expand_images(name: str, *, without: Path | None = None, note: Callable[[str], None] = lambda _: None) -> list[str]:
@@ -125,16 +134,18 @@ def expand_images(name: str, *, without: Path | None = None, note: Callable[[str
         note: called with what else is left out.
 
     Raises:
-        UsageError: a folder without images, or a pattern that matches nothing.
+        UsageError: a pattern that matches nothing.
     """
     left_out = LeftOut()
-    mode = _mode(Path(name))
-    if mode is not None and stat.S_ISDIR(mode):
+    if is_folder(Path(name)):
         found = images_below(Path(name), left_out, without=without)
         if not found:
-            hint = f"left out: {left_out}" if str(left_out) else "it is empty"
-            raise UsageError("the folder holds no images that can be read", where=name, hint=hint)
-    elif mode is None and glob.has_magic(name) and _problem_of_path(name) is None and not os.path.lexists(name):
+            note(
+                f"{name}: the folder holds no images that can be read"
+                + (f"; left out {left_out}" if str(left_out) else "")
+            )
+            return found
+    elif glob.has_magic(name) and _problem_of_path(name) is None and not os.path.lexists(name):
         found = files_matching(name, left_out, without=without)
     else:
         return [name]
@@ -220,7 +231,7 @@ def _parse_line(line: bytes, where: str, folder: Path | None, expressions: Seque
         yield _malformed(where, asked, ident=ident, image=image)
         return
     source = _locate(image, folder)
-    problem = None if _mode(source) is not None else _problem_of_path(image)
+    problem = None if file_mode(source) is not None else _problem_of_path(image)
     if problem is not None:
         problem = f"{where}: {problem}"
     readable = [_readable(expression) for expression in asked]
@@ -259,7 +270,12 @@ def _malformed(where: str, message: str, *, ident: str | None = None, image: str
 def _locate(image: str, folder: Path | None) -> Path:
     """The file that a request line means: in the current directory if it is there, else beside the request file."""
     path = Path(image)
-    if folder is not None and not path.is_absolute() and _mode(path) is None and _mode(folder / path) is not None:
+    if (
+        folder is not None
+        and not path.is_absolute()
+        and file_mode(path) is None
+        and file_mode(folder / path) is not None
+    ):
         return folder / path
     return path
 
@@ -278,14 +294,6 @@ def _problem_of_path(image: str) -> str | None:
         if error.errno == errno.ENAMETOOLONG:
             return "the name is too long for a path"
     return None
-
-
-def _mode(path: Path) -> int | None:
-    """Type and permissions of what a path leads to; None where there is nothing."""
-    try:
-        return path.stat().st_mode
-    except (OSError, ValueError):
-        return None
 
 
 def _ask(

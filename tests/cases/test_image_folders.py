@@ -53,14 +53,15 @@ def test_a_hidden_folder_that_is_named_is_read(here):
 
 
 def test_every_format_that_pillow_reads_is_an_image_and_the_rest_is_named_by_suffix(here):
-    kinds = ["jfif", "jpe", "JPG", "mpo", "tga", "tif", "pnm", "pbm", "dib", "apng", "gif", "ico", "psd", "qoi", "ras"]
+    kinds = ["jfif", "jpe", "JPG", "mpo", "tga", "tif", "pnm", "pbm", "dib", "apng", "gif", "psd", "qoi"]
     kinds += ["jp2", "j2k"] if features.check("jpg_2000") else []
     kinds += ["avif"] if features.check("avif") else []
     make(here, *(f"in/x.{kind}" for kind in kinds))
-    make(here, "in/IMG_1.HEIC", "in/IMG_2.heic", "in/x.dng", "in/notes.txt", "in/boxes.json", "in/README", "in/v.mpg")
+    make(here, "in/IMG_1.HEIC", "in/IMG_2.heic", "in/x.dng", "in/x.ico")
+    make(here, "in/notes.txt", "in/boxes.json", "in/README", "in/v.mpg")
     images, note = found("in")
     assert images == sorted(f"in/x.{kind}" for kind in kinds)
-    assert "3 images of a kind that cannot be read here (.heic 2, .dng 1; convert to JPEG or PNG)" in note
+    assert "4 images of a kind that cannot be read here (.heic 2, .dng 1, .ico 1; convert to JPEG or PNG)" in note
     assert "4 other files" in note
     assert ".txt 1" in note
 
@@ -89,6 +90,18 @@ def test_answers_below_the_input_are_never_read_again(refcli, here, monkeypatch)
     assert (code, len(out.splitlines())) == (0, 1)
     assert found("**/*.*g")[0] == ["a.jpg"]
     assert found(".")[0] == ["a.jpg"]
+
+
+def test_inputs_without_images_are_noted_and_refused_only_if_there_are_no_others(here):
+    make(here, "in/a.jpg", "in/__MACOSX/._b.jpg", "in/docs/notes.txt", "in/o/overlays/00000-a-x.png")
+    make(here, "set.jsonl/a.jpg")
+    inputs = ["in/__MACOSX", "in/a.jpg", "in/docs", "in/o", "set.jsonl"]
+    images, note = found(*inputs, without=here / "in/o")
+    assert images == ["in/a.jpg", "set.jsonl/a.jpg"]
+    assert note.count("holds no images that can be read") == 3
+    assert "in/o: the folder holds no images that can be read; left out 1 output of refcli (in/o)" in note
+    with pytest.raises(UsageError, match="no images"):
+        found("in/__MACOSX", "in/docs", "in/o", without=here / "in/o")
 
 
 def test_a_folder_that_is_going_to_get_the_answers_is_no_input(here):

@@ -60,6 +60,11 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         yield temporary
 
 
+def share_as_folder(path: Path) -> None:
+    """Let those read and write a file who may do so in its folder: safetensors writes for the owner alone."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
 def remove_stale_temporaries(folder: Path) -> None:
     """Remove the temporaries in a folder whose processes were killed: those of this user that nobody has locked."""
     try:

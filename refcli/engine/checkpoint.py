@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,7 @@ from refcli.engine.state import EMA, MODEL, REST, BatchLayout, Pointer, Training
 from refcli.engine.stopping import failing_together
 from refcli.engine.writing import write_errors_told
 from refcli.errors import DataError
-from refcli.files import remove_stale_temporaries, write_atomically
+from refcli.files import remove_stale_temporaries, share_as_folder, write_atomically
 
 FILES = {MODEL: "model.safetensors", EMA: "ema.safetensors", REST: "state.pt"}
 NUM_KEPT = 2
@@ -120,7 +120,8 @@ class Checkpoints:
 
     def _write(self, target: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=self.root, prefix=f".tmp-{target.name}-"))
+        temporary = self.root / f".tmp-{target.name}-{secrets.token_hex(8)}"
+        temporary.mkdir()
         try:
             for part, content in parts.items():
                 file = temporary / FILES[part]
@@ -128,9 +129,9 @@ class Checkpoints:
                     torch.save(content, file)
                 else:
                     save_file(_unshared(content), file)
+                    share_as_folder(file)
                 _sync(file)
             _sync(temporary)
-            temporary.chmod(0o755)
             temporary.replace(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -58,11 +58,35 @@ class ConversionReport:
 
 
 def detect_kind(state: Mapping[str, Tensor]) -> str:
-    """Tell a row of `CONVERSIONS` by the names of a state dict.
+    """Tell a row of `CONVERSIONS` by the names of a state dict, also where a prefix stands before all of them.
 
     Raises:
         WeightsError: none of them.
     """
+    kind = _known_kind(without_prefix(state)[0])
+    if kind is None:
+        raise WeightsError(
+            f"the checkpoint is of no known kind: its tensors are called {', '.join(sorted(state)[:3])} ...",
+            where="state dict",
+            hint=f"known kinds: {', '.join(CONVERSIONS)}" + _hint_of_part(state),
+        )
+    return kind
+
+
+def without_prefix(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
+    """The tensors without what stands before all names ("model." of Lightning), if they are then of a known kind."""
+    shortened, prefix = state, ""
+    while _known_kind(shortened) is None:
+        parts = {name.partition(".")[0] if "." in name else "" for name in shortened}
+        part = next(iter(parts)) if len(parts) == 1 else ""
+        if not part:
+            return state, ""
+        prefix += f"{part}."
+        shortened = {name.removeprefix(f"{part}."): tensor for name, tensor in shortened.items()}
+    return shortened, prefix
+
+
+def _known_kind(state: Mapping[str, Tensor]) -> str | None:
     if vqkd.CODEBOOK in state:
         return "vqkd"
     if cgformer.TOKENS in state:
@@ -71,11 +95,18 @@ def detect_kind(state: Mapping[str, Tensor]) -> str:
         return "rela"
     if beit3.WORDS in state or any(name.startswith("beit3.") for name in state):
         return "oneref" if oneref.MASK_HEAD in state or any(oneref.BOX_HEAD.match(name) for name in state) else "beit3"
-    raise WeightsError(
-        f"the checkpoint is of no known kind: its tensors are called {', '.join(sorted(state)[:3])} ...",
-        where="state dict",
-        hint=f"known kinds: {', '.join(CONVERSIONS)}",
-    )
+    return None
+
+
+def _hint_of_part(state: Mapping[str, Tensor]) -> str:
+    """Which part of a larger model could be converted if it stood alone."""
+    for part in sorted({name.partition(".")[0] for name in state if "." in name}):
+        inside = {
+            name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")
+        }
+        if len(inside) < len(state) and _known_kind(without_prefix(inside)[0]):
+            return f"; the {len(inside)} tensors below {part!r} look like one: save these alone"
+    return ""
 
 
 def convert(
@@ -116,14 +147,15 @@ def convert(
     try:
         kind = detect_kind(checkpoint.state) if kind == AUTO else kind
         make_plan: Callable[..., Plan] = lookup(CONVERSIONS, kind, what="kind of checkpoint")
-        plan = make_plan(checkpoint.state, args=checkpoint.args, heads=heads, image_size=size)
+        state, prefix = without_prefix(checkpoint.state)
+        plan = make_plan(state, args=checkpoint.args, heads=heads, image_size=size)
         main, apart = _finished(plan.state, dtype, kind=kind), _finished(plan.kept_apart, dtype, kind=kind)
     except WeightsError as problem:
         problem.where = str(path)
         raise
     settings = plan.settings.model_dump(mode="json")
     reader = plan.settings if isinstance(plan.settings, ModelSettings | beit3.TowerOnlySettings) else None
-    notes = plan.notes + _notes(checkpoint, apart)
+    notes = plan.notes + _notes(checkpoint, apart, prefix)
     if tokenizer is not None and reader is None:
         notes, tokenizer = (*notes, "it reads no text: the tokenizer is left out"), None
     if tokenizer is not None and reader is not None:
@@ -204,8 +236,8 @@ def _check_tokenizer(path: Path, tower: TowerSettings) -> None:
         )
 
 
-def _notes(checkpoint: Checkpoint, apart: Mapping[str, Tensor]) -> tuple[str, ...]:
-    notes: tuple[str, ...] = ()
+def _notes(checkpoint: Checkpoint, apart: Mapping[str, Tensor], prefix: str) -> tuple[str, ...]:
+    notes = checkpoint.notes + ((f"taken off the names: {prefix}",) if prefix else ())
     if apart:
         heads = sorted({name.split(".")[0] for name in apart})
         notes += (f"{', '.join(heads)}: kept in {PRETRAINING_HEADS_FILE} under the official names",)

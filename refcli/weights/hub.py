@@ -61,10 +61,12 @@ def fetch(
         DownloadError: no access, no connection, broken off, no room.
         WeightsError: not the file that `sha256` stands for, or a hub that names files as no hub does.
     """
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when it is imported
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import constants, hf_hub_download
     except ValueError as problem:  # it takes the variable apart when it is imported
         raise DownloadError(f"HF_ENDPOINT is no address: {problem}", where=os.environ.get("HF_ENDPOINT")) from problem
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # where it was imported before
     fresh: str | None = None
     with explained(uri):
         found = hf_hub_download(uri.repo, uri.file, revision=uri.revision, dry_run=True)

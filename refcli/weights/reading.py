@@ -20,9 +20,18 @@ from refcli.errors import WeightsError
 from refcli.files import file_sha256
 from refcli.weights.stand_ins import BUILT_AS, NAMESPACES, Opaque, stand_in
 
-CONTAINERS = ("model", "model_state_dict", "module", "state_dict")
-"""Keys under which a checkpoint holds its tensors, in the order of the official loaders; else it is all tensors."""
-DDP_PREFIX = "module."
+CONTAINERS = (
+    "model", "model_state_dict", "module", "state_dict", "net", "network", "weights", "params",
+    "ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "params_ema", "teacher", "student",
+)  # fmt: skip
+"""Keys under which a checkpoint holds its tensors: first in the order of the official loaders, then those of others,
+averages last; else it is all tensors."""
+MAX_CONTAINERS = 4
+"""Of them inside one another."""
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What PyTorch's own wrappers put into names: in front of all of them, or of those of a part that is wrapped."""
+AVERAGED_COUNT = "n_averaged"
+"""What an AveragedModel of PyTorch counts besides the averages."""
 MAX_NAME = 200
 """Letters in the name of a tensor; the longest published one has 56."""
 MAX_ARG_VALUES, MAX_ARG_DEPTH, MAX_ARG_TEXT = 20_000, 8, 2_000
@@ -48,6 +57,8 @@ class Checkpoint:
     """Top-level entries that were not taken, such as `optimizer`."""
     unknown_types: tuple[str, ...]
     """Types named by the file that were not rebuilt; inside `args` they are text."""
+    notes: tuple[str, ...] = ()
+    """Where the tensors were found, and what was taken off their names."""
 
     @cached_property
     def source_sha256(self) -> str:
@@ -98,10 +109,8 @@ def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Ch
         raise WeightsError(f"the checkpoint holds a {type(loaded).__name__}, not a state dict", where=str(path))
     # dict.items: an OrderedDict from a pickle may carry its own `items`
     top = {str(key): value for key, value in dict.items(loaded)}
-    container = next((key for key in CONTAINERS if isinstance(top.get(key), dict)), None)
     args, epoch = top.pop("args", None), top.pop("epoch", None)
-    state = {str(key): value for key, value in dict.items(top.pop(container) if container else top)}
-    rest = top if container else {}
+    state, rest, containers = _find_state(top)
     if odd := [key for key in (*state, *rest) if len(key) > MAX_NAME or not key.isprintable()]:
         raise WeightsError(
             f"{len(odd)} entries of the checkpoint have names that nobody gives: {odd[0][:MAX_NAME]!a}",
@@ -122,8 +131,10 @@ def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Ch
             where=str(path),
             hint=FETCH_AGAIN,
         )
-    if all(key.startswith(DDP_PREFIX) for key in state):
-        state = {key.removeprefix(DDP_PREFIX): tensor for key, tensor in state.items()}
+    notes: tuple[str, ...] = (f"the tensors are those under {'.'.join(containers)}",) if len(containers) > 1 else ()
+    state, wrappers = _without_wrappers(state)
+    if wrappers:
+        notes += (f"taken off the names: {', '.join(wrappers)}",)
     plain_args = _Plain(path).of(args)
     return Checkpoint(
         path=path,
@@ -132,7 +143,53 @@ def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Ch
         epoch=epoch if isinstance(epoch, int) else None,
         dropped=tuple(rest),
         unknown_types=tuple(name for name in unknown_types if name not in NAMESPACES | BUILT_AS.keys()),
+        notes=notes,
     )
+
+
+def _find_state(top: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """The state dict of a checkpoint, its other entries, and the keys that led there."""
+    state, rest, containers = top, dict[str, Any](), tuple[str, ...]()
+    while len(containers) < MAX_CONTAINERS:
+        key = next((key for key in (*CONTAINERS, *_only_dict(state)) if isinstance(state.get(key), dict)), None)
+        if key is None:
+            break
+        others = {".".join((*containers, name)): value for name, value in state.items() if name != key}
+        rest, containers = {**rest, **others}, (*containers, key)
+        state = {str(name): value for name, value in dict.items(state[key])}
+    return state, rest, containers
+
+
+def _only_dict(state: dict[str, Any]) -> list[str]:
+    """The name of the only entry that is a dict of nothing but tensors, where others are no tensors."""
+    found = [
+        name
+        for name, value in state.items()
+        if isinstance(value, dict) and value and all(isinstance(each, Tensor) for each in dict.values(value))
+    ]
+    return found if len(found) == 1 else []
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors under the names that they have without PyTorch's wrappers, and what was taken off.
+
+    Names stay where two of them would become one.
+    """
+    count = state.get(AVERAGED_COUNT)
+    is_averaged = count is not None and count.numel() == 1 and len(state) > 1
+    plain = {name: tensor for name, tensor in state.items() if not (is_averaged and name == AVERAGED_COUNT)}
+    taken: list[str] = []
+    names = {name: name for name in plain}
+    while prefix := next((each for each in WRAPPERS if all(name.startswith(each) for name in names.values())), None):
+        names = {name: short.removeprefix(prefix) for name, short in names.items()}
+        taken.append(prefix)
+    for wrapper in WRAPPERS[1:]:
+        if any(f".{wrapper}" in short or short.startswith(wrapper) for short in names.values()):
+            names = {name: short.replace(f".{wrapper}", ".").removeprefix(wrapper) for name, short in names.items()}
+            taken.append(wrapper)
+    if not taken or len(set(names.values())) < len(names):
+        return state, ()
+    return {names[name]: tensor for name, tensor in plain.items()}, tuple(dict.fromkeys(taken))
 
 
 def _is_usable(value: object) -> bool:

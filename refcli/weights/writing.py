@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import NoReturn
 from safetensors import SafetensorError
 
 from refcli.errors import RefcliError
+from refcli.files import share_as_folder, temporary_folder
 
 
 @contextmanager
@@ -63,16 +62,12 @@ def appearing(out: Path) -> Iterator[Path]:
     with disk_explained(out), undone_on_sigterm():
         out = Path(os.path.realpath(out))  # Path.resolve has an error of its own for links that lead to themselves
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        try:
+        with temporary_folder(out) as folder:
             yield folder
             for path in folder.iterdir():
-                path.chmod(0o644)
+                share_as_folder(path)
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-            folder.chmod(0o755)
             if out.is_dir():
                 out.rmdir()
             folder.replace(out)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -245,3 +245,16 @@ def test_a_full_disk_is_noticed_before_the_download(hub, monkeypatch, pulled):
         pulled()
 
     assert hub.downloads() == []
+
+
+def test_nothing_but_the_wanted_files_is_asked_of_the_hub(hub, monkeypatch, pulled):
+    """huggingface_hub asks for a list of coding agents, to report in its headers which one runs it."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    pulled()
+
+    assert hub.requests
+    assert [
+        request.path for request in hub.requests if request.server == "hub" and "/resolve/" not in request.path
+    ] == []

@@ -19,6 +19,7 @@ from refcli.data.preparation.origin import describe_origin, is_unchanged
 from refcli.data.preparation.pictures import FileNames, Pictures
 from refcli.data.preparation.plan import Plan
 from refcli.data.preparation.run import Prepared, Progress, Selected, Shard, paused_collector, run
+from refcli.data.sources.detect import refuse_foreign
 from refcli.data.sources.record import Problems, RawRecord
 from refcli.data.store_writing import SplitSummary
 from refcli.errors import DataError, ExitCode, UsageError
@@ -130,6 +131,8 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
         raise UsageError(
             f"{plan.dataset!r} cannot be the name of a data set", where="--name", hint="use letters, digits and _-+."
         )
+    for path in plan.files.values():
+        refuse_foreign(path)
     origin = describe_origin(
         source=plan.source_name,
         settings=plan.settings,

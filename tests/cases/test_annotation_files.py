@@ -227,3 +227,23 @@ def test_the_hint_of_a_broken_document_does_not_guess(prepare, content, reason, 
     assert code == 5
     assert reason in messages
     assert ("truncated" in messages) == may_be_truncated
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1",
+            "a Git LFS pointer under the name instances.json",
+        ),
+        (json.dumps({"images": [], "annotations": []}).encode("utf-16"), "UTF-16"),
+        (b"<!DOCTYPE html><html></html>", "a web page"),
+    ],
+)
+def test_a_foreign_file_beside_the_main_one_is_named_too(prepare, tmp_path, content, reason):
+    (tmp_path / "instances.json").write_bytes(content)
+    refs = [{"ref_id": 1, "ann_id": 7, "image_id": 1, "split": "val", "sentences": [{"sent": "cup", "raw": "Cup"}]}]
+    code, _, messages = prepare(refs, "refs(unc).json")
+    assert code == 5
+    assert reason in messages
+    assert prepare(content, "val.jsonl", "--format", "jsonl")[0] == 5

@@ -262,3 +262,19 @@ def test_bytes_that_are_not_utf8_are_listed_and_never_stored_as_other_letters(pr
     code, stored, messages = prepare(refs.replace(b"text 0", b"caf\xe9"), "refs(unc).json", **instances())
     assert code == 5
     assert "not UTF-8" in messages
+
+
+def test_a_rotated_box_of_an_xml_file_is_not_read_as_upright(refcli, tmp_path):
+    for folder in ("Sentences", "Annotations"):
+        (tmp_path / folder).mkdir()
+    box = "<bndbox><xmin>10</xmin><ymin>20</ymin><xmax>59</xmax><ymax>79</ymax></bndbox>"
+    for number, extra in ((11, "<pose>left</pose>"), (12, "<angle>0.3</angle>")):
+        (tmp_path / "Sentences" / f"{number}.txt").write_text(f"[/EN#1/people Man {number}] waits .\n")
+        xml = f"<annotation><object><name>1</name>{extra}{box}</object></annotation>"
+        (tmp_path / "Annotations" / f"{number}.xml").write_text(xml)
+    (tmp_path / "val.txt").write_text("11\n12\n")
+    arguments = ("--from", tmp_path / "Annotations", "--format", "flickr", "--name", "m", "--out", tmp_path / "store")
+    code, _, messages = refcli("prepare-data", *arguments)
+    assert code == 0, messages
+    assert Store(tmp_path / "store").split("m:val").column("expression").to_pylist() == ["Man 11"]
+    assert "rotated boxes are not read" in messages

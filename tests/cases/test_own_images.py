@@ -114,3 +114,16 @@ def test_an_address_counts_only_on_coco_s_server_and_for_the_same_number():
     assert not is_coco_url("http://images.cocodataset.org/train2017/000000391895.jpg", 7)
     assert not is_coco_url("http://example.org/train2017/000000391895.jpg", 391895)
     assert not is_coco_url(None, 391895)
+
+
+def test_own_lists_of_tuples_numbered_as_coco_are_ones_own(refcli, tmp_path):
+    for name, about, expected in (
+        ("000000000001.jpg", {"height": 48, "width": 64}, "mine:000000000001.jpg"),
+        ("COCO_train2014_000000000009.jpg", {"height": 48, "width": 64}, "coco:9"),
+        ("000000000009.jpg", "7.pth", "coco:9"),
+    ):
+        (tmp_path / "val.json").write_text(json.dumps([[name, about, [10, 20, 5, 6], "the cup", []]]))
+        arguments = ("--from", tmp_path / "val.json", "--format", "pth", "--name", "mine", "--out", tmp_path / "store")
+        code, _, messages = refcli("prepare-data", *arguments)
+        assert code == 0, messages
+        assert image_ids(tmp_path / "store", "mine:val") == {expected}

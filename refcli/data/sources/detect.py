@@ -39,6 +39,24 @@ def detect_format(path: Path, *, table: Mapping[str, str] = SOURCES) -> str:
     )
 
 
+def refuse_foreign(path: Path) -> None:
+    """Refuse a file whose first bytes say that it holds no annotations, in whatever format.
+
+    Raises:
+        DataError: it is text of another encoding than UTF-8, a web page, an image, a Git LFS pointer, ...
+    """
+    if not path.is_file():
+        return
+    start = first_bytes(path)
+    encoding = foreign_encoding(start)
+    what, advice = (encoding, "save it as UTF-8") if encoding else ("", "")
+    for magics, name, hint in _FOREIGN:
+        if start.startswith(magics):
+            what, advice = f"{name} under the name {path.name}", hint
+    if what:
+        raise DataError(f"the file is {what}", where=str(path), hint=advice)
+
+
 def _what_it_is(path: Path) -> tuple[str, str]:
     """What the first bytes of a file say that it is, which is none of the formats, and what to do; empty: unknown."""
     if not path.is_file():
@@ -59,15 +77,18 @@ def _what_it_is(path: Path) -> tuple[str, str]:
     return "", ""
 
 
-_CONTAINERS = (
-    (ZIP_MAGICS, "a zip archive", "unpack it and name the file in it"),
-    ((b"\x1f\x8b",), "gzip that cannot be unpacked, or gzip in gzip,", "unpack it with gunzip"),
+_FOREIGN = (
     ((b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd"), "a compressed archive", "unpack it"),
     ((b"PAR1",), "a Parquet file", "Parquet is not read; export JSON lines"),
     ((b"%PDF",), "a PDF document", "name the annotation file"),
     ((b"\x89PNG", b"\xff\xd8\xff", b"GIF8"), "an image", "name the annotation file; images go with --images"),
     ((b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"), "a web page", "download the file itself"),
     ((b"version https://git-lfs",), "a Git LFS pointer", "fetch the file itself: git lfs pull"),
+)
+_CONTAINERS = (
+    (ZIP_MAGICS, "a zip archive", "unpack it and name the file in it"),
+    ((b"\x1f\x8b",), "gzip that cannot be unpacked, or gzip in gzip,", "unpack it with gunzip"),
+    *_FOREIGN,
 )
 """First bytes -> what they are, what to do."""
 _LIST_OF_OBJECTS = re.compile(rb"\[\s*\{")

@@ -12,7 +12,7 @@ from refcli.data.reading.archives import is_archive, open_archive
 from refcli.data.reading.streams import read_lines
 from refcli.data.sources.flickr_files import CaptionPhrase, EntityBoxes, parse_boxes, parse_caption
 from refcli.data.sources.folders import list_files, read_file
-from refcli.data.sources.known_keys import excerpt
+from refcli.data.sources.known_keys import KeyLog, excerpt
 from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import number_of
 from refcli.errors import DataError
@@ -68,13 +68,15 @@ def read_flickr(
     unrelated = _unrelated(files, settings)
     images = _images_by_split(files)
     tree = _open_tree(files["annotations"], files.get("sentences"))
+    keys = KeyLog("Annotations", problems)
     for split, image_ids in images.items():
         for image_id in image_ids:
             if image_id not in tree.sentences or image_id not in tree.annotations:
                 missing = "XML" if image_id in tree.sentences else "captions"
                 problems.add("image_without_annotation", f"{files[split].name}: {image_id}", f"no {missing}")
                 continue
-            yield from _records(image_id, split, tree, settings, unrelated, problems)
+            yield from _records(image_id, split, tree, settings, unrelated, keys)
+    keys.finish()
 
 
 def sniff_flickr(path: Path) -> bool:
@@ -97,13 +99,15 @@ def _records(
     tree: _Tree,
     settings: FlickrSettings,
     unrelated: frozenset[tuple[str, int]],
-    problems: Problems,
+    keys: KeyLog,
 ) -> Iterator[RawRecord]:
+    problems = keys.problems
     name = tree.annotations[image_id]
     try:
         data = read_file(tree.annotations_in, name, max_bytes=MAX_BYTES)
         captions = list(_lines(read_file(tree.sentences_in, tree.sentences[image_id], max_bytes=MAX_BYTES)))
-        boxes = parse_boxes(data, image_id, where=f"Annotations/{image_id}.xml", inclusive=settings.inclusive_boxes)
+        where = f"Annotations/{image_id}.xml"
+        boxes = parse_boxes(data, image_id, where=where, inclusive=settings.inclusive_boxes, keys=keys)
     except DataError as error:
         problems.add("malformed_annotation", error.where or name, error.message)
         return

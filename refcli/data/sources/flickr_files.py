@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from refcli.data.reading.xml_files import parse_xml
-from refcli.data.sources.known_keys import excerpt
+from refcli.data.sources.known_keys import KeyLog, KnownKeys, excerpt
 from refcli.data.sources.record import BoxXYXY, RawRegion
 from refcli.data.sources.rows import number_of, side_of
 from refcli.errors import DataError
@@ -88,15 +88,26 @@ def parse_caption(line: str, *, where: str) -> Caption:
     return Caption(text, tuple(_phrase(span, words, text) for span in spans))
 
 
-def parse_boxes(data: bytes, image_id: str, *, where: str, inclusive: bool = True) -> EntityBoxes:
+_OBJECT = KnownKeys(
+    "object",
+    frozenset({"name", "bndbox", "scene", "nobndbox"}),
+    frozenset({"pose", "truncated", "difficult", "occluded"}),
+    has_box=True,
+)
+
+
+def parse_boxes(
+    data: bytes, image_id: str, *, where: str, inclusive: bool = True, keys: KeyLog | None = None
+) -> EntityBoxes:
     """Read an image's `Annotations` file.
 
     Its pixel numbers begin at 1 and name the first and the last pixel of a box, which becomes
     [xmin - 1, ymin - 1, xmax, ymax]; where they are not taken as `inclusive`, [xmin - 1, ymin - 1, xmax - 1, ymax - 1].
-    A size that is no size is as good as none.
+    A size that is no size is as good as none. `keys` is told of unknown tags of objects.
 
     Raises:
-        DataError: not well-formed, a number is missing or none, or an object has a box and is said to have none.
+        DataError: not well-formed, a number is missing or none, an object has a box and is said to have none, or has a
+            tag that changes what it means.
     """
     root = parse_xml(data, where=where, max_bytes=_MAX_XML_BYTES)
     size = root.find("size")
@@ -105,6 +116,8 @@ def parse_boxes(data: bytes, image_id: str, *, where: str, inclusive: bool = Tru
     unboxed: set[str] = set()
     for number, entity in enumerate(root.findall("object")):
         place = f"{where}: object {number}"
+        if keys is not None:
+            keys.check(_OBJECT, {str(part.tag): part.text for part in entity}, place)
         chains = dict.fromkeys((name.text or "").strip() for name in entity.findall("name"))
         is_scene, has_no_box = _flag(entity, "scene", place), _flag(entity, "nobndbox", place)
         box = entity.find("bndbox")

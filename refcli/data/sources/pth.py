@@ -14,6 +14,7 @@ import msgspec
 from refcli.config.schema import Settings
 from refcli.data.sources.coco_instances import coco_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError, excerpt
+from refcli.data.sources.picture_names import coco_id, own_image
 from refcli.data.sources.pth_instances import Annotated
 from refcli.data.sources.pth_rows import Box, Family, Row, read_rows, starts_rows
 from refcli.data.sources.record import (
@@ -45,7 +46,8 @@ class PthSettings(Settings):
     boxes: Literal["auto", "xywh", "xyxy"] = "auto"
     """What the four numbers are. auto: what the layout has, unless the boxes tell otherwise, which is an error."""
     images: Literal["auto", "coco", "referit", "flickr", "own"] = "auto"
-    """Whose photographs these are; `own`: none of the three."""
+    """Whose photographs these are; `own`: none of the three. auto: COCO's where the names are those of 2014, or are
+    numbers of twelve digits in tuples that name COCO's annotations, or beside an `instances` file."""
     inclusive_boxes: bool = True
     """The far edges of ReferIt's and Flickr30k's boxes name the last pixel, so they are moved out by one pixel. False
     takes the numbers as edges, as TransVG and OneRef do: the boxes are one pixel short."""
@@ -227,10 +229,16 @@ def _object(
             width, height, segmentation = annotated.size_and_mask(row, row.annotation_id, box, problems)
     elif row.referit_region is not None:
         source_id = f"saiapr:{row.referit_region}"
-    return _Object(_image(row, dataset, width, height), RawRegion(box, segmentation, source_id, has_lost_mask))
+    is_own = settings.images == "auto" and annotated is None and row.layout != "transvg"
+    return _Object(
+        _image(row, dataset, width, height, is_own=is_own), RawRegion(box, segmentation, source_id, has_lost_mask)
+    )
 
 
-def _image(row: Row, dataset: str, width: int | None, height: int | None) -> RawImage:
+def _image(row: Row, dataset: str, width: int | None, height: int | None, *, is_own: bool) -> RawImage:
+    """The image of a row; `is_own`: a number of twelve digits alone does not make it COCO's."""
+    if row.family == "coco" and is_own and coco_id(row.file_name) is None:
+        return own_image(row.file_name, dataset=dataset, width=width, height=height)
     if row.number is None:
         return RawImage(f"{dataset}:{row.file_name}", (row.file_name,), width, height)
     if row.family == "coco":

@@ -138,7 +138,7 @@ def table_line(answer: Answer) -> str:
     from refcli.cli.output import printable
     from refcli.inference.read_ahead import shorten
 
-    asked = printable(f"{shorten(answer.image)}  {' '.join(answer.expression.split())}")
+    asked = printable(f"{shorten(answer.image)}  {shorten(' '.join(answer.expression.split()))}")
     if answer.error is not None:
         return f"{'error':9}  {'':4}  {'':23}  {asked}  ({printable(answer.error)})"
     if answer.no_target:

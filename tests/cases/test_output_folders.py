@@ -10,32 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.prediction import Answer
-from refcli.grounder import Grounder
 from refcli.inference.output_folder import OutputFolder
 from refcli.inference.requests import Request
 from refcli.weights import locate
-from refcli.weights.load import save_weights
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    settings = ModelSettings(
-        tower=TowerSettings(image_size=32, dim=16, layers=1, heads=2, ffn_dim=16, vocabulary_size=4096),
-        head=HeadChoice(settings={"res": True, "mask_upsamples": 1}),
-    )
-    folder = tmp_path_factory.mktemp("weights") / "random"
-    save_weights(folder, Grounder.from_settings(settings), settings, meta={})
-    return str(folder)
 
 
 @pytest.fixture
-def ask(refcli, tmp_path, monkeypatch, weights):
+def ask(refcli, tmp_path, monkeypatch, random_weights):
     """Run predict in a directory with three images, one expression each."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
@@ -44,7 +28,7 @@ def ask(refcli, tmp_path, monkeypatch, weights):
         Image.fromarray(random.integers(0, 255, (40, 60, 3), np.uint8)).save(f"in/{name}.png")
 
     def call(*arguments: str, inputs: tuple[str, ...] = ("in",)) -> tuple[int, str, str]:
-        return refcli("predict", *inputs, "-e", "the cup", "-w", weights, "--batch-size", "1", *arguments)
+        return refcli("predict", *inputs, "-e", "the cup", "-w", random_weights, "--batch-size", "1", *arguments)
 
     return call
 
@@ -280,8 +264,8 @@ def test_a_second_process_is_kept_out_of_the_folder(ask, tmp_path):
     assert ask("--out", "o", "--force")[0] == 0
 
 
-def test_demo_keeps_the_same_rules(refcli, tmp_path, monkeypatch, weights):
-    monkeypatch.setattr(locate, "BUILTIN_PATH", Path(weights))
+def test_demo_keeps_the_same_rules(refcli, tmp_path, monkeypatch, random_weights):
+    monkeypatch.setattr(locate, "BUILTIN_PATH", Path(random_weights))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine/masks").mkdir(parents=True)
     (tmp_path / "mine/masks/00000-scene-000-x-0.png").write_text("mine")

@@ -10,35 +10,19 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.errors import UsageError
-from refcli.grounder import Grounder
 from refcli.inference import requests
 from refcli.inference.read_ahead import LONGEST_SHOWN, Picture, ReadAhead
 from refcli.inference.requests import Request, read_requests
-from refcli.weights.load import save_weights
 
 GOOD = {"image": "a.png", "expression": "the red circle"}
 NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    settings = ModelSettings(
-        tower=TowerSettings(image_size=32, dim=16, layers=1, heads=2, ffn_dim=16, vocabulary_size=4096),
-        head=HeadChoice(settings={"res": True, "mask_upsamples": 1}),
-    )
-    folder = tmp_path_factory.mktemp("weights") / "random"
-    save_weights(folder, Grounder.from_settings(settings), settings, meta={})
-    return str(folder)
-
-
 @pytest.fixture
-def ask(refcli, tmp_path, monkeypatch, weights):
+def ask(refcli, tmp_path, monkeypatch, random_weights):
     """Run predict on request lines: (exit code, records, stderr); an odd line stands between two good ones."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (60, 40), "white").save("a.png")
@@ -46,7 +30,7 @@ def ask(refcli, tmp_path, monkeypatch, weights):
     def call(*lines: bytes | dict, options: tuple[str, ...] = ()) -> tuple[int, list[dict], str]:
         raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in (GOOD, *lines, GOOD)]
         Path("r.jsonl").write_bytes(b"\n".join(raw) + b"\n")
-        code, out, err = refcli("predict", "r.jsonl", "-w", weights, *options)
+        code, out, err = refcli("predict", "r.jsonl", "-w", random_weights, *options)
         return code, [json.loads(line) for line in out.splitlines()], err
 
     return call
@@ -140,12 +124,13 @@ def test_an_exception_of_any_kind_ends_no_stream():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode elsewhere")
-def test_names_that_are_not_utf8_are_answered_on_stdout_and_in_files(refcli, ask, tmp_path, weights):
+def test_names_that_are_not_utf8_are_answered_on_stdout_and_in_files(refcli, ask, tmp_path, random_weights):
     Path("photos").mkdir()
+    asked = ("predict", "photos", "-e", os.fsdecode(b"x\xff"), "-w", random_weights)
     for name in (NOT_UTF8, "z.png"):
         Image.new("RGB", (30, 20)).save(Path("photos") / name)
     for options in ((), ("--out", "o"), ("--format", "table")):
-        code, out, _ = refcli("predict", "photos", "-e", os.fsdecode(b"x\xff"), "-w", weights, *options)
+        code, out, _ = refcli(*asked, *options)
         assert code == 0
         assert len(out.splitlines()) == 2
         out.encode("utf-8")
@@ -153,12 +138,12 @@ def test_names_that_are_not_utf8_are_answered_on_stdout_and_in_files(refcli, ask
     assert [line["image"] for line in lines] == [f"photos/{NOT_UTF8}", "photos/z.png"]
     assert {line["expression"] for line in lines} == {"x\ufffd"}
     (tmp_path / "again.jsonl").write_text((tmp_path / "o/predictions.jsonl").read_text("utf-8"))
-    assert refcli("predict", "again.jsonl", "-w", weights)[0] == 0, "answers are requests"
-    assert refcli("predict", "photos", "-e", os.fsdecode(b"x\xff"), "-w", weights, "--out", "o", "--resume")[0] == 0
+    assert refcli("predict", "again.jsonl", "-w", random_weights)[0] == 0, "answers are requests"
+    assert refcli(*asked, "--out", "o", "--resume")[0] == 0
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "utf-16"])
-def test_stdout_is_utf8_whatever_the_terminal_is(tmp_path, monkeypatch, weights, encoding):
+def test_stdout_is_utf8_whatever_the_terminal_is(tmp_path, monkeypatch, random_weights, encoding):
     from refcli.cli.app import run
 
     monkeypatch.chdir(tmp_path)
@@ -167,7 +152,7 @@ def test_stdout_is_utf8_whatever_the_terminal_is(tmp_path, monkeypatch, weights,
         stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in range(2))
         monkeypatch.setattr(sys, "stdout", stdout)
         monkeypatch.setattr(sys, "stderr", stderr)
-        arguments = ["a.png", "☕.png", "-e", "the 🔴 café", "-w", weights, *options]
+        arguments = ["a.png", "☕.png", "-e", "the 🔴 café", "-w", random_weights, *options]
         monkeypatch.setattr(sys, "argv", ["refcli", "predict", *arguments])
         with pytest.raises(SystemExit) as caught:
             run()
@@ -178,23 +163,18 @@ def test_stdout_is_utf8_whatever_the_terminal_is(tmp_path, monkeypatch, weights,
     assert "☕.png" in text
 
 
-def test_names_in_a_table_neither_fake_a_row_nor_draw_on_the_terminal(refcli, ask, weights):
+def test_names_in_a_table_neither_fake_a_row_nor_draw_on_the_terminal(refcli, ask, random_weights):
     faked = "x.png\nfound       99%     0     0    10    10  victim.png"
     for name in (faked, "y\x1b[31mred.png", "z\x9b2J\u202e.png", "\r\x08.png", "n" * 150 + ".png"):
         Image.new("RGB", (30, 20)).save(name)
-        code, out, _ = refcli("predict", name, "-e", "a\x1b[2Jb\nc\u2029d", "-w", weights, "-f", "table")
+        code, out, _ = refcli("predict", name, "-e", "a\x1b[2Jb\nc\u2029d", "-w", random_weights, "-f", "table")
         assert code == 0
         assert len(out.splitlines()) == 1
         assert out.removesuffix("\n").isprintable()
-        code, out, err = refcli("predict", "no\x1b\n.png", "-e", "x", "-w", weights, "-f", "table")
+        code, out, err = refcli("predict", "no\x1b\n.png", "-e", "x", "-w", random_weights, "-f", "table")
         assert code == 1
         assert len(out.splitlines()) == 1
         assert (out + err).replace("\n", "").isprintable()
-
-
-def start(*arguments: str, **streams) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "refcli", *arguments]
-    return subprocess.run(command, timeout=120, check=False, **streams)
 
 
 @pytest.mark.slow
@@ -209,8 +189,8 @@ def start(*arguments: str, **streams) -> subprocess.CompletedProcess:
         ("<&- >&- 2>&-", 2),
     ],
 )
-def test_closed_and_full_streams_leave_an_answer_or_one_sentence(ask, weights, tmp_path, redirection, code):
-    command = f"exec {sys.executable} -m refcli predict a.png -e x -w {weights} {redirection}"
+def test_closed_and_full_streams_leave_an_answer_or_one_sentence(ask, random_weights, tmp_path, redirection, code):
+    command = f"exec {sys.executable} -m refcli predict a.png -e x -w {random_weights} {redirection}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, check=False, text=True)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
@@ -221,23 +201,23 @@ def test_closed_and_full_streams_leave_an_answer_or_one_sentence(ask, weights, t
         assert done.stderr.count("error:") == 1
 
 
-def test_a_closed_stdin_is_one_sentence(refcli, weights, monkeypatch):
+def test_a_closed_stdin_is_one_sentence(refcli, random_weights, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     for arguments in (["-"], ["-r", "-"]):
-        code, out, err = refcli("predict", *arguments, "-w", weights)
+        code, out, err = refcli("predict", *arguments, "-w", random_weights)
         assert (code, out) == (2, "")
         assert "stdin is closed" in err
     monkeypatch.setattr(sys, "stdin", io.StringIO("{}"))
-    assert refcli("predict", "-", "-w", weights)[0] == 2
+    assert refcli("predict", "-", "-w", random_weights)[0] == 2
 
 
-def test_a_stdout_that_takes_nothing_is_one_sentence(refcli, ask, weights, monkeypatch):
+def test_a_stdout_that_takes_nothing_is_one_sentence(refcli, ask, random_weights, monkeypatch):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with Path("/dev/full").open("w") as full:
         for stdout, code, message in ((full, 1, "No space left"), (None, 2, "stdout is closed")):
             with monkeypatch.context() as patched:
                 patched.setattr(sys, "stdout", stdout)
-                result, _, err = refcli("predict", "a.png", "-e", "x", "-w", weights)
+                result, _, err = refcli("predict", "a.png", "-e", "x", "-w", random_weights)
             assert (result, err.count("error:")) == (code, 1)
             assert message in err

@@ -7,18 +7,14 @@ import json
 import sys
 
 import pytest
-import torch
 from harness import NUM_INPUTS, fuzz, mutated_lines
 from PIL import Image
 
 from refcli.cli.predict import table_line
-from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
-from refcli.grounder import Grounder
 from refcli.inference.answers import answer_from_json, answer_line
 from refcli.inference.output_folder import OutputFolder
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import parse_request_lines, read_request_file
-from refcli.weights.load import load_weights, save_weights
 
 RECORDS = (
     {"image": "a.png", "expression": "the red circle"},
@@ -33,15 +29,8 @@ RECORDS = (
 
 
 @pytest.fixture(scope="module")
-def predictor(tmp_path_factory):
-    torch.manual_seed(0)
-    settings = ModelSettings(
-        tower=TowerSettings(image_size=32, dim=16, layers=1, heads=2, ffn_dim=16, vocabulary_size=4096),
-        head=HeadChoice(settings={"res": True, "mask_upsamples": 1}),
-    )
-    folder = tmp_path_factory.mktemp("weights") / "random"
-    save_weights(folder, Grounder.from_settings(settings), settings, meta={})
-    return Predictor(load_weights(str(folder)), device="cpu", batch_size=4)
+def predictor(random_weights):
+    return Predictor(random_weights, device="cpu", batch_size=4)
 
 
 @pytest.fixture(autouse=True)

@@ -205,8 +205,10 @@ def _joined(first: Codes, second: Codes) -> Codes:
 
 def _box_codes(images: Codes, boxes_xyxy: Float64[np.ndarray, "n 4"]) -> Codes:
     codes = images
-    for side in boxes_xyxy.T:
-        codes = _joined(codes, np.unique(np.rint(side * PIXEL_FRACTION), return_inverse=True)[1])
+    with np.errstate(over="ignore"):  # boxes of absurd size, which images of unknown size may have
+        sides = np.rint(boxes_xyxy.T * PIXEL_FRACTION)
+    for side in sides:
+        codes = _joined(codes, np.unique(side, return_inverse=True)[1])
     return codes
 
 

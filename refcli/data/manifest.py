@@ -26,6 +26,7 @@ MOST_BYTES = 1 << 28
 MOST_PARTS = 100_000
 _LONGEST_SHOWN = 80
 _MOST_SHOWN = 20
+_NEW_STORE = "prepare the data again, into a new store"
 COUNTED = ("examples", "images", "regions", "masks", "no_target")
 """Counts of a split that are the sums of its parts' (an image is in one part only)."""
 _INTERIM = re.compile(r"(.+)\.[0-9a-f]{16}\.parquet")
@@ -352,7 +353,7 @@ def read_manifest(store: Path) -> dict[str, Any]:
         raise DataError(
             f"the manifest is of version {str(found)[:_LONGEST_SHOWN]!r}, this program reads {STORE_SCHEMA!r}",
             where=str(path),
-            hint="prepare the data again with this version",
+            hint="prepare the data again with this version, into a new store",
         )
     try:
         _Manifest.model_validate(manifest)
@@ -375,9 +376,9 @@ def _parsed(path: Path) -> object:
         parsed: object = json.loads(content, parse_constant=_refuse_constant)
         return parsed
     except RecursionError as error:
-        raise DataError("the manifest is nested too deeply", where=str(path)) from error
+        raise DataError("the manifest is nested too deeply", where=str(path), hint=_NEW_STORE) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"the manifest cannot be read: {error}", where=str(path)) from error
+        raise DataError(f"the manifest cannot be read: {error}", where=str(path), hint=_NEW_STORE) from error
 
 
 def _refuse_constant(constant: str) -> NoReturn:
@@ -396,7 +397,7 @@ def _check_split(entry: Mapping[str, Any], dataset: str, split: str, path: Path)
             raise DataError(
                 f"the manifest is damaged: {place} names {one['file'][:_LONGEST_SHOWN]!r}, no file of {dataset}",
                 where=str(path),
-                hint="do not use a store that somebody has tampered with; prepare the data again",
+                hint="do not use a store that somebody has tampered with; prepare the data again, into a new store",
             )
     if "parts" in entry and any(int(number) > entry["num_parts"] for number in entry["parts"]):
         raise DataError(f"the manifest is damaged: {place} has more parts than it should", where=str(path))
@@ -408,4 +409,4 @@ def _damaged(error: ValidationError, path: Path, place: str) -> DataError:
     key = ".".join(filter(None, [place, *keys]))
     reason = first["msg"].removeprefix("Value error, ")
     fault = f"is incomplete: {key} is missing" if first["type"] == "missing" else f"is damaged: {key}: {reason}"
-    return DataError(f"the manifest {fault}", where=str(path), hint="prepare the data again")
+    return DataError(f"the manifest {fault}", where=str(path), hint=_NEW_STORE)

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from refcli.data.manifest import MANIFEST, Listing, list_splits
+from refcli.data.manifest import MANIFEST, Listing, list_splits, read_manifest
 from refcli.data.preparation.admission import storable
 from refcli.data.preparation.counting import CountCheck, check_counts
 from refcli.data.preparation.finish import Finishing
@@ -141,6 +141,8 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
         check_images=how.check_images,
         splits=how.splits,
     )
+    if (how.out / MANIFEST).exists():
+        read_manifest(how.out)  # a store that cannot be added to is refused before hours of work
     if not how.force and is_unchanged(how.out, plan.dataset, origin, part=how.shard, strict=how.strict):
         return DatasetReport(plan.dataset, "unchanged", seconds=time.perf_counter() - start)
     how.out.mkdir(parents=True, exist_ok=True)

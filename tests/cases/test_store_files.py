@@ -308,3 +308,12 @@ def test_many_splits_make_no_name_too_long_for_the_report(refcli, tmp_path):
     assert code == 0, message
     assert len(Store(tmp_path / "store").names()) == 60
     assert len(list((tmp_path / "store" / "toy").glob("report.*.json"))) == 1
+
+
+def test_a_store_that_cannot_be_added_to_is_refused_before_the_work(refcli, tmp_path, mine):
+    store = make_store(tmp_path / "store")
+    (store / "manifest.json").write_text("{")
+    before = set(store.rglob("*"))
+    code, _, message = refcli("prepare-data", "--from", mine, "--name", "other", "--out", store, "--force")
+    assert (code, "new store" in message) == (5, True)
+    assert set(store.rglob("*")) == before

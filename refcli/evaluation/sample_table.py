@@ -163,9 +163,8 @@ class Scores:
     num_targets: np.ndarray
     box_share: np.ndarray
     says_none: np.ndarray
-    """Whether each answer is "no target". A system that states it for any sample of the split, or gives a probability,
-    states for all others that there is a target, whatever their masks; only one that never states anything says
-    "no target" by finding nothing."""
+    """Whether each answer is "no target". An answer without any target is. A system that states "no target" for a sample
+    of the split, or gives a probability, states for the others that there is a target, even if their masks are empty."""
     knows_existence: np.ndarray
     """Whether the system judges existence: see `says_none`."""
     box_iou: np.ndarray
@@ -245,7 +244,7 @@ def _existence(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     states_none = table["states_none"].fill_null(False).to_numpy()
     if not (is_answered & (knows | states_none)).any():
         return says_none, knows
-    says_nothing_here = table["states_none"].is_null().to_numpy() & is_answered
+    says_nothing_here = table["states_none"].is_null().to_numpy() & (table["num_found"].to_numpy() > 0) & is_answered
     return says_none & ~says_nothing_here, knows | is_answered
 
 

@@ -56,8 +56,7 @@ class SampleScore:
     says_none: bool
     """The answer is "no target", or, where the system states nothing about existence, has no target."""
     states_none: bool | None
-    """What the system states about existence: "no target" or not; None where it states nothing here. Its mask has no
-    part in this."""
+    """What the system states about existence: "no target" or not, whatever its mask; None where it states nothing."""
     knows_existence: bool
     """The system gave a probability of "no target"."""
     no_target_score: float
@@ -181,7 +180,7 @@ def _states_none(answer: Answer) -> bool | None:
     """What the system states about existence; see `SampleScore.states_none`."""
     if answer.no_target and answer.no_target_source != "mask":
         return True
-    return None if answer.no_target_score is None else False
+    return None if answer.no_target_score is None or not answer.proposals else False
 
 
 def score_unanswered(example: Example, error: str, *, counts: bool, frames: tuple[str, ...] = (IMAGE,)) -> SampleScore:

@@ -22,7 +22,7 @@ NOTABLE = 0.05
 
 def split_text(report: SplitReport, *, weights: str) -> str:
     """All tables of one split of one system."""
-    from refcli.evaluation.report import about_boxes, about_frame, about_gate, table_rows
+    from refcli.evaluation.report import about_boxes, about_frame, about_gate, about_sizes, table_rows
 
     speed = report.num_samples / report.seconds if report.seconds else 0.0
     rows = table_rows(report)
@@ -30,7 +30,8 @@ def split_text(report: SplitReport, *, weights: str) -> str:
     lines = [printable(title), ""]
     table = aligned([("kind", *(gated(name, report.is_gated) for name in HEADINGS)), *rows])
     lines += [*table[:-1], "-" * len(table[-1]), table[-1], "", *_interval_lines(report.intervals)]
-    lines += [note for note in (about_gate(report), about_boxes(report), about_frame(report)) if note]
+    about = about_gate(report), about_boxes(report), about_frame(report), about_sizes(report)
+    lines += [note for note in about if note]
     lines += _convention_lines(report) + _published_lines(report)
     return "\n".join(lines) + "\n"
 

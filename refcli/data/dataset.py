@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
+from PIL import Image
 from torch.utils.data import Dataset
 
 from refcli.config.schema import AugmentSettings, TowerSettings
@@ -17,7 +20,7 @@ from refcli.data.borrowing import BorrowedExpressions, borrows, without_target
 from refcli.data.image import open_image
 from refcli.data.store import Store, StoreSplit
 from refcli.data.transforms import Sample, make_sample
-from refcli.errors import ConfigError, DataError
+from refcli.errors import ConfigError, DataError, ImageError
 from refcli.tables import nearest
 
 ONE_SIDE_OF_REGIONS = "regions.list.element.x1"
@@ -69,19 +72,15 @@ class GroundingDataset(Dataset[Sample]):
         """The sample of (index, draw).
 
         Raises:
-            ImageError: the picture cannot be read.
-            DataError: the picture is not of the size that the store states, or a mask is damaged.
+            ImageError: the image cannot be read.
+            DataError: the image is not of the size that the store states, a mask is damaged, or a region is not in the
+                image.
         """
         index, draw = key
         split, example = self._locate(int(self._rows[index]))
         path = split.image_path(example)
-        image = open_image(path)
-        if image.size != (example.width, example.height):
-            raise DataError(
-                f"the picture is {image.width} x {image.height}, the store says {example.width} x {example.height}",
-                where=f"{path} ({example.id})",
-                hint="boxes and masks would not fit; prepare the data again from these pictures",
-            )
+        image = _open(path, example)
+        example = _with_size(example, *image.size, path)
         example = self._maybe_without_target(int(self._rows[index]), example, draw)
         try:
             return make_sample(image, example, tower=self.tower, augment=self.augment, draw=draw)
@@ -122,6 +121,49 @@ class GroundingDataset(Dataset[Sample]):
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         split = self._splits[number]
         return split, split[row - int(self._starts[number])]
+
+
+def _open(path: Path, example: Example) -> Image.Image:
+    try:
+        return open_image(path)
+    except ImageError as error:
+        if path.exists():
+            raise
+        raise ImageError(
+            error.message,
+            where=f"{path} ({example.id})",
+            hint="prepare the data again with --images FOLDER, which says where the images are",
+        ) from error
+
+
+def _with_size(example: Example, width: int, height: int, path: Path) -> Example:
+    """The example of an image of that size; where its own is unknown, boxes are cut to the image.
+
+    Raises:
+        DataError: its own is another one, or a region is not in the image.
+    """
+    where = f"{path} ({example.id})"
+    if example.width > 0 and example.height > 0:
+        if (example.width, example.height) == (width, height):
+            return example
+        raise DataError(
+            f"the image is {width} x {height}, the store says {example.width} x {example.height}",
+            where=where,
+            hint="boxes and masks would not fit; prepare the data again from these images",
+        )
+    regions = []
+    for region in example.regions:
+        left, top, right, bottom = region.box_xyxy
+        box = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
+        is_inside = box[0] < box[2] and box[1] < box[3]
+        if not is_inside or (region.mask is not None and tuple(region.mask.size) != (height, width)):
+            raise DataError(
+                f"a region does not fit into its image of {width} x {height}: box {region.box_xyxy}",
+                where=where,
+                hint="the store does not know the size of this image; prepare-data with --images checks every region",
+            )
+        regions.append(replace(region, box_xyxy=box))
+    return replace(example, width=width, height=height, regions=tuple(regions))
 
 
 def _rows_of_kinds(splits: Sequence[StoreSplit], kinds: Sequence[str]) -> Int[np.ndarray, " rows"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -70,7 +71,10 @@ def case_jpeg(case: Case, *, max_bytes: int) -> bytes:
     Raises:
         ImageError: the picture cannot be read.
     """
-    pixels = np.asarray(open_scaled(case.picture).image)
+    read = open_scaled(case.picture)
+    pixels = np.asarray(read.image)
+    if case.example.width <= 0 or case.example.height <= 0:
+        case = replace(case, example=replace(case.example, width=read.width, height=read.height))
     side = float(LARGEST_SIDE)
     while len(encoded := _jpeg(draw_case(pixels, case, long_side=round(side)))) > max_bytes and side > SMALLEST_SIDE:
         side = max(side * STEP, SMALLEST_SIDE)

@@ -13,7 +13,7 @@ from refcli.evaluation.html_cases import bytes_per_picture, cases_section
 from refcli.evaluation.markup import figure, interval, plot_figure, table, text
 from refcli.evaluation.plots import draw_plots
 from refcli.evaluation.published import published_on, published_size
-from refcli.evaluation.report import TABLE, RunReport, SplitReport, about_boxes, about_frame, about_gate
+from refcli.evaluation.report import TABLE, RunReport, SplitReport, about_boxes, about_frame, about_gate, about_sizes
 from refcli.evaluation.run_file import Run, SplitScores
 from refcli.evaluation.terms import intervals
 
@@ -113,7 +113,8 @@ def _split_section(split: SplitScores, report: SplitReport) -> str:
         counted += f"; {report.num_wrong:,} have no answer and count as wrong"
     if note := about_boxes(report):
         counted += f"; boxes {note}"
-    counted += "".join(f"; {text(note)}" for note in (about_gate(report), about_frame(report)) if note)
+    notes = about_gate(report), about_frame(report), about_sizes(report)
+    counted += "".join(f"; {text(note)}" for note in notes if note)
     plots = "\n".join(map(plot_figure, draw_plots(split, report)))
     return "\n".join(
         [

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from refcli.evaluation.breakdown import break_down, by_kind
 from refcli.evaluation.comparison import Comparison
 from refcli.evaluation.conventions import CONVENTIONS, ONEREF384, ORIGINAL
@@ -53,6 +55,8 @@ class SplitReport:
     """Answered targets, those before a "no target" as far as they are known."""
     num_unframed: int = 0
     """Those of them that are not known in the frame of their model."""
+    num_unknown_size: int = 0
+    """Samples with a target whose image is of unknown size; groups by size leave them out."""
 
     @property
     def num_samples(self) -> int:
@@ -100,6 +104,7 @@ def report_split(result: SplitScores, conventions: Sequence[str] = (ORIGINAL,)) 
         num_gated=result.num_gated,
         num_found=found,
         num_unframed=found - framed,
+        num_unknown_size=int((scores.has_target & np.isnan(scores.box_share)).sum()),
     )
 
 
@@ -174,6 +179,7 @@ def _split_document(split: SplitReport) -> dict[str, object]:
         "gated": split.is_gated,
         "gated_answers": split.num_gated,
         "answers_without_frame": split.num_unframed,
+        "unknown_sizes": split.num_unknown_size,
         "size": split.size,
         "total": split.total,
         "seconds": round(split.seconds, 3),
@@ -226,6 +232,16 @@ def about_gate(report: SplitReport) -> str:
     return (
         f'gated: {report.num_gated} answers are a wrong "no target" and misses in every figure: they do not say what '
         "was proposed before it, as lines of refcli predict do"
+    )
+
+
+def about_sizes(report: SplitReport) -> str:
+    """How many images are of unknown size, and the way out; nothing where all sizes are known."""
+    if not report.num_unknown_size:
+        return ""
+    return (
+        f"{report.num_unknown_size} samples are of images whose size is unknown, and in no group by size; refcli "
+        "prepare-data --images FOLDER looks sizes up"
     )
 
 

@@ -163,8 +163,9 @@ class Scores:
     num_targets: np.ndarray
     box_share: np.ndarray
     says_none: np.ndarray
-    """Whether each answer is "no target". An answer without any target is. A system that states "no target" for a sample
-    of the split, or gives a probability, states for the others that there is a target, even if their masks are empty."""
+    """Whether each answer is "no target". An answer without any target is. A system that states "no target" for a
+    sample of the split, or gives a probability, states for the others that there is a target, even if their masks are
+    empty."""
     knows_existence: np.ndarray
     """Whether the system judges existence: see `says_none`."""
     box_iou: np.ndarray

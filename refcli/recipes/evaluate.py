@@ -15,7 +15,8 @@ from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.output_folder import PAGE, SUMMARY, write_summary
 from refcli.evaluation.prediction_file import score_file
 from refcli.evaluation.report import RunReport, SplitReport, report_document, report_run
-from refcli.evaluation.run_file import PER_SAMPLE, Run, Scoring, gated_run, merge_runs, read_run, write_run
+from refcli.evaluation.run_file import PER_SAMPLE, Run, Scoring, SplitScores, gated_run, merge_runs, read_run, write_run
+from refcli.evaluation.sample_table import ROW
 from refcli.evaluation.shards import Shard
 from refcli.evaluation.truth import PassingSplit
 from refcli.inference.device import Precision
@@ -132,12 +133,26 @@ def evaluate(
         results.append(
             evaluate_split(predictor, split, name=name, rows=rows, size=size, scoring=how, on_sample=report_progress)
         )
-    run = Run(system_name(weights), str(predictor.dtype).removeprefix("torch."), how, tuple(results))
+    warnings = [one for scored in results for one in _missing_images(scored, asked[scored.name][0])]
+    kind = str(predictor.dtype).removeprefix("torch.")
+    run = Run(system_name(weights), kind, how, tuple(results), warnings=tuple(warnings))
     cases: dict[str, Cases] = {}
     for scored in results if num_cases else ():
         split, choice = asked[scored.name][0], choose_cases(scored, num_cases)
         cases[scored.name] = make_cases(scored, split, choice, ask_again(predictor, split, choice))
     return _evaluation(run, out, cases)
+
+
+def _missing_images(scored: SplitScores, split: PassingSplit) -> list[str]:
+    """What to do about the first failed sample, if its image is not there."""
+    failed = scored.table.filter(scored.table["error"].is_valid())[ROW].slice(0, 1).to_pylist()
+    place = split.image_path(split[failed[0]]) if failed else None
+    if place is None or place.exists():
+        return []
+    return [
+        f"images of {scored.name} are missing, the first is {place}; prepare the data again with --images FOLDER, "
+        "which says where they are"
+    ]
 
 
 def system_name(weights: str) -> str:

@@ -1,0 +1,159 @@
+"""Box figures need no image size: stores that do not know it are scored, trained on, inspected and audited."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refcli.geometry.masks import encode_mask
+
+SIZES = {"no sizes": {}, "-1": {"width": -1, "height": -1}, "null": {"width": None, "height": None}}
+BOX = [10, 20, 60, 70]
+
+
+def record(name: str, found: list | None, **size: int | None) -> dict:
+    """A line of a prediction file."""
+    targets = [{"box": box, "score": 0.9, "mask": None} for box in found or []]
+    return {
+        "schema": "refcli.prediction/1", "id": f"mine/{name}", "image": "a.jpg", "expression": "x", **size,
+        "targets": targets, "no_target": not targets, "no_target_score": None, "weights": "x", "error": None,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def prepare(refcli, tmp_path):
+    """A store of three expressions about one image, and of what is known about its size."""
+
+    def make(size: dict) -> Path:
+        lines = [
+            {"image": "a.jpg", "expression": "the red cup", "box": BOX, "id": "r1", **size},
+            {"image": "a.jpg", "expression": "both", "boxes": [BOX, [70, 20, 90, 70]], "id": "r2", **size},
+            {"image": "a.jpg", "expression": "the fork", "no_target": True, "id": "r3", **size},
+        ]
+        (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        code, _, err = refcli(
+            "prepare-data", "--from", tmp_path / "val.jsonl", "--name", "mine", "--out", tmp_path / "store"
+        )
+        assert code == 0, err
+        return tmp_path / "store"
+
+    return make
+
+
+def write(path: Path, records: list[dict]) -> Path:
+    path.write_text("\n".join(map(json.dumps, records)))
+    return path
+
+
+@pytest.mark.parametrize("of_store", SIZES)
+@pytest.mark.parametrize("of_answers", [{"width": 100, "height": 80}, {}, *SIZES.values(), {"width": 0, "height": 0}])
+def test_boxes_are_scored_whoever_knows_the_size(refcli, prepare, tmp_path, of_store, of_answers):
+    store = prepare(SIZES[of_store])
+    records = [
+        record("r1", [BOX], **of_answers), record("r2", [BOX, [70, 20, 90, 70]], **of_answers),
+        record("r3", None, **of_answers),
+    ]  # fmt: skip
+    path = write(tmp_path / "p.jsonl", records)
+    asked = ("evaluate", "--predictions", path, "--data", store, "--split", "mine:val", "--convention", "all")
+    code, out, _ = refcli(*asked, "--json")
+    assert code == 0
+    document = json.loads(out)
+    for name in ("acc50", "acc50_gated", "box_miou", "n_acc", "t_acc"):
+        assert document["metrics"][f"mine/val/{name}"] == 1
+    is_known = of_answers.get("width") == 100
+    assert ("mine/val/oneref384/acc50" in document["metrics"]) == is_known
+    split = document["splits"]["mine:val"]
+    assert split["unknown_sizes"] == (0 if is_known else 2)
+    assert bool(split["breakdown"]["box_size"]) == is_known
+    _, table, _ = refcli(*asked)
+    assert ("--images FOLDER looks sizes up" in table) != is_known
+
+
+def test_a_wrong_size_of_a_known_image_is_still_reported(refcli, prepare, tmp_path):
+    store = prepare({"width": 100, "height": 80})
+    path = write(tmp_path / "p.jsonl", [record("r1", [BOX], width=101, height=80)])
+    code, _, err = refcli("evaluate", "--predictions", path, "--data", store, "--split", "mine:val")
+    assert code == 1
+    assert "the image is 101 x 80, the data says 100 x 80" in err
+
+
+def test_a_mask_of_unknown_size_is_compared_with_the_mask_of_the_truth(refcli, tmp_path):
+    bitmap = np.zeros((80, 100), dtype=bool)
+    bitmap[20:70, 10:60] = True
+    mask = {"size": [80, 100], "counts": encode_mask(bitmap).counts.decode()}
+    line = {"image": "a.jpg", "expression": "x", "box": BOX, "segmentation": mask, "id": "r1"}
+    write(tmp_path / "val.jsonl", [line])
+    refcli("prepare-data", "--from", tmp_path / "val.jsonl", "--name", "mine", "--out", tmp_path / "store")
+    answer = record("r1", [BOX])
+    answer["targets"][0]["mask"] = mask
+    asked = ("evaluate", "--data", tmp_path / "store", "--split", "mine:val", "--json", "--convention", "all")
+    _, out, _ = refcli(*asked, "--predictions", write(tmp_path / "p.jsonl", [answer]))
+    figures = json.loads(out)["metrics"]
+    assert {name: figures[f"mine/val/{name}"] for name in ("mask_miou", "lavt480/mask_miou")} == {
+        "mask_miou": 1, "lavt480/mask_miou": 1,
+    }  # fmt: skip
+    answer["targets"][0]["mask"] = {"size": [100, 80], "counts": encode_mask(bitmap.T).counts.decode()}
+    code, _, err = refcli(*asked, "--predictions", write(tmp_path / "p.jsonl", [answer]))
+    assert code == 1
+    assert "a mask is 80 x 100, the data says 100 x 80" in err
+
+
+@pytest.fixture
+def with_image(prepare):
+    """A store of unknown sizes whose image lies in it."""
+    store = prepare({})
+    Image.new("RGB", (100, 80), "red").save(store / "mine" / "a.jpg")
+    return store
+
+
+def test_a_model_is_scored_on_images_of_unknown_size_and_its_cases_are_drawn(refcli, with_image, tmp_path):
+    asked = ("evaluate", "--data", with_image, "--split", "mine:val", "--convention", "all")
+    code, out, err = refcli(*asked, "--report", "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    assert json.loads(out)["splits"]["mine:val"]["overall"]["count"] == 3
+    assert (tmp_path / "out/report.html").read_text().count("<figure") > 6
+
+
+@pytest.mark.parametrize("command", ["inspect", "audit", pytest.param("finetune", marks=pytest.mark.slow)])
+def test_no_other_command_stumbles_over_an_unknown_size(refcli, with_image, tmp_path, command):
+    arguments = {
+        "inspect": ("inspect-data", with_image, "--sample", "3", "--out", tmp_path / "drawn"),
+        "audit": ("audit", with_image, "--check-images"),
+        "finetune": (
+            "finetune", "--preset", "synthetic_tiny", "--data", with_image, "--out", tmp_path / "run", "--set",
+            "data.train=[mine:val]", "--set", "data.validation=[mine:val]", "--set", "train.steps=1",
+            "--set", "data.workers=0",
+        ),
+    }  # fmt: skip
+    code, _, err = refcli(*arguments[command])
+    assert code == 0, err
+
+
+def test_training_says_which_box_does_not_fit_an_image_of_unknown_size(refcli, with_image, tmp_path):
+    Image.new("RGB", (30, 15)).save(with_image / "mine" / "a.jpg")
+    code, _, err = refcli(
+        "finetune", "--preset", "synthetic_tiny", "--data", with_image, "--out", tmp_path / "run", "--set",
+        "data.train=[mine:val]", "--set", "data.validation=[mine:val]", "--set", "data.workers=0",
+    )  # fmt: skip
+    assert code == 5
+    assert "does not fit into its image of 30 x 15" in err
+    assert "--images" in err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "finetune"])
+def test_missing_images_name_the_way_out(refcli, prepare, tmp_path, command):
+    store = prepare({})
+    arguments = {
+        "evaluate": ("--split", "mine:val"),
+        "finetune": (
+            "--preset", "synthetic_tiny", "--out", tmp_path / "run", "--set", "data.train=[mine:val]", "--set",
+            "data.validation=[mine:val]", "--set", "data.workers=0",
+        ),
+    }  # fmt: skip
+    code, _, err = refcli(command, "--data", store, *arguments[command])
+    assert code == 1
+    assert "prepare the data again with --images FOLDER" in err

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refcli.contracts.example import Example, Region
+from refcli.data.store import write_manifest, write_split
 from refcli.geometry.masks import encode_mask
 
 SIZES = {"no sizes": {}, "-1": {"width": -1, "height": -1}, "null": {"width": None, "height": None}}
@@ -84,12 +86,11 @@ def test_a_wrong_size_of_a_known_image_is_still_reported(refcli, prepare, tmp_pa
 def test_a_mask_of_unknown_size_is_compared_with_the_mask_of_the_truth(refcli, tmp_path):
     bitmap = np.zeros((80, 100), dtype=bool)
     bitmap[20:70, 10:60] = True
-    mask = {"size": [80, 100], "counts": encode_mask(bitmap).counts.decode()}
-    line = {"image": "a.jpg", "expression": "x", "box": BOX, "segmentation": mask, "id": "r1"}
-    write(tmp_path / "val.jsonl", [line])
-    refcli("prepare-data", "--from", tmp_path / "val.jsonl", "--name", "mine", "--out", tmp_path / "store")
+    region = Region((10.0, 20.0, 60.0, 70.0), encode_mask(bitmap))
+    truth = Example("mine/r1", "mine", "val", "a.jpg", "mine:a", 0, 0, "x", (region,))
+    write_manifest(tmp_path / "store", [write_split(tmp_path / "store", "mine", "val", [truth])])
     answer = record("r1", [BOX])
-    answer["targets"][0]["mask"] = mask
+    answer["targets"][0]["mask"] = {"size": [80, 100], "counts": region.mask.counts.decode()}
     asked = ("evaluate", "--data", tmp_path / "store", "--split", "mine:val", "--json", "--convention", "all")
     _, out, _ = refcli(*asked, "--predictions", write(tmp_path / "p.jsonl", [answer]))
     figures = json.loads(out)["metrics"]

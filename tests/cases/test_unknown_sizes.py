@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from PIL import Image
 
 from refcli.contracts.example import Example, Region
-from refcli.data.store import write_manifest, write_split
+from refcli.contracts.prediction import Answer, Target
+from refcli.errors import DataError
+from refcli.evaluation.scores import score_sample
 from refcli.geometry.masks import encode_mask
 
 SIZES = {"no sizes": {}, "-1": {"width": -1, "height": -1}, "null": {"width": None, "height": None}}
@@ -83,24 +86,18 @@ def test_a_wrong_size_of_a_known_image_is_still_reported(refcli, prepare, tmp_pa
     assert "the image is 101 x 80, the data says 100 x 80" in err
 
 
-def test_a_mask_of_unknown_size_is_compared_with_the_mask_of_the_truth(refcli, tmp_path):
+def test_a_mask_of_the_truth_tells_the_size_of_an_image():
+    """Stores hold no such masks; other truths may."""
     bitmap = np.zeros((80, 100), dtype=bool)
     bitmap[20:70, 10:60] = True
-    region = Region((10.0, 20.0, 60.0, 70.0), encode_mask(bitmap))
-    truth = Example("mine/r1", "mine", "val", "a.jpg", "mine:a", 0, 0, "x", (region,))
-    write_manifest(tmp_path / "store", [write_split(tmp_path / "store", "mine", "val", [truth])])
-    answer = record("r1", [BOX])
-    answer["targets"][0]["mask"] = {"size": [80, 100], "counts": region.mask.counts.decode()}
-    asked = ("evaluate", "--data", tmp_path / "store", "--split", "mine:val", "--json", "--convention", "all")
-    _, out, _ = refcli(*asked, "--predictions", write(tmp_path / "p.jsonl", [answer]))
-    figures = json.loads(out)["metrics"]
-    assert {name: figures[f"mine/val/{name}"] for name in ("mask_miou", "lavt480/mask_miou")} == {
-        "mask_miou": 1, "lavt480/mask_miou": 1,
-    }  # fmt: skip
-    answer["targets"][0]["mask"] = {"size": [100, 80], "counts": encode_mask(bitmap.T).counts.decode()}
-    code, _, err = refcli(*asked, "--predictions", write(tmp_path / "p.jsonl", [answer]))
-    assert code == 1
-    assert "a mask is 80 x 100, the data says 100 x 80" in err
+    target = Target((10.0, 20.0, 60.0, 70.0), 0.9, encode_mask(bitmap))
+    truth = Example("r1", "m", "val", "a.jpg", "m:a", 0, 0, "x", (Region(target.box_xyxy, target.mask),))
+    answer = Answer("r1", "a.jpg", "x", 0, 0, (target,), False, None, "w")
+    score = score_sample(truth, answer)
+    assert (score.mask_iou, score.box_iou, score.box_share) == (1, 1, 2500 / 8000)
+    turned = replace(target, mask=encode_mask(bitmap.T))
+    with pytest.raises(DataError, match="a mask is 80 x 100, the data says 100 x 80"):
+        score_sample(truth, replace(answer, targets=(turned,)))
 
 
 @pytest.fixture

@@ -289,3 +289,20 @@ def test_the_ids_of_rows_that_are_not_wanted_are_all_that_is_looked_at(tmp_path)
     problems = Problems()
     assert set(read_instances(path, annotation_ids=[7], problems=problems).annotations) == {7}
     assert not problems.counts
+
+
+def test_ids_of_annotations_are_counted_whether_the_text_is_one_or_a_list(tmp_path, refcli):
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 80}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "bbox": [10, 10, 20, 20], "expression": "the cup"},
+            {"id": 2, "image_id": 1, "bbox": [40, 10, 20, 20], "expressions": ["the fork", "the left fork"]},
+        ],
+        "categories": [],
+    }
+    (tmp_path / "val.json").write_text(json.dumps(content))
+
+    assert refcli("prepare-data", "--from", tmp_path / "val.json", "--name", "mine", "--out", tmp_path / "st")[0] == 0
+    split = Store(tmp_path / "st").split("mine:val")
+
+    assert [split[row].id for row in range(len(split))] == ["mine/1/0", "mine/2/0", "mine/2/1"]

@@ -283,11 +283,7 @@ class _Reading:
             used, *others = texts
             if others:
                 self.problems.add("several_expression_keys", where, f"{used} is used, not {', '.join(others)}")
-            is_list = not isinstance(getattr(row, used), str)
-            named = [
-                (f"{row.id}/{k}" if is_list else str(row.id), text, exists)
-                for k, (text, exists) in enumerate(texts[used])
-            ]
+            named = [(f"{row.id}/{k}", text, exists) for k, (text, exists) in enumerate(texts[used])]
             if present := [(identity_of, text) for identity_of, text, exists in named if exists]:
                 yield from self._record(image, picture, present, [row], where)
             if absent := [RawExpression(identity_of, text) for identity_of, text, exists in named if not exists]:

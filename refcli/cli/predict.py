@@ -49,7 +49,7 @@ def command(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Pictures, folders, globs, request files (.jsonl), or - for request lines on stdin.",
+            help="Images, folders, globs, request files (.jsonl), or - for request lines on stdin.",
             metavar="IMAGE...",
             show_default=False,
         ),
@@ -84,9 +84,9 @@ def command(
     resume: OutResume = False,
     force: OutForce = False,
 ) -> None:
-    """Find what expressions mean in pictures: one JSON line per (picture, expression) on stdout.
+    """Find what expressions mean in images: one JSON line per (image, expression) on stdout.
 
-    Boxes are xyxy pixels of the picture; masks are COCO run lengths.
+    Boxes are xyxy pixels of the image; masks are COCO run lengths.
     Exit code 3: some requests failed (they have "error" and are listed on stderr); 1: all did.
     """
     from functools import partial

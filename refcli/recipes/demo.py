@@ -20,7 +20,7 @@ from refcli.inference.output_manifest import SCENES, SHEET
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
 from refcli.inference.ungated import gated
-from refcli.recipes.predict import Output
+from refcli.recipes.predict import Output, weights_of
 
 SPLIT = "demo"
 """Scenes of this split are in no training set."""
@@ -61,15 +61,7 @@ def demo(
     with OutputFolder(out.path, force=out.force, resume=out.resume) as folder:
         keep_freed_pages()
         predictor = Predictor(weights, device=device)
-        folder.begin(
-            {
-                "command": "demo",
-                "scenes": num_scenes,
-                "seed": seed,
-                "weights": predictor.weights,
-                "checksums": predictor.checksums,
-            }
-        )
+        folder.begin({"command": "demo", "scenes": num_scenes, "seed": seed, **weights_of(predictor)})
         return _show(folder, predictor, num_scenes=num_scenes, seed=seed)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -91,7 +93,7 @@ def predict(
         keep_freed_pages()
         predictor = load()
         if folder is not None:
-            folder.begin({"command": "predict", **_settings(predictor)})
+            folder.begin({"command": "predict", "min_score": predictor.min_score, **weights_of(predictor)})
             requests = folder.unanswered(requests, summary.add)
         for answer in predictor.predict_many(remember(requests)):
             request = asked.popleft()
@@ -102,6 +104,7 @@ def predict(
     return summary
 
 
-def _settings(predictor: Predictor) -> dict[str, object]:
-    """What answers depend on; they may come from another device, precision or batch size."""
-    return {"weights": predictor.weights, "checksums": predictor.checksums, "min_score": predictor.min_score}
+def weights_of(predictor: Predictor) -> dict[str, str]:
+    """Which weights answer. The same ones may do so on another device, in another precision or batch size."""
+    checksums = json.dumps(predictor.checksums, sort_keys=True)
+    return {"weights": predictor.weights, "checksum_of_weights": hashlib.sha256(checksums.encode()).hexdigest()[:16]}

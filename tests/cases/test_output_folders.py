@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from refcli.contracts.prediction import Answer
+from refcli.inference import output_folder
 from refcli.inference.output_folder import OutputFolder
 from refcli.inference.requests import Request
 from refcli.weights import locate
@@ -201,6 +203,31 @@ def test_another_run_cannot_be_resumed_and_nothing_changes(ask, tmp_path, argume
     assert (code, out) == (2, "")
     assert message in err
     assert contents(tmp_path / "o") == before
+
+
+def test_weights_that_were_replaced_cannot_resume(ask, tmp_path, random_weights):
+    shutil.copytree(random_weights, tmp_path / "w")
+    assert ask("--out", "o", "-w", "w")[0] == 0
+    meta = json.loads((tmp_path / "w/meta.json").read_text())
+    (tmp_path / "w/meta.json").write_text(json.dumps({**meta, "files": {"model.safetensors": "0" * 64}}))
+    code, _, err = ask("--out", "o", "-w", "w", "--resume")
+    assert code == 2
+    assert "cannot change checksum_of_weights" in err
+
+
+def test_a_full_disk_leaves_a_run_that_can_be_completed(ask, tmp_path, monkeypatch):
+    def fail(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    ask("--out", "whole")
+    with monkeypatch.context() as full:
+        full.setattr(output_folder, "write_atomically", fail)
+        code, _, err = ask("--out", "o")
+    assert code == 1
+    assert "No space left" in err
+    assert "--resume" in err
+    assert ask("--out", "o", "--resume")[0] == 0
+    assert contents(tmp_path / "o").keys() == contents(tmp_path / "whole").keys()
 
 
 def test_resume_of_an_empty_folder_starts_from_the_beginning(ask, tmp_path):

@@ -12,8 +12,9 @@ from refcli.data.columns import REGION, SCHEMA
 from refcli.data.store_checks import check_stored_rows
 from refcli.errors import DataError
 
-MAX_GROUP_BYTES = 1 << 30
+MAX_GROUP_BYTES = 3 << 28
 """Of the columns in memory; ten thousand examples with detailed masks take a tenth of it."""
+_BATCH_BYTES = 1 << 28
 _ROWS_AT_A_TIME = 1_000
 _REGIONS = "regions"
 _DAMAGED = (pa.ArrowException, OSError, UnicodeError, ValueError, TypeError, KeyError, IndexError, MemoryError)
@@ -72,12 +73,18 @@ def read_group(path: Path, group: int, columns: Sequence[str] | None = None) -> 
 def _read_limited(path: Path, group: int, columns: list[str], where: str) -> pa.Table:
     batches, size = [], 0
     with pq.ParquetFile(path, memory_map=True) as file:
-        for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=columns, use_threads=False):
+        chunks = file.metadata.row_group(group)
+        largest = max(
+            (chunks.column(number).total_uncompressed_size for number in range(chunks.num_columns)), default=0
+        )
+        # a value that many rows refer to is at most as large as its column, and is repeated in memory
+        rows = min(max(_BATCH_BYTES // max(largest, 1), 1), _ROWS_AT_A_TIME)
+        for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
             batches.append(batch)
             size += batch.nbytes
             if size > MAX_GROUP_BYTES:
                 raise DataError(f"the rows take more than {MAX_GROUP_BYTES >> 20:,} MiB of memory", where=where)
-        expected = file.metadata.row_group(group).num_rows
+        expected = chunks.num_rows
         schema = file.schema_arrow
     num_rows = sum(map(len, batches))
     if num_rows != expected:

@@ -22,6 +22,8 @@ from refcli.errors import DataError
 from refcli.files import file_sha256, is_plain_name, temporary_file
 
 ROWS_PER_GROUP = 10_000
+BYTES_PER_GROUP = 1 << 27
+"""In memory, where rows are large; readers take six times as much."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class SplitWriter:
         self._ids: list[Int64[np.ndarray, " rows"]] = []
         self._images: set[int] = set()
         self._waiting: list[pa.Table] = []
-        self._num_waiting = 0
+        self._num_waiting = self._bytes_waiting = 0
         self._examples = self._regions = self._masks = self._no_target = 0
 
     def __enter__(self) -> Self:
@@ -117,7 +119,10 @@ class SplitWriter:
         self._no_target += int(pc.sum(pc.equal(pc.list_value_length(lists), 0)).as_py())
         self._waiting.append(table)
         self._num_waiting += len(table)
-        if self._num_waiting >= ROWS_PER_GROUP:
+        self._bytes_waiting += table.nbytes
+        if self._bytes_waiting >= BYTES_PER_GROUP:
+            self._flush(1)
+        elif self._num_waiting >= ROWS_PER_GROUP:
             self._flush(ROWS_PER_GROUP)
 
     def finish(self) -> SplitSummary:
@@ -162,8 +167,11 @@ class SplitWriter:
         whole = pa.concat_tables(self._waiting)
         num_ready = len(whole) // multiple * multiple
         if num_ready:
-            self._parquet.write_table(whole.slice(0, num_ready).combine_chunks(), row_group_size=ROWS_PER_GROUP)
+            fitting = int(BYTES_PER_GROUP * len(whole) / max(whole.nbytes, 1))
+            num_rows = min(max(fitting, 1), ROWS_PER_GROUP)
+            self._parquet.write_table(whole.slice(0, num_ready).combine_chunks(), row_group_size=num_rows)
         self._num_waiting = len(whole) - num_ready
+        self._bytes_waiting = whole.slice(num_ready).nbytes
         self._waiting = [whole.slice(num_ready)] if self._num_waiting else []
 
     def _refuse_repeated_ids(self, ids: Int64[np.ndarray, " rows"], table: pa.Table) -> None:

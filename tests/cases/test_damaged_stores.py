@@ -216,6 +216,18 @@ def test_columns_that_another_program_wrote_wider_are_read_all_the_same(store):
     assert [split[number] for number in range(5)] == before
 
 
+def test_one_large_value_that_every_row_refers_to_does_not_fill_the_memory(store, monkeypatch):
+    monkeypatch.setattr("refcli.data.store_reading._BATCH_BYTES", 50_000)
+    monkeypatch.setattr("refcli.data.store_reading.MAX_GROUP_BYTES", 100_000)
+    file = store / "toy" / "test.parquet"
+    table = with_column("expression", ["x" * 30_000] * 5, pa.string())(pq.read_table(file))
+    file.unlink()
+    pq.write_table(table, file)
+    assert file.stat().st_size < 20_000
+    with pytest.raises(DataError, match="memory"):
+        Store(store).split("toy:test").load()
+
+
 def test_rows_that_would_fill_the_memory_are_refused(store, monkeypatch):
     monkeypatch.setattr("refcli.data.store_reading.MAX_GROUP_BYTES", 500)
     with pytest.raises(DataError, match="memory"):

@@ -317,3 +317,15 @@ def test_a_store_that_cannot_be_added_to_is_refused_before_the_work(refcli, tmp_
     code, _, message = refcli("prepare-data", "--from", mine, "--name", "other", "--out", store, "--force")
     assert (code, "new store" in message) == (5, True)
     assert set(store.rglob("*")) == before
+
+
+def test_large_rows_make_small_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr("refcli.data.store_writing.BYTES_PER_GROUP", 2_000)
+    examples = [example(number, expression="the cup " * 20) for number in range(40)]
+    with SplitWriter(tmp_path, "toy", "train") as writer:
+        for start in range(0, 40, 10):
+            writer.write(examples_to_table(examples[start : start + 10]))
+        list_splits(tmp_path, [Listing(writer.finish(), writer=writer)])
+    split = Store(tmp_path).split("toy:train")
+    assert max(np.diff(split.group_starts)) < 10
+    assert [split[number] for number in range(40)] == examples

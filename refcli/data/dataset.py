@@ -99,6 +99,16 @@ class GroundingDataset(Dataset[Sample]):
         has_target: Bool[np.ndarray, " samples"] = np.concatenate(counts)[self._rows] > 0
         return has_target
 
+    def missing_images(self, most: int) -> list[Path]:
+        """Images of the first records that are no files, each once; `most` images are looked for."""
+        paths: dict[Path, None] = {}
+        for row in self._rows:
+            split, example = self._locate(int(row))
+            paths[split.image_path(example)] = None
+            if len(paths) == most:
+                break
+        return [path for path in paths if not path.is_file()]
+
     @property
     def sizes(self) -> tuple[int, ...]:
         """Samples of each split, in the order of the indices."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -35,6 +35,8 @@ class Feed:
     """Endless batches for this process, given how many it has already had."""
     validate: Callable[[nn.Module], dict[str, float]] | None = None
     """Metrics of a model in evaluation mode, a "score" among them."""
+    signals: StopSignals = field(default_factory=StopSignals)
+    """Noted while training goes on; a validation that goes through its batches by them ends early."""
 
 
 def train(
@@ -83,17 +85,18 @@ def train(
     if average is not None:
         state.ema, state.frozen_names = average.module, average.frozen_names
     layout = BatchLayout(world.size, settings.batch_size, settings.accumulate)
-    _take_up(state, layout, seed=settings.seed, run=run, world=world, reporter=reporter)
+    watch = Watch(run, world, reporter, precision=settings.precision)
+    _take_up(state, layout, seed=settings.seed, run=run, watch=watch, reporter=reporter)
     reporter.started(step=state.step, total=settings.steps)
 
-    watch = Watch(run, world, reporter, precision=settings.precision)
     _train_mode(objective, frozen)
     batches = feed.batches(state.samples // layout.global_batch)
-    with StopSignals() as signals, closing(batches), compile_errors_told():
-        if feed.validate is not None and _is_to_be_validated(state, settings):  # a signal came before it
-            if watch.validate(state, feed.validate) and world.is_main:
-                run.checkpoints.note_best(state.best)
+    with feed.signals as signals, closing(batches), compile_errors_told():
+        if feed.validate is not None and _is_to_be_validated(state, settings):  # something came before it
+            watch.validate(state, feed.validate)
             _train_mode(objective, frozen)
+            if world.any(signals.received is not None):
+                signals.leave(state.step)
         has_stalled = watch.has_stalled(state, settings.patience)
         while state.step < settings.steps and not has_stalled:
             before = time.perf_counter()
@@ -128,14 +131,15 @@ def train(
             if is_end or state.step % settings.log_every == 0:
                 watch.measure(state, lr=optim.lr * factor)
             stop = world.any(signals.received is not None)
-            is_best = False
-            if feed.validate is not None and _is_to_be_validated(state, settings) and not stop:
-                is_best = watch.validate(state, feed.validate)
+            validate = feed.validate if _is_to_be_validated(state, settings) else None
+            if stop or is_end or validate is not None or state.step % settings.save_every == 0:
+                run.checkpoints.save(state, layout=layout, world=world)  # first: the validation may fail or take long
+                reporter.saved(state.step)
+            if validate is not None and not stop:
+                watch.validate(state, validate)
                 has_stalled = watch.has_stalled(state, settings.patience)
                 _train_mode(objective, frozen)
-            if stop or is_end or has_stalled or is_best or state.step % settings.save_every == 0:
-                run.checkpoints.save(state, layout=layout, world=world)
-                reporter.saved(state.step)
+                stop = world.any(signals.received is not None)
             if stop:
                 signals.leave(state.step)
     if has_stalled:
@@ -156,13 +160,14 @@ def _averaged(
 
 
 def _take_up(
-    state: TrainingState, layout: BatchLayout, *, seed: int, run: RunDir, world: World, reporter: Reporter
+    state: TrainingState, layout: BatchLayout, *, seed: int, run: RunDir, watch: Watch, reporter: Reporter
 ) -> None:
     """Seed the random generators, and go on from the run's last checkpoint if there is one.
 
     A world of the same size goes on exactly. Another one goes on at the same sample, or up to one global batch before
     it, with random generators seeded anew.
     """
+    world = watch.world
     pointer = run.checkpoints.pointer("last")
     last = world.gather(pointer.step if pointer else None)[0]  # as the main process sees the disk
     seed_generators(seed + world.rank + world.size * (last or 0))
@@ -175,6 +180,7 @@ def _take_up(
                 f"sample {state.samples} with {layout.global_batch * layout.accumulate} samples per step instead of "
                 f"{before.global_batch * before.accumulate}, and draws new random numbers"
             )
+        watch.recall(state)
     if world.is_main:
         run.forget_metrics_after(state.step, validated=state.validated)
 

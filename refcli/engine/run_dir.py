@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import re
@@ -26,7 +25,7 @@ from refcli.config.load import read_yaml, validate
 from refcli.config.schema import Settings
 from refcli.engine.checkpoint import FILES, Checkpoints
 from refcli.engine.writing import write_errors_told
-from refcli.errors import ConfigError, UsageError
+from refcli.errors import ConfigError, DataError, UsageError
 from refcli.files import remove_stale_temporaries, write_atomically
 
 FREE_TO_CHANGE = frozenset(
@@ -152,12 +151,30 @@ class RunDir:
         if not file.exists():
             return
         kept = ""
-        for text in file.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text) if text.endswith("}") else {"step": math.inf}  # cut off by a crash
+        for line in self.metrics():
             is_validation = any(name.startswith(VALIDATION_PREFIX) for name in line)
-            kept += text + "\n" if line["step"] <= (validated if is_validation else step) else ""
+            kept += json.dumps(line) + "\n" if line["step"] <= (validated if is_validation else step) else ""
         with write_errors_told("the metrics", file):
             write_atomically(file, kept.encode())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; not those that a crash cut off or that hold no metrics of a step.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        file = self.path / "metrics.jsonl"
+        try:
+            texts = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.exists() else []
+        except OSError as error:
+            raise DataError(f"the metrics cannot be read: {error.strerror}", where=str(file)) from error
+        lines: list[dict[str, Any]] = []
+        for text in texts:
+            with suppress(ValueError, RecursionError):
+                line = json.loads(text)
+                if isinstance(line, dict) and type(line.get("step")) is int:
+                    lines.append(line)
+        return lines
 
     def log(self, text: str) -> None:
         """Add one dated line to log.txt."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from refcli.engine.distributed import World
 from refcli.errors import ExitCode, RefcliError, TrainingError
 
+ItemT = TypeVar("ItemT")
 EXIT_CODES = {
     signal.Signals[name]: code
     for name, code in (
@@ -40,6 +41,10 @@ class StoppedError(TrainingError):
         self.step = step
 
 
+class ValidationStoppedError(TrainingError):
+    """A validation was broken off because a signal came; the step before it is saved."""
+
+
 class OtherFailedError(TrainingError):
     """Another process failed, which tells its error; this one only stops as well, with the same exit code."""
 
@@ -64,6 +69,17 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._restore()
+
+    def interruptible(self, batches: Iterable[ItemT]) -> Iterator[ItemT]:
+        """The batches of a validation, which end as soon as a signal is noted.
+
+        Raises:
+            ValidationStoppedError: there is one.
+        """
+        for batch in batches:
+            if self.received is not None:
+                raise ValidationStoppedError(f"{self.received.name} came during the validation")
+            yield batch
 
     def leave(self, step: int) -> None:
         """Raise the `StoppedError` of the noted signal (SIGTERM where it reached only another process).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from refcli.engine.run_dir import VALIDATION_PREFIX, RunDir
 from refcli.engine.sharding import whole
 from refcli.engine.state import Pointer, TrainingState
 from refcli.engine.step import StepResult
-from refcli.engine.stopping import failing_together
+from refcli.engine.stopping import ValidationStoppedError, failing_together
 from refcli.engine.utilisation import gemm_peak
 
 SCORE = "score"
@@ -29,17 +28,15 @@ SCORE = "score"
 
 def read_validations(run: Path) -> dict[int, dict[str, float]]:
     """The metrics of every validation in a run's metrics.jsonl, by step, ascending; empty without that file."""
-    file = run / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     validations: dict[int, dict[str, float]] = {}
-    for line in (json.loads(text) for text in lines if text.endswith("}")):
+    for line in RunDir(run).metrics():
         metrics = {
-            name.removeprefix(VALIDATION_PREFIX): value
+            name.removeprefix(VALIDATION_PREFIX): float(value)
             for name, value in line.items()
-            if name.startswith(VALIDATION_PREFIX)
+            if name.startswith(VALIDATION_PREFIX) and isinstance(value, int | float)
         }
         if metrics:
-            validations[int(line["step"])] = metrics
+            validations[line["step"]] = metrics
     return validations
 
 
@@ -81,19 +78,37 @@ class Watch:
                 self.run.append_metrics(line)
         self.reporter.measured(line)
 
-    def validate(self, state: TrainingState, validate: Callable[[nn.Module], dict[str, float]]) -> bool:
-        """Validate the averaged model if there is one, else the objective; whether that is the run's best so far.
+    def validate(self, state: TrainingState, validate: Callable[[nn.Module], dict[str, float]]) -> None:
+        """Validate the averaged model if there is one, else the objective; note it if that is the run's best so far.
+
+        The checkpoint of this step is on disk already. A validation that a signal breaks off leaves no trace, so that a
+        resumed run makes it.
 
         Raises:
             RefcliError: of `validate`, or the line cannot be written.
         """
         model = whole(state.trained)
-        is_best = False
+        is_done = True
         with failing_together(self.world):
             if self.world.is_main:
-                is_best = self._validate_here(model, state, validate)
+                try:
+                    self._validate_here(model, state, validate)
+                except ValidationStoppedError:
+                    is_done = False
+        if not self.world.any(not is_done):
+            state.validated = state.step
+
+    def recall(self, state: TrainingState) -> None:
+        """Let the state of a resumed run know of the validation that was made after its checkpoint had been saved."""
+        made = read_validations(self.run.path).get(state.step, {}) if self.world.is_main else {}
+        score = self.world.gather(made.get(SCORE))[0]
+        if score is None or state.validated == state.step:
+            return
         state.validated = state.step
-        return self.world.any(is_best)
+        if self._is_best(state, score):
+            state.best = Pointer(state.step, score)
+            if self.world.is_main:
+                self.run.checkpoints.note_best(state.best)
 
     def has_stalled(self, state: TrainingState, patience: int | None) -> bool:
         """Whether the last `patience` validations have not improved on the best one; never if that is None."""
@@ -105,16 +120,21 @@ class Watch:
 
     def _validate_here(
         self, model: nn.Module, state: TrainingState, validate: Callable[[nn.Module], dict[str, float]]
-    ) -> bool:
+    ) -> None:
         model.eval()
         before = time.perf_counter()
         with undisturbed_randomness(self.world.device), torch.inference_mode():
             metrics = validate(model)
         seconds = time.perf_counter() - before
-        is_best = state.best is None or state.best.score is None or metrics[SCORE] > state.best.score
+        is_best = self._is_best(state, metrics[SCORE])
         if is_best:
             state.best = Pointer(state.step, metrics[SCORE])
         line = {"step": state.step, **{f"{VALIDATION_PREFIX}{name}": value for name, value in metrics.items()}}
         self.run.append_metrics({**line, f"{VALIDATION_PREFIX}seconds": round(seconds, 3)})
+        if is_best:
+            self.run.checkpoints.note_best(state.best)
         self.reporter.validated(line, is_best=is_best)
-        return is_best
+
+    @staticmethod
+    def _is_best(state: TrainingState, score: float) -> bool:
+        return state.best is None or state.best.score is None or score > state.best.score

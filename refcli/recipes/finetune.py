@@ -19,6 +19,7 @@ from refcli.engine.loading import iterate_batches
 from refcli.engine.randomness import seed_generators
 from refcli.engine.reporting import Logged, Reporter
 from refcli.engine.run_dir import RunDir
+from refcli.engine.stopping import StopSignals
 from refcli.engine.watching import SCORE
 from refcli.errors import ConfigError, DataError
 from refcli.evaluation.calibration import Calibrated, calibrate_on, with_threshold
@@ -133,9 +134,11 @@ def build(
         notes += start_from(origin, grounder, settings.model) if origin else ()
         head = settings.train.init_head
         notes += start_head_from(head, grounder, settings.model) if head else ()
+    signals = StopSignals()
+    validator = _validator(data, settings, signals) if data.watched else None
     return Parts(
         grounder,
-        make_feed(settings, data, world, _validator(data, settings) if data.watched else None),
+        make_feed(settings, data, world, validator, signals),
         data,
         {"tower": grounder.tower, f"head {settings.model.head.name}": grounder.head},
         notes=notes,
@@ -210,14 +213,14 @@ def _one_pass(data: Data, settings: FinetuneSettings) -> Generator[Batch, None, 
     return iterate_batches(data.watched, order, data.collate, workers=settings.data.workers)
 
 
-def _validator(data: Data, settings: FinetuneSettings) -> Callable[[nn.Module], dict[str, float]]:
+def _validator(data: Data, settings: FinetuneSettings, signals: StopSignals) -> Callable[[nn.Module], dict[str, float]]:
     """Scores a model; `score` is the metric that chooses the best checkpoint."""
     best_by = settings.train.best_by
 
     def run(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Grounder)
         with closing(_one_pass(data, settings)) as batches:
-            metrics = validate(model, batches, bf16=settings.train.precision == "bf16")
+            metrics = validate(model, signals.interruptible(batches), bf16=settings.train.precision == "bf16")
         if best_by not in metrics:
             raise ConfigError(
                 f"the validation has no {best_by}, which is to choose the best checkpoint",

@@ -16,7 +16,7 @@ from refcli.engine.distributed import World
 from refcli.engine.loading import iterate_batches
 from refcli.engine.randomness import seed_generators
 from refcli.engine.reporting import Reporter
-from refcli.engine.stopping import failing_together
+from refcli.engine.stopping import StopSignals, failing_together
 from refcli.grounder import Grounder
 from refcli.heads.choice import with_whole_head
 from refcli.pretraining.mrefm import MRefM
@@ -116,9 +116,11 @@ def build(settings: PretrainSettings, store_path: Path, world: World, starts: bo
         check_word_scorer(settings)
     data = open_data(settings, store_path=store_path, tokenizer=tokenizer, find_roles=_role_finder(settings))
     seed_generators(settings.train.seed)
+    signals = StopSignals()
+    validator = _validator(data, settings, signals) if data.watched else None
     if settings.objective == "visual_tokenizer":
         training = VisualTokenizerTraining(settings.visual_tokenizer, settings.model.tower)
-        feed = make_feed(settings, data, world, _validator(data, settings) if data.watched else None)
+        feed = make_feed(settings, data, world, validator, signals)
         return Parts(training, feed, data, {"visual tokenizer": training})
     grounder = Grounder.from_settings(settings.model)
     notes: tuple[str, ...] = ()
@@ -146,7 +148,7 @@ def build(settings: PretrainSettings, store_path: Path, world: World, starts: bo
     named |= {"visual tokenizer": codes} if isinstance(codes, TokenizerCodes) else {}
     return Parts(
         mrefm,
-        make_feed(settings, data, world, _validator(data, settings) if data.watched else None),
+        make_feed(settings, data, world, validator, signals),
         data,
         named,
         notes=notes,
@@ -180,18 +182,18 @@ def _pictures(settings: PretrainSettings, data: Data) -> Iterator[torch.Tensor]:
     """Batches of training pictures, the same for every number of processes and every batch size."""
     alone = World(rank=0, size=1, device=torch.device("cpu"))
     train = settings.train.model_copy(update={"batch_size": PICTURES_AT_ONCE})
-    with closing(make_feed(settings.model_copy(update={"train": train}), data, alone, None).batches(0)) as batches:
+    with closing(make_feed(settings.model_copy(update={"train": train}), data, alone).batches(0)) as batches:
         for batch in batches:
             yield batch.images
 
 
-def _validator(data: Data, settings: PretrainSettings) -> Callable[[nn.Module], dict[str, float]]:
+def _validator(data: Data, settings: PretrainSettings, signals: StopSignals) -> Callable[[nn.Module], dict[str, float]]:
     watched = data.watched
     assert watched is not None
 
     def run(model: nn.Module) -> dict[str, float]:
         order = OnePass(len(watched), batch_size=settings.train.batch_size)
         with closing(iterate_batches(watched, order, data.collate, workers=settings.data.workers)) as batches:
-            return mean_losses(model, batches, bf16=settings.train.precision == "bf16")
+            return mean_losses(model, signals.interruptible(batches), bf16=settings.train.precision == "bf16")
 
     return run

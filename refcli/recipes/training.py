@@ -30,7 +30,7 @@ from refcli.engine.reporting import Logged, Reporter, Silence
 from refcli.engine.run_dir import RunDir
 from refcli.engine.run_lock import sole_run
 from refcli.engine.state import EMA, MODEL
-from refcli.engine.stopping import failing_together
+from refcli.engine.stopping import StopSignals, failing_together
 from refcli.engine.tensorboard import TensorBoard
 from refcli.errors import ConfigError, DataError
 from refcli.recipes.data_record import changed_data, run_facts
@@ -41,6 +41,8 @@ from refcli.text.roles import RoleFinder
 from refcli.text.tokenizer import Tokenizer
 
 AnySettings = FinetuneSettings | PretrainSettings
+MOST_IMAGES_LOOKED_FOR = 2000
+"""Validation images; so many are found in seconds on any disk."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def run_in_world(
         if world.is_main:
             notes += slow_precision(settings, world.device) if starts else changed_schedule(run, settings)
             notes += [] if starts else changed_data(out, settings, store_path)
+            notes += missing_images(parts.data)
             facts = run_facts(settings, store_path=store_path, processes=world.size)
             RunDir.open(out, settings, resume=resume, force=force, facts=facts)
     listener: Reporter = Logged(run, reporter) if world.is_main else Silence()
@@ -172,6 +175,15 @@ def take_best(run: RunDir, trained: nn.Module, settings: AnySettings) -> int:
     return best.step
 
 
+def missing_images(data: Data) -> list[str]:
+    """What the user should know of validation images that are not there; the first validation would end the run."""
+    missing = data.watched.missing_images(MOST_IMAGES_LOOKED_FOR) if data.watched else []
+    if not missing:
+        return []
+    number = "an image" if len(missing) == 1 else f"{len(missing):,} images"
+    return [f"warning: {number} of the validation cannot be found, e.g. {missing[0]}: the first validation will fail"]
+
+
 def preview_training(settings: S, build: Callable[[S, World], Parts]) -> list[str]:
     """Lines that say what would be trained on what; nothing is written or trained.
 
@@ -183,6 +195,7 @@ def preview_training(settings: S, build: Callable[[S, World], Parts]) -> list[st
     parts: Parts = build(alone, world)
     return [
         *parts.notes,
+        *missing_images(parts.data),
         f"samples: {len(parts.data.training):,} for training, {parts.data.num_watched:,} for validation",
         *preview_lines(
             parts.objective, parts.feed, settings, parts=parts.named, frozen=parts.frozen, device=world.device
@@ -224,10 +237,18 @@ def open_data(
 
 
 def make_feed(
-    settings: AnySettings, data: Data, world: World, validate: Callable[[nn.Module], dict[str, float]] | None
+    settings: AnySettings,
+    data: Data,
+    world: World,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    signals: StopSignals | None = None,
 ) -> Feed:
-    """Endless training batches of this process, and how the model is watched."""
-    return Feed(batches=partial(_train_batches, settings, data, world), validate=validate)
+    """Endless training batches of this process, and how the model is watched.
+
+    Args:
+        signals: those by which `validate` ends early.
+    """
+    return Feed(partial(_train_batches, settings, data, world), validate, signals or StopSignals())
 
 
 def _train_batches(settings: AnySettings, data: Data, world: World, start: int) -> Generator[Batch, None, None]:

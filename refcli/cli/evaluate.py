@@ -173,8 +173,10 @@ def command(
         check_comparable(splits or [], scoring, other, has_candidates=bool(models))
     if force and out is None:
         raise UsageError("there is nothing to replace", where="--force", hint="it is for --out")
+    num_systems = 1 if merge else len(models) + len(predictions or [])
     if out is not None:
-        check_folder(out, force=force)
+        names = [*map(system_name, models), *map(str, predictions or [])]
+        check_folder(out, [own_folder(name, at, of=num_systems) for at, name in enumerate(names, start=1)], force=force)
 
     def evaluations() -> Iterator[Evaluation]:
         if data is None:
@@ -206,7 +208,6 @@ def command(
                 on_sample=bars.of(file.name),
             )
 
-    num_systems = 1 if merge else len(models) + len(predictions or [])
     results = []
     with SampleBars() as bars:
         for number, plain in enumerate(evaluations(), start=1):

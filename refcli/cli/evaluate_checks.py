@@ -52,8 +52,13 @@ def check_systems(weights: Sequence[str], predictions: Sequence[Path]) -> None:
             raise DataError(f"the prediction file cannot be read: {reason}", where=str(file))
 
 
-def check_folder(out: Path, *, force: bool) -> None:
+def check_folder(out: Path, own: Sequence[str], *, force: bool) -> None:
     """Make sure that a folder can be made, or is there and nothing in it is lost.
+
+    Args:
+        out: the folder.
+        own: those of several systems below it.
+        force: earlier evaluations may be replaced.
 
     Raises:
         UsageError: it cannot, or something would be.
@@ -66,4 +71,5 @@ def check_folder(out: Path, *, force: bool) -> None:
         raise UsageError("no folder can be made where a file is", where=f"--out {out}", hint="give another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UsageError("no folder can be written there", where=f"--out {out}", hint="give another place")
-    check_free(out, force=force)
+    for folder in (out, *(out / name for name in own if name)):
+        check_free(folder, force=force)

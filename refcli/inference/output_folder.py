@@ -37,6 +37,7 @@ from refcli.inference.output_manifest import (
     is_real_folder,
 )
 from refcli.inference.predictor import read_pixels
+from refcli.inference.read_ahead import shorten
 from refcli.inference.requests import ImageSource, Request, identity
 
 LONGEST_NAME_PART = 40
@@ -264,7 +265,8 @@ class OutputFolder:
         for name in sorted({*before, *settings}):
             if before.get(name) != settings.get(name):
                 raise UsageError(
-                    f"a resumed run cannot change {name}: it was {before.get(name)}, it is {settings.get(name)}",
+                    f"a resumed run cannot change {shorten(name)}: it was {shorten(repr(before.get(name)))}, "
+                    f"it is {shorten(repr(settings.get(name)))}",
                     where=str(self.path),
                     hint="resume with the same options, or choose another --out",
                 )
@@ -351,8 +353,11 @@ def _read_earlier(line: bytes, where: str) -> EarlierAnswer:
     try:
         record = json.loads(line)
         found = EarlierAnswer(*(record[field] for field in EarlierAnswer._fields))
-    except (ValueError, RecursionError, TypeError, KeyError) as error:
-        raise DataError("this is not the line of an answer", where=where, hint="start again with --force") from error
+        is_answer = isinstance(found.no_target, bool) and isinstance(found.error, str | None)
+    except (ValueError, RecursionError, TypeError, KeyError):
+        is_answer = False
+    if not is_answer:
+        raise DataError("this is not the line of an answer", where=where, hint="start again with --force")
     return found
 
 
@@ -361,8 +366,8 @@ def _check_same(request: Request, earlier: EarlierAnswer, number: int, path: Pat
         now, before = getattr(request, field), getattr(earlier, field)
         if now != before:
             raise UsageError(
-                f"request {number:,} is not the one that the earlier run answered: its {field} is {now!r}, it was "
-                f"{before!r}",
+                f"request {number:,} is not the one that the earlier run answered: its {field} is "
+                f"{shorten(repr(now))}, it was {shorten(repr(before))}",
                 where=str(path),
                 hint="resume with the same inputs, or choose another --out",
             )

@@ -23,6 +23,7 @@ from refcli.data.transforms import Sample, make_sample
 from refcli.errors import ConfigError, DataError, ImageError
 from refcli.tables import nearest
 
+MASKS_OF_REGIONS = "regions.list.element.mask_counts"
 ONE_SIDE_OF_REGIONS = "regions.list.element.x1"
 """Enough of the column to count the regions, without their masks."""
 
@@ -108,6 +109,18 @@ class GroundingDataset(Dataset[Sample]):
             if len(paths) == most:
                 break
         return [path for path in paths if not path.is_file()]
+
+    def has_mask(self) -> Bool[np.ndarray, " samples"]:
+        """Whether something is meant in each record, and all of it has a mask."""
+        known = []
+        for table in (table for split in self._splits for table in split.tables([MASKS_OF_REGIONS])):
+            regions = table.column("regions").combine_chunks()
+            ends = np.concatenate([[0], np.cumsum(pc.list_value_length(regions).to_numpy())])
+            is_known = pc.is_valid(pc.struct_field(pc.list_flatten(regions), [0])).to_numpy(zero_copy_only=False)
+            num_known = np.concatenate([[0], np.cumsum(is_known)])[ends]
+            known.append((np.diff(ends) > 0) & (np.diff(num_known) == np.diff(ends)))
+        has_mask: Bool[np.ndarray, " samples"] = np.concatenate(known)[self._rows]
+        return has_mask
 
     @property
     def sizes(self) -> tuple[int, ...]:

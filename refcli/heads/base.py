@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -14,12 +14,22 @@ from refcli.contracts.prediction import Prediction
 from refcli.model.beit3 import Features
 
 Output = TypeVar("Output")
+OutputName = Literal["box", "mask", "existence"]
 
 
 def tells_existence(config: Settings) -> bool:
     """Whether a head with these settings can answer "no target": where `existence` is on, or where there is a threshold
     for it but no such switch, for the head always does (ReLA)."""
     return bool(getattr(config, "existence", hasattr(config, "existence_threshold")))
+
+
+class Learned(NamedTuple):
+    """How an output of a head comes to know anything."""
+
+    switch: str | None
+    """The setting that leaves it out; None: the head always has it."""
+    losses: tuple[str, ...]
+    """The `loss_weights` that train it; with all of them at 0 it learns nothing."""
 
 
 class Head(nn.Module, ABC, Generic[Output]):
@@ -29,6 +39,8 @@ class Head(nn.Module, ABC, Generic[Output]):
     """
 
     Config: ClassVar[type[Settings]]
+    OUTPUTS: ClassVar[Mapping[OutputName, Learned]]
+    """What it answers with these settings or others."""
     config: Any
     """The settings it was built from, a `Config`."""
     OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from refcli.config.schema import Settings, TowerSettings, Width
 from refcli.contracts.batch import Targets
 from refcli.contracts.prediction import Prediction
-from refcli.heads.base import Head
+from refcli.heads.base import Head, Learned, OutputName
 from refcli.heads.parts.cgformer_losses import grouping_dice, token_contrast
 from refcli.heads.parts.cgformer_projector import Projector
 from refcli.heads.parts.consecutive_decoder import ConsecutiveDecoder, Decoded
@@ -93,6 +93,10 @@ class CGFormerHead(Head[CGFormerOutput]):
 
     Config: ClassVar[type[Settings]] = CGFormerSettings
     config: CGFormerSettings
+    OUTPUTS: ClassVar[Mapping[OutputName, Learned]] = {
+        "mask": Learned(None, ("mask_bce", "mask_dice")),
+        "existence": Learned("existence", ("existence_bce",)),
+    }
     OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "existence": ("existence",),
         "loss_weights.contrast": ("sentence_projection",),

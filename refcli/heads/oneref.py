@@ -17,7 +17,7 @@ from refcli.config.schema import Settings, TowerSettings, Width
 from refcli.contracts.batch import Targets
 from refcli.contracts.prediction import Prediction
 from refcli.geometry.boxes import cxcywh_to_xyxy
-from refcli.heads.base import Head
+from refcli.heads.base import Head, Learned, OutputName
 from refcli.heads.parts.calibration import Calibration
 from refcli.heads.parts.mlp import ThreeLayerMLP
 from refcli.heads.parts.truth import filled_boxes, patch_truth
@@ -102,6 +102,11 @@ class OneRefHead(Head[OneRefOutput]):
 
     Config: ClassVar[type[Settings]] = OneRefSettings
     config: OneRefSettings
+    OUTPUTS: ClassVar[Mapping[OutputName, Learned]] = {
+        "box": Learned("rec", ("box_l1", "box_giou")),
+        "mask": Learned("res", ("mask_focal", "mask_dice")),
+        "existence": Learned("existence", ("existence_bce",)),
+    }
     OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "rec": ("pool_projection", "box_mlp"),
         "res": ("upsampler", "mask_query", "mask_calibration"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from refcli.config.schema import InnerWidth, Layers, NumHeads, Settings, TowerSettings, Width
 from refcli.contracts.batch import Targets
 from refcli.contracts.prediction import Prediction
-from refcli.heads.base import Head
+from refcli.heads.base import Head, Learned, OutputName
 from refcli.heads.parts.deformable_attention import DeformableAttention
 from refcli.heads.parts.mask_prediction import predict_from_mask
 from refcli.heads.parts.pixel_decoder import CHANNELS_PER_GROUP, PixelDecoder
@@ -60,6 +61,8 @@ class RelaSettings(Settings):
     """Exactly as published: padded words are attended to, and a cell's truth is that of its centre."""
     minimap_truth: MinimapTruth | None = None
     """None: `area`, or with `legacy` the published `centre`."""
+    existence: bool = True
+    """Answer "no target". The published head always does; off is for weights whose data had no such samples."""
     existence_threshold: float = Field(0.5, ge=0, le=1)
     loss_weights: RelaLossWeights = RelaLossWeights()
 
@@ -77,7 +80,7 @@ class RelaOutput:
     mask_logits: Float[Tensor, "batch mask_rows mask_columns"]
     minimap_logits: Float[Tensor, "batch regions"]
     """Of the cells of the grid of regions, row-major."""
-    existence_logits: Float[Tensor, " batch"]
+    existence_logits: Float[Tensor, " batch"] | None
 
 
 class RelaHead(Head[RelaOutput]):
@@ -88,6 +91,10 @@ class RelaHead(Head[RelaOutput]):
 
     Config: ClassVar[type[Settings]] = RelaSettings
     config: RelaSettings
+    OUTPUTS: ClassVar[Mapping[OutputName, Learned]] = {
+        "mask": Learned(None, ("mask_ce",)),
+        "existence": Learned("existence", ("no_target_ce",)),
+    }
 
     def __init__(self, config: RelaSettings, tower: TowerSettings) -> None:
         super().__init__()
@@ -145,7 +152,7 @@ class RelaHead(Head[RelaOutput]):
         return RelaOutput(
             mask_logits=mask[:, 1] - mask[:, 0],
             minimap_logits=minimap[..., 1] - minimap[..., 0],
-            existence_logits=no_target[:, 0] - no_target[:, 1],
+            existence_logits=no_target[:, 0] - no_target[:, 1] if self.config.existence else None,
         )
 
     def losses(self, output: RelaOutput, targets: Targets) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from refcli.config.schema import NumHeads, Settings, TowerSettings, Width
 from refcli.contracts.batch import Targets
 from refcli.contracts.prediction import Prediction
 from refcli.errors import ConfigError
-from refcli.heads.base import Head
+from refcli.heads.base import Head, Learned, OutputName
 from refcli.heads.parts.calibration import Calibration
 from refcli.heads.parts.existence import ExistenceOutput, existence_bce
 from refcli.heads.parts.mask_losses import LossSize, mask_bce_and_dice
@@ -95,6 +95,10 @@ class SharedRISHead(Head[SharedRISOutput]):
 
     Config: ClassVar[type[Settings]] = SharedRISSettings
     config: SharedRISSettings
+    OUTPUTS: ClassVar[Mapping[OutputName, Learned]] = {
+        "mask": Learned(None, ("mask_bce", "mask_dice")),
+        "existence": Learned("existence", ("existence_bce",)),
+    }
     OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "existence": ("existence",),
         "mask_scale": ("mask_calibration",),

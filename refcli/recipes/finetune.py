@@ -8,12 +8,12 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from refcli.config.schema import FinetuneSettings, HeadChoice
 from refcli.contracts.batch import Batch
 from refcli.data.sampling import OnePass
+from refcli.engine.device import resolve_device
 from refcli.engine.distributed import World
 from refcli.engine.loading import iterate_batches
 from refcli.engine.randomness import seed_generators
@@ -21,12 +21,12 @@ from refcli.engine.reporting import Logged, Reporter
 from refcli.engine.run_dir import RunDir
 from refcli.engine.stopping import StopSignals
 from refcli.engine.watching import SCORE
-from refcli.errors import ConfigError, DataError
+from refcli.errors import ConfigError
 from refcli.evaluation.calibration import Calibrated, calibrate_on, with_threshold
 from refcli.evaluation.model_frame import validate
 from refcli.grounder import Grounder
-from refcli.heads.base import tells_existence
 from refcli.heads.choice import head_settings, with_whole_head
+from refcli.recipes.outputs import check_calibration, settle_outputs
 from refcli.recipes.run_checks import settle_precision, settled_for_preview
 from refcli.recipes.stages import Stage, in_turn, plan_stages
 from refcli.recipes.training import (
@@ -74,6 +74,7 @@ def finetune(
     plan_stages(settings, out)  # a mistake in them is found before other processes are met
     with training_world(settings.train.device, out) as world:
         settings = settle_precision(settings, world, out, resume=resume, reporter=reporter)
+        settings, notes = settle_outputs(settings, world, store_path=store_path, out=out, resume=resume)
         plan = plan_stages(settings, out)
         for stage, goes_on, starts_over in in_turn(
             plan, settings, out=out, store_path=store_path, world=world, resume=resume, force=force, reporter=reporter
@@ -86,7 +87,7 @@ def finetune(
                 resume=goes_on,
                 force=starts_over,
                 reporter=reporter,
-                build=partial(build, stage.settings, store_path, after=stage.after),
+                build=partial(build, stage.settings, store_path, after=stage.after, notes=notes),
                 save=partial(_save, stage, plan, store_path, reporter),
             )
     if world.is_main:
@@ -101,23 +102,37 @@ def preview(settings: FinetuneSettings, *, store_path: Path) -> list[str]:
         RefcliError: as `finetune`, as far as nothing is written or trained.
     """
     settings, lines = settled_for_preview(settings)
+    alone = World(rank=0, size=1, device=resolve_device(settings.train.device))
+    settings, notes = settle_outputs(settings, alone, store_path=store_path, out=None, resume=False)
     plan = plan_stages(settings, Path())
     for stage in plan:
         is_later = stage.after is not None
         lines += [f"{stage.title}:"] if stage.title else []
         lines += ["starts from the weights of the stage before"] if is_later else []
-        lines += preview_training(stage.settings, lambda own, world: build(own, store_path, world))
+        make = partial(_build_for_preview, store_path=store_path, notes=() if is_later else notes)
+        lines += preview_training(stage.settings, make)
     return lines
 
 
+def _build_for_preview(settings: FinetuneSettings, world: World, *, store_path: Path, notes: tuple[str, ...]) -> Parts:
+    return build(settings, store_path, world, notes=notes)
+
+
 def build(
-    settings: FinetuneSettings, store_path: Path, world: World, starts: bool = True, *, after: Path | None = None
+    settings: FinetuneSettings,
+    store_path: Path,
+    world: World,
+    starts: bool = True,
+    *,
+    after: Path | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Parts:
     """Open the data and make the model; nothing is written.
 
     Args:
         starts: read `train.init_weights` and `train.init_head`; a resumed run has weights of its own.
         after: the weights of the stage before, in place of `train.init_weights`.
+        notes: what the user should know already.
 
     Raises:
         RefcliError: settings, data or weights that do not fit.
@@ -125,10 +140,9 @@ def build(
     data = open_data(settings, store_path=store_path, tokenizer=load_tokenizer(settings.model.text))
     _check_answers(settings.model.head)
     if settings.train.existence_min_t_acc is not None:
-        _check_calibration(settings, data)
+        check_calibration(settings, data)
     seed_generators(settings.train.seed)
     grounder = Grounder.from_settings(settings.model)
-    notes: tuple[str, ...] = ()
     if starts:
         origin = settings.train.init_weights if after is None else str(after)
         notes += start_from(origin, grounder, settings.model) if origin else ()
@@ -141,7 +155,7 @@ def build(
         make_feed(settings, data, world, validator, signals),
         data,
         {"tower": grounder.tower, f"head {settings.model.head.name}": grounder.head},
-        notes=notes,
+        notes=notes if starts else (),
         frozen=(grounder.tower,) if settings.train.freeze_tower else (),
         compiled=(grounder.tower, grounder.head),
     )
@@ -183,26 +197,6 @@ def _check_answers(head: HeadChoice) -> None:
     if not (getattr(config, "rec", True) or getattr(config, "res", True)):
         raise ConfigError(
             "the head predicts neither boxes nor masks", where="model.head.settings", hint="set rec=true or res=true"
-        )
-
-
-def _check_calibration(settings: FinetuneSettings, data: Data) -> None:
-    """Make sure, before hours of training, that there will be something to calibrate and something to do it on.
-
-    Raises:
-        ConfigError: the head has no existence output.
-        DataError: the validation samples all have a target, or none has.
-    """
-    where = "train.existence_min_t_acc"
-    if not tells_existence(head_settings(settings.model.head)):
-        raise ConfigError("the head has no existence output", where=where, hint="model.head.settings.existence=true")
-    has_target = data.watched.has_target() if data.watched else np.zeros(0, dtype=bool)
-    if has_target.all() or not has_target.any():
-        raise DataError(
-            f"of the {len(has_target):,} validation samples {has_target.sum():,} have a target; a threshold needs both "
-            "sorts",
-            where=where,
-            hint="data.validation, data.validation_samples",
         )
 
 

@@ -24,12 +24,14 @@ from refcli.pretraining.pixel_clusters import PixelClusters
 from refcli.pretraining.tokenizer_training import VisualTokenizerTraining
 from refcli.pretraining.visual_codes import TokenizerCodes, VisualCodes, build_visual_codes
 from refcli.pretraining.watching import mean_losses
+from refcli.recipes.outputs import plan_outputs
 from refcli.recipes.run_checks import settle_precision, settled_for_preview
 from refcli.recipes.training import (
     Data,
     Parts,
     make_feed,
     open_data,
+    open_training_data,
     preview_training,
     run_in_world,
     training_meta,
@@ -37,6 +39,7 @@ from refcli.recipes.training import (
 )
 from refcli.recipes.word_scorer import check_word_scorer, make_word_scorer
 from refcli.text.roles import RoleFinder, role_finder
+from refcli.weights.inspect import LEARNT_OUTPUTS
 from refcli.weights.load import save_weights
 from refcli.weights.locate import resolve
 from refcli.weights.pretraining_heads import load_pretraining_heads, save_pretraining_heads
@@ -67,6 +70,9 @@ def pretrain(
 
     def save(trained: nn.Module) -> None:
         meta = training_meta(settings) | {"objective": settings.objective, "tasks": []}
+        if isinstance(trained, MRefM) and settings.mrefm.loss_weights.grounding:
+            data = open_training_data(settings, store_path=store_path)
+            meta[LEARNT_OUTPUTS] = list(plan_outputs(settings, data, ()).learnt)
         if isinstance(trained, VisualTokenizerTraining):
             save_visual_tokenizer(weights, trained.tokenizer, meta=meta)
             return

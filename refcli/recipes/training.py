@@ -219,7 +219,27 @@ def open_data(
             where="model.tower.vocabulary_size",
             hint=f"set it to {tokenizer.vocabulary_size} or more",
         )
-    store = Store(store_path)
+    store = _open_store(settings, store_path)
+    training = _training_samples(settings, store)
+    watched = None
+    if data.validation:
+        watched = GroundingDataset(
+            store, data.validation, tower=model.tower, augment=None, limit=data.validation_samples
+        )
+    return Data(training, watched, Collate(tokenizer, find_roles=find_roles))
+
+
+def open_training_data(settings: AnySettings, *, store_path: Path) -> GroundingDataset:
+    """The training samples that the settings name.
+
+    Raises:
+        DataError: no such store or split.
+    """
+    return _training_samples(settings, _open_store(settings, store_path))
+
+
+def _open_store(settings: AnySettings, path: Path) -> Store:
+    store, data = Store(path), settings.data
     unknown = [name for name in (*data.train, *data.validation) if name not in store.names()]
     if unknown:
         raise DataError(
@@ -227,13 +247,12 @@ def open_data(
             where=f"data.{'train' if unknown[0] in data.train else 'validation'}",
             hint=f"--set data.train=NAME --set data.validation=NAME; known: {', '.join(store.names()) or 'none'}",
         )
-    training = GroundingDataset(store, data.train, tower=model.tower, augment=data.augment, kinds=data.kinds)
-    watched = None
-    if data.validation:
-        watched = GroundingDataset(
-            store, data.validation, tower=model.tower, augment=None, limit=data.validation_samples
-        )
-    return Data(training, watched, Collate(tokenizer, find_roles=find_roles))
+    return store
+
+
+def _training_samples(settings: AnySettings, store: Store) -> GroundingDataset:
+    data = settings.data
+    return GroundingDataset(store, data.train, tower=settings.model.tower, augment=data.augment, kinds=data.kinds)
 
 
 def make_feed(

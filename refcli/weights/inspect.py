@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from refcli.config.load import validate
 from refcli.config.pretraining import VisualTokenizerSettings
-from refcli.config.schema import ModelSettings, Settings, TextSettings
+from refcli.config.schema import HeadChoice, ModelSettings, Settings, TextSettings
 from refcli.errors import WeightsError
 from refcli.files import file_sha256
 from refcli.heads.base import tells_existence
@@ -34,6 +34,8 @@ PRETRAINING_ARGS = (
     "enable_mlm_sts",
 )
 """Arguments of the published code that say how a model was pretrained; the target-relation scores VTS and STS last."""
+LEARNT_OUTPUTS = "learnt_outputs"
+"""Key of meta.json: outputs that weights have learnt although they are not meant to be asked (pre-training's)."""
 TRAINING_KEYS = (
     "trained_on",
     "objective",
@@ -151,6 +153,22 @@ def info(directory: Path) -> WeightsInfo:
     )
 
 
+def answered_outputs(directory: Path, *, head: str) -> tuple[str, ...]:
+    """What some weights have learnt to answer by a head of that name; nothing where they have another one.
+
+    Raises:
+        WeightsError, ConfigError: as `info`.
+    """
+    settings, meta = read_any_settings(directory), read_meta(directory)
+    choice = settings.head if isinstance(settings, ModelSettings | HeadOnlySettings) else None
+    if choice is None or choice.name != head:
+        return ()
+    for stated in (meta.get(LEARNT_OUTPUTS), meta.get("tasks")):
+        if isinstance(stated, list) and isinstance(settings, ModelSettings):
+            return tuple(map(str, stated))
+    return _outputs_of(choice)
+
+
 def require_model(directory: Path) -> None:
     """Do nothing if there is a model file.
 
@@ -233,10 +251,12 @@ def _count(stored: Mapping[str, Stored], *, depth: int) -> dict[str, int]:
 
 def _tasks(settings: Settings) -> tuple[str, ...]:
     """What a model of ours answers: all that its head has. A head that does not say `res` always draws masks."""
-    if not isinstance(settings, ModelSettings):
-        return ()
-    head_class = lookup(HEADS, settings.head.name, what="head")
-    config = validate(head_class.Config, settings.head.settings, where="model.head.settings")
+    return _outputs_of(settings.head) if isinstance(settings, ModelSettings) else ()
+
+
+def _outputs_of(head: HeadChoice) -> tuple[str, ...]:
+    head_class = lookup(HEADS, head.name, what="head")
+    config = validate(head_class.Config, head.settings, where="model.head.settings")
     has = {
         "box": getattr(config, "rec", False),
         "mask": getattr(config, "res", True),

@@ -99,7 +99,8 @@ def test_the_weights_are_the_average_and_answer(tmp_path, store, settings):
     parts = build(settings, store_path=store, world=ALONE)
     batch = next(parts.feed.batches(0))
 
-    assert loaded.settings == with_whole_head(settings.model), "a later version may have other defaults"
+    as_trained = changed(settings, "model.head.settings.existence=false").model  # every sample has a target
+    assert loaded.settings == with_whole_head(as_trained), "a later version may have other defaults"
     assert loaded.settings.head.settings["loss_weights"]["box_giou"] == 1.0
     assert loaded.meta["averaged"] is True
     prediction = loaded.grounder.predict(batch.images, batch.token_ids, batch.token_is_pad)
@@ -115,7 +116,9 @@ def test_init_continues_from_the_weights_of_another_run(tmp_path, store, setting
     parts = build(changed(settings, f"train.init_weights={weights}"), store_path=store, world=ALONE)
 
     before = load_weights(str(weights), device="cpu", dtype=torch.float32).grounder.state_dict()
-    assert all(torch.equal(value, before[name]) for name, value in parts.objective.state_dict().items())
+    now = parts.objective.state_dict()
+    assert all(torch.equal(value, now[name]) for name, value in before.items())
+    assert all(name.startswith("head.existence.") for name in now.keys() - before.keys())  # nothing trained it
 
 
 def test_init_at_another_image_size_resamples_the_vision_positions(tmp_path, store, settings):

@@ -30,7 +30,7 @@ is. `soft`: the part of the cell that is in the mask."""
 def rela_losses(
     mask_logits: Float[Tensor, "batch mask_rows mask_columns"],
     minimap_logits: Float[Tensor, "batch cells"],
-    existence_logits: Float[Tensor, " batch"],
+    existence_logits: Float[Tensor, " batch"] | None,
     targets: Targets,
     *,
     minimap: MinimapTruth,
@@ -42,7 +42,7 @@ def rela_losses(
     Args:
         mask_logits: of the foreground, less those of the background; so are the cells'.
         minimap_logits: of a square grid of cells, row-major.
-        existence_logits: of there being something.
+        existence_logits: of there being something; None leaves out `no_target_ce`.
         targets: the truth.
         minimap: how a cell's truth is made.
     """
@@ -50,14 +50,14 @@ def rela_losses(
     enlarged = F.interpolate(mask_logits[:, None].float(), size=height_width, mode="bilinear", align_corners=False)
     cells = minimap_truth(targets.masks, math.isqrt(minimap_logits.shape[1]), minimap)
     known = targets.mask_is_known
-    nothing = ~targets.exists[:, None]
-    return {
+    losses = {
         "mask_ce": balanced_cross_entropy(enlarged.flatten(1), targets.masks.flatten(1).float(), known),
         "minimap_ce": balanced_cross_entropy(minimap_logits.float(), cells, known),
-        "no_target_ce": balanced_cross_entropy(
-            -existence_logits[:, None].float(), nothing.float(), torch.ones_like(targets.exists)
-        ),
     }
+    if existence_logits is not None:
+        nothing, everywhere = (~targets.exists[:, None]).float(), torch.ones_like(targets.exists)
+        losses["no_target_ce"] = balanced_cross_entropy(-existence_logits[:, None].float(), nothing, everywhere)
+    return losses
 
 
 def balanced_cross_entropy(

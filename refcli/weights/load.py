@@ -193,7 +193,7 @@ def load_weights(
     check_tokenizer(tokenizer, settings.tower, where=str(directory))
     meta = read_meta(directory)
     state = read_state(directory)
-    with torch.device("meta"), _NoInitialisation():
+    with torch.device("meta"), NoInitialisation():
         grounder = Grounder.from_settings(settings)
     assign_state(grounder, state, where=str(directory / MODEL_FILE))
     grounder.to(device=device, dtype=dtype).eval()
@@ -216,7 +216,7 @@ def check_tokenizer(tokenizer: Tokenizer, tower: TowerSettings, *, where: str) -
         )
 
 
-class _NoInitialisation(TorchFunctionMode):
+class NoInitialisation(TorchFunctionMode):
     """Leaves fresh parameters as they are: they are about to be replaced, and drawing on `meta` costs a second."""
 
     def __torch_function__(

@@ -21,7 +21,7 @@ from refcli.weights.conversions.beit3 import TowerOnlySettings
 from refcli.weights.conversions.plan import HeadOnlySettings
 from refcli.weights.convert import PRETRAINING_HEADS_FILE
 from refcli.weights.inspect import DAMAGE, damaged, mapping, read_any_settings, require_model, stored_tensors
-from refcli.weights.load import beside, check_tokenizer
+from refcli.weights.load import NoInitialisation, beside, check_tokenizer
 from refcli.weights.locate import MODEL_FILE
 from refcli.weights.meta import read_meta
 from refcli.weights.misfits import misfits
@@ -76,7 +76,7 @@ def _changed_files(directory: Path) -> list[str]:
 def _misfits(directory: Path) -> list[str]:
     settings = read_any_settings(directory)
     stored = stored_tensors(directory / MODEL_FILE)
-    with torch.device("meta"):
+    with torch.device("meta"), NoInitialisation():
         if isinstance(settings, ModelSettings):
             wanted = Grounder.from_settings(settings).state_dict()
         elif isinstance(settings, TowerOnlySettings):

@@ -1,6 +1,7 @@
 """An image that is there is found however its name is written, or the report says what is there instead."""
 
 import json
+import os
 import unicodedata
 import zipfile
 
@@ -190,3 +191,16 @@ def test_a_name_that_no_folder_can_have_is_refused_before_anything_is_written(re
     )
     assert code == 2
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_whose_name_is_not_utf8_costs_its_own_images_only(prepare, tmp_path):
+    image(tmp_path / "images" / "ok.jpg")
+    folder = tmp_path / "images" / os.fsdecode(b"b\xff")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    image(tmp_path / "a.jpg").rename(folder / "a.jpg")
+    code, report, _ = prepare("a.jpg", "ok.jpg")
+    assert (code, report["problems"]) == (0, {"unusable_picture": 1})
+    assert "not UTF-8" in report["places"]["unusable_picture"][0]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from refcli.data.preparation.extract import extract_images
-from refcli.data.preparation.images import MISSING, FoundImage, ImageRoots, comparable_name
+from refcli.data.preparation.images import MISSING, UNREADABLE, FoundImage, ImageRoots, comparable_name
 from refcli.data.sources.record import RawImage
 
 
@@ -96,7 +96,7 @@ class Pictures:
         return self.roots.unreadable if self.roots else {}
 
     def place(self, image: RawImage) -> Place | None:
-        """Where a picture is, or None if it is nowhere."""
+        """Where a picture is; None if it is nowhere, or at a place that the store cannot name."""
         if self.roots is None or self.base is None:
             return Place(image.names[0], None)
         path = self.extracted.get(image.key)
@@ -107,8 +107,21 @@ class Pictures:
             is_by_name_only = found is not None and found.is_by_name_only
         if path is None:
             return None
-        return Place(path.relative_to(self.base).as_posix(), path, is_by_name_only)
+        name = path.relative_to(self.base).as_posix()
+        return None if _is_no_unicode(name) else Place(name, path, is_by_name_only)
 
     def why_missing(self, image: RawImage) -> tuple[str, str]:
         """Why there is no place: the kind of problem, and what there is instead."""
-        return self.roots.why_missing(image) if self.roots else (MISSING, image.names[0])
+        if self.roots is None:
+            return MISSING, image.names[0]
+        found = self.extracted.get(image.key)
+        if found is None and (place := self.roots.find(image, is_alone=self.file_names.is_alone)) is not None:
+            found = place.path
+        if found is not None:
+            return UNREADABLE, f"{image.names[0]} ({found} has a folder whose name is not UTF-8: rename it)"
+        return self.roots.why_missing(image)
+
+
+def _is_no_unicode(text: str) -> bool:
+    """Whether the text has bytes of a file name that are no UTF-8, which no column of texts can hold."""
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)

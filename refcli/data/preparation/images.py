@@ -109,7 +109,7 @@ class ImageRoots:
         self._files = files
         self._members: _Index | None = None
         self._stems: dict[str, str] | None = None
-        """File name without its suffix -> key of a file name; made when a picture is missing."""
+        """File name without its suffix -> key of a file name; made when an image is missing."""
         self._facts: dict[_Place, ImageFacts | None] = {}
         self.unreadable = unreadable
         """Folders, links and archives below the roots that could not be opened -> why. Archives are opened when a
@@ -148,7 +148,7 @@ class ImageRoots:
         return any(container.is_archive for container in self._containers)
 
     def find(self, image: RawImage, *, is_alone: Callable[[RawImage], bool] | None = None) -> FoundImage | None:
-        """Where a picture is; None if it is nowhere.
+        """Where an image is; None if it is nowhere.
 
         Plain files come before archives, the same case before another, then the names in their order. Accents count as
         the same however they are composed. A name with folders is no other folder's file: either all of them lead to
@@ -164,8 +164,8 @@ class ImageRoots:
         is not the folder of a split.
 
         Args:
-            image: the picture.
-            is_alone: whether no other picture that is looked for has the same file name.
+            image: the image.
+            is_alone: whether no other image that is looked for has the same file name.
 
         Raises:
             DataError: an archive that was named as a root is broken or unsafe.

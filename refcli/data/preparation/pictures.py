@@ -21,11 +21,11 @@ class Place(NamedTuple):
     path: Path | None
     """The file; None if pictures are not looked for."""
     is_by_name_only: bool = False
-    """The folders of the picture's name lead elsewhere; see `ImageRoots.find`."""
+    """The folders of the image's name lead elsewhere; see `ImageRoots.find`."""
 
 
 class FileNames:
-    """Which file names the pictures of a data set have.
+    """Which file names the images of a data set have.
 
     Args:
         images: gives them, as often as it is called; called when it first matters.
@@ -34,10 +34,10 @@ class FileNames:
     def __init__(self, images: Callable[[], Iterable[RawImage]]) -> None:
         self._images = images
         self._keys: dict[str, str | None] | None = None
-        """File name -> key of the only picture that has it, or None for several."""
+        """File name -> key of the only image that has it, or None for several."""
 
     def is_alone(self, image: RawImage) -> bool:
-        """Whether no other picture has one of the file names of this one."""
+        """Whether no other image has one of the file names of this one."""
         if self._keys is None:
             self._keys = {}
             for one in self._images():
@@ -77,7 +77,7 @@ class Pictures:
             roots: directories, zips or tars.
             images: the pictures wanted; read only if there are archives.
             extract_to: where pictures out of archives go.
-            file_names: of all pictures of the data set, wanted or not.
+            file_names: of all images of the data set, wanted or not.
         """
         roots = [root.resolve() for root in roots]
         index = ImageRoots.open(roots)
@@ -96,7 +96,7 @@ class Pictures:
         return self.roots.unreadable if self.roots else {}
 
     def place(self, image: RawImage) -> Place | None:
-        """Where a picture is; None if it is nowhere, or at a place that the store cannot name."""
+        """Where an image is; None if it is nowhere, or at a path that is not UTF-8."""
         if self.roots is None or self.base is None:
             return Place(image.names[0], None)
         path = self.extracted.get(image.key)
@@ -118,7 +118,7 @@ class Pictures:
         if found is None and (place := self.roots.find(image, is_alone=self.file_names.is_alone)) is not None:
             found = place.path
         if found is not None:
-            return UNREADABLE, f"{image.names[0]} ({found} has a folder whose name is not UTF-8: rename it)"
+            return UNREADABLE, f"{image.names[0]} (the path {found} is not UTF-8: rename the file or folder)"
         return self.roots.why_missing(image)
 
 

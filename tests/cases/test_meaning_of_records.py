@@ -163,6 +163,7 @@ def test_a_rotated_annotation_costs_the_refs_that_name_it(prepare):
             {"blue mug": 1, "white mug": 1, "tea pot": 1},
         ),
         ("two mugs and a pot", [[[0, 8]], [[0, 8]], [[13, 18]]], {"two mugs": 2, "a pot": 1}),
+        ("a red kite above a wooden bench", [[0, 10], [17, 31]], {"a red kite": 1, "a wooden bench": 1}),
         ("the two mugs on the left", [[[8, 12]], [[8, 12]]], {"the two mugs on the left": 2}),
         ("the mug", [[[0, 3], [4, 7]]], {"the mug": 1}),
         ("the two mugs", [[[0, 12]], [[0, 3], [4, 7], [8, 12]]], {"the two mugs": 2}),
@@ -176,6 +177,16 @@ def test_annotations_that_mark_different_words_of_a_caption_are_phrases(prepare,
     code, stored, messages = prepare({"images": [{**IMAGE, "caption": caption}], "annotations": boxes}, "val.json")
     assert (code, stored) == (0, expected)
     assert ("caption read as phrases" in messages) == (len(expected) > 1)
+
+
+def test_a_caption_whose_phrases_cannot_be_read_is_left_out(prepare):
+    images = [{**IMAGE, "id": number, "caption": f"caption {number}"} for number in (1, 2)]
+    boxes = [{"id": 1, "image_id": 1, "bbox": [1, 2, 30, 40], "tokens_positive": "0-7"}]
+    boxes += [{"id": 2, "image_id": 1, "bbox": [1, 2, 30, 40], "tokens_positive": [0, 1, 2]}]
+    boxes += [{"id": 3, "image_id": 2, "bbox": [1, 2, 30, 40]}]
+    code, stored, messages = prepare({"images": images, "annotations": boxes}, "val.json")
+    assert (code, stored) == (0, {"caption 2": 1})
+    assert "broken row: 2" in messages
 
 
 def test_the_caption_of_a_referring_expression_is_whole_whatever_its_words_mark(prepare):

@@ -306,3 +306,11 @@ def test_ids_of_annotations_are_counted_whether_the_text_is_one_or_a_list(tmp_pa
     split = Store(tmp_path / "st").split("mine:val")
 
     assert [split[row].id for row in range(len(split))] == ["mine/1/0", "mine/2/0", "mine/2/1"]
+
+
+def test_a_line_that_is_not_utf8_in_a_json_list_of_tuples_costs_that_tuple(prepare, tmp_path):
+    name = "COCO_train2014_000000581857.jpg"
+    rows = json.dumps([[name, f"{number}.pth", [30.0, 20.0, 10.0, 30.0], f"boy {number}", []] for number in range(2)])
+    code, report, messages = prepare(rows.encode().replace(b"boy 1", b"gar\xe7on"), "val.json", "--format", "pth")
+    assert code == 0, messages
+    assert (texts(tmp_path), report["problems"]["broken_row"]) == (["boy 0"], 1)

@@ -48,6 +48,8 @@ Unit = Literal["caption", "phrase", "annotation"]
 _PUBLISHED = "final_"
 """How the names of MDETR's and GLIP's files of several kinds begin."""
 _PHRASE_FAMILIES = ("flickr", "mixed", "gqa")
+_NEEDED = ("empty", "no_target", "exist", "tokens_positive")
+"""What an annotation must not say in a form that cannot be read."""
 _FIRST_KEY = re.compile(rb'\{\s*"(?:info|licenses|type|images|annotations|categories)"\s*:')
 _LIST_OF_ROWS = re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')
 
@@ -153,16 +155,16 @@ def _read_file(path: Path, problems: Problems) -> _File:
     for index, raw in enumerate(lists.annotations):
         where = f"{path.name}: annotations[{index}]"
         try:
-            annotations.append(
-                decode_row(
-                    raw,
-                    AnnotationRow,
-                    where=where,
-                    problems=problems,
-                    needed=("empty", "no_target", "exist"),
-                    keys=(ANNOTATION_KEYS, keys),
-                )
+            row = decode_row(
+                raw,
+                AnnotationRow,
+                where=where,
+                problems=problems,
+                needed=_NEEDED,
+                keys=(ANNOTATION_KEYS, keys),
             )
+            row.check_spans()
+            annotations.append(row)
         except DataError as error:
             rejected.add(error, where)
             ids = _ids_of(raw)
@@ -371,7 +373,7 @@ class _Reading:
         """Phrase -> the annotations that it means; unless spans are whole phrases, neighbouring ones are joined."""
         meant: dict[Span, list[AnnotationRow]] = {}
         for row in rows:
-            given = list(row.tokens_positive or ())
+            given = row.spans
             inside = [(begin, end) for begin, end in given if 0 <= begin < end <= len(caption)]
             for _ in range(len(given) - len(inside)):
                 self.problems.add("span_outside_caption", where, f"annotation {row.id}: {given}")
@@ -419,7 +421,7 @@ class _Reading:
 
     def _has_several_phrases(self, caption: str, rows: Sequence[AnnotationRow]) -> bool:
         """Whether the annotations of a caption mark different words: then each means what its own words say."""
-        marked = {tuple(join_words(row.tokens_positive, caption)) for row in rows if row.tokens_positive}
+        marked = {tuple(join_words(row.spans, caption)) for row in rows if row.spans}
         return len(marked) > 1
 
     def _is_one_based(self, image: ImageRow) -> bool:

@@ -65,7 +65,7 @@ class AnnotationRow(msgspec.Struct):
     empty: bool = False
     no_target: bool | None = None
     exist: bool | None = None
-    tokens_positive: list[Span] | None = None
+    tokens_positive: list[Span | int] | None = None
     """The characters of the image row's caption that mean this box."""
     original_id: _Id | None = None
     """The annotation's id in COCO."""
@@ -75,6 +75,23 @@ class AnnotationRow(msgspec.Struct):
     referring: _Texts = None
     sentences: _Texts = None
     caption: _Texts = None
+
+    def check_spans(self) -> None:
+        """Refuse `tokens_positive` that is neither a list of spans nor one span by itself.
+
+        Raises:
+            DataError: it is neither.
+        """
+        numbers = [one for one in self.tokens_positive or () if isinstance(one, int)]
+        if numbers and (len(numbers) != len(self.tokens_positive or ()) or len(numbers) != len(("begin", "end"))):
+            raise DataError("tokens_positive is no list of [begin, end]")
+
+    @property
+    def spans(self) -> list[Span]:
+        """The spans of `tokens_positive`, also where it is one span by itself."""
+        given = self.tokens_positive or []
+        numbers = [one for one in given if isinstance(one, int)]
+        return [(numbers[0], numbers[1])] if numbers else [one for one in given if isinstance(one, tuple)]
 
     @property
     def mask(self) -> bytes | None:

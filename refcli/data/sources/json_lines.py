@@ -15,6 +15,8 @@ from refcli.errors import DataError
 
 T = TypeVar("T")
 BROKEN_LINE = "broken_line"
+MAX_LINE_BYTES = 16 << 20
+"""Of a line; the records of a longer one would take many times that in memory."""
 HEAD_BYTES = 64 << 10
 _UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -33,7 +35,7 @@ def read_rows(path: Path, parse: Callable[[bytes, int, str], T], problems: Probl
     """
     num_good = 0
     rejected = Rejections(problems, BROKEN_LINE)
-    for number, line in read_byte_lines(path):
+    for number, line in read_byte_lines(path, max_line_bytes=MAX_LINE_BYTES):
         where = f"{path.name}: line {number}"
         try:
             if number == 1 and (encoding := foreign_encoding(line)):

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from refcli.data.reading.json_files import read_json
+import msgspec
+
+from refcli.data.reading.json_files import parse_json, read_json
 from refcli.data.reading.pickles import read_torch_list, starts_torch_list
 from refcli.data.reading.streams import open_binary
 from refcli.data.sources.known_keys import excerpt
@@ -79,7 +81,7 @@ def read_rows(path: Path, *, family: Family | None, problems: Problems) -> list[
     """
     with open_binary(path) as stream:
         is_json = stream.read(_SNIFFED_BYTES).lstrip().startswith(b"[")
-    content = read_json(path, list[object]) if is_json else read_torch_list(path)
+    content = read_json(path, list[msgspec.Raw]) if is_json else read_torch_list(path)
     if not isinstance(content, list) or not content:
         what = "nothing" if content == [] else f"a {type(content).__name__}, not a list of tuples"
         raise DataError(f"the file holds {what}", where=str(path), hint="is it a checkpoint? check the path")
@@ -87,6 +89,8 @@ def read_rows(path: Path, *, family: Family | None, problems: Problems) -> list[
     rows: list[Row] = []
     for index, item in enumerate(content):
         try:
+            if isinstance(item, msgspec.Raw):
+                item = parse_json(item, list[object], where=f"{path}: tuple {index}")
             rows.append(_row(item, index, family, path))
         except DataError as error:
             rejected.add(error, f"{path.name}: tuple {index}")

@@ -139,6 +139,10 @@ def table_line(answer: Answer) -> str:
     from refcli.inference.read_ahead import shorten
 
     asked = printable(f"{shorten(answer.image)}  {shorten(' '.join(answer.expression.split()))}")
+    if answer.unknown_words:
+        asked += printable(f"  (unknown words: {shorten(' '.join(answer.unknown_words))})")
+    if answer.unread_text:
+        asked += "  (the end was not read)"
     if answer.error is not None:
         return f"{'error':9}  {'':4}  {'':23}  {asked}  ({printable(answer.error)})"
     if answer.no_target:
@@ -200,5 +204,7 @@ def _say_summary(summary: PredictSummary, out: Path | None) -> None:
         say(f'failed: and {len(summary.failures) - MOST_FAILURES_LISTED} more (every line with an "error")')
     if summary.failures:
         say(f"{len(summary.failures)} of {summary.num_answers} requests failed")
+    for note in summary.unread.notes():
+        say(printable(f"note: {note}"))
     if out is not None:
         say(f"wrote {out / 'predictions.jsonl'}, {out / 'overlays'} and {out / 'masks'}")

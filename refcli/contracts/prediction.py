@@ -80,6 +80,10 @@ class Answer:
     `targets` has them."""
     no_target_source: NoTargetSource | None = None
     """With "no target": why; None where the system only says so."""
+    unknown_words: tuple[str, ...] = ()
+    """Words of the expression that the model does not know, as they were written."""
+    unread_text: str = ""
+    """The end of an expression that is too long for the model."""
 
     @property
     def proposals(self) -> tuple[Target, ...]:

@@ -16,6 +16,8 @@ from refcli.text.roles import RoleFinder
 class _EncodesBatches(Protocol):
     """What is needed of a `Tokenizer`."""
 
+    def plain(self, expression: str) -> str: ...
+
     def encode_batch(self, expressions: list[str]) -> tuple[np.ndarray, np.ndarray]: ...
 
     def piece_roles(self, expressions: list[str], *, find: RoleFinder) -> np.ndarray: ...
@@ -35,7 +37,7 @@ class Collate:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The batch of at least one sample; the samples are of one model frame."""
-        expressions = [sample.expression for sample in samples]
+        expressions = [self.tokenizer.plain(sample.expression) for sample in samples]
         token_ids, token_is_pad = self.tokenizer.encode_batch(expressions)
         roles = None
         if self.find_roles is not None:

@@ -16,6 +16,7 @@ from refcli.evaluation.truth import Split
 from refcli.inference.answers import as_written
 from refcli.inference.requests import Request
 from refcli.inference.ungated import gated
+from refcli.inference.unread_text import UnreadText
 
 MOST_WAITING = 256
 """Answers that may wait to be scored; then the model waits."""
@@ -38,6 +39,7 @@ def evaluate_split(
     size: int | None = None,
     scoring: Scoring | None = None,
     on_sample: Callable[[int, int], None] | None = None,
+    unread: UnreadText | None = None,
 ) -> SplitScores:
     """Ask the expressions of a split and score the answers, in a thread beside the model.
 
@@ -49,6 +51,7 @@ def evaluate_split(
         size: samples of all parts together; None: those of `rows`.
         scoring: conventions and thresholds; None: the default ones.
         on_sample: called with (samples done, samples of this part) after each.
+        unread: counts expressions that the model could not read.
 
     Raises:
         DataError: a picture whose size is not the one that the data set says.
@@ -69,6 +72,8 @@ def evaluate_split(
     remaining = iter(asked_rows)
     with ThreadPoolExecutor(1, thread_name_prefix="scoring") as pool:
         for done, answer in enumerate(predictor.ungated(requests()), start=1):
+            if unread is not None:
+                unread.add(answer)
             waiting.append(pool.submit(_score_as_written, asked.popleft(), answer, how))
             while waiting and (waiting[0].done() or len(waiting) > MOST_WAITING):
                 table.add(next(remaining), waiting.popleft().result())

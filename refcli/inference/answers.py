@@ -28,8 +28,9 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
 
     Boxes are absolute pixels of the original image (EXIF orientation applied), xyxy, half-open, to 0.01 pixel; masks
     are compressed COCO run lengths with `counts` as text. With "no target" there are also `candidates` (targets that
-    the model proposed before it decided so) and `no_target_source`. The `frame` of a target is the same target in
-    pixels of the model's letterbox, the padding included. Figures of `evaluate` are of the numbers written here.
+    the model proposed before it decided so) and `no_target_source`. `unknown_words` and `unread_text` are there where
+    the model could not read the whole expression. The `frame` of a target is the same target in pixels of the model's
+    letterbox, the padding included. Figures of `evaluate` are of the numbers written here.
     """
     record: dict[str, Any] = {
         "schema": PREDICTION_SCHEMA,
@@ -46,6 +47,10 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
         record["candidates"] = [_target_to_json(target) for target in answer.candidates]
     if answer.no_target_source is not None:
         record["no_target_source"] = answer.no_target_source
+    if answer.unknown_words:
+        record["unknown_words"] = list(answer.unknown_words)
+    if answer.unread_text:
+        record["unread_text"] = answer.unread_text
     return record | {"weights": answer.weights, "error": answer.error}
 
 
@@ -103,6 +108,8 @@ def answer_from_json(record: Mapping[str, Any]) -> Answer:
             error=None if _kind_of(record, "error", str, type(None)) is None else _text(record["error"]),
             candidates=None if candidates is None else tuple(_target_from_json(target) for target in candidates),
             no_target_source="mask" if says_none is None and not targets else _source(record),
+            unknown_words=tuple(map(_text, _kind_of({"unknown_words": [], **record}, "unknown_words", list))),
+            unread_text=_text(_kind_of({"unread_text": "", **record}, "unread_text", str)),
         )
     except KeyError as error:
         raise DataError(f"the prediction record has no {error.args[0]!r}", where=_place(record)) from error

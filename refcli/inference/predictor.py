@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ from PIL import Image, ImageOps
 
 from refcli.contracts.prediction import Answer, Prediction
 from refcli.data.image import ScaledImage, open_scaled
+from refcli.data.sources.synthetic import vocabulary
 from refcli.data.transforms import letterbox
 from refcli.errors import ExpressionError, ImageError, UsageError, WeightsError
 from refcli.inference.device import Precision, choose_device, choose_precision, default_batch_size
 from refcli.inference.read_ahead import Picture, Prepared, ReadAhead
 from refcli.inference.requests import ImageSource, Request
 from refcli.inference.ungated import failed_answer, gated, prediction_on_cpu, ungated_answer
+from refcli.text.tokenizer import UNLEARNED_MARKS, Reading
 from refcli.weights.load import LoadedWeights, load_weights
+from refcli.weights.locate import BUILTIN
 
 MODES_OF_TIFF = frozenset({"CMYK", "F", "LAB", "YCbCr"})
 """Pillow modes that a PNG cannot hold."""
@@ -66,6 +70,9 @@ class Predictor:
         """sha256 of the files of the weights, where they are stated."""
         self.settings = loaded.settings
         self._tokenizer = loaded.tokenizer
+        is_packaged = loaded.name == BUILTIN
+        self._learned_words = frozenset(vocabulary()) if is_packaged else None
+        self._unlearned_marks = UNLEARNED_MARKS if is_packaged else frozenset()
         num_parameters = sum(parameter.numel() for parameter in loaded.grounder.parameters())
         self.dtype = choose_precision(precision, self.device, num_parameters)
         self._grounder = loaded.grounder.to(device=self.device, dtype=self.dtype).eval()
@@ -101,31 +108,37 @@ class Predictor:
         return Picture(pixels, frame)
 
     def _answer(self, batch: Sequence[Prepared]) -> list[Answer]:
-        problems = [item.error or self._expression_problem(item.request.expression) for item in batch]
-        asked = [item for item, problem in zip(batch, problems, strict=True) if problem is None]
+        readings = [item.error or self._read(item.request.expression) for item in batch]
+        asked = [(item, reading) for item, reading in zip(batch, readings, strict=True) if isinstance(reading, Reading)]
         answers = iter(self._answer_asked(asked))
         return [
-            next(answers)
-            if problem is None
-            else failed_answer(item.request, problem, self.weights, item.picture.frame if item.picture else None)
-            for item, problem in zip(batch, problems, strict=True)
+            failed_answer(item.request, reading, self.weights, item.picture.frame if item.picture else None)
+            if isinstance(reading, str)
+            else next(answers)
+            for item, reading in zip(batch, readings, strict=True)
         ]
 
-    def _expression_problem(self, expression: str) -> str | None:
+    def _read(self, expression: str) -> Reading | str:
+        """What the model gets to read, or why it cannot be asked."""
         try:
-            self._tokenizer.encode(expression)
+            return self._tokenizer.read(
+                expression, unlearned_marks=self._unlearned_marks, learned_words=self._learned_words
+            )
         except ExpressionError as error:
             return error.message
-        return None
 
-    def _answer_asked(self, asked: Sequence[Prepared]) -> list[Answer]:
+    def _answer_asked(self, asked: Sequence[tuple[Prepared, Reading]]) -> list[Answer]:
         if not asked:
             return []
-        pictures = [item.picture for item in asked if item.picture is not None]
-        prediction = self._run(pictures, [item.request.expression for item in asked])
+        pictures = [item.picture for item, _ in asked if item.picture is not None]
+        prediction = self._run(pictures, [reading.text for _, reading in asked])
         return [
-            ungated_answer(prediction, row, picture.frame, item.request, self.weights)
-            for row, (item, picture) in enumerate(zip(asked, pictures, strict=True))
+            replace(
+                ungated_answer(prediction, row, picture.frame, item.request, self.weights),
+                unknown_words=reading.unknown_words,
+                unread_text=reading.unread_text,
+            )
+            for row, ((item, reading), picture) in enumerate(zip(asked, pictures, strict=True))
         ]
 
     @torch.inference_mode()

@@ -21,6 +21,7 @@ from refcli.evaluation.shards import Shard
 from refcli.evaluation.truth import PassingSplit
 from refcli.inference.device import Precision
 from refcli.inference.predictor import Predictor
+from refcli.inference.unread_text import UnreadText
 from refcli.weights.locate import BUILTIN, RUN_WEIGHTS, resolve
 
 OnSample = Callable[[str, int, int], None]
@@ -123,7 +124,7 @@ def evaluate(
     how = scoring or Scoring()
     keep_freed_pages()
     predictor = Predictor(weights, device=device, precision=precision, batch_size=batch_size)
-    results = []
+    results, unread = [], UnreadText()
     for name, (split, rows, size) in asked.items():
 
         def report_progress(done: int, total: int, name: str = name) -> None:
@@ -131,11 +132,20 @@ def evaluate(
                 on_sample(name, done, total)
 
         results.append(
-            evaluate_split(predictor, split, name=name, rows=rows, size=size, scoring=how, on_sample=report_progress)
+            evaluate_split(
+                predictor,
+                split,
+                name=name,
+                rows=rows,
+                size=size,
+                scoring=how,
+                on_sample=report_progress,
+                unread=unread,
+            )
         )
     warnings = [one for scored in results for one in _missing_images(scored, asked[scored.name][0])]
     kind = str(predictor.dtype).removeprefix("torch.")
-    run = Run(system_name(weights), kind, how, tuple(results), warnings=tuple(warnings))
+    run = Run(system_name(weights), kind, how, tuple(results), warnings=(*warnings, *unread.notes()))
     cases: dict[str, Cases] = {}
     for scored in results if num_cases else ():
         split, choice = asked[scored.name][0], choose_cases(scored, num_cases)

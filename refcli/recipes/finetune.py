@@ -38,6 +38,7 @@ from refcli.recipes.training import (
     run_in_world,
     training_meta,
     training_world,
+    unread_text,
 )
 from refcli.recipes.validation_gates import check_validation
 from refcli.weights.head_transfer import start_head_from
@@ -137,13 +138,15 @@ def build(
     Raises:
         RefcliError: settings, data or weights that do not fit.
     """
-    data = open_data(settings, store_path=store_path, tokenizer=load_tokenizer(settings.model.text))
+    tokenizer = load_tokenizer(settings.model.text)
+    data = open_data(settings, store_path=store_path, tokenizer=tokenizer)
     _check_answers(settings.model.head)
     if settings.train.existence_min_t_acc is not None:
         check_calibration(settings, data)
     seed_generators(settings.train.seed)
     grounder = Grounder.from_settings(settings.model)
     if starts:
+        notes += unread_text(data, tokenizer)
         origin = settings.train.init_weights if after is None else str(after)
         notes += start_from(origin, grounder, settings.model) if origin else ()
         head = settings.train.init_head

@@ -16,6 +16,7 @@ from refcli.errors import ExitCode
 from refcli.inference.output_folder import EarlierAnswer, OutputFolder
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request, read_requests
+from refcli.inference.unread_text import UnreadText
 
 
 @dataclass
@@ -28,6 +29,8 @@ class PredictSummary:
     """(request id, error) of the requests that could not be answered."""
     num_earlier: int = 0
     """How many of the answers are an earlier run's."""
+    unread: UnreadText = field(default_factory=UnreadText)
+    """What of the expressions the model could not read, in the answers of this run."""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -39,7 +42,10 @@ class PredictSummary:
     def add(self, answer: Answer | EarlierAnswer) -> None:
         """Count one more answer."""
         self.num_answers += 1
-        self.num_earlier += isinstance(answer, EarlierAnswer)
+        if isinstance(answer, EarlierAnswer):
+            self.num_earlier += 1
+        else:
+            self.unread.add(answer)
         self.num_no_target += answer.no_target
         if answer.error is not None:
             self.failures.append((answer.id, answer.error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,8 @@ from refcli.engine.run_lock import sole_run
 from refcli.engine.state import EMA, MODEL
 from refcli.engine.stopping import StopSignals, failing_together
 from refcli.engine.tensorboard import TensorBoard
-from refcli.errors import ConfigError, DataError
+from refcli.errors import ConfigError, DataError, ExpressionError
+from refcli.inference.unread_text import UnreadText
 from refcli.recipes.data_record import changed_data, run_facts
 from refcli.recipes.preview import preview_lines
 from refcli.recipes.restarts import takes_over
@@ -43,6 +44,9 @@ from refcli.text.tokenizer import Tokenizer
 AnySettings = FinetuneSettings | PretrainSettings
 MOST_IMAGES_LOOKED_FOR = 2000
 """Validation images; so many are found in seconds on any disk."""
+
+MOST_READ = 2000
+"""Training expressions that are looked at before the start."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +257,17 @@ def _open_store(settings: AnySettings, path: Path) -> Store:
 def _training_samples(settings: AnySettings, store: Store) -> GroundingDataset:
     data = settings.data
     return GroundingDataset(store, data.train, tower=settings.model.tower, augment=data.augment, kinds=data.kinds)
+
+
+def unread_text(data: Data, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """What the tokenizer cannot read of the first training expressions, as notes."""
+    unread = UnreadText()
+    for index in range(min(len(data.training), MOST_READ)):
+        expression = data.training.example(index).expression
+        with suppress(ExpressionError):
+            reading = tokenizer.read(expression)
+            unread.count(expression, reading.unknown_words, reading.unread_text)
+    return tuple(f"training expressions: {note}" for note in unread.notes())
 
 
 def make_feed(

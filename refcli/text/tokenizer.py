@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from importlib.resources import files
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +26,32 @@ SUBJECT, OBJECT = 1, 2
 """Roles of pieces; 0 is any other."""
 OFFICIAL_NAME = "beit3.spm"
 OFFICIAL_NUM_PIECES = 64000
+ORDINARY_MARKS = '!?:;"'
+"""A tokenizer with pieces for all of them was trained on punctuation, which is then left as it is."""
+PLAIN_MARKS = {
+    letter: plain
+    for plain, letters in {'"': "“”„‟«»", "'": "‘’‚‛′`´", "-": "‐‑‒–—―−", ",": "、，", ".": "。"}.items()
+    for letter in letters
+}
+"""What a mark is written as where a tokenizer has no piece for it."""
+ASCII_MARKS = frozenset("$+<=>|~")
+"""Marks that Unicode calls symbols."""
+UNLEARNED_MARKS = frozenset(",.-")
+"""Marks that the packaged tokenizer has pieces for, and the packaged model has never met."""
+_OUTER_APOSTROPHE = re.compile(r"(?<!\w)'+|'+(?!\w)")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model gets to read of an expression."""
+
+    text: str
+    """The expression, without marks that the tokenizer has no pieces for."""
+    unknown_words: tuple[str, ...]
+    """Words, as they were written, of which the tokenizer does not know a part."""
+    unread_text: str
+    """The end that is cut off, from the first word that is not read whole; blank where nothing is."""
 
 
 class Tokenizer:
@@ -32,6 +62,7 @@ class Tokenizer:
         self.max_tokens = max_tokens
         self._pieces = spm.SentencePieceProcessor(model_proto=model)
         self._unknown_piece: int = self._pieces.unk_id()
+        self._knows_marks = self.num_pieces == OFFICIAL_NUM_PIECES or all(map(self._knows, ORDINARY_MARKS))
 
     @classmethod
     def load(cls, settings: TextSettings) -> Tokenizer:
@@ -87,11 +118,50 @@ class Tokenizer:
         Raises:
             ExpressionError: nothing is left to say.
         """
-        pieces: list[int] = self._pieces.encode(expression.lower(), out_type=int)
+        pieces = self._split(_lower(expression))
         if not pieces:
             raise ExpressionError("the expression is empty", where=repr(expression), hint="say what to look for")
         ids = [UNK if piece == self._unknown_piece else piece + PIECE_OFFSET for piece in pieces]
         return [BOS, *ids[: self.max_tokens - 2], EOS]
+
+    def read(
+        self, expression: str, *, unlearned_marks: Set[str] = frozenset(), learned_words: Set[str] | None = None
+    ) -> Reading:
+        """What is asked of an expression, and what of it the model cannot read.
+
+        A tokenizer that was trained without punctuation gets none: marks that it has no piece for are written as a
+        plainer mark that it has, or left out, and letters that it has no piece for lose their accents. Every other
+        tokenizer gets the expression as it is.
+
+        Args:
+            expression: any text.
+            unlearned_marks: marks that have pieces, but that the model never met.
+            learned_words: all words that the model ever met, in lower case; None: any word of known pieces may be one.
+
+        Raises:
+            ExpressionError: nothing is left to say.
+        """
+        text = self.plain(expression, unlearned_marks=unlearned_marks)
+        is_bare = any(map(str.isalnum, text)) or text != expression
+        token_ids = self.encode(text)
+        if UNK not in token_ids and len(token_ids) < self.max_tokens and learned_words is None:
+            return Reading(text, (), "")
+        words = expression.split()
+        plain = [_lower(self._without_marks(word, unlearned_marks) if is_bare else word) for word in words]
+        pieces = [self._split(word) for word in plain]
+        unknown = tuple(
+            word
+            for word, bare, ids in zip(words, plain, pieces, strict=True)
+            if self._unknown_piece in ids or not (learned_words is None or set(_parts(bare)) <= learned_words)
+        )
+        ends = accumulate(map(len, pieces))
+        cut = next((number for number, end in enumerate(ends) if end > self.max_tokens - 2), len(words))
+        return Reading(text, unknown, " ".join(words[cut:]))
+
+    def plain(self, expression: str, *, unlearned_marks: Set[str] = frozenset()) -> str:
+        """The expression without the marks that `read` leaves out; one of nothing else stays as it is."""
+        text = self._without_marks(expression, unlearned_marks)
+        return text if text.strip() else expression
 
     def encode_batch(self, expressions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Ids padded to the longest expression of the batch, and True where a slot is padding."""
@@ -108,11 +178,46 @@ class Tokenizer:
             expressions: as for `encode_batch`, with whose slots the result is aligned.
             find: finds the two words in a lower-case expression.
         """
-        found = [self._piece_roles(expression.lower(), find) for expression in expressions]
+        found = [self._piece_roles(_lower(expression), find) for expression in expressions]
         roles = np.zeros((len(found), max(map(len, found))), dtype=np.int64)
         for row, of_pieces in zip(roles, found, strict=True):
             row[: len(of_pieces)] = of_pieces
         return roles
+
+    def _split(self, text: str) -> list[int]:
+        pieces: list[int] = self._pieces.encode(text, out_type=int)
+        return pieces
+
+    def _knows(self, mark: str) -> bool:
+        return self._unknown_piece not in self._split(mark)
+
+    def _without_marks(self, expression: str, unlearned_marks: Set[str]) -> str:
+        """The expression without marks that a vocabulary of bare words cannot hold."""
+        if self._knows_marks:
+            return expression
+        plain = "".join(
+            self._letter(character) if character.isalnum() else self._mark(character, unlearned_marks)
+            for character in unicodedata.normalize("NFC", expression)
+        )
+        return _OUTER_APOSTROPHE.sub(" ", plain) if unlearned_marks else plain
+
+    def _letter(self, letter: str) -> str:
+        """A letter, without its accent where the tokenizer knows it only so."""
+        if letter.isascii() or self._knows(letter.lower()):
+            return letter
+        base = "".join(part for part in unicodedata.normalize("NFD", letter) if not unicodedata.combining(part))
+        return base if base and self._knows(base.lower()) else letter
+
+    def _mark(self, character: str, unlearned_marks: Set[str]) -> str:
+        """A mark as the tokenizer knows it, or a blank; other characters as they are."""
+        category = unicodedata.category(character)
+        if category in ("Cc", "Cf"):
+            return "" if category == "Cf" else " "
+        if not (category[0] == "P" or category == "Sk" or character in ASCII_MARKS):
+            return character
+        written = (character, PLAIN_MARKS.get(character, character), unicodedata.normalize("NFKC", character))
+        learned = (mark for mark in written if unlearned_marks.isdisjoint(unicodedata.normalize("NFKC", mark)))
+        return next(filter(self._knows, learned), " ")
 
     def _piece_roles(self, expression: str, find: RoleFinder) -> NDArray[np.int64]:
         """The roles of <s>, of the pieces that are not truncated, and of </s>."""
@@ -126,3 +231,13 @@ class Tokenizer:
                 touched = (starts < span[1]) & ((stops > span[0]) | (starts >= span[0]))
                 roles[1:-1][touched] = role
         return roles
+
+
+def _lower(text: str) -> str:
+    """In lower case, and without halves of surrogate pairs, which have no UTF-8."""
+    return _HALF_PAIR.sub("\ufffd", text.lower())
+
+
+def _parts(text: str) -> list[str]:
+    """The words of a text in compatible characters: full-width letters are letters."""
+    return unicodedata.normalize("NFKC", text).split()

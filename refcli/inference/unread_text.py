@@ -1,0 +1,60 @@
+"""What of many expressions a model cannot read, counted and put into notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from refcli.contracts.prediction import Answer
+
+MOST_WORDS = 8
+"""So many different words are named in a note."""
+MOST_LETTERS = 40
+
+
+class UnreadText:
+    """Counts expressions with unknown words, with nothing but such, and those whose end is cut off."""
+
+    def __init__(self) -> None:
+        self.num_expressions = 0
+        self.num_partly = 0
+        self.num_wholly = 0
+        self.num_cut = 0
+        self._words: dict[str, None] = {}
+
+    def add(self, answer: Answer) -> None:
+        """The expression of an answer; one that could not be answered is not counted."""
+        if answer.error is None:
+            self.count(answer.expression, answer.unknown_words, answer.unread_text)
+
+    def count(self, expression: str, unknown_words: Sequence[str], unread_text: str) -> None:
+        """One more expression."""
+        self.num_expressions += 1
+        self.num_cut += bool(unread_text)
+        if len(unknown_words) == len(expression.split()):
+            self.num_wholly += 1
+        elif unknown_words:
+            self.num_partly += 1
+        for word in unknown_words:
+            if len(self._words) <= MOST_WORDS:
+                self._words.setdefault(word.strip(".,;:!?\"'()").lower() or word)
+
+    def notes(self) -> list[str]:
+        """One sentence for each kind that occurred."""
+        words = [word if len(word) <= MOST_LETTERS else word[:MOST_LETTERS] + "..." for word in self._words]
+        named = ", ".join(words[:MOST_WORDS]) + (", ..." if len(words) > MOST_WORDS else "")
+        notes = []
+        if self.num_wholly:
+            notes.append(
+                f"the model knows no word of {self._share(self.num_wholly)}; what it answers to them means nothing "
+                f"(unknown_words: {named})"
+            )
+        if self.num_partly:
+            notes.append(
+                f"the model does not know all words of {self._share(self.num_partly)} (unknown_words: {named})"
+            )
+        if self.num_cut:
+            notes.append(f"the model does not read the end of {self._share(self.num_cut)}: too long (unread_text)")
+        return notes
+
+    def _share(self, count: int) -> str:
+        return f"{count:,} of {self.num_expressions:,} expression{'' if self.num_expressions == 1 else 's'}"

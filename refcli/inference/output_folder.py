@@ -134,7 +134,7 @@ class OutputFolder:
                     )
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Remove or take up what an earlier run wrote, and note what this run does; without it, nothing is noted.
+        """Remove or resume an earlier run, and note what this one depends on; `add` does so without settings.
 
         Args:
             settings: what the answers depend on.

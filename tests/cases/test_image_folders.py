@@ -15,6 +15,7 @@ from refcli.inference.output_manifest import DRAWINGS
 from refcli.inference.requests import read_requests
 
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
+needs_odd_names = pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not have")
 needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 
 
@@ -158,6 +159,7 @@ def test_a_pipe_or_a_device_in_a_folder_is_passed_by(here):
     assert "2 special files (in/b.jpg, in/c.png)" in note
 
 
+@needs_odd_names
 def test_a_part_of_a_path_that_exists_is_no_pattern(here):
     make(here, "photos [2024]/a[1].jpg", "photos [2024]/a1.jpg", "photos [2024]/b?.jpg", "photos 2/c.jpg")
     assert found("photos [2024]")[0] == [
@@ -188,6 +190,7 @@ def test_names_that_no_file_can_have_get_an_answer(here):
     assert [bool(request.error) for request in requests] == [True, True, True, False]
 
 
+@needs_odd_names
 def test_a_note_of_many_is_short_and_printable(refcli, here, monkeypatch):
     make(here, *(f"in/x.{kind}" for kind in "abcdefgh"), "in/x.\x1b[31m", "in/y.\nfake")
     Image.new("RGB", (30, 20)).save("in/a.png")

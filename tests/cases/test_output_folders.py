@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,7 @@ def test_a_manifest_that_lists_other_files_removes_none_of_them(ask, tmp_path):
     assert [victim.read_text() for victim in victims] == ["precious"] * len(victims)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 def test_links_in_the_folder_are_neither_followed_nor_removed(ask, tmp_path):
     ask("--out", "o")
     elsewhere = tmp_path / "elsewhere"
@@ -109,6 +111,7 @@ def test_links_in_the_folder_are_neither_followed_nor_removed(ask, tmp_path):
     assert contents(elsewhere) == mine
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 def test_nothing_is_written_through_a_link(ask, tmp_path):
     (tmp_path / "victim").write_text("precious")
     for name in ("predictions.jsonl.partial", "manifest.jsonl", "predictions.jsonl"):
@@ -148,6 +151,7 @@ def test_a_run_killed_at_any_moment_is_completed_without_gaps_or_duplicates(ask,
         }
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 def test_a_process_killed_while_it_writes_leaves_a_folder_that_can_be_completed(tmp_path):
     ready, tell = os.pipe()
     child = os.fork()

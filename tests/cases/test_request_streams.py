@@ -163,6 +163,7 @@ def test_stdout_is_utf8_whatever_the_terminal_is(tmp_path, monkeypatch, random_w
     assert "☕.png" in text
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not have")
 def test_names_in_a_table_neither_fake_a_row_nor_draw_on_the_terminal(refcli, ask, random_weights):
     faked = "x.png\nfound       99%     0     0    10    10  victim.png"
     for name in (faked, "y\x1b[31mred.png", "z\x9b2J\u202e.png", "\r\x08.png", "n" * 150 + ".png"):
@@ -178,6 +179,7 @@ def test_names_in_a_table_neither_fake_a_row_nor_draw_on_the_terminal(refcli, as
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs bash and /dev/full")
 @pytest.mark.parametrize(
     ("redirection", "code"),
     [

@@ -127,8 +127,8 @@ class OutputFolder:
         for name in names:
             with suppress(OSError, ValueError):
                 path = Path(name).resolve()
-                own = [file for file in self._manifest.files if (folder / file).is_relative_to(path)]
-                if own and path.is_relative_to(folder):
+                is_inside = path.is_relative_to(folder)
+                if is_inside and any((folder / listed).is_relative_to(path) for listed in self._manifest.listed()):
                     raise UsageError(
                         "--force would remove this input before it is read", where=name, hint="choose another --out"
                     )
@@ -147,7 +147,7 @@ class OutputFolder:
         self._is_begun = True
         with _write_errors_explained(self.path):
             if self._before is None or self._force:
-                if self._force:
+                if self._before is not None:
                     self._manifest.remove_files()
                 self._manifest.create(plain, replace=self._force)
             else:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,8 +26,7 @@ OWN_FILE = re.compile(
     re.ASCII,
 )
 """All names that a manifest may list; whatever else stands in one is not refcli's."""
-MAX_HEADER_BYTES = 1 << 20
-MAX_BYTES = 4 << 30
+MAX_LINE_BYTES = 1 << 20
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -43,8 +42,6 @@ class OutputManifest:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / MANIFEST
-        self.files: set[str] = set()
-        """Names that were listed when the manifest was read or begun, relative to the folder, with slashes."""
         self._file: BinaryIO | None = None
 
     def create(self, settings: Mapping[str, Any], *, replace: bool = False) -> None:
@@ -60,37 +57,44 @@ class OutputManifest:
         """
         if os.path.lexists(self.path) and not (replace and is_real_file(self.path)):
             raise _is_foreign(self.path)
-        self.files = {PREDICTIONS, PARTIAL}
-        header = {"schema": SCHEMA, "settings": settings, "files": sorted(self.files)}
+        header = {"schema": SCHEMA, "settings": settings, "files": [PREDICTIONS, PARTIAL]}
         write_atomically(self.path, json.dumps(header).encode() + b"\n")
         self.go_on()
 
     def read(self) -> dict[str, Any]:
-        """Read what an earlier run listed; returns its settings. A last line that was cut off is dropped.
+        """The settings of the run that wrote the manifest.
 
         Raises:
             UsageError: there is no manifest.
             DataError: it is damaged, or a link.
         """
-        lines = self._lines()
-        header = _record(lines[0]) if lines else None
+        header = _record(next(self._lines(), b""))
         if header is None or header.get("schema") != SCHEMA or not isinstance(header.get("settings"), dict):
             raise DataError(
                 "this is not the manifest of an output folder", where=str(self.path), hint="choose another --out"
             )
-        for line in lines:
-            names = (_record(line) or {}).get("files")
-            self.files |= {name for name in names if _is_own(name)} if isinstance(names, list) else set()
         settings: dict[str, Any] = header["settings"]
         return settings
 
-    def go_on(self) -> None:
-        """Append to the manifest that was read.
+    def listed(self) -> Iterator[str]:
+        """The listed names, relative to the folder, with slashes; a last line that was cut off is dropped.
 
         Raises:
+            DataError: the manifest is damaged.
+        """
+        for line in self._lines():
+            names = (_record(line) or {}).get("files")
+            if isinstance(names, list):
+                yield from (name for name in names if isinstance(name, str) and OWN_FILE.fullmatch(name))
+
+    def go_on(self) -> None:
+        """Append to the manifest that is there.
+
+        Raises:
+            DataError: it is damaged.
             OSError: it cannot be written.
         """
-        self._file = append_to(self.path, sum(len(line) + 1 for line in self._lines()))
+        self._file = append_to(self.path, sum(map(len, self._lines())))
 
     def announce(self, names: Iterable[str]) -> None:
         """List files that are about to be written.
@@ -99,13 +103,14 @@ class OutputManifest:
             UsageError: there is a file of that name that is not listed.
             OSError: the manifest cannot be written.
         """
-        new = sorted(set(names) - self.files)
-        for name in new:
-            if os.path.lexists(self.folder / name):
-                raise _is_foreign(self.folder / name)
+        new = set(names)
+        if there := {name for name in new if os.path.lexists(self.folder / name)}:
+            new -= there
+            if foreign := there.difference(self.listed()):
+                raise _is_foreign(self.folder / min(foreign))
         if new:
             assert self._file is not None
-            self._file.write(json.dumps({"files": new}).encode() + b"\n")
+            self._file.write(json.dumps({"files": sorted(new)}).encode() + b"\n")
             self._file.flush()
 
     def remove_files(self) -> None:
@@ -116,7 +121,7 @@ class OutputManifest:
         Raises:
             OSError: the system refuses.
         """
-        for name in sorted(self.files, key=lambda name: (name not in (PREDICTIONS, PARTIAL), name)):
+        for name in self.listed():
             path = path_inside(self.folder, name)
             if path is not None and is_real_file(path):
                 path.unlink()
@@ -132,16 +137,21 @@ class OutputManifest:
         if self._file is not None:
             self._file.close()
 
-    def _lines(self) -> list[bytes]:
+    def _lines(self) -> Iterator[bytes]:
+        """The whole lines, with their ends."""
         if not os.path.lexists(self.path):
             raise UsageError(
                 f"there is no {MANIFEST}, which would say what here may be completed or removed",
                 where=str(self.folder),
                 hint="choose another --out, or empty the folder yourself",
             )
-        if not is_real_file(self.path) or self.path.stat().st_size > MAX_BYTES:
+        if not is_real_file(self.path):
             raise DataError("the manifest is not a file", where=str(self.path), hint="choose another --out")
-        return self.path.read_bytes().split(b"\n")[:-1]
+        with self.path.open("rb") as file:
+            while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+                yield line
+            if len(line) == MAX_LINE_BYTES:
+                raise DataError("a line of the manifest is too long", where=str(self.path), hint="choose another --out")
 
 
 def is_output_folder(path: Path) -> bool:
@@ -150,7 +160,7 @@ def is_output_folder(path: Path) -> bool:
     if is_real_file(manifest):
         try:
             with manifest.open("rb") as file:
-                header = _record(file.readline(MAX_HEADER_BYTES))
+                header = _record(file.readline(MAX_LINE_BYTES))
         except OSError:
             return False
         return header is not None and header.get("schema") == SCHEMA
@@ -205,10 +215,6 @@ def _is_foreign(path: Path) -> UsageError:
         where=str(path),
         hint="move it away (a run that has begun goes on with --resume), or choose another --out",
     )
-
-
-def _is_own(name: object) -> bool:
-    return isinstance(name, str) and OWN_FILE.fullmatch(name) is not None
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

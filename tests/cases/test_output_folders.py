@@ -234,9 +234,12 @@ def test_a_full_disk_leaves_a_run_that_can_be_completed(ask, tmp_path, monkeypat
     assert contents(tmp_path / "o").keys() == contents(tmp_path / "whole").keys()
 
 
-def test_resume_of_an_empty_folder_starts_from_the_beginning(ask, tmp_path):
-    assert ask("--out", "o", "--resume")[0] == 0
-    assert len((tmp_path / "o/predictions.jsonl").read_text().splitlines()) == 3
+@pytest.mark.parametrize("option", ["--resume", "--force"])
+def test_a_new_or_empty_folder_starts_from_the_beginning(ask, tmp_path, option):
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        assert ask("--out", name, option)[0] == 0
+        assert len((tmp_path / name / "predictions.jsonl").read_text().splitlines()) == 3
 
 
 def test_failures_of_the_earlier_run_count_when_it_is_completed(ask, tmp_path):
@@ -317,7 +320,9 @@ def test_demo_keeps_the_same_rules(refcli, tmp_path, monkeypatch, random_weights
         (tmp_path / "o" / name).unlink()
     code, _, err = refcli("demo", "--scenes", "1", "--out", "o", "--resume")
     assert code == 0, err
-    assert contents(tmp_path / "o") == whole
+    completed = contents(tmp_path / "o")
+    assert completed.pop("manifest.jsonl").startswith(whole["manifest.jsonl"])
+    assert completed == {name: content for name, content in whole.items() if name != "manifest.jsonl"}
 
     (tmp_path / "o/scenes/mine.png").write_text("mine")
     assert refcli("demo", "--scenes", "2", "--seed", "3", "--out", "o", "--force")[0] == 0

@@ -42,6 +42,7 @@ def list_command(as_json: AsJson = False) -> None:
     from refcli.cli.output import printable, write_line
     from refcli.recipes.weights import list_weights
 
+    _note_no_home()
     listed = list_weights()
     if as_json:
         write_line(json.dumps([each.to_json() for each in listed], indent=1))
@@ -120,6 +121,8 @@ def info_command(name_or_path: NameOrPath, as_json: AsJson = False) -> None:
 
     description = describe_weights(name_or_path)
     listed, info = description.listed, description.info
+    if info is None:
+        _note_no_home()
     if as_json:
         catalogue, files = listed.to_json() if listed else None, asdict(info) if info else None
         write_line(json.dumps({"catalogue": catalogue, "files": files}, indent=1, default=str))
@@ -146,6 +149,14 @@ def verify_command(name_or_path: NameOrPath) -> None:
     for note in unchecked(directory):
         say(f"note: {note}")
     write_line(str(directory))
+
+
+def _note_no_home() -> None:
+    from refcli.cli.output import say
+    from refcli.weights.locate import HOME_VARIABLE, has_home
+
+    if not has_home():
+        say(f"note: there is no home directory, so nothing that was pulled is found; set {HOME_VARIABLE} or HOME")
 
 
 def _row(listed: ListedWeights) -> tuple[str, ...]:

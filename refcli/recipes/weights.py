@@ -11,7 +11,16 @@ from refcli.errors import WeightsError
 from refcli.files import file_sha256
 from refcli.weights.catalog import TOKENIZER, Catalog, CatalogEntry, WeightsOrigin
 from refcli.weights.download import OFFICIAL_TOKENIZER, read_origin
-from refcli.weights.locate import BUILTIN, BUILTIN_PATH, META_FILE, MODEL_FILE, is_file, pulled_directory, resolve
+from refcli.weights.locate import (
+    BUILTIN,
+    BUILTIN_PATH,
+    META_FILE,
+    MODEL_FILE,
+    has_home,
+    is_file,
+    pulled_directory,
+    resolve,
+)
 from refcli.weights.pins import Pin, read_pins
 
 if TYPE_CHECKING:
@@ -179,5 +188,5 @@ def refuse_broken(directory: Path, problems: list[str]) -> None:
 def _directory(entry: CatalogEntry) -> Path | None:
     if entry.name == BUILTIN:
         return BUILTIN_PATH
-    directory = pulled_directory(entry.name)
-    return directory if read_origin(directory) is not None else None
+    directory = pulled_directory(entry.name) if has_home() else None
+    return directory if directory is not None and read_origin(directory) is not None else None

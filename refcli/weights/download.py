@@ -17,7 +17,14 @@ from refcli.errors import RefcliError, WeightsError
 from refcli.weights.archives import extract_checkpoint, is_zip_of_weights
 from refcli.weights.catalog import KINDS_WITH_TEXT, TOKENIZER, CatalogEntry
 from refcli.weights.hub import HubFile, waiting
-from refcli.weights.locate import CONFIG_FILE, META_FILE, TOKENIZER_FILE, canonical, pulled_directory
+from refcli.weights.locate import (
+    CONFIG_FILE,
+    HOME_VARIABLE,
+    META_FILE,
+    TOKENIZER_FILE,
+    canonical,
+    pulled_directory,
+)
 from refcli.weights.meta import read_meta
 from refcli.weights.pins import Pin, read_pins, write_pin
 from refcli.weights.wanted import AUTO, Say, Wanted, ask, fetch_first, pin_of
@@ -68,8 +75,15 @@ def pull(
     pinned = read_pins().get(name)
     wanted = ask(name, revision=revision, pinned=pinned, pin=pin)
     directory = pulled_directory(name)
-    with disk_explained(directory):
+    try:
         directory.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise RefcliError(
+            f"pulled weights cannot be kept here: {problem.strerror}",
+            where=problem.filename or str(directory.parent),
+            hint=f"set {HOME_VARIABLE} to a directory that you may write",
+        ) from problem
+    with disk_explained(directory):
         lock = FileLock(directory.with_name(f".{directory.name}.lock"))
         with waiting(lock, say, f"another refcli is pulling {name}; waiting for it"):
             there = None if force else read_origin(directory)

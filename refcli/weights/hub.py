@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from refcli.errors import DownloadError, RefcliError, WeightsError
 from refcli.files import file_sha256, write_atomically
-from refcli.weights.locate import HubUri
+from refcli.weights.locate import HubUri, home
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 """The hub's etag of a large file is its sha256."""
@@ -62,6 +62,8 @@ def fetch(
         WeightsError: not the file that `sha256` stands for, or a hub that names files as no hub does.
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when it is imported
+    if os.path.expanduser("~") == "~" and "XDG_CACHE_HOME" not in os.environ:  # noqa: PTH111
+        os.environ.setdefault("HF_HOME", str(home() / "huggingface"))  # else it makes a folder called ~
     try:
         from huggingface_hub import constants, hf_hub_download
     except ValueError as problem:  # it takes the variable apart when it is imported

@@ -75,8 +75,29 @@ class HubUri:
 
 
 def home() -> Path:
-    """Where refcli keeps what it pulled: $REFCLI_HOME, else ~/.cache/refcli."""
-    return Path(os.environ.get(HOME_VARIABLE) or Path("~") / ".cache" / "refcli").expanduser()
+    """Where refcli keeps what it pulled: $REFCLI_HOME, else ~/.cache/refcli.
+
+    Raises:
+        UsageError: neither REFCLI_HOME nor HOME is set, and this user has no entry among those of the system.
+    """
+    given = os.environ.get(HOME_VARIABLE)
+    try:
+        return Path(given or Path("~") / ".cache" / "refcli").expanduser()
+    except RuntimeError as problem:
+        raise UsageError(
+            "this user has no home directory, where pulled weights are kept",
+            where=f"{HOME_VARIABLE}={given}" if given else HOME_VARIABLE,
+            hint=f"set {HOME_VARIABLE} or HOME to a directory",
+        ) from problem
+
+
+def has_home() -> bool:
+    """Whether there is a place for what was pulled; without one nothing was."""
+    try:
+        home()
+    except UsageError:
+        return False
+    return True
 
 
 def canonical(name_or_uri: str) -> str:
@@ -92,7 +113,7 @@ def pulled_directory(name_or_uri: str) -> Path:
     """Where `refcli weights pull` puts these weights; each name and each address has a directory of its own.
 
     Raises:
-        UsageError: a malformed hf:// address.
+        UsageError: a malformed hf:// address, or there is no home directory.
     """
     address = canonical(name_or_uri)
     if not address.startswith(SCHEME):

@@ -9,7 +9,7 @@ from typing import Any
 
 from refcli.errors import WeightsError
 from refcli.files import write_atomically
-from refcli.weights.locate import META_FILE
+from refcli.weights.locate import META_FILE, is_file
 
 MAX_META_BYTES, MAX_META_DEPTH = 8 << 20, 24
 """That of the largest converted model, which names all tensors, has 100 kB."""
@@ -22,7 +22,7 @@ def read_meta(directory: Path) -> dict[str, Any]:
         WeightsError: it cannot be read, or is no mapping.
     """
     path = directory / META_FILE
-    if not path.is_file():
+    if not is_file(path):
         return {}
     try:
         with path.open("rb") as file:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from refcli.config.schema import Settings
 from refcli.errors import WeightsError
 from refcli.files import write_atomically
-from refcli.weights.locate import home
+from refcli.weights.locate import has_home, home, is_file
 
 
 class Pin(Settings):
@@ -45,8 +45,10 @@ def read_pins() -> Mapping[str, Pin]:
     Raises:
         WeightsError: the lock file is damaged.
     """
+    if not has_home():
+        return {}
     path = lock_path()
-    if not path.is_file():
+    if not is_file(path):
         return {}
     try:
         return LockFile.model_validate_json(path.read_bytes()).weights

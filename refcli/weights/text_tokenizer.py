@@ -7,13 +7,13 @@ from pathlib import Path
 from refcli.config.schema import TextSettings
 from refcli.text.tokenizer import OFFICIAL_NAME, Tokenizer
 from refcli.weights.catalog import TOKENIZER
-from refcli.weights.locate import pulled_directory
+from refcli.weights.locate import has_home, is_file, pulled_directory
 
 
 def pulled_tokenizer() -> Path | None:
     """The `beit3.spm` that `refcli weights pull` got, if it did."""
-    path = pulled_directory(TOKENIZER) / OFFICIAL_NAME
-    return path if path.is_file() else None
+    path = pulled_directory(TOKENIZER) / OFFICIAL_NAME if has_home() else None
+    return path if path is not None and is_file(path) else None
 
 
 def find_tokenizer(text: TextSettings) -> TextSettings:

@@ -45,23 +45,24 @@ def parse_json(data: bytes | msgspec.Raw, kind: type[T], *, where: str) -> T:
     """
     text = bytes(data).removeprefix(_UTF8_BOM)
     try:
-        return msgspec.json.decode(text, type=kind, strict=False)
-    except RecursionError as error:
-        raise _too_deep(where) from error
-    except msgspec.ValidationError as error:
-        raise _wrong_shape(error, where) from error
+        return _decoded(text, kind, where)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         repaired = _without_python_extras(text)
         if repaired == text:
             raise _not_json(text, error, where) from error
     try:
-        return msgspec.json.decode(repaired, type=kind, strict=False)
+        return _decoded(repaired, kind, where)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _not_json(text, error, where) from error
+
+
+def _decoded(text: bytes, kind: type[T], where: str) -> T:
+    try:
+        return msgspec.json.decode(text, type=kind, strict=False)
     except RecursionError as error:
         raise _too_deep(where) from error
     except msgspec.ValidationError as error:
         raise _wrong_shape(error, where) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _not_json(text, error, where) from error
 
 
 def convert(value: object, kind: type[T], *, where: str) -> T:

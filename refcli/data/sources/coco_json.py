@@ -79,7 +79,7 @@ def read_coco(
 ) -> Iterator[RawRecord]:
     """Yield one record per caption, per phrase with all its boxes, per annotation, or per category; see `Reader`.
 
-    An annotation with `iscrowd` 1 is a target like any other.
+    An annotation with `iscrowd` 1 is a target like any other; among the things of a category it is listed.
 
     Args:
         files: split -> file; optionally `instances`, COCO's own annotations, for the masks of boxes that name theirs
@@ -310,6 +310,8 @@ class _Reading:
             if category in broken or None in broken:
                 self.problems.add("target_of_broken_row", where, name)
             else:
+                if any(row.iscrowd == 1 for row in meant):
+                    self.problems.add("crowd_region", where, name)
                 yield from self._record(image, picture, [(f"{image.id}/{category}", name)], meant, where, kind=CATEGORY)
 
     def _record(

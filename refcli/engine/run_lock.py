@@ -19,15 +19,16 @@ _held: set[int] = set()
 def sole_run(path: Path, world: World) -> Iterator[None]:
     """Keep other runs out of a directory; the system lets them in as soon as the main process has ended, in any way.
 
-    The directory is made, and removed again if nothing was written. Where the system has no such locks nothing is kept
-    out.
+    The directory is made where it does not exist, and then removed again if nothing was written. Where the system has
+    no such locks nothing is kept out.
 
     Raises:
         UsageError: another run is in there; in every process.
     """
+    is_new = not os.path.lexists(path)
     with failing_together(world):
         lock = _lock(path, "training") if world.is_main else None
-    with _released(lock, path):
+    with _released(lock, path, is_new=is_new):
         yield
 
 
@@ -38,7 +39,8 @@ def sole_writer(path: Path) -> Iterator[None]:
     Raises:
         UsageError: another process is in there.
     """
-    with _released(_lock(path, "writing"), path):
+    is_new = not os.path.lexists(path)
+    with _released(_lock(path, "writing"), path, is_new=is_new):
         yield
 
 
@@ -49,15 +51,16 @@ def let_go_of_inherited_locks() -> None:
 
 
 @contextmanager
-def _released(lock: int | None, path: Path) -> Iterator[None]:
+def _released(lock: int | None, path: Path, *, is_new: bool) -> Iterator[None]:
     try:
         yield
     finally:
         if lock is not None:
             _held.discard(lock)
             os.close(lock)
-            with suppress(OSError):
-                path.rmdir()
+            if is_new:
+                with suppress(OSError):
+                    path.rmdir()
 
 
 def _lock(path: Path, verb: str) -> int | None:

@@ -280,6 +280,9 @@ def test_a_failing_start_leaves_the_earlier_run_and_no_new_folder(refcli, ask, t
     assert contents(tmp_path / "o") == before
     assert refcli("predict", "in", "-e", "x", "-w", "nowhere", "--out", "new")[0] == 2
     assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    assert refcli("predict", "in", "-e", "x", "-w", "nowhere", "--out", "empty")[0] == 2
+    assert (tmp_path / "empty").is_dir(), "a folder of the user stays"
 
 
 def test_resume_and_force_need_a_folder_and_exclude_each_other(ask):

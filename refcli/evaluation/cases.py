@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
+from refcli.evaluation.box_overlaps import box_area
 from refcli.evaluation.conventions import CONVENTIONS, ORIGINAL
 from refcli.evaluation.evaluate import UngatedPredictor
 from refcli.evaluation.mask_frames import IMAGE
@@ -117,8 +118,16 @@ def find_answers(
     lines = read_lines(path, Problems(path.name))
     while wanted and (line := next(lines, None)) is not None:
         for name, row in wanted.pop(line.answer.id, []):  # the first line of an id counts
-            answers[name][row] = line.answer
+            answers[name][row] = _before_gate(line.answer)
     return answers
+
+
+def _before_gate(answer: Answer) -> Answer:
+    """The answer with what was proposed before a "no target" as its targets, empty masks left out."""
+    if answer.targets:
+        return answer
+    drawn = tuple(target for target in answer.proposals if not target.box_is_from_mask or box_area(target.box_xyxy))
+    return replace(answer, targets=drawn, candidates=None if drawn else answer.candidates)
 
 
 def make_cases(scored: SplitScores, split: Split, choice: Choice, answers: Mapping[int, Answer]) -> Cases:

@@ -9,6 +9,7 @@ from refcli.errors import ImageError
 from refcli.evaluation.case_drawing import case_jpeg
 from refcli.evaluation.cases import Case, Cases
 from refcli.evaluation.markup import figure, picture, text
+from refcli.evaluation.scores import says_none
 
 PICTURE_BYTES = 3_000_000
 """All drawings of a page together; base64 makes four bytes of three."""
@@ -69,9 +70,9 @@ def _verdict(case: Case) -> str:
     answer, regions = case.answer, len(case.example.regions)
     if answer is None:
         return '<span class="bad">no usable answer</span>'
-    says_none = answer.no_target or not answer.targets
+    none = says_none(answer)
     parts = []
-    if regions and says_none:
+    if regions and none:
         parts.append('<span class="bad">says "no target"</span>')
     if regions:
         for name, iou in (("box IoU", case.box_iou), ("mask IoU", case.mask_iou)):
@@ -80,7 +81,7 @@ def _verdict(case: Case) -> str:
         if regions > 1 or len(answer.targets) > 1:
             parts.append(f"{regions} meant, {len(answer.targets)} answered")
     else:
-        said = '<span class="good">says so</span>' if says_none else '<span class="bad">answers something</span>'
+        said = '<span class="good">says so</span>' if none else '<span class="bad">answers something</span>'
         parts.append(f"nothing is meant: {said}")
     if answer.no_target_score is not None:
         parts.append(f'"no target" at {figure(answer.no_target_score, decimals=0)} %')

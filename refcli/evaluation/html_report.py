@@ -230,10 +230,11 @@ def _comparison_section(comparison: Comparison, this: str, other: str | None) ->
     left_out = (
         f"; {comparison.num_left_out:,} that count in one run only are left out" if comparison.num_left_out else ""
     )
+    gated = "; all figures are gated" if comparison.is_gated else ""
     return (
         f"<h3>Compared with {text(other or 'another run')}</h3>"
-        f'<p class="small soft">{text(this)} on {comparison.num_samples:,} samples of both runs{left_out}. p: paired '
-        "permutation test that swaps the answers image by image.</p>"
+        f'<p class="small soft">{text(this)} on {comparison.num_samples:,} samples of both runs{left_out}{gated}. '
+        "p: paired permutation test that swaps the answers image by image.</p>"
         + table(["figure", "this", "other", "difference", "p"], rows)
     )
 

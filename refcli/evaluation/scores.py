@@ -139,9 +139,8 @@ def score_sample(
     boxes = [target.box_xyxy for target in proposed]
     finite = [box for box in boxes if is_finite(box)]
     drawn = [target.mask for target in proposed if target.mask is not None]
-    states_none = _states_none(answer)
-    says_none = answer.no_target or not answer.targets if states_none is None else states_none
-    kept = [] if says_none else [t.box_xyxy for t in answer.targets if t.score >= score_threshold]
+    none = says_none(answer)
+    kept = [] if none else [t.box_xyxy for t in answer.targets if t.score >= score_threshold]
     matched_iou, matched_giou = _matches(kept, example)
     rank_any, rank_union = _ranks(proposed, example)
     framed = [target.frame for target in proposed if target.frame is not None]
@@ -155,8 +154,8 @@ def score_sample(
         box_share=_box_share(example, width, height),
         error=None,
         counts=True,
-        says_none=says_none,
-        states_none=states_none,
+        says_none=none,
+        states_none=_states_none(answer),
         knows_existence=answer.no_target_score is not None,
         no_target_score=float("nan") if answer.no_target_score is None else answer.no_target_score,
         num_found=len(proposed),
@@ -174,6 +173,12 @@ def score_sample(
         truth_has_masks=_truth_has_masks(example),
         overlaps=_overlaps(example, drawn, frames, in_frame),
     )
+
+
+def says_none(answer: Answer) -> bool:
+    """Whether an answer is "no target": as its system states, or else because it has no target."""
+    stated = _states_none(answer)
+    return answer.no_target or not answer.targets if stated is None else stated
 
 
 def _states_none(answer: Answer) -> bool | None:

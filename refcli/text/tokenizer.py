@@ -85,7 +85,8 @@ class Tokenizer:
             )
         try:
             tokenizer = cls(path.read_bytes(), max_tokens=settings.max_tokens)
-        except RuntimeError as problem:
+            tokenizer.encode("a")  # some damaged models load and then encode nothing
+        except (RuntimeError, ValueError, ExpressionError) as problem:
             raise WeightsError(
                 "this is not a SentencePiece model", where=str(path), hint=f"published models read {OFFICIAL_NAME}"
             ) from problem

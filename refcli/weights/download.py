@@ -23,6 +23,7 @@ from refcli.weights.locate import (
     META_FILE,
     TOKENIZER_FILE,
     canonical,
+    is_file,
     pulled_directory,
 )
 from refcli.weights.meta import read_meta
@@ -119,7 +120,7 @@ def read_origin(directory: Path) -> dict[str, Any] | None:
     needed = {*files} if kind == "tokenizer" else {*files, CONFIG_FILE}
     if kind in KINDS_WITH_TEXT:
         needed.add(TOKENIZER_FILE)
-    return origin if all((directory / name).is_file() for name in needed) else None
+    return origin if all(is_file(directory / name) for name in needed) else None
 
 
 def _is_origin(values: Mapping[str, Any]) -> bool:

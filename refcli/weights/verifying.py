@@ -22,7 +22,7 @@ from refcli.weights.conversions.plan import HeadOnlySettings
 from refcli.weights.convert import PRETRAINING_HEADS_FILE
 from refcli.weights.inspect import DAMAGE, damaged, mapping, read_any_settings, require_model, stored_tensors
 from refcli.weights.load import NoInitialisation, beside, check_tokenizer
-from refcli.weights.locate import MODEL_FILE
+from refcli.weights.locate import MODEL_FILE, is_file
 from refcli.weights.meta import read_meta
 from refcli.weights.misfits import misfits
 
@@ -66,8 +66,8 @@ def _changed_files(directory: Path) -> list[str]:
     problems = []
     for name, recorded in mapping(read_meta(directory), "files").items():
         path = directory / Path(name).name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
+        if not is_file(path):
+            problems.append(f"{name[:200]} is missing")
         elif file_sha256(path) != recorded:
             problems.append(f"{name} is not the file that was written: its sha256 differs from meta.json's")
     return problems

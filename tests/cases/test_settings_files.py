@@ -196,7 +196,7 @@ META = {
     "values of other kinds": {"files": "box", "source": {"file": "x", "args": "Infinity"}, "origin": "../x"},
     "args that are a list": {"source": {"args": [1, 2]}, "notes": {"a": 1}, "tasks": "box"},
     "scores that are text": {"scores": {"splits": {"a": "\ufeff"}}, "origin": {"repo": [], "revision": {}, "file": 0}},
-    "names of paths": {"files": {"../../../etc/passwd": "0", "/etc/passwd": 5, "": None, "a\0b": "1"}},
+    "names of paths": {"files": {"../../../etc/passwd": "0", "/etc/passwd": 5, "": None, "a\0b": "1", "x" * 5000: "2"}},
     "large numbers": {"steps": 10**4000, "scores": {"splits": {"a": {"overall": {"acc50": 10**400}}}}},
     "half a surrogate pair": {"trained_on": ["\ud800"], "kind": "\ud800", "source": {"\ud800": "\x1b[31m"}},
 }  # fmt: skip

@@ -184,6 +184,30 @@ def test_an_odd_size_or_kind_of_a_line_of_ones_own_is_unknown(prepare, tmp_path)
     assert report["problems"] == {"unreadable_value": 3}
 
 
+def test_null_says_nothing(prepare, tmp_path):
+    line = {
+        "image": "a.jpg",
+        "box": [1, 2, 30, 40],
+        "expression": "cup",
+        "no_target": None,
+        "box_xywh": None,
+        "id": None,
+    }
+    code, report, messages = prepare(json_lines(line), "val.jsonl")
+    assert (code, report["problems"]) == (0, {}), messages
+    row = {
+        **BOX,
+        "id": 1,
+        "expression": "cup",
+        "empty": None,
+        "exist": None,
+        "tokens_positive": None,
+        "segmentation": None,
+    }
+    code, report, messages = prepare({"images": [IMAGE], "annotations": [row]}, "val.json")
+    assert (code, report["problems"]) == (0, {}), messages
+
+
 def test_an_odd_tuple_is_listed_and_the_others_are_used(prepare, tmp_path):
     name = "COCO_train2014_000000581857.jpg"
     good = [(name, f"{number}.pth", [30.0, 20.0, 10.0, 30.0], f"boy {number}", []) for number in range(3)]

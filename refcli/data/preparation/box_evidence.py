@@ -14,11 +14,25 @@ CLIP_TOLERANCE = 0.5
 """Pixels that a box may reach out of its image without being listed."""
 MOST = 0.9
 """Share of the boxes of a split that decides what all of them are."""
+FAR = 0.3
+"""IoU below which a box and its mask's extent are of different places, and not only drawn loosely."""
+ENOUGH_FAR = 2
 ENOUGH_DISAGREEING = 10
-"""So many masks that all disagree with their boxes are no chance."""
+"""So many masks that all are far from their boxes, or disagree with them, are no chance."""
 ENOUGH_BOXES = 10
 OFTEN = 0.3
 """Share of boxes that reach out of their images, of which boxes in their own form have next to none."""
+
+
+_FORMS = {
+    "as_corners": "read as x, y, width, height, and the masks lie where they would as corners, x1, y1, x2, y2: "
+    "write width and height in the place of the second corner",
+    "as_sizes": "read as corners, x1, y1, x2, y2, and the masks lie where they would as x, y, width, height: "
+    "write them as such (box_xywh in own lines)",
+    "as_centres": "the masks lie where they would if x and y were the centre of the box: write its left and top edge",
+    "swapped": "the masks lie where they would if y came before x: write x first",
+}
+"""Other forms of boxes -> what to do if the masks speak for them."""
 
 
 @dataclass
@@ -52,12 +66,14 @@ class BoxEvidence:
     def saw_box_and_mask(self, box_xyxy: BoxXYXY, mask_box_xyxy: BoxXYXY, width: int, height: int) -> bool:
         """Count a box that has a mask; returns whether they agree."""
         self.counts["compared"] += 1
-        if agreement(_clipped(box_xyxy, width, height), mask_box_xyxy) >= LEAST_AGREEMENT:
+        iou = agreement(_clipped(box_xyxy, width, height), mask_box_xyxy)
+        if iou >= LEAST_AGREEMENT:
             return True
-        x1, y1, x2, y2 = box_xyxy
         self.counts["disagreeing"] += 1
-        for name, other in (("as_corners", (x1, y1, x2 - x1, y2 - y1)), ("as_sizes", (x1, y1, x1 + x2, y1 + y2))):
-            self.counts[name] += agreement(_clipped(other, width, height), mask_box_xyxy) >= LEAST_AGREEMENT
+        self.counts["far"] += iou < FAR
+        for name, others in _other_readings(box_xyxy).items():
+            fits = any(agreement(_clipped(other, width, height), mask_box_xyxy) >= LEAST_AGREEMENT for other in others)
+            self.counts[name] += fits
         return False
 
     @property
@@ -81,22 +97,15 @@ class BoxEvidence:
         compared, disagreeing = self.counts["compared"], self.counts["disagreeing"]
         if not disagreeing or disagreeing < MOST * compared:
             return None
-        message = f"the boxes of {name} contradict the masks: {disagreeing:,} of {compared:,}"
-        if self.counts["as_corners"] >= MOST * disagreeing:
-            hint = (
-                "they are read as x, y, width, height, and the masks lie where they would as corners, x1, y1, x2, y2: "
-                "write width and height in the place of the second corner"
-            )
-        elif self.counts["as_sizes"] >= MOST * disagreeing:
-            hint = (
-                "they are read as corners, x1, y1, x2, y2, and the masks lie where they would as x, y, width, height: "
-                "write them as such (box_xywh in own lines)"
-            )
-        elif is_strict or disagreeing >= ENOUGH_DISAGREEING:
-            hint = "are boxes and masks of the same objects, and of images of the same size?"
-        else:
+        hint = next((_FORMS[form] for form in _FORMS if self.counts[form] >= MOST * disagreeing), None)
+        is_no_chance = disagreeing >= ENOUGH_DISAGREEING or self.counts["far"] == compared >= ENOUGH_FAR
+        if hint is None and not is_strict and not is_no_chance:
             return None
-        return DataError(message, where=name, hint=hint)
+        return DataError(
+            f"the boxes of {name} contradict the masks: {disagreeing:,} of {compared:,}",
+            where=name,
+            hint=hint or "are boxes and masks of the same objects, and of images of the same size?",
+        )
 
     def doubt(self) -> str | None:
         """What speaks against the form of the boxes where no masks do; None: nothing."""
@@ -107,6 +116,21 @@ class BoxEvidence:
             f"{reaching_out:,} of {boxes:,} boxes reach out of their images, and as corners, x1, y1, x2, y2, all would "
             "lie in them"
         )
+
+
+def _other_readings(box_xyxy: BoxXYXY) -> dict[str, tuple[BoxXYXY, ...]]:
+    """Where a box would be if its four numbers were of another form, whether they were read as corners or as sizes."""
+    x1, y1, x2, y2 = box_xyxy
+    width, height = x2 - x1, y2 - y1
+    return {
+        "as_corners": ((x1, y1, width, height),),
+        "as_sizes": ((x1, y1, x1 + x2, y1 + y2),),
+        "as_centres": (
+            (x1 - width / 2, y1 - height / 2, x1 + width / 2, y1 + height / 2),
+            (x1 - x2 / 2, y1 - y2 / 2, x1 + x2 / 2, y1 + y2 / 2),
+        ),
+        "swapped": ((y1, x1, y2, x2),),
+    }
 
 
 def agreement(a: BoxXYXY, b: BoxXYXY) -> float:

@@ -77,7 +77,7 @@ def decode_row(
         kind: its shape.
         where: file and record, for messages.
         problems: told of values that have another shape and that the record can do without.
-        needed: fields without which, if they are there, the record means nothing or something else.
+        needed: fields without which, if they are there and not null, the record means nothing or something else.
         keys: what to compare the record's keys with, and where to note unknown ones.
 
     Raises:
@@ -131,7 +131,7 @@ def _salvaged(
                 else convert(value, field.type, where=where)
             )
         except DataError as error:
-            if field.required or name in needed:
+            if field.required or (name in needed and not _is_null(value)):
                 reason = error.message.removeprefix("the data has an unexpected shape: ")
                 raise DataError(f"{name} is {_shown(value)}: {reason}", where=where) from error
             if not _is_null(value):

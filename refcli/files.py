@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import secrets
 import shutil
 import stat
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +23,11 @@ except ImportError:  # Windows
 LONGEST_NAME = 200
 """Bytes of a plain name: file systems allow 255, and suffixes and numbers are put behind it."""
 TEMPORARY_SUFFIX = ".refcli-part"
-_TEMPORARY_NAME = re.compile(rf"\..*\.[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}")
+_TEMPORARY_NAME = re.compile(rf"\..*\.(?:([0-9a-f]{{8}})-)?[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}")
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+"""The machine: locks of another one may not be seen here, in a folder that both share."""
+_STALE_SECONDS = 86_400
+"""Age from which the temporaries of other machines are taken for stale."""
 _LONGEST_STEM = 40
 """Characters of the final name that a temporary name repeats."""
 _MOST_TRIES = 8
@@ -66,14 +73,19 @@ def share_as_folder(path: Path) -> None:
 
 
 def remove_stale_temporaries(folder: Path) -> None:
-    """Remove the temporaries in a folder whose processes were killed: those of this user that nobody has locked."""
+    """Remove the temporaries in a folder whose processes were killed: those of this user that nobody has locked.
+
+    Of other machines, only those that are a day old are removed.
+    """
     try:
         with os.scandir(folder) as entries:
-            found = [Path(entry.path) for entry in entries if _TEMPORARY_NAME.fullmatch(entry.name)]
+            found = [
+                (Path(entry.path), name[1]) for entry in entries if (name := _TEMPORARY_NAME.fullmatch(entry.name))
+            ]
     except OSError:
         return
-    for path in found:
-        _remove_if_stale(path)
+    for path, host in found:
+        _remove_if_stale(path, least_age=0 if host in (None, _HOST) else _STALE_SECONDS)
 
 
 @contextmanager
@@ -106,7 +118,7 @@ def _create(path: Path, *, is_folder: bool) -> tuple[Path, int | None]:
 
 
 def _create_unlocked(path: Path, *, is_folder: bool) -> tuple[Path, int | None]:
-    temporary = path.parent / f".{path.name[:_LONGEST_STEM]}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    temporary = path.parent / f".{path.name[:_LONGEST_STEM]}.{_HOST}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
     if is_folder:
         temporary.mkdir()
         return temporary, None if fcntl is None else os.open(temporary, os.O_RDONLY)
@@ -128,9 +140,11 @@ def _is_locked_at(handle: int, path: Path) -> bool:
     return _is_at(handle, path)
 
 
-def _remove_if_stale(path: Path) -> None:
+def _remove_if_stale(path: Path, *, least_age: float) -> None:
     try:
         facts = path.lstat()
+        if time.time() - facts.st_mtime < least_age:
+            return
         is_folder = stat.S_ISDIR(facts.st_mode)
         if fcntl is None or facts.st_uid != os.geteuid() or not (is_folder or stat.S_ISREG(facts.st_mode)):
             return

@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -79,11 +80,17 @@ def test_only_names_of_our_own_pattern_and_no_links_are_removed(tmp_path):
         (tmp_path / name).write_text("mine")
     link = tmp_path / f".x.0123456789abcdef{TEMPORARY_SUFFIX}"
     link.symlink_to(tmp_path / "precious")
-    (tmp_path / f".y.0123456789abcdef{TEMPORARY_SUFFIX}").write_text("left behind")
+    elsewhere = tmp_path / f".y.01234567-0123456789abcdef{TEMPORARY_SUFFIX}"
+    elsewhere.write_text("another machine may be writing this")
+    left_behind = tmp_path / f".z.01234567-0123456789abcdef{TEMPORARY_SUFFIX}"
+    left_behind.write_text("another machine was writing this")
+    two_days_ago = time.time() - 2 * 86_400
+    os.utime(left_behind, (two_days_ago, two_days_ago))
+    (tmp_path / f".w.0123456789abcdef{TEMPORARY_SUFFIX}").write_text("left behind here")
 
     remove_stale_temporaries(tmp_path)
 
-    assert {path.name for path in tmp_path.iterdir()} == {"precious", link.name, *others}
+    assert {path.name for path in tmp_path.iterdir()} == {"precious", link.name, elsewhere.name, *others}
     assert (tmp_path / "precious" / "file").read_text() == "mine"
 
 

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from refcli.contracts.example import Example, Region
 from refcli.data.audit import audit_store, distinct_pictures
-from refcli.data.columns import SCHEMA
+from refcli.data.columns import SCHEMA, examples_to_table
+from refcli.data.manifest import Listing, list_splits
 from refcli.data.preparation.origin import is_unchanged, verify_store
 from refcli.data.statistics import split_statistics
 from refcli.data.store import Store, write_manifest, write_split
+from refcli.data.store_writing import SplitWriter
 from refcli.errors import RefcliError
 from refcli.evaluation.truth import PassingSplit
 from refcli.geometry.masks import encode_mask
@@ -94,6 +96,29 @@ def test_any_manifest_is_read_or_refused(store, num_inputs):
         read_everything(store)
 
     fuzz(mutated_json_bytes([manifest, parts]), read, num_inputs)
+
+
+@pytest.mark.parametrize("num_inputs", NUM_INPUTS)
+def test_any_store_is_added_to_or_refuses_and_nothing_else_is_touched(store, tmp_path_factory, num_inputs):
+    manifest = json.loads((store / "manifest.json").read_text())
+    whole = {path: path.read_bytes() for path in store.rglob("*.parquet")}
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "victim.parquet").write_bytes(b"precious")
+    table = examples_to_table(list(examples("train")))
+
+    def add(content):
+        for path, parquet in whole.items():
+            path.write_bytes(parquet)
+        (store / "manifest.json").write_bytes(content.replace(b"/nonexistent/x", bytes(outside / "victim.parquet")))
+        try:
+            with SplitWriter(store, "toy", "train") as writer:
+                writer.write(table.slice(0, 3))
+                list_splits(store, [Listing(writer.finish(), writer=writer)])
+        finally:
+            assert [path.read_bytes() for path in outside.iterdir()] == [b"precious"]
+        assert len(Store(store).split("toy:train")) == 3
+
+    fuzz(mutated_json_bytes([manifest]), add, num_inputs)
 
 
 @pytest.mark.parametrize("num_inputs", NUM_INPUTS)

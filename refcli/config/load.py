@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from refcli.config.presets import preset_path
+from refcli.config.presets import preset_groups, preset_path
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
 from refcli.config.yaml_text import MAX_DEPTH, parse_yaml, read_mapping
@@ -41,9 +42,11 @@ def read_preset(group: str, name_or_path: str) -> tuple[Path, dict[str, Any]]:
 
     Args:
         group: "finetune", "evaluate", ...
-        name_or_path: a preset's name, or the path of a YAML file (recognised by its suffix or a separator).
+        name_or_path: a preset's name, with its group before it or not, or the path of a YAML file (recognised by its
+            suffix or a separator).
     """
-    is_path = "/" in name_or_path or name_or_path.endswith((".yaml", ".yml"))
+    names_group = name_or_path.partition("/")[0] in preset_groups() and not os.path.lexists(name_or_path)
+    is_path = name_or_path.endswith((".yaml", ".yml")) or ("/" in name_or_path and not names_group)
     path = Path(name_or_path) if is_path else preset_path(group, name_or_path)
     values = read_yaml(path)
     base_name = values.pop("extends", None)

@@ -38,19 +38,24 @@ def list_presets(group: str) -> list[str]:
 
 
 def preset_path(group: str, name: str) -> Path:
-    """The file of preset `name`.
+    """The file of preset `name`, which may have the group before it, as `refcli presets list` prints it.
 
     Raises:
-        ConfigError: the group has no such preset; the hint names the nearest one.
+        ConfigError: the group has no such preset; the hint names the nearest one, or the group that has it.
     """
     known = list_presets(group)
-    if name in known:
-        return data_specs_root() / "presets" / group / f"{name}.yaml"
-    guess = nearest(name, known)
+    stem = name.removeprefix(f"{group}/")
+    if stem in known:
+        return data_specs_root() / "presets" / group / f"{stem}.yaml"
+    others = [f"{other}/{stem}" for other in preset_groups() if stem in list_presets(other)]
+    others += [name] if name in (f"{other}/{each}" for other in preset_groups() for each in list_presets(other)) else []
+    guess = others[0] if others else nearest(stem, known)
     raise ConfigError(
-        f"there is no {group} preset called {name!r}",
+        f"there is no {group} preset called {stem!r}",
         where=f"preset {name}",
-        hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + (", ".join(known) or "none"),
+        hint=(f"it is {guess!r}; " if others else f"did you mean {guess!r}? " if guess else "")
+        + "known: "
+        + (", ".join(known) or "none"),
     )
 
 

@@ -10,13 +10,14 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from refcli.errors import UsageError
+from refcli.errors import DataError, UsageError
 from refcli.inference.image_folders import LeftOut, file_mode, files_matching, images_below, is_folder
 from refcli.tables import nearest
 
@@ -159,7 +160,8 @@ def read_request_file(name: str, expressions: Sequence[str] = ()) -> Iterator[Re
 
     A line is `{"image": path, "expression": text}` or `{"image": path, "expressions": [text, ...]}`, optionally with an
     `"id"`; other keys are left alone, blank lines are skipped. Relative paths are looked for in the current
-    directory first, then beside the file. A malformed line becomes a request with `error`.
+    directory first, then beside the file, then, if it lies in a store, among the store's images. A malformed line
+    becomes a request with `error`.
 
     Raises:
         UsageError: the file cannot be read.
@@ -268,16 +270,31 @@ def _malformed(where: str, message: str, *, ident: str | None = None, image: str
 
 
 def _locate(image: str, folder: Path | None) -> Path:
-    """The file that a request line means: in the current directory if it is there, else beside the request file."""
+    """The file that a request line means: in the current directory if it is there, else beside the request file, else
+    where the images of the store lie that the request file was put into."""
     path = Path(image)
-    if (
-        folder is not None
-        and not path.is_absolute()
-        and file_mode(path) is None
-        and file_mode(folder / path) is not None
-    ):
-        return folder / path
-    return path
+    if folder is None or path.is_absolute() or file_mode(path) is not None:
+        return path
+    places = (root / path for root in (folder, *_image_roots(folder)))
+    return next((place for place in places if file_mode(place) is not None), path)
+
+
+@cache
+def _image_roots(folder: Path) -> tuple[Path, ...]:
+    """Where the images lie of the store that `folder` is, or of the data set in it whose folder it is."""
+    from refcli.data.store import MANIFEST, Store  # reads Parquet, which other requests do not need
+
+    folder = folder.absolute()
+    for store_path, dataset in ((folder, None), (folder.parent, folder.name)):
+        if not (store_path / MANIFEST).is_file():
+            continue
+        try:
+            store = Store(store_path)
+            names = [name for name in store.names() if dataset in (None, name.rpartition(":")[0])]
+            return tuple(dict.fromkeys(store.split(name).image_root for name in names))
+        except DataError:  # a file called manifest.json that is none of ours
+            return ()
+    return ()
 
 
 def _problem_of_path(image: str) -> str | None:

@@ -80,7 +80,7 @@ def pull(
         directory.parent.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise RefcliError(
-            f"pulled weights cannot be kept here: {problem.strerror}",
+            f"pulled weights cannot be written here: {problem.strerror}",
             where=problem.filename or str(directory.parent),
             hint=f"set {HOME_VARIABLE} to a directory that you may write",
         ) from problem

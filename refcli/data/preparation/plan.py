@@ -12,6 +12,7 @@ from refcli.config.load import validate
 from refcli.config.schema import Settings
 from refcli.data.reading.streams import stem
 from refcli.data.sources.detect import detect_format
+from refcli.data.sources.json_lines import first_object_has
 from refcli.data.sources.record import Source
 from refcli.data.sources.table import SOURCES
 from refcli.data.spec import DatasetSpec, find_files, load_spec
@@ -80,7 +81,7 @@ def plan_file(
         name: what the data set is to be called.
         form: a row of the table of sources, or "auto".
         split: the split of a format that keeps a file per split; None: the last word of the file's name that
-            names one, or train, of which the plan has a note.
+            names one, or train, of which the plan has a note unless the file's lines name their own.
         beside: further files by role; those not given are looked for beside `file`.
         overrides: settings of the source.
 
@@ -98,7 +99,8 @@ def plan_file(
     if source.has_file_per_split:
         found = split or _split_in(file)
         main = found or "train"
-        notes = () if found else (f"{file.name}: taken as the split train; --split names another",)
+        says_split = form == "jsonl" and first_object_has(file, b"split")
+        notes = () if found or says_split else (f"{file.name}: taken as the split train; --split names another",)
     beside = beside or {}
     others = [role for role in source.files if role not in ("*", main)]
     unknown = sorted(set(beside) - set(others))

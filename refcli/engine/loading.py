@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -15,12 +19,21 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from refcli.contracts.batch import Batch
 from refcli.engine.run_lock import let_go_of_inherited_locks
-from refcli.engine.stopping import EXIT_CODES
-from refcli.errors import RefcliError
+from refcli.engine.stopping import EXIT_CODES, LoadingStalledError, StopSignals
+from refcli.errors import RefcliError, TrainingError
 
 SampleT = TypeVar("SampleT")
 PREFETCHED_BATCHES = 4
 """Batches that each loading process keeps ready."""
+POLL_SECONDS = 2.0
+"""How often the main process looks up from waiting for a batch."""
+STALLED_SECONDS = 20.0
+"""How long a batch may take once a signal has come."""
+KILL_SECONDS = 1.0
+"""How long the end of a killed process is waited for."""
+SHARED_MEMORY = Path("/dev/shm")
+TIMED_OUT = "DataLoader timed out"
+KILLED = re.compile(r"is killed by signal: (.+?)\. ")
 GRACE_SECONDS = 60.0
 """How long a loading process outlives a SIGTERM, so that the main process can finish its step."""
 
@@ -31,35 +44,150 @@ def iterate_batches(
     collate: Callable[[Sequence[SampleT]], Batch],
     *,
     workers: int,
+    signals: StopSignals | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield the batches of `dataset` in the order of a batch sampler.
 
     Args:
         order: yields lists of keys of `dataset`.
         workers: loading processes; 0 loads in this one.
+        signals: once one of them is noted, a batch is waited for only a while.
 
     Raises:
         RefcliError: as the dataset raised it, with its place and hint, also from a loading process.
+        TrainingError: a loading process died, or there is no room for its batches.
+        LoadingStalledError: a signal was noted, and no batch came.
     """
     iterator = iter(
         DataLoader(
             _CarryErrors(dataset),
             batch_sampler=order,
-            collate_fn=_CollateUnlessError(collate),
+            collate_fn=_CollateUnlessError(collate, shares=workers > 0),
             num_workers=workers,
+            timeout=POLL_SECONDS if workers else 0,
             prefetch_factor=PREFETCHED_BATCHES if workers else None,
             worker_init_fn=init_worker,
             generator=torch.Generator(),  # its own, so that starting to load draws nothing from the global one
         )
     )
     try:
-        for batch in iterator:
+        while True:
+            with loading_errors_explained():
+                batch = _next_batch(iterator, signals)
+            if batch is None:
+                return
             if isinstance(batch, RefcliError):
                 raise batch
             yield batch
     finally:
         if workers:
             iterator._shutdown_workers()  # type: ignore[attr-defined]
+            for process in iterator._workers:  # type: ignore[attr-defined]
+                process.kill()  # one that hangs; the others have ended
+                process.join(KILL_SECONDS)
+
+
+def _next_batch(iterator: Iterator[Any], signals: StopSignals | None) -> Any:  # noqa: ANN401
+    """The next batch or error; None at the end."""
+    while True:
+        try:
+            return next(iterator, None)
+        except RuntimeError as error:
+            if not str(error).startswith(TIMED_OUT):
+                raise
+            if signals is not None and signals.received and signals.waiting_seconds > STALLED_SECONDS:
+                raise LoadingStalledError(signals.received) from error
+
+
+@contextmanager
+def loading_errors_explained() -> Iterator[None]:
+    """Say what ended a loading process; torch raises that wherever the main process is at that moment.
+
+    Raises:
+        TrainingError: one was ended by a signal, or processes have no room or files left to pass batches.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        explained = _explained(error)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explained(error: RuntimeError) -> TrainingError | None:
+    """What an error of torch's about loading processes means; None for any other."""
+    message = str(error)
+    if message.startswith(("Too many open files", "received 0 items of ancdata")):
+        return TrainingError(
+            "there are too many open files for the batches of the loading processes",
+            hint="allow more (ulimit -n 65536), or take fewer data.workers",
+        )
+    if not message.startswith("DataLoader worker"):
+        return None
+    number = _death(error)
+    if number == signal.SIGBUS:
+        return no_shared_memory()
+    name = "unexpectedly" if number is None else f"by {signal.Signals(number).name}"
+    doubt = " (was there enough memory?)" if number in (None, signal.SIGKILL) else ""
+    return TrainingError(
+        f"a loading process was ended {name}{doubt}",
+        hint="--resume goes on from the last checkpoint; fewer data.workers take less memory, and data.workers=0 none",
+    )
+
+
+def _death(error: BaseException | None) -> int | None:
+    """The signal that ended a loading process, as torch's error or one that it comes from says."""
+    while error is not None:
+        killed = KILLED.search(str(error))
+        if killed:
+            return next((number for number in signal.valid_signals() if signal.strsignal(number) == killed[1]), None)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def no_shared_memory(needed: int | None = None, free: int | None = None) -> TrainingError:
+    """The error that loading processes cannot pass their batches to the main process.
+
+    Args:
+        needed: bytes.
+        free: bytes.
+    """
+    sizes = "" if needed is None or free is None else f": {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB free"
+    return TrainingError(
+        f"there is no room in {SHARED_MEMORY} for the batches of the loading processes{sizes}",
+        where=str(SHARED_MEMORY),
+        hint="give the container more (docker run --shm-size=8g), or --set data.workers=0; fewer data.workers or a "
+        "smaller train.batch_size need less",
+    )
+
+
+def check_shared_memory(batch_bytes: int, *, workers: int, loaders: int) -> None:
+    """Make sure that all batches that loading processes keep ready have room at once.
+
+    Args:
+        batch_bytes: of one batch.
+        workers: loading processes of each loader.
+        loaders: how many load at a time on this machine.
+
+    Raises:
+        TrainingError: they have not.
+    """
+    if not workers:
+        return
+    needed = batch_bytes * (workers * PREFETCHED_BATCHES + 1) * loaders
+    free = free_shared_memory()
+    if free is not None and free < needed:
+        raise no_shared_memory(needed, free)
+
+
+def free_shared_memory() -> int | None:
+    """Bytes that are free where processes share memory; None on systems without such a place."""
+    try:
+        found = os.statvfs(SHARED_MEMORY)
+    except (AttributeError, OSError):  # Windows, macOS
+        return None
+    return found.f_bavail * found.f_frsize
 
 
 def init_worker(worker: int) -> None:
@@ -95,16 +223,36 @@ class _CarryErrors(Dataset[Any], Generic[SampleT]):
 
 
 class _CollateUnlessError:
-    """Collates samples, or passes on the first error among them."""
+    """Collates samples, or passes on the first error among them.
 
-    def __init__(self, collate: Callable[[Sequence[Any]], Batch]) -> None:
+    A loading process puts the batch into shared memory here, where a failure can be passed on as well: torch would do
+    it in a thread, lose the batch, and leave the main process waiting for it.
+    """
+
+    def __init__(self, collate: Callable[[Sequence[Any]], Batch], *, shares: bool) -> None:
         self.collate = collate
+        self.shares = shares
 
     def __call__(self, samples: Sequence[Any]) -> Batch | RefcliError:
         for sample in samples:
             if isinstance(sample, RefcliError):
                 return sample
         try:
-            return self.collate(samples)
+            batch = self.collate(samples)
         except RefcliError as error:
             return error
+        if self.shares:
+            try:
+                _share(batch)
+            except (RuntimeError, OSError):  # torch's words about a full /dev/shm
+                return no_shared_memory()
+        return batch
+
+
+def _share(batch: object) -> None:
+    """Move all tensors of a batch to shared memory."""
+    if isinstance(batch, torch.Tensor):
+        batch.share_memory_()  # type: ignore[no-untyped-call]
+    elif is_dataclass(batch):
+        for field in fields(batch):
+            _share(getattr(batch, field.name))

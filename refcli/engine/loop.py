@@ -14,6 +14,7 @@ from refcli.contracts.batch import Batch
 from refcli.engine.allocator import keep_freed_pages
 from refcli.engine.compiling import compile_errors_told, compile_parts
 from refcli.engine.distributed import World
+from refcli.engine.loading import loading_errors_explained
 from refcli.engine.moving_average import MovingAverage
 from refcli.engine.optim import build_optimizer, set_lr
 from refcli.engine.randomness import seed_generators
@@ -23,7 +24,7 @@ from refcli.engine.schedule import lr_factor
 from refcli.engine.sharding import whole
 from refcli.engine.state import BatchLayout, TrainingState
 from refcli.engine.step import optimizer_step
-from refcli.engine.stopping import StopSignals
+from refcli.engine.stopping import LoadingStalledError, StopSignals
 from refcli.engine.watching import Watch
 
 
@@ -91,7 +92,7 @@ def train(
 
     _train_mode(objective, frozen)
     batches = feed.batches(state.samples // layout.global_batch)
-    with feed.signals as signals, closing(batches), compile_errors_told():
+    with feed.signals as signals, closing(batches), loading_errors_explained(), compile_errors_told():
         if feed.validate is not None and _is_to_be_validated(state, settings):  # something came before it
             watch.validate(state, feed.validate)
             _train_mode(objective, frozen)
@@ -107,17 +108,24 @@ def train(
                 final_ratio=optim.final_lr_ratio,
             )
             set_lr(state.optimizer, factor)
-            result = optimizer_step(
-                wrapped,
-                objective,
-                batches,
-                state.optimizer,
-                step=state.step,
-                settings=settings,
-                clip_grad_norm=optim.clip_grad_norm,
-                world=world,
-                run=run,
-            )
+            try:
+                result = optimizer_step(
+                    wrapped,
+                    objective,
+                    batches,
+                    state.optimizer,
+                    step=state.step,
+                    settings=settings,
+                    clip_grad_norm=optim.clip_grad_norm,
+                    world=world,
+                    run=run,
+                )
+            except LoadingStalledError:
+                if world.size > 1:  # the others wait in this step
+                    raise
+                if state.step not in run.checkpoints.steps():
+                    run.checkpoints.save(state, layout=layout, world=world)
+                signals.leave(state.step)
             state.step += 1
             state.samples += layout.global_batch * layout.accumulate
             if average is not None:

@@ -26,7 +26,7 @@ from refcli.config.schema import Settings
 from refcli.engine.checkpoint import FILES, Checkpoints
 from refcli.engine.writing import write_errors_told
 from refcli.errors import ConfigError, DataError, UsageError
-from refcli.files import remove_stale_temporaries, write_atomically
+from refcli.files import TEMPORARY_SUFFIX, remove_stale_temporaries, write_atomically
 
 FREE_TO_CHANGE = frozenset(
     {
@@ -126,7 +126,7 @@ class RunDir:
                 return
             if not self.path.is_dir():
                 raise UsageError("the output is a file, not a directory", where=str(self.path))
-            if not any(self.path.iterdir()) or (force and self._holds_run()):
+            if not self._names() or (force and self._holds_run()):
                 return
         if force:
             raise UsageError(
@@ -223,7 +223,7 @@ class RunDir:
         A run that was killed while it wrote these two counts as well; it has nothing else.
         """
         try:
-            names = {path.name for path in self.path.iterdir()}
+            names = self._names()
             settings, environment_file = self.path / "run.yaml", self.path / "env.json"
             begins_ours = not settings.exists() or settings.read_bytes()[: len(HEADER)] == HEADER.encode()
             facts = json.loads(environment_file.read_bytes()) if environment_file.exists() else {"refcli": None}
@@ -231,6 +231,10 @@ class RunDir:
             return False
         is_ours = begins_ours and isinstance(facts, dict) and "refcli" in facts
         return is_ours and ({"run.yaml", "env.json"} <= names or names <= {"run.yaml", "env.json"})
+
+    def _names(self) -> set[str]:
+        """What is in this directory, besides temporaries of killed processes."""
+        return {path.name for path in self.path.iterdir() if not path.name.endswith(TEMPORARY_SUFFIX)}
 
     def _own_files(self) -> Iterator[Path]:
         """The files in this directory that a run has written; never through a link to a folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -45,6 +46,17 @@ class ValidationStoppedError(TrainingError):
     """A validation was broken off because a signal came; the step before it is saved."""
 
 
+class LoadingStalledError(TrainingError):
+    """A signal came while no batch did, so that the step which waits for one is given up."""
+
+    def __init__(self, received: signal.Signals) -> None:
+        super().__init__(
+            f"stopped by {received.name} while the loading processes gave no batch",
+            hint="continue with --resume from the last checkpoint; is the disk with the images there?",
+        )
+        self.exit_code = EXIT_CODES[received]
+
+
 class OtherFailedError(TrainingError):
     """Another process failed, which tells its error; this one only stops as well, with the same exit code."""
 
@@ -58,6 +70,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._received_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -69,6 +82,11 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._restore()
+
+    @property
+    def waiting_seconds(self) -> float:
+        """How long ago the noted signal came; 0 without one."""
+        return time.monotonic() - self._received_at if self.received is not None else 0.0
 
     def interruptible(self, batches: Iterable[ItemT]) -> Iterator[ItemT]:
         """The batches of a validation, which end as soon as a signal is noted.
@@ -91,6 +109,7 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
+        self._received_at = time.monotonic()
         self._restore()
 
     def _restore(self) -> None:

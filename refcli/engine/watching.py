@@ -12,6 +12,7 @@ from torch import nn
 
 from refcli.engine.averages import Averages
 from refcli.engine.distributed import World
+from refcli.engine.loading import loading_errors_explained
 from refcli.engine.objective import HasWork, read_metrics
 from refcli.engine.randomness import undisturbed_randomness
 from refcli.engine.reporting import Reporter
@@ -89,7 +90,7 @@ class Watch:
         """
         model = whole(state.trained)
         is_done = True
-        with failing_together(self.world):
+        with failing_together(self.world), loading_errors_explained():
             if self.world.is_main:
                 try:
                     self._validate_here(model, state, validate)

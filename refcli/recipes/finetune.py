@@ -40,7 +40,7 @@ from refcli.recipes.training import (
     training_world,
     unread_text,
 )
-from refcli.recipes.validation_gates import check_validation
+from refcli.recipes.validation_gates import check_best_by, check_validation
 from refcli.weights.head_transfer import start_head_from
 from refcli.weights.load import save_weights
 from refcli.weights.text_tokenizer import load_tokenizer
@@ -141,6 +141,7 @@ def build(
     tokenizer = load_tokenizer(settings.model.text)
     data = open_data(settings, store_path=store_path, tokenizer=tokenizer)
     _check_answers(settings.model.head)
+    check_best_by(settings, data.watched)
     if settings.train.existence_min_t_acc is not None:
         check_calibration(settings, data)
     seed_generators(settings.train.seed)
@@ -203,11 +204,13 @@ def _check_answers(head: HeadChoice) -> None:
         )
 
 
-def _one_pass(data: Data, settings: FinetuneSettings) -> Generator[Batch, None, None]:
+def _one_pass(
+    data: Data, settings: FinetuneSettings, signals: StopSignals | None = None
+) -> Generator[Batch, None, None]:
     """Every validation sample once."""
     assert data.watched is not None
     order = OnePass(len(data.watched), batch_size=settings.train.batch_size)
-    return iterate_batches(data.watched, order, data.collate, workers=settings.data.workers)
+    return iterate_batches(data.watched, order, data.collate, workers=settings.data.workers, signals=signals)
 
 
 def _validator(data: Data, settings: FinetuneSettings, signals: StopSignals) -> Callable[[nn.Module], dict[str, float]]:
@@ -216,7 +219,7 @@ def _validator(data: Data, settings: FinetuneSettings, signals: StopSignals) -> 
 
     def run(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, Grounder)
-        with closing(_one_pass(data, settings)) as batches:
+        with closing(_one_pass(data, settings, signals)) as batches:
             metrics = validate(model, signals.interruptible(batches), bf16=settings.train.precision == "bf16")
         if best_by not in metrics:
             raise ConfigError(

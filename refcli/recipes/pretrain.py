@@ -13,7 +13,7 @@ from torch import nn
 from refcli.config.pretraining import PretrainSettings
 from refcli.data.sampling import OnePass
 from refcli.engine.distributed import World
-from refcli.engine.loading import iterate_batches
+from refcli.engine.loading import iterate_batches, loading_errors_explained
 from refcli.engine.randomness import seed_generators
 from refcli.engine.reporting import Reporter
 from refcli.engine.stopping import StopSignals, failing_together
@@ -178,7 +178,7 @@ def _fit(codes: PixelClusters, settings: PretrainSettings, data: Data, world: Wo
     Raises:
         RefcliError: pictures that cannot be read.
     """
-    with failing_together(world):
+    with failing_together(world), loading_errors_explained():
         if world.is_main:
             codes.fit(_pictures(settings, data), seed=settings.train.seed)
     codes.load_state_dict(world.gather(codes.state_dict())[0])
@@ -199,7 +199,9 @@ def _validator(data: Data, settings: PretrainSettings, signals: StopSignals) -> 
 
     def run(model: nn.Module) -> dict[str, float]:
         order = OnePass(len(watched), batch_size=settings.train.batch_size)
-        with closing(iterate_batches(watched, order, data.collate, workers=settings.data.workers)) as batches:
+        with closing(
+            iterate_batches(watched, order, data.collate, workers=settings.data.workers, signals=signals)
+        ) as batches:
             return mean_losses(model, signals.interruptible(batches), bf16=settings.train.precision == "bf16")
 
     return run

@@ -19,6 +19,7 @@ from refcli.grounder import Grounder
 from refcli.recipes.data_record import run_facts
 from refcli.recipes.restarts import takes_over
 from refcli.recipes.training import open_data
+from refcli.recipes.validation_gates import check_best_by
 from refcli.weights.load import MODEL_FILE
 from refcli.weights.locate import resolve
 from refcli.weights.text_tokenizer import load_tokenizer
@@ -126,7 +127,8 @@ def _look_at(stage: Stage, store_path: Path, *, starts: bool) -> None:
             no model.
     """
     settings = stage.settings
-    open_data(settings, store_path=store_path, tokenizer=load_tokenizer(settings.model.text))
+    data = open_data(settings, store_path=store_path, tokenizer=load_tokenizer(settings.model.text))
+    check_best_by(settings, data.watched)
     with torch.device("meta"):
         Grounder.from_settings(settings.model)
     if starts and stage.after is None and settings.train.init_weights is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from refcli.data.store import Store
 from refcli.engine.checkpoint import FILES
 from refcli.engine.device import resolve_device
 from refcli.engine.distributed import World, join_world
-from refcli.engine.loading import iterate_batches
+from refcli.engine.loading import check_shared_memory, iterate_batches
 from refcli.engine.loop import Feed, train
 from refcli.engine.reporting import Logged, Reporter, Silence
 from refcli.engine.run_dir import RunDir
@@ -42,6 +43,7 @@ from refcli.text.roles import RoleFinder
 from refcli.text.tokenizer import Tokenizer
 
 AnySettings = FinetuneSettings | PretrainSettings
+FLOAT_BYTES = 4
 MOST_IMAGES_LOOKED_FOR = 2000
 """Validation images; so many are found in seconds on any disk."""
 
@@ -124,6 +126,8 @@ def run_in_world(
     with failing_together(world):
         if world.is_main and not resume:
             run.check_free(force=force)  # before anything costly is built
+        if world.is_main:
+            check_room_for_batches(settings, world)
     starts = world.gather(not resume or run.checkpoints.pointer("last") is None)[0]  # as the main process sees the disk
     parts = build(world, starts)
     notes = list(parts.notes)
@@ -179,6 +183,23 @@ def take_best(run: RunDir, trained: nn.Module, settings: AnySettings) -> int:
     return best.step
 
 
+def check_room_for_batches(settings: AnySettings, world: World) -> None:
+    """Make sure that the batches which loading processes keep ready have room in shared memory.
+
+    Raises:
+        TrainingError: they have not.
+    """
+    height, width = settings.model.tower.image_size
+    a_sample = (3 * FLOAT_BYTES + 1) * height * width  # the image, and its mask
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    validates = bool(settings.data.validation)  # in the main process, while all of them hold on to their batches
+    check_shared_memory(
+        a_sample * settings.train.batch_size,
+        workers=settings.data.workers,
+        loaders=processes_here + validates,
+    )
+
+
 def missing_images(data: Data) -> list[str]:
     """What the user should know of validation images that are not there; the first validation would end the run."""
     missing = data.watched.missing_images(MOST_IMAGES_LOOKED_FOR) if data.watched else []
@@ -196,6 +217,7 @@ def preview_training(settings: S, build: Callable[[S, World], Parts]) -> list[st
     """
     world: World = World(rank=0, size=1, device=resolve_device(settings.train.device))
     alone: S = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": 0})})
+    check_room_for_batches(settings, world)
     parts: Parts = build(alone, world)
     return [
         *parts.notes,
@@ -282,10 +304,13 @@ def make_feed(
     Args:
         signals: those by which `validate` ends early.
     """
-    return Feed(partial(_train_batches, settings, data, world), validate, signals or StopSignals())
+    signals = signals or StopSignals()
+    return Feed(partial(_train_batches, settings, data, world, signals), validate, signals)
 
 
-def _train_batches(settings: AnySettings, data: Data, world: World, start: int) -> Generator[Batch, None, None]:
+def _train_batches(
+    settings: AnySettings, data: Data, world: World, signals: StopSignals, start: int
+) -> Generator[Batch, None, None]:
     place = {"rank": world.rank, "world": world.size, "start_step": start}
     size, seed = settings.train.batch_size, settings.train.seed
     order: EndlessSampler | WeightedSampler
@@ -294,7 +319,7 @@ def _train_batches(settings: AnySettings, data: Data, world: World, start: int) 
     else:
         weights = [settings.data.weights[name] for name in settings.data.train]
         order = WeightedSampler(data.training.sizes, weights, batch_size=size, seed=seed, **place)
-    return iterate_batches(data.training, order, data.collate, workers=settings.data.workers)
+    return iterate_batches(data.training, order, data.collate, workers=settings.data.workers, signals=signals)
 
 
 def training_meta(settings: AnySettings) -> dict[str, object]:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from refcli.config.schema import ValidationMetric
+from refcli.config.schema import FinetuneSettings, HeadChoice, ValidationMetric
+from refcli.data.dataset import GroundingDataset
 from refcli.engine.run_dir import RunDir
 from refcli.engine.watching import read_validations
-from refcli.errors import GateError, UsageError
+from refcli.errors import ConfigError, GateError, UsageError
+from refcli.heads.choice import head_class, head_settings
 from refcli.tables import nearest
 
 OPTION = "--fail-under"
@@ -39,6 +41,44 @@ def parse_floors(texts: Sequence[str]) -> dict[str, float]:
         if not 0 <= floors[name] <= 1:
             raise UsageError(f"{value!r} is not a fraction in 0..1", where=f"{OPTION} {text}", hint=f"{name}=0.85")
     return floors
+
+
+def measurable(head: HeadChoice, watched: GroundingDataset) -> list[str]:
+    """The metrics that a validation of a head on some samples has."""
+    config, found = head_settings(head), head_class(head.name)
+    answers = {
+        name for name, output in found.OUTPUTS.items() if output.switch is None or getattr(config, output.switch)
+    }
+    places = [
+        name
+        for name, has_truth in (("box", watched.has_target), ("mask", watched.has_mask))
+        if name in answers and has_truth().any()
+    ]
+    metrics = [f"{name}_accuracy" for name in places] + [f"{name}_iou" for name in places]
+    metrics += ["existence_accuracy"] if "existence" in answers else []
+    return [*metrics, "score"] if metrics else []
+
+
+def check_best_by(settings: FinetuneSettings, watched: GroundingDataset | None) -> None:
+    """Make sure, before hours of training, that the validations will have what chooses the best checkpoint.
+
+    Args:
+        watched: the validation samples.
+
+    Raises:
+        ConfigError: they will not have it.
+    """
+    if watched is None:
+        return
+    metrics = measurable(settings.model.head, watched)
+    best_by = settings.train.best_by
+    if best_by not in metrics:
+        has = "this head and these splits have: " + ", ".join(metrics) if metrics else "name other splits"
+        raise ConfigError(
+            f"the validation has no {best_by}, which is to choose the best checkpoint",
+            where="train.best_by" if metrics else "data.validation",
+            hint=has,
+        )
 
 
 def check_validation(run: Path, *, keep: Literal["last", "best"], floors: Mapping[str, float]) -> None:

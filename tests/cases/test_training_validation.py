@@ -207,3 +207,46 @@ def test_odd_lines_among_the_metrics_do_not_keep_a_run_from_going_on(tmp_path, t
 
     assert code == 0, talk
     assert validated_steps(tmp_path) == [2, 3]
+
+
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize(
+    ("best_by", "changes", "has"),
+    [
+        ("mask_iou", ["model.head.settings.res=false"], "box_accuracy, box_iou"),
+        ("box_accuracy", ["model.head.settings.rec=false"], "mask_accuracy, mask_iou"),
+        ("existence_accuracy", ["model.head.settings.existence=false"], "box_iou, mask_iou, score"),
+    ],
+)
+def test_a_metric_that_no_validation_will_have_is_refused_before_the_first_step(
+    tmp_path, train, best_by, changes, has, dry
+):
+    sets = [part for one in [f"train.best_by={best_by}", *changes] for part in ("--set", one)]
+    code, _, talk = train(*sets, *(["--dry-run"] if dry else []))
+
+    assert code == 2, talk
+    assert f"the validation has no {best_by}" in talk and "train.best_by" in talk
+    assert has in talk
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_validation_samples_without_masks_cannot_choose_by_masks(refcli, tmp_path, train, store):
+    boxes = store / "boxes.jsonl"
+    image = next((store / "synthetic" / "images" / "val").rglob("*.jpg"))
+    boxes.write_text(json.dumps({"image": str(image), "expression": "the ball", "box": [1, 2, 30, 40]}) + "\n")
+    code, _, talk = refcli("prepare-data", "--from", boxes, "--name", "mine", "--split", "val", "--out", store)
+    assert code == 0, talk
+    code, _, talk = train("--set", "data.validation=[mine:val]", "--set", "train.best_by=mask_iou")
+
+    assert code == 2, talk
+    assert "the validation has no mask_iou" in talk
+
+
+def test_a_later_stage_that_cannot_choose_is_refused_before_the_first(tmp_path, train):
+    stages = "{first: {optim: {lr: 0.1}}, second: {train: {best_by: existence_accuracy}}}"
+    sets = ["model.head.settings.existence=false", f"stages={stages}"]
+    code, _, talk = train(*(part for one in sets for part in ("--set", one)))
+
+    assert code == 2, talk
+    assert "the validation has no existence_accuracy" in talk
+    assert not list((tmp_path / "run").rglob("checkpoints"))

@@ -120,7 +120,7 @@ def test_a_stopped_and_resumed_run_writes_the_same_weights_to_the_bit(tmp_path, 
     assert listener.starts == ([(stop[1], 3), (0, 4)] if stop[0] == 1 else [(stop[1], 4)])
 
 
-@pytest.mark.parametrize("leftover", [None, ".run.yaml.abc123"])
+@pytest.mark.parametrize("leftover", [None, ".run.yaml.0123456789abcdef.refcli-part"])
 def test_a_run_killed_between_its_stages_goes_on_with_the_next(tmp_path, store, staged, whole, leftover):
     expected = weights_of(whole / "weights")
     for path in (whole / "stages" / "2-all", whole / "weights"):
@@ -181,7 +181,7 @@ def test_force_removes_what_an_earlier_launch_left_and_not_what_its_own_start_be
 ):
     out = tmp_path / "run"
     out.mkdir()
-    (out / "run.yaml").write_text("of: long ago")
+    (out / "run.yaml").write_text("# refcli 0.0.1\nof: long ago")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     with pytest.raises(StoppedError):
         run(staged, store, out, force=True, stop=(1, 2))

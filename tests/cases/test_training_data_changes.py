@@ -1,0 +1,128 @@
+"""A run that goes on says so where its data is not what it was trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+SMALL = ["model.tower.dim=32", "model.tower.layers=1", "model.tower.ffn_dim=32", "model.tower.heads=2"]
+SETTINGS = ["data.workers=0", "train.batch_size=2", "train.steps=2", "train.precision=fp32", "optim.warmup_steps=1"]
+
+
+@pytest.fixture
+def prepare(refcli, tmp_path):
+    def call(*, count: int = 4, first: str = "a", split: str = "train", out: str = "store") -> Path:
+        lines = tmp_path / f"{split}.jsonl"
+        image = tmp_path / "image.png"
+        if not image.exists():
+            from PIL import Image
+
+            Image.new("RGB", (64, 64)).save(image)
+        with lines.open("w") as file:
+            for number in range(count):
+                line = {"image": image.name, "expression": f"{first} {number}", "box": [1, 2, 30, 40 + number]}
+                file.write(json.dumps(line) + "\n")
+        code, _, talk = refcli(
+            "prepare-data",
+            "--from",
+            lines,
+            "--name",
+            "mine",
+            "--split",
+            split,
+            "--images",
+            tmp_path,
+            "--out",
+            tmp_path / out,
+            "--force",
+        )
+        assert code == 0, talk
+        return tmp_path / out
+
+    return call
+
+
+@pytest.fixture
+def train(refcli, tmp_path):
+    def call(*options: str):
+        sets = [*SETTINGS, *SMALL, "data.train=[mine:train]", "data.validation=[mine:val]"]
+        changes = [part for one in sets for part in ("--set", one)]
+        return refcli(
+            "finetune", "--preset", "synthetic_tiny", "--data", tmp_path / "store", "--device", "cpu",
+            "--out", tmp_path / "run", *changes, *options,
+        )  # fmt: skip
+
+    return call
+
+
+@pytest.fixture
+def resume(refcli, tmp_path):
+    return lambda *options: refcli(
+        "finetune", "--out", tmp_path / "run", "--resume", "--set", "train.steps=3", *options
+    )
+
+
+@pytest.fixture
+def begun(prepare, train):
+    prepare()
+    prepare(split="val")
+    code, _, talk = train()
+    assert code == 0, talk
+
+
+def test_the_run_records_its_data(begun, tmp_path):
+    facts = json.loads((tmp_path / "run" / "env.json").read_text())
+
+    assert facts["data"].keys() == {"mine:train", "mine:val"}
+    assert facts["data"]["mine:train"]["examples"] == 4
+    assert len(facts["data"]["mine:train"]["sha256"][0]) == 64
+
+
+def test_the_same_data_is_no_news(begun, prepare, resume):
+    prepare()
+    code, _, talk = resume()
+
+    assert code == 0, talk
+    assert "changed" not in talk.replace("train.steps changed", "")
+
+
+def test_a_training_split_of_another_size_is_refused(begun, prepare, resume, tmp_path):
+    prepare(count=6)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    code, _, talk = resume()
+
+    assert code == 2
+    assert "mine:train had 4 examples, now 6" in talk and "--init" in talk
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 4), ("val", 4), ("val", 6)])
+def test_other_contents_are_reported_and_logged(begun, prepare, resume, tmp_path, split, count):
+    prepare(first="b", split=split, count=count)
+    code, _, talk = resume()
+
+    assert code == 0, talk
+    assert f"the data has changed since the run began: mine:{split}" in " ".join(talk.split())
+    assert "the data has changed" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_another_store_of_other_contents_is_refused_like_a_changed_one(begun, prepare, resume, tmp_path):
+    other = prepare(count=5, out="other")
+    prepare(split="val", out="other")
+    code, _, talk = resume("--data", str(other))
+
+    assert code == 2
+    assert "had 4 examples, now 5" in talk
+    moved = shutil.copytree(tmp_path / "store", tmp_path / "moved")
+    assert resume("--data", str(moved))[0] == 0
+
+
+@pytest.mark.parametrize("damage", ["{}", "[]", '{"data": 3, "store": "x"}', '{"data": {"mine:train": []}}'])
+def test_a_run_that_recorded_nothing_goes_on(begun, resume, tmp_path, damage):
+    (tmp_path / "run" / "env.json").write_text(damage)
+    code, _, talk = resume("--data", str(tmp_path / "store"))
+
+    assert code == 0, talk

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,7 +98,7 @@ def read_requests(
             _check_request_file(name)
     if not expressions and any(images is not None for _, images in plans):
         raise UsageError("there is no expression to look for", hint='say what you mean: -e "the red mug on the left"')
-    return _requests(plans, [_readable(expression) for expression in expressions])
+    return _requests(plans, [_typed(expression) for expression in expressions])
 
 
 def _requests(plans: Iterable[tuple[str, list[str] | None]], expressions: Sequence[str]) -> Iterator[Request]:
@@ -263,6 +264,14 @@ def _typo(key: str, record: dict[str, object]) -> str:
 def _readable(expression: str) -> str:
     """An expression without halves of surrogate pairs, which are no characters: U+FFFD stands for them."""
     return _SURROGATE.sub("\ufffd", expression)
+
+
+def _typed(expression: str) -> str:
+    """An expression of the command line: bytes that the locale does not know are read as UTF-8."""
+    if _SURROGATE.search(expression):
+        with suppress(UnicodeEncodeError):
+            return os.fsencode(expression).decode("utf-8", "replace")
+    return _readable(expression)
 
 
 def _malformed(where: str, message: str, *, ident: str | None = None, image: str = "") -> Request:

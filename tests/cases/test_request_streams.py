@@ -79,6 +79,18 @@ def test_half_a_surrogate_pair_in_an_expression_is_read_as_an_unknown_character(
     assert one["expression"] == "the red circle \ufffd"
 
 
+def test_an_expression_of_the_command_line_is_utf8_also_where_the_locale_does_not_know_it(tmp_path):
+    for typed, read in (
+        ("caf\udcc3\udca9", "café"),
+        ("caf\udce9", "caf\ufffd"),
+        ("caf\ud83d", "caf\ufffd"),
+        ("\udc00", "\ufffd"),
+        ("café 🔴", "café 🔴"),
+    ):
+        (request,) = read_requests([str(tmp_path / "a.png")], [typed])
+        assert request.expression == read
+
+
 def test_a_line_of_any_length_takes_bounded_memory_and_is_answered(ask, monkeypatch):
     monkeypatch.setattr(requests, "MAX_LINE_BYTES", 1000)
     monkeypatch.setattr(requests, "SKIPPED_BYTES", 64)

@@ -118,7 +118,7 @@ def test_a_record_with_a_key_that_changes_its_meaning_is_left_out_and_listed(pre
         {"ignore": 0, "negative": False, "exists": True},
         {"bbox_mode": 1},
         {"bbox_format": "xywh"},
-        {"negative": "the other cup"},
+        {"negative": "the other cup", "relative": "left of the jug", "bbox_type": "tight", "normalized": False},
         {"caption_id": 5},
     ],
 )

@@ -117,7 +117,7 @@ def check_meaning(key: str, value: object, known: KnownKeys, where: str) -> None
             where=where,
             hint="give the upright box around it, or a segmentation",
         )
-    if name in _BOX_FORMS and _is_foreign_form(name, value):
+    if _is_foreign_form(name, value):
         raise WholeFileError(
             f"{shown}: boxes of that form are not read",
             where=where,
@@ -184,12 +184,27 @@ _ANGLES = frozenset(
     {"rotation", "angle", "theta", "rotationangle", "rotateangle", "bboxrotation", "bboxangle", "rotationdeg",
      "rotated", "isrotated"}
 )  # fmt: skip
-_BOX_FORMS: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("bboxmode", "boxmode"), frozenset({"1", "xywhabs", "boxmode.xywhabs"})),
-    **dict.fromkeys(("bboxformat", "boxformat", "bboxtype", "boxtype", "boxesformat"), frozenset({"xywh", "coco"})),
-    **dict.fromkeys(("normalized", "normalised", "isnormalized", "isnormalised", "relative", "isrelative"), _FALSE),
-}
-"""Keys that say how boxes are written -> values that say that they are written as COCO's are."""
+_BOX_MODES = frozenset({"bboxmode", "boxmode"})
+_XYWH_MODE = "1"
+"""Detectron2's number of the boxes that COCO has."""
+_BOX_FORMATS = frozenset({"bboxformat", "boxformat", "bboxtype", "boxtype", "boxesformat", *_BOX_MODES})
+_FOREIGN_FORMS = (
+    "xyxy",
+    "yxyx",
+    "cxcy",
+    "ltrb",
+    "tlbr",
+    "voc",
+    "yolo",
+    "center",
+    "centre",
+    "corner",
+    "norm",
+    "rel",
+    "percent",
+)
+"""What values of these keys hold that say that boxes are not written as COCO's are."""
+_FRACTIONS = frozenset({"normalized", "normalised", "isnormalized", "isnormalised", "relative", "isrelative"})
 
 
 def _is_turned(value: object) -> bool:
@@ -204,9 +219,15 @@ def _is_turned(value: object) -> bool:
 
 
 def _is_foreign_form(name: str, value: object) -> bool:
-    if value is None or isinstance(value, list | dict):
+    """Whether a key says that boxes are written otherwise than as left, top, width and height in pixels."""
+    if name in _FRACTIONS:
+        return _is_true(value)
+    if name not in _BOX_FORMATS or not isinstance(value, int | str) or isinstance(value, bool):
         return False
-    return _text(value).replace("_", "").casefold() not in _BOX_FORMS[name]
+    text = _text(value).replace("_", "").casefold()
+    if name in _BOX_MODES and text.isdecimal():
+        return text != _XYWH_MODE
+    return any(form in text for form in _FOREIGN_FORMS)
 
 
 def _plain(value: object) -> object:

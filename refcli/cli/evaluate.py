@@ -279,7 +279,12 @@ class SampleBars:
 
         from refcli.cli.output import console_err
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         is_hidden = not console_err.is_terminal
         self._progress = Progress(*columns, console=console_err, transient=True, disable=is_hidden)
 
@@ -292,12 +297,13 @@ class SampleBars:
 
     def of(self, system: str) -> OnSample:
         """What a system reports its progress to."""
+        from refcli.cli.output import printable
 
         tasks: dict[str, TaskID] = {}
 
         def show(split: str, done: int, total: int) -> None:
             if split not in tasks:
-                tasks[split] = self._progress.add_task(f"{system} {split}", total=total)
+                tasks[split] = self._progress.add_task(printable(f"{system} {split}"), total=total)
             self._progress.update(tasks[split], completed=done)
 
         return show

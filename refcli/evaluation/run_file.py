@@ -200,6 +200,8 @@ def read_run(path: Path) -> Run:
         DataError: there is none, or it is not one that this version wrote.
     """
     file = path / PER_SAMPLE if path.is_dir() else path
+    if not file.is_file():
+        raise _no_run(file, "it is no regular file" if file.exists() else "there is no such file")
     try:
         with pq.ParquetFile(file) as parquet:
             facts = _facts_in(parquet, where=str(file))

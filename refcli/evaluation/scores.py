@@ -23,7 +23,7 @@ from refcli.evaluation.box_overlaps import (
 )
 from refcli.evaluation.mask_frames import IMAGE, ModelMask, Overlap, overlap_in
 from refcli.geometry.frame import Frame
-from refcli.geometry.masks import union_masks
+from refcli.geometry.masks import check_run_lengths, union_masks
 
 SCORE_THRESHOLD = 0.7
 """GREC counts boxes from this score on (the published gRefCOCO evaluator)."""
@@ -132,7 +132,8 @@ def score_sample(
         score_threshold: GREC's.
 
     Raises:
-        DataError: the picture, or a mask of the answer, does not have the size that the data set says.
+        DataError: the image, or a mask of the answer, does not have the size that the data set says; or a mask of the
+            truth is damaged.
     """
     width, height = _size_of(example, answer)
     proposed = answer.proposals
@@ -321,6 +322,20 @@ def _ranks(targets: tuple[Target, ...], example: Example) -> tuple[int, int]:
     boxes = [targets[place].box_xyxy for place in order]
     iou, _ = overlap_matrices(boxes, [*(region.box_xyxy for region in example.regions), together])
     return first_hit(iou[:, :-1]), first_hit(iou[:, -1:])
+
+
+def _true_mask(example: Example) -> RLE | None:
+    masks = [region.mask for region in example.regions if region.mask is not None]
+    try:
+        for mask in masks:
+            check_run_lengths(mask)
+        return union_masks(masks) if masks else None
+    except DataError as error:
+        raise DataError(
+            f"a mask of the truth is damaged: {error.message}",
+            where=f"{example.dataset}:{example.split} {example.id}",
+            hint="prepare the data again",
+        ) from error
 
 
 def _overlaps(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import resource
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from refcli.cli.evaluate import SampleBars
 from refcli.contracts.example import Example, Region
 from refcli.data.store import write_manifest, write_split
 from refcli.evaluation.prediction_file import MOST_LINE_BYTES
@@ -300,3 +303,24 @@ def test_per_sample_files_of_earlier_versions_are_read_as_they_were_meant(refcli
         document = json.loads(out)
         assert document["splits"][SPLIT]["gated"] is gated
         assert document["metrics"]["m/val/t_acc"] == float(not says_none)
+
+
+def test_progress_shows_any_name_as_it_is(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr("refcli.cli.output.console_err", Console(file=screen, force_terminal=True, width=100))
+    with SampleBars() as bars:
+        bars.of("p[/bold]\x1b]0;pwn\x07.jsonl")("m:val", 1, 2)
+    assert "p[/bold]\\x1b]0;pwn\\x07.jsonl m:val" in screen.getvalue()
+    assert "\x1b]0" not in screen.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder without a run", "nothing"])
+def test_what_is_no_regular_file_is_refused_at_once(refcli, tmp_path, kind):
+    path = tmp_path / "odd"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder without a run":
+        path.mkdir()
+    code, out, err = refcli("evaluate", "--merge", path)
+    assert (code, out) == (5, "")
+    assert ("no regular file" if kind == "fifo" else "no such file") in err

@@ -8,13 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from refcli.contracts.example import RLE, Example, Region
-from refcli.contracts.prediction import Answer, Target
-from refcli.data.store import write_manifest, write_split
+from refcli.contracts.prediction import Answer, Prediction, Target
+from refcli.data.store import Store, write_manifest, write_split
 from refcli.errors import DataError
+from refcli.evaluation.conventions import choose_conventions
+from refcli.evaluation.evaluate import evaluate_split
+from refcli.evaluation.report import report_split
+from refcli.evaluation.run_file import Scoring
+from refcli.evaluation.truth import PassingSplit
+from refcli.geometry.frame import Frame
 from refcli.geometry.masks import encode_mask
 from refcli.inference.answers import answer_from_json, answer_to_json
+from refcli.inference.requests import Request
+from refcli.inference.ungated import gated, ungated_answer
 
 SIDE = 60
 BOX = (10.0, 10.0, 50.0, 50.0)
@@ -191,3 +200,45 @@ def test_gated_runs_are_merged_and_stay_gated(refcli, score, tmp_path):
 def test_a_malformed_reason_or_candidate_is_refused(field):
     with pytest.raises(DataError):
         answer_from_json(with_candidates()[1] | field)
+
+
+class DrawsAndDecides:
+    """A head that only draws masks, some of them empty, and decides about existence for itself."""
+
+    MASK_SIDES = (40, 40, 0, 0, 40, 40, 0, 0, 40, 40)
+    EXISTENCE = (0.9, 0.1, 0.9, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9, 0.1)
+
+    def __init__(self, *, decides: bool) -> None:
+        self.decides = decides
+
+    def ungated(self, requests):
+        frame = Frame.fit(SIDE, SIDE, SIDE, SIDE)
+        for request in requests:
+            number = int(request.id.removeprefix("m/"))
+            logits = torch.full((1, 1, SIDE, SIDE), -1.0)
+            logits[..., 10 : 10 + self.MASK_SIDES[number], 10 : 10 + self.MASK_SIDES[number]] = 1.0
+            existence = torch.tensor([self.EXISTENCE[number]]) if self.decides else None
+            prediction = Prediction(None, torch.tensor([[0.8]]), logits, existence)
+            yield ungated_answer(prediction, 0, frame, request, "draws")
+
+
+@pytest.mark.parametrize("decides", [True, False])
+def test_a_head_that_draws_nothing_where_it_states_a_target_still_states_it(score, store, decides):
+    model = DrawsAndDecides(decides=decides)
+    names = choose_conventions(["all"])
+    split = PassingSplit(Store(store).split("m:val"))
+    scored = evaluate_split(model, split, name="m:val", scoring=Scoring(names))
+    for name in CONVENTIONS:
+        figures = report_split(scored, names).conventions[name].metrics
+        none = [e < 0.5 for e in model.EXISTENCE] if decides else [side == 0 for side in model.MASK_SIDES]
+        assert figures["n_acc"] == np.mean(none[6:]), name
+        assert figures["t_acc"] == np.mean(np.logical_not(none[:6])), name
+    lines = [answer_to_json(gated(one)) for one in model.ungated(Request(e.id, "", "x") for e in TRUTH)]
+    assert [line["no_target"] for line in lines] == [
+        side == 0 or (decides and existence < 0.5)
+        for side, existence in zip(model.MASK_SIDES, model.EXISTENCE, strict=True)
+    ]
+    in_file = score(lines)["metrics"]
+    for name, slice_ in report_split(scored, names).conventions.items():
+        for metric, value in slice_.metrics.items():
+            assert in_file["/".join(["m", "val", *([name] if name != "original" else []), metric])] == value

@@ -124,6 +124,19 @@ def test_plain_coco_is_refused_with_the_way_and_read_with_it(prepare):
     assert len({one.id for one in examples}) == len(examples)
 
 
+@pytest.mark.parametrize("odd", [{"id": None}, {"bbox": []}, {"bbox": "x"}, {"rotation": 5, "category_id": {}}])
+def test_an_odd_row_does_not_hide_the_way_that_plain_coco_needs(prepare, odd):
+    content = {"images": [IMAGE], "annotations": [BOX, {**BOX, "id": 2, **odd}], "categories": CATEGORIES}
+    code, _, messages = prepare(content, "val.json")
+    assert code == 5
+    assert "--expressions category" in messages
+    content["images"].append({**IMAGE, "id": 2})
+    content["annotations"].append({**BOX, "id": 3, "image_id": 2})
+    code, examples, messages = prepare(content, "val.json", "--expressions", "category")
+    assert code == 0, messages
+    assert [one.id for one in examples] == ["m/2/1"]
+
+
 def test_a_class_one_of_whose_things_cannot_be_read_is_left_out(prepare):
     boxes = [BOX, {**BOX, "id": 2, "ignore": 1}, {**BOX, "id": 3, "category_id": 2}, {**BOX, "id": 4, "category_id": 9}]
     content = {"images": [IMAGE], "annotations": boxes, "categories": CATEGORIES}

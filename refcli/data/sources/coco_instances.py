@@ -269,13 +269,13 @@ class _Reading:
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 self._reject(DataError("this is no object with an id", where=where), where)
                 continue
-            own = _id_of(ids.id)
+            own = id_of(ids.id)
             if own is None:
                 self._reject(
                     DataError(f"the id is {bytes(ids.id)[:40].decode('utf-8', 'replace')}", where=where), where
                 )
                 continue
-            yield where, raw, own, _id_of(ids.image_id)
+            yield where, raw, own, id_of(ids.image_id)
 
     def _needed(self, kind: type[msgspec.Struct]) -> Collection[str]:
         return frozenset(kind.__struct_fields__) if self.is_strict else frozenset()
@@ -286,7 +286,8 @@ class _Reading:
         self.rejections.add(error, where)
 
 
-def _id_of(text: msgspec.Raw) -> Id | None:
+def id_of(text: msgspec.Raw) -> Id | None:
+    """The id that a JSON value is; None if it is none."""
     try:
         value = msgspec.json.decode(text, type=_RawId)
     except (msgspec.MsgspecError, UnicodeDecodeError):

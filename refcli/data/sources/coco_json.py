@@ -23,6 +23,7 @@ from refcli.data.sources.coco_instances import (
     Instances,
     category_names,
     coco_image,
+    id_of,
     is_coco_url,
     read_coco_lists,
     read_instances,
@@ -117,7 +118,8 @@ def read_coco(
                 seen.add(expression.id)
             yield record
         if not seen:
-            file.rejected.refuse_if_any()
+            if settings.expressions == CATEGORY or file.has_texts or not file.annotations:
+                file.rejected.refuse_if_any()
             raise _nothing_in(paths[split], file, settings, problems)
 
 
@@ -137,6 +139,11 @@ class _File:
     broken_targets: Mapping[Id, frozenset[Id | None]]
     """Image -> the categories of those of its annotations that cannot be used, None where that is not known."""
     rejected: Rejections
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether anything in the file could be an expression."""
+        return any(image.caption for image in self.images) or any(row.texts() for row in self.annotations)
 
 
 def _read_file(path: Path, problems: Problems) -> _File:
@@ -167,9 +174,9 @@ def _read_file(path: Path, problems: Problems) -> _File:
             annotations.append(row)
         except DataError as error:
             rejected.add(error, where)
-            ids = _ids_of(raw)
-            if ids is not None and ids.image_id is not None:
-                broken[identity(ids.image_id)].add(None if ids.category_id is None else identity(ids.category_id))
+            image_id, category_id = _target_of(raw)
+            if image_id is not None:
+                broken[image_id].add(category_id)
     keys.finish()
     return _File(
         images,
@@ -180,17 +187,18 @@ def _read_file(path: Path, problems: Problems) -> _File:
     )
 
 
-class _Ids(msgspec.Struct):
-    image_id: int | str | float | None = None
-    category_id: int | str | float | None = None
+class _Target(msgspec.Struct):
+    image_id: msgspec.Raw = msgspec.Raw(b"null")
+    category_id: msgspec.Raw = msgspec.Raw(b"null")
 
 
-def _ids_of(raw: msgspec.Raw) -> _Ids | None:
-    """Whose target a row is that cannot be used otherwise."""
+def _target_of(raw: msgspec.Raw) -> tuple[Id | None, Id | None]:
+    """Image and category of a row that cannot be used otherwise, as far as they can be read."""
     try:
-        return msgspec.json.decode(raw, type=_Ids)
+        target = msgspec.json.decode(raw, type=_Target)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
+        return None, None
+    return id_of(target.image_id), id_of(target.category_id)
 
 
 def _nothing_in(path: Path, file: _File, settings: CocoSettings, problems: Problems) -> DataError:

@@ -80,14 +80,19 @@ def first_bytes(path: Path) -> bytes:
 
 
 def first_object_has(path: Path, *keys: bytes) -> bool:
-    """Whether a file begins with a line that is a JSON object with all these keys, at any depth.
+    """Whether a file begins with lines of which the first that is a whole JSON object has all these keys, at any depth.
 
     Of a line that is longer than 64 KiB only the beginning is looked at.
     """
-    line, newline, _ = head(path).partition(b"\n")
-    if not line.startswith(b"{") or (newline and not line.rstrip().endswith(b"}")):
+    beginning = head(path)
+    if not beginning.startswith(b"{"):
         return False
-    return all(re.search(rb'"' + re.escape(key) + rb'"\s*:', line) for key in keys)
+    *whole, last = beginning.split(b"\n")
+    lines = (
+        line for line in (*(line for line in whole if line.rstrip().endswith(b"}")), last) if line.startswith(b"{")
+    )
+    line = next(lines, b"")
+    return all(re.search(rb'"' + re.escape(key) + rb'"\s*:', line) for key in keys) and bool(line)
 
 
 def are_fractions(boxes: Sequence[Sequence[float]]) -> bool:

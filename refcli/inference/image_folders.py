@@ -29,7 +29,7 @@ UNREADABLE_IMAGES = frozenset({
 NO_IMAGES = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
 """Formats of other data that Pillow has a name for."""
 SYSTEM_NAMES = frozenset(
-    {"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"}
+    {"__macosx", "@eadir", "$recycle.bin", "system volume information", ".ds_store", "thumbs.db", "desktop.ini"}
 )
 """What operating systems put beside a user's files."""
 MOST_NAMED = 5

@@ -25,6 +25,7 @@ from refcli.files import remove_stale_temporaries, write_atomically
 from refcli.geometry.masks import decode_mask, scaled_mask
 from refcli.inference.answers import answer_line
 from refcli.inference.draw import LARGEST_DRAWING, blank_picture, draw_answer
+from refcli.inference.image_folders import SYSTEM_NAMES
 from refcli.inference.output_manifest import (
     DRAWINGS,
     MASKS,
@@ -244,7 +245,7 @@ class OutputFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_stale_temporaries(self.path)
-            is_empty = not any(self.path.iterdir())
+            is_empty = all(path.name.lower() in SYSTEM_NAMES for path in self.path.iterdir())
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UsageError(f"the folder cannot be made: {reason}", where=str(self.path)) from error

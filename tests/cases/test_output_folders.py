@@ -237,6 +237,7 @@ def test_a_full_disk_leaves_a_run_that_can_be_completed(ask, tmp_path, monkeypat
 @pytest.mark.parametrize("option", ["--resume", "--force"])
 def test_a_new_or_empty_folder_starts_from_the_beginning(ask, tmp_path, option):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/.DS_Store").write_text("what file managers leave")
     for name in ("new", "empty"):
         assert ask("--out", name, option)[0] == 0
         assert len((tmp_path / name / "predictions.jsonl").read_text().splitlines()) == 3

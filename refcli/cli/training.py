@@ -67,12 +67,26 @@ def resolve_request(
         if not (out / "run.yaml").is_file():
             raise UsageError("there is no run to resume", where=str(out / "run.yaml"), hint="leave out --resume")
         preset = preset or str(out / "run.yaml")
-        data = data or Path(json.loads((out / "env.json").read_text(encoding="utf-8"))["store"])
+        data = data or _store_of(out)
     if preset is None:
         raise UsageError("no preset is given", where="--preset", hint="see `refcli presets list`")
     if data is None:
         raise UsageError("no store is given", where="--data", hint="write one with `refcli prepare-data`")
     return Request(preset, data, tuple(overrides))
+
+
+def _store_of(run: Path) -> Path:
+    from refcli.engine.run_dir import RunDir
+    from refcli.errors import UsageError
+
+    store = RunDir(run).facts().get("store")
+    if not isinstance(store, str) or not store:
+        raise UsageError(
+            "it is not known which store the run was trained on",
+            where=str(run / "env.json"),
+            hint="give it: --resume --data STORE",
+        )
+    return Path(store)
 
 
 def identify_run(command: str, settings: FinetuneSettings | PretrainSettings, request: Request, out: Path) -> str:

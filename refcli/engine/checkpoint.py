@@ -68,13 +68,15 @@ class Checkpoints:
             return None
         try:
             pointer = Pointer(**json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            if type(pointer.step) is not int or not isinstance(pointer.score, int | float | None):
+                raise ValueError("a step is a whole number and a score a number")
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DataError(
                 "it is not readable which checkpoint is the best",
                 where=str(file),
                 hint="remove the file; --resume writes it anew",
             ) from error
-        return pointer if self.path(pointer.step).is_dir() else None
+        return pointer if pointer.step in self.steps() else None
 
     def save(self, state: TrainingState, *, layout: BatchLayout, world: World) -> None:
         """Write the checkpoint of `state.step` and remove old ones. Every process must come here; the main one writes.

@@ -55,6 +55,8 @@ OWN_PATTERNS = (
 )
 STAGE_FOLDER = re.compile(r"\d+-[a-z0-9][a-z0-9_-]*")
 """The folders below stages/, each of which is a run."""
+MAX_FACTS_BYTES = 1 << 20
+"""Of env.json; what is longer is damaged."""
 VALIDATION_PREFIX = "validation/"
 """What the names of validation metrics begin with in metrics.jsonl."""
 STAGE_PREFIX = re.compile(r"^stages\.[^.]+\.")
@@ -175,6 +177,15 @@ class RunDir:
                 if isinstance(line, dict) and type(line.get("step")) is int:
                     lines.append(line)
         return lines
+
+    def facts(self) -> dict[str, Any]:
+        """What env.json says about how the run began; nothing where the file is missing or damaged."""
+        try:
+            with (self.path / "env.json").open("rb") as file:
+                facts = json.loads(file.read(MAX_FACTS_BYTES))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
 
     def log(self, text: str) -> None:
         """Add one dated line to log.txt."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from refcli.engine.step import StepResult
 from refcli.engine.stopping import ValidationStoppedError, failing_together
 from refcli.engine.utilisation import gemm_peak
 
+LARGEST = sys.float_info.max
 SCORE = "score"
 """The validation metric that chooses the best checkpoint; larger is better."""
 
@@ -34,7 +36,7 @@ def read_validations(run: Path) -> dict[int, dict[str, float]]:
         metrics = {
             name.removeprefix(VALIDATION_PREFIX): float(value)
             for name, value in line.items()
-            if name.startswith(VALIDATION_PREFIX) and isinstance(value, int | float)
+            if name.startswith(VALIDATION_PREFIX) and isinstance(value, int | float) and abs(value) <= LARGEST
         }
         if metrics:
             validations[line["step"]] = metrics

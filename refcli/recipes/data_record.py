@@ -11,6 +11,7 @@ from typing import Any
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
 from refcli.data.store import Store
+from refcli.engine.run_dir import RunDir
 from refcli.errors import ConfigError
 from refcli.recipes.restarts import launch_facts
 
@@ -93,9 +94,5 @@ def run_identity(command: str, settings: AnySettings, *, store_path: Path, out: 
 
 def _recorded(run: Path) -> Mapping[str, Mapping[str, Any]]:
     """What env.json says about the data; empty where it says nothing, as those of older versions do."""
-    try:
-        facts = json.loads((run / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    data = facts.get(DATA) if isinstance(facts, dict) else None
+    data = RunDir(run).facts().get(DATA)
     return {name: one for name, one in data.items() if isinstance(one, dict)} if isinstance(data, dict) else {}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from refcli.engine.launching import is_restart
+from refcli.engine.run_dir import RunDir
 
 LAUNCH_VARIABLE = "TORCHELASTIC_RUN_ID"
 """What torchrun (and `--nproc`) calls all processes of one launch, those that are started again among them."""
@@ -26,8 +26,5 @@ def takes_over(out: Path) -> bool:
     """
     if not (is_restart() and (out / "run.yaml").is_file()):
         return False
-    try:
-        facts = json.loads((out / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(facts, dict) and facts.get(LAUNCH) == os.environ.get(LAUNCH_VARIABLE)
+    facts = RunDir(out).facts()
+    return LAUNCH in facts and facts[LAUNCH] == os.environ.get(LAUNCH_VARIABLE)

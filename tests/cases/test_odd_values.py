@@ -192,6 +192,24 @@ def test_a_broken_first_line_does_not_hide_the_format(prepare, tmp_path, first):
     assert report["problems"] == {"broken_line": 1}
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("val.jsonl", json_lines({"image": "a.jpg"}, {"image": "a.jpg", "box": [1, 2, 3, 4], "expression": "cup"})),
+        ("val.json", b'[null, ["COCO_train2014_000000581857.jpg", "3.pth", [30.0, 20.0, 10.0, 5.0], "boy", []]]'),
+        ("referit_bbox.json", b'{"38685_9": null, "38685_1": [1, 2, 3, 4]}'),
+        (
+            "val.json",
+            json.dumps({"images": [None, IMAGE], "annotations": [None, {**BOX, "id": 1, "caption": "x"}]}).encode(),
+        ),
+    ],
+)
+def test_an_odd_first_record_does_not_hide_the_format(prepare, tmp_path, name, content):
+    code, _, messages = prepare(content, name, **{"referit_query_val.json": {"38685_1": ["sky"]}})
+    assert code == 0, messages
+    assert len(texts(tmp_path)) == 1
+
+
 def test_null_says_nothing(prepare, tmp_path):
     line = {
         "image": "a.jpg",

@@ -79,20 +79,17 @@ def first_bytes(path: Path) -> bytes:
         return b""
 
 
-def first_object_has(path: Path, *keys: bytes) -> bool:
-    """Whether a file begins with lines of which the first that is a whole JSON object has all these keys, at any depth.
-
-    Of a line that is longer than 64 KiB only the beginning is looked at.
-    """
+def some_object_has(path: Path, *keys: bytes) -> bool:
+    """Whether a file begins with JSON lines one of which, in its first 64 KiB, has all these keys, at any depth."""
     beginning = head(path)
     if not beginning.startswith(b"{"):
         return False
     *whole, last = beginning.split(b"\n")
-    lines = (
+    lines = [
         line for line in (*(line for line in whole if line.rstrip().endswith(b"}")), last) if line.startswith(b"{")
-    )
-    line = next(lines, b"")
-    return all(re.search(rb'"' + re.escape(key) + rb'"\s*:', line) for key in keys) and bool(line)
+    ]
+    patterns = [re.compile(rb'"' + re.escape(key) + rb'"\s*:') for key in keys]
+    return any(all(pattern.search(line) for pattern in patterns) for line in lines)
 
 
 def are_fractions(boxes: Sequence[Sequence[float]]) -> bool:

@@ -39,7 +39,7 @@ import msgspec
 from refcli.config.schema import Settings
 from refcli.data.reading.json_files import parse_json
 from refcli.data.sources.coco_instances import xywh_to_xyxy
-from refcli.data.sources.json_lines import are_fractions, first_object_has, read_rows
+from refcli.data.sources.json_lines import are_fractions, read_rows, some_object_has
 from refcli.data.sources.known_keys import excerpt
 from refcli.data.sources.picture_names import Whose, named_image
 from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
@@ -121,8 +121,8 @@ def read_jsonl(
 
 def sniff_jsonl(path: Path) -> bool:
     """Whether a file begins with a line that has an image and an expression, and is no prediction."""
-    has_text = first_object_has(path, b"image", b"expression") or first_object_has(path, b"image", b"expressions")
-    return has_text and not first_object_has(path, b"schema")
+    has_text = some_object_has(path, b"image", b"expression") or some_object_has(path, b"image", b"expressions")
+    return has_text and not some_object_has(path, b"schema")
 
 
 def _parse_line(line: bytes, where: str, problems: Problems) -> _Line:

@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from refcli.config.schema import Settings
-from refcli.data.sources.json_lines import are_fractions, first_object_has, read_rows
+from refcli.data.sources.json_lines import are_fractions, read_rows, some_object_has
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError, WholeFileError
 from refcli.data.sources.picture_names import Whose, named_image
 from refcli.data.sources.record import CATEGORY, BoxXYXY, Problems, RawExpression, RawRecord, RawRegion, Source
@@ -125,7 +125,7 @@ def read_odvg(
 
 def sniff_odvg(path: Path) -> bool:
     """Whether a file begins with a line of ODVG."""
-    return first_object_has(path, b"filename", b"grounding", b"regions") or first_object_has(
+    return some_object_has(path, b"filename", b"grounding", b"regions") or some_object_has(
         path, b"filename", b"detection", b"instances"
     )
 

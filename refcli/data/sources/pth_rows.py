@@ -28,7 +28,8 @@ _COCO_NAME = re.compile(r"(?:.*/)?(?:COCO_(?:train|val)2014_([0-9]{12})(?:_[0-9]
 _NUMBER_NAME = re.compile(r"(?:.*/)?([0-9]{1,18})\.jpg")
 _COCO_ANNOTATION = re.compile(r"([0-9]{1,18})\.pth")
 _REFERIT_REGION = re.compile(r"([0-9]{1,18}_[0-9]{1,18})\.pth")
-_JSON_START = re.compile(rb'\s*\[\s*\[\s*"[^"\\]+\.(?:jpg|jpeg|png)"\s*,')
+_JSON_START = re.compile(rb"\s*\[\s*(?:\[|null)")
+_JSON_ROW = re.compile(rb'\[\s*"[^"\\]+\.(?:jpg|jpeg|png)"\s*,')
 _LISTS = "this reader knows the lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef"
 _SNIFFED_BYTES = 512
 _MAX_COORDINATE = 2**53
@@ -113,7 +114,8 @@ def starts_rows(path: Path) -> bool:
         if starts_torch_list(path):
             return True
         with open_binary(path) as stream:
-            return _JSON_START.match(stream.read(_SNIFFED_BYTES)) is not None
+            start = stream.read(_SNIFFED_BYTES)
+            return _JSON_START.match(start) is not None and _JSON_ROW.search(start) is not None
     except (DataError, OSError):
         return False
 

@@ -23,7 +23,7 @@ MISSING_IMAGES = frozenset({"19579", "17975", "19575"})
 """Photographs that REFER's refclef lacks; without them the splits have the 54,127 / 5,842 / 60,103 expressions of
 TransVG and OneRef."""
 _REGION = re.compile(r"([0-9]{1,18})_[0-9]{1,18}")
-_FIRST_BOX = re.compile(rb'\s*\{\s*"[0-9]+_[0-9]+"\s*:\s*\[\s*[0-9]+\s*(?:,\s*[0-9]+\s*){3}\]')
+_FIRST_BOX = re.compile(rb'\s*\{\s*"[0-9]+_[0-9]+"\s*:\s*(?!\[\s*")[^\s]')
 _SNIFFED_BYTES = 512
 
 
@@ -152,7 +152,7 @@ def saiapr_image(image_id: str | int, *, width: int | None = None, height: int |
 
 
 def sniff_referit(path: Path) -> bool:
-    """Whether a file begins as `referit_bbox.json` does: `{"<image>_<region>": [four integers]`."""
+    """Whether a file begins as `referit_bbox.json` does: `{"<image>_<region>":`, and no list of texts behind it."""
     try:
         with open_binary(path) as stream:
             return _FIRST_BOX.match(stream.read(_SNIFFED_BYTES)) is not None

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refcli.config.schema import TowerSettings
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
+from refcli.data.dataset import GroundingDataset
+from refcli.data.store import Store
 from refcli.errors import DataError
 from refcli.evaluation.scores import score_sample
 from refcli.geometry.masks import encode_mask
@@ -55,27 +58,33 @@ def write(path: Path, records: list[dict]) -> Path:
 
 
 @pytest.mark.parametrize("of_store", SIZES)
-@pytest.mark.parametrize("of_answers", [{"width": 100, "height": 80}, {}, *SIZES.values(), {"width": 0, "height": 0}])
-def test_boxes_are_scored_whoever_knows_the_size(refcli, prepare, tmp_path, of_store, of_answers):
+def test_boxes_are_scored_whoever_knows_the_size(refcli, prepare, tmp_path, of_store):
     store = prepare(SIZES[of_store])
-    records = [
-        record("r1", [BOX], **of_answers), record("r2", [BOX, [70, 20, 90, 70]], **of_answers),
-        record("r3", None, **of_answers),
-    ]  # fmt: skip
-    path = write(tmp_path / "p.jsonl", records)
-    asked = ("evaluate", "--predictions", path, "--data", store, "--split", "mine:val", "--convention", "all")
-    code, out, _ = refcli(*asked, "--json")
-    assert code == 0
-    document = json.loads(out)
-    for name in ("acc50", "acc50_gated", "box_miou", "n_acc", "t_acc"):
-        assert document["metrics"][f"mine/val/{name}"] == 1
-    is_known = of_answers.get("width") == 100
-    assert ("mine/val/oneref384/acc50" in document["metrics"]) == is_known
-    split = document["splits"]["mine:val"]
-    assert split["unknown_sizes"] == (0 if is_known else 2)
-    assert bool(split["breakdown"]["box_size"]) == is_known
+    for of_answers in ({"width": 100, "height": 80}, *SIZES.values(), {"width": 0, "height": 0}):
+        records = [
+            record("r1", [BOX], **of_answers), record("r2", [BOX, [70, 20, 90, 70]], **of_answers),
+            record("r3", None, **of_answers),
+        ]  # fmt: skip
+        path = write(tmp_path / "p.jsonl", records)
+        asked = ("evaluate", "--predictions", path, "--data", store, "--split", "mine:val", "--convention", "oneref384")
+        code, out, _ = refcli(*asked, "--json")
+        assert code == 0
+        document = json.loads(out)
+        for name in ("acc50", "acc50_gated", "box_miou", "n_acc", "t_acc"):
+            assert document["metrics"][f"mine/val/{name}"] == 1
+        is_known = of_answers.get("width") == 100
+        assert ("mine/val/oneref384/acc50" in document["metrics"]) == is_known
+        split = document["splits"]["mine:val"]
+        assert split["unknown_sizes"] == (0 if is_known else 2)
+        assert bool(split["breakdown"]["box_size"]) == is_known
+
+
+def test_a_table_says_how_many_sizes_are_unknown_and_where_to_get_them(refcli, prepare, tmp_path):
+    path = write(tmp_path / "p.jsonl", [record("r1", [BOX]), record("r2", [BOX], width=100, height=80)])
+    asked = ("evaluate", "--predictions", path, "--data", prepare({}), "--split", "mine:val", "--missing", "wrong")
     _, table, _ = refcli(*asked)
-    assert ("--images FOLDER looks sizes up" in table) != is_known
+    assert "1 samples are of images whose size is unknown" in table
+    assert "--images FOLDER looks sizes up" in table
 
 
 def test_a_wrong_size_of_a_known_image_is_still_reported(refcli, prepare, tmp_path):
@@ -131,15 +140,23 @@ def test_no_other_command_stumbles_over_an_unknown_size(refcli, with_image, tmp_
     assert code == 0, err
 
 
-def test_training_says_which_box_does_not_fit_an_image_of_unknown_size(refcli, with_image, tmp_path):
+TOWER = TowerSettings(image_size=32, dim=16, layers=1, heads=2, ffn_dim=16)
+
+
+def test_training_takes_the_size_of_the_image_and_cuts_boxes_to_it(with_image):
+    Image.new("RGB", (60, 60)).save(with_image / "mine" / "a.jpg")
+    samples = GroundingDataset(Store(with_image), ["mine:val"], tower=TOWER, augment=None)
+    assert samples[0, 0].box_cxcywh.tolist() == pytest.approx([35 / 60, 40 / 60, 50 / 60, 40 / 60])
+    assert not samples[2, 0].exists
+
+
+def test_training_says_which_box_does_not_fit_an_image_of_unknown_size(with_image):
     Image.new("RGB", (30, 15)).save(with_image / "mine" / "a.jpg")
-    code, _, err = refcli(
-        "finetune", "--preset", "synthetic_tiny", "--data", with_image, "--out", tmp_path / "run", "--set",
-        "data.train=[mine:val]", "--set", "data.validation=[mine:val]", "--set", "data.workers=0",
-    )  # fmt: skip
-    assert code == 5
-    assert "does not fit into its image of 30 x 15" in err
-    assert "--images" in err
+    samples = GroundingDataset(Store(with_image), ["mine:val"], tower=TOWER, augment=None)
+    with pytest.raises(DataError, match="does not fit into its image of 30 x 15") as caught:
+        samples[0, 0]
+    assert "mine/r1" in str(caught.value)
+    assert "--images" in str(caught.value)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "finetune"])

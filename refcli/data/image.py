@@ -11,7 +11,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -235,7 +235,7 @@ def _decoded(
     `spare_bytes` are needed beside it for every pixel.
     """
     where = name or ("picture bytes" if isinstance(source, bytes) else str(source))
-    with _opened(source, where) as image:
+    with _closing(_opened(source, where)) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(
                 f"the picture has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} million",
@@ -266,6 +266,15 @@ def _decoded(
             raise ImageError(
                 f"the picture cannot be decoded: {error}", where=where, hint="fetch or export the file again"
             ) from error
+
+
+@contextmanager
+def _closing(image: Image.Image) -> Iterator[Image.Image]:
+    try:
+        yield image
+    finally:
+        with suppress(ValueError):  # some versions of Pillow cannot close an animation twice
+            image.__exit__(None, None, None)
 
 
 def _upright(image: Image.Image, factor: int) -> ScaledImage:

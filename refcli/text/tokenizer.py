@@ -62,6 +62,8 @@ class Tokenizer:
         self.max_tokens = max_tokens
         self._pieces = spm.SentencePieceProcessor(model_proto=model)
         self._unknown_piece: int = self._pieces.unk_id()
+        self._known: dict[str, bool] = {}
+        """Marks and letters that were looked up."""
         self._knows_marks = self.num_pieces == OFFICIAL_NUM_PIECES or all(map(self._knows, ORDINARY_MARKS))
 
     @classmethod
@@ -190,7 +192,9 @@ class Tokenizer:
         return pieces
 
     def _knows(self, mark: str) -> bool:
-        return self._unknown_piece not in self._split(mark)
+        if mark not in self._known:
+            self._known[mark] = self._unknown_piece not in self._split(mark)
+        return self._known[mark]
 
     def _without_marks(self, expression: str, unlearned_marks: Set[str]) -> str:
         """The expression without marks that a vocabulary of bare words cannot hold."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 from filelock import FileLock
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from refcli.data.store_writing import SplitSummary, SplitWriter
+from refcli.data.store_writing import SplitSummary, SplitWriter, has_columns_of_store
 from refcli.errors import DataError
 from refcli.files import is_plain_name, path_inside, write_atomically
 
@@ -166,6 +166,25 @@ def list_splits(out: Path, listings: Sequence[Listing], *, part: tuple[int, int]
         for file in {*before, *_left_behind(out, finals)} - listed:
             _remove(out, file)
     return out / MANIFEST
+
+
+def new_split(out: Path, dataset: str, split: str, *, part: tuple[int, int] | None = None) -> SplitWriter:
+    """A writer for a split, or part of one, whose place is free or held by a file of the store.
+
+    Raises:
+        DataError: a file that the store did not write is in its place, or see `SplitWriter`.
+    """
+    writer = SplitWriter(out, dataset, split, part=part)
+    if writer.path.is_symlink() or (writer.path.exists() and not has_columns_of_store(writer.path)):
+        listed = {entry["file"] for entry in _files(read_manifest(out))} if (out / MANIFEST).exists() else set()
+        if f"{dataset}/{writer.path.name}" not in listed:
+            with writer:
+                raise DataError(
+                    "a file that is not of this store has the name of the split",
+                    where=str(writer.path),
+                    hint="move it, or give another --out or --name",
+                )
+    return writer
 
 
 @contextmanager

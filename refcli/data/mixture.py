@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import refcli
-from refcli.data.manifest import MANIFEST, Listing, is_in_place, list_splits, read_manifest, split_files
+from refcli.data.manifest import MANIFEST, Listing, is_in_place, list_splits, new_split, read_manifest, split_files
 from refcli.data.mixture_members import Member, MemberReport, member_tables, open_members
 from refcli.data.preparation.counting import CountCheck, compare_counts
 from refcli.data.spec import DatasetSpec, is_evaluation_split, is_train_like, list_specs, load_spec
@@ -122,7 +122,7 @@ def write_mixture(
         for split in wanted:
             looked_for = None if is_evaluation_split(split) else pa.array(keys, pa.string())
             members, root = open_members(store, split, spec.mixture[split], looked_for)
-            writer = stack.enter_context(SplitWriter(store_path, name, split))
+            writer = stack.enter_context(new_split(store_path, name, split))
             for table in member_tables(members, name, split, keep_leaks, progress):
                 writer.write(table)
             written[split] = _Written(writer, writer.finish(), members, root)

@@ -70,17 +70,17 @@ class SplitWriter:
         self._out, self._dataset, self._split = Path(out), dataset, split
         self._is_part = part is not None
         suffix = f".{part[0]}-of-{part[1]}" if part else ""
-        self._path = self._out / dataset / f"{split}{suffix}.parquet"
-        if self._path.parent.is_symlink():
+        self.path = self._out / dataset / f"{split}{suffix}.parquet"
+        if self.path.parent.is_symlink():
             raise DataError(
                 "the folder of the data set is a link",
-                where=str(self._path.parent),
+                where=str(self.path.parent),
                 hint="move the folder itself into the store",
             )
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(self._path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(self.path)
         self._stack = ExitStack()
-        self._unfinished = self._stack.enter_context(temporary_file(self._path))
+        self._unfinished = self._stack.enter_context(temporary_file(self.path))
         self._parquet = pq.ParquetWriter(self._unfinished, SCHEMA, compression="zstd")
         self.is_published = False
         self._ids: list[Int64[np.ndarray, " rows"]] = []
@@ -145,7 +145,7 @@ class SplitWriter:
         return SplitSummary(
             dataset=self._dataset,
             split=self._split,
-            file=self._path.relative_to(self._out).as_posix(),
+            file=self.path.relative_to(self._out).as_posix(),
             sha256=file_sha256(self._unfinished),
             bytes=self._unfinished.stat().st_size,
             examples=self._examples,
@@ -157,7 +157,7 @@ class SplitWriter:
 
     def publish(self, name: str | None = None) -> None:
         """Move the finished file to its place, or under another name to its folder."""
-        self._unfinished.replace(self._path if name is None else self._path.with_name(name))
+        self._unfinished.replace(self.path if name is None else self.path.with_name(name))
         self.is_published = True
 
     def _flush(self, multiple: int) -> None:
@@ -181,6 +181,14 @@ class SplitWriter:
             "an example cannot be stored: its id occurs twice",
             where=f"{self._dataset}:{self._split} {table['id'][second].as_py()}",
         )
+
+
+def has_columns_of_store(path: Path) -> bool:
+    """Whether there is a Parquet file with the columns of a store."""
+    try:
+        return path.is_file() and set(SCHEMA.names) <= set(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError, ValueError):
+        return False
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -19,6 +19,7 @@ from refcli.data.preparation.origin import describe_origin, is_unchanged
 from refcli.data.preparation.pictures import FileNames, Pictures
 from refcli.data.preparation.plan import Plan
 from refcli.data.preparation.run import Prepared, Progress, Selected, Shard, paused_collector, run
+from refcli.data.reading.json_files import parse_json
 from refcli.data.sources.detect import refuse_foreign
 from refcli.data.sources.record import Problems, RawRecord
 from refcli.data.store_writing import SplitSummary
@@ -143,6 +144,13 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
     )
     if (how.out / MANIFEST).exists():
         read_manifest(how.out)  # a store that cannot be added to is refused before hours of work
+    report_path = how.out / plan.dataset / _report_name(how)
+    if not _is_free_for_report(report_path):
+        raise UsageError(
+            "a file that is not of refcli is where the report belongs",
+            where=str(report_path),
+            hint="move it, or give another --out or --name",
+        )
     if not how.force and is_unchanged(how.out, plan.dataset, origin, part=how.shard, strict=how.strict):
         return DatasetReport(plan.dataset, "unchanged", seconds=time.perf_counter() - start)
     how.out.mkdir(parents=True, exist_ok=True)
@@ -204,7 +212,7 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
         lost_masks,
     )
     text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(how.out / plan.dataset / _report_name(how), text.encode("utf-8", "backslashreplace"))
+    write_atomically(report_path, text.encode("utf-8", "backslashreplace"))
     return report
 
 
@@ -214,6 +222,17 @@ def _report_name(how: Preparation) -> str:
     if is_plain_name(name):
         return name
     return f"report.{len(how.splits or ())}-splits-{sha256(name.encode()).hexdigest()[:12]}{shard}.json"
+
+
+def _is_free_for_report(path: Path) -> bool:
+    """Whether there is no file, or a report that may be replaced."""
+    if not path.exists():
+        return True
+    try:
+        report = parse_json(path.read_bytes(), dict[str, Any], where=str(path)) if path.is_file() else {}
+    except (DataError, OSError):
+        return False
+    return report.keys() >= {"dataset", "status", "problems"}
 
 
 def _records(plan: Plan, problems: Problems) -> Iterable[RawRecord]:

@@ -329,3 +329,34 @@ def test_large_rows_make_small_row_groups(tmp_path, monkeypatch):
     split = Store(tmp_path).split("toy:train")
     assert max(np.diff(split.group_starts)) < 10
     assert [split[number] for number in range(40)] == examples
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "report.json"])
+@pytest.mark.parametrize("content", [b"mine", b'{"mine": 1}', None])
+def test_a_users_own_file_in_the_place_of_one_of_the_store_stays(refcli, tmp_path, mine, name, content):
+    own = tmp_path / "toy" / name
+    own.parent.mkdir()
+    if content is None:
+        (tmp_path / "elsewhere").write_bytes(b"{}")
+        own.symlink_to(tmp_path / "elsewhere")
+    else:
+        own.write_bytes(content)
+    before = own.read_bytes()
+    for options in ((), ("--force",)):
+        code, _, message = refcli("prepare-data", "--from", mine, "--name", "toy", "--out", tmp_path, *options)
+        assert (code in (2, 5), "not of" in message, "move it" in message) == (True, True, True)
+        assert own.read_bytes() == before
+        assert {path.name for path in own.parent.iterdir()} == {name}
+
+
+def test_a_file_that_an_earlier_run_left_unlisted_is_replaced(refcli, tmp_path, mine):
+    write_split(tmp_path, "toy", "train", map(example, range(3)))
+    assert refcli("prepare-data", "--from", mine, "--name", "toy", "--out", tmp_path)[0] == 0
+    assert len(Store(tmp_path).split("toy:train")) == 1
+
+
+def test_a_listed_file_that_was_damaged_is_replaced(refcli, tmp_path, mine):
+    store = make_store(tmp_path / "store")
+    (store / "toy" / "train.parquet").write_bytes(b"damaged")
+    assert refcli("prepare-data", "--from", mine, "--name", "toy", "--out", store)[0] == 0
+    assert refcli("prepare-data", "--verify", store)[0] == 0

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from refcli.data.columns import examples_to_table
+from refcli.data.manifest import new_split
 from refcli.data.preparation.box_evidence import BoxEvidence
 from refcli.data.preparation.finish import Finishing, PlacedRecord, finish
 from refcli.data.preparation.pictures import Pictures
@@ -133,13 +134,13 @@ def run(
         for split, table in tables.items():
             lost[split] -= len(table)
             if split not in writers:
-                writers[split] = stack.enter_context(SplitWriter(out, how.dataset, split, part=shard))
+                writers[split] = stack.enter_context(new_split(out, how.dataset, split, part=shard))
             writers[split].write(table)
         if progress:
             progress(how.dataset, done)
     if shard is not None:
         for split in sorted(selected.splits - writers.keys()):
-            writers[split] = stack.enter_context(SplitWriter(out, how.dataset, split, part=shard))
+            writers[split] = stack.enter_context(new_split(out, how.dataset, split, part=shard))
     for path, reason in pictures.unreadable.items():
         problems.add("unreadable_folder_or_archive", str(path), reason)
     summaries = tuple(writer.finish() for writer in writers.values())

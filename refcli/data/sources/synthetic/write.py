@@ -16,10 +16,10 @@ import numpy as np
 
 from refcli.contracts.example import Example
 from refcli.data.columns import examples_to_table
-from refcli.data.manifest import MANIFEST, Listing, list_splits, read_manifest
+from refcli.data.manifest import MANIFEST, Listing, list_splits, new_split, read_manifest
 from refcli.data.sources.synthetic.examples import DATASET, SCENES_PER_FOLDER, image_path, render_scene
 from refcli.data.sources.synthetic.settings import SyntheticSettings
-from refcli.data.store_writing import SplitSummary, SplitWriter
+from refcli.data.store_writing import SplitSummary
 from refcli.errors import DataError, UsageError
 from refcli.files import temporary_file
 
@@ -83,7 +83,7 @@ def write_synthetic(
     with ExitStack() as stack:
         listings = []
         for split, scenes in split_sizes(size, splits).items():
-            writer = stack.enter_context(SplitWriter(Path(out), DATASET, split))
+            writer = stack.enter_context(new_split(Path(out), DATASET, split))
             root = Path(out) / (roots[split] or DATASET)
             for task, examples in _render_split(root, settings, split, scenes, workers):
                 writer.write(examples_to_table(examples))

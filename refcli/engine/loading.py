@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -58,6 +59,8 @@ def iterate_batches(
         TrainingError: a loading process died, or there is no room for its batches.
         LoadingStalledError: a signal was noted, and no batch came.
     """
+    if workers:
+        _try_a_lock()
     iterator = iter(
         DataLoader(
             _CarryErrors(dataset),
@@ -85,6 +88,18 @@ def iterate_batches(
             for process in iterator._workers:  # type: ignore[attr-defined]
                 process.kill()  # one that hangs; the others have ended
                 process.join(KILL_SECONDS)
+
+
+def _try_a_lock() -> None:
+    """Make and drop one of the locks that loading processes need: torch cannot clean up where it gets none.
+
+    Raises:
+        TrainingError: the system gives none; on Linux they take room in shared memory.
+    """
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise no_shared_memory() from error
 
 
 def _next_batch(iterator: Iterator[Any], signals: StopSignals | None) -> Any:  # noqa: ANN401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -101,6 +102,16 @@ def test_shared_memory_that_is_full_is_an_error_and_no_endless_wait(monkeypatch,
     with pytest.raises(TrainingError, match="no room in /dev/shm") as caught:
         load(Samples())
     assert "--shm-size" in caught.value.hint and "data.workers=0" in caught.value.hint
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.ENOENT, errno.ENOSYS])
+def test_a_system_that_gives_no_locks_is_an_error_too(monkeypatch, number):
+    def refuse():
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("multiprocessing.Lock", refuse)
+    with pytest.raises(TrainingError, match="no room in /dev/shm"):
+        load(Samples())
 
 
 def test_too_many_open_files_are_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -25,7 +26,7 @@ from refcli.engine.distributed import World
 from refcli.engine.launching import Launch, launch
 from refcli.engine.meeting import PlainStates, meet_others
 from refcli.engine.stopping import StopSignals
-from refcli.errors import UsageError
+from refcli.errors import TrainingError, UsageError
 
 LINUX = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="finds open ports in Linux's /proc")
 LOOPBACK = ("0100007F", "00000000000000000000000001000000")
@@ -182,6 +183,25 @@ def test_a_value_in_the_store_of_several_machines_never_runs(tmp_path, hidden):
     with pytest.raises(RendezvousStateError, match="no part of a state"):
         backend.set_state(pickle.dumps(_RendezvousState()), token)
     assert not proof.exists()
+
+
+@pytest.mark.slow  # torch takes its time to give up a meeting
+def test_a_launcher_that_finds_a_foreign_value_ends_the_run_and_runs_nothing(tmp_path, port):
+    def attack():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+        _, run_id = json.loads(store.get("refcli/run"))
+        store.set(f"torch.rendezvous.{run_id}", b64encode(pickle.dumps(Evil(tmp_path / "ran"))))
+
+    attacker = threading.Thread(target=attack)
+    attacker.start()
+    waits = "import pathlib, sys, time; pathlib.Path(sys.argv[1], 'ready').touch(); time.sleep(60)"
+    command = [sys.executable, "-S", "-c", waits, str(tmp_path)]
+    with pytest.raises(TrainingError, match="no part of a state"):
+        launch(command, Launch(1, 1, 2, f"localhost:{port}", identity="mine"), note=print)
+    attacker.join()
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("content", [b"\x80", b"nonsense", pickle.dumps({}), pickle.dumps("x" * (2 << 20))])

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from refcli.engine.device import resolve_device
 from refcli.engine.sharding import shard
-from refcli.engine.stores import settling_store, world_store
+from refcli.engine.stores import connect_over, settling_store, world_store
 from refcli.errors import ConfigError
 
 ValueT = TypeVar("ValueT")
@@ -173,6 +173,8 @@ def join_world(device_name: str) -> World:
         raise ConfigError(
             f"several processes cannot train on {device.type}", where="train.device", hint="use cuda or cpu"
         )
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):  # torchrun says so as well
+        connect_over(None)
     rank = int(os.environ["RANK"])
     store = world_store(_round(), rank=rank, size=size, timeout=PATIENCE)
     # A store of torchrun's outlives a restart; what the processes before it left in there would lead these astray.

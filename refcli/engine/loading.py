@@ -75,7 +75,7 @@ def iterate_batches(
     )
     try:
         while True:
-            with loading_errors_explained():
+            with loading_errors_explained(getattr(iterator, "_workers", ())):
                 batch = _next_batch(iterator, signals)
             if batch is None:
                 return
@@ -115,8 +115,11 @@ def _next_batch(iterator: Iterator[Any], signals: StopSignals | None) -> Any:  #
 
 
 @contextmanager
-def loading_errors_explained() -> Iterator[None]:
+def loading_errors_explained(processes: Sequence[Any] = ()) -> Iterator[None]:
     """Say what ended a loading process; torch raises that wherever the main process is at that moment.
+
+    Args:
+        processes: those that load, where they are known: torch's errors do not always say how one ended.
 
     Raises:
         TrainingError: one was ended by a signal, or processes have no room or files left to pass batches.
@@ -124,13 +127,13 @@ def loading_errors_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        explained = _explained(error)
+        explained = _explained(error, [process.exitcode for process in processes if process.exitcode])
         if explained is None:
             raise
         raise explained from error
 
 
-def _explained(error: RuntimeError) -> TrainingError | None:
+def _explained(error: RuntimeError, exit_codes: Sequence[int]) -> TrainingError | None:
     """What an error of torch's about loading processes means; None for any other."""
     message = str(error)
     if message.startswith(("Too many open files", "received 0 items of ancdata")):
@@ -140,7 +143,7 @@ def _explained(error: RuntimeError) -> TrainingError | None:
         )
     if not message.startswith("DataLoader worker"):
         return None
-    number = _death(error)
+    number = _death(error) or next((-code for code in exit_codes if code < 0), None)
     if number == signal.SIGBUS:
         return no_shared_memory()
     name = "unexpectedly" if number is None else f"by {signal.Signals(number).name}"

@@ -25,7 +25,7 @@ from refcli.data.store import Store
 from refcli.engine.checkpoint import FILES
 from refcli.engine.device import resolve_device
 from refcli.engine.distributed import World, join_world
-from refcli.engine.loading import check_shared_memory, iterate_batches
+from refcli.engine.loading import check_shared_memory, iterate_batches, loading_errors_explained
 from refcli.engine.loop import Feed, train
 from refcli.engine.reporting import Logged, Reporter, Silence
 from refcli.engine.run_dir import RunDir
@@ -153,7 +153,7 @@ def run_in_world(
         compiled=parts.compiled,
         static_graph=bool(getattr(parts.objective, "has_static_graph", False)),
     )
-    with failing_together(world):
+    with failing_together(world), loading_errors_explained():
         if world.is_main:
             if settings.train.keep == "best":
                 listener.noted(f"the weights are those of step {take_best(run, trained, settings)}, the best")

@@ -107,6 +107,7 @@ world.close()
 @LINUX
 def test_the_world_of_one_machine_listens_at_the_loopback_interface_alone(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # of a cluster's profile; one machine needs no network
+    monkeypatch.setenv("MASTER_ADDR", "0.0.0.0")
     codes = []
     before = {address for _, address in open_ports(os.getpid())}
     seen: set[str] = set()

@@ -230,6 +230,15 @@ def test_a_metric_that_no_validation_will_have_is_refused_before_the_first_step(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("dry", [False, True])
+def test_pretraining_can_choose_by_its_score_alone(tmp_path, train, dry):
+    code, _, talk = train("--set", "train.best_by=box_iou", *(["--dry-run"] if dry else []), command="pretrain")
+
+    assert code == 2, talk
+    assert "train.best_by is for fine-tuning" in talk
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_validation_samples_without_masks_cannot_choose_by_masks(refcli, tmp_path, train, store):
     boxes = store / "boxes.jsonl"
     image = next((store / "synthetic" / "images" / "val").rglob("*.jpg"))

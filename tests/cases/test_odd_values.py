@@ -85,6 +85,14 @@ def test_a_ref_that_cannot_be_read_is_listed_and_the_others_are_used(prepare, tm
     assert report["problems"] == {"broken_ref": 6, "broken_sentence": 1, "ref_without_sentences": 1}
 
 
+def test_keys_of_a_pickle_that_are_no_texts_are_unknown_keys(prepare, tmp_path):
+    instances = {"images": [PHOTOGRAPH], "annotations": [OBJECT]}
+    refs = pickle.dumps([{**REF, 7: 1, None: 2, 10**30: 3, ("exist",): False}], protocol=2)
+    code, report, messages = prepare(refs, "refs(unc).p", **{"instances.json": instances})
+    assert code == 0, messages
+    assert (texts(tmp_path), report["problems"]) == (["cup"], {"unused_key": 4})
+
+
 def test_ids_that_are_no_numbers_are_ids(prepare, tmp_path):
     instances = {
         "images": [{**PHOTOGRAPH, "id": "img-2"}],

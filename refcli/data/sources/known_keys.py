@@ -71,23 +71,23 @@ class KeyLog:
         """
         for key in row.keys() - known.all:
             self._note(known, key, where)
-            check_meaning(key, _plain(row[key]), known, where)
+            check_meaning(_text(key), _plain(row[key]), known, where)
         if ATTRIBUTES in row and isinstance(attributes := _plain(row[ATTRIBUTES]), dict):
             for key, value in attributes.items():
-                self._note(known, f"{ATTRIBUTES}.{key}", where)
-                check_meaning(str(key), value, known, where)
+                self._note(known, f"{ATTRIBUTES}.{_text(key)}", where)
+                check_meaning(_text(key), value, known, where)
 
     def finish(self) -> None:
         """List every unknown key once, with how often it occurred."""
         for (record, key), count in self._counts.items():
             times = "once" if count == 1 else f"{count:,} times"
             self.problems.add(
-                UNUSED_KEY, self.file, f"{record} key {key!r}, {times}, first in {self._first[record, key]}"
+                UNUSED_KEY, self.file, f"{record} key {excerpt(key)!r}, {times}, first in {self._first[record, key]}"
             )
         self._counts.clear()
 
     def _note(self, known: KnownKeys, key: object, where: str) -> None:
-        name = (known.record, str(key))
+        name = (known.record, _text(key))
         self._counts[name] = self._counts.get(name, 0) + 1
         self._first.setdefault(name, where)
 
@@ -100,7 +100,7 @@ def check_meaning(key: str, value: object, known: KnownKeys, where: str) -> None
         WholeFileError: see `KeyLog.check`.
     """
     name = key.replace("_", "").replace("-", "").replace(" ", "").casefold()
-    shown = f"{known.record} key {key!r} is {excerpt(value)}"
+    shown = f"{known.record} key {excerpt(key)!r} is {excerpt(value)}"
     if name in _SAYS_ABSENT and _SAYS_ABSENT[name](value):
         raise MeaningError(
             f"{shown}: the expression may mean nothing in the image",

@@ -13,6 +13,7 @@ from refcli.errors import DataError, UsageError
 from refcli.evaluation.report import EVALUATION_SCHEMA
 from refcli.evaluation.run_file import PER_SAMPLE
 from refcli.files import write_atomically
+from refcli.inference.image_folders import SYSTEM_NAMES
 
 SUMMARY, PAGE = "summary.json", "report.html"
 OWN = frozenset({PER_SAMPLE, SUMMARY, PAGE})
@@ -36,7 +37,7 @@ def check_free(folder: Path, *, force: bool = False) -> None:
     """
     if not folder.is_dir():
         return
-    names = {entry.name for entry in folder.iterdir()}
+    names = {entry.name for entry in folder.iterdir() if entry.name.lower() not in SYSTEM_NAMES}
     listed = listed_files(folder)
     if names and not force:
         what = "holds an evaluation already" if names & listed else "is not empty"

@@ -56,6 +56,13 @@ def test_a_folder_that_holds_anything_is_left_as_it_is(evaluate, tmp_path, name)
     assert contents(out) == {name: b"mine"}
 
 
+def test_what_a_file_manager_leaves_is_nothing(evaluate, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".DS_Store").write_text("x")
+    assert evaluate("--out", out)[0] == 0
+
+
 @pytest.mark.parametrize("name", ["summary.json", "report.html", "per_sample.parquet"])
 def test_force_does_not_replace_files_that_no_evaluation_lists(evaluate, tmp_path, name):
     out = tmp_path / "out"

@@ -25,7 +25,11 @@ _CHECKED_EVERY = 1024
 """Opcodes."""
 _POINTER, _FLOAT, _WHOLE, _TEXT, _LIST, _DICT, _DICT_ENTRY, _SET_ENTRY, _MEMO = 8, 32, 40, 56, 64, 184, 64, 80, 100
 """Bytes of memory, about as in CPython."""
-_CODES = {code: name for name, code in vars(pickle).items() if name in pickle.__all__ and isinstance(code, bytes)}
+_CODES = {
+    code: name
+    for name, code in vars(pickle).items()
+    if name in pickle.__all__ and isinstance(code, bytes) and len(code) == 1
+}
 _LATER = {3: b"BC", 4: b"\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95", 5: b"\x96\x97\x98"}
 """Opcodes by the protocol, beyond the second, that brought them."""
 SINCE = {code: protocol for protocol, codes in _LATER.items() for code in codes}
@@ -73,11 +77,15 @@ class Value:
         """Of a tuple or list; not kept in plain data."""
 
     def take(self, parts: Sequence[Value]) -> None:
-        for part in parts:
-            self.weight += part.weight
-            self.largest = max(self.largest, part.largest)
-            self.depth = max(self.depth, part.depth + 1)
+        weight, largest, depth = self.weight, self.largest, self.depth
+        for part in parts:  # the innermost loop of a large file
+            weight += part.weight
+            if part.largest > largest:
+                largest = part.largest
+            if part.depth >= depth:
+                depth = part.depth + 1
             part.is_held = True
+        self.weight, self.largest, self.depth = weight, largest, depth
 
 
 class Machine:
@@ -102,14 +110,16 @@ class Machine:
         self.is_done = False
         self.table = self._table()
 
-    def _table(self) -> dict[int, Callable[[], None]]:
-        """What follows each opcode."""
-        table: dict[int, Callable[[], None]] = {}
-        for code, name in _CODES.items():
+    def _table(self) -> list[Callable[[], None] | None]:
+        """What follows each opcode; None for those that are refused."""
+        table: list[Callable[[], None] | None] = [None] * 256
+        for (code,), name in _CODES.items():
+            if SINCE.get(code, 0) > self.protocol:
+                continue
             if follow := getattr(self, f"_{name.lower()}", None):
-                table[code[0]] = follow
+                table[code] = follow
             elif name in _LENGTHS:
-                table[code[0]] = partial(self._counted, *_LENGTHS[name])
+                table[code] = partial(self._counted, *_LENGTHS[name])
         return table
 
     # The pickle's bytes.
@@ -120,11 +130,16 @@ class Machine:
         Raises:
             RefusedError, and whatever a broken pickle leads to.
         """
+        table = self.table
         while not self.is_done:
-            code = self.take(1)[0]
+            if self.at < len(self.data):
+                code = self.data[self.at]
+                self.at += 1
+            else:
+                code = self.take(1)[0]
             self.steps += 1
-            follow = self.table.get(code)
-            if follow is None or SINCE.get(code, 0) > self.protocol:
+            follow = table[code]
+            if follow is None:
                 raise self.unknown(code)
             follow()
             if not self.steps % _CHECKED_EVERY:
@@ -154,12 +169,18 @@ class Machine:
         self.data, self.at = rest + more, 0
 
     def skip(self, count: int) -> None:
+        if self.at + count <= len(self.data):
+            self.at += count
+            return
         while count:
             step = min(count, _CHUNK)
             self.take(step)
             count -= step
 
     def whole(self, length: int) -> int:
+        if length == 1 and self.at < len(self.data):
+            self.at += 1
+            return self.data[self.at - 1]
         return int.from_bytes(self.take(length), "little")
 
     def line(self) -> bytes:
@@ -202,7 +223,7 @@ class Machine:
 
     def add(self, target: Value, parts: Sequence[Value]) -> None:
         """Let a container take values."""
-        if target.is_held or any(part is target for part in parts):
+        if target.is_held or target in parts:
             raise RefusedError(
                 "it changes a value that another one holds, as a pickle does that unfolds to far more than it shows"
             )

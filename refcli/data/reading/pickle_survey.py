@@ -31,8 +31,8 @@ MAX_DATA_DEPTH = 100
 """The same in plain data; annotation files have 6."""
 MAX_DATA_WEIGHT, MAX_WEIGHT_PER_BYTE = 2_000_000, 16
 """Plain data may weigh so much and, beyond that, so much for each byte of the pickle; unshared values: 1 at most."""
-MAX_MEMORY, MAX_MEMORY_PER_BYTE = 128 << 20, 32
-"""The same for the memory in bytes that its values take when built; known annotation files: 4 to 17 a byte."""
+MAX_MEMORY, MAX_MEMORY_PER_BYTE = 128 << 20, 48
+"""The same for the memory in bytes that its values take when built; known annotation files: 3 to 20 a byte."""
 MAX_MEMORY_PER_STORED_BYTE = 256
 """And for each byte of the file, in which the pickle may be compressed."""
 MAX_UNPACKED, MAX_UNPACKED_PER_BYTE = 64 << 20, 64

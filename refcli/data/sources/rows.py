@@ -146,13 +146,9 @@ def identity(value: int | float | str) -> Id:
     """An id as it is compared."""
     if isinstance(value, str) and _INTEGRAL.fullmatch(value.strip()):
         return int(value.strip().partition(".")[0])
-    return (
-        int(value)
-        if isinstance(value, float) and value.is_integer()
-        else str(value)
-        if isinstance(value, float)
-        else value
-    )
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else str(value)
+    return value
 
 
 def number_of(value: object) -> int | None:

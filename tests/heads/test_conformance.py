@@ -11,6 +11,7 @@ from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.contracts.prediction import Prediction
 from refcli.grounder import Grounder
+from refcli.heads.choice import head_class
 from refcli.heads.table import HEADS
 from refcli.weights.load import load_weights, save_weights
 
@@ -244,3 +245,14 @@ def test_compiled_as_one_graph_it_computes_the_same(name):
         sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in grounder.parameters() if p.grad is not None)
     torch._dynamo.reset()
+
+
+@every_head
+def test_every_output_names_the_setting_and_the_losses_that_there_are(name):
+    head = head_class(name)
+    config = head.Config()
+    for output in head.OUTPUTS.values():
+        assert output.losses and set(output.losses) <= type(config.loss_weights).model_fields.keys()
+        if output.switch is not None:
+            assert isinstance(getattr(config, output.switch), bool)
+    assert set(head.OUTPUTS) >= {"mask", "existence"}

@@ -52,8 +52,10 @@ _UPRIGHT = {
 }
 """What brings an image of an EXIF orientation upright."""
 _LEVELS_OF_16_BITS = np.rint(np.arange(1 << 16) * (255.0 / 65535.0)).astype(np.uint8)
-_BAND_PIXELS = 1 << 21
-"""Pixels that are converted at a time where a conversion needs several copies."""
+_TILE_PIXELS, _TILE_SIDE = 1 << 21, 1 << 16
+"""Pixels that are converted at a time where a conversion needs several copies, and the most in one direction."""
+_LARGEST_FACTOR = 64
+"""Images are reduced by no more, however long and thin they are; it divides the side of a tile."""
 
 _REDUCED_FIRST = frozenset({"I", "F"})
 """Modes that are averaged before they become 8 bits: their conversion is slow."""
@@ -178,9 +180,9 @@ def read_image(source: str | Path | bytes, *, name: str | None = None) -> UInt8[
     """
     image = _decoded(source, name, lambda size: 1, spare_bytes=3).image
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
-    for top, bottom in _bands(image, 1):
-        whole = (0, top, image.width, bottom)
-        pixels[top:bottom] = np.asarray(image if whole == (0, 0, *image.size) else image.crop(whole))
+    for tile in _tiles(image, 1):
+        left, top, right, bottom = tile
+        pixels[top:bottom, left:right] = np.asarray(image if tile == (0, 0, *image.size) else image.crop(tile))
     return pixels
 
 
@@ -297,10 +299,10 @@ def _upright(image: Image.Image, factor: int) -> ScaledImage:
 
 
 def _reduction(size: tuple[int, int]) -> int:
-    """The largest power of two that leaves a large image a longer side of `REDUCED_SIDE`; 1 for all others."""
+    """The largest power of two (up to 64) that leaves a large image a side of `REDUCED_SIDE`; 1 for all others."""
     if size[0] * size[1] <= LARGE_PIXELS:
         return 1
-    return 1 << max(0, (max(size) // REDUCED_SIDE).bit_length() - 1)
+    return min(1 << max(0, (max(size) // REDUCED_SIDE).bit_length() - 1), _LARGEST_FACTOR)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -376,23 +378,25 @@ def _reduced(image: Image.Image, factor: int) -> Image.Image:
         image, factor = image.reduce(factor), 1
     white = _white_level(image) if image.mode in _HIGH_RANGE else 0.0
     sheet = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
-    for top, bottom in _bands(image, factor):
-        band = image.crop((0, top, image.width, bottom))
+    for tile in _tiles(image, factor):
+        band = image.crop(tile)
         if band.mode in _HIGH_RANGE:
             band = Image.fromarray(_to_8_bits(np.asarray(band), white)).convert("RGB")
         elif _is_costly(band):
             band = _over_white(band)
         else:
             band = band.convert("RGB")
-        sheet.paste(band.reduce(factor) if factor > 1 else band, (0, top // factor))
+        sheet.paste(band.reduce(factor) if factor > 1 else band, (tile[0] // factor, tile[1] // factor))
     return sheet
 
 
-def _bands(image: Image.Image, factor: int) -> Iterator[tuple[int, int]]:
-    """(top, bottom) of horizontal bands, whose heights are multiples of the factor but for the last."""
-    step = max(1, _BAND_PIXELS // image.width // factor) * factor
-    for top in range(0, image.height, step):
-        yield top, min(top + step, image.height)
+def _tiles(image: Image.Image, factor: int) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes that cover an image; where one ends inside it, its sides are multiples of the factor."""
+    across = min(image.width, _TILE_SIDE)
+    down = max(1, _TILE_PIXELS // across // factor) * factor
+    for top in range(0, image.height, down):
+        for left in range(0, image.width, across):
+            yield left, top, min(left + across, image.width), min(top + down, image.height)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -408,10 +412,7 @@ def _white_level(image: Image.Image) -> float:
     """
     if BYTES_OF_MODE.get(image.mode) == np.uint16().itemsize:
         return 65535.0
-    top = max(
-        float(_finite(np.asarray(image.crop((0, upper, image.width, lower)))).max())
-        for upper, lower in _bands(image, 1)
-    )
+    top = max(float(_finite(np.asarray(image.crop(tile))).max()) for tile in _tiles(image, 1))
     whites = ([1.0] if image.mode == "F" else []) + [255.0, 65535.0, top]
     return next(candidate for candidate in whites if top <= candidate)
 

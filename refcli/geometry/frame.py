@@ -12,8 +12,10 @@ from torch import Tensor
 
 ROWS_AT_ONCE = 64
 """Image rows whose logits are interpolated together: so few that they stay in the processor's cache."""
-COLUMNS_AT_ONCE = 1024
-"""Image columns of a group of `Frame.mask_columns`."""
+TAPS_AT_ONCE = 1 << 16
+"""Image rows whose weights are held at a time."""
+COLUMNS_AT_ONCE, PIXELS_AT_ONCE = 1024, 1 << 22
+"""Image columns of a group of `Frame.mask_columns`, and its pixels where they are short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Frame:
         logits = mask_logits.detach().float().cpu()
         masks = np.empty((len(logits), self.image_height, self.image_width), dtype=np.bool_)
         for target, plane in enumerate(logits):
-            self._enlarge(plane, slice(None), masks[target])
+            self._enlarge(plane, slice(0, self.image_width), masks[target])
         return masks
 
     def mask_columns(
@@ -98,8 +100,9 @@ class Frame:
     ) -> Iterator[Bool[np.ndarray, "image_height columns"]]:
         """The same of one target as neighbouring groups of image columns, for images too large for a bitmap."""
         plane = mask_logits.detach().float().cpu()
-        for start in range(0, self.image_width, COLUMNS_AT_ONCE):
-            part = slice(start, min(start + COLUMNS_AT_ONCE, self.image_width))
+        step = max(COLUMNS_AT_ONCE, PIXELS_AT_ONCE // self.image_height)
+        for start in range(0, self.image_width, step):
+            part = slice(start, min(start + step, self.image_width))
             bitmap = np.empty((self.image_height, part.stop - start), dtype=np.bool_)
             self._enlarge(plane, part, bitmap)
             yield bitmap
@@ -107,33 +110,38 @@ class Frame:
     def _enlarge(self, plane: Tensor, part: slice, bitmap: np.ndarray) -> None:
         """Fill the bitmap of some image columns."""
         mask_height, mask_width = plane.shape
-        y0, y1, y_weight = _taps(
-            self.image_height, self.resized_height, self.top, mask_height / self.model_height, mask_height
-        )
         x0, x1, x_weight = _taps(
-            self.image_width, self.resized_width, self.left, mask_width / self.model_width, mask_width
+            part, self.image_width, self.resized_width, self.left, mask_width / self.model_width, mask_width
         )
-        columns = torch.lerp(plane[:, x0[part]], plane[:, x1[part]], x_weight[part])
-        for start in range(0, self.image_height, ROWS_AT_ONCE):
-            band = slice(start, start + ROWS_AT_ONCE)
-            rows = torch.lerp(columns[y0[band]], columns[y1[band]], y_weight[band, None])
-            bitmap[band] = (rows > 0).numpy()
+        columns = torch.lerp(plane[:, x0], plane[:, x1], x_weight)
+        for start in range(0, self.image_height, TAPS_AT_ONCE):
+            band = slice(start, min(start + TAPS_AT_ONCE, self.image_height))
+            y0, y1, y_weight = _taps(
+                band, self.image_height, self.resized_height, self.top, mask_height / self.model_height, mask_height
+            )
+            for first in range(0, band.stop - start, ROWS_AT_ONCE):
+                few = slice(first, first + ROWS_AT_ONCE)
+                rows = torch.lerp(columns[y0[few]], columns[y1[few]], y_weight[few, None])
+                bitmap[start:][few] = (rows > 0).numpy()
 
     def _offsets(self) -> Float[np.ndarray, " 4"]:
         return np.array([self.left, self.top, self.left, self.top], dtype=np.float64)
 
 
-def _taps(num_pixels: int, resized: int, offset: int, cells_per_pixel: float, num_cells: int) -> tuple[Tensor, ...]:
-    """For every image pixel along one axis: its two neighbouring mask cells and the weight of the second.
+def _taps(
+    part: slice, num_pixels: int, resized: int, offset: int, cells_per_pixel: float, num_cells: int
+) -> tuple[Tensor, ...]:
+    """For some image pixels along one axis: their two neighbouring mask cells and the weight of the second.
 
     Args:
+        part: which pixels.
         num_pixels: image pixels along the axis.
         resized: model-frame pixels that the image takes.
         offset: model-frame pixels before the image.
         cells_per_pixel: mask cells per model-frame pixel.
         num_cells: mask cells along the whole frame.
     """
-    centres = (torch.arange(num_pixels, dtype=torch.float64) + 0.5) * (resized / num_pixels) + offset
+    centres = (torch.arange(part.start, part.stop, dtype=torch.float64) + 0.5) * (resized / num_pixels) + offset
     first, last = offset * cells_per_pixel, (offset + resized) * cells_per_pixel - 1
     if last < first:  # the picture is thinner than one cell
         first = last = (first + last) / 2

@@ -67,6 +67,20 @@ def test_a_large_image_is_read_at_a_reduced_size(small_limit, width, height, fil
     assert np.abs(np.asarray(scaled.image, dtype=int) - averaged).mean() < 4
 
 
+@pytest.mark.parametrize(("width", "height"), [(70_000, 3), (3, 70_000), (150_001, 70)])
+@pytest.mark.parametrize("mode", ["RGBA", "L"])
+def test_long_and_thin_images_are_reduced_tile_by_tile(small_limit, width, height, mode):
+    image = Image.new(mode, (width, height), "white")
+    image.paste(
+        0 if mode == "L" else (0, 0, 0, 255), (0, 0, width // 2, height) if width > 3 else (0, 0, 3, height // 2)
+    )
+    scaled = open_scaled(encoded(image, "PNG", compress_level=1))
+    assert (scaled.width, scaled.height) == (width, height)
+    assert max(scaled.image.size) == -(-max(width, height) // 64)
+    assert scaled.image.getpixel((0, 0)) == (0, 0, 0)
+    assert scaled.image.getpixel((scaled.image.width - 1, scaled.image.height - 1)) == (255, 255, 255)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F", "1"])
 def test_every_mode_is_reduced_to_the_average_of_its_pixels(small_limit, mode):
     if mode in ("I;16", "I", "F"):
@@ -129,8 +143,9 @@ def test_a_mask_in_groups_of_columns_has_the_same_run_lengths(height, width, sha
     assert encode_columns(groups, height, width) == encode_mask(mask)
 
 
-def test_the_columns_of_a_mask_are_those_of_its_bitmap():
-    frame = Frame.fit(2500, 311, SIDE, SIDE)
+@pytest.mark.parametrize("height", [1, 311, 66_000])
+def test_the_columns_of_a_mask_are_those_of_its_bitmap(height):
+    frame = Frame.fit(2500 if height < 1000 else 40, height, SIDE, SIDE)
     logits = torch.randn(1, 40, 40, generator=torch.Generator().manual_seed(0))
     columns = np.concatenate(list(frame.mask_columns(logits[0])), axis=1)
     np.testing.assert_array_equal(columns, frame.masks_to_image(logits)[0])

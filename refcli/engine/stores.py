@@ -147,8 +147,9 @@ def connect_over(address: str | None) -> None:
     They go by environment variables, and by themselves listen at whatever address the host name stands for. What the
     user has set for several machines stays.
     """
-    name = loopback_interface() if address is None else interface_of(address)
-    if name is not None and (address is None or name == loopback_interface()):
+    is_here = address is None or _is_loopback(address)
+    name = loopback_interface() if is_here else interface_of(str(address))
+    if name is not None and is_here:
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = name
     elif name is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

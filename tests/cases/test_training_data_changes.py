@@ -99,7 +99,7 @@ def test_a_training_split_of_another_size_is_refused(begun, prepare, resume, tmp
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(("split", "count"), [("train", 4), ("val", 4), ("val", 6)])
+@pytest.mark.parametrize(("split", "count"), [("train", 4), ("val", 6), pytest.param("val", 4, marks=pytest.mark.slow)])
 def test_other_contents_are_reported_and_logged(begun, prepare, resume, tmp_path, split, count):
     prepare(first="b", split=split, count=count)
     code, _, talk = resume()
@@ -120,7 +120,13 @@ def test_another_store_of_other_contents_is_refused_like_a_changed_one(begun, pr
     assert resume("--data", str(moved))[0] == 0
 
 
-@pytest.mark.parametrize("damage", ["{}", "[]", '{"data": 3, "store": "x"}', '{"data": {"mine:train": []}}'])
+SLOW_DAMAGE = ["[]", '{"data": 3, "store": "x"}']
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["{}", '{"data": {"mine:train": []}}', *(pytest.param(damage, marks=pytest.mark.slow) for damage in SLOW_DAMAGE)],
+)
 def test_a_run_that_recorded_nothing_goes_on(begun, resume, tmp_path, damage):
     (tmp_path / "run" / "env.json").write_text(damage)
     code, _, talk = resume("--data", str(tmp_path / "store"))

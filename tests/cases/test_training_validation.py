@@ -97,7 +97,11 @@ def raising(error: BaseException):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(DataError("an image is gone"), 5), (RuntimeError("CUDA out of memory"), 1), (KeyboardInterrupt(), 130)],
+    [
+        (DataError("an image is gone"), 5),
+        (RuntimeError("CUDA out of memory"), 1),
+        pytest.param(KeyboardInterrupt(), 130, marks=pytest.mark.slow),
+    ],
     ids=["data", "memory", "keyboard"],
 )
 def test_a_validation_that_fails_loses_no_step(tmp_path, train, resume, failing, error, code):
@@ -114,7 +118,12 @@ def test_a_validation_that_fails_loses_no_step(tmp_path, train, resume, failing,
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)],
+    [
+        (signal.SIGTERM, 75),
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_during_a_validation_ends_it_at_the_next_batch_and_a_resumed_run_makes_it(
     tmp_path, train, resume, failing, number, code
@@ -141,6 +150,7 @@ def test_a_signal_during_the_last_validation_is_acted_on_and_the_run_can_be_fini
     assert (tmp_path / "run" / "weights" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_validation_that_a_resumed_run_makes_up_for_leaves_it_due(tmp_path, train, resume, failing):
     failing(raising(DataError("an image is gone")))
     assert train()[0] == 5
@@ -151,6 +161,7 @@ def test_a_signal_during_the_validation_that_a_resumed_run_makes_up_for_leaves_i
     assert validated_steps(tmp_path) == [2, 4]
 
 
+@pytest.mark.slow
 def test_a_validation_of_pretraining_is_stopped_by_a_signal_as_well(tmp_path, train, resume, monkeypatch):
     watch = Failing(pretrain.mean_losses, lambda: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(pretrain, "mean_losses", watch)
@@ -189,14 +200,15 @@ def test_missing_images_of_the_validation_are_reported_before_the_first_step(tmp
         assert talk.index("warning:") < talk.index("step 1 ")
 
 
+SLOW_DAMAGE = [b"\xff\xfe\n", b"[]\n{}\nnull\n", b"[" * 999]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         b'{"step": 2, "validation/sc',
-        b"\xff\xfe\n",
-        b"[]\n{}\nnull\n",
         b'{"step": "two"}\n{"step": 1e99}\n',
-        b"[" * 9999,
+        *(pytest.param(damage, marks=pytest.mark.slow) for damage in SLOW_DAMAGE),
     ],
 )
 def test_odd_lines_among_the_metrics_do_not_keep_a_run_from_going_on(tmp_path, train, resume, damage):

@@ -57,6 +57,8 @@ _TILE_PIXELS, _TILE_SIDE = 1 << 21, 1 << 16
 _LARGEST_FACTOR = 64
 """Images are reduced by no more, however long and thin they are; it divides the side of a tile."""
 
+_PNG, _PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""How a PNG starts, and its chunks that say nothing about pixels or size."""
 _REDUCED_FIRST = frozenset({"I", "F"})
 """Modes that are averaged before they become 8 bits: their conversion is slow."""
 _BROKEN = (
@@ -320,7 +322,14 @@ def _opened(source: str | Path | bytes, where: str) -> Image.Image:
         with _no_pillow_limit:
             Image.init()
             formats = [name for name in DECODER_BYTES if name in Image.OPEN]
-            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else _regular(source), formats=formats)
+            file = source if isinstance(source, bytes) else _regular(source)
+            try:
+                return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)
+            except ValueError:
+                content = file if isinstance(file, bytes) else Path(file).read_bytes()
+                if not content.startswith(_PNG):
+                    raise
+                return Image.open(io.BytesIO(_without_texts(content)), formats=formats)
     except FileNotFoundError as error:
         raise ImageError("there is no such picture", where=where, hint="check the path") from error
     except IsADirectoryError as error:
@@ -335,6 +344,17 @@ def _opened(source: str | Path | bytes, where: str) -> Image.Image:
         raise ImageError(
             f"the picture cannot be read: {error}", where=where, hint="fetch or export the file again"
         ) from error
+
+
+def _without_texts(png: bytes) -> bytes:
+    """A PNG without texts and colour profile: Pillow refuses the file for long ones, and nobody reads them here."""
+    kept, position = [_PNG], len(_PNG)
+    while position + 8 <= len(png):
+        end = position + 12 + int.from_bytes(png[position : position + 4], "big")
+        if png[position + 4 : position + 8] not in _PNG_TEXTS:
+            kept.append(png[position:end])
+        position = end
+    return b"".join(kept)
 
 
 def _return_memory() -> None:

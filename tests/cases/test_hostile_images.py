@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from refcli.data import image as image_module
 from refcli.data.image import open_image, open_scaled, probe, read_image
@@ -170,6 +171,21 @@ def test_a_progressive_jpeg_of_very_many_scans_is_refused():
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_metadata_that_cannot_be_read_do_not_cost_the_image(exif):
     assert read_image(encoded(Image.new("RGB", (8, 6), "red"), "JPEG", exif=exif)).shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize(("num_texts", "size"), [(1, 3_000_000), (80, 1_000_000)])
+def test_long_compressed_texts_do_not_cost_a_png(num_texts, size):
+    info = PngInfo()
+    for number in range(num_texts):
+        info.add_text(f"key {number}", "x" * size, zip=True)
+    assert read_image(encoded(Image.new("RGB", (8, 6), "red"), "PNG", pnginfo=info)).shape == (6, 8, 3)
+
+
+def test_a_long_colour_profile_does_not_cost_a_png(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.new("RGB", (8, 6), "red"), "PNG", icc_profile=b"x" * 3_000_000))
+    assert open_scaled(path).image.getpixel((0, 0)) == (255, 0, 0)
+    assert probe(path).size == (8, 6)
 
 
 @pytest.mark.parametrize("name", ["a\x00b.jpg", "x" * 5000 + ".jpg", "\ud83d.jpg"])

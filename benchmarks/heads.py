@@ -158,7 +158,7 @@ def run_head(options: argparse.Namespace, name: str, seed: int) -> Mapping[str, 
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "preset.yaml").write_text(explain(settings))
         train("finetune", folder / "preset.yaml", folder / "run", store, [], "--init", options.out / "tower")
-        return evaluate(folder / "run" / "weights", store, "--out", folder / "run" / "report")
+        return evaluate(folder / "run" / "weights", store, "--out", folder / "run" / "report", "--force")
 
     document: Mapping[str, Any] = kept(folder / "summary.json", run)
     turned_down = turned_down_at(folder / "run" / "report" / "per_sample.parquet", t_acc=T_ACC)

@@ -44,12 +44,14 @@ def command(
         Path | None, typer.Option("--out", "-o", help="The folder for the drawings of --sample.", metavar="DIR")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Other seeds choose other examples.", min=0)] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace the drawings of an earlier call in --out.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document with every figure.")] = False,
 ) -> None:
     """Look at a store: counts and histograms of each split on stdout, and examples drawn onto their pictures.
 
-    --sample writes DIR/DATASET/SPLIT-ROW.png for each example and all of them as DIR/contact_sheet.png. An example
-    that cannot be drawn is listed on stderr and replaced by another. Box sizes are shares of the picture.
+    --sample writes DIR/DATASET/SPLIT-ROW.png for each example, all of them as DIR/contact_sheet.png, and their list as
+    DIR/inspection.json. DIR must be missing or empty; --force replaces the drawings of an earlier call. An example that
+    cannot be drawn is listed on stderr and replaced by another. Box sizes are shares of the image.
     Exit code 3: some examples could not be drawn; 1: none could.
     """
     import json
@@ -57,7 +59,7 @@ def command(
     from refcli.cli.output import write_line
     from refcli.recipes.inspect_data import inspect_data
 
-    inspection = inspect_data(store, splits, num_samples=sample, out=out, seed=seed)
+    inspection = inspect_data(store, splits, num_samples=sample, out=out, seed=seed, force=force)
     if json_:
         write_line(json.dumps(inspection.document(), indent=2))
     else:

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from PIL import Image
 
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer, Target
 from refcli.data.image import open_scaled
+from refcli.data.reading.json_files import read_json
 from refcli.data.statistics import SplitStatistics, split_statistics
 from refcli.data.store import Store, StoreSplit
 from refcli.errors import DataError, ExitCode, RefcliError, UsageError
 from refcli.files import path_inside, write_atomically
 from refcli.inference.contact_sheet import GUTTER, PAPER, as_cell, contact_sheet
 from refcli.inference.draw import draw_answer
+from refcli.inference.image_folders import SYSTEM_NAMES
 
 INSPECTION_SCHEMA = "refcli.inspection/1"
 SHEET = "contact_sheet.png"
+LIST = "inspection.json"
+"""Lists what was drawn into a folder; nothing else there is ever replaced."""
+_DRAWING = re.compile(r"[^/]+/[^/]+-\d{6,}\.png")
 COLUMNS = 4
 CELL_WIDTH = 420
 """Drawings in a row of the sheet, and pixels of each."""
@@ -33,6 +41,20 @@ MOST_REPLACED = 50
 PNG_LEVEL = 3
 TRUTH = "truth"
 """Stands where the name of the weights stands in an answer."""
+
+
+class _Listed(msgspec.Struct):
+    file: str
+
+
+class _ListedSample(msgspec.Struct):
+    sheet: str | None
+    drawn: list[_Listed]
+
+
+class _List(msgspec.Struct):
+    schema: str
+    sample: _ListedSample
 
 
 @dataclass(frozen=True)
@@ -114,6 +136,7 @@ def inspect_data(
     num_samples: int | None = None,
     out: Path | None = None,
     seed: int = 0,
+    force: bool = False,
 ) -> Inspection:
     """Measure splits of a store, and draw random examples of each.
 
@@ -123,9 +146,11 @@ def inspect_data(
         num_samples: how many examples of each split to draw; None: none.
         out: the folder for the drawings.
         seed: other seeds choose other examples; the choice in one split does not depend on the other splits.
+        force: replace the drawings of an earlier call in `out`, and nothing else.
 
     Raises:
-        UsageError: a split is named twice, the drawings have no folder or the folder no drawings, or they are too many.
+        UsageError: a split is named twice, the drawings have no folder or the folder no drawings, they are too many, or
+            the folder is not empty.
         DataError: there is no such store or split.
     """
     store = Store(path)
@@ -136,10 +161,16 @@ def inspect_data(
         raise DataError("the store has no splits", where=str(path), hint="prepare some data first")
     _check_sampling(num_samples, out, len(names))
     opened = [store.split(name) for name in names]
+    if out is not None:
+        _check_free(out, force=force)
     statistics = tuple(split_statistics(split) for split in opened)
     if num_samples is None or out is None:
         return Inspection(path, statistics)
-    return Inspection(path, statistics, draw_sample(opened, num_samples, out=out, seed=seed))
+    if force:
+        _remove_earlier(out)
+    inspection = Inspection(path, statistics, draw_sample(opened, num_samples, out=out, seed=seed))
+    write_atomically(out / LIST, (json.dumps(inspection.document(), indent=2) + "\n").encode())
+    return inspection
 
 
 def draw_sample(splits: Sequence[StoreSplit], num_samples: int, *, out: Path, seed: int) -> Sample:
@@ -233,6 +264,42 @@ def _check_sampling(num_samples: int | None, out: Path | None, num_splits: int) 
             where="--sample",
             hint="ask for fewer, or for some of the splits with --split",
         )
+
+
+def _check_free(out: Path, *, force: bool) -> None:
+    """Make sure that no file of the user's is replaced.
+
+    Raises:
+        UsageError: the folder holds something; with `force`, something that no earlier call has drawn.
+    """
+    if not out.is_dir():
+        return
+    is_empty = all(entry.name.lower() in SYSTEM_NAMES for entry in out.iterdir())
+    if is_empty or (force and _earlier(out)):
+        return
+    hint = "choose another --out" + (", or replace the drawings with --force" if _earlier(out) else "")
+    raise UsageError("the folder for the drawings is not empty", where=f"--out {out}", hint=hint)
+
+
+def _earlier(out: Path) -> list[Path]:
+    """The files that an earlier call has written into a folder, its list first; none where there is no such list."""
+    path = path_inside(out, LIST)
+    if path is None or not path.is_file():
+        return []
+    try:
+        listed = read_json(path, _List)
+    except DataError:
+        return []
+    if listed.schema != INSPECTION_SCHEMA:
+        return []
+    names = [one.file for one in listed.sample.drawn if _DRAWING.fullmatch(one.file)]
+    inside = [path_inside(out, name) for name in (*names, *([SHEET] if listed.sample.sheet == SHEET else []))]
+    return [path, *(one for one in inside if one is not None and one.is_file())]
+
+
+def _remove_earlier(out: Path) -> None:
+    for path in reversed(_earlier(out)):
+        path.unlink(missing_ok=True)
 
 
 def _make_folder(out: Path, dataset: str) -> None:

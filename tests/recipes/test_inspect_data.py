@@ -1,5 +1,6 @@
 """inspect-data: figures of the splits that were asked for, and drawings of what they mean."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -129,6 +130,7 @@ def test_the_sheet_has_every_drawing_and_nothing_else_is_left(tmp_path):
     assert len(sample.drawn) == 6
     assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == {
         "contact_sheet.png",
+        "inspection.json",
         *(drawn.file for drawn in sample.drawn),
     }
     assert sheet.width > 4 * recipe.CELL_WIDTH
@@ -189,3 +191,45 @@ def test_an_unknown_split_names_the_nearest(tmp_path):
         inspect_data(store_of(tmp_path, examples_of("train", 1)), ["toy:trian"])
 
     assert "did you mean 'toy:train'" in caught.value.hint
+
+
+def test_drawings_go_into_an_empty_folder_and_replace_only_those_of_an_earlier_call(tmp_path):
+    store = store_of(tmp_path / "store", examples_of("train", 30))
+    out = tmp_path / "out"
+    (out / "toy").mkdir(parents=True)
+    (out / "contact_sheet.png").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(UsageError, match="not empty"):
+            inspect_data(store, num_samples=2, out=out, force=force)
+    assert (out / "contact_sheet.png").read_text() == "mine"
+
+    (out / "contact_sheet.png").unlink()
+    (out / "toy").rmdir()
+    first = inspect_data(store, num_samples=2, out=out, seed=1).sample
+    (out / "toy" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        inspect_data(store, num_samples=2, out=out, seed=2)
+    second = inspect_data(store, num_samples=2, out=out, seed=2, force=True).sample
+
+    assert {one.file for one in first.drawn}.isdisjoint({one.file for one in second.drawn})
+    assert sorted(path.name for path in (out / "toy").iterdir()) == sorted(
+        ["notes.txt", *(one.file.removeprefix("toy/") for one in second.drawn)]
+    )
+
+
+@pytest.mark.parametrize("name", ["../victim-000001.png", "toy/notes.txt", "contact_sheet.png.txt", "toy/a-000001.png"])
+def test_a_list_of_drawings_can_name_drawings_inside_the_folder_only(tmp_path, name):
+    store = store_of(tmp_path / "store", examples_of("train", 3))
+    (tmp_path / "victim-000001.png").write_text("mine")
+    out = tmp_path / "out"
+    (out / "toy").mkdir(parents=True)
+    (out / "toy" / "notes.txt").write_text("mine")
+    (out / "toy" / "a-000001.png").symlink_to(tmp_path / "victim-000001.png")
+    listed = {"schema": recipe.INSPECTION_SCHEMA, "sample": {"sheet": None, "drawn": [{"file": name}]}}
+    (out / "inspection.json").write_text(json.dumps(listed))
+
+    inspect_data(store, num_samples=1, out=out, force=True)
+
+    assert (tmp_path / "victim-000001.png").read_text() == "mine"
+    assert (out / "toy" / "notes.txt").read_text() == "mine"
+    assert (out / "toy" / "a-000001.png").is_symlink()

@@ -118,7 +118,7 @@ def read_origin(directory: Path) -> dict[str, Any] | None:
     if not isinstance(origin, dict) or not isinstance(files, dict) or not _is_origin(origin):
         return None
     needed = {*files} if kind == "tokenizer" else {*files, CONFIG_FILE}
-    if kind in KINDS_WITH_TEXT:
+    if isinstance(kind, str) and kind in KINDS_WITH_TEXT:
         needed.add(TOKENIZER_FILE)
     return origin if all(is_file(directory / name) for name in needed) else None
 

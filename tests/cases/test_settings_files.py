@@ -10,6 +10,7 @@ import pytest
 from refcli.config.load import apply_overrides, load_finetune, load_pretrain, read_yaml
 from refcli.config.yaml_text import MAX_CHARACTERS
 from refcli.errors import ConfigError, ExitCode, WeightsError
+from refcli.weights.download import read_origin
 from refcli.weights.inspect import info
 from refcli.weights.load import load_weights, read_config
 from refcli.weights.locate import BUILTIN_PATH
@@ -200,6 +201,21 @@ META = {
     "large numbers": {"steps": 10**4000, "scores": {"splits": {"a": {"overall": {"acc50": 10**400}}}}},
     "half a surrogate pair": {"trained_on": ["\ud800"], "kind": "\ud800", "source": {"\ud800": "\x1b[31m"}},
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [["oneref"], {"a": 1}, None, 5])
+def test_a_kind_of_another_form_is_no_crash(weights, kind):
+    origin = {
+        "repo": "a",
+        "file": "b",
+        "revision": "c",
+        "sha256": "d",
+        "num_bytes": 5,
+        "member": None,
+        "tokenizer": None,
+    }
+    (weights / "meta.json").write_text(json.dumps({"kind": kind, "files": {}, "origin": origin}))
+    assert read_origin(weights) == origin
 
 
 @pytest.mark.parametrize("meta", META.values(), ids=META)

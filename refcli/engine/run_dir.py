@@ -136,7 +136,11 @@ class RunDir:
                 where=str(self.path),
                 hint="choose another --out, or move these files elsewhere",
             )
-        way_out = "--resume continues it, --force replaces it" if self._holds_run() else "choose another --out"
+        way_out = (
+            "--resume continues it, --force replaces it"
+            if self._holds_run()
+            else "choose another --out (it holds no run that --resume could continue or --force replace)"
+        )
         raise UsageError("the output directory is not empty", where=str(self.path), hint=way_out)
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:

@@ -158,5 +158,5 @@ def test_an_unforced_folder_without_a_run_is_not_offered_force(train, tmp_path):
     code, _, talk = train(tmp_path / "proj")
 
     assert code == 2
-    assert "--force" not in talk
+    assert "it holds no run that --resume could continue or --force replace" in talk
     shutil.rmtree(tmp_path / "proj")

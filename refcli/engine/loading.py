@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from multiprocessing import connection
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, TypeVar
@@ -34,6 +35,8 @@ KILL_SECONDS = 1.0
 """How long the end of a killed process is waited for."""
 SHARED_MEMORY = Path("/dev/shm")
 TIMED_OUT = "DataLoader timed out"
+DIED = "DataLoader worker"
+"""How torch begins what it says of a loading process that has ended."""
 KILLED = re.compile(r"is killed by signal: (.+?)\. ")
 GRACE_SECONDS = 60.0
 """How long a loading process outlives a SIGTERM, so that the main process can finish its step."""
@@ -112,6 +115,10 @@ def _next_batch(iterator: Iterator[Any], signals: StopSignals | None) -> Any:  #
                 raise
             if signals is not None and signals.received and signals.waiting_seconds > STALLED_SECONDS:
                 raise LoadingStalledError(signals.received) from error
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            if str(error).startswith("Caught "):  # in the dataset, and passed on by torch
+                raise
+            raise RuntimeError(f"{DIED} while it passed on a batch") from error
 
 
 @contextmanager
@@ -127,6 +134,8 @@ def loading_errors_explained(processes: Sequence[Any] = ()) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if processes and str(error).startswith(DIED):
+            connection.wait([process.sentinel for process in processes], KILL_SECONDS)
         explained = _explained(error, [process.exitcode for process in processes if process.exitcode])
         if explained is None:
             raise
@@ -141,7 +150,7 @@ def _explained(error: RuntimeError, exit_codes: Sequence[int]) -> TrainingError 
             "there are too many open files for the batches of the loading processes",
             hint="allow more (ulimit -n 65536), or take fewer data.workers",
         )
-    if not message.startswith("DataLoader worker"):
+    if not message.startswith(DIED):
         return None
     number = _death(error) or next((-code for code in exit_codes if code < 0), None)
     if number == signal.SIGBUS:

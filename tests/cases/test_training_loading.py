@@ -80,6 +80,16 @@ def test_a_loading_process_that_a_signal_ends_is_named(number, said):
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError(), FileNotFoundError(2, "no socket")])
+def test_a_loading_process_that_dies_while_it_passes_on_a_batch_is_reported(monkeypatch, error):
+    def die(*_):
+        raise error
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data", die)
+    with pytest.raises(TrainingError, match="a loading process was ended unexpectedly"):
+        load(Samples())
+
+
 @pytest.mark.parametrize("code", [0, 3])
 def test_a_loading_process_that_leaves_by_itself_is_reported(code):
     with pytest.raises(TrainingError, match="a loading process was ended unexpectedly"):

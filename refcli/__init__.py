@@ -1,4 +1,4 @@
-"""refcli: say what you mean in a picture, get the box and the mask."""
+"""refcli: say what you mean in an image, get the box and the mask."""
 
 from __future__ import annotations
 

@@ -128,4 +128,4 @@ def _global_options(
         typer.Option("--debug", help=f"Show tracebacks (also {DEBUG_VARIABLE}=1).", callback=_switch_on_debug),
     ] = False,
 ) -> None:
-    """Visual grounding: say what you mean in a picture, get the box and the mask."""
+    """Visual grounding: say what you mean in an image, get the box and the mask."""

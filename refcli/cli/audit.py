@@ -35,7 +35,7 @@ def command(
     Splits whose names start with train or focus are for training, all others for evaluation. Counted are images of the
     same id, objects of the same annotation or box, and expressions that occur with the same image and boxes. An
     expression is ambiguous if its text means other regions of the same image elsewhere in the split.
-    Exit code 3: some pictures could not be read (they are listed); 4: --fail-on-overlap, and images are shared.
+    Exit code 3: some images could not be read (they are listed); 4: --fail-on-overlap, and images are shared.
     """
     import json
 
@@ -116,7 +116,7 @@ def _print_table(headings: tuple[str, ...], rows: Sequence[tuple[str | int | Non
 
 
 class _Bar:
-    """A progress bar over pictures, on a terminal only and only once there is progress."""
+    """A progress bar over images, on a terminal only and only once there is progress."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -30,7 +30,7 @@ def report(error: BaseException) -> int:
     if isinstance(error, UnicodeEncodeError):
         _print_parts(
             "error",
-            "a name or text is not valid Unicode, as this step needs it",
+            "a name or text is not valid Unicode, which this step needs",
             where=str(error.object),
             hint="rename the file or folder",
         )

@@ -78,8 +78,8 @@ def command(
         bool,
         typer.Option(
             "--gated",
-            help='Count a wrong "no target" as a miss in every figure, also in --compare. Answers that do not say what '
-            "was proposed before it can be scored only so.",
+            help='Count a wrong "no target" as a miss in every figure, also in --compare. A split in which a wrong '
+            '"no target" has no candidates is always scored so.',
         ),
     ] = False,
     limit: Annotated[
@@ -130,12 +130,12 @@ def command(
 ) -> None:
     """Score models, or prediction files of any system, on splits of a store.
 
-    Everything is measured in pixels of the original pictures. Acc@0.5, box mIoU, mask mIoU and oIoU are over
-    expressions that mean something, before the system's "no target" as far as answers say what was proposed;
-    "gated" counts a wrong "no target" as a miss;
-    N-acc (T-acc) is the share of expressions without (with) a target whose existence is judged right. --json has all
-    figures: Pr@X, gIoU, cIoU, GREC, Recall@k, groups by words, size and number of targets, and the conventions.
-    Exit code 3: samples have no answer, or lines of a file no use (all are counted); 4: a --fail-under gate is not met.
+    Everything is measured in pixels of the original images. Acc@0.5, box mIoU, mask mIoU and oIoU are over
+    expressions with a target, before the system's "no target" if its answers have candidates; "gated" counts a wrong
+    "no target" as a miss; N-acc (T-acc) is the share of expressions without (with) a target whose existence is
+    judged right. --json has all figures: Pr@X, gIoU, cIoU, GREC, Recall@k, groups by words, size and number of targets,
+    and the conventions.
+    Exit code 3: samples have no answer, or lines cannot be used (all are counted); 4: a --fail-under gate is not met.
     """
     import json
 
@@ -172,7 +172,7 @@ def command(
     if other is not None and not merge:
         check_comparable(splits or [], scoring, other, has_candidates=bool(models))
     if force and out is None:
-        raise UsageError("there is nothing to replace", where="--force", hint="it is for --out")
+        raise UsageError("there is nothing to replace", where="--force", hint="give --out DIR")
     num_systems = 1 if merge else len(models) + len(predictions or [])
     if out is not None:
         names = [*map(system_name, models), *map(str, predictions or [])]

@@ -48,7 +48,7 @@ def check_systems(weights: Sequence[str], predictions: Sequence[Path]) -> None:
         resolve(name)
     for file in predictions:
         if not file.is_file():
-            reason = "it is no regular file" if file.exists() else "there is none"
+            reason = "it is not a regular file" if file.exists() else "there is none"
             raise DataError(f"the prediction file cannot be read: {reason}", where=str(file))
 
 

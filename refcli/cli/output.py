@@ -103,7 +103,7 @@ def write_line(text: str) -> None:
     except OSError as error:
         _abandon_stdout()
         raise RefcliError(
-            f"stdout cannot be written: {error.strerror}", hint="is there room where it is redirected to?"
+            f"cannot write to stdout: {error.strerror}", hint="is the disk full that it is redirected to?"
         ) from error
 
 

@@ -98,7 +98,7 @@ def command(
     from refcli.recipes.predict import Output, predict
 
     if out is None and (resume or force):
-        raise UsageError(f"{'--resume' if resume else '--force'} is about an output folder", hint="give --out DIR")
+        raise UsageError(f"{'--resume' if resume else '--force'} needs an output folder", hint="give --out DIR")
     to_text = answer_line if format_ is Format.jsonl else table_line
     load = partial(
         Predictor,

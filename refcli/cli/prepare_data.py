@@ -201,7 +201,7 @@ def _expressions(what: str) -> str:
 
     if what not in ("given", "category"):
         raise UsageError(
-            "expressions are the texts of the file (given) or the names of classes (category)",
+            "expressions are the texts in the file (given) or the names of classes (category)",
             where=f"--expressions {what}",
             hint="--expressions category",
         )

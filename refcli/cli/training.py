@@ -82,9 +82,9 @@ def _store_of(run: Path) -> Path:
     store = RunDir(run).facts().get("store")
     if not isinstance(store, str) or not store:
         raise UsageError(
-            "it is not known which store the run was trained on",
+            "the store that the run was trained on is not recorded",
             where=str(run / "env.json"),
-            hint="give it: --resume --data STORE",
+            hint="name it: --resume --data STORE",
         )
     return Path(store)
 

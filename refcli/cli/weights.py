@@ -156,7 +156,7 @@ def _note_no_home() -> None:
     from refcli.weights.locate import HOME_VARIABLE, has_home
 
     if not has_home():
-        say(f"note: there is no home directory, so nothing that was pulled is found; set {HOME_VARIABLE} or HOME")
+        say(f"note: without a home directory, no pulled weights can be found; set {HOME_VARIABLE} or HOME")
 
 
 def _row(listed: ListedWeights) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ class VisualCodeSettings(Settings):
 
     source: Literal["tokenizer", "pixel_clusters"] = "tokenizer"
     """`tokenizer`: the code ids of a VQ-KD visual tokenizer. `pixel_clusters`: the nearest of some patch means that
-    k-means finds in the training pictures; needs nothing trained."""
+    k-means finds in the training images; needs nothing trained."""
     weights: str | None = None
     """The visual tokenizer: a directory that `refcli weights convert` or the preset visual_tokenizer_small wrote, or a
     catalogue name."""
@@ -196,7 +196,7 @@ class PretrainSettings(Settings):
     model: ModelSettings = ModelSettings()
     mrefm: MRefMSettings = MRefMSettings()
     visual_tokenizer: VisualTokenizerTrainingSettings = VisualTokenizerTrainingSettings()
-    """Used where `objective` is visual_tokenizer; model.tower then only says the size of the pictures."""
+    """Used where `objective` is visual_tokenizer; model.tower then only says the size of the images."""
     data: DataSettings = DataSettings()
     optim: OptimSettings = OptimSettings()
     train: TrainSettings = TrainSettings()

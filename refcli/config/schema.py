@@ -137,16 +137,16 @@ class AugmentSettings(Settings):
     flip: float = Field(0.0, ge=0, le=1)
     """Probability of a horizontal flip (left/right words of the expression are swapped)."""
     min_scale: float = Field(1.0, gt=0, le=1)
-    """The letterboxed picture's long side is drawn between this and 1 times the model frame."""
+    """The letterboxed image's long side is drawn between this and 1 times the model frame."""
     translate: bool = False
-    """Place the picture anywhere in the model frame instead of centring it."""
+    """Place the image anywhere in the model frame instead of centring it."""
     crop: float = Field(0.0, ge=0, le=1)
     """Probability of a random crop that keeps every referred region whole; never for expressions of position."""
     colour_jitter: float = Field(0.0, ge=0, le=1)
     """Strength of brightness/contrast/saturation jitter: factors are drawn from 1 +- this."""
     colour_jitter_probability: float = Field(0.8, ge=0, le=1)
     no_target: float = Field(0.0, ge=0, le=1)
-    """Probability that a sample with a referent gets the expression of another picture, and so has none."""
+    """Probability that a sample with a referent gets the expression of another image, and so has none."""
 
 
 class DataSettings(Settings):

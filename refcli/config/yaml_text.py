@@ -60,7 +60,7 @@ def read_mapping(
     where = str(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise error(f"{what} is no plain file", where=where)
+            raise error(f"{what} is not a regular file", where=where)
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError as problem:
@@ -69,7 +69,7 @@ def read_mapping(
         raise error(f"{what} cannot be read: {problem}", where=where) from problem
     values = parse_yaml(text, what=what, where=where, error=error)
     if not isinstance(values, dict):
-        raise error(f"{what} is no mapping of keys to values", where=where)
+        raise error(f"{what} is not a mapping of keys to values", where=where)
     return values
 
 
@@ -87,18 +87,18 @@ class _Loader(yaml.SafeLoader):
         anchor: str | None = getattr(event, "anchor", None)
         is_alias = isinstance(event, yaml.AliasEvent)
         if is_alias and anchor in self.anchors and anchor not in self._sizes:
-            raise yaml.YAMLError(f"{anchor!r} stands for something that it is part of")
+            raise yaml.YAMLError(f"{anchor!r} refers to itself")
         before = self._num_values
         self._num_values += self._sizes.get(anchor or "", 1) if is_alias else 1
         self._depth += 1
         if self._depth > MAX_DEPTH or self._num_values > MAX_VALUES:
-            raise yaml.YAMLError("it has more values, or deeper ones, than settings ever have")
+            raise yaml.YAMLError("it has more values, or deeper nesting, than settings ever need")
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         if anchor is not None and not is_alias:
             self._sizes[anchor] = self._num_values - before
         if node is not None and node.tag not in _TAGS:
-            raise yaml.YAMLError(f"the tag {node.tag!r} is of no plain value")
+            raise yaml.YAMLError(f"the tag {node.tag!r} is not allowed: values are plain")
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ANN401
@@ -107,7 +107,7 @@ class _Loader(yaml.SafeLoader):
         except (ValueError, LookupError, ArithmeticError) as problem:
             sort = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
-                None, None, f"{str(node.value)[:80]!r} is no {sort}", node.start_mark
+                None, None, f"{str(node.value)[:80]!r} is not a valid {sort}", node.start_mark
             ) from problem
 
 
@@ -119,7 +119,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
         if key_node.tag != _TEXT or not isinstance(key_node, yaml.ScalarNode):
             shown = f"{key_node.value[:80]!r}" if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
             raise yaml.constructor.ConstructorError(
-                None, None, f"a key is text, and {shown} is not: put it in quotes", key_node.start_mark
+                None, None, f"keys must be text, and {shown} is not: put it in quotes", key_node.start_mark
             )
         if key_node.value in seen:
             raise yaml.constructor.ConstructorError(
@@ -131,7 +131,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
 
 def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
     if len(node.value) > 2 * MAX_BITS:
-        raise yaml.constructor.ConstructorError(None, None, "a number of very many digits", node.start_mark)
+        raise yaml.constructor.ConstructorError(None, None, "a number with too many digits", node.start_mark)
     value = int(yaml.SafeLoader.construct_yaml_int(loader, node))
     if value.bit_length() > MAX_BITS:
         raise yaml.constructor.ConstructorError(

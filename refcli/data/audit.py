@@ -47,7 +47,7 @@ class Overlap:
     identical_examples: int
     """Examples of `evaluation` whose image, boxes and text occur together in `train`."""
     look_alikes: int | None
-    """Images of `evaluation` that look like an image of `train` with another id; None: pictures were not compared."""
+    """Images of `evaluation` that look like an image of `train` with another id; None: images were not compared."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Audit:
     not_audited: tuple[str, ...] = ()
     """Splits that could not be: parts of them are not there yet, or they hold nothing."""
     look_alikes: tuple[LookAlike, ...] | None = None
-    """None: pictures were not compared."""
+    """None: images were not compared."""
     unreadable_pictures: Mapping[str, str] = field(default_factory=dict)
-    """Path -> why the picture could not be compared."""
+    """Path -> why the image could not be compared."""
 
     @property
     def overlapping(self) -> tuple[Overlap, ...]:
@@ -93,7 +93,7 @@ def audit_store(
     Args:
         store: the store.
         only: data sets; their splits, and the pairs of splits that they are part of. None for all.
-        hashes: image id -> `difference_hash` of its picture, to find look-alikes; None: they are not looked for.
+        hashes: image id -> `difference_hash` of its image, to find look-alikes; None: they are not looked for.
         max_distance: bits by which the hashes of look-alikes may differ.
 
     Raises:
@@ -126,7 +126,7 @@ def audit_store(
 
 
 def distinct_pictures(store: Store) -> dict[str, Path]:
-    """Image id -> its picture; of several, the first by split.
+    """Image id -> its image; of several, the first by split.
 
     Raises:
         DataError: an image path leaves the image root.

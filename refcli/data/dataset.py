@@ -133,7 +133,7 @@ class GroundingDataset(Dataset[Sample]):
             split.load()
 
     def _maybe_without_target(self, row: int, example: Example, draw: int) -> Example:
-        """The example, or its picture with an expression that means nothing in it."""
+        """The example, or its image with an expression that means nothing in it."""
         if self._expressions is None or self.augment is None or not example.regions:
             return example
         rng = borrows(draw, self.augment.no_target)

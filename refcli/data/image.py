@@ -1,4 +1,4 @@
-"""Reading one picture, whatever its mode, into upright 8-bit RGB."""
+"""Reading one image, whatever its mode, into upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from refcli.data.decoding_memory import BYTES_OF_MODE, DECODER_BYTES, check_comp
 from refcli.errors import ImageError
 
 MAX_PIXELS = 200_000_000
-"""Larger pictures are refused before they are decoded (a small file can claim any size)."""
+"""Larger images are refused before they are decoded (a small file can claim any size)."""
 MAX_DECODING_BYTES = 1_000_000_000
 """Memory that decoding one image may need, and all threads that decode at a time together."""
 LARGE_PIXELS = 50_000_000
@@ -141,16 +141,16 @@ _budget = _Budget()
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """The size of a picture as `read_image` returns it, in pixels, and how its file holds it."""
+    """The size of an image as `read_image` returns it, in pixels, and how its file holds it."""
 
     width: int
     height: int
     orientation: int = 1
-    """EXIF: 1 if the file holds the picture upright, 2 to 8 if it is turned or mirrored when it is read."""
+    """EXIF: 1 if the file holds the image upright, 2 to 8 if it is turned or mirrored when it is read."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the upright picture."""
+        """(width, height) of the upright image."""
         return self.width, self.height
 
     @property
@@ -170,14 +170,14 @@ class ScaledImage:
 
 
 def read_image(source: str | Path | bytes, *, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
-    """Read a picture as RGB: EXIF orientation applied, transparency laid over white, high bit depths scaled down.
+    """Read an image as RGB: EXIF orientation applied, transparency laid over white, high bit depths scaled down.
 
     Args:
-        source: a path, or the bytes of a picture file.
-        name: what to call the picture in an error; default the path.
+        source: a path, or the bytes of an image file.
+        name: what to call the image in an error; default the path.
 
     Raises:
-        ImageError: there is no such file, it is no picture, it is damaged, larger than `MAX_PIXELS`, or decoding it
+        ImageError: there is no such file, it is no image, it is damaged, larger than `MAX_PIXELS`, or decoding it
             needs more than `MAX_DECODING_BYTES`.
     """
     image = _decoded(source, name, lambda size: 1, spare_bytes=3).image
@@ -202,7 +202,7 @@ def open_scaled(source: str | Path | bytes, *, name: str | None = None) -> Scale
 
 
 def probe(path: Path) -> ImageFacts:
-    """The size of a picture, from its header where the format allows; damage behind that is not seen.
+    """The size of an image, from its header where the format allows; damage behind that is not seen.
 
     Raises:
         ImageError: as `decode`.
@@ -217,10 +217,10 @@ def probe(path: Path) -> ImageFacts:
 
 
 def decode(path: Path) -> ImageFacts:
-    """The size of a picture that is decoded whole.
+    """The size of an image that is decoded whole.
 
     Raises:
-        ImageError: there is no such file, it is no picture, damaged or too large.
+        ImageError: there is no such file, it is no image, damaged or too large.
     """
     whole = open_scaled(path)
     with _opened(path, str(path)) as image:
@@ -238,11 +238,11 @@ def _decoded(
 
     `spare_bytes` are needed beside it for every pixel.
     """
-    where = name or ("picture bytes" if isinstance(source, bytes) else str(source))
+    where = name or ("image bytes" if isinstance(source, bytes) else str(source))
     with _closing(_opened(source, where)) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(
-                f"the picture has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} million",
+                f"the image has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} million",
                 where=where,
                 hint="scale it down",
             )
@@ -268,7 +268,7 @@ def _decoded(
                 return scaled
         except _BROKEN as error:
             raise ImageError(
-                f"the picture cannot be decoded: {error}", where=where, hint="fetch or export the file again"
+                f"the image cannot be decoded: {error}", where=where, hint="fetch or export the file again"
             ) from error
 
 
@@ -331,18 +331,18 @@ def _opened(source: str | Path | bytes, where: str) -> Image.Image:
                     raise
                 return Image.open(io.BytesIO(_without_texts(content)), formats=formats)
     except FileNotFoundError as error:
-        raise ImageError("there is no such picture", where=where, hint="check the path") from error
+        raise ImageError("there is no such image", where=where, hint="check the path") from error
     except IsADirectoryError as error:
-        raise ImageError("this is a directory, not a picture", where=where, hint="name a file") from error
+        raise ImageError("this is a directory, not an image", where=where, hint="name a file") from error
     except PermissionError as error:
-        raise ImageError("the picture may not be read", where=where, hint="check its permissions") from error
+        raise ImageError("the image may not be read", where=where, hint="check its permissions") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            "the file is not a picture that can be read", where=where, hint="use JPEG, PNG, WebP, TIFF, BMP or GIF"
+            "the file is not an image that can be read", where=where, hint="use JPEG, PNG, WebP, TIFF, BMP or GIF"
         ) from error
     except _BROKEN as error:
         raise ImageError(
-            f"the picture cannot be read: {error}", where=where, hint="fetch or export the file again"
+            f"the image cannot be read: {error}", where=where, hint="fetch or export the file again"
         ) from error
 
 

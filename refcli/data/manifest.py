@@ -345,7 +345,7 @@ def stored_file(store: Path, file: str) -> Path:
     path = path_inside(store, file)
     if path is None:
         raise DataError(
-            "a file of the store is a link or lies behind one",
+            "a file of the store is a link, or its folder is one",
             where=str(store / file),
             hint="put the file itself into the store (cp -rL copies what links lead to)",
         )
@@ -401,7 +401,7 @@ def _parsed(path: Path) -> object:
 
 
 def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _check_split(entry: Mapping[str, Any], dataset: str, split: str, path: Path) -> None:

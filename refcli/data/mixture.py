@@ -1,4 +1,4 @@
-"""Mixtures: splits of a store put together into new ones, without the pictures that scores are reported on."""
+"""Mixtures: splits of a store put together into new ones, without the images that scores are reported on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MixtureReport:
     name: str
     keep_leaks: bool
     missing_evaluation: tuple[str, ...]
-    """Evaluation splits of the family, as "dataset:split", that the store lacks: their pictures could not be found in
+    """Evaluation splits of the family, as "dataset:split", that the store lacks: their images could not be found in
     the training splits."""
     status: Literal["written", "unchanged"] = "written"
     """Unchanged: nothing was done, and the rest is empty."""
@@ -85,9 +85,9 @@ def write_mixture(
         store_path: the store that holds the members and gets the mixture.
         name: of the mixture.
         spec: its `mixture`, `family` and published counts.
-        keep_leaks: keep training rows whose picture is in an evaluation split of the family, as the papers do; they
+        keep_leaks: keep training rows whose image is in an evaluation split of the family, as the papers do; they
             are counted all the same.
-        allow_missing: accept that evaluation splits of the family are not in the store, so that their pictures stay
+        allow_missing: accept that evaluation splits of the family are not in the store, so that their images stay
             in the training splits.
         strict: if leaks are kept, refuse counts that differ from those published.
         force: do again what is unchanged.

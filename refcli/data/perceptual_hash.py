@@ -1,4 +1,4 @@
-"""A 64-bit difference hash of pictures, which re-encoding and resizing hardly change, and the search for near ones."""
+"""A 64-bit difference hash of images, which re-encoding and resizing hardly change, and the search for near ones."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from refcli.errors import ImageError
 SIDE = 8
 """The hash has SIDE x SIDE bits."""
 MAX_DISTANCE = 2
-"""Differing bits up to which two pictures count as look-alikes. Copies in another size or JPEG quality rarely differ by
+"""Differing bits up to which two images count as look-alikes. Copies in another size or JPEG quality rarely differ by
 more; of unrelated photographs about one pair in 10^16 is as near if bits were independent."""
 LARGEST_DISTANCE = 8
-"""More would compare nearly every picture with every other."""
+"""More would compare nearly every image with every other."""
 _BITS = SIDE * SIDE
 _BLOCK = 512
 _PICTURES_PER_TASK = 16
 
 Progress = Callable[[int, int], None]
-"""Called with (pictures done, pictures in all)."""
+"""Called with (images done, images in all)."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class PictureHashes:
 
     hashes: Mapping[str, int]
     unreadable: Mapping[str, str]
-    """Path of a picture -> why it has no hash."""
+    """Path of an image -> why it has no hash."""
 
 
 class LookAlike(NamedTuple):
-    """Two pictures with different image ids that look the same."""
+    """Two images with different image ids that look the same."""
 
     train: str
     evaluation: str
@@ -50,22 +50,22 @@ class LookAlike(NamedTuple):
 
 
 def difference_hash(image: Image.Image) -> int:
-    """The dHash of a picture: a bit of each row is 1 where brightness rises to the right.
+    """The dHash of an image: a bit of each row is 1 where brightness rises to the right.
 
-    The picture is reduced to grey, 9 x 8, by averaging; bits go from left to right and from the top down, the highest
-    first. A picture without any contrast has the hash 0; mirrored or cropped pictures have other hashes.
+    The image is reduced to grey, 9 x 8, by averaging; bits go from left to right and from the top down, the highest
+    first. An image without any contrast has the hash 0; mirrored or cropped images have other hashes.
     """
     small = np.asarray(image.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX))
     return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
 
 
 def hash_pictures(pictures: Mapping[str, Path], *, workers: int = 1, progress: Progress | None = None) -> PictureHashes:
-    """Hash picture files; those that cannot be read are listed, not raised.
+    """Hash image files; those that cannot be read are listed, not raised.
 
     Args:
-        pictures: image id -> file.
+        images: image id -> file.
         workers: processes that work; the result does not depend on it.
-        progress: told after every picture.
+        progress: told after every image.
     """
     hashes: dict[str, int] = {}
     unreadable: dict[str, str] = {}
@@ -102,7 +102,7 @@ def _hash_file(path: Path) -> int | _Unreadable:
 def find_look_alikes(
     train: Mapping[str, int], evaluation: Mapping[str, int], *, max_distance: int = MAX_DISTANCE
 ) -> list[LookAlike]:
-    """All pairs of a training and an evaluation picture with different ids whose hashes differ by few bits, sorted.
+    """All pairs of a training and an evaluation image with different ids whose hashes differ by few bits, sorted.
 
     Exact: two hashes that differ by d bits agree in one of d + 1 bands of bits, and only such are compared.
 

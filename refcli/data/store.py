@@ -1,4 +1,4 @@
-"""The store: one Parquet file per split, a manifest that lists them, and the pictures beside them."""
+"""The store: one Parquet file per split, a manifest that lists them, and the images beside them."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class StoreSplit:
             yield read_group(path, group, columns)
 
     def image_path(self, example: Example) -> Path:
-        """Where the picture of an example lies.
+        """Where the image of an example lies.
 
         Raises:
             DataError: the example names a place outside the image root.

@@ -38,7 +38,7 @@ class SplitSummary:
     bytes: int
     examples: int
     images: int
-    """Distinct pictures."""
+    """Distinct images."""
     regions: int
     masks: int
     """Regions that have a mask."""

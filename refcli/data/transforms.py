@@ -1,4 +1,4 @@
-"""From a picture and its Example to one Sample of the model frame, as it is or changed for training."""
+"""From an image and its Example to one Sample of the model frame, as it is or changed for training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Sample:
     kind: str | None
     expression: str
     image: Float32[np.ndarray, "3 height width"]
-    """Normalised RGB; zero outside the picture."""
+    """Normalised RGB; zero outside the image."""
     box_cxcywh: Float32[np.ndarray, " 4"]
     """Encloses all regions, in parts of the model frame; zero where `exists` is False."""
     mask: Bool[np.ndarray, "height width"]
@@ -47,7 +47,7 @@ class Sample:
 def letterbox(
     image: UInt8[np.ndarray, "h w 3"] | Image.Image, tower: TowerSettings, *, size: tuple[int, int] | None = None
 ) -> tuple[Float32[np.ndarray, "3 model_height model_width"], Frame]:
-    """The evaluation transform of a picture alone, and the frame that leads back to its pixels.
+    """The evaluation transform of an image alone, and the frame that leads back to its pixels.
 
     `size` is the (width, height) of the original where the image is a reduced one; the frame leads to its pixels.
     """
@@ -59,7 +59,7 @@ def letterbox(
 
 
 def place(picture: Image.Image, frame: Frame) -> Float32[np.ndarray, "3 model_height model_width"]:
-    """Normalise a picture that already has its size in the model frame, and put it on a canvas of zeros."""
+    """Normalise an image that already has its size in the model frame, and put it on a canvas of zeros."""
     canvas = np.zeros((3, frame.model_height, frame.model_width), dtype=np.float32)
     rows = slice(frame.top, frame.top + frame.resized_height)
     columns = slice(frame.left, frame.left + frame.resized_width)
@@ -77,7 +77,7 @@ def make_sample(
         image: RGB, of the size that the example states.
         example: the expression and its regions.
         tower: gives the size of the model frame.
-        augment: how training pictures are changed, or None.
+        augment: how training images are changed, or None.
         draw: seed of the changes.
     """
     if augment is None:

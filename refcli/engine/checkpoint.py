@@ -69,7 +69,7 @@ class Checkpoints:
         try:
             pointer = Pointer(**json.loads(file.read_text(encoding="utf-8")))
             if type(pointer.step) is not int or not isinstance(pointer.score, int | float | None):
-                raise ValueError("a step is a whole number and a score a number")
+                raise ValueError("a step must be a whole number and a score must be a number")
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DataError(
                 "it is not readable which checkpoint is the best",
@@ -160,7 +160,7 @@ class Checkpoints:
             raise DataError(f"the checkpoint is damaged: {reason}", where=str(self.path(step))) from error
         if not isinstance(content, dict):
             raise DataError(
-                f"the checkpoint is damaged: {file.name} holds no values by name", where=str(self.path(step))
+                f"the checkpoint is damaged: {file.name} does not hold named values", where=str(self.path(step))
             )
         return content
 

@@ -92,7 +92,7 @@ def launch(command: Sequence[str], plan: Launch, *, note: Callable[[str], None])
 
     Args:
         command: the program and its arguments.
-        note: is told what the user should know.
+        note: is called with what the user should know.
 
     Returns:
         The exit code of the processes: that of the first that failed, if any did; 128 + N if it was ended by signal N.

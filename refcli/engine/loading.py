@@ -147,7 +147,7 @@ def _explained(error: RuntimeError, exit_codes: Sequence[int]) -> TrainingError 
     message = str(error)
     if message.startswith(("Too many open files", "received 0 items of ancdata")):
         return TrainingError(
-            "there are too many open files for the batches of the loading processes",
+            "too many files are open for the batches of the loading processes",
             hint="allow more (ulimit -n 65536), or take fewer data.workers",
         )
     if not message.startswith(DIED):
@@ -159,7 +159,7 @@ def _explained(error: RuntimeError, exit_codes: Sequence[int]) -> TrainingError 
     doubt = " (was there enough memory?)" if number in (None, signal.SIGKILL) else ""
     return TrainingError(
         f"a loading process was ended {name}{doubt}",
-        hint="--resume goes on from the last checkpoint; fewer data.workers take less memory, and data.workers=0 none",
+        hint="--resume goes on from the last checkpoint; fewer data.workers, or data.workers=0, need less memory",
     )
 
 

@@ -140,10 +140,9 @@ def meet_others(
         raise RendezvousConnectionError(error.strerror or str(error)) from error
     if there != identity:
         raise UsageError(
-            "another run meets at this endpoint",
+            "another run uses this endpoint",
             where=f"--rdzv-endpoint {endpoint}",
-            hint="give this run another port; the machines of one run need the same command, the same settings, the "
-            "same data and the same --out",
+            hint="give this run another port; the machines of one run need the same command, settings, data and --out",
         )
     meeting = MeetingOthers.from_backend(
         run_id, store, PlainStates(store, run_id), min_nodes=min_nodes, max_nodes=max_nodes, local_addr=address
@@ -190,7 +189,7 @@ def _join(host: str, port: int) -> tuple[TCPStore, str, tuple[str, str]]:
         asking.start()
         asking.join(max(1.0, deadline - time.monotonic()))
     if not found:
-        raise RendezvousConnectionError("whatever listens there is no run of refcli")
+        raise RendezvousConnectionError("the program that listens there is not a refcli run")
     store, run = found[0]
     return store, here, run
 
@@ -206,7 +205,7 @@ def _reachable(host: str, port: int, deadline: float) -> tuple[str, str]:
             except OSError as error:
                 reason = error.strerror or str(error)
         if time.monotonic() > deadline - 1:
-            raise RendezvousConnectionError(f"nobody answers in {CONNECT_SECONDS:g} seconds: {reason}")
+            raise RendezvousConnectionError(f"no answer within {CONNECT_SECONDS:g} seconds: {reason}")
         time.sleep(0.2)
 
 

@@ -43,7 +43,7 @@ class StoppedError(TrainingError):
 
 
 class ValidationStoppedError(TrainingError):
-    """A validation was broken off because a signal came; the step before it is saved."""
+    """A validation was interrupted because a signal came; the step before it is saved."""
 
 
 class LoadingStalledError(TrainingError):
@@ -51,8 +51,8 @@ class LoadingStalledError(TrainingError):
 
     def __init__(self, received: signal.Signals) -> None:
         super().__init__(
-            f"stopped by {received.name} while the loading processes gave no batch",
-            hint="continue with --resume from the last checkpoint; is the disk with the images there?",
+            f"stopped by {received.name} while it waited for a batch of the loading processes",
+            hint="--resume goes on from the last checkpoint; is the disk with the images available?",
         )
         self.exit_code = EXIT_CODES[received]
 
@@ -96,7 +96,7 @@ class StopSignals:
         """
         for batch in batches:
             if self.received is not None:
-                raise ValidationStoppedError(f"{self.received.name} came during the validation")
+                raise ValidationStoppedError(f"{self.received.name} arrived during the validation")
             yield batch
 
     def leave(self, step: int) -> None:

@@ -33,7 +33,7 @@ class BoxUnits:
         """What to say about them; nothing where they may be pixels."""
         if self._num_boxes and self._num_boxes == self._num_fractions:
             return [
-                f"all {self._num_boxes} boxes lie within 0..1: they seem to be parts of the image; write them in "
+                f"all {self._num_boxes} boxes lie within 0..1: they seem to be fractions of the image; write them in "
                 "pixels of the original image (x times width, y times height)"
             ]
         if self._num_per_mille == self._num_boxes and self._num_beyond > NOTABLE_SHARE * self._num_boxes:

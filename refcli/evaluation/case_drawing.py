@@ -1,4 +1,4 @@
-"""A case as a picture: truth and answer over one another, small enough to travel inside a page."""
+"""A case as an image: truth and answer over one another, small enough to travel inside a page."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def draw_case(pixels: np.ndarray, case: Case, *, long_side: int = LARGEST_SIDE) 
     """Truth under answer: masks tinted and outlined; the truth's line is wider, so that it shows below the other.
 
     Args:
-        pixels: uint8 RGB [height, width, 3] of the picture.
-        case: boxes and masks, in pixels of the picture as the data set knows it.
+        pixels: uint8 RGB [height, width, 3] of the image.
+        case: boxes and masks, in pixels of the image as the data set knows it.
         long_side: of the drawing, in pixels.
 
     Returns:
@@ -69,7 +69,7 @@ def case_jpeg(case: Case, *, max_bytes: int) -> bytes:
     """The drawing as a JPEG of at most so many bytes, if need be a small one (never below 160 pixels).
 
     Raises:
-        ImageError: the picture cannot be read.
+        ImageError: the image cannot be read.
     """
     read = open_scaled(case.picture)
     pixels = np.asarray(read.image)

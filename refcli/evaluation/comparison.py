@@ -102,7 +102,7 @@ def check_gates_alike(this: SplitScores, other: SplitScores) -> None:
 def gates_differ(name: str, which: str, num_gated: int) -> DataError:
     """The refusal to test figures after the gate against figures before it."""
     return DataError(
-        f'the figures of {which} are gated ({num_gated} wrong "no target" do not say what else was proposed), those of '
+        f'the figures of {which} are gated ({num_gated} wrong "no target" have no candidates), those of '
         "the other one are not",
         where=name,
         hint='add --gated, which counts a wrong "no target" as a miss in every figure of both; or predict again: lines '

@@ -54,7 +54,7 @@ def evaluate_split(
         unread: counts expressions that the model could not read.
 
     Raises:
-        DataError: a picture whose size is not the one that the data set says.
+        DataError: an image whose size is not the one that the data set says.
     """
     how = scoring or Scoring()
     asked_rows = range(len(split)) if rows is None else rows

@@ -51,7 +51,7 @@ def _gallery(title: str, about: str, cases: Sequence[Case], max_bytes: int) -> l
 
 
 def _case_figure(case: Case, max_bytes: int) -> str | None:
-    """None where the picture cannot be read."""
+    """None where the image cannot be read."""
     try:
         jpeg = case_jpeg(case, max_bytes=max_bytes)
     except ImageError:

@@ -150,7 +150,7 @@ def score_file(
     Every sample is accounted for: one without a usable line is missing, and `scoring.missing` says what that means.
     Lines that answer nothing are counted and the first of each sort quoted: `not a prediction` (no JSON, another
     schema, a malformed field, damaged run lengths), `unknown id`, `duplicate id` (the first line counts) and `wrong
-    size` (of the picture or a mask; the sample is then unanswered). A box with a number that is not finite is a miss,
+    size` (of the image or a mask; the sample is then unanswered). A box with a number that is not finite is a miss,
     not an error. Boxes that are all in other units than pixels are a warning.
 
     Memory does not grow with masks or lines: a bounded number of both is held, and some hundred bytes per sample.
@@ -239,7 +239,7 @@ def _answer_in(line: bytes) -> Answer:
     """
     record = json.loads(line)
     if not isinstance(record, dict):
-        raise DataError("the line is no JSON object")
+        raise DataError("the line is not a JSON object")
     for key in ("targets", "candidates"):
         if isinstance(record.get(key), list) and len(record[key]) > MOST_TARGETS:
             raise DataError(f"more than {MOST_TARGETS:,} {key}")

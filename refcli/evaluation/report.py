@@ -230,8 +230,8 @@ def about_gate(report: SplitReport) -> str:
     if not report.is_gated:
         return ""
     return (
-        f'gated: {report.num_gated} answers are a wrong "no target" and misses in every figure: they do not say what '
-        "was proposed before it, as lines of refcli predict do"
+        f'gated: {report.num_gated} wrong "no target" count as misses in every figure, since they have no candidates '
+        "(lines of refcli predict have them)"
     )
 
 
@@ -240,8 +240,8 @@ def about_sizes(report: SplitReport) -> str:
     if not report.num_unknown_size:
         return ""
     return (
-        f"{report.num_unknown_size} samples are of images whose size is unknown, and in no group by size; refcli "
-        "prepare-data --images FOLDER looks sizes up"
+        f"{report.num_unknown_size} samples have images of unknown size, so groups by size leave them out; refcli "
+        "prepare-data --images FOLDER finds the sizes"
     )
 
 
@@ -250,8 +250,8 @@ def about_frame(report: SplitReport) -> str:
     if ONEREF384 not in report.conventions or not report.num_unframed:
         return ""
     return (
-        f"{ONEREF384}: {report.num_unframed} of {report.num_found} answered targets come without the frame of their "
-        "model; what they cover of its padding cannot be known and costs nothing here, so figures may be too high"
+        f"{ONEREF384}: {report.num_unframed} of {report.num_found} answered targets have no `frame` of their "
+        "model; what they cover of its padding is unknown and costs nothing here, so figures may be too high"
     )
 
 

@@ -201,7 +201,7 @@ def read_run(path: Path) -> Run:
     """
     file = path / PER_SAMPLE if path.is_dir() else path
     if not file.is_file():
-        raise _no_run(file, "it is no regular file" if file.exists() else "there is no such file")
+        raise _no_run(file, "it is not a regular file" if file.exists() else "there is no such file")
     try:
         with pq.ParquetFile(file) as parquet:
             facts = _facts_in(parquet, where=str(file))
@@ -214,7 +214,7 @@ def read_run(path: Path) -> Run:
 
 def _no_run(file: Path, reason: str) -> DataError:
     return DataError(
-        f"this is no per-sample file of refcli evaluate: {reason}",
+        f"this is not a per-sample file of refcli evaluate: {reason}",
         where=str(file),
         hint=f"give the --out folder of an evaluation, or its {PER_SAMPLE}",
     )

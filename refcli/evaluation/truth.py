@@ -18,14 +18,14 @@ GROUPS_KEPT = 4
 
 
 class Split(Protocol):
-    """Examples with pictures: what evaluation needs of a store's split."""
+    """Examples with images: what evaluation needs of a store's split."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Example: ...
 
     def image_path(self, example: Example, /) -> Path:
-        """Where the example's picture lies."""
+        """Where the example's image lies."""
         ...
 
 
@@ -53,7 +53,7 @@ class PassingSplit:
         return self._reader(group)[index - self._starts[group]]
 
     def image_path(self, example: Example) -> Path:
-        """Where the example's picture lies."""
+        """Where the example's image lies."""
         return self._split.image_path(example)
 
     def row_index(self) -> RowIndex:

@@ -48,7 +48,7 @@ class Frame:
             image_height: height of the image in pixels.
             model_width: width of the model frame in pixels.
             model_height: height of the model frame in pixels.
-            scale: shrink the picture to this part (0..1] of the largest that fits.
+            scale: shrink the image to this part (0..1] of the largest that fits.
         """
         ratio = min(model_width / image_width, model_height / image_height) * scale
         resized_width = min(max(round(image_width * ratio), 1), model_width)
@@ -87,7 +87,7 @@ class Frame:
         """Mask logits that cover the whole model frame -> bitmaps of the image.
 
         The letterbox is cut out first and only then enlarged, so that what the model says about the padding cannot
-        bleed into the picture; logits are interpolated bilinearly and are foreground where > 0.
+        bleed into the image; logits are interpolated bilinearly and are foreground where > 0.
         """
         logits = mask_logits.detach().float().cpu()
         masks = np.empty((len(logits), self.image_height, self.image_width), dtype=np.bool_)
@@ -143,7 +143,7 @@ def _taps(
     """
     centres = (torch.arange(part.start, part.stop, dtype=torch.float64) + 0.5) * (resized / num_pixels) + offset
     first, last = offset * cells_per_pixel, (offset + resized) * cells_per_pixel - 1
-    if last < first:  # the picture is thinner than one cell
+    if last < first:  # the image is thinner than one cell
         first = last = (first + last) / 2
     position = (centres * cells_per_pixel - 0.5).clamp(first, last).clamp(0, num_cells - 1)
     lower = position.floor().long()

@@ -110,12 +110,12 @@ def runs_to_rle(runs: Sequence[int], height: int, width: int) -> RLE:
     """The mask of uncompressed run lengths, column by column, the first of zeros.
 
     Raises:
-        DataError: a run is negative or no whole number, the runs do not add up to the mask's pixels, or the mask is
+        DataError: a run is negative or not a whole number, the runs do not add up to the mask's pixels, or the mask is
             larger than any.
     """
     _check_size(height, width)
     if not all(type(run) is int and run >= 0 for run in runs):
-        raise DataError("a run length is negative or no whole number")
+        raise DataError("a run length is negative or not a whole number")
     if sum(runs) != height * width:
         raise DataError(f"run lengths of {sum(runs)} pixels in a mask of {height} x {width}")
     return _rle(coco.frPyObjects({"size": [height, width], "counts": list(runs)}, height, width))

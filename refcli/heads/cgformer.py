@@ -1,4 +1,4 @@
-"""CGFormer: query tokens that gather their places of the picture, level by level, and a mask from one of them."""
+"""CGFormer: query tokens that gather their places of the image, level by level, and a mask from one of them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class CGFormerSettings(Settings):
     """When Gumbel noise takes part in assigning places to tokens; None means while training (with `legacy`: always)."""
     legacy: bool = False
     """Compute what the published code does: noise at test time too, a temperature that never learns, a mask with a
-    frame of one pixel that is then shrunk to the picture, and dice on the hard assignment as if it were a logit."""
+    frame of one pixel that is then shrunk to the image, and dice on the hard assignment as if it were a logit."""
     position_grid: tuple[GridSide, GridSide] | None = None
     """(rows, columns) of patches that the position tables are for; None means the tower's. Other sizes resample."""
     mask_threshold: float = Field(0.5, gt=0, lt=1)
@@ -140,7 +140,7 @@ class CGFormerHead(Head[CGFormerOutput]):
         return CGFormerOutput(logits, decoded, sentences, existence)
 
     def losses(self, output: CGFormerOutput, targets: Targets) -> dict[str, Tensor]:
-        """Cross-entropy and dice of the mask at the picture's resolution; dice of each level's grouping.
+        """Cross-entropy and dice of the mask at the image's resolution; dice of each level's grouping.
 
         Contrast and existence where the settings ask for them.
         """

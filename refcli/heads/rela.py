@@ -1,4 +1,4 @@
-"""ReLA: regions of the picture that look at image, words and one another decide together what is meant, or nothing."""
+"""ReLA: regions of the image that look at image, words and one another decide together what is meant, or nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RelaSettings(Settings):
     """Width of pixel decoder and region decoder; a multiple of 8 (for positions and GroupNorm) and of `heads`."""
     heads: NumHeads = 8
     regions: int = Field(10, ge=1, le=256)
-    """P: the picture is cut into P x P regions. The paper tries 4, 8, 10 and 12."""
+    """P: the image is cut into P x P regions. The paper tries 4, 8, 10 and 12."""
     decoder_layers: Layers = 9
     decoder_ffn_dim: InnerWidth = 2048
     pixel_layers: int = Field(6, ge=0, le=256)

@@ -136,7 +136,7 @@ def _kind_of(record: Mapping[str, Any], key: str, *kinds: type) -> Any:  # noqa:
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise TypeError(f"{str(value)[:80]!r} is no number")
+        raise TypeError(f"{str(value)[:80]!r} is not a number")
     return float(value)
 
 

@@ -22,7 +22,7 @@ def contact_sheet(
     """Lay drawings out in a grid, row by row, each scaled to the cell's width.
 
     Args:
-        drawings: at least one picture.
+        drawings: at least one image.
         columns: most drawings in a row.
         cell_width: width of each in pixels.
         title: a headline.

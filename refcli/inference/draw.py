@@ -1,4 +1,4 @@
-"""Answers drawn on their pictures: mask, box, score and the expression below."""
+"""Answers drawn on their images: mask, box, score and the expression below."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ PALETTE: tuple[Colour, ...] = (
     (255, 112, 41),
     (168, 214, 0),
 )
-"""Target n always has colour n (again from the first after the last); vivid tones that are rare in pictures."""
+"""Target n always has colour n (again from the first after the last); vivid tones that are rare in images."""
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (22, 25, 33)
 GREY: Colour = (150, 156, 168)
 AMBER: Colour = (255, 180, 0)
 RED: Colour = (255, 86, 86)
 SMALLEST_DRAWING = 640
-"""Pictures whose longer side is shorter are enlarged before drawing, so that lines and letters stay fine."""
+"""Images whose longer side is shorter are enlarged before drawing, so that lines and letters stay fine."""
 LARGEST_DRAWING = 4096
-"""Pictures whose longer side is longer are reduced before drawing: no viewer or file format then has a problem."""
+"""Images whose longer side is longer are reduced before drawing: no viewer or file format then has a problem."""
 FILL_OPACITY = 0.28
 DIMMED = 0.72
 """Brightness of what is not meant, where there is a mask."""
@@ -56,10 +56,10 @@ class _Measures:
 def draw_answer(
     pixels: np.ndarray, answer: Answer, *, is_truth: bool = False, record: str | None = None
 ) -> Image.Image:
-    """Draw an answer; small pictures are enlarged, large ones reduced, and a caption strip is added below.
+    """Draw an answer; small images are enlarged, large ones reduced, and a caption strip is added below.
 
     Args:
-        pixels: uint8 RGB [height, width, 3] of the picture, EXIF orientation applied; it may be a reduced one.
+        pixels: uint8 RGB [height, width, 3] of the image, EXIF orientation applied; it may be a reduced one.
         answer: what was found in it; its boxes and masks are pixels of the original image.
         is_truth: the answer is what the data say, not what a model found: scores mean nothing and are not drawn.
         record: where the expression can be looked up if no font here has its letters, such as "line 3"; default its id.
@@ -87,7 +87,7 @@ def draw_answer(
 
 
 def blank_picture(width: int = SMALLEST_DRAWING, height: int = SMALLEST_DRAWING // 2) -> np.ndarray:
-    """A stand-in for a picture that cannot be read: uint8 RGB [height, width, 3]."""
+    """A stand-in for an image that cannot be read: uint8 RGB [height, width, 3]."""
     return np.full((height, width, 3), 58, dtype=np.uint8)
 
 
@@ -96,7 +96,7 @@ def _colour(number: int) -> Colour:
 
 
 def _measure(long_side: int) -> _Measures:
-    """Letters and lines grow with the square root of the picture's size: readable when small, not clumsy when large."""
+    """Letters and lines grow with the square root of the image's size: readable when small, not clumsy when large."""
     root = long_side**0.5
     letter = round(0.8 * root)
     return _Measures(line=max(2, round(root / 11)), rim=max(1, round(root / 30)), letter=letter, margin=letter * 2 // 3)

@@ -65,8 +65,8 @@ class OutputFolder:
     """Writes answers as they come: `overlays/`, `masks/`, and `predictions.jsonl` when all are there.
 
     Use it as a context manager. Until it is left, the lines are in `predictions.jsonl.partial`, which stays behind if
-    the run is broken off; a line is written after its drawing and masks. All files are listed in `manifest.jsonl`; what
-    is not listed there is neither removed nor replaced.
+    the run is interrupted; a line is written after its drawing and masks. All files are listed in `manifest.jsonl`;
+    what is not listed there is neither removed nor replaced.
 
     Args:
         path: the folder; it is made where it does not exist.
@@ -280,7 +280,7 @@ class OutputFolder:
         for path in found:
             if len(found) > 1 or not is_real_file(path):
                 raise DataError(
-                    f"there are both {PREDICTIONS} and {PARTIAL}" if len(found) > 1 else "this is no regular file",
+                    f"there are both {PREDICTIONS} and {PARTIAL}" if len(found) > 1 else "this is not a regular file",
                     where=str(path),
                     hint="remove what refcli did not write",
                 )

@@ -1,4 +1,4 @@
-"""The Predictor: weights in memory, answering expressions about pictures one by one or as a stream."""
+"""The Predictor: weights in memory, answering expressions about images one by one or as a stream."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODES_OF_TIFF = frozenset({"CMYK", "F", "LAB", "YCbCr"})
 
 
 class Predictor:
-    """Answers expressions about pictures.
+    """Answers expressions about images.
 
     Args:
         weights: `builtin`, a catalogue name, a pulled hf:// address, a weights directory, or loaded weights (their
@@ -78,7 +78,7 @@ class Predictor:
         self._grounder = loaded.grounder.to(device=self.device, dtype=self.dtype).eval()
 
     def predict(self, image: ImageSource, expressions: str | Sequence[str]) -> list[Answer]:
-        """Answer one or several expressions about one picture, in their order.
+        """Answer one or several expressions about one image, in their order.
 
         Args:
             image: a path, an encoded file as bytes, RGB uint8 pixels [height, width, 3], or a Pillow image.
@@ -91,8 +91,8 @@ class Predictor:
     def predict_many(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """Answer a stream of requests, in order, as they come.
 
-        Pictures are decoded ahead of the model, once for neighbouring requests about the same one, and pairs are
-        batched across pictures. A picture that cannot be read, or an empty expression, gives an answer with `error`.
+        Images are decoded ahead of the model, once for neighbouring requests about the same one, and pairs are
+        batched across images. An image that cannot be read, or an empty expression, gives an answer with `error`.
         """
         for answer in self.ungated(requests):
             yield gated(answer, self.min_score)

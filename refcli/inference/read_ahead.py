@@ -1,4 +1,4 @@
-"""Decoding pictures ahead of the model: requests in, ordered batches of model-ready pictures out."""
+"""Decoding images ahead of the model: requests in, ordered batches of model-ready images out."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from refcli.inference.requests import ImageSource, Request, identity
 
 MAX_THREADS = 8
 MOST_WITH_ERRORS = 64
-"""A batch goes out at the latest when it has so many requests, should most of them have no picture."""
+"""A batch goes out at the latest when it has so many requests, should most of them have no image."""
 IMAGES_REMEMBERED = 8
-"""Requests about one of the last so many pictures do not decode it again."""
+"""Requests about one of the last so many images do not decode it again."""
 LONGEST_SHOWN = 400
 """Characters of an error, and of a name in it."""
 PATIENCE_SECONDS = 0.05
@@ -31,7 +31,7 @@ PATIENCE_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture in the model frame."""
+    """A decoded image in the model frame."""
 
     pixels: np.ndarray
     """float32 [3, height, width], normalised."""
@@ -40,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request with its picture, or with the reason why there is none."""
+    """A request with its image, or with the reason why there is none."""
 
     request: Request
     picture: Picture | None
@@ -51,10 +51,10 @@ Prepare: TypeAlias = Callable[[ImageSource], Picture]
 
 
 class ReadAhead:
-    """One thread reads the requests, a few decode their pictures, the caller takes ordered batches.
+    """One thread reads the requests, a few decode their images, the caller takes ordered batches.
 
     Args:
-        prepare: turns an image source into a picture; a RefcliError of its becomes the request's error.
+        prepare: turns an image source into a model-ready image; a RefcliError of its becomes the request's error.
         batch_size: answerable requests in a batch.
     """
 
@@ -63,7 +63,7 @@ class ReadAhead:
         self.batch_size = batch_size
 
     def batches(self, requests: Iterable[Request]) -> Iterator[list[Prepared]]:
-        """All requests, in order, in lists of at most `batch_size` with a picture (and some with errors).
+        """All requests, in order, in lists of at most `batch_size` with an image (and some with errors).
 
         Raises:
             BaseException: what broke the source of requests, after all that came before it.

@@ -38,7 +38,7 @@ ImageSource: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
 
 
 def identity(source: ImageSource) -> str | int:
-    """The same for two sources only if they are one picture: its path, or the object while somebody holds it."""
+    """The same for two sources only if they are one image: its path, or the object while somebody holds it."""
     return str(source) if isinstance(source, str | Path) else id(source)
 
 

@@ -88,7 +88,7 @@ def gated(answer: Answer, min_score: float | None = None) -> Answer:
 
 
 def failed_answer(request: Request, error: str, weights: str, frame: Frame | None = None) -> Answer:
-    """The answer to a request that could not be answered; the size is 0 where the picture could not be read."""
+    """The answer to a request that could not be answered; the size is 0 where the image could not be read."""
     return Answer(
         id=request.id,
         image=request.image,

@@ -45,7 +45,7 @@ class UnreadText:
         notes = []
         if self.num_wholly:
             notes.append(
-                f"the model knows no word of {self._share(self.num_wholly)}; what it answers to them means nothing "
+                f"the model knows no word of {self._share(self.num_wholly)}; its answers to them mean nothing "
                 f"(unknown_words: {named})"
             )
         if self.num_partly:

@@ -27,7 +27,7 @@ class Work:
 
 
 def forward_flops(tower: TowerSettings, *, num_patches: int, num_words: int) -> int:
-    """FLOPs of the tower's forward pass for one picture and one expression; `num_words` counts padding as well.
+    """FLOPs of the tower's forward pass for one image and one expression; `num_words` counts padding as well.
 
     A block has 4 dim^2 weights for attention's projections and 2 dim ffn_dim for its feed-forward network, which every
     token meets once; scores and weighted sums are tokens^2 dim multiply-adds each.

@@ -94,7 +94,7 @@ def scene_name(number: int) -> str:
 
 
 def _questions(num_scenes: int, seed: int) -> list[tuple[int, Example, np.ndarray]]:
-    """(scene number, example, picture) of a few expressions per scene, of as many kinds as the scene has."""
+    """(scene number, example, image) of a few expressions per scene, of as many kinds as the scene has."""
     settings = SyntheticSettings(seed=seed)
     asked = []
     for number in range(num_scenes):

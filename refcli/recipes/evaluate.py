@@ -114,7 +114,7 @@ def evaluate(
         scoring: conventions and thresholds; None: the default ones.
         num_cases: so many of the worst samples, and as many at random, are kept with their answers.
         out: a missing or empty folder for summary.json and per_sample.parquet.
-        on_sample: told of progress.
+        on_sample: is called with the progress.
 
     Raises:
         UsageError: no split, or one that is named twice.
@@ -200,7 +200,7 @@ def evaluate_file(
         scoring: conventions and thresholds; None: the default ones.
         num_cases: so many of the worst samples, and as many at random, are kept with their answers.
         out: a missing or empty folder for summary.json and per_sample.parquet.
-        on_sample: told of progress.
+        on_sample: is called with the progress.
 
     Raises:
         UsageError: no split, or one that is named twice.

@@ -223,7 +223,7 @@ def _validator(data: Data, settings: FinetuneSettings, signals: StopSignals) -> 
             metrics = validate(model, signals.interruptible(batches), bf16=settings.train.precision == "bf16")
         if best_by not in metrics:
             raise ConfigError(
-                f"the validation has no {best_by}, which is to choose the best checkpoint",
+                f"the validation does not measure {best_by}, which is to choose the best checkpoint",
                 where="train.best_by",
                 hint="this head and these splits have: " + ", ".join(metrics),
             )

@@ -1,4 +1,4 @@
-"""inspect-data: the figures of a store's splits, and random examples of them drawn onto their pictures."""
+"""inspect-data: the figures of a store's splits, and random examples of them drawn onto their images."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class _List(msgspec.Struct):
 
 @dataclass(frozen=True)
 class DrawnExample:
-    """An example on its picture."""
+    """An example on its image."""
 
     split: str
     row: int
@@ -213,11 +213,11 @@ def draw_sample(splits: Sequence[StoreSplit], num_samples: int, *, out: Path, se
 
 
 def draw_example(split: StoreSplit, example: Example) -> Image.Image:
-    """The picture of an example with its regions and its expression.
+    """The image of an example with its regions and its expression.
 
     Raises:
-        ImageError: the picture is missing or cannot be read.
-        DataError: the picture is not of the size that the store states, its path leaves the image root, or a mask is
+        ImageError: the image is missing or cannot be read.
+        DataError: the image is not of the size that the store states, its path leaves the image root, or a mask is
             damaged.
     """
     path = split.image_path(example)

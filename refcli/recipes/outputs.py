@@ -145,7 +145,7 @@ def check_calibration(settings: FinetuneSettings, data: Data) -> None:
     if has_target.all() or not has_target.any():
         raise DataError(
             f"of the {len(has_target):,} validation samples {has_target.sum():,} have a target; a threshold needs both "
-            "sorts",
+            "kinds",
             where=where,
             hint="data.validation, data.validation_samples",
         )
@@ -171,7 +171,7 @@ def _check(settings: FinetuneSettings, off: Mapping[OutputName, str]) -> None:
     for name, reason in off.items():
         if outputs[name].switch is None:
             raise ConfigError(
-                f"{reason}, and the head {head.name!r} answers with nothing else than a {name}",
+                f"{reason}, and the head {head.name!r} answers with nothing but a {name}",
                 where="data.train",
                 hint=f"{WAYS_OUT[name]}, or use the head 'oneref'",
             )
@@ -182,7 +182,7 @@ def _check(settings: FinetuneSettings, off: Mapping[OutputName, str]) -> None:
     ]
     if places and all(name in off for name in places):
         raise ConfigError(
-            f"the head would learn to say nowhere where something is: {'; '.join(off[name] for name in places)}",
+            f"the head would not learn to locate anything: {'; '.join(off[name] for name in places)}",
             where="data.train",
             hint=f"{WAYS_OUT[places[0]]}" + (", or set model.head.settings.rec=true" if places == ["mask"] else ""),
         )

@@ -58,7 +58,7 @@ _HINTS = {
     "image_of_another_size": "give the images that the annotations were made on, or annotations of these images",
     "rotated_box": "rotated boxes are not read: give the upright boxes around them",
     "inverted_box": "are the numbers left, top, width, height where corners are read, or the other way round?",
-    "degenerate_box": "are the boxes in parts of the image, and not in pixels?",
+    "degenerate_box": "are the boxes fractions of the image instead of pixels?",
     "box_outside_the_image": "are the boxes in pixels of these images, and not of larger ones?",
 }
 """What to look at where a kind of problem left nothing."""
@@ -71,13 +71,13 @@ class Preparation:
     out: Path
     """The store; made where it does not exist."""
     images: tuple[Path, ...] = ()
-    """Folders, zips or tars to look for pictures in; none: pictures are not looked for."""
+    """Folders, zips or tars to look for images in; none: images are not looked for."""
     splits: tuple[str, ...] | None = None
     """Only these; None for all."""
     workers: int = 1
     shard: Shard | None = None
     check_images: bool = False
-    """Decode every picture."""
+    """Decode every image."""
     strict: bool = False
     """Any serious problem or count that differs ends the preparation before anything is published."""
     force: bool = False
@@ -124,7 +124,7 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
 
     Raises:
         UsageError: the data set has a name that no folder of a store can have.
-        DataError: unsafe, damaged or contradictory files; every picture is missing; or, if strict, anything serious.
+        DataError: unsafe, damaged or contradictory files; every image is missing; or, if strict, anything serious.
             The store is then as it was.
     """
     start = time.perf_counter()
@@ -147,7 +147,7 @@ def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -
     report_path = how.out / plan.dataset / _report_name(how)
     if not _is_free_for_report(report_path):
         raise UsageError(
-            "a file that is not of refcli is where the report belongs",
+            "a file that refcli did not write has the name of the report",
             where=str(report_path),
             hint="move it, or give another --out or --name",
         )

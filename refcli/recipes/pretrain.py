@@ -48,7 +48,7 @@ from refcli.weights.transfer import start_from
 from refcli.weights.visual_tokenizer import save_visual_tokenizer
 
 PICTURES_AT_ONCE = 16
-"""How many pictures are loaded together where their patches are clustered."""
+"""How many images are loaded together where their patches are clustered."""
 
 
 def pretrain(
@@ -176,7 +176,7 @@ def _fit(codes: PixelClusters, settings: PretrainSettings, data: Data, world: Wo
     """Cluster the patches once, in the main process; the others take over what it found.
 
     Raises:
-        RefcliError: pictures that cannot be read.
+        RefcliError: images that cannot be read.
     """
     with failing_together(world), loading_errors_explained():
         if world.is_main:
@@ -185,7 +185,7 @@ def _fit(codes: PixelClusters, settings: PretrainSettings, data: Data, world: Wo
 
 
 def _pictures(settings: PretrainSettings, data: Data) -> Iterator[torch.Tensor]:
-    """Batches of training pictures, the same for every number of processes and every batch size."""
+    """Batches of training images, the same for every number of processes and every batch size."""
     alone = World(rank=0, size=1, device=torch.device("cpu"))
     train = settings.train.model_copy(update={"batch_size": PICTURES_AT_ONCE})
     with closing(make_feed(settings.model_copy(update={"train": train}), data, alone).batches(0)) as batches:

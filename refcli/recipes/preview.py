@@ -134,7 +134,7 @@ def _time_lines(
         f"a step: forward and backward {_duration(train.accumulate * tried.passes)}, update {_duration(tried.update)}, "
         f"loading {_duration(train.accumulate * loading)} in {workers if settings.data.workers else 'this process'}",
         f"arithmetic: {train.accumulate * flops / 1e9:,.1f} GFLOP a step at {flops / tried.passes / peak:.0%} of the "
-        f"{peak / 1e9:,.0f} GFLOP/s that products of matrices reach in {train.precision}",
+        f"{peak / 1e9:,.0f} GFLOP/s that matrix products reach in {train.precision}",
     ]
 
 

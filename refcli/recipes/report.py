@@ -14,7 +14,7 @@ def write_report(evaluation: Evaluation, out: Path) -> Path:
     """Write OUT/report.html, whole or not at all; returns where it is.
 
     The page needs no other file and no network: figures with intervals, slices, plots, published rows, a comparison,
-    failures, and the evaluation's cases drawn on their pictures. It has no times in it: the same samples and answers
+    failures, and the evaluation's cases drawn on their images. It has no times in it: the same samples and answers
     give the same bytes. With the default number of cases it stays below 5 MB.
 
     Raises:

@@ -75,7 +75,7 @@ def check_best_by(settings: FinetuneSettings, watched: GroundingDataset | None) 
     if best_by not in metrics:
         has = "this head and these splits have: " + ", ".join(metrics) if metrics else "name other splits"
         raise ConfigError(
-            f"the validation has no {best_by}, which is to choose the best checkpoint",
+            f"the validation does not measure {best_by}, which is to choose the best checkpoint",
             where="train.best_by" if metrics else "data.validation",
             hint=has,
         )

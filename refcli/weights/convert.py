@@ -66,7 +66,7 @@ def detect_kind(state: Mapping[str, Tensor]) -> str:
     kind = _known_kind(without_prefix(state)[0])
     if kind is None:
         raise WeightsError(
-            f"the checkpoint is of no known kind: its tensors are called {', '.join(sorted(state)[:3])} ...",
+            f"the checkpoint is of an unknown kind: its tensors are called {', '.join(sorted(state)[:3])} ...",
             where="state dict",
             hint=f"known kinds: {', '.join(CONVERSIONS)}" + _hint_of_part(state),
         )
@@ -237,7 +237,7 @@ def _check_tokenizer(path: Path, tower: TowerSettings) -> None:
 
 
 def _notes(checkpoint: Checkpoint, apart: Mapping[str, Tensor], prefix: str) -> tuple[str, ...]:
-    notes = checkpoint.notes + ((f"taken off the names: {prefix}",) if prefix else ())
+    notes = checkpoint.notes + ((f"removed from the names: {prefix}",) if prefix else ())
     if apart:
         heads = sorted({name.split(".")[0] for name in apart})
         notes += (f"{', '.join(heads)}: kept in {PRETRAINING_HEADS_FILE} under the official names",)

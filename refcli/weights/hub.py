@@ -58,7 +58,7 @@ def fetch(
 
     Raises:
         NotOnHubError: no such repository, revision or file.
-        DownloadError: no access, no connection, broken off, no room.
+        DownloadError: no access, no connection, interrupted, no room.
         WeightsError: not the file that `sha256` stands for, or a hub that names files as no hub does.
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when it is imported

@@ -31,7 +31,7 @@ def read_meta(directory: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {MAX_META_BYTES:,} bytes")
         meta = json.loads(text)
         if _is_deeper(meta, MAX_META_DEPTH):
-            raise ValueError(f"it has more than {MAX_META_DEPTH} values inside one another")
+            raise ValueError(f"it has more than {MAX_META_DEPTH} levels of values")
     except (OSError, ValueError, RecursionError) as problem:
         raise WeightsError("meta.json cannot be read", where=str(path), hint=str(problem)) from problem
     if not isinstance(meta, dict):

@@ -115,14 +115,14 @@ def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Ch
         raise WeightsError(
             f"{len(odd)} entries of the checkpoint have names that nobody gives: {odd[0][:MAX_NAME]!a}",
             where=str(path),
-            hint="is this a file of weights?",
+            hint="is this a weights file?",
         )
     foreign = [f"{key} ({type(value).__name__})" for key, value in state.items() if not _is_usable(value)]
     if foreign or not state:
         raise WeightsError(
             f"the checkpoint's state dict holds what is no dense tensor: {', '.join(foreign[:5]) or 'nothing at all'}",
             where=str(path),
-            hint="is this a file of weights?",
+            hint="is this a weights file?",
         )
     declared, there = sum(tensor.numel() * tensor.element_size() for tensor in state.values()), path.stat().st_size
     if declared > there:
@@ -134,7 +134,7 @@ def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Ch
     notes: tuple[str, ...] = (f"the tensors are those under {'.'.join(containers)}",) if len(containers) > 1 else ()
     state, wrappers = _without_wrappers(state)
     if wrappers:
-        notes += (f"taken off the names: {', '.join(wrappers)}",)
+        notes += (f"removed from the names: {', '.join(wrappers)}",)
     plain_args = _Plain(path).of(args)
     return Checkpoint(
         path=path,

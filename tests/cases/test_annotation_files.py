@@ -61,8 +61,8 @@ def test_polygons_beside_boxes_are_read_in_every_way_they_are_meant(prepare, rec
 @pytest.mark.parametrize(
     ("segmentation", "reason"),
     [
-        (["a"], "no list of numbers"),
-        ([[[1, 2], [3, 4], [5, 6]]], "no list of numbers"),
+        (["a"], "not a list of numbers"),
+        ([[[1, 2], [3, 4], [5, 6]]], "not a list of numbers"),
         (5, "neither polygons nor run lengths"),
         ({"size": [80, 100]}, "counts are null"),
         ({"size": 80, "counts": []}, "size is not height and width"),

@@ -69,7 +69,7 @@ def plain(official, tmp_path_factory):
 def test_a_prefix_of_all_names_is_taken_off_and_noted(tmp_path, official, plain, prefix, suffix):
     tensors, notes = converted(tmp_path, prefixed(official, prefix), suffix=suffix)
     assert same(tensors, plain)
-    told = " ".join(note for note in notes if note.startswith("taken off the names"))
+    told = " ".join(note for note in notes if note.startswith("removed from the names"))
     assert all(part in told for part in prefix.rstrip(".").split("."))
 
 

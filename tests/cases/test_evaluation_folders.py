@@ -156,4 +156,4 @@ def test_several_systems_are_replaced_alike(evaluate, tmp_path):
 def test_force_without_a_folder_is_a_mistake(evaluate):
     code, _, err = evaluate("--force")
     assert code == 2
-    assert "it is for --out" in err
+    assert "give --out DIR" in err

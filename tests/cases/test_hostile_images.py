@@ -154,7 +154,7 @@ def test_a_pipe_is_refused_at_once_and_the_other_images_are_answered(refcli, tmp
 
 @pytest.mark.parametrize("file_format", ["EPS", "ICO", "ICNS", "PDF"])
 def test_formats_that_start_programs_or_hide_other_sizes_are_refused(file_format):
-    with pytest.raises(ImageError, match="not a picture"):
+    with pytest.raises(ImageError, match="not an image"):
         read_image(encoded(Image.new("RGB", (64, 64), "red"), file_format))
 
 

@@ -254,7 +254,7 @@ def refused(refcli, store, tmp_path, content: bytes) -> str:
 
 @pytest.mark.parametrize("odd", FACTS)
 def test_facts_that_no_evaluation_writes_are_refused(refcli, store, run_file, tmp_path, odd):
-    assert "no per-sample file" in refused(refcli, store, tmp_path, changed(run_file, **FACTS[odd]))
+    assert "not a per-sample file" in refused(refcli, store, tmp_path, changed(run_file, **FACTS[odd]))
 
 
 COLUMNS = {
@@ -277,7 +277,7 @@ def test_columns_that_no_evaluation_writes_are_refused(refcli, store, run_file, 
     facts = json.loads(table.schema.metadata[b"refcli"])
     at = table.column_names.index(name)
     table = table.remove_column(at) if COLUMNS[name] is None else table.set_column(at, name, COLUMNS[name])
-    assert "no per-sample file" in refused(refcli, store, tmp_path, written(table, facts))
+    assert "not a per-sample file" in refused(refcli, store, tmp_path, written(table, facts))
 
 
 def test_a_split_of_a_billion_samples_is_not_counted_through(refcli, run_file, tmp_path):
@@ -323,4 +323,4 @@ def test_what_is_no_regular_file_is_refused_at_once(refcli, tmp_path, kind):
         path.mkdir()
     code, out, err = refcli("evaluate", "--merge", path)
     assert (code, out) == (5, "")
-    assert ("no regular file" if kind == "fifo" else "no such file") in err
+    assert ("not a regular file" if kind == "fifo" else "no such file") in err

@@ -229,7 +229,7 @@ def test_sizes_that_are_read_as_corners_refuse_a_file_whose_masks_contradict_the
     ("boxes", "hint"),
     [
         ([[20, 20, 20, 20], [50, 50, 20, 20]], "the centre of the box"),
-        ([[60, 20, 10, 5], [70, 10, 10, 5]], "y came before x"),
+        ([[60, 20, 10, 5], [70, 10, 10, 5]], "y comes before x"),
         ([[70, 70, 9, 9], [5, 70, 9, 9]], "of the same objects"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_pickle_that_takes_more_than_it_shows_is_refused(tmp_path, bomb):
 
 def test_each_pickle_of_the_old_container_is_looked_through(tmp_path):
     (tmp_path / "a.pth").write_bytes(in_legacy_torch(b"\x80\x02].", about=BOMBS["list too deep"]))
-    with pytest.raises(DataError, match="unfolds to far more"):
+    with pytest.raises(DataError, match="expands to far more data"):
         read_torch_list(tmp_path / "a.pth")
 
 
@@ -115,7 +115,7 @@ def test_a_small_gzip_file_of_a_huge_pickle_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("refcli.data.reading.pickle_survey.MAX_UNPACKED", 1 << 20)
     content = b"\x80\x02](" + ONE * (2 << 20) + b"e."
     (tmp_path / "a.p").write_bytes(gzip.compress(content))
-    with pytest.raises(DataError, match="unfolds to far more"):
+    with pytest.raises(DataError, match="expands to far more data"):
         read_pickle(tmp_path / "a.p")
     with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", content)
@@ -189,7 +189,7 @@ def test_two_archives_joined_to_one_file_are_refused(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "one.pth")
     torch.save({"b": torch.zeros(2)}, tmp_path / "two.pth")
     (tmp_path / "c.pth").write_bytes((tmp_path / "one.pth").read_bytes() + (tmp_path / "two.pth").read_bytes())
-    with pytest.raises(WeightsError, match="directory is not where it says"):
+    with pytest.raises(WeightsError, match="directory is not where the archive says"):
         read_checkpoint(tmp_path / "c.pth")
 
 
@@ -244,7 +244,7 @@ def test_pairs_of_which_a_dict_is_made_are_counted_as_its_keys(tmp_path):
     pairs = b"](" + b"".join(b"]" + pickle.dumps(float(k))[-10:-1] + b"aK\x01a" for k in range(12_000)) + b"e"
     opcodes = b"\x80\x02}" + text("args") + b"ccollections\nOrderedDict\n" + pairs + b"\x85Rs."
     (tmp_path / "a.pth").write_bytes(in_torch_zip(opcodes))
-    with pytest.raises(WeightsError, match="unfolds to far more"):
+    with pytest.raises(WeightsError, match="expands to far more data"):
         read_checkpoint(tmp_path / "a.pth")
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 README = Path(__file__).parents[2] / "README.md"
-DEFAULT_SPLIT = "taken as the split train"
+DEFAULT_SPLIT = "read as the split train"
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def test_lines_without_candidates_are_scored_gated_and_say_so(refcli, score, sto
     _, out, _ = refcli(*asked, "--report", "--out", tmp_path / "out")
     assert "Acc@0.5 (gated)" in out
     assert "mask mIoU (gated)" in out
-    assert 'gated: 2 answers are a wrong "no target"' in out
+    assert 'gated: 2 wrong "no target" count as misses' in out
     page = (tmp_path / "out/report.html").read_text()
     assert "gated</span>" in page
     assert "answers.jsonl (gated)" in refcli(*asked, *asked[5:])[1]

@@ -173,8 +173,8 @@ def test_a_prediction_file_of_another_system_says_that_its_padding_is_not_known(
         for target in record["targets"]:
             del target["frame"]
     (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, records)))
-    note = f"oneref384: {len(SIZES)} of {len(SIZES)} answered targets come without the frame of their model"
+    note = f"oneref384: {len(SIZES)} of {len(SIZES)} answered targets have no `frame` of their model"
     _, out, _ = refcli(*asked, "--predictions", tmp_path / "other.jsonl", "--report", "--out", tmp_path / "out")
     assert note in out
-    assert "cannot be known" in (tmp_path / "out/report.html").read_text()
+    assert "padding is unknown" in (tmp_path / "out/report.html").read_text()
     assert "oneref384: " not in refcli(*asked, "--predictions", tmp_path / "own.jsonl")[1]

@@ -125,7 +125,7 @@ def test_a_system_that_gives_no_locks_is_an_error_too(monkeypatch, number):
 
 
 def test_too_many_open_files_are_named():
-    with pytest.raises(TrainingError, match="too many open files") as caught, loading.loading_errors_explained():
+    with pytest.raises(TrainingError, match="too many files are open") as caught, loading.loading_errors_explained():
         raise RuntimeError("Too many open files. Communication with the workers is no longer possible.")
     assert "ulimit" in caught.value.hint
 

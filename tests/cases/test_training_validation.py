@@ -237,7 +237,7 @@ def test_a_metric_that_no_validation_will_have_is_refused_before_the_first_step(
     code, _, talk = train(*sets, *(["--dry-run"] if dry else []))
 
     assert code == 2, talk
-    assert f"the validation has no {best_by}" in talk and "train.best_by" in talk
+    assert f"the validation does not measure {best_by}" in talk and "train.best_by" in talk
     assert has in talk
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -260,7 +260,7 @@ def test_validation_samples_without_masks_cannot_choose_by_masks(refcli, tmp_pat
     code, _, talk = train("--set", "data.validation=[mine:val]", "--set", "train.best_by=mask_iou")
 
     assert code == 2, talk
-    assert "the validation has no mask_iou" in talk
+    assert "the validation does not measure mask_iou" in talk
 
 
 def test_a_later_stage_that_cannot_choose_is_refused_before_the_first(tmp_path, train):
@@ -269,5 +269,5 @@ def test_a_later_stage_that_cannot_choose_is_refused_before_the_first(tmp_path, 
     code, _, talk = train(*(part for one in sets for part in ("--set", one)))
 
     assert code == 2, talk
-    assert "the validation has no existence_accuracy" in talk
+    assert "the validation does not measure existence_accuracy" in talk
     assert not list((tmp_path / "run").rglob("checkpoints"))

@@ -83,8 +83,8 @@ def test_a_table_says_how_many_sizes_are_unknown_and_where_to_get_them(refcli, p
     path = write(tmp_path / "p.jsonl", [record("r1", [BOX]), record("r2", [BOX], width=100, height=80)])
     asked = ("evaluate", "--predictions", path, "--data", prepare({}), "--split", "mine:val", "--missing", "wrong")
     _, table, _ = refcli(*asked)
-    assert "1 samples are of images whose size is unknown" in table
-    assert "--images FOLDER looks sizes up" in table
+    assert "1 samples have images of unknown size" in table
+    assert "--images FOLDER finds the sizes" in table
 
 
 def test_a_wrong_size_of_a_known_image_is_still_reported(refcli, prepare, tmp_path):

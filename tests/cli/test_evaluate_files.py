@@ -185,7 +185,7 @@ def test_a_run_is_compared_with_another(refcli, truth, half, tmp_path):
         (["--predictions", "nowhere.jsonl"], True, 5, "cannot be read"),
         (["--predictions", "x", "--convention", "lavt"], True, 2, "did you mean 'lavt480'"),
         (["--predictions", "x", "--shard", "3/2"], True, 2, "1 <= I <= N"),
-        (["--predictions", "x", "--compare", "nowhere"], True, 5, "no per-sample file"),
+        (["--predictions", "x", "--compare", "nowhere"], True, 5, "not a per-sample file"),
         (["--predictions", "x", "--device", "cpu"], True, 2, "this would change nothing"),
         (["--merge", "folder", "--missing", "wrong"], False, 2, "--missing"),
         (["--out", __file__], True, 2, "no folder can be made where a file is"),

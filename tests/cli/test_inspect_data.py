@@ -105,7 +105,7 @@ def test_missing_pictures_are_listed_and_the_exit_code_tells(tmp_path, capsys):
     said = capsys.readouterr().err
 
     assert left.value.exit_code == ExitCode.PARTIAL
-    assert "failed: toy:train 1: there is no such picture" in said
+    assert "failed: toy:train 1: there is no such image" in said
     assert "not drawn: 1\n" in said
 
 

@@ -101,7 +101,7 @@ def test_a_missing_picture_or_one_of_another_size_is_named(tmp_path):
         dataset[0, 0]
     assert "train-0.png" in caught.value.where
     (tmp_path / "toy" / "train-1.png").unlink()
-    with pytest.raises(ImageError, match="no such picture"):
+    with pytest.raises(ImageError, match="no such image"):
         dataset[1, 0]
 
 

@@ -135,14 +135,14 @@ def test_damaged_bytes_give_pixels_or_an_image_error(file_format):
             outcomes.add(read_image(bytes(damaged[: rng.randint(1, len(damaged))])).ndim)
         except ImageError as error:
             outcomes.add(error.where)
-    assert "picture bytes" in outcomes
-    assert outcomes <= {3, "picture bytes"}
+    assert "image bytes" in outcomes
+    assert outcomes <= {3, "image bytes"}
 
 
 def test_what_is_not_there_or_no_picture_is_named(tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("no picture")
-    for source, message in [(tmp_path / "missing.jpg", "no such"), (tmp_path, "directory"), (text, "not a picture")]:
+    for source, message in [(tmp_path / "missing.jpg", "no such"), (tmp_path, "directory"), (text, "not an image")]:
         with pytest.raises(ImageError, match=message) as caught:
             read_image(source)
         assert caught.value.where == str(source)

@@ -132,7 +132,7 @@ def test_a_part_with_another_limit_is_refused(store):
 def test_what_is_no_per_sample_file_is_refused(tmp_path, store):
     (tmp_path / "text.parquet").write_text("no")
     for path in (tmp_path / "text.parquet", tmp_path, store / "synthetic/test.parquet"):
-        with pytest.raises(DataError, match="no per-sample file"):
+        with pytest.raises(DataError, match="not a per-sample file"):
             read_run(path)
 
 

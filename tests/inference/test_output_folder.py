@@ -30,7 +30,7 @@ FOUND = Answer(
     0.1,
     "w",
 )
-FAILED = Answer("1", "none.jpg", "", 0, 0, (), False, None, "w", "there is no such picture")
+FAILED = Answer("1", "none.jpg", "", 0, 0, (), False, None, "w", "there is no such image")
 
 
 def answers_in(path: Path) -> list[Answer]:

@@ -151,7 +151,7 @@ def test_what_cannot_be_drawn_is_listed_and_replaced(tmp_path):
 
     assert sorted(rows_of(inspection, "toy:train")) == [4, 5, 6, 7]
     assert sorted(errors) == [0, 1, 2, 3]
-    assert "no such picture" in errors[0]
+    assert "no such image" in errors[0]
     assert "48 x 64" in errors[2]
     assert "mask" in errors[3]
     assert inspection.exit_code is ExitCode.PARTIAL

@@ -248,5 +248,5 @@ def test_the_kind_is_told_by_the_names():
     assert detect_kind({"quantize.embedding.weight": one, "encoder.cls_token": one}) == "vqkd"
     assert detect_kind({"decoder.tokens.weight": one, "backbone.norm0.weight": one}) == "cgformer"
     assert detect_kind({"sem_seg_head.predictor.query_feat.weight": one}) == "rela"
-    with pytest.raises(WeightsError, match="of no known kind"):
+    with pytest.raises(WeightsError, match="of an unknown kind"):
         detect_kind({"resnet.conv1": one})

@@ -157,7 +157,7 @@ def test_a_published_tower_takes_no_tokenizer_but_its_own(fixtures, tmp_path):
 
 def test_a_file_of_no_known_kind_is_named(tmp_path):
     path = save(tmp_path / "c.pth", {"resnet.conv1": torch.zeros(1)})
-    with pytest.raises(WeightsError, match="of no known kind") as caught:
+    with pytest.raises(WeightsError, match="of an unknown kind") as caught:
         convert(path, out=tmp_path / "w")
     assert caught.value.where == str(path)
 

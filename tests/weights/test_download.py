@@ -205,7 +205,7 @@ def test_a_tokenizer_that_does_not_come_is_called_one(hub, pulled):
 def test_an_address_of_what_is_no_checkpoint_is_named(hub, pulled):
     hub.commit("me/models", {"page.pth": b"<!DOCTYPE html>", "other.pth": save({"resnet.conv1": torch.zeros(3)})})
 
-    for file, message in (("page.pth", "not a PyTorch checkpoint"), ("other.pth", "of no known kind")):
+    for file, message in (("page.pth", "not a PyTorch checkpoint"), ("other.pth", "of an unknown kind")):
         with pytest.raises(WeightsError, match=message) as refused:
             pulled(f"hf://me/models/{file}")
         assert refused.value.where.startswith(f"hf://me/models/{file} (")

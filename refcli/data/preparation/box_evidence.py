@@ -25,12 +25,12 @@ OFTEN = 0.3
 
 
 _FORMS = {
-    "as_corners": "read as x, y, width, height, and the masks lie where they would as corners, x1, y1, x2, y2: "
-    "write width and height in the place of the second corner",
-    "as_sizes": "read as corners, x1, y1, x2, y2, and the masks lie where they would as x, y, width, height: "
+    "as_corners": "they were read as x, y, width, height, but the masks fit them as corners, x1, y1, x2, y2: "
+    "write width and height instead of the second corner",
+    "as_sizes": "they were read as corners, x1, y1, x2, y2, but the masks fit them as x, y, width, height: "
     "write them as such (box_xywh in own lines)",
-    "as_centres": "the masks lie where they would if x and y were the centre of the box: write its left and top edge",
-    "swapped": "the masks lie where they would if y came before x: write x first",
+    "as_centres": "the masks fit them if x and y are the centre of the box: write its left and top edge",
+    "swapped": "the masks fit them if y comes before x: write x first",
 }
 """Other forms of boxes -> what to do if the masks speak for them."""
 
@@ -92,7 +92,7 @@ class BoxEvidence:
             return DataError(
                 f"all {self.counts['fractions']:,} boxes of {name} lie between 0 and 1",
                 where=name,
-                hint="they are in parts of the image; give them in pixels",
+                hint="they seem to be fractions of the image; give them in pixels",
             )
         compared, disagreeing = self.counts["compared"], self.counts["disagreeing"]
         if not disagreeing or disagreeing < MOST * compared:
@@ -113,8 +113,8 @@ class BoxEvidence:
         if boxes < ENOUGH_BOXES or reaching_out < OFTEN * boxes or self.counts["fitting_as_corners"] < boxes:
             return None
         return (
-            f"{reaching_out:,} of {boxes:,} boxes reach out of their images, and as corners, x1, y1, x2, y2, all would "
-            "lie in them"
+            f"{reaching_out:,} of {boxes:,} boxes extend beyond their images; read as corners, x1, y1, x2, y2, all "
+            "would lie in them"
         )
 
 

@@ -25,13 +25,13 @@ LOST_LETTER = "\ufffd"
 
 @dataclass(frozen=True, slots=True)
 class PlacedRecord:
-    """A raw record whose picture was found, or not looked for."""
+    """A raw record whose image was found, or not looked for."""
 
     record: RawRecord
     image: str
     """Path relative to the data set's image root."""
     path: Path | None
-    """Where the picture lies; None if pictures were not looked for."""
+    """Where the image lies; None if images were not looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class Finishing:
 
     dataset: str
     check_images: bool = False
-    """Decode every picture whole and compare its size with the annotation's."""
+    """Decode every image whole and compare its size with the annotation's."""
 
 
 class _RotatedPictureError(DataError):
-    """A picture that is turned when it is read, but not its annotation."""
+    """An image that is turned when it is read, but not its annotation."""
 
 
 def finish(
@@ -55,10 +55,10 @@ def finish(
 ) -> Iterator[Example]:
     """Examples of records, in order.
 
-    What cannot be used is left out and told to `problems`: empty expressions; records with a picture that is broken
-    or of another size, or whose boxes refer to it as it is before it is turned upright (only of pictures that are
+    What cannot be used is left out and reported to `problems`: empty expressions; records with an image that is broken
+    or of another size, or whose boxes refer to it as it is before it is turned upright (only of images that are
     looked into: all if they are checked, else those that `must_fit`); records with a region whose box is inverted,
-    degenerate, not finite or outside the image. What is only odd is told and kept: boxes that were clipped, masks that
+    degenerate, not finite or outside the image. Reported and kept: boxes that were clipped, masks that
     cannot be read or disagree with their box, text that was repaired. What boxes and masks show about each other is
     counted in `evidence`, by split.
     """
@@ -113,7 +113,7 @@ def _picture_facts(path: Path, is_decoded: bool) -> ImageFacts:
 
 
 def _size(one: PlacedRecord, how: Finishing) -> tuple[int, int]:
-    """(width, height): the annotation's, else the picture's, else (0, 0) for unknown."""
+    """(width, height): the annotation's, else the image's, else (0, 0) for unknown."""
     image = one.record.image
     told = (image.width or 0, image.height or 0)
     if one.path is None or (all(told) and not how.check_images and not must_fit(image)):

@@ -1,4 +1,4 @@
-"""Where pictures lie: an index by file name of everything below some folders and archives."""
+"""Where images lie: an index by file name of everything below some folders and archives."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SPLIT_FOLDER = re.compile(r"train|val|test|dev", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class FoundImage:
-    """One picture: a file, or a member of an archive."""
+    """One image: a file, or a member of an archive."""
 
     path: Path | None
     archive: Path | None = None
@@ -96,7 +96,7 @@ def _unquoted(name: str) -> list[str]:
 
 
 def must_fit(image: RawImage) -> bool:
-    """Whether a file is this picture only if it has the annotated size: not COCO's, whose names tell them apart."""
+    """Whether a file is this image only if it has the annotated size: not COCO's, whose names tell them apart."""
     return bool(image.width and image.height) and not image.key.startswith("coco:")
 
 
@@ -113,7 +113,7 @@ class ImageRoots:
         self._facts: dict[_Place, ImageFacts | None] = {}
         self.unreadable = unreadable
         """Folders, links and archives below the roots that could not be opened -> why. Archives are opened when a
-        picture is looked for that is no plain file."""
+        image is looked for that is no plain file."""
 
     @classmethod
     def open(cls, roots: Sequence[Path]) -> ImageRoots:
@@ -144,7 +144,7 @@ class ImageRoots:
 
     @property
     def has_archives(self) -> bool:
-        """Whether a picture may be found in an archive."""
+        """Whether an image may be found in an archive."""
         return any(container.is_archive for container in self._containers)
 
     def find(self, image: RawImage, *, is_alone: Callable[[RawImage], bool] | None = None) -> FoundImage | None:
@@ -250,7 +250,7 @@ class ImageRoots:
         )
 
     def _rank(self, place: _Place, parts: list[str]) -> tuple[bool, int] | None:
-        """Lower is better: not the very path, minus the number of trailing folders in common; None: another picture."""
+        """Lower is better: not the very path, minus the number of trailing folders in common; None: another image."""
         own = comparable_name(place.relative).split("/")
         folders = [*self._folders[place.container], *own[:-1]]
         agreeing = 0

@@ -63,7 +63,7 @@ def _from_value(value: object, height: int, width: int) -> RLE | None:
     polygons: list[list[float]] = []
     for part in parts:
         if not isinstance(part, list) or not all(_is_number(number) for number in part):
-            raise DataError(f"the segmentation cannot be read: a polygon is no list of numbers but {excerpt(part)}")
+            raise DataError(f"the segmentation cannot be read: a polygon is not a list of numbers but {excerpt(part)}")
         if len(part) >= _NUMBERS_OF_A_TRIANGLE and not len(part) % 2:
             polygons.append(part)
     return polygons_to_rle(polygons, height, width) if polygons else None

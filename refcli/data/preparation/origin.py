@@ -67,7 +67,7 @@ def is_unchanged(
 ) -> bool:
     """Whether doing a preparation again would change nothing.
 
-    The store must have every split of it, from the same origin and whole; none may have left pictures out, which may
+    The store must have every split of it, from the same origin and whole; none may have left images out, which may
     be there by now; and if `strict`, none may have had a problem that strict refuses.
     """
     if not (store / MANIFEST).is_file():

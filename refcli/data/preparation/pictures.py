@@ -1,4 +1,4 @@
-"""Where the pictures of a data set are: below the given roots, or, out of archives, in the store."""
+"""Where the images of a data set are: below the given roots, or, out of archives, in the store."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from refcli.data.sources.record import RawImage
 
 
 class Place(NamedTuple):
-    """Where one picture is."""
+    """Where one image is."""
 
     image: str
     """Path relative to the image root of the data set."""
     path: Path | None
-    """The file; None if pictures are not looked for."""
+    """The file; None if images are not looked for."""
     is_by_name_only: bool = False
     """The folders of the image's name lead elsewhere; see `ImageRoots.find`."""
 
@@ -52,10 +52,10 @@ def _file_names(image: RawImage) -> set[str]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of one data set."""
+    """The images of one data set."""
 
     roots: ImageRoots | None
-    """None: pictures are not looked for, and every record keeps the name that its source prefers."""
+    """None: images are not looked for, and every record keeps the name that its source prefers."""
     base: Path | None
     """The image root that the manifest names; None for the default, `<store>/<data set>`."""
     extracted: dict[str, Path]
@@ -64,7 +64,7 @@ class Pictures:
 
     @classmethod
     def unlooked(cls) -> Pictures:
-        """Pictures that are not looked for."""
+        """Images that are not looked for."""
         return cls(None, None, {}, FileNames(tuple))
 
     @classmethod
@@ -75,8 +75,8 @@ class Pictures:
 
         Args:
             roots: directories, zips or tars.
-            images: the pictures wanted; read only if there are archives.
-            extract_to: where pictures out of archives go.
+            images: the images wanted; read only if there are archives.
+            extract_to: where images out of archives go.
             file_names: of all images of the data set, wanted or not.
         """
         roots = [root.resolve() for root in roots]

@@ -100,7 +100,7 @@ def plan_file(
         found = split or _split_in(file)
         main = found or "train"
         says_split = form == "jsonl" and some_object_has(file, b"split")
-        notes = () if found or says_split else (f"{file.name}: taken as the split train; --split names another",)
+        notes = () if found or says_split else (f"{file.name}: read as the split train; --split names another",)
     beside = beside or {}
     others = [role for role in source.files if role not in ("*", main)]
     unknown = sorted(set(beside) - set(others))

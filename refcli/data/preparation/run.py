@@ -34,7 +34,7 @@ Progress = Callable[[str, int], None]
 
 
 class Shard(NamedTuple):
-    """One of several runs that share the work by pictures."""
+    """One of several runs that share the work by images."""
 
     number: int
     """From 1."""
@@ -111,7 +111,7 @@ def run(
 
     Args:
         selected: the records to prepare.
-        pictures: where their pictures are.
+        images: where their images are.
         stack: closes, and throws away what was not published.
         out: the store.
         how: the data set's name and what to check.

@@ -123,7 +123,9 @@ def _not_json(text: bytes, error: Exception, where: str) -> DataError:
     reason = message[: found.start()].strip().removeprefix("JSON is malformed: ")
     excerpt = text[at : at + _EXCERPT].decode("utf-8", "replace")
     return DataError(
-        f"this is not valid JSON: {reason} ({_line_and_column(text, at)})", where=where, hint=f"see there: {excerpt!r}"
+        f"this is not valid JSON: {reason} ({_line_and_column(text, at)})",
+        where=where,
+        hint=f"the text there: {excerpt!r}",
     )
 
 

@@ -150,7 +150,7 @@ class Machine:
     def unknown(self, code: int) -> Exception:
         name = _CODES.get(code.to_bytes(1, "little"))
         if name:
-            return RefusedError(f"it uses the opcode {name}, which nothing that is read here needs")
+            return RefusedError(f"it uses the opcode {name}, which files of this kind do not need")
         return ValueError(f"at position {self.before + self.at - 1:,}: opcode {code:#x} unknown")
 
     def take(self, count: int) -> bytes:
@@ -224,9 +224,7 @@ class Machine:
     def add(self, target: Value, parts: Sequence[Value]) -> None:
         """Let a container take values."""
         if target.is_held or target in parts:
-            raise RefusedError(
-                "it changes a value that another one holds, as a pickle does that unfolds to far more than it shows"
-            )
+            raise RefusedError("it changes a value that is already part of another one, as pickle bombs do")
         target.take(parts)
         self.count(target)
 
@@ -244,7 +242,7 @@ class Machine:
     def hash(self, target: Value, key: Value) -> None:
         """Count the work of a key: text hashes at random, and numbers can be chosen to meet in one place."""
         if key.kind in ("LIST", "DICT", "OTHER"):
-            raise ValueError(f"a key that is a {key.kind.lower()}")
+            raise ValueError(f"a {key.kind.lower()} cannot be a key")
         if key.kind == "TEXT":
             self.work += key.weight
         else:
@@ -253,7 +251,7 @@ class Machine:
 
     def expect(self, value: Value, kind: str) -> None:
         if value.kind != kind:
-            raise ValueError(f"what is no {kind.lower()} is used as one")
+            raise ValueError(f"a value is used as a {kind.lower()} but is not one")
 
     # Opcodes.
 
@@ -264,11 +262,11 @@ class Machine:
 
     def _frame(self) -> None:
         if self.whole(8) > MAX_FRAME:
-            raise ValueError("a frame that is larger than any")
+            raise ValueError("a frame is too large")
 
     def _stop(self) -> None:
         if self.outer:
-            raise ValueError("it ends within a mark")
+            raise ValueError("it ends inside a mark")
         self.stack.pop()
         self.is_done = True
 
@@ -280,7 +278,7 @@ class Machine:
 
     def remember(self, index: int) -> None:
         if index > max(MAX_MEMO_INDEX, self.steps):
-            raise RefusedError(f"it numbers a value as its {index:,}th, and that is far more than it shows")
+            raise RefusedError(f"it stores a value under the index {index:,}, far beyond the number of its values")
         self.memory += _MEMO
         self.memo[index] = self.stack[-1]
 
@@ -290,7 +288,7 @@ class Machine:
     def _index(self) -> int:
         text = self.line()
         if not text.isdigit() or len(text) > len(str(1 << 64)):
-            raise ValueError(f"an index that is no number: {text[:20]!r}")
+            raise ValueError(f"an index is not a number: {text[:20]!r}")
         return int(text)
 
     def _binput(self) -> None:

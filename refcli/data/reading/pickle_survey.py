@@ -42,8 +42,8 @@ MIN_LARGEST_NUMBER = 1 << 20
 SLOW_CODECS = frozenset({"punycode", "idna"})
 """Python's codecs that take time by the square of the length."""
 FETCH_AGAIN = "the file may be cut off or not be a checkpoint at all: download it again"
-NO_CHECKPOINT = "nothing was built of it; is this a file of weights?"
-NO_DATA = "nothing was built of it; re-save as JSON, or as a pickle of plain lists, dicts, strings and numbers"
+NO_CHECKPOINT = "nothing in it was loaded; is this a weights file?"
+NO_DATA = "nothing in it was loaded; re-save as JSON, or as a pickle of plain lists, dicts, strings and numbers"
 
 _DICTS = frozenset({"collections.OrderedDict", "collections.Counter", "collections.defaultdict"})
 _LISTS = frozenset({"collections.deque"})
@@ -140,7 +140,7 @@ class _DataMachine(Machine):
             raise self.bomb()
 
     def bomb(self) -> RefusedError:
-        return RefusedError("it unfolds to far more, or deeper, than annotations do")
+        return RefusedError("it expands to far more data, or deeper nesting, than annotations need")
 
     def _forbidden(self) -> None:
         self.is_done = True
@@ -162,7 +162,7 @@ class _CheckpointMachine(Machine):
             protocol = max(self.declared, SINCE[code])
             return RefusedError(
                 f"it was saved with pickle protocol {protocol}, refcli reads {CHECKPOINT_PROTOCOL}",
-                "save it again as torch.save does if nothing else is asked for",
+                "save it again with torch.save's default protocol",
             )
         return super().unknown(code)
 
@@ -176,7 +176,7 @@ class _CheckpointMachine(Machine):
             raise self.bomb()
 
     def bomb(self) -> RefusedError:
-        return RefusedError("its pickle unfolds to far more than a checkpoint needs")
+        return RefusedError("its pickle expands to far more data than a checkpoint needs")
 
     def add(self, target: Value, parts: Sequence[Value]) -> None:
         if not (target.is_held and target.kind == "OBJECT"):  # objects of settings hold one another in circles
@@ -199,7 +199,7 @@ class _CheckpointMachine(Machine):
         if not text:
             self.skip(size if size > MAX_LINE else 0)
         if re.sub(r"[^a-z]", "", text[:MAX_DIGITS].lower()) in SLOW_CODECS:
-            raise RefusedError(f"it wants text encoded as {text[:20]!a}")
+            raise RefusedError(f"it asks to encode text as {text[:20]!a}")
         self.push(Value("TEXT", 1 + size // LETTERS_PER_WEIGHT, name=text))
 
     def make(self, kind: str, parts: Sequence[Value], memory: int) -> None:
@@ -212,7 +212,7 @@ class _CheckpointMachine(Machine):
 
     def check_size(self, value: Value) -> None:
         if value.largest > max(self.num_file_bytes, MIN_LARGEST_NUMBER):
-            size = f"it makes something of size {value.largest:,}, and the file has {self.num_file_bytes:,} bytes"
+            size = f"it creates an object of size {value.largest:,}, but the file has {self.num_file_bytes:,} bytes"
             raise RefusedError(size)
 
     def _global(self) -> None:
@@ -248,7 +248,7 @@ class _CheckpointMachine(Machine):
     def _build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if target.kind not in ("OBJECT", "DICT") or _NEVER_BUILT.fullmatch(target.name):
-            raise RefusedError(f"it gives a state to {target.name[:200] or 'a plain ' + target.kind.lower()!a}")
+            raise RefusedError(f"it sets the state of {target.name[:200] or 'a plain ' + target.kind.lower()!a}")
         self.work += state.weight
         self.add(target, [state])
 
@@ -256,7 +256,7 @@ class _CheckpointMachine(Machine):
         asked = self.stack.pop()
         kinds = [part.kind for part in asked.parts[:_PERSISTENT_PARTS]]
         if kinds != ["TEXT", "GLOBAL", "TEXT", "TEXT", "NUMBER"] or asked.parts[0].name != "storage":
-            raise RefusedError("it refers to something outside of it that is no storage of a tensor")
+            raise RefusedError("it refers to an outside object that is not the storage of a tensor")
         _, kind, key, _, numel = asked.parts[:_PERSISTENT_PARTS]
         sort = kind.name.rpartition(".")[2].removesuffix("Storage")
         num_bytes = numel.largest * (_STORAGE_BYTES | _COMPLEX_BYTES).get(sort, 1)

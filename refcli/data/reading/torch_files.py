@@ -47,11 +47,11 @@ def container_of(path: Path, *, error: type[RefcliError]) -> Container:
         )
         raise UsageError(what, where=str(path), hint=problem.strerror) from problem
     if not stat.S_ISREG(mode):
-        what = "a directory" if stat.S_ISDIR(mode) else "no ordinary file"
+        what = "a directory" if stat.S_ISDIR(mode) else "a device, pipe or socket"
         raise UsageError(f"this is {what}, not a checkpoint file", where=str(path), hint="give the file itself")
     if _is_tar(start):
         raise error(
-            "this is a tar archive, as PyTorch wrote checkpoints before 0.2, or a model of Docker or NeMo",
+            "this is a tar archive: a Docker image, a NeMo model, or a checkpoint from before PyTorch 0.2",
             where=str(path),
             hint="refcli does not read it: unpack it, or load it with a program you trust and save its state_dict()",
         )
@@ -78,7 +78,7 @@ def survey_torch_file(path: Path, container: Container, *, error: type[RefcliErr
     """
     found = Surveyed()
     if container == "safetensors":
-        raise error("this is a safetensors file, not one of torch.save", where=str(path))
+        raise error("this is a safetensors file, not a torch.save file", where=str(path))
     if container == "zip":
         try:
             _survey_zip(path, found, error)
@@ -165,7 +165,7 @@ def _check_archive(
         raise error(
             "this is a TorchScript archive: a program with its tensors, not a checkpoint",
             where=str(path),
-            hint="refcli runs nothing of a file; load it with a program you trust and save its state_dict()",
+            hint="refcli runs no code from files; load it with a program you trust and save its state_dict()",
         )
     there, declared = path.stat().st_size, sum(member.file_size for member in members)
     packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size]
@@ -178,9 +178,9 @@ def _check_archive(
     with path.open("rb") as file:
         if archive.comment or _directory(file, there) != archive.start_dir:
             raise error(
-                "the archive's directory is not where it says",
+                "the archive's directory is not where the archive says",
                 where=str(path),
-                hint="it may have been joined of two files: do not trust this file",
+                hint="two files may have been joined here: do not trust this file",
             )
 
 

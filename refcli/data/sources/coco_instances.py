@@ -33,7 +33,7 @@ _COCO_URL = re.compile(r"https?://[^/]*\b(?:cocodataset|mscoco)\.org/.*?0*([0-9]
 
 
 class CocoImage(NamedTuple):
-    """One picture of the file; its size in pixels, None where a fork leaves it out."""
+    """One image of the file; its size in pixels, None where a fork leaves it out."""
 
     id: Id
     file_name: str
@@ -113,7 +113,7 @@ def read_coco_lists(path: Path, problems: Problems) -> CocoLists:
 
     Args:
         path: plain or gzipped JSON.
-        problems: told of unknown keys beside the lists.
+        problems: collects unknown keys beside the lists.
 
     Raises:
         DataError: it has no lists of images and annotations, or says that its boxes are of another form than COCO's.
@@ -166,7 +166,7 @@ def read_instances(
         path: plain or gzipped JSON.
         image_ids: keep only these images, and by default only annotations of them.
         annotation_ids: keep exactly these annotations, whatever their image.
-        problems: told of entries and values that cannot be read, `broken_row`, `unreadable_value` and
+        problems: collects entries and values that cannot be read, `broken_row`, `unreadable_value` and
             `unreadable_box`, and of `unused_key`; None: they are errors.
 
     Raises:
@@ -267,7 +267,7 @@ class _Reading:
             try:
                 ids = decode(raw)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                self._reject(DataError("this is no object with an id", where=where), where)
+                self._reject(DataError("this is not an object with an id", where=where), where)
                 continue
             own = id_of(ids.id)
             if own is None:

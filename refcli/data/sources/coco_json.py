@@ -1,6 +1,6 @@
 """COCO-style JSON: the grounding files of MDETR and GLIP, and plain COCO whose annotations carry expressions.
 
-In the files of MDETR and GLIP an "image" is a picture with one caption, and its annotations are what the caption means.
+In the files of MDETR and GLIP an "image" is a photograph with one caption, its annotations what the caption means.
 In referring-expression files (`finetune_refcoco*.json`) the caption is the expression; in Flickr30k and mixed files it
 is a sentence whose phrases (`tokens_positive`, ranges of characters) are the expressions. In plain COCO an annotation
 holds its own expressions, under a key of `coco_rows.EXPRESSION_KEYS`; each annotation is a target of its own.
@@ -86,16 +86,16 @@ def read_coco(
         files: split -> file; optionally `instances`, COCO's own annotations, for the masks of boxes that name theirs
             by `original_id`.
         settings: a `CocoSettings`.
-        dataset: names pictures that are neither COCO's nor Flickr30k's.
+        dataset: names images that are neither COCO's nor Flickr30k's.
         problems: what is left out: `caption_without_box` (no annotation at all, which is not the same as one that says
             "no target"), `annotation_without_box` (with its record), `annotation_without_image`,
             `annotation_without_expression`, `annotation_without_phrase`, `span_outside_caption`,
             `image_without_caption`, `broken_row` and `target_of_broken_row` (a caption or category one of whose boxes
-            is in one). What is told and kept: `mask_missing`, `several_expression_keys`, `unreadable_value`,
+            is in one). Reported and kept: `mask_missing`, `several_expression_keys`, `unreadable_value`,
             `unused_key`, `caption_read_as_phrases`.
 
     Raises:
-        DataError: the file contradicts itself: an id twice, a target beside "no target", a mask of another picture; or
+        DataError: the file contradicts itself: an id twice, a target beside "no target", a mask of another image; or
             it holds nothing that can be used.
     """
     assert isinstance(settings, CocoSettings)
@@ -216,7 +216,7 @@ def _nothing_in(path: Path, file: _File, settings: CocoSettings, problems: Probl
     if file.annotations and names:
         ways.append(
             f"--expressions category takes the names of its {len(names)} categories ({', '.join(names[:3])}, ...) as "
-            "expressions, each of which means all things of that category in an image"
+            "expressions; each refers to all objects of that category in an image"
         )
     return DataError("there is no expression with a target in it", where=str(path), hint="\n".join(ways))
 

@@ -32,7 +32,7 @@ _Texts = str | list[str | Sentence] | None
 
 
 class ImageRow(msgspec.Struct):
-    """A picture; in the files of MDETR and GLIP, a picture with one caption."""
+    """An image; in the files of MDETR and GLIP, a photograph with one caption."""
 
     id: _Id
     file_name: str | None = None
@@ -44,7 +44,7 @@ class ImageRow(msgspec.Struct):
     data_source: str | None = None
     """Of mixed files: coco or vg."""
     original_id: _Id | None = None
-    """The picture's id in COCO or Visual Genome."""
+    """The image's id in COCO or Visual Genome."""
     coco_url: str | None = None
 
     @property
@@ -84,7 +84,7 @@ class AnnotationRow(msgspec.Struct):
         """
         numbers = [one for one in self.tokens_positive or () if isinstance(one, int)]
         if numbers and (len(numbers) != len(self.tokens_positive or ()) or len(numbers) != len(("begin", "end"))):
-            raise DataError("tokens_positive is no list of [begin, end]")
+            raise DataError("tokens_positive is not a list of [begin, end]")
 
     @property
     def spans(self) -> list[Span]:

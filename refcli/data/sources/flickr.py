@@ -19,7 +19,7 @@ from refcli.errors import DataError
 
 SPLITS = ("train", "val", "test")
 NOT_VISUAL = "0"
-"""The chain of phrases that name nothing in the picture; each of them stands for itself."""
+"""The chain of phrases that name nothing in the image; each of them stands for itself."""
 MAX_BYTES = 4 << 20
 """Of one caption or annotation file; they have a few kilobytes."""
 
@@ -33,12 +33,12 @@ class FlickrSettings(Settings):
     """The far edges of the XML name the last pixel of the object, so they are moved out by one pixel. False takes the
     numbers as edges, as TransVG and OneRef do: the boxes are one pixel short."""
     unrelated_captions: Literal["keep", "drop"] = "keep"
-    """What to do with captions that do not belong to their picture, as listed in UNRELATED_CAPTIONS."""
+    """What to do with captions that do not belong to their image, as listed in UNRELATED_CAPTIONS."""
 
 
 @dataclass(frozen=True)
 class _Tree:
-    """Where the caption and annotation files lie, by the picture's number."""
+    """Where the caption and annotation files lie, by the image's number."""
 
     sentences_in: Path
     sentences: Mapping[str, str]
@@ -49,13 +49,13 @@ class _Tree:
 def read_flickr(
     files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems
 ) -> Iterator[RawRecord]:
-    """Yield one record per phrase of a caption that has boxes, picture by picture; see `Reader`.
+    """Yield one record per phrase of a caption that has boxes, image by image; see `Reader`.
 
     Every box of the phrase's chain is a region of its own; the protocols differ in how they are merged.
 
     Args:
         files: `annotations` (annotations.zip, or the folder `Annotations`, or a folder of that and `Sentences`); one or
-            more of `train`, `val`, `test` (lists of pictures); optionally `sentences` (the folder; without it the
+            more of `train`, `val`, `test` (lists of images); optionally `sentences` (the folder; without it the
             captions are in the zip, or beside `Annotations`) and `unrelated`.
         settings: a `FlickrSettings`.
         dataset: unused: the images' keys are those of Flickr30k.
@@ -217,7 +217,7 @@ def _images_by_split(files: Mapping[str, Path]) -> dict[str, list[str]]:
 
 
 def _unrelated(files: Mapping[str, Path], settings: FlickrSettings) -> frozenset[tuple[str, int]]:
-    """(picture, 0-based sentence) of the captions to be dropped."""
+    """(image, 0-based sentence) of the captions to be dropped."""
     if settings.unrelated_captions == "keep":
         return frozenset()
     if "unrelated" not in files:

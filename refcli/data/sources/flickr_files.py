@@ -1,4 +1,4 @@
-"""The two files that Flickr30k Entities keeps per picture: captions with marked phrases, and boxes by chain."""
+"""The two files that Flickr30k Entities keeps per image: captions with marked phrases, and boxes by chain."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class EntityBoxes:
-    """What a picture's XML file says."""
+    """What an image's XML file says."""
 
     width: int | None
     height: int | None
@@ -103,7 +103,7 @@ def parse_boxes(
 
     Its pixel numbers begin at 1 and name the first and the last pixel of a box, which becomes
     [xmin - 1, ymin - 1, xmax, ymax]; where they are not taken as `inclusive`, [xmin - 1, ymin - 1, xmax - 1, ymax - 1].
-    A size that is no size is as good as none. `keys` is told of unknown tags of objects.
+    A size that is no size is as good as none. `keys` collects unknown tags of objects.
 
     Raises:
         DataError: not well-formed, a number is missing or none, an object has a box and is said to have none, or has a

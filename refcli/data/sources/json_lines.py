@@ -28,7 +28,7 @@ def read_rows(path: Path, parse: Callable[[bytes, int, str], T], problems: Probl
         path: plain or gzip.
         parse: called with the line, its 1-based number and its place for messages; raises DataError for a line that
             cannot be used.
-        problems: told of every such line, as `broken_line`; a line that is not UTF-8 is one.
+        problems: collects every such line, as `broken_line`; a line that is not UTF-8 is one.
 
     Raises:
         DataError: the file is missing or damaged, holds nothing, or has no line that can be used.
@@ -93,6 +93,6 @@ def some_object_has(path: Path, *keys: bytes) -> bool:
 
 
 def are_fractions(boxes: Sequence[Sequence[float]]) -> bool:
-    """Whether boxes are given in parts of the picture rather than pixels: not a number is above 1."""
+    """Whether boxes are given in parts of the image rather than pixels: not a number is above 1."""
     numbers = [number for box in boxes for number in box]
     return bool(numbers) and all(0 <= number <= 1 for number in numbers)

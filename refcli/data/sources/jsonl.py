@@ -19,8 +19,8 @@ The target, exactly one of:
 - `no_target`: true, when nothing in the image is meant; an empty list of boxes may stand beside it. A line with no box
   and no `no_target` is broken: a missing annotation is not a statement.
 
-Boxes are in pixels of the picture, counted from 0 at the outer edge of the first one, the far edge exclusive: a box
-of a whole picture is [0, 0, width, height]. A segmentation is COCO's: polygons [[x, y, x, y, ...], ...], a run-length
+Boxes are in pixels of the image, counted from 0 at the outer edge of the first one, the far edge exclusive: a box
+of a whole image is [0, 0, width, height]. A segmentation is COCO's: polygons [[x, y, x, y, ...], ...], a run-length
 object {"size": [height, width], "counts": ...}, or a list of these.
 
 Also optional: `id` (unique in its split; by default the file's split and the line's number), `split` (by default that
@@ -91,7 +91,7 @@ def read_jsonl(
     Args:
         files: split -> file; a line's own split wins.
         settings: a `JsonlSettings`.
-        dataset: names pictures that are not COCO's.
+        dataset: names images that are not COCO's.
         problems: `broken_line`; `unreadable_value` (a size or kind that cannot be read; the line is used).
 
     In memory are 64-bit hashes of the ids that lines give themselves; those made of lines' numbers cannot repeat. A
@@ -191,7 +191,7 @@ def _regions(row: _Line, where: str) -> tuple[RawRegion, ...]:
             "there is no box", where=where, hint='if nothing in the image is meant, write "no_target": true'
         )
     if are_fractions(boxes):
-        raise DataError(f"{given[0]} is in parts of the image", where=where, hint="give it in pixels")
+        raise DataError(f"{given[0]} is in fractions of the image", where=where, hint="give it in pixels")
     return tuple(
         RawRegion(box, mask) for box, mask in zip(boxes, _masks(row, given[0], len(boxes), where), strict=True)
     )

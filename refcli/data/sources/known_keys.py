@@ -103,13 +103,13 @@ def check_meaning(key: str, value: object, known: KnownKeys, where: str) -> None
     shown = f"{known.record} key {excerpt(key)!r} is {excerpt(value)}"
     if name in _SAYS_ABSENT and _SAYS_ABSENT[name](value):
         raise MeaningError(
-            f"{shown}: the expression may mean nothing in the image",
+            f"{shown}: the expression may have no target in the image",
             kind="unread_meaning",
             where=where,
-            hint="mark such records as this format marks no target, or leave them out",
+            hint="mark such records the way this format marks no target, or leave them out",
         )
     if name in _SAYS_IGNORED and _SAYS_IGNORED[name](value):
-        raise MeaningError(f"{shown}: the record is not to be used", kind="ignored_record", where=where)
+        raise MeaningError(f"{shown}: the record is marked as not to be used", kind="ignored_record", where=where)
     if known.has_box and name in _ANGLES and _is_turned(value):
         raise MeaningError(
             f"{shown}: rotated boxes are not read",
@@ -119,7 +119,7 @@ def check_meaning(key: str, value: object, known: KnownKeys, where: str) -> None
         )
     if _is_foreign_form(name, value):
         raise WholeFileError(
-            f"{shown}: boxes of that form are not read",
+            f"{shown}: boxes in that form are not read",
             where=where,
             hint="convert the boxes to the form of this format, in pixels",
         )
@@ -140,7 +140,7 @@ def _text(value: object) -> str:
     try:
         return value if isinstance(value, str) else str(value)
     except ValueError:  # Python refuses to write whole numbers of more than 4,300 digits
-        return "a number of thousands of digits"
+        return "a number with thousands of digits"
 
 
 def _container_text(value: Sequence[object] | Mapping[object, object]) -> str:

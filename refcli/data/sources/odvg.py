@@ -100,7 +100,7 @@ def read_odvg(
     Args:
         files: split -> file.
         settings: an `OdvgSettings`.
-        dataset: names pictures that are not COCO's.
+        dataset: names images that are not COCO's.
         problems: `broken_line`; `broken_region` (its phrase is left out); `image_without_phrase`; `left_out_detection`
             (a line whose detection labels the settings do not ask for); `instance_without_category`;
             `unreadable_value`, `unused_key`.
@@ -286,7 +286,7 @@ def _boxes(bbox: list[float | list[float]], where: str) -> list[BoxXYXY]:
     if not boxes or any(len(box) != _NUMBERS_OF_A_BOX for box in boxes):
         raise DataError("bbox is neither [x1, y1, x2, y2] nor a list of such boxes", where=where)
     if are_fractions(boxes):
-        raise DataError("bbox is in parts of the image; pixels are wanted", where=where)
+        raise DataError("bbox is in fractions of the image; give it in pixels", where=where)
     return [(x1, y1, x2, y2) for x1, y1, x2, y2 in boxes]
 
 

@@ -1,4 +1,4 @@
-"""Which photograph a file name means, for formats that give pictures by name only."""
+"""Which photograph a file name means, for formats that give images by name only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def coco_id(file_name: str, *, whose: Whose = "auto") -> int | None:
 
 
 def possible_coco_id(key: str) -> int | None:
-    """The id that a picture has in COCO if it is COCO's after all: that of twelve digits in the key of an own image."""
+    """The id that an image has in COCO if it is COCO's after all: that of twelve digits in the key of an own image."""
     match = _BARE_NAME.fullmatch(key.rpartition(":")[2].rpartition("/")[2])
     return int(match[1]) if match else None
 
@@ -49,12 +49,12 @@ def named_image(
 
     Args:
         file_name: with or without folders, with either kind of slashes.
-        dataset: the family of pictures that have no other.
+        dataset: the family of images that have no other.
         width, height: in pixels, if known.
         whose: see `Whose`.
 
     Raises:
-        DataError: the name leads out of the folder of pictures, or names no file. The folders of COCO's photographs are
+        DataError: the name leads out of the folder of images, or names no file. The folders of COCO's photographs are
             forgotten instead.
     """
     name = forward(file_name)
@@ -69,13 +69,13 @@ def named_image(
 
 
 def own_image(file_name: str, *, dataset: str, width: int | None, height: int | None) -> RawImage:
-    """A picture that only this data set has.
+    """An image that only this data set has.
 
     One whose name is a number of twelve digits, and whose size is known, may also be the file of that size which has
     the number in COCO's name of 2014.
 
     Raises:
-        DataError: the name leads out of the folder of pictures, or names no file.
+        DataError: the name leads out of the folder of images, or names no file.
     """
     name = forward(file_name)
     _check_inside(PurePosixPath(name).parts, file_name)

@@ -268,7 +268,7 @@ def _segmentation(row: Row, problems: Problems) -> bytes | None:
     except DataError as error:
         reason = error.message
     except (TypeError, ValueError, OverflowError, RecursionError):
-        reason = "its size or counts are no numbers"
+        reason = "its size or counts are not numbers"
     problems.add("unreadable_segmentation", row.where, reason)
     return None
 
@@ -280,7 +280,7 @@ def _part(part: object) -> object:
         return part
     if type(part) in (int, float):
         return part  # one polygon by itself; the numbers are checked where it is drawn
-    raise DataError(f"a polygon is no list of numbers but {excerpt(part)}")
+    raise DataError(f"a polygon is not a list of numbers but {excerpt(part)}")
 
 
 def _run_lengths(mask: dict[str, object]) -> dict[str, object]:

@@ -24,7 +24,7 @@ BoxXYXY = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class RawImage:
-    """A picture that a record is about, not yet looked for."""
+    """An image that a record is about, not yet looked for."""
 
     key: str
     """The photograph's identity over all data sets: "coco:581857", "flickr30k:1000092795", "saiapr:38100", or
@@ -106,7 +106,7 @@ class Reader(Protocol):
             files: role -> file, see `Source.files`.
             settings: the source's own settings.
             dataset: name of the data set, for image keys that have no other family.
-            problems: told of every record that is left out.
+            problems: collects every record that is left out.
 
         Raises:
             DataError: a file is unsafe, not of this format, or contradicts itself.

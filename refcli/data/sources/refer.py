@@ -165,7 +165,7 @@ def _regions(annotations: list[CocoAnnotation], image: RawImage, dataset: str) -
 def _image(told: CocoImage, instances: Instances, settings: ReferSettings, dataset: str, *, where: str) -> RawImage:
     number = number_of(told.id)
     if settings.images != "auto" and number is None:
-        raise DataError(f"the id {told.id!r} is no number of a photograph", where=where)
+        raise DataError(f"the id {told.id!r} is not the number of a photograph", where=where)
     if number is not None and (
         settings.images == "coco"
         or (settings.images == "auto" and (told.id in instances.of_coco or number == coco_id(told.file_name)))

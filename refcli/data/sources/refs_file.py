@@ -184,7 +184,7 @@ class _Reading:
                 raise WholeFileError(
                     f"sentence {number} has no {self._text!r}",
                     where=where,
-                    hint=f"the setting text: {other} takes the other form",
+                    hint=f"--set text={other} takes the other form",
                 )
             identity_of = number if sentence.sent_id is None else sentence.sent_id
             yield RawExpression(f"{row.ref_id}/{identity_of}", words), sentence.exist is not False

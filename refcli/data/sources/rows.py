@@ -76,7 +76,7 @@ def decode_row(
         text: a JSON object.
         kind: its shape.
         where: file and record, for messages.
-        problems: told of values that have another shape and that the record can do without.
+        problems: collects values that have another shape and that the record can do without.
         needed: fields without which, if they are there and not null, the record means nothing or something else.
         keys: what to compare the record's keys with, and where to note unknown ones.
 
@@ -103,7 +103,7 @@ def convert_row(
 ) -> Row:
     """As `decode_row`, of plain Python data."""
     if not isinstance(value, dict):
-        raise DataError(f"this is no record but {_shown(value)}", where=where)
+        raise DataError(f"this is not a record but {_shown(value)}", where=where)
     if keys is not None:
         keys[1].check(keys[0], value, where)
     try:

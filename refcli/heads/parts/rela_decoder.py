@@ -1,4 +1,4 @@
-"""ReLA's region decoder: each region of the picture looks at the image, at the words and at the other regions."""
+"""ReLA's region decoder: each region of the image looks at the image, at the words and at the other regions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RegionAnswer(NamedTuple):
 
     mask_logits: Float[Tensor, "batch 2 mask_rows mask_columns"]
     minimap_logits: Float[Tensor, "batch regions 2"]
-    """Regions are the cells of a square grid over the picture, row-major."""
+    """Regions are the cells of a square grid over the image, row-major."""
     no_target_logits: Float[Tensor, "batch 2"]
 
 

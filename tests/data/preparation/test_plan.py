@@ -39,7 +39,7 @@ def test_a_word_of_the_file_name_is_its_split(tmp_path, name, split):
 def test_a_file_whose_name_tells_no_split_is_taken_for_training_with_a_note(tmp_path, name):
     plan = plan_of(tmp_path, name)
     assert list(plan.files) == ["train"]
-    assert plan.notes == (f"{name}: taken as the split train; --split names another",)
+    assert plan.notes == (f"{name}: read as the split train; --split names another",)
 
 
 def test_a_split_that_is_named_needs_no_note(tmp_path):

@@ -30,45 +30,45 @@ def test_a_key_that_is_hashed_without_end_is_refused(tmp_path):
     doubled = b"".join(b"q%ch%c\x86" % (number, number) for number in range(60))
     path = save_pickle(tmp_path / "c.pth", b"\x80\x02})" + doubled + NUMBER_1 + b"s.")
     assert path.stat().st_size < 1_000
-    refused(path, "unfolds to far more")
+    refused(path, "expands to far more data")
 
 
 def test_a_key_that_is_hashed_again_and_again_is_refused(tmp_path):
     doubled = b"".join(b"q%ch%c\x86" % (number, number) for number in range(20))
     key = b")" + doubled + b"q\x20"
     path = save_pickle(tmp_path / "c.pth", b"\x80\x02" + key + b"}h\x20K\x01s" * 100 + b".")
-    refused(path, "unfolds to far more")
+    refused(path, "expands to far more data")
 
 
 def test_a_tuple_too_deep_to_be_hashed_is_refused(tmp_path):
     path = save_pickle(tmp_path / "c.pth", b"\x80\x02})" + b"\x85" * 3_000 + NUMBER_1 + b"s.")
-    refused(path, "unfolds to far more")
+    refused(path, "expands to far more data")
 
 
 def test_a_string_that_is_encoded_again_and_again_is_refused(tmp_path):
     encode = b"c_codecs\nencode\nq\x00" + text("a" * 200_000) + text("utf-8") + b"\x86q\x01"
     path = save_pickle(tmp_path / "c.pth", b"\x80\x02" + encode + b"(" + b"h\x00h\x01R" * 20_000 + b"t.")
     assert path.stat().st_size < 400_000
-    refused(path, "unfolds to far more")
+    refused(path, "expands to far more data")
 
 
 @pytest.mark.parametrize("codec", ["punycode", "Puny\xe9code", "-IDNA"])
 def test_a_codec_that_takes_time_by_the_square_of_the_length_is_refused(tmp_path, codec):
     call = b"c_codecs\nencode\n" + text("\u4e00\u4e01") + text(codec) + b"\x86R"
-    refused(save_pickle(tmp_path / "c.pth", b"\x80\x02}" + text("args") + call + b"s."), "wants text encoded as")
+    refused(save_pickle(tmp_path / "c.pth", b"\x80\x02}" + text("args") + call + b"s."), "asks to encode text as")
 
 
 def test_a_list_that_grows_after_it_was_made_an_argument_is_counted_as_it_is(tmp_path):
     grown = b"]q\x00\x85q\x01h\x00(" + NUMBER_1 * 200_000 + b"e"
     path = save_pickle(tmp_path / "c.pth", b"\x80\x02" + SET + b"q\x02" + grown + b"(" + b"h\x02h\x01R" * 1_000 + b"t.")
-    refused(path, "unfolds to far more")
+    refused(path, "is already part of another one")
 
 
 def test_more_values_than_memory_is_meant_for_are_refused(tmp_path, monkeypatch):
     path = save_pickle(tmp_path / "c.pth", b"\x80\x02(" + b"}" * 20_000 + b"t.")
     refused(path, "holds a tuple, not a state dict")
     monkeypatch.setattr(pickle_survey, "MAX_STEPS", 10_000)
-    refused(path, "unfolds to far more")
+    refused(path, "expands to far more data")
 
 
 def test_a_pickle_that_is_larger_than_any_known_is_not_looked_at(tmp_path):
@@ -83,7 +83,7 @@ def test_a_pickle_that_is_larger_than_any_known_is_not_looked_at(tmp_path):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_is_made_larger_than_the_file_is_refused(tmp_path, call, zipped):
     path = save(tmp_path / "c.pth", {"model": STATE, "args": {"x": call}}, zipped=zipped)
-    refused(path, "makes something of size")
+    refused(path, "creates an object of size")
 
 
 def test_a_function_that_would_spread_a_small_tensor_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Writing synthetic splits: pictures and store, the same bytes whatever the number of workers."""
+"""Writing synthetic splits: images and store, the same bytes whatever the number of workers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_synthetic(
     settings: SyntheticSettings | None = None,
     progress: Progress | None = None,
 ) -> tuple[SplitSummary, ...]:
-    """Generate scenes into the store `out`: pictures below `<out>/synthetic/images`, splits in the manifest.
+    """Generate scenes into the store `out`: images below `<out>/synthetic/images`, splits in the manifest.
 
     Args:
         out: the store, made where it does not exist.
@@ -71,7 +71,7 @@ def write_synthetic(
 
     Raises:
         UsageError: `size` or `workers` below 1.
-        DataError: a picture cannot be written.
+        DataError: an image cannot be written.
     """
     if size < 1 or workers < 1:
         raise UsageError(f"size ({size}) and workers ({workers}) must be at least 1", where="synthetic")
@@ -142,7 +142,7 @@ def _write_scenes(task: _Task) -> list[Example]:
 
 
 def _write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
-    """Write an RGB picture without chroma subsampling, atomically."""
+    """Write an RGB image without chroma subsampling, atomically."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     is_done, data = cv2.imencode(".jpg", image[..., ::-1], options)

@@ -21,8 +21,6 @@ LAUNCH_OPTIONS = {"--nproc": True, "--nnodes": True, "--rdzv-endpoint": True, "-
 START_OPTIONS = {"--resume": False, "--force": False}
 """What says how to start a run."""
 ENDPOINT = re.compile(r"[^\s:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
-NO_HOSTS = ("0.0.0.0", "[::]")
-"""Addresses that stand for every interface of a machine: nobody can be reached there, everybody could come in."""
 LARGEST_PORT = 65535
 SECONDS_FOR_THE_CAUSE = 5.0
 """How long an unexpected error waits to be told: another process may have failed first and caused it."""
@@ -132,8 +130,7 @@ def hand_over(
 
 
 def _is_endpoint(text: str) -> bool:
-    host, _, port = text.rpartition(":")
-    return bool(ENDPOINT.fullmatch(text)) and host not in NO_HOSTS and 1 <= int(port) <= LARGEST_PORT
+    return bool(ENDPOINT.fullmatch(text)) and 1 <= int(text.rpartition(":")[2]) <= LARGEST_PORT
 
 
 def parse_nodes(text: str) -> tuple[int, int]:

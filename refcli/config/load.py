@@ -174,10 +174,10 @@ def load_pretrain(preset_or_path: str, overrides: Sequence[str] = ()) -> Pretrai
 
 
 def _origin(path: Path, overrides: Sequence[str]) -> Callable[[str], str]:
-    """Says where a dotted key was set: by an override, else by the file."""
+    """Says where a dotted key was set: by the last override that does, else by the file."""
 
     def origin(key: str) -> str:
-        for override in overrides:
+        for override in reversed(overrides):
             dotted = override.partition("=")[0].strip()
             if key == dotted or key.startswith(dotted + ".") or dotted.startswith(key + "."):
                 return f"--set {override}"
@@ -200,7 +200,8 @@ def _validate(kind: type[S], values: Mapping[str, Any], *, origin: Callable[[str
                 messages.append(f"there is no setting called {str(location[-1])!r}")
                 hint = hint or _hint(kind, location)
             else:
-                messages.append(f"{'.'.join(map(str, location)) or 'settings'}: {problem['msg']}")
+                reason = problem["msg"].removeprefix("Value error, ")
+                messages.append(f"{'.'.join(map(str, location)) or 'settings'}: {reason}")
         raise ConfigError("; ".join(messages), where=", ".join(places), hint=hint) from error
 
 

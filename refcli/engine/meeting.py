@@ -26,7 +26,7 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-from refcli.engine.stores import addresses_of, bind, is_known_here_only, outer_address, serve_store
+from refcli.engine.stores import addresses_of, bind, is_every_interface, is_known_here_only, outer_address, serve_store
 from refcli.errors import UsageError
 
 CONNECT_SECONDS = 45.0
@@ -122,12 +122,18 @@ def meet_others(
         The meeting, and the address of this machine at which the others reach it.
 
     Raises:
-        UsageError: another run meets there.
+        UsageError: another run meets there, or it is no address of one machine.
         RendezvousConnectionError: nobody answers, or nobody who speaks for a run.
     """
     host, _, number = endpoint.rpartition(":")
     host, port = host.strip("[]"), int(number)
     try:
+        if any(is_every_interface(address) for _, address in addresses_of(host, port)):
+            raise UsageError(
+                f"not an endpoint: {endpoint!r} stands for every interface of a machine",
+                where=f"--rdzv-endpoint {endpoint}",
+                hint="HOST:PORT, with the name or an address of one machine",
+            )
         listener = _bind_here(host, port)
         if listener is not None:
             address = str(listener.getsockname()[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from contextlib import suppress
@@ -57,6 +58,12 @@ def addresses_of(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]
 def is_known_here_only(host: str, address: str) -> bool:
     """Whether other machines have another address for a host name: Debian calls the own one 127.0.1.1."""
     return _is_loopback(address) and not _is_loopback(host)
+
+
+def is_every_interface(address: str) -> bool:
+    """Whether an address stands for all interfaces of a machine: nobody is reached there, everybody could come in."""
+    found = ipaddress.ip_address(address)
+    return (getattr(found, "ipv4_mapped", None) or found).is_unspecified
 
 
 def outer_address() -> str | None:

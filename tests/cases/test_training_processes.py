@@ -300,7 +300,10 @@ def test_an_endpoint_where_nobody_answers_is_an_error_in_time(monkeypatch, port)
         meet_others(f"no-such-machine.invalid:{port}", identity="a run", min_nodes=2, max_nodes=2)
 
 
-@pytest.mark.parametrize("endpoint", ["localhost:0", "localhost:65536", "0.0.0.0:29500", "[::]:29500", "localhost"])
+EVERYWHERE = ["0.0.0.0:29500", "0:29500", "0x0:29500", "[::]:29500", "[0::0]:29500", "[::ffff:0:0]:29500"]
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:0", "localhost:65536", "localhost", *EVERYWHERE])
 def test_an_endpoint_that_is_no_place_of_one_machine_is_refused(refcli, tmp_path, endpoint):
     write_synthetic(tmp_path / "store", size=2, seed=3, splits=["train"])
     code, _, talk = refcli(

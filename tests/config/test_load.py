@@ -86,6 +86,25 @@ def test_an_unknown_key_in_an_override_is_blamed_on_the_override(specs):
     assert "did you mean 'train'?" in caught.value.hint
 
 
+@pytest.mark.parametrize("first", ["optim.lr=2", "optim={lr: 2}"])
+def test_a_wrong_value_is_blamed_on_the_override_that_counts(specs, first):
+    (specs / "p.yaml").write_text("optim: {lr: 1.0}\n")
+
+    with pytest.raises(ConfigError) as caught:
+        load_finetune("p", [first, "train.steps=3", "optim.lr=none"])
+
+    assert caught.value.where == "--set optim.lr=none"
+
+
+def test_settings_that_contradict_each_other_are_reported_in_plain_words(specs):
+    (specs / "p.yaml").write_text("train: {keep: best}\ndata: {validation: []}\n")
+
+    with pytest.raises(ConfigError) as caught:
+        load_finetune("p")
+
+    assert caught.value.message.startswith("settings: train.keep=best and train.patience go by validations")
+
+
 def test_several_mistakes_are_told_at_once(specs):
     (specs / "p.yaml").write_text("train: {steps: 0, precision: fp64}\n")
 

@@ -18,13 +18,13 @@ def command(
     store: Annotated[Path, typer.Argument(help="The store that `refcli prepare-data` wrote.", metavar="STORE")],
     check_images: Annotated[
         bool,
-        typer.Option("--check-images", help="Read every picture and look for the same photograph under two ids."),
+        typer.Option("--check-images", help="Read every image and look for the same photograph under two ids."),
     ] = False,
     max_distance: Annotated[
         int,
         typer.Option("--max-distance", help="Bits of 64 by which hashes of look-alikes may differ.", min=0, max=8),
     ] = 2,
-    workers: Annotated[int, typer.Option("--workers", help="Processes that read pictures.", min=1)] = 1,
+    workers: Annotated[int, typer.Option("--workers", help="Processes that read images.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stdout.")] = False,
     fail_on_overlap: Annotated[
         bool, typer.Option("--fail-on-overlap", help="Exit with code 4 if training and evaluation share images.")
@@ -52,7 +52,7 @@ def command(
     for path, reason in list(result.unreadable_pictures.items())[:MOST_LISTED]:
         say(f"unreadable: {path}: {reason}")
     if result.unreadable_pictures:
-        say(f"{len(result.unreadable_pictures):,} pictures could not be compared")
+        say(f"{len(result.unreadable_pictures):,} images could not be compared")
     if fail_on_overlap:
         refuse_overlap(result)
     if result.unreadable_pictures:
@@ -125,7 +125,7 @@ class _Bar:
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=console_err, transient=True, disable=not console_err.is_terminal)
-        self._task = self._bars.add_task("pictures", total=None, visible=False)
+        self._task = self._bars.add_task("images", total=None, visible=False)
 
     def __enter__(self) -> _Bar:
         self._bars.start()

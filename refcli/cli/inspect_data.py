@@ -79,7 +79,7 @@ def _say_sample(sample: Sample) -> None:
         more = len(sample.failures) - MOST_FAILURES_LISTED
         say(f"not drawn: {len(sample.failures)}" + (f", {more} more than are listed" if more > 0 else ""))
     if sample.sheet is None:
-        say("nothing could be drawn: are the pictures where `refcli prepare-data --images` found them?")
+        say("nothing could be drawn: are the images where `refcli prepare-data --images` found them?")
     else:
         say(f"look at {sample.sheet}; the drawings are beside it, {len(sample.drawn)} in all")
 
@@ -104,7 +104,7 @@ def _tables(splits: Sequence[SplitStatistics]) -> str:
             console.print(Text(printable(split.name), style="bold"))
             if split.unknown_size:
                 console.print(
-                    f"boxes not measured, because the picture's size is unknown: {split.unknown_size:,} expressions"
+                    f"boxes not measured, because the image's size is unknown: {split.unknown_size:,} expressions"
                 )
             console.print()
             tables = _histograms(split, is_ascii=is_ascii)

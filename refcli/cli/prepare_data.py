@@ -19,7 +19,7 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="The store to writ
 Raw = Annotated[Path | None, typer.Option("--raw", "-r", help="Folder with the files as published.", metavar="DIR")]
 Images = Annotated[
     list[Path] | None,
-    typer.Option("--images", "-i", help="Folder, zip or tar with pictures; may be given several times.", metavar="DIR"),
+    typer.Option("--images", "-i", help="Folder, zip or tar with images; may be given several times.", metavar="DIR"),
 ]
 
 
@@ -50,12 +50,12 @@ def command(
         str | None,
         typer.Option("--expressions", help="category: class names are the expressions (coco, odvg).", metavar="WHAT"),
     ] = None,
-    check_images: Annotated[bool, typer.Option("--check-images", help="Decode every picture, compare sizes.")] = False,
+    check_images: Annotated[bool, typer.Option("--check-images", help="Decode every image, compare sizes.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail, writing nothing, where anything is missing, broken or miscounted.")
     ] = False,
     reproduce_paper: Annotated[
-        bool, typer.Option("--reproduce-paper", help="Mixtures keep training pictures that are in evaluation splits.")
+        bool, typer.Option("--reproduce-paper", help="Mixtures keep training images that are in evaluation splits.")
     ] = False,
     allow_missing: Annotated[
         bool,
@@ -65,10 +65,8 @@ def command(
     shard: Annotated[
         str | None, typer.Option("--shard", help="Prepare only part i of n; the parts make one split.", metavar="i/n")
     ] = None,
-    size: Annotated[
-        int, typer.Option("--size", help="synthetic: pictures in each --split, or in train.", min=1)
-    ] = 2000,
-    seed: Annotated[int, typer.Option("--seed", help="synthetic: other seeds give other pictures.", min=0)] = 0,
+    size: Annotated[int, typer.Option("--size", help="synthetic: images in each --split, or in train.", min=1)] = 2000,
+    seed: Annotated[int, typer.Option("--seed", help="synthetic: other seeds give other images.", min=0)] = 0,
     force: Annotated[bool, typer.Option("--force", help="Do again what is unchanged.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be read and written.")] = False,
     verify: Annotated[
@@ -141,7 +139,7 @@ def command(
                 f"{option} does nothing here", where=option, hint=f"it is for {' and '.join(sorted(users))} data sets"
             )
     if check_images and not images and kinds & {"published", "file"}:
-        raise UsageError("there are no pictures to check", where="--check-images", hint="add --images DIR")
+        raise UsageError("there are no images to check", where="--check-images", hint="add --images DIR")
     done: list[dict[str, Any]] = []
     if from_ is not None:
         if not name:

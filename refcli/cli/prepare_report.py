@@ -67,7 +67,7 @@ def plan(of: Plan, how: Preparation) -> list[dict[str, Any]]:
     splits = how.splits or (tuple(of.spec.splits) if of.spec and of.spec.splits else ("every split of the files",))
     say(f"  would write {', '.join(splits)} to {how.out / of.dataset}")
     looked = ", ".join(map(str, how.images)) or "not looked for"
-    say(f"  pictures: {looked}")
+    say(f"  images: {looked}")
     files = {role: str(path) for role, path in of.files.items()}
     return [{"dataset": of.dataset, "status": "dry-run", "source": of.source_name, "files": files}]
 
@@ -121,7 +121,7 @@ def generated(
 
     if dry_run:
         say(
-            f"{name}: would draw {size} pictures with seed {seed} for "
+            f"{name}: would draw {size} images with seed {seed} for "
             + ", ".join(how.splits or ("train", "val", "test"))
         )
         return [{"dataset": name, "status": "dry-run"}]
@@ -171,10 +171,10 @@ def mixed(name: str, how: Preparation, *, keep_leaks: bool, allow_missing: bool,
         verb = "kept" if keep_leaks else "left out"
         say(
             f"{name}:{member.split} from {member.member}: {member.rows:,} expressions; {member.leaking_rows:,} on "
-            f"{member.leaking_images:,} pictures of evaluation splits {verb}"
+            f"{member.leaking_images:,} images of evaluation splits {verb}"
         )
     for missing in made.missing_evaluation:
-        say(f"warning: {missing} is not in the store: its pictures may be in {name}'s training splits")
+        say(f"warning: {missing} is not in the store: its images may be in {name}'s training splits")
     return [{"dataset": name, **asdict(made)}]
 
 

@@ -50,9 +50,9 @@ class BorrowedExpressions:
         self._lenders = lenders
         if len(np.unique(self._images[self._lenders])) < 2:
             raise DataError(
-                "no expression of another picture can be borrowed: there are none",
+                "no expression of another image can be borrowed: there are none",
                 where="data.augment.no_target",
-                hint="it needs two pictures at least in which something is meant",
+                hint="it needs two images at least in which something is meant",
             )
         order = np.argsort(self._images, kind="stable")
         self._texts_by_image = self._texts[order]

@@ -317,7 +317,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _opened(source: str | Path | bytes, where: str) -> Image.Image:
     if not source:
-        raise ImageError("the picture is empty", where=where, hint="fetch or export the file again")
+        raise ImageError("the image is empty", where=where, hint="fetch or export the file again")
     try:
         with _no_pillow_limit:
             Image.init()

@@ -108,10 +108,10 @@ def write_mixture(
     present, missing = _evaluation_splits(spec, store)
     if any(is_train_like(split) for split in wanted) and not (keep_leaks or allow_missing):
         _require(
-            f"evaluation splits, whose pictures {name} must not train on, are",
+            f"evaluation splits, whose images {name} must not train on, are",
             missing,
             store_path,
-            otherwise="; --allow-missing leaves their pictures in, --reproduce-paper all of them",
+            otherwise="; --allow-missing leaves their images in, --reproduce-paper all of them",
         )
     origins = _origins(store_path, spec, wanted, present, missing, keep_leaks)
     if not force and _is_unchanged(store_path, name, origins, strict=strict):

@@ -43,7 +43,7 @@ def _gallery(title: str, about: str, cases: Sequence[Case], max_bytes: int) -> l
     figures = [one for one in drawn if one is not None]
     parts = [f"<h3>{title}</h3>", f'<p class="small soft">{text(about)}</p>']
     if len(figures) < len(cases):
-        missing = f"{len(cases) - len(figures)} of {len(cases)} are left out: their pictures cannot be read."
+        missing = f"{len(cases) - len(figures)} of {len(cases)} are left out: their images cannot be read."
         parts.append(f"<p>{missing}</p>")
     if figures:
         parts += [LEGEND, '<div class="cases">', *figures, "</div>"]

@@ -87,7 +87,7 @@ def _about(report: RunReport) -> str:
     count = sum(split.num_samples for split in report.splits)
     return (
         f"{precision}; {count:,} samples of {len(report.splits)} split{'s' * (len(report.splits) > 1)}. "
-        "Figures are in %, in pixels of the original pictures; intervals are 95 % bootstrap intervals."
+        "Figures are in %, in pixels of the original images; intervals are 95 % bootstrap intervals."
     )
 
 

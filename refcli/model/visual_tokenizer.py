@@ -69,7 +69,7 @@ class TokenizerEmbedding(nn.Module):
             ValueError: a side of the picture is no multiple of the patch.
         """
         if any(side % self.patch_size for side in pixels.shape[2:]):
-            raise ValueError(f"picture sides {tuple(pixels.shape[2:])} are no multiples of the patch {self.patch_size}")
+            raise ValueError(f"image sides {tuple(pixels.shape[2:])} are no multiples of the patch {self.patch_size}")
         patches: Tensor = self.projection(pixels)
         grid = (patches.shape[2], patches.shape[3])
         tokens = patches.flatten(2).transpose(1, 2)

@@ -225,9 +225,9 @@ def draw_example(split: StoreSplit, example: Example) -> Image.Image:
     width, height = read.width, read.height
     if example.width and example.height and (width, height) != (example.width, example.height):
         raise DataError(
-            f"the picture is {width} x {height}, the store says {example.width} x {example.height}",
+            f"the image is {width} x {height}, the store says {example.width} x {example.height}",
             where=str(path),
-            hint="boxes and masks would not fit; prepare the data again from these pictures",
+            hint="boxes and masks would not fit; prepare the data again from these images",
         )
     return draw_answer(np.asarray(read.image), _truth(example, width, height), is_truth=True)
 

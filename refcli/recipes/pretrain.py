@@ -148,7 +148,7 @@ def build(settings: PretrainSettings, store_path: Path, world: World, starts: bo
         notes += load_pretraining_heads(resolve(origin), mrefm.heads)
     if starts and isinstance(codes, PixelClusters):  # it takes longest, so that all that can be refused has been
         _fit(codes, settings, data, world)
-        notes += (f"{codes.num_codes} visual codes were found in the patches of the training pictures",)
+        notes += (f"{codes.num_codes} visual codes were found in the patches of the training images",)
     named = {"tower": grounder.tower, f"head {settings.model.head.name}": grounder.head, "MRefM's heads": mrefm.heads}
     named |= {"word scorer": mrefm.teacher} if mrefm.teacher else {}
     named |= {"visual tokenizer": codes} if isinstance(codes, TokenizerCodes) else {}

@@ -41,7 +41,7 @@ def make_word_scorer(settings: PretrainSettings, grounder: Grounder) -> FrozenTo
     if not isinstance(loaded.grounder.head, OneRefHead):
         raise ConfigError(
             f"the weights that score words have the head {loaded.settings.head.name!r}, which has no common space of "
-            "words and pictures",
+            "words and images",
             where=where,
             hint="name weights with the head 'oneref'; without weights the model scores words as this run starts",
         )

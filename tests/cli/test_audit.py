@@ -100,7 +100,7 @@ def test_pictures_that_cannot_be_read_are_listed_and_make_the_audit_partial(tmp_
 
     assert caught.value.exit_code == ExitCode.PARTIAL == 3
     assert list(json.loads(captured.out)["unreadable_pictures"]) == [str(store / "toy" / "c.png")]
-    assert "1 pictures could not be compared" in captured.err
+    assert "1 images could not be compared" in captured.err
 
 
 def test_a_place_without_a_store_is_a_data_error(tmp_path):

@@ -288,7 +288,7 @@ def test_a_mixture_leaves_out_evaluation_pictures_unless_the_paper_is_to_be_repr
     assert image_ids(store, "mixup_refc:train") == ["coco:1", "coco:3", "coco:1", "coco:5"]
     assert image_ids(store, "mixup_refc:val") == ["coco:2"]
     for member, leaks in members.items():
-        told = re.escape(f"mixup_refc:train from {member}:train: ") + rf"\d expressions; {leaks} on {leaks} pictures"
+        told = re.escape(f"mixup_refc:train from {member}:train: ") + rf"\d expressions; {leaks} on {leaks} images"
         assert re.search(told + " .* left out", done.err)
     done = refcli("prepare-data", "mixup_refc", "--out", store, "--reproduce-paper", "--json")
     assert done.code == 0, done.err

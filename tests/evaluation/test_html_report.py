@@ -188,7 +188,7 @@ def test_a_split_where_nothing_is_meant(make_store, examples, truth_of, write_li
 def test_pictures_that_are_not_there_leave_cases_out_with_a_word(make_store, examples, truth_of, write_lines):
     lines = write_lines(map(truth_of, examples))
     page = Page(page_of(make_store(examples), lines, count=4))
-    assert "4 of 4 are left out: their pictures cannot be read" in page.text
+    assert "4 of 4 are left out: their images cannot be read" in page.text
     assert all(kind == "image/svg+xml" for kind, _ in page.images())
 
 

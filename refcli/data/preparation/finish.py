@@ -121,11 +121,11 @@ def _size(one: PlacedRecord, how: Finishing) -> tuple[int, int]:
     found = _picture_facts(one.path, how.check_images)
     if all(told) and found.orientation != 1 and told == found.raw_size:
         raise _RotatedPictureError(
-            f"its EXIF orientation is {found.orientation}, but its boxes refer to the unturned picture of "
+            f"its EXIF orientation is {found.orientation}, but its boxes refer to the unturned image of "
             f"{told[0]} x {told[1]}: save it again without the tag (jpegtran -copy none)"
         )
     if all(told) and told != found.size:
-        raise DataError(f"the picture is {found.width} x {found.height}, its annotation says {told[0]} x {told[1]}")
+        raise DataError(f"the image is {found.width} x {found.height}, its annotation says {told[0]} x {told[1]}")
     return found.size
 
 

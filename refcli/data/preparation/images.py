@@ -136,7 +136,7 @@ class ImageRoots:
                     if container.path.exists()
                     else "there is no such folder or archive",
                     where=str(container.path),
-                    hint="name a folder, zip or tar that holds the pictures",
+                    hint="name a folder, zip or tar that holds the images",
                 )
         lying_about = [path for path in scan.archives if path not in roots]
         containers += [_Container(path, is_archive=True, is_named=False) for path in lying_about]

@@ -209,7 +209,7 @@ def _images_by_split(files: Mapping[str, Path]) -> dict[str, list[str]]:
                 images.setdefault(split, []).append(image_id)
     if not images:
         raise DataError(
-            "no list says which pictures belong to a split",
+            "no list says which images belong to a split",
             where=str(files["annotations"]),
             hint="put train.txt, val.txt or test.txt of Flickr30k Entities beside it",
         )

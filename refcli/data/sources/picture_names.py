@@ -99,8 +99,8 @@ def flickr_image(file_name: str, *, width: int | None, height: int | None) -> Ra
 def _check_inside(parts: tuple[str, ...], file_name: str) -> None:
     if parts and ".." not in parts:
         return
-    fault = "leads out of the folder of pictures" if parts else "names no file"
-    raise DataError(f"the name {file_name!r} {fault}", hint="give the picture's path below the folder of pictures")
+    fault = "leads out of the folder of images" if parts else "names no file"
+    raise DataError(f"the name {file_name!r} {fault}", hint="give the image's path below the folder of images")
 
 
 def forward(file_name: str) -> str:

@@ -122,7 +122,7 @@ def plan(
     """
     if image_size is not None:
         raise UsageError(
-            "a visual tokenizer has no image size to change", where="--image-size", hint="it takes pictures of any size"
+            "a visual tokenizer has no image size to change", where="--image-size", hint="it takes images of any size"
         )
     settings = settings_of(official, heads=heads)
     state = from_official(official)

@@ -218,7 +218,7 @@ def test_sentences_without_ids_are_numbered_and_without_the_wanted_text_refused(
     assert [one.id for one in record.expressions] == ["1/0", "1/1"]
     with pytest.raises(DataError, match="sentence 0 has no 'sent'") as caught:
         read(path, objects)
-    assert "text: raw" in caught.value.hint
+    assert "text=raw" in caught.value.hint
 
 
 def test_lists_of_annotations_are_for_grefcoco(tmp_path, objects):

@@ -147,10 +147,10 @@ def _write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     is_done, data = cv2.imencode(".jpg", image[..., ::-1], options)
     if not is_done:
-        raise DataError("a picture cannot be encoded as JPEG", where=str(path))
+        raise DataError("an image cannot be encoded as JPEG", where=str(path))
     try:
         with temporary_file(path) as temporary:
             temporary.write_bytes(data.tobytes())
             temporary.replace(path)
     except OSError as error:
-        raise DataError(f"a picture cannot be written: {error}", where=str(path), hint="check the disk") from error
+        raise DataError(f"an image cannot be written: {error}", where=str(path), hint="check the disk") from error

@@ -155,7 +155,8 @@ def _explained(error: RuntimeError, exit_codes: Sequence[int]) -> TrainingError 
     number = _death(error) or next((-code for code in exit_codes if code < 0), None)
     if number == signal.SIGBUS:
         return no_shared_memory()
-    name = "unexpectedly" if number is None else f"by {signal.Signals(number).name}"
+    names = {int(known): known.name for known in signal.Signals}  # real-time signals have none
+    name = "unexpectedly" if number is None else f"by {names.get(number, f'signal {number}')}"
     doubt = " (was there enough memory?)" if number in (None, signal.SIGKILL) else ""
     return TrainingError(
         f"a loading process was ended {name}{doubt}",

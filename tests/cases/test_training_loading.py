@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -58,6 +59,9 @@ def end_by(number: int):
     return lambda: os.kill(os.getpid(), number)
 
 
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="has real-time signals, which have no names")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_arrive_in_order_whoever_loads_them(workers):
     assert load(Samples(), workers=workers) == [str(number) for number in range(12)]
@@ -68,6 +72,7 @@ def test_batches_arrive_in_order_whoever_loads_them(workers):
     [
         (signal.SIGKILL, "a loading process was ended by SIGKILL (was there enough memory?)"),
         (signal.SIGSEGV, "a loading process was ended by SIGSEGV"),
+        pytest.param(40, "a loading process was ended by signal 40", marks=LINUX),
         (signal.SIGBUS, "no room in /dev/shm"),
     ],
 )

@@ -236,7 +236,7 @@ def _size_of(example: Example, answer: Answer) -> tuple[int, int]:
         raise DataError(
             f"the image is {answer.width} x {answer.height}, the data says {width} x {height}",
             where=example.id,
-            hint="prepare the data again from the same images",
+            hint="prepare the data again from the same images; --check-images lists those of another size",
         )
     width, height = (width, height) if width else (max(answer.width, 0), max(answer.height, 0))
     for target in answer.proposals:

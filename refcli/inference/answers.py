@@ -114,7 +114,7 @@ def answer_from_json(record: Mapping[str, Any]) -> Answer:
     except KeyError as error:
         raise DataError(f"the prediction record has no {error.args[0]!r}", where=_place(record)) from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DataError(f"the prediction record is malformed: {error!r}", where=_place(record)) from error
+        raise DataError(f"the prediction record is malformed: {error}", where=_place(record)) from error
 
 
 def _place(record: Mapping[str, Any]) -> str:
@@ -131,6 +131,12 @@ def _kind_of(record: Mapping[str, Any], key: str, *kinds: type) -> Any:  # noqa:
     value = record[key]
     if type(value) not in kinds:
         raise TypeError(f"{key} is {str(value)[:80]!r}")
+    return value
+
+
+def _object(value: object, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} is {str(value)[:80]!r}")
     return value
 
 
@@ -183,7 +189,8 @@ def _mask_to_json(mask: RLE | None) -> dict[str, Any] | None:
     return None if mask is None else {"size": list(mask.size), "counts": mask.counts.decode("ascii")}
 
 
-def _target_from_json(record: Mapping[str, Any]) -> Target:
+def _target_from_json(record: object) -> Target:
+    record = _object(record, "a target")
     from_mask = record.get("box_source", FROM_HEAD) == FROM_MASK
     frame = record.get("frame")
     return Target(
@@ -195,7 +202,8 @@ def _target_from_json(record: Mapping[str, Any]) -> Target:
     )
 
 
-def _frame_from_json(record: Mapping[str, Any]) -> FramedTarget:
+def _frame_from_json(record: object) -> FramedTarget:
+    record = _object(record, "a frame")
     box, mask = record["box"], record["mask"]
     return FramedTarget(
         _size_from_json(record["size"], MOST_FRAME_PIXELS),
@@ -207,12 +215,18 @@ def _frame_from_json(record: Mapping[str, Any]) -> FramedTarget:
 def _box_from_json(values: object) -> tuple[float, float, float, float]:
     if not isinstance(values, list):
         raise TypeError(f"a box is {str(values)[:80]!r}")
+    if len(values) != len(("left", "top", "right", "bottom")):
+        raise ValueError(f"a box has {len(values)} numbers")
     left, top, right, bottom = map(_number, values)
     return left, top, right, bottom
 
 
-def _mask_from_json(record: Mapping[str, Any], most_pixels: int = MOST_PIXELS) -> RLE:
-    return RLE(_size_from_json(record["size"], most_pixels), record["counts"].encode("ascii"))
+def _mask_from_json(record: object, most_pixels: int = MOST_PIXELS) -> RLE:
+    record = _object(record, "a mask")
+    counts = record["counts"]
+    if not isinstance(counts, str):
+        raise TypeError("the counts of a mask are no text, as those of compressed COCO run lengths are")
+    return RLE(_size_from_json(record["size"], most_pixels), counts.encode("ascii"))
 
 
 def _size_from_json(values: object, most_pixels: int) -> tuple[int, int]:

@@ -44,6 +44,7 @@ def lines(*records):
         ({"boxes": [[10, 10, 30, 30]], "segmentation": SQUARE}, 1),
         ({"boxes": [[10, 10, 30, 30]], "segmentation": [SQUARE]}, 1),
         ({"boxes": [[10, 10, 30, 30]], "segmentation": SQUARE * 3}, 1),
+        ({"boxes": [[10, 10, 30, 30]], "segmentation": SQUARE[0]}, 1),
         ({"boxes": [[10, 10, 30, 30]], "segmentation": RUNS}, 1),
         ({"boxes": [[10, 10, 30, 30]] * 2, "segmentation": SQUARE * 2}, 2),
         ({"boxes": [[10, 10, 30, 30]] * 2, "segmentation": [SQUARE, None]}, 1),
@@ -56,6 +57,20 @@ def test_polygons_beside_boxes_are_read_in_every_way_they_are_meant(prepare, rec
     code, (example,), messages = prepare(lines(record), "val.jsonl")
     assert code == 0, messages
     assert sum(region.mask is not None for region in example.regions) == num_masks
+
+
+@pytest.mark.parametrize(("segmentation", "held"), [(RUNS, "one mask of all"), (SQUARE[0], "one polygon")])
+def test_one_mask_of_several_boxes_is_listed_for_what_it_is(prepare, segmentation, held):
+    content = lines({"box": [1, 2, 3, 4]}, {"boxes": [[10, 10, 30, 30]] * 2, "segmentation": segmentation})
+    code, examples, messages = prepare(content, "val.jsonl")
+    assert (code, len(examples)) == (0, 1)
+    assert f"there are 2 boxes but {held}" in messages
+
+
+@pytest.mark.parametrize("size", [{"width": 0, "height": 0}, {"width": -1, "height": -1}, {"width": None}])
+def test_an_unknown_size_may_be_written_in_any_usual_way(prepare, size):
+    code, (example,), messages = prepare(lines({"box": [10, 10, 30, 30], **size}), "val.jsonl")
+    assert (code, example.width, example.height) == (0, 0, 0), messages
 
 
 @pytest.mark.parametrize(

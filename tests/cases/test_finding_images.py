@@ -61,6 +61,7 @@ def stored_images(tmp_path):
         "D:/shots/a.jpg",
         "https://host.example/data/upload/1/a.jpg",
         "https://host.example/data/a.jpg?token=5#x",
+        "https://host.example/data/a.jpg#x",
         "s3://bucket/some/where/a.jpg",
         "file:///home/me/a.jpg",
         "/data/local-files/?d=shots/1/a.jpg",
@@ -204,3 +205,30 @@ def test_a_folder_whose_name_is_not_utf8_costs_its_own_images_only(prepare, tmp_
     code, report, _ = prepare("a.jpg", "ok.jpg")
     assert (code, report["problems"]) == (0, {"unusable_picture": 1})
     assert "not UTF-8" in report["places"]["unusable_picture"][0]
+
+
+@pytest.mark.parametrize("name", ["my+cup.jpg", "my%20cup.jpg", "my%2520cup.jpg", "https://host.example/my+cup.jpg"])
+def test_a_blank_is_found_however_it_is_quoted(prepare, tmp_path, name):
+    image(tmp_path / "images" / "my cup.jpg")
+    code, report, err = prepare({"image": name})
+    assert (code, report["problems"].get("missing_image")) == (0, None), err
+
+
+def test_images_in_archives_that_do_not_fit_are_named_as_others_are(prepare, tmp_path):
+    image(tmp_path / "a.jpg")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for member in ("1/a.jpg", "b.jpg", "ok.jpg"):
+            archive.write(tmp_path / "a.jpg", member)
+    lines = [
+        {"image": "b.jpg", "width": 64, "height": 48},
+        {"image": "2/a.jpg"},
+        {"image": "b.png"},
+        {"image": "b"},
+        {"image": "ok.jpg"},
+    ]
+    code, report, _ = prepare(*lines, images="images.zip")
+    assert (code, report["problems"]) == (0, {"image_of_another_size": 1, "missing_image": 3})
+    assert "60 x 40, its annotation says 64 x 48" in report["places"]["image_of_another_size"][0]
+    reasons = ("there is 1/a.jpg, in another folder", "there is b.jpg", "there is b.jpg")
+    for place, reason in zip(report["places"]["missing_image"], reasons, strict=True):
+        assert reason in place

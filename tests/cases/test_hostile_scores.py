@@ -324,3 +324,21 @@ def test_what_is_no_regular_file_is_refused_at_once(refcli, tmp_path, kind):
     code, out, err = refcli("evaluate", "--merge", path)
     assert (code, out) == (5, "")
     assert ("not a regular file" if kind == "fifo" else "no such file") in err
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ({"box": [1, 2, 3], "score": 1, "mask": None}, "a box has 3 numbers"),
+        ({"box": [1, 2, 3, 4], "score": 1, "mask": {"size": [480, 640], "counts": [0, 307200]}}, "are no text"),
+        ({"box": [1, 2, 3, 4], "score": 1, "mask": [[1, 1, 9, 1, 9, 9]]}, "a mask is"),
+        ({"box": [1, 2, 3, 4], "score": 1, "mask": None, "frame": [1]}, "a frame is"),
+        ([1, 2, 3, 4], "a target is"),
+    ],
+)
+def test_what_is_malformed_is_said_in_plain_words(score, target, reason):
+    code, _, messages = score([*good(0, 1, 2), record(3, targets=[target])])
+    assert code == 3
+    assert reason in messages
+    assert "Error" not in messages
+    assert "object" not in messages

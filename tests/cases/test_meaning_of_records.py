@@ -308,3 +308,99 @@ def test_a_rotated_box_of_an_xml_file_is_not_read_as_upright(refcli, tmp_path):
     assert code == 0, messages
     assert Store(tmp_path / "store").split("m:val").column("expression").to_pylist() == ["Man 11"]
     assert "rotated boxes are not read" in messages
+
+
+@pytest.mark.parametrize("mark", [{"exists": False}, {"negative": True}, {"is_exist": 0}, {"no_referent": "true"}])
+def test_a_sentence_of_an_annotation_with_an_unread_meaning_is_no_positive(prepare, mark):
+    boxes = [BOX, {**BOX, "id": 2, "expression": None, "sentences": sentences(mark, {})}]
+    code, stored, messages = prepare({"images": [IMAGE], "annotations": boxes}, "val.json")
+    assert (code, stored) == (0, {"the cup": 1})
+    assert "unread meaning: 1" in messages
+
+
+def test_unknown_keys_of_the_sentences_of_annotations_are_counted(prepare):
+    boxes = [{**BOX, "expression": None, "sentences": sentences({"source": "crowd"}, {"source": "crowd"})}]
+    code, stored, messages = prepare({"images": [IMAGE], "annotations": boxes}, "val.json")
+    assert (code, stored) == (0, {"text 0": 1, "text 1": 1})
+    assert "sentence key 'source', 2 times" in messages
+
+
+@pytest.mark.parametrize(
+    ("mark", "is_read"),
+    [
+        ({"bbox_format": "xyxy"}, True),
+        ({"bbox_mode": 0}, True),
+        ({"bbox_format": "xywh"}, False),
+        ({"bbox_mode": "XYWH_ABS"}, False),
+        ({"bbox_mode": 1}, False),
+        ({"box_format": "cxcywh"}, False),
+        ({"bbox_format": "coco"}, False),
+    ],
+)
+def test_a_key_that_names_the_form_of_boxes_is_compared_with_the_form_of_the_format(prepare, mark, is_read):
+    region = {"bbox": [10, 10, 30, 30], "phrase": "the cup", **mark}
+    line = {"filename": "a.jpg", "width": 100, "height": 80, "grounding": {"caption": "", "regions": [region]}}
+    code, stored, messages = prepare(json.dumps(line).encode(), "val.jsonl")
+    assert (code, stored) == ((0, {"the cup": 1}) if is_read else (5, {}))
+    assert is_read or "that form are not read" in messages
+
+
+@pytest.mark.parametrize(
+    ("mark", "reason"),
+    [
+        ({"rotation": 30}, "rotated boxes are not read"),
+        ({"exist": False}, "may have no target"),
+        ({"ignore": 1}, "not to be used"),
+        ({"angle": 0}, "there is no key 'angle'"),
+    ],
+)
+def test_a_key_of_own_lines_that_changes_their_meaning_is_named_for_what_it_says(prepare, mark, reason):
+    lines = [{**LINE, "box": [1, 2, 30, 40]}, {**LINE, "expression": "odd", "box": [1, 2, 30, 40], **mark}]
+    code, stored, messages = prepare("\n".join(map(json.dumps, lines)).encode(), "val.jsonl")
+    assert (code, stored) == (0, {"the cup": 1})
+    assert reason in messages
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        (lambda x, y, w, h: [x, y, x + w, y + h], "second corner"),
+        (lambda x, y, w, h: [y, x, h, w], "write x first"),
+        (lambda x, y, w, h: [x + w / 2, y + h / 2, w, h], "centre of the box"),
+    ],
+)
+def test_a_few_boxes_that_fit_in_both_forms_do_not_hide_the_form_of_the_others(prepare, form, reason):
+    true = [(0, 0, 20 + n, 20 + n) for n in range(4)] + [(20 + 5 * n, 40, 25, 10) for n in range(8)]
+    boxes = [
+        {
+            **BOX,
+            "id": n,
+            "expression": f"cup {n}",
+            "bbox": form(x, y, w, h) if n >= 4 else [x, y, w, h],
+            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+        }
+        for n, (x, y, w, h) in enumerate(true)
+    ]
+    code, _, messages = prepare({"images": [IMAGE], "annotations": boxes}, "val.json")
+    assert code == 5
+    assert "contradict the masks: 8 of 12" in messages
+    assert reason in messages
+
+
+def test_one_odd_box_among_a_few_does_not_refuse_a_file(prepare):
+    boxes = [
+        {**BOX, "id": n, "expression": f"cup {n}", "bbox": [10, 10, 30 if n else 50, 20], "segmentation": SQUARE}
+        for n in range(4)
+    ]
+    assert prepare({"images": [IMAGE], "annotations": boxes}, "val.json")[0] == 0
+
+
+def test_a_sentence_without_the_wanted_text_is_listed_and_only_all_of_them_refuse_a_file(prepare):
+    refs = [{**REF, "sentences": sentences({}, {"sent": None})}]
+    code, stored, messages = prepare(refs, "refs(unc).json", **instances())
+    assert (code, stored) == (0, {"text 0": 1})
+    assert "sentence 1 has no 'sent' (--set text=raw takes the other form)" in messages
+    refs = [{**REF, "sentences": sentences({"sent": None}, {"sent": None})}]
+    code, _, messages = prepare(refs, "refs(unc).json", "--force", **instances())
+    assert code == 5
+    assert "--set text=raw takes the other form" in messages

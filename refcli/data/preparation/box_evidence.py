@@ -14,6 +14,11 @@ CLIP_TOLERANCE = 0.5
 """Pixels that a box may reach out of its image without being listed."""
 MOST = 0.9
 """Share of the boxes of a split that decides what all of them are."""
+HALF = 0.5
+"""The same share where the masks speak for one other form: boxes that are near the origin, or almost square, agree with
+their masks in both forms."""
+ENOUGH_OF_A_FORM = 5
+"""So many boxes that all agree with their masks in one other form are no chance."""
 FAR = 0.3
 """IoU below which a box and its mask's extent are of different places, and not only drawn loosely."""
 ENOUGH_FAR = 2
@@ -95,9 +100,12 @@ class BoxEvidence:
                 hint="they seem to be fractions of the image; give them in pixels",
             )
         compared, disagreeing = self.counts["compared"], self.counts["disagreeing"]
-        if not disagreeing or disagreeing < MOST * compared:
+        if not disagreeing:
             return None
         hint = next((_FORMS[form] for form in _FORMS if self.counts[form] >= MOST * disagreeing), None)
+        is_other_form = hint is not None and disagreeing >= max(HALF * compared, ENOUGH_OF_A_FORM)
+        if disagreeing < MOST * compared and not is_other_form:
+            return None
         is_no_chance = disagreeing >= ENOUGH_DISAGREEING or self.counts["far"] == compared >= ENOUGH_FAR
         if hint is None and not is_strict and not is_no_chance:
             return None

@@ -12,11 +12,11 @@ from pathlib import Path
 from refcli.contracts.example import RLE, Example, Region
 from refcli.data.image import ImageFacts, decode, probe
 from refcli.data.preparation.box_evidence import CLIP_TOLERANCE, BoxEvidence
-from refcli.data.preparation.images import must_fit
+from refcli.data.preparation.images import OTHER_SIZE, UNREADABLE, must_fit
 from refcli.data.preparation.masks import region_mask
 from refcli.data.preparation.text import repair_text
 from refcli.data.sources.record import BoxXYXY, Problems, RawRecord, RawRegion
-from refcli.errors import DataError, ImageError
+from refcli.errors import DataError, ImageError, RefcliError
 from refcli.geometry.masks import mask_box, rle_area
 
 LOST_LETTER = "\ufffd"
@@ -47,6 +47,13 @@ class _RotatedPictureError(DataError):
     """An image that is turned when it is read, but not its annotation."""
 
 
+class _OtherSizeError(DataError):
+    """An image of another size than its annotation says."""
+
+
+_KINDS: dict[type[RefcliError], str] = {_RotatedPictureError: "rotated_picture", _OtherSizeError: OTHER_SIZE}
+
+
 def finish(
     placed: Sequence[PlacedRecord],
     how: Finishing,
@@ -71,7 +78,7 @@ def finish(
         try:
             width, height = _size(one, how)
         except (ImageError, DataError) as error:
-            kind = "rotated_picture" if isinstance(error, _RotatedPictureError) else "unusable_picture"
+            kind = _KINDS.get(type(error), UNREADABLE)
             for _ in texts:
                 problems.add(kind, record.where, f"{one.image}: {error.message}")
             continue
@@ -125,7 +132,7 @@ def _size(one: PlacedRecord, how: Finishing) -> tuple[int, int]:
             f"{told[0]} x {told[1]}: save it again without the tag (jpegtran -copy none)"
         )
     if all(told) and told != found.size:
-        raise DataError(f"the image is {found.width} x {found.height}, its annotation says {told[0]} x {told[1]}")
+        raise _OtherSizeError(f"the image is {found.width} x {found.height}, its annotation says {told[0]} x {told[1]}")
     return found.size
 
 

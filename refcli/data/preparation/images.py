@@ -74,15 +74,25 @@ def _parts(name: str) -> list[str]:
     return [part for part in name.split("/") if part not in ("", ".")]
 
 
+def _stem(name: str) -> str:
+    """A file name without its suffix, if it has one."""
+    return name.rpartition(".")[0] or name
+
+
 def _other_spellings(names: Sequence[str]) -> list[str]:
     """The paths that names written as Windows paths, URLs or with per cent signs mean; none of them is a given name."""
     found: list[str] = []
     for name in names:
         path, _, query = name.replace("\\", "/").partition("?")
         queried = parse_qs(query).get("d", [])  # Label Studio's /data/local-files/?d=PATH
+        if _ADDRESS.match(path):
+            path = path.partition("#")[0]
         path = _DRIVE.sub("", _ADDRESS.sub("", path, count=1), count=1)
         for one in (path, *queried):
-            found += [one, *_unquoted(one), quote(one, errors="replace")]
+            unquoted = _unquoted(one)
+            twice = [other for name in unquoted for other in _unquoted(name)]
+            with_blanks = [other.replace("+", " ") for other in (one, *unquoted) if "+" in other]
+            found += [one, *unquoted, *twice, *with_blanks, quote(one, errors="replace")]
     return [name for name in dict.fromkeys(found) if name not in names]
 
 
@@ -192,14 +202,18 @@ class ImageRoots:
             if ordered:
                 return self._why_unfit(ordered[0], name, image)
         for parts in wanted:
-            if places := self._files.get(comparable_name(parts[-1])):
+            if places := self._places(comparable_name(parts[-1])):
                 return MISSING, f"{name} (there is {places[0].relative}, in another folder)"
         if self._stems is None:
-            self._stems = {key.rpartition(".")[0]: key for key in self._files}
+            self._stems = {_stem(key): key for key in (*(self._members or ()), *self._files)}
         for parts in wanted:
-            if other := self._stems.get(comparable_name(parts[-1]).rpartition(".")[0]):
-                return MISSING, f"{name} (there is {self._files[other][0].relative})"
+            if other := self._stems.get(_stem(comparable_name(parts[-1]))):
+                return MISSING, f"{name} (there is {self._places(other)[0].relative})"
         return MISSING, name
+
+    def _places(self, key: str) -> list[_Place]:
+        """Files of a name, or else members of archives, as far as these are listed."""
+        return self._files.get(key) or (self._members or {}).get(key, [])
 
     def _why_unfit(self, place: _Place, name: str, image: RawImage) -> tuple[str, str]:
         path = self._containers[place.container].path / place.relative

@@ -32,6 +32,7 @@ from refcli.data.sources.coco_rows import (
     ANNOTATION_KEYS,
     EXPRESSION_KEYS,
     IMAGE_KEYS,
+    SENTENCE_KEYS,
     AnnotationRow,
     ImageRow,
     Span,
@@ -171,6 +172,8 @@ def _read_file(path: Path, problems: Problems) -> _File:
                 keys=(ANNOTATION_KEYS, keys),
             )
             row.check_spans()
+            if row.has_sentences:
+                _check_sentences(raw, keys, where)
             annotations.append(row)
         except DataError as error:
             rejected.add(error, where)
@@ -185,6 +188,20 @@ def _read_file(path: Path, problems: Problems) -> _File:
         {image: frozenset(categories) for image, categories in broken.items()},
         rejected,
     )
+
+
+def _check_sentences(raw: msgspec.Raw, keys: KeyLog, where: str) -> None:
+    """Compare the keys of an annotation's sentences with those that are known.
+
+    Raises:
+        MeaningError: see `KeyLog.check`.
+    """
+    row = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    for key in EXPRESSION_KEYS:
+        value = msgspec.json.decode(row[key]) if key in row else None
+        for number, part in enumerate(value if isinstance(value, list) else ()):
+            if isinstance(part, dict):
+                keys.check(SENTENCE_KEYS, part, f"{where}, {key}[{number}]")
 
 
 class _Target(msgspec.Struct):

@@ -87,6 +87,12 @@ class AnnotationRow(msgspec.Struct):
             raise DataError("tokens_positive is not a list of [begin, end]")
 
     @property
+    def has_sentences(self) -> bool:
+        """Whether a text is written as REFER writes it."""
+        given = (getattr(self, key) for key in EXPRESSION_KEYS)
+        return any(isinstance(part, Sentence) for value in given if isinstance(value, list) for part in value)
+
+    @property
     def spans(self) -> list[Span]:
         """The spans of `tokens_positive`, also where it is one span by itself."""
         given = self.tokens_positive or []
@@ -155,6 +161,9 @@ ANNOTATION_KEYS = KnownKeys(
     ANNOTATION_EXTRAS | {"phrase_ids", "phrase", "query", "sentence", "image_w", "image_h", "ref_id", "split"},
     has_box=True,
 )
+
+
+SENTENCE_KEYS = KnownKeys("sentence", frozenset(Sentence.__struct_fields__), frozenset({"sent_id", "tokens"}))
 
 
 def _of_sentence(sentence: Sentence) -> tuple[str | None, bool]:

@@ -5,8 +5,8 @@
     {"image": "a.jpg", "expression": "the fork", "no_target": true}
 
 The image: `image` is its path below one of the image folders (COCO's names of 2014 are recognised). Optional:
-`width` and `height` in pixels (-1: unknown); `image_id`, which says that files of several names are the same photograph
-("coco:581857", or a name of your own).
+`width` and `height` in pixels (null, -1 or 0: unknown); `image_id`, which says that files of several names are the same
+photograph ("coco:581857", or a name of your own).
 
 The text: `expression`, or a list of `expressions` that mean the same.
 
@@ -40,7 +40,7 @@ from refcli.config.schema import Settings
 from refcli.data.reading.json_files import parse_json
 from refcli.data.sources.coco_instances import xywh_to_xyxy
 from refcli.data.sources.json_lines import are_fractions, read_rows, some_object_has
-from refcli.data.sources.known_keys import excerpt
+from refcli.data.sources.known_keys import KnownKeys, check_meaning, excerpt, plain
 from refcli.data.sources.picture_names import Whose, named_image
 from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import decode_row, side_of
@@ -78,7 +78,8 @@ class _Line(msgspec.Struct):
 
 KEYS = _Line.__struct_fields__
 """Every key of the format."""
-UNKNOWN_SIDE = -1
+_LINE_KEYS = KnownKeys("line", frozenset(KEYS), has_box=True, has_corners=True)
+UNKNOWN_SIDES = (-1, 0)
 """How some tools write a width or height that they do not know."""
 _BOX_KEYS = ("box", "box_xywh", "boxes", "boxes_xywh")
 
@@ -129,6 +130,7 @@ def _parse_line(line: bytes, where: str, problems: Problems) -> _Line:
     keys = parse_json(line, dict[str, msgspec.Raw], where=where)
     for key in keys:
         if key not in KEYS:
+            check_meaning(key, plain(keys[key]), _LINE_KEYS, where)
             guess = nearest(key, KEYS)
             raise DataError(
                 f"there is no key {excerpt(key)!r}",
@@ -154,7 +156,7 @@ def _image(row: _Line, dataset: str, whose: Whose, where: str) -> RawImage:
     if not row.image.strip():
         raise DataError("image is empty", where=where)
     for key, side in (("width", row.width), ("height", row.height)):
-        if side not in (None, UNKNOWN_SIDE) and side_of(side) is None:
+        if side not in (None, *UNKNOWN_SIDES) and side_of(side) is None:
             raise DataError(f"{key} is {excerpt(side)}", where=where, hint="pixels, at least 1")
     image = named_image(row.image, dataset=dataset, width=side_of(row.width), height=side_of(row.height), whose=whose)
     if row.image_id is None:
@@ -209,21 +211,28 @@ def _masks(row: _Line, key: str, count: int, where: str) -> list[bytes | None]:
     segmentation = bytes(row.segmentation)
     if segmentation == b"null":
         return [None] * count
-    if key in ("box", "box_xywh") or (count == 1 and segmentation.startswith(b"{")):
+    if key in ("box", "box_xywh") or (count == 1 and (segmentation.startswith(b"{") or _is_polygon(segmentation))):
         return [segmentation]
-    parts = parse_json(segmentation, list[msgspec.Raw], where=f"{where}, segmentation")
+    parts = [] if segmentation.startswith(b"{") else parse_json(segmentation, list[msgspec.Raw], where=where)
     if count == 1 and len(parts) > 1 and all(map(_is_polygon, parts)):
         return [segmentation]
-    if len(parts) != count:
+    if len(parts) != count or _is_polygon(segmentation):
+        boxes = "is 1 box" if count == 1 else f"are {count} boxes"
         raise DataError(
-            f"there are {count} boxes but {len(parts)} segmentations",
+            f"there {boxes} but {_how_many(segmentation, parts)}",
             where=where,
             hint=f"with {key}, segmentation is a list of as many, null where there is none",
         )
     return [None if bytes(part) == b"null" else bytes(part) for part in parts]
 
 
-def _is_polygon(part: msgspec.Raw) -> bool:
+def _how_many(segmentation: bytes, parts: list[msgspec.Raw]) -> str:
+    if segmentation.startswith(b"{"):
+        return "one mask of all"
+    return "one polygon" if _is_polygon(segmentation) else f"{len(parts)} segmentations"
+
+
+def _is_polygon(part: msgspec.Raw | bytes) -> bool:
     """Whether a part of a segmentation is one polygon by itself, a list of numbers."""
     try:
         return bool(msgspec.json.decode(part, type=list[float]))

@@ -46,6 +46,8 @@ class KnownKeys:
     """Keys of published files that say nothing that is needed."""
     has_box: bool = False
     """Whether the record is a box, which may be rotated."""
+    has_corners: bool = False
+    """Whether boxes of the format are x1, y1, x2, y2; else they are COCO's: left, top, width, height."""
 
     @cached_property
     def all(self) -> frozenset[str]:
@@ -71,8 +73,8 @@ class KeyLog:
         """
         for key in row.keys() - known.all:
             self._note(known, key, where)
-            check_meaning(_text(key), _plain(row[key]), known, where)
-        if ATTRIBUTES in row and isinstance(attributes := _plain(row[ATTRIBUTES]), dict):
+            check_meaning(_text(key), plain(row[key]), known, where)
+        if ATTRIBUTES in row and isinstance(attributes := plain(row[ATTRIBUTES]), dict):
             for key, value in attributes.items():
                 self._note(known, f"{ATTRIBUTES}.{_text(key)}", where)
                 check_meaning(_text(key), value, known, where)
@@ -117,7 +119,7 @@ def check_meaning(key: str, value: object, known: KnownKeys, where: str) -> None
             where=where,
             hint="give the upright box around it, or a segmentation",
         )
-    if _is_foreign_form(name, value):
+    if _is_foreign_form(name, value, has_corners=known.has_corners):
         raise WholeFileError(
             f"{shown}: boxes in that form are not read",
             where=where,
@@ -160,13 +162,15 @@ def _is_false(value: object) -> bool:
 
 _SAYS_ABSENT: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(
-        ("exist", "exists", "ispresent", "present", "hastarget", "targetexists", "ispositive", "positive",
-         "answerable"),
+        ("exist", "exists", "isexist", "isexisting", "existent", "existence", "ispresent", "present", "hastarget",
+         "targetexists", "hasreferent", "referentexists", "hasobject", "objectexists", "ispositive", "positive",
+         "answerable", "isanswerable"),
         _is_false,
     ),
     **dict.fromkeys(
-        ("notarget", "negative", "isnegative", "neg", "isneg", "absent", "isabsent", "empty", "isempty", "unanswerable",
-         "norefer", "noobject", "rejection", "isrejection", "distractor", "isdistractor"),
+        ("notarget", "isnotarget", "hasnotarget", "negative", "isnegative", "neg", "isneg", "absent", "isabsent",
+         "empty", "isempty", "unanswerable", "isunanswerable", "norefer", "noreferent", "noobject", "nonexistent",
+         "isnonexistent", "notexist", "rejection", "isrejection", "distractor", "isdistractor"),
         _is_true,
     ),
 }  # fmt: skip
@@ -174,36 +178,25 @@ _SAYS_ABSENT: dict[str, Callable[[object], bool]] = {
 _SAYS_IGNORED: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(
         ("ignore", "ignored", "isignored", "ignoreregion", "ignoreflag", "skip", "skipped", "deleted", "isdeleted",
-         "removed", "discard", "discarded", "rejected", "wascancelled", "outside", "isinvalid", "invalid"),
+         "removed", "discard", "discarded", "rejected", "wascancelled", "outside", "isinvalid", "invalid",
+         "dontcare", "isdontcare", "excluded", "exclude", "dropped"),
         _is_true,
     ),
     **dict.fromkeys(("valid", "isvalid"), _is_false),
 }  # fmt: skip
 """The same of keys that say whether a record is to be used."""
 _ANGLES = frozenset(
-    {"rotation", "angle", "theta", "rotationangle", "rotateangle", "bboxrotation", "bboxangle", "rotationdeg",
-     "rotated", "isrotated"}
+    {"rotation", "rotate", "angle", "theta", "rotationangle", "rotateangle", "rotangle", "bboxrotation", "bboxangle",
+     "boxangle", "rotationdeg", "rotationdegrees", "angledeg", "angledegrees", "anglerad", "rotated", "isrotated"}
 )  # fmt: skip
 _BOX_MODES = frozenset({"bboxmode", "boxmode"})
-_XYWH_MODE = "1"
-"""Detectron2's number of the boxes that COCO has."""
-_BOX_FORMATS = frozenset({"bboxformat", "boxformat", "bboxtype", "boxtype", "boxesformat", *_BOX_MODES})
-_FOREIGN_FORMS = (
-    "xyxy",
-    "yxyx",
-    "cxcy",
-    "ltrb",
-    "tlbr",
-    "voc",
-    "yolo",
-    "center",
-    "centre",
-    "corner",
-    "norm",
-    "rel",
-    "percent",
-)
-"""What values of these keys hold that say that boxes are not written as COCO's are."""
+_CORNERS_MODE, _SIZES_MODE = "0", "1"
+"""Detectron2's numbers of boxes that are x1, y1, x2, y2, and of COCO's."""
+_BOX_FORMATS = frozenset({"bboxformat", "boxformat", "bboxtype", "boxtype", "boxesformat", "bboxesformat", *_BOX_MODES})
+_CORNERS = ("xyxy", "ltrb", "tlbr", "voc", "corner")
+_SIZES = ("xywh", "ltwh", "tlwh", "coco")
+_FOREIGN_FORMS = ("yxyx", "cxcy", "xcyc", "yolo", "center", "centre", "norm", "rel", "percent")
+"""What values of these keys hold that say that boxes are corners, that they are COCO's, or that they are neither."""
 _FRACTIONS = frozenset({"normalized", "normalised", "isnormalized", "isnormalised", "relative", "isrelative"})
 
 
@@ -218,19 +211,19 @@ def _is_turned(value: object) -> bool:
     return not math.isfinite(angle) or abs(math.remainder(angle, _TURN)) > _TURN_TOLERANCE
 
 
-def _is_foreign_form(name: str, value: object) -> bool:
-    """Whether a key says that boxes are written otherwise than as left, top, width and height in pixels."""
+def _is_foreign_form(name: str, value: object, *, has_corners: bool) -> bool:
+    """Whether a key says that boxes are written otherwise than in pixels and as those of the format."""
     if name in _FRACTIONS:
         return _is_true(value)
     if name not in _BOX_FORMATS or not isinstance(value, int | str) or isinstance(value, bool):
         return False
     text = _text(value).replace("_", "").casefold()
     if name in _BOX_MODES and text.isdecimal():
-        return text != _XYWH_MODE
-    return any(form in text for form in _FOREIGN_FORMS)
+        return text != (_CORNERS_MODE if has_corners else _SIZES_MODE)
+    return any(form in text for form in (*_FOREIGN_FORMS, *(_SIZES if has_corners else _CORNERS)))
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """The value of a key, decoded if it is still JSON text; None if that is no JSON."""
     if not isinstance(value, msgspec.Raw):
         return value

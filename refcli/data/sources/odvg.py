@@ -79,14 +79,27 @@ class _Label(msgspec.Struct):
     category: str | None = None
 
 
-_LINE_KEYS = KnownKeys("line", frozenset(_Line.__struct_fields__), frozenset({"image_id", "id", "source", "dataset"}))
-_GROUNDING_KEYS = KnownKeys("grounding", frozenset({"regions"}), frozenset({"caption"}))
-_DETECTION_KEYS = KnownKeys("detection", frozenset({"instances"}))
+_LINE_KEYS = KnownKeys(
+    "line",
+    frozenset(_Line.__struct_fields__),
+    frozenset({"image_id", "id", "source", "dataset"}),
+    has_corners=True,
+)
+_GROUNDING_KEYS = KnownKeys("grounding", frozenset({"regions"}), frozenset({"caption"}), has_corners=True)
+_DETECTION_KEYS = KnownKeys("detection", frozenset({"instances"}), has_corners=True)
 _REGION_KEYS = KnownKeys(
-    "region", frozenset({"bbox", "phrase"}), frozenset({"tokens_positive", "score", "scores"}), has_box=True
+    "region",
+    frozenset({"bbox", "phrase"}),
+    frozenset({"tokens_positive", "score", "scores"}),
+    has_box=True,
+    has_corners=True,
 )
 _INSTANCE_KEYS = KnownKeys(
-    "instance", frozenset({"bbox", "category"}), frozenset({"label", "area", "score"}), has_box=True
+    "instance",
+    frozenset({"bbox", "category"}),
+    frozenset({"label", "area", "score"}),
+    has_box=True,
+    has_corners=True,
 )
 
 

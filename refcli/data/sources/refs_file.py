@@ -12,7 +12,7 @@ import msgspec
 from refcli.data.reading.json_files import convert, read_json
 from refcli.data.reading.pickles import read_pickle
 from refcli.data.reading.streams import open_binary
-from refcli.data.sources.known_keys import KeyLog, KnownKeys, WholeFileError
+from refcli.data.sources.known_keys import KeyLog, KnownKeys
 from refcli.data.sources.record import Problems, RawExpression
 from refcli.data.sources.rows import Id, Rejections, Row, convert_row, decode_row, identity
 from refcli.errors import DataError
@@ -83,7 +83,7 @@ def read_refs(path: Path, *, text: TextField, problems: Problems) -> list[Ref]:
         problems: refs and sentences that are left out, `broken_ref` and `broken_sentence`, and `unused_key`.
 
     Raises:
-        DataError: not such a file, no ref can be used, a sentence lacks the wanted form, or an id occurs twice.
+        DataError: not such a file, no ref can be used, no sentence has the wanted form, or an id occurs twice.
     """
     start = _head(path, 64).removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"{"):
@@ -176,18 +176,22 @@ class _Reading:
                 self._rejected_sentences.add(error, f"{where}, sentence {number}")
                 continue
             words = sentence.sent if self._text == "sent" else sentence.raw
-            if words is None and (sentence.sent if self._text == "raw" else sentence.raw) is None:
-                self._rejected_sentences.add(DataError("there is no text", where=where), f"{where}, sentence {number}")
-                continue
             if words is None:
-                other = "raw" if self._text == "sent" else "sent"
-                raise WholeFileError(
-                    f"sentence {number} has no {self._text!r}",
-                    where=where,
-                    hint=f"--set text={other} takes the other form",
-                )
+                self._rejected_sentences.add(self._no_text(sentence, number, where), f"{where}, sentence {number}")
+                continue
             identity_of = number if sentence.sent_id is None else sentence.sent_id
             yield RawExpression(f"{row.ref_id}/{identity_of}", words), sentence.exist is not False
+
+    def _no_text(self, sentence: _Sentence, number: int, where: str) -> DataError:
+        """Why a sentence that lacks the wanted form cannot be used."""
+        if sentence.sent is None and sentence.raw is None:
+            return DataError("there is no text", where=where)
+        other = "raw" if self._text == "sent" else "sent"
+        return DataError(
+            f"sentence {number} has no {self._text!r}",
+            where=where,
+            hint=f"--set text={other} takes the other form",
+        )
 
     def _decoded(
         self,

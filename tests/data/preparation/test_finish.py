@@ -134,10 +134,10 @@ def test_checked_pictures_must_decode_and_have_the_annotated_size(tmp_path):
     broken.write_bytes(broken.read_bytes()[:300])
     raw = record(RawRegion((1.0, 1.0, 5.0, 5.0)))
     assert len(finished(raw, right, check_images=True)[0]) == 1
-    for path in (small, broken):
+    for path, kind in ((small, "image_of_another_size"), (broken, "unusable_picture")):
         examples, problems = finished(raw, path, check_images=True)
         assert examples == []
-        assert problems.counts == {"unusable_picture": 1}
+        assert problems.counts == {kind: 1}
     assert len(finished(raw, small)[0]) == 1
 
 

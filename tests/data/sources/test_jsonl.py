@@ -133,7 +133,7 @@ def test_several_expressions_have_different_ids_and_the_same_regions(tmp_path):
         (GOOD | {"boxes": [[1, 2, 3, 4]]}, "box and boxes are both given"),
         (GOOD | {"no_target": True}, "there is a target"),
         (GOOD | {"box": [0.1, 0.2, 0.5, 1]}, "in fractions of the image"),
-        (GOOD | {"width": 0}, "width is 0"),
+        (GOOD | {"width": -7}, "width is -7"),
         (GOOD | {"id": ""}, "id is empty"),
         ({"image": "a.jpg", "expression": "x", "boxes": [[1, 2, 3, 4]], "segmentation": []}, "0 segmentations"),
         ({"image": "a.jpg", "expression": "x", "boxes": [[1, 2, 3, 4]], "segmentation": 3}, "unexpected shape"),

@@ -22,6 +22,8 @@ def command(
     force: OutForce = False,
 ) -> None:
     """See it work, offline: draw new scenes, ask the builtin model about them, and look at its answers."""
+    from shlex import quote
+
     from refcli.cli.output import say, write_line
     from refcli.recipes.demo import demo
     from refcli.recipes.predict import Output
@@ -34,7 +36,8 @@ def command(
     write_line(f"{sum(row.is_right for row in rows)} of {len(rows)} right")
     say(f"look at {out / 'contact_sheet.png'}; scenes, overlays, masks and predictions.jsonl are beside it")
     found = next((row for row in rows if not row.answer.no_target), rows[0])
-    say(f'ask yourself: refcli predict {out / found.scene} -e "{found.expression}" --out {out / "mine"}')
+    scene, mine = quote(str(out / found.scene)), quote(str(out / "mine"))
+    say(f'ask yourself: refcli predict {scene} -e "{found.expression}" --out {mine}')
 
 
 def _line(row: DemoRow, width: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import io
 import os
+import re
 import stat
 import struct
 import sys
@@ -57,6 +58,13 @@ _TILE_PIXELS, _TILE_SIDE = 1 << 21, 1 << 16
 _LARGEST_FACTOR = 64
 """Images are reduced by no more, however long and thin they are; it divides the side of a tile."""
 
+_HEAD_BYTES = 512
+_OTHER_KINDS = (
+    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), "a HEIC image; convert it to JPEG or PNG"),
+    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS; fetch the image with `git lfs pull`"),
+    (re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE), "a web page; download the image again"),
+)
+"""How files start that often stand where an image is expected, and what they are."""
 _PNG, _PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """How a PNG starts, and its chunks that say nothing about pixels or size."""
 _REDUCED_FIRST = frozenset({"I", "F"})
@@ -330,7 +338,7 @@ def _opened(source: str | Path | bytes, where: str) -> Image.Image:
                 if not content.startswith(_PNG):
                     raise
                 return Image.open(io.BytesIO(_without_texts(content)), formats=formats)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError("there is no such image", where=where, hint="check the path") from error
     except IsADirectoryError as error:
         raise ImageError("this is a directory, not an image", where=where, hint="name a file") from error
@@ -338,12 +346,29 @@ def _opened(source: str | Path | bytes, where: str) -> Image.Image:
         raise ImageError("the image may not be read", where=where, hint="check its permissions") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            "the file is not an image that can be read", where=where, hint="use JPEG, PNG, WebP, TIFF, BMP or GIF"
+            f"the file is not an image that can be read{_kind_of_unreadable(source)}",
+            where=where,
+            hint="use JPEG, PNG, WebP, TIFF, BMP or GIF",
         ) from error
     except _BROKEN as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ImageError(
-            f"the image cannot be read: {error}", where=where, hint="fetch or export the file again"
+            f"the image cannot be read: {reason}", where=where, hint="fetch or export the file again"
         ) from error
+
+
+def _kind_of_unreadable(source: str | Path | bytes) -> str:
+    """What a file is, if it is something that often stands where an image is expected: `: it is ...`."""
+    head = b""
+    with suppress(OSError):
+        if isinstance(source, bytes):
+            head = source[:_HEAD_BYTES]
+        else:
+            with open(source, "rb") as file:  # noqa: PTH123 - `source` may be text
+                head = file.read(_HEAD_BYTES)
+    if not head.strip(b"\0"):
+        return ": it is empty" if not head else ""
+    return next((f": it is {kind}" for start, kind in _OTHER_KINDS if start.match(head)), "")
 
 
 def _without_texts(png: bytes) -> bytes:

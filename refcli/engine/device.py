@@ -19,22 +19,33 @@ def resolve_device(name: str, *, automatic: Sequence[str] = FOR_TRAINING) -> tor
         UsageError: torch does not know the name, or the device is not there.
     """
     if name == "auto":
-        return torch.device(next(kind for kind in automatic if _is_there(kind)))
+        return next(device for device in map(torch.device, automatic) if _is_there(device))
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+        if str(device) != name:
+            raise ValueError(f"{name} would be {device}")  # torch keeps eight bits of the number
+    except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"there is no device called {name!r}", where="device", hint="use auto, cpu, cuda, cuda:1 or mps"
         ) from error
-    if not _is_there(device.type):
+    if not _is_there(device):
+        number = "" if device.index is None else f" {device.index}"
         raise UsageError(
-            f"this machine has no usable {device.type.upper()} device", where=f"device {name}", hint="use --device cpu"
+            f"this machine has no usable {device.type.upper()} device{number}",
+            where=f"device {name}",
+            hint="use --device cpu",
         )
     return device
 
 
-def _is_there(kind: str) -> bool:
-    """Whether torch can use a kind of device here; kinds other than CUDA and MPS are taken at their word."""
-    if kind == "cuda":
-        return torch.cuda.is_available()
-    return kind != "mps" or torch.backends.mps.is_available()
+def _is_there(device: torch.device) -> bool:
+    """Whether torch can use a device here."""
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index is None or device.index < torch.cuda.device_count())
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError):  # not compiled in, no hardware, or nothing that computes
+        return False
+    return True

@@ -67,6 +67,8 @@ class LeftOut:
         """Linked folders."""
         self.special: list[str] = []
         """What has the name of an image and is no file: pipes, devices, sockets."""
+        self.broken: list[str] = []
+        """Links that lead nowhere."""
         self.closed: list[str] = []
         """Folders that cannot be read."""
 
@@ -79,6 +81,7 @@ class LeftOut:
             _counted("output{} of refcli", len(self.answers)) + _names(self.answers),
             _counted("linked folder{}", len(self.links)) + _names(self.links, end="; name it to search it"),
             _counted("special file{}", len(self.special)) + _names(self.special),
+            _counted("broken link{}", len(self.broken)) + _names(self.broken),
             _counted("folder{} that cannot be read", len(self.closed)) + _names(self.closed),
         )
         return ", ".join(part for part in parts if part)
@@ -116,7 +119,7 @@ def images_below(folder: Path, left_out: LeftOut, *, without: Path | None = None
 def files_matching(pattern: str, left_out: LeftOut, *, without: Path | None = None) -> list[str]:
     """The files that a pattern (`*`, `?`, `[a-z]`, `**` for any folders) means, sorted.
 
-    A part of the pattern that exists as it is written is no pattern. `*` does not match hidden names.
+    A part of the pattern that exists as it is written is no pattern. `*` does not match hidden names, and no folders.
 
     Raises:
         UsageError: there are none.
@@ -124,8 +127,12 @@ def files_matching(pattern: str, left_out: LeftOut, *, without: Path | None = No
     found: set[str] = set()
     for path in _matches(Path(), Path(pattern).parts, left_out, without):
         mode = file_mode(path)
-        if mode is not None and stat.S_ISREG(mode):
+        if mode is None:
+            left_out.broken += [str(path)] * _exists(path)
+        elif stat.S_ISREG(mode):
             found.add(str(path))
+        elif not stat.S_ISDIR(mode):
+            left_out.special.append(str(path))
     if not found:
         hint = f"left out: {left_out}" if str(left_out) else "check the pattern"
         raise UsageError("the pattern matches no file", where=pattern, hint=hint)

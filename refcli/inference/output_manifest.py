@@ -18,6 +18,8 @@ SCHEMA = "refcli.output/1"
 PREDICTIONS = "predictions.jsonl"
 PARTIAL = f"{PREDICTIONS}.partial"
 SHEET = "contact_sheet.png"
+INSPECTION, INSPECTION_SCHEMA = "inspection.json", "refcli.inspection/1"
+"""The list of drawings that `inspect-data` made."""
 DRAWINGS, MASKS, SCENES = "overlays", "masks", "scenes"
 SUBFOLDERS = (DRAWINGS, MASKS, SCENES)
 OWN_FILE = re.compile(
@@ -155,17 +157,23 @@ class OutputManifest:
 
 
 def is_output_folder(path: Path) -> bool:
-    """Whether refcli wrote answers and drawings there (versions without a manifest, too)."""
-    manifest = path / MANIFEST
-    if is_real_file(manifest):
-        try:
-            with manifest.open("rb") as file:
-                header = _record(file.readline(MAX_LINE_BYTES))
-        except OSError:
-            return False
+    """Whether refcli wrote answers or drawings there (versions without a manifest, too)."""
+    if is_real_file(path / MANIFEST):
+        header = _record(_start(path / MANIFEST))
         return header is not None and header.get("schema") == SCHEMA
+    if is_real_file(path / INSPECTION) and f'"{INSPECTION_SCHEMA}"'.encode() in _start(path / INSPECTION, num_lines=2):
+        return True
     has_lines = is_real_file(path / PREDICTIONS) or is_real_file(path / PARTIAL)
     return has_lines and is_real_folder(path / DRAWINGS) and is_real_folder(path / MASKS)
+
+
+def _start(path: Path, num_lines: int = 1) -> bytes:
+    """The first lines of a file; nothing where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return b"".join(file.readline(MAX_LINE_BYTES) for _ in range(num_lines))
+    except OSError:
+        return b""
 
 
 def is_real_file(path: Path) -> bool:

@@ -30,6 +30,8 @@ MAX_BYTES = 4 << 30
 """A line that goes on for longer than this ends the reading."""
 SKIPPED_BYTES = 1 << 20
 """Read at once of the rest of a line that is too long."""
+MOST_DIGITS = 4000
+_GZIP = b"\x1f\x8b"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
@@ -136,8 +138,10 @@ def expand_images(name: str, *, without: Path | None = None, note: Callable[[str
         note: called with what else is left out.
 
     Raises:
-        UsageError: a pattern that matches nothing.
+        UsageError: an empty name, or a pattern that matches nothing.
     """
+    if not name:
+        raise UsageError("an input is an empty text", hint="give an image, a folder, a request file or -")
     left_out = LeftOut()
     if is_folder(Path(name)):
         found = images_below(Path(name), left_out, without=without)
@@ -212,10 +216,9 @@ def _parse_line(line: bytes, where: str, folder: Path | None, expressions: Seque
         yield _malformed(where, f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
         return
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = json.loads(line.decode("utf-8-sig").rstrip(), parse_int=_integer)
     except (ValueError, RecursionError) as error:
-        encoding = "; is it UTF-16? Lines must be UTF-8" if b"\0" in line else ""
-        yield _malformed(where, f"not a line of JSON ({error}{encoding})")
+        yield _malformed(where, f"not a line of JSON ({error}{_other_form(line)})")
         return
     if not isinstance(record, dict):
         yield _malformed(where, 'a request is an object like {"image": ..., "expression": ...}')
@@ -239,6 +242,25 @@ def _parse_line(line: bytes, where: str, folder: Path | None, expressions: Seque
         problem = f"{where}: {problem}"
     readable = [_readable(expression) for expression in asked]
     yield from _ask(image, source, readable, ident, numbered="expressions" in record, error=problem)
+
+
+def _other_form(line: bytes) -> str:
+    """What else than a line of JSON a line looks like."""
+    if line.startswith(_GZIP):
+        return "; is it gzip? Unpack it first"
+    num_zeros = line.count(0)
+    return "; is it UTF-16? Lines must be UTF-8" if len(line) <= 3 * num_zeros <= 2 * len(line) else ""
+
+
+def _integer(digits: str) -> int:
+    """A whole number of a line.
+
+    Raises:
+        ValueError: it has more digits than Python reads.
+    """
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
 
 
 def _expressions_of(record: dict[str, object], default: Sequence[str]) -> Sequence[str] | str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from refcli.contracts.prediction import Answer
 
@@ -19,7 +19,8 @@ class UnreadText:
         self.num_partly = 0
         self.num_wholly = 0
         self.num_cut = 0
-        self._words: dict[str, None] = {}
+        self._of_partly: dict[str, None] = {}
+        self._of_wholly: dict[str, None] = {}
 
     def add(self, answer: Answer) -> None:
         """The expression of an answer; one that could not be answered is not counted."""
@@ -30,27 +31,28 @@ class UnreadText:
         """One more expression."""
         self.num_expressions += 1
         self.num_cut += bool(unread_text)
-        if len(unknown_words) == len(expression.split()):
+        is_wholly = len(unknown_words) == len(expression.split())
+        if is_wholly:
             self.num_wholly += 1
         elif unknown_words:
             self.num_partly += 1
+        words = self._of_wholly if is_wholly else self._of_partly
         for word in unknown_words:
-            if len(self._words) <= MOST_WORDS:
-                self._words.setdefault(word.strip(".,;:!?\"'()").lower() or word)
+            if len(words) <= MOST_WORDS:
+                words.setdefault(word.strip(".,;:!?\"'()").lower() or word)
 
     def notes(self) -> list[str]:
         """One sentence for each kind that occurred."""
-        words = [word if len(word) <= MOST_LETTERS else word[:MOST_LETTERS] + "..." for word in self._words]
-        named = ", ".join(words[:MOST_WORDS]) + (", ..." if len(words) > MOST_WORDS else "")
         notes = []
         if self.num_wholly:
             notes.append(
                 f"the model knows no word of {self._share(self.num_wholly)}; its answers to them mean nothing "
-                f"(unknown_words: {named})"
+                f"(unknown_words: {_named(self._of_wholly)})"
             )
         if self.num_partly:
             notes.append(
-                f"the model does not know all words of {self._share(self.num_partly)} (unknown_words: {named})"
+                f"the model does not know all words of {self._share(self.num_partly)} "
+                f"(unknown_words: {_named(self._of_partly)})"
             )
         if self.num_cut:
             notes.append(f"the model does not read the end of {self._share(self.num_cut)}: too long (unread_text)")
@@ -58,3 +60,8 @@ class UnreadText:
 
     def _share(self, count: int) -> str:
         return f"{count:,} of {self.num_expressions:,} expression{'' if self.num_expressions == 1 else 's'}"
+
+
+def _named(unknown: Iterable[str]) -> str:
+    words = [word if len(word) <= MOST_LETTERS else word[:MOST_LETTERS] + "..." for word in unknown]
+    return ", ".join(words[:MOST_WORDS]) + (", ..." if len(words) > MOST_WORDS else "")

@@ -25,11 +25,8 @@ from refcli.files import path_inside, write_atomically
 from refcli.inference.contact_sheet import GUTTER, PAPER, as_cell, contact_sheet
 from refcli.inference.draw import draw_answer
 from refcli.inference.image_folders import SYSTEM_NAMES
+from refcli.inference.output_manifest import INSPECTION, INSPECTION_SCHEMA, SHEET
 
-INSPECTION_SCHEMA = "refcli.inspection/1"
-SHEET = "contact_sheet.png"
-LIST = "inspection.json"
-"""Lists what was drawn into a folder; nothing else there is ever replaced."""
 _DRAWING = re.compile(r"[^/]+/[^/]+-\d{6,}\.png")
 COLUMNS = 4
 CELL_WIDTH = 420
@@ -169,7 +166,7 @@ def inspect_data(
     if force:
         _remove_earlier(out)
     inspection = Inspection(path, statistics, draw_sample(opened, num_samples, out=out, seed=seed))
-    write_atomically(out / LIST, (json.dumps(inspection.document(), indent=2) + "\n").encode())
+    write_atomically(out / INSPECTION, (json.dumps(inspection.document(), indent=2) + "\n").encode())
     return inspection
 
 
@@ -283,7 +280,7 @@ def _check_free(out: Path, *, force: bool) -> None:
 
 def _earlier(out: Path) -> list[Path]:
     """The files that an earlier call has written into a folder, its list first; none where there is no such list."""
-    path = path_inside(out, LIST)
+    path = path_inside(out, INSPECTION)
     if path is None or not path.is_file():
         return []
     try:

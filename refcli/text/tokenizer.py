@@ -36,6 +36,10 @@ PLAIN_MARKS = {
 """What a mark is written as where a tokenizer has no piece for it."""
 ASCII_MARKS = frozenset("$+<=>|~")
 """Marks that Unicode calls symbols."""
+ZERO_WIDTH_SPACE = "\u200b"
+"""It separates words, unlike the other characters without a shape."""
+VARIANTS = frozenset(map(chr, range(0xFE00, 0xFE10)))
+"""They choose the shape of the character before them, such as that of a symbol or of an emoji."""
 UNLEARNED_MARKS = frozenset(",.-")
 """Marks that the packaged tokenizer has pieces for, and the packaged model has never met."""
 _OUTER_APOSTROPHE = re.compile(r"(?<!\w)'+|'+(?!\w)")
@@ -216,8 +220,10 @@ class Tokenizer:
     def _mark(self, character: str, unlearned_marks: Set[str]) -> str:
         """A mark as the tokenizer knows it, or a blank; other characters as they are."""
         category = unicodedata.category(character)
-        if category in ("Cc", "Cf"):
-            return "" if category == "Cf" else " "
+        if category == "Cc" or character == ZERO_WIDTH_SPACE:
+            return " "
+        if category == "Cf" or character in VARIANTS:
+            return ""
         if not (category[0] == "P" or category == "Sk" or character in ASCII_MARKS):
             return character
         written = (character, PLAIN_MARKS.get(character, character), unicodedata.normalize("NFKC", character))

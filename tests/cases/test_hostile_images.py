@@ -188,6 +188,31 @@ def test_a_long_colour_profile_does_not_cost_a_png(tmp_path):
     assert probe(path).size == (8, 6)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + b"\x00" * 99, "a HEIC image; convert it"),
+        (b"\x00\x00\x00\x1cftypmif1\x00\x00\x00\x00mif1heic" + b"\x00" * 99, "a HEIC image; convert it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html><body>404</body></html>", "a web page"),
+        (b"\x00" * 5000, r"can be read\n"),
+        (b"just text", r"can be read\n"),
+    ],
+)
+def test_what_stands_where_an_image_is_expected_is_said(tmp_path, content, message):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=message):
+        open_scaled(path)
+
+
+def test_a_file_in_the_place_of_a_folder_is_no_image(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    with pytest.raises(ImageError, match="no such image"):
+        open_scaled(tmp_path / "a.jpg/b.jpg")
+
+
 @pytest.mark.parametrize("name", ["a\x00b.jpg", "x" * 5000 + ".jpg", "\ud83d.jpg"])
 def test_a_name_that_no_file_can_have_is_an_image_error(name):
     with pytest.raises(ImageError) as caught:

@@ -93,6 +93,19 @@ def test_answers_below_the_input_are_never_read_again(refcli, here, monkeypatch)
     assert found(".")[0] == ["a.jpg"]
 
 
+def test_drawings_of_examples_are_never_read_as_images(refcli, here):
+    assert refcli("prepare-data", "synthetic", "--size", "2", "--out", "st")[0] == 0
+    images, _ = found("st")
+    for out in ("st/drawn", "elsewhere"):
+        assert refcli("inspect-data", "st", "--sample", "1", "--out", out)[0] == 0
+    assert found("st")[0] == images
+    assert "1 output of refcli (st/drawn)" in found("st")[1]
+    assert found(".")[0] == images
+    make(here, "mine/a.jpg")
+    make(here, "mine/inspection.json", content=b'{"schema": "of my own"}')
+    assert found("mine")[0] == ["mine/a.jpg"]
+
+
 def test_inputs_without_images_are_noted_and_refused_only_if_there_are_no_others(here):
     make(here, "in/a.jpg", "in/__MACOSX/._b.jpg", "in/docs/notes.txt", "in/o/overlays/00000-a-x.png")
     make(here, "set.jsonl/a.jpg")
@@ -147,6 +160,27 @@ def test_linked_files_are_read_linked_folders_are_not_and_loops_end(here):
     assert found("in/**/*.jpg")[0] == ["in/a.jpg", "in/deep/b.jpg"]
     (here / "link").symlink_to(here / "elsewhere")
     assert found("link")[0] == ["link/x.jpg"], "a link that is named is followed"
+
+
+@needs_links
+def test_what_a_pattern_passes_by_is_counted(here):
+    make(here, "in/a.jpg", "in/x.jpg/b.jpg")
+    (here / "in/broken.jpg").symlink_to(here / "none.jpg")
+    (here / "in/zero.jpg").symlink_to("/dev/zero")
+    images, note = found("in/*.jpg")
+    assert images == ["in/a.jpg"]
+    assert "1 special file (in/zero.jpg), 1 broken link (in/broken.jpg)" in note
+    assert found("in/**/b.jpg") == (["in/x.jpg/b.jpg"], "")
+    with pytest.raises(UsageError) as caught:
+        found("in/b*.jpg")
+    assert "1 broken link" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("inputs", [("",), ("in", "")])
+def test_an_empty_text_is_not_the_current_folder(here, inputs):
+    make(here, "in/a.jpg")
+    with pytest.raises(UsageError, match="empty text"):
+        found(*inputs)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")

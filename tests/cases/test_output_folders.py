@@ -311,6 +311,7 @@ def test_demo_keeps_the_same_rules(refcli, tmp_path, monkeypatch, random_weights
         assert refcli("demo", "--scenes", "1", "--out", "mine", *arguments)[0] == 2
     assert contents(tmp_path / "mine") == {"masks/00000-scene-000-x-0.png": b"mine"}
 
+    assert "refcli predict 'a b/scenes/scene-000.png'" in refcli("demo", "--scenes", "1", "--out", "a b")[2]
     assert refcli("demo", "--scenes", "1", "--out", "o")[0] == 0
     whole = contents(tmp_path / "o")
     assert refcli("demo", "--scenes", "1", "--out", "o")[0] == 2

@@ -15,7 +15,7 @@ from PIL import Image
 from refcli.errors import UsageError
 from refcli.inference import requests
 from refcli.inference.read_ahead import LONGEST_SHOWN, Picture, ReadAhead
-from refcli.inference.requests import Request, read_requests
+from refcli.inference.requests import Request, parse_request_lines, read_requests
 
 GOOD = {"image": "a.png", "expression": "the red circle"}
 NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
@@ -36,6 +36,13 @@ def ask(refcli, tmp_path, monkeypatch, random_weights):
     return call
 
 
+@pytest.mark.parametrize("line", [b"\x89PNG\x00\x00abcdefghi", b"\xff\xd8\xff\xe0abc\x00", b"\x00" * 9])
+def test_no_encoding_is_guessed_for_other_bytes(line):
+    (request,) = parse_request_lines([line], "r.jsonl", None)
+    assert request.error is not None
+    assert "UTF-16" not in request.error
+
+
 @pytest.mark.parametrize(
     ("line", "error"),
     [
@@ -54,7 +61,11 @@ def ask(refcli, tmp_path, monkeypatch, random_weights):
         ({"image": "a.png", "expression": "x", "id": [[1]]}, '"id" must be'),
         ({"image": "a.png", "expression": "x", "id": {"a": "\ud83d"}}, '"id" must be'),
         (b'{"image": "a.png", "expression": "x", "id": ' + b"9" * 5000 + b"}", "not a line of JSON"),
+        (b'{"image": "a.png", "expression": "x", "z": ' + b"9" * 5000 + b"}", "(a number of 5,000 digits)"),
+        (b'{"image": "a.png/x", "expression": "x"}', "no such image"),
+        (b'{"image": "a.png",', "line 1 column 19"),
         (json.dumps(GOOD).encode("utf-16"), "UTF-16"),
+        (b"\x1f\x8b\x08\x00\x00abc\xffdef", "is it gzip?"),
         (b'{"image": "caf\xe9.png", "expression": "x"}', "not a line of JSON"),
         (b"\x00" * 100, "not a line of JSON"),
     ],

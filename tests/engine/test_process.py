@@ -52,7 +52,7 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
     assert keep_freed_pages() is False
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:256", "cuda:9999"])
 def test_an_unknown_device_is_a_usage_error(name):
     with pytest.raises(UsageError, match="no device called"):
         resolve_device(name)
@@ -64,6 +64,12 @@ def test_a_device_that_is_not_there_is_a_usage_error(monkeypatch, name):
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
 
     with pytest.raises(UsageError, match=f"no usable {name.upper()}"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize("name", ["xpu", "hpu", "meta", "cuda:99"])
+def test_a_device_that_this_torch_cannot_compute_on_is_a_usage_error(name):
+    with pytest.raises(UsageError, match=rf"no usable {name.partition(':')[0].upper()} device( 99)?\n"):
         resolve_device(name)
 
 

@@ -65,8 +65,8 @@ def find_preset(name: str) -> Path:
     Raises:
         ConfigError: unknown or ambiguous.
     """
-    if "/" in name:
-        group, _, stem = name.partition("/")
+    group, _, stem = name.partition("/")
+    if stem and group in preset_groups():
         return preset_path(group, stem)
     groups = [group for group in preset_groups() if name in list_presets(group)]
     if len(groups) == 1:

@@ -198,3 +198,9 @@ def test_a_name_that_two_groups_share_needs_its_group(specs):
     with pytest.raises(ConfigError, match="2 presets are called"):
         find_preset("same")
     assert find_preset("evaluate/same") == other / "same.yaml"
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "a/b/c", "x/", "finetune/", "/"])
+def test_an_unknown_name_with_slashes_is_reported_as_it_was_typed(name):
+    with pytest.raises(ConfigError, match=f"no preset called '{name}'"):
+        find_preset(name)

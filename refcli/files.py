@@ -73,7 +73,7 @@ def share_as_folder(path: Path) -> None:
 
 
 def remove_stale_temporaries(folder: Path) -> None:
-    """Remove the temporaries in a folder whose processes were killed: those of this user that nobody has locked.
+    """Remove the temporaries in a folder whose processes were killed: those of this user that are not locked.
 
     Of other machines, only those that are a day old are removed.
     """
@@ -135,7 +135,7 @@ def _is_locked_at(handle: int, path: Path) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: nobody can take it for stale
+    except OSError:  # a file system without locks: it cannot be mistaken for stale
         return True
     return _is_at(handle, path)
 

@@ -53,7 +53,7 @@ def check_systems(weights: Sequence[str], predictions: Sequence[Path]) -> None:
 
 
 def check_folder(out: Path, own: Sequence[str], *, force: bool) -> None:
-    """Make sure that a folder can be made, or is there and nothing in it is lost.
+    """Make sure that a folder can be created, or exists and loses nothing.
 
     Args:
         out: the folder.

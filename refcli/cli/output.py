@@ -48,7 +48,7 @@ def settle_stdout() -> None:
 
 
 class _Unfailing:
-    """A text stream whose writes cannot fail: the rest is dropped as soon as one does."""
+    """A text stream whose writes never fail: after the first failure, output is dropped."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = _null_device() if stream is None else stream
@@ -118,7 +118,7 @@ def leave_closed_pipe() -> NoReturn:
 
 
 def _abandon_stdout() -> None:
-    """Let what is left in the buffers of stdout go nowhere: the interpreter flushes them when it ends."""
+    """Discard what is left in the buffers of stdout, which the interpreter flushes when it ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -1,4 +1,4 @@
-"""YAML of people and of files from elsewhere: plain values of bounded size, or one sentence about what is wrong."""
+"""YAML of users and from outside files: plain values of bounded size, or one sentence about what is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How launchers of one run meet: alone without any port, or at one address whose store holds nothing that could run."""
+"""How launchers of one run meet: alone without any port, or at one address whose store holds plain data only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from refcli.engine.stores import addresses_of, bind, is_every_interface, is_know
 from refcli.errors import UsageError
 
 CONNECT_SECONDS = 45.0
-"""How long a launcher tries to reach the store of the others; an endpoint where nobody answers is an error then."""
+"""How long a launcher tries to reach the store of the others; an endpoint without an answer is an error then."""
 STORE_TIMEOUT = timedelta(seconds=60)
 RUN_KEY = "refcli/run"
 """Where the store at an endpoint says which run meets there."""
@@ -49,7 +49,7 @@ STATE_CLASSES = {
 
 
 class MeetingAlone(RendezvousHandler):
-    """The launcher of one machine, which meets nobody: it listens at no port and reads nothing of others."""
+    """The rendezvous of a single machine: it opens no port and reads no data from others."""
 
     def __init__(self) -> None:
         self._run_id = uuid.uuid4().hex
@@ -63,14 +63,14 @@ class MeetingAlone(RendezvousHandler):
         return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo("localhost", 0))  # nobody serves a port 0
 
     def is_closed(self) -> bool:
-        """Never: nobody else could close it."""
+        """Never: no other launcher could close it."""
         return False
 
     def set_closed(self) -> None:
         """Nothing to do."""
 
     def num_nodes_waiting(self) -> int:
-        """Nobody comes later."""
+        """No launcher joins later."""
         return 0
 
     def get_run_id(self) -> str:
@@ -123,7 +123,7 @@ def meet_others(
 
     Raises:
         UsageError: another run meets there, or it is no address of one machine.
-        RendezvousConnectionError: nobody answers, or nobody who speaks for a run.
+        RendezvousConnectionError: there is no answer, or none from a run of refcli.
     """
     host, _, number = endpoint.rpartition(":")
     host, port = host.strip("[]"), int(number)
@@ -190,7 +190,7 @@ def _join(host: str, port: int) -> tuple[TCPStore, str, tuple[str, str]]:
             store.set_timeout(STORE_TIMEOUT)
             found.append((store, run))
 
-    asking = threading.Thread(target=ask, daemon=True)  # torch waits for ever for an answer where nobody gives one
+    asking = threading.Thread(target=ask, daemon=True)  # torch waits for ever for an answer where there is none
     with _silent_stderr():
         asking.start()
         asking.join(max(1.0, deadline - time.monotonic()))
@@ -227,7 +227,7 @@ def _read_run(store: TCPStore) -> tuple[str, str]:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Keep torch's own complaints about a connection from the user, who gets one sentence."""
+    """Hide torch's own messages about a connection: the user gets one sentence."""
     voice, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 2)
     try:

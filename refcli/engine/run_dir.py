@@ -81,7 +81,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path, settings: Settings, *, resume: bool, force: bool, facts: Mapping[str, Any]) -> RunDir:
-        """Start a run directory, or take up an old one.
+        """Start a run directory, or continue an old one.
 
         Args:
             settings: what the run does; written to run.yaml.

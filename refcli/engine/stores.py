@@ -135,7 +135,7 @@ def settling_store(name: str, *, timeout: timedelta) -> Store:
     """A store to settle something among the processes of a world, also when their connections are gone.
 
     Raises:
-        KeyError, RuntimeError: nobody serves it any more.
+        KeyError, RuntimeError: it is no longer served.
     """
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder is not None:

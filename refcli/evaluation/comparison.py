@@ -125,7 +125,11 @@ def compare_splits(this: SplitScores, other: SplitScores, *, seed: int = 0) -> C
     mine, theirs = _counted_ids(this), _counted_ids(other)
     common = pa.array(sorted(set(mine) & set(theirs)), pa.string())
     if not len(common):
-        raise DataError(f"the two runs have no sample of {this.name} in common", where=this.name)
+        raise DataError(
+            f"the two runs have no sample of {this.name} in common",
+            where=this.name,
+            hint="samples without a usable answer do not count",
+        )
     ours, others = this.scores[_places(mine, common)], other.scores[_places(theirs, common)]
     terms, their_terms = metric_terms(ours), metric_terms(others)
     names = [name for name in values(terms) if name in values(their_terms)]

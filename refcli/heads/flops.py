@@ -14,7 +14,7 @@ from refcli.model.beit3 import Features
 from refcli.model.multiway import Rows
 
 COUNTED_WORDS = (8, 24, 48)
-"""A head's products grow with the number of words, those of its attention with the square: three counts tell all."""
+"""A head's products grow with the number of words, those of its attention with the square: three counts suffice."""
 
 
 class HeadFlops:

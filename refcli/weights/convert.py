@@ -58,7 +58,7 @@ class ConversionReport:
 
 
 def detect_kind(state: Mapping[str, Tensor]) -> str:
-    """Tell a row of `CONVERSIONS` by the names of a state dict, also where a prefix stands before all of them.
+    """Find the row of `CONVERSIONS` that fits the names of a state dict, also if they all share a prefix.
 
     Raises:
         WeightsError: none of them.

@@ -16,7 +16,7 @@ MAX_META_BYTES, MAX_META_DEPTH = 8 << 20, 24
 
 
 def read_meta(directory: Path) -> dict[str, Any]:
-    """What meta.json tells about the weights; nothing if there is none.
+    """What meta.json says about the weights; empty if there is none.
 
     Raises:
         WeightsError: it cannot be read, or is no mapping.

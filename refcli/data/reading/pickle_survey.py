@@ -1,4 +1,4 @@
-"""What a pickle asks for and unfolds to, told from its opcodes before anything of it is built."""
+"""What a pickle asks for and expands to, read from its opcodes before any of it is loaded."""
 
 from __future__ import annotations
 

@@ -155,7 +155,8 @@ def foreign_encoding(start: bytes) -> str | None:
     """What a text's first bytes say that it is instead of UTF-8: "UTF-16 (it begins with FF FE)"; None if nothing."""
     for mark, name in ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
         if start.startswith(mark):
-            return f"{name} (it begins with {mark.hex(' ').upper()}), as PowerShell's > writes"
+            writer = ", as PowerShell's > writes" if mark == b"\xff\xfe" else ""
+            return f"{name} (it begins with {mark.hex(' ').upper()}){writer}"
     head = start[:_ENCODING_BYTES]
     if len(head) >= _LEAST_UTF16 and 0 in (
         head[0::2].count(0) - len(head[0::2]),

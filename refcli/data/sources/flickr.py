@@ -62,11 +62,12 @@ def read_flickr(
         problems: one per phrase that is left out: `phrase_without_box_chain_0`, `phrase_without_box_scene`,
             `phrase_without_box_nobndbox`, `phrase_without_box` (its chain is not in the annotation) and
             `phrase_of_unrelated_caption`; and `malformed_caption`, `image_without_annotation` and
-            `malformed_annotation` (every phrase of the image is left out). Kept is `caption_not_utf8`.
+            `malformed_annotation` (every phrase of the image is left out). Kept are `caption_not_utf8` and
+            `repeated_image` (twice in the list of one split; kept once).
     """
     assert isinstance(settings, FlickrSettings)
     unrelated = _unrelated(files, settings)
-    images = _images_by_split(files)
+    images = _images_by_split(files, problems)
     tree = _open_tree(files["annotations"], files.get("sentences"))
     keys = KeyLog("Annotations", problems)
     for split, image_ids in images.items():
@@ -194,13 +195,16 @@ def _open_tree(path: Path, sentences: Path | None) -> _Tree:
     return _Tree(sentences, list_files(sentences, ".txt"), annotations, boxes)
 
 
-def _images_by_split(files: Mapping[str, Path]) -> dict[str, list[str]]:
+def _images_by_split(files: Mapping[str, Path], problems: Problems) -> dict[str, list[str]]:
     images: dict[str, list[str]] = {}
     split_of: dict[str, str] = {}
     for split in SPLITS:
         if split in files:
             for number, text in read_lines(files[split]):
                 image_id = text.strip().removesuffix(".jpg")
+                if split_of.get(image_id) == split:
+                    problems.add("repeated_image", f"{files[split].name}: line {number}", image_id)
+                    continue
                 if image_id in split_of:
                     raise DataError(
                         f"image {image_id} is already in {split_of[image_id]}", where=f"{files[split]}: line {number}"

@@ -37,7 +37,7 @@ needs_real_data = pytest.mark.skipif(
 
 def files_in(folder, *, captions=CAPTIONS, boxes=BOXES, encoding="utf-8", **lists):
     for name in ("Sentences", "Annotations"):
-        (folder / name).mkdir()
+        (folder / name).mkdir(parents=True)
     (folder / "Sentences" / "77.txt").write_bytes(captions.encode(encoding))
     (folder / "Annotations" / "77.xml").write_text(boxes)
     files = {"annotations": folder / "Annotations"}
@@ -175,6 +175,13 @@ def test_a_picture_without_files_is_counted_and_the_others_are_read(tmp_path):
     assert len(records) == 4
     assert problems.counts["image_without_annotation"] == 2
     assert problems.places["image_without_annotation"] == ["test.txt: 5: no captions", "test.txt: 6: no XML"]
+
+
+def test_an_image_twice_in_one_list_is_read_once(tmp_path):
+    once, _ = read(files_in(tmp_path / "once", test="5\n77\n"))
+    twice, problems = read(files_in(tmp_path / "twice", test="77\n5\n77\n"))
+    assert len(twice) == len(once)
+    assert problems.places["repeated_image"] == ["test.txt: line 3: 77"]
 
 
 def test_a_picture_in_two_splits_is_refused(tmp_path):

@@ -66,7 +66,7 @@ def check_folder(out: Path, own: Sequence[str], *, force: bool) -> None:
     from refcli.errors import UsageError
     from refcli.evaluation.output_folder import check_free
 
-    nearest = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    nearest = next(place for place in (out.absolute(), *out.absolute().parents) if os.path.lexists(place))
     if not nearest.is_dir():
         raise UsageError("no folder can be made where a file is", where=f"--out {out}", hint="give another place")
     if not os.access(nearest, os.W_OK | os.X_OK):

@@ -157,3 +157,11 @@ def test_force_without_a_folder_is_a_mistake(evaluate):
     code, _, err = evaluate("--force")
     assert code == 2
     assert "give --out DIR" in err
+
+
+def test_a_folder_behind_a_broken_link_is_refused_before_anything_is_scored(evaluate, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    code, out, err = evaluate("--out", tmp_path / "out")
+
+    assert (code, out) == (2, "")
+    assert "no folder can be made" in err

@@ -201,7 +201,7 @@ def test_damaged_files_are_problems_and_not_crashes(converted):
     assert any("damaged" in problem for problem in verify(converted))
     assert any("sha256 differs" in problem for problem in verify(converted))
     (converted / MODEL).write_bytes(whole)
-    for content, problem in (("tower: {depth: 3}\n", "depth"), ("[1, 2]", "no mapping"), ("{", "no readable")):
+    for content, problem in (("tower: {depth: 3}\n", "depth"), ("[1, 2]", "not a mapping"), ("{", "no readable")):
         (converted / "config.yaml").write_text(content)
         assert any(problem in each for each in verify(converted)), content
 

@@ -19,10 +19,10 @@ from refcli.weights.convert import convert
 
 ARGS = {"use_regress_box": True, "use_mask_loss": True, "max_query_len": 16}
 CHANGES = (
-    lambda tensor: tensor[:0],
+    lambda tensor: tensor.flatten()[:0],
     lambda tensor: tensor.flatten(),
     lambda tensor: tensor[None],
-    lambda tensor: torch.cat([tensor, tensor]),
+    lambda tensor: torch.stack([tensor, tensor]).flatten(0, 1) if tensor.ndim else tensor.expand(2),
     lambda tensor: tensor.to(torch.int64),
     lambda tensor: tensor.to(torch.complex64),
     lambda tensor: tensor * float("nan"),

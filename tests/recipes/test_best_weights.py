@@ -81,7 +81,7 @@ def test_the_last_weights_are_kept_where_nothing_else_is_asked_for(tmp_path, sto
 def test_a_metric_that_the_validation_does_not_have_is_refused_with_those_that_it_has(
     tmp_path, store, changed, scripted
 ):
-    with pytest.raises(ConfigError, match="no existence_accuracy") as caught:
+    with pytest.raises(ConfigError, match="does not measure existence_accuracy") as caught:
         run(changed("train.best_by=existence_accuracy"), store, tmp_path / "run")
 
     assert caught.value.where == "train.best_by"

@@ -194,11 +194,11 @@ def test_a_very_tall_drawing_does_not_stretch_the_contact_sheet():
 MEASURED = """
 import resource, sys
 from PIL import Image
-from refcli.recipes.predict import predict
+from refcli.recipes.predict import Output, predict
 from pathlib import Path
 import refcli.inference.output_folder
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-summary = predict([sys.argv[1]], ["the red circle"], device="cpu", out=Path(sys.argv[2]), on_answer=lambda answer: None)
+summary = predict([sys.argv[1]], ["the red circle"], out=Output(Path(sys.argv[2])), on_answer=lambda answer: None)
 assert summary.exit_code == 0, summary
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

@@ -20,7 +20,7 @@ BACKLOG = 2048
 ELSEWHERE = ("192.0.2.1", 9)
 """An address for documentation (RFC 5737): the way there starts at the address that other machines see."""
 ANY_WORKER = -1
-"""For a file that is left to whoever removes the folder."""
+"""For a file that is removed together with its folder."""
 
 
 def loopback_interface() -> str | None:

@@ -10,26 +10,15 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from refcli.cli.app import run
-from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
-from refcli.grounder import Grounder
 from refcli.weights import load
-from refcli.weights.load import save_weights
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    settings = ModelSettings(
-        tower=TowerSettings(image_size=32, dim=16, layers=1, heads=2, ffn_dim=16, vocabulary_size=4096),
-        head=HeadChoice(settings={"res": True, "mask_upsamples": 1}),
-    )
-    folder = tmp_path_factory.mktemp("weights") / "random"
-    save_weights(folder, Grounder.from_settings(settings), settings, meta={})
-    return str(folder)
+@pytest.fixture
+def weights(random_weights):
+    return random_weights
 
 
 @pytest.fixture

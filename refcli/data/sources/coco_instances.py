@@ -109,7 +109,7 @@ NO_MASK = frozenset((b"null", b"[]", b"{}", b'""'))
 
 
 def read_coco_lists(path: Path, problems: Problems) -> CocoLists:
-    """The lists of a COCO file; its entries are decoded one at a time by whoever wants them.
+    """The lists of a COCO file; callers decode its entries one at a time.
 
     Args:
         path: plain or gzipped JSON.

@@ -18,18 +18,18 @@ from pathlib import Path
 
 import numpy as np
 
+from refcli.answers.jsonl import answer_to_json
 from refcli.contracts.prediction import Answer, Target
 from refcli.data.sources.synthetic.write import write_synthetic
-from refcli.data.store import Store
-from refcli.evaluation.conventions import choose_conventions
+from refcli.data.store.read import Store
 from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.mask_frames import IMAGE, overlap_in
-from refcli.evaluation.prediction_file import score_file
-from refcli.evaluation.run_file import Scoring
+from refcli.evaluation.metrics.conventions import choose_conventions
+from refcli.evaluation.predictions import score_file
+from refcli.evaluation.run import Scoring
 from refcli.evaluation.scores import score_sample
 from refcli.evaluation.truth import PassingSplit
 from refcli.geometry.masks import decode_mask, encode_mask
-from refcli.inference.answers import answer_to_json
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
 

@@ -14,15 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer, Target
-from refcli.data.image import read_image
-from refcli.data.store import Store, StoreSplit
+from refcli.data.reading.images import read_image
+from refcli.data.store.read import Store, StoreSplit
+from refcli.drawing.contact_sheet import contact_sheet
+from refcli.drawing.overlays import draw_answer
 from refcli.files import write_atomically
-from refcli.inference.contact_sheet import contact_sheet
-from refcli.inference.draw import draw_answer
 from refcli.inference.output_folder import encode_picture
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
-from refcli.weights.load import load_weights
+from refcli.weights.directory import load_weights
 
 NUM_CASES = 6
 """Drawn of each sort."""

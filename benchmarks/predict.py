@@ -22,7 +22,7 @@ from refcli.grounder import Grounder
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
 from refcli.text.tokenizer import Tokenizer
-from refcli.weights.load import LoadedWeights, load_weights
+from refcli.weights.directory import LoadedWeights, load_weights
 
 ROUNDS = 3
 

@@ -22,7 +22,7 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
     from refcli.grounder import Grounder
-    from refcli.weights.load import save_weights
+    from refcli.weights.directory import save_weights
 
     torch.manual_seed(0)
     settings = ModelSettings(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from refcli.data.audit import Audit
+    from refcli.data.audit.overlaps import Audit
 
 MOST_LISTED = 20
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from refcli.errors import ExitCode
-    from refcli.evaluation.report import RunReport
+    from refcli.evaluation.report.document import RunReport
     from refcli.recipes.evaluate import Evaluation, OnSample
 
 MOST_FAILURES_LISTED = 20
@@ -143,13 +143,13 @@ def command(
     from refcli.cli.evaluate_folders import own_folder, report_folder, write_result
     from refcli.cli.output import write_line
     from refcli.errors import ExitCode, UsageError
-    from refcli.evaluation.cases import NUM_CASES
     from refcli.evaluation.comparison import check_comparable
-    from refcli.evaluation.conventions import choose_conventions
     from refcli.evaluation.gates import check_gates, parse_gates
-    from refcli.evaluation.report import several_document
-    from refcli.evaluation.run_file import Scoring, read_run
-    from refcli.evaluation.shards import parse_shard
+    from refcli.evaluation.metrics.conventions import choose_conventions
+    from refcli.evaluation.report.cases import NUM_CASES
+    from refcli.evaluation.report.document import several_document
+    from refcli.evaluation.run import Scoring, read_run
+    from refcli.evaluation.truth import parse_shard
     from refcli.recipes.evaluate import evaluate, evaluate_file, merge_evaluations, system_name
 
     if merge and (data or splits or weights or predictions or shard or limit or conventions):

@@ -9,7 +9,7 @@ from refcli.cli.output import printable
 
 if TYPE_CHECKING:
     from refcli.evaluation.comparison import Comparison
-    from refcli.evaluation.report import RunReport, SplitReport
+    from refcli.evaluation.report.document import RunReport, SplitReport
 
 HEADINGS = ("samples", "Acc@0.5", "gated", "box mIoU", "mask mIoU", "oIoU", "N-acc", "T-acc")
 BEFORE_THE_GATE = frozenset({"Acc@0.5", "box mIoU", "mask mIoU", "oIoU"})
@@ -22,7 +22,7 @@ NOTABLE = 0.05
 
 def split_text(report: SplitReport, *, weights: str) -> str:
     """All tables of one split of one system."""
-    from refcli.evaluation.report import about_boxes, about_frame, about_gate, about_sizes, table_rows
+    from refcli.evaluation.report.document import about_boxes, about_frame, about_gate, about_sizes, table_rows
 
     speed = report.num_samples / report.seconds if report.seconds else 0.0
     rows = table_rows(report)
@@ -38,7 +38,7 @@ def split_text(report: SplitReport, *, weights: str) -> str:
 
 def systems_text(reports: Sequence[RunReport]) -> str:
     """One table of several systems, a row for each on each split; and one by convention where there are others."""
-    from refcli.evaluation.report import percent, slice_row
+    from refcli.evaluation.report.document import percent, slice_row
 
     splits = dict.fromkeys(split.name for report in reports for split in report.splits)
     rows = [
@@ -115,7 +115,7 @@ def aligned(rows: Sequence[Sequence[str]], *, num_names: int = 1) -> list[str]:
 
 
 def _interval_lines(intervals: Mapping[str, tuple[float, float]]) -> list[str]:
-    from refcli.evaluation.report import TABLE
+    from refcli.evaluation.report.document import TABLE
 
     known = [(name, intervals[name]) for name in TABLE if name in intervals]
     shown = ", ".join(f"{name} {100 * low:.1f}..{100 * high:.1f}" for name, (low, high) in known)
@@ -123,7 +123,7 @@ def _interval_lines(intervals: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def _convention_lines(report: SplitReport) -> list[str]:
-    from refcli.evaluation.report import percent
+    from refcli.evaluation.report.document import percent
 
     if len(report.conventions) == 1:
         return []
@@ -135,7 +135,7 @@ def _convention_lines(report: SplitReport) -> list[str]:
 
 
 def _published_lines(report: SplitReport) -> list[str]:
-    from refcli.evaluation.published import published_on, published_size
+    from refcli.evaluation.report.published import published_on, published_size
 
     figures = published_on(report.name)
     if not figures:

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from refcli.data.statistics import Bin, Distribution, SplitStatistics
+    from refcli.data.store.statistics import Bin, Distribution, SplitStatistics
     from refcli.recipes.inspect_data import Sample
 
 MOST_FAILURES_LISTED = 20

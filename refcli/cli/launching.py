@@ -83,7 +83,7 @@ def hand_over(
     if not (nproc or nnodes or rdzv_endpoint or max_restarts or print_sbatch):
         return
     if "WORLD_SIZE" in os.environ:
-        from refcli.engine.launching import is_launched
+        from refcli.engine.distributed.launching import is_launched
 
         if is_launched():
             return
@@ -119,7 +119,7 @@ def hand_over(
         )
 
     from refcli.cli.output import say
-    from refcli.engine.launching import Launch, choose_num_processes, launch
+    from refcli.engine.distributed.launching import Launch, choose_num_processes, launch
 
     num_processes = choose_num_processes(nproc or "auto", device)
     if num_processes == 1 and rdzv_endpoint is None and not max_restarts:
@@ -224,7 +224,7 @@ def one_voice() -> Iterator[None]:
         if not isinstance(error, RefcliError):
             time.sleep(SECONDS_FOR_THE_CAUSE)
 
-        from refcli.engine.distributed import is_lost_connection, who_tells
+        from refcli.engine.distributed.world import is_lost_connection, who_tells
         from refcli.engine.stopping import OtherFailedError
 
         if isinstance(error, OtherFailedError):

@@ -91,9 +91,9 @@ def command(
     """
     from functools import partial
 
+    from refcli.answers.jsonl import answer_line
     from refcli.cli.output import printable, say, write_line
     from refcli.errors import UsageError
-    from refcli.inference.answers import answer_line
     from refcli.inference.predictor import Predictor
     from refcli.recipes.predict import Output, predict
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from refcli.cli.output import console_err, printable, say, write_line
-from refcli.data.store_writing import SplitSummary
+from refcli.data.store.write import SplitSummary
 from refcli.errors import DataError
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ def generated(
 
 def mixed(name: str, how: Preparation, *, keep_leaks: bool, allow_missing: bool, dry_run: bool) -> list[dict[str, Any]]:
     """Put a mixture together from splits of the store."""
-    from refcli.data.mixture import write_mixture
     from refcli.data.spec import load_spec
+    from refcli.data.training.mixtures import write_mixture
 
     spec = load_spec(name)
     if dry_run:

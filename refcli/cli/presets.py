@@ -51,7 +51,7 @@ def show_command(
     group = path.parent.name
     if group not in loaders():
         raise UsageError(f"{group} presets cannot be resolved", where=f"preset {name}", hint="leave out --resolved")
-    from refcli.heads.choice import with_whole_head  # imports torch, which the file alone does not need
+    from refcli.heads.choice import with_whole_head
 
     settings = loaders()[group](str(path))
     whole = settings.model_copy(update={"model": with_whole_head(settings.model)})

@@ -76,7 +76,7 @@ def resolve_request(
 
 
 def _store_of(run: Path) -> Path:
-    from refcli.engine.run_dir import RunDir
+    from refcli.engine.checkpointing.run_dir import RunDir
     from refcli.errors import UsageError
 
     store = RunDir(run).facts().get("store")
@@ -143,13 +143,13 @@ class TrainingTalk:
 
     def measured(self, metrics: Mapping[str, float]) -> None:
         """Print the line."""
-        from refcli.engine.reporting import metrics_text
+        from refcli.engine.reporting.reporters import metrics_text
 
         self.noted(metrics_text(metrics))
 
     def validated(self, metrics: Mapping[str, float], *, is_best: bool) -> None:
         """Print the line, and whether it is the best."""
-        from refcli.engine.reporting import metrics_text
+        from refcli.engine.reporting.reporters import metrics_text
 
         self.noted("validation: " + metrics_text(metrics) + (" (best so far)" if is_best else ""))
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES
-from refcli.weights.conversions.table import CONVERSIONS
+from refcli.weights.official.conversions.table import CONVERSIONS
 
 if TYPE_CHECKING:
     from refcli.recipes.weights import ListedWeights
-    from refcli.weights.convert import ConversionReport
-    from refcli.weights.inspect import WeightsInfo
+    from refcli.weights.checks import WeightsInfo
+    from refcli.weights.official.convert import ConversionReport
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, pull, convert and check published weights.")
 
@@ -72,7 +72,7 @@ def pull_command(
     Heeds HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and HF_HUB_CACHE. What broke off goes on where it stopped.
     """
     from refcli.cli.output import say, write_line
-    from refcli.weights.download import pull
+    from refcli.weights.pull import pull
 
     write_line(str(pull(name, revision=revision, pin=pin, force=force, say=say)))
 
@@ -140,7 +140,7 @@ def verify_command(name_or_path: NameOrPath) -> None:
     """Check the files of weights: checksums, shapes, that every number is finite; prints the directory."""
     from refcli.cli.output import printable, say, write_line
     from refcli.recipes.weights import refuse_broken, verify_weights
-    from refcli.weights.verifying import unchecked
+    from refcli.weights.checks import unchecked
 
     directory, problems = verify_weights(name_or_path)
     for problem in problems:

@@ -1,0 +1,1 @@
+"""The records that pass between layers: Example, Batch, Prediction, Answer."""

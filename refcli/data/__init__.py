@@ -1,0 +1,1 @@
+"""Data sets: sources, preparation, the store, audits, and training samples."""

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from refcli.contracts.batch import Batch
-from refcli.engine.run_lock import let_go_of_inherited_locks
+from refcli.engine.checkpointing.run_lock import let_go_of_inherited_locks
 from refcli.engine.stopping import EXIT_CODES, LoadingStalledError, StopSignals
 from refcli.errors import RefcliError, TrainingError
 

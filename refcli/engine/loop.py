@@ -12,20 +12,19 @@ from torch import nn
 from refcli.config.schema import OptimSettings, TrainSettings
 from refcli.contracts.batch import Batch
 from refcli.engine.allocator import keep_freed_pages
+from refcli.engine.checkpointing.run_dir import RunDir
+from refcli.engine.checkpointing.state import BatchLayout, TrainingState, seed_generators
 from refcli.engine.compiling import compile_errors_told, compile_parts
-from refcli.engine.distributed import World
+from refcli.engine.distributed.sharding import whole
+from refcli.engine.distributed.world import World
 from refcli.engine.loading import loading_errors_explained
-from refcli.engine.moving_average import MovingAverage
-from refcli.engine.optim import build_optimizer, set_lr
-from refcli.engine.randomness import seed_generators
-from refcli.engine.reporting import Reporter
-from refcli.engine.run_dir import RunDir
-from refcli.engine.schedule import lr_factor
-from refcli.engine.sharding import whole
-from refcli.engine.state import BatchLayout, TrainingState
-from refcli.engine.step import optimizer_step
+from refcli.engine.optimisation.moving_average import MovingAverage
+from refcli.engine.optimisation.optimizer import build_optimizer, set_lr
+from refcli.engine.optimisation.schedule import lr_factor
+from refcli.engine.optimisation.step import optimizer_step
+from refcli.engine.reporting.reporters import Reporter
+from refcli.engine.reporting.watching import Watch
 from refcli.engine.stopping import LoadingStalledError, StopSignals
-from refcli.engine.watching import Watch
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
-from refcli.engine.distributed import World
+from refcli.engine.distributed.world import World
 from refcli.errors import ExitCode, RefcliError, TrainingError
 
 ItemT = TypeVar("ItemT")

@@ -1,0 +1,1 @@
+"""Scoring predictions: samples, metrics, calibration, gates, comparison, report."""

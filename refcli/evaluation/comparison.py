@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from jaxtyping import Float
 
 from refcli.errors import DataError
-from refcli.evaluation.figures import metric_terms
-from refcli.evaluation.run_file import Run, Scoring, SplitScores
-from refcli.evaluation.terms import NUM_RESAMPLES, RESAMPLES_AT_ONCE, Terms, ratios, sums_by_image, values
+from refcli.evaluation.metrics.figures import metric_terms
+from refcli.evaluation.metrics.terms import NUM_RESAMPLES, RESAMPLES_AT_ONCE, Terms, ratios, sums_by_image, values
+from refcli.evaluation.run import Run, Scoring, SplitScores
 
 NUM_PERMUTATIONS = 10_000
 ROUNDING = 1e-12

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
+from refcli.answers.jsonl import as_written
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
-from refcli.evaluation.run_file import Scoring, SplitScores
+from refcli.evaluation.run import Scoring, SplitScores
 from refcli.evaluation.scores import SampleScore, score_sample, score_unanswered
 from refcli.evaluation.truth import Split
-from refcli.inference.answers import as_written
+from refcli.inference.postprocess import gated
 from refcli.inference.requests import Request
-from refcli.inference.ungated import gated
 from refcli.inference.unread_text import UnreadText
 
 MOST_WAITING = 256

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from refcli.errors import GateError, UsageError
-from refcli.evaluation.conventions import CONVENTIONS, ORIGINAL
-from refcli.evaluation.figures import METRICS
-from refcli.evaluation.report import RunReport
+from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
+from refcli.evaluation.metrics.figures import METRICS
+from refcli.evaluation.report.document import RunReport
 from refcli.tables import nearest
 
 OPTION = "--fail-under"

@@ -10,8 +10,8 @@ import msgspec
 
 from refcli.data.reading.json_files import read_json
 from refcli.errors import DataError, UsageError
-from refcli.evaluation.report import EVALUATION_SCHEMA
-from refcli.evaluation.run_file import PER_SAMPLE
+from refcli.evaluation.report.document import EVALUATION_SCHEMA
+from refcli.evaluation.run import PER_SAMPLE
 from refcli.files import write_atomically
 from refcli.inference.image_folders import SYSTEM_NAMES
 

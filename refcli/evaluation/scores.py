@@ -11,7 +11,8 @@ import numpy as np
 from refcli.contracts.example import RLE, Example
 from refcli.contracts.prediction import Answer, FramedTarget, Target
 from refcli.errors import DataError
-from refcli.evaluation.box_overlaps import (
+from refcli.evaluation.mask_frames import IMAGE, ModelMask, Overlap, overlap_in
+from refcli.evaluation.metrics.overlaps import (
     Box,
     box_area,
     enclosing_box,
@@ -21,7 +22,6 @@ from refcli.evaluation.box_overlaps import (
     overlap_matrices,
     pair_iou,
 )
-from refcli.evaluation.mask_frames import IMAGE, ModelMask, Overlap, overlap_in
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import check_run_lengths, union_masks
 
@@ -73,8 +73,8 @@ class SampleScore:
     box_iou: float
     """NaN where the sample has no target."""
     box_iou_oneref384: float
-    """The same as OneRef's evaluation counts it (see `refcli.evaluation.conventions`); NaN also where the size of the
-    image is unknown."""
+    """The same as OneRef's evaluation counts it (see `refcli.evaluation.metrics.conventions`); NaN also where the
+    size of the image is unknown."""
     kept: int
     """Boxes of GREC: with enough score, none after "no target"."""
     matched_iou: int

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from refcli.contracts.example import Example
-from refcli.data.columns import RowReader
-from refcli.data.store import StoreSplit
+from refcli.data.store.columns import RowReader
+from refcli.data.store.read import StoreSplit
+from refcli.errors import UsageError
 
 GROUPS_KEPT = 4
 """Row groups in memory at a time; a store has at most 10,000 examples in each."""
@@ -90,3 +92,27 @@ class RowIndex:
 
 def _hashes(ids: list[str]) -> np.ndarray:
     return np.fromiter(map(hash, ids), np.int64, len(ids))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` (from 1) of `total`."""
+
+    number: int = 1
+    total: int = 1
+
+    def rows(self, size: int) -> range:
+        """The part's rows of `size`: neighbours stay together, and the parts' sizes differ by one at most."""
+        return range((self.number - 1) * size // self.total, self.number * size // self.total)
+
+
+def parse_shard(text: str) -> Shard:
+    """`I/N` as a shard.
+
+    Raises:
+        UsageError: it is not two whole numbers with 1 <= I <= N.
+    """
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError("a shard is I/N with 1 <= I <= N", where=f"--shard {text}", hint="e.g. --shard 1/4")
+    return Shard(int(number), int(count))

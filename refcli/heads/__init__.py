@@ -1,0 +1,1 @@
+"""The heads: one package per paper, and the parts they share."""

@@ -1,8 +1,8 @@
 """The heads by name."""
 
 HEADS: dict[str, str] = {
-    "cgformer": "refcli.heads.cgformer:CGFormerHead",
-    "oneref": "refcli.heads.oneref:OneRefHead",
-    "rela": "refcli.heads.rela:RelaHead",
-    "shared_ris": "refcli.heads.shared_ris:SharedRISHead",
+    "cgformer": "refcli.heads.cgformer.head:CGFormerHead",
+    "oneref": "refcli.heads.oneref.head:OneRefHead",
+    "rela": "refcli.heads.rela.head:RelaHead",
+    "shared_ris": "refcli.heads.shared_ris.head:SharedRISHead",
 }

@@ -1,0 +1,1 @@
+"""Answering expressions about images: requests, decoding, prediction, postprocessing, output folders."""

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from refcli.engine.device import FOR_INFERENCE, resolve_device
-from refcli.engine.utilisation import product_seconds
+from refcli.engine.measuring.utilisation import product_seconds
 
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
 BF16_PAYS_FROM_PARAMETERS = 1_000_000

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from refcli.data.decoding_memory import DECODER_BYTES
+from refcli.data.reading.decoding_memory import DECODER_BYTES
 from refcli.errors import UsageError
 from refcli.inference.output_manifest import DRAWINGS, MASKS, SHEET, is_output_folder
 

@@ -16,15 +16,15 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from refcli.answers.jsonl import answer_line
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer
-from refcli.data.image import LARGE_PIXELS
-from refcli.engine.run_lock import sole_writer
+from refcli.data.reading.images import LARGE_PIXELS
+from refcli.drawing.overlays import LARGEST_DRAWING, blank_picture, draw_answer
+from refcli.engine.checkpointing.run_lock import sole_writer
 from refcli.errors import DataError, ImageError, RefcliError, UsageError
 from refcli.files import remove_stale_temporaries, write_atomically
 from refcli.geometry.masks import decode_mask, scaled_mask
-from refcli.inference.answers import answer_line
-from refcli.inference.draw import LARGEST_DRAWING, blank_picture, draw_answer
 from refcli.inference.image_folders import SYSTEM_NAMES
 from refcli.inference.output_manifest import (
     DRAWINGS,

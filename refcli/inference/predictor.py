@@ -12,16 +12,16 @@ import torch
 from PIL import Image, ImageOps
 
 from refcli.contracts.prediction import Answer, Prediction
-from refcli.data.image import ScaledImage, open_scaled
+from refcli.data.reading.images import ScaledImage, open_scaled
 from refcli.data.sources.synthetic import vocabulary
-from refcli.data.transforms import letterbox
+from refcli.data.training.transforms import letterbox
 from refcli.errors import ExpressionError, ImageError, UsageError, WeightsError
 from refcli.inference.device import Precision, choose_device, choose_precision, default_batch_size
+from refcli.inference.postprocess import failed_answer, gated, prediction_on_cpu, ungated_answer
 from refcli.inference.read_ahead import Picture, Prepared, ReadAhead
 from refcli.inference.requests import ImageSource, Request
-from refcli.inference.ungated import failed_answer, gated, prediction_on_cpu, ungated_answer
 from refcli.text.tokenizer import UNLEARNED_MARKS, Reading
-from refcli.weights.load import LoadedWeights, load_weights
+from refcli.weights.directory import LoadedWeights, load_weights
 from refcli.weights.locate import BUILTIN
 
 MODES_OF_TIFF = frozenset({"CMYK", "F", "LAB", "YCbCr"})

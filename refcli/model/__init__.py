@@ -1,0 +1,1 @@
+"""OneTower: the BEiT-3 multiway transformer, and the visual tokenizer."""

@@ -1,0 +1,1 @@
+"""MRefM: Mask Referring Modelling, the pre-training of OneRef."""

@@ -11,7 +11,7 @@ from refcli.config.pretraining import MRefMSettings
 from refcli.contracts.batch import Batch
 from refcli.errors import ConfigError
 from refcli.grounder import Grounder
-from refcli.heads.oneref import OneRefHead
+from refcli.heads.oneref.head import OneRefHead
 from refcli.losses.averages import mean_over
 from refcli.losses.tokens import code_cross_entropy, distribution_divergence, word_divergence
 from refcli.model.beit3 import Features

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from refcli.config.pretraining import SemanticTargetSettings
 from refcli.contracts.batch import Batch
 from refcli.grounder import Grounder
-from refcli.heads.oneref import OneRefHead
+from refcli.heads.oneref.head import OneRefHead
 from refcli.pretraining.target_relation import crop_regions, semantic_target_relation
 
 

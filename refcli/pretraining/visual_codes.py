@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from refcli.config.pretraining import VisualCodeSettings
 from refcli.config.schema import TowerSettings
-from refcli.data.transforms import IMAGE_MEAN, IMAGE_STD
+from refcli.data.training.transforms import IMAGE_MEAN, IMAGE_STD
 from refcli.errors import ConfigError
 from refcli.model.visual_tokenizer import VisualTokenizer
 from refcli.tables import lookup

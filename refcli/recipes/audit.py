@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from refcli.data.audit import Audit, audit_store, distinct_pictures
-from refcli.data.perceptual_hash import LARGEST_DISTANCE, MAX_DISTANCE, hash_pictures
-from refcli.data.store import Store
+from refcli.data.audit.overlaps import Audit, audit_store, distinct_pictures
+from refcli.data.audit.perceptual_hash import LARGEST_DISTANCE, MAX_DISTANCE, hash_pictures
+from refcli.data.store.read import Store
 from refcli.errors import GateError, UsageError
 
 

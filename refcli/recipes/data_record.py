@@ -10,8 +10,8 @@ from typing import Any
 
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
-from refcli.data.store import Store
-from refcli.engine.run_dir import RunDir
+from refcli.data.store.read import Store
+from refcli.engine.checkpointing.run_dir import RunDir
 from refcli.errors import ConfigError
 from refcli.recipes.restarts import launch_facts
 

@@ -10,16 +10,16 @@ from PIL import Image
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
 from refcli.data.sources.synthetic import SyntheticSettings, render_scene
+from refcli.drawing.contact_sheet import contact_sheet
 from refcli.engine.allocator import keep_freed_pages
 from refcli.errors import UsageError
-from refcli.evaluation.mask_metrics import mask_iou
+from refcli.evaluation.metrics.masks import mask_iou
 from refcli.evaluation.scores import score_sample
-from refcli.inference.contact_sheet import contact_sheet
 from refcli.inference.output_folder import OutputFolder, encode_picture
 from refcli.inference.output_manifest import SCENES, SHEET
+from refcli.inference.postprocess import gated
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
-from refcli.inference.ungated import gated
 from refcli.recipes.predict import Output, weights_of
 
 SPLIT = "demo"

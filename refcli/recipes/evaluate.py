@@ -6,19 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 from refcli.engine.allocator import keep_freed_pages
 from refcli.errors import ExitCode, UsageError
-from refcli.evaluation.cases import Cases, ask_again, choose_cases, find_answers, make_cases
 from refcli.evaluation.comparison import compare_runs
 from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.output_folder import PAGE, SUMMARY, write_summary
-from refcli.evaluation.prediction_file import score_file
-from refcli.evaluation.report import RunReport, SplitReport, report_document, report_run
-from refcli.evaluation.run_file import PER_SAMPLE, Run, Scoring, SplitScores, gated_run, merge_runs, read_run, write_run
-from refcli.evaluation.sample_table import ROW
-from refcli.evaluation.shards import Shard
-from refcli.evaluation.truth import PassingSplit
+from refcli.evaluation.predictions import score_file
+from refcli.evaluation.report.cases import Cases, ask_again, choose_cases, find_answers, make_cases
+from refcli.evaluation.report.document import RunReport, SplitReport, report_document, report_run
+from refcli.evaluation.run import PER_SAMPLE, Run, Scoring, SplitScores, gated_run, merge_runs, read_run, write_run
+from refcli.evaluation.samples import ROW
+from refcli.evaluation.truth import PassingSplit, Shard
 from refcli.inference.device import Precision
 from refcli.inference.predictor import Predictor
 from refcli.inference.unread_text import UnreadText

@@ -12,18 +12,18 @@ from torch import nn
 
 from refcli.config.schema import FinetuneSettings, HeadChoice
 from refcli.contracts.batch import Batch
-from refcli.data.sampling import OnePass
+from refcli.data.training.sampling import OnePass
+from refcli.engine.checkpointing.run_dir import RunDir
+from refcli.engine.checkpointing.state import seed_generators
 from refcli.engine.device import resolve_device
-from refcli.engine.distributed import World
+from refcli.engine.distributed.world import World
 from refcli.engine.loading import iterate_batches
-from refcli.engine.randomness import seed_generators
-from refcli.engine.reporting import Logged, Reporter
-from refcli.engine.run_dir import RunDir
+from refcli.engine.reporting.reporters import Logged, Reporter
+from refcli.engine.reporting.watching import SCORE
 from refcli.engine.stopping import StopSignals
-from refcli.engine.watching import SCORE
 from refcli.errors import ConfigError
 from refcli.evaluation.calibration import Calibrated, calibrate_on, with_threshold
-from refcli.evaluation.model_frame import validate
+from refcli.evaluation.validation import validate
 from refcli.grounder import Grounder
 from refcli.heads.choice import head_settings, with_whole_head
 from refcli.recipes.outputs import check_calibration, settle_outputs
@@ -41,10 +41,9 @@ from refcli.recipes.training import (
     unread_text,
 )
 from refcli.recipes.validation_gates import check_best_by, check_validation
-from refcli.weights.head_transfer import start_head_from
-from refcli.weights.load import save_weights
+from refcli.weights.directory import save_weights
 from refcli.weights.text_tokenizer import load_tokenizer
-from refcli.weights.transfer import start_from
+from refcli.weights.transfer import start_from, start_head_from
 
 
 def finetune(

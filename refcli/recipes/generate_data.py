@@ -9,7 +9,7 @@ from typing import Any
 from refcli.config.load import validate
 from refcli.data.sources.synthetic.settings import SyntheticSettings
 from refcli.data.sources.table import GENERATORS
-from refcli.data.store_writing import SplitSummary
+from refcli.data.store.write import SplitSummary
 from refcli.errors import UsageError
 from refcli.tables import lookup
 

@@ -16,14 +16,14 @@ from PIL import Image
 
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer, Target
-from refcli.data.image import open_scaled
+from refcli.data.reading.images import open_scaled
 from refcli.data.reading.json_files import read_json
-from refcli.data.statistics import SplitStatistics, split_statistics
-from refcli.data.store import Store, StoreSplit
+from refcli.data.store.read import Store, StoreSplit
+from refcli.data.store.statistics import SplitStatistics, split_statistics
+from refcli.drawing.contact_sheet import GUTTER, PAPER, as_cell, contact_sheet
+from refcli.drawing.overlays import draw_answer
 from refcli.errors import DataError, ExitCode, RefcliError, UsageError
 from refcli.files import path_inside, write_atomically
-from refcli.inference.contact_sheet import GUTTER, PAPER, as_cell, contact_sheet
-from refcli.inference.draw import draw_answer
 from refcli.inference.image_folders import SYSTEM_NAMES
 from refcli.inference.output_manifest import INSPECTION, INSPECTION_SCHEMA, SHEET
 

@@ -12,15 +12,15 @@ import numpy as np
 from refcli.config.load import read_yaml, stages_of, validate
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings, HeadChoice, Settings
-from refcli.data.dataset import GroundingDataset
-from refcli.engine.distributed import World
+from refcli.data.training.dataset import GroundingDataset
+from refcli.engine.distributed.world import World
 from refcli.engine.stopping import failing_together
 from refcli.errors import ConfigError, DataError
 from refcli.heads.base import OutputName, tells_existence
 from refcli.heads.choice import head_class, head_settings
 from refcli.recipes.restarts import takes_over
 from refcli.recipes.training import Data, open_data
-from refcli.weights.inspect import answered_outputs
+from refcli.weights.checks import answered_outputs
 from refcli.weights.locate import resolve
 from refcli.weights.text_tokenizer import load_tokenizer
 

@@ -11,18 +11,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from refcli.data.manifest import MANIFEST, Listing, list_splits, read_manifest
-from refcli.data.preparation.admission import storable
 from refcli.data.preparation.counting import CountCheck, check_counts
-from refcli.data.preparation.finish import Finishing
+from refcli.data.preparation.dataset_images import FileNames, Pictures
+from refcli.data.preparation.finish import Finishing, storable
 from refcli.data.preparation.origin import describe_origin, is_unchanged
-from refcli.data.preparation.pictures import FileNames, Pictures
 from refcli.data.preparation.plan import Plan
 from refcli.data.preparation.run import Prepared, Progress, Selected, Shard, paused_collector, run
 from refcli.data.reading.json_files import parse_json
 from refcli.data.sources.detect import refuse_foreign
 from refcli.data.sources.record import Problems, RawRecord
-from refcli.data.store_writing import SplitSummary
+from refcli.data.store.manifest import MANIFEST, Listing, list_splits, read_manifest
+from refcli.data.store.write import SplitSummary
 from refcli.errors import DataError, ExitCode, UsageError
 from refcli.files import is_plain_name, write_atomically
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from refcli.config.pretraining import PretrainSettings
-from refcli.data.sampling import OnePass
-from refcli.engine.distributed import World
+from refcli.data.training.sampling import OnePass
+from refcli.engine.checkpointing.state import seed_generators
+from refcli.engine.distributed.world import World
 from refcli.engine.loading import iterate_batches, loading_errors_explained
-from refcli.engine.randomness import seed_generators
-from refcli.engine.reporting import Reporter
+from refcli.engine.reporting.reporters import Reporter
 from refcli.engine.stopping import StopSignals, failing_together
 from refcli.grounder import Grounder
 from refcli.heads.choice import with_whole_head
@@ -39,8 +39,8 @@ from refcli.recipes.training import (
 )
 from refcli.recipes.word_scorer import check_word_scorer, make_word_scorer
 from refcli.text.roles import RoleFinder, role_finder
-from refcli.weights.inspect import LEARNT_OUTPUTS
-from refcli.weights.load import save_weights
+from refcli.weights.checks import LEARNT_OUTPUTS
+from refcli.weights.directory import save_weights
 from refcli.weights.locate import resolve
 from refcli.weights.pretraining_heads import load_pretraining_heads, save_pretraining_heads
 from refcli.weights.text_tokenizer import load_tokenizer

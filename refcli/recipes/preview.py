@@ -13,10 +13,10 @@ from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
 from refcli.contracts.batch import Batch
 from refcli.engine.loop import Feed
-from refcli.engine.memory import MemoryEstimate, estimate_memory
+from refcli.engine.measuring.memory import MemoryEstimate, estimate_memory
+from refcli.engine.measuring.trial import step_seconds, try_step
+from refcli.engine.measuring.utilisation import gemm_peak
 from refcli.engine.objective import HasMasks, HasWork
-from refcli.engine.trial import step_seconds, try_step
-from refcli.engine.utilisation import gemm_peak
 
 TRIED_BYTES = 2_000_000_000
 """Activations of the samples that a step is tried on, on a CPU."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refcli.evaluation.html_report import render_report
 from refcli.evaluation.output_folder import page_place
+from refcli.evaluation.report.page import render_report
 from refcli.files import write_atomically
 from refcli.recipes.evaluate import Evaluation
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from refcli.engine.launching import is_restart
-from refcli.engine.run_dir import RunDir
+from refcli.engine.checkpointing.run_dir import RunDir
+from refcli.engine.distributed.launching import is_restart
 
 LAUNCH_VARIABLE = "TORCHELASTIC_RUN_ID"
 """What torchrun (and `--nproc`) calls all processes of one launch, those that are started again among them."""

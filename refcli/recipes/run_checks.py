@@ -11,11 +11,11 @@ import torch
 from refcli.config.load import read_yaml, validate
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
+from refcli.engine.checkpointing.run_dir import RunDir
 from refcli.engine.device import resolve_device
-from refcli.engine.distributed import World
-from refcli.engine.reporting import Reporter
-from refcli.engine.run_dir import RunDir
-from refcli.engine.schedule import lr_factor
+from refcli.engine.distributed.world import World
+from refcli.engine.optimisation.schedule import lr_factor
+from refcli.engine.reporting.reporters import Reporter
 from refcli.engine.stopping import failing_together
 from refcli.inference.device import cpu_gains_from_bf16, gpu_has_bf16
 from refcli.recipes.restarts import takes_over

@@ -10,9 +10,9 @@ import torch
 
 from refcli.config.load import read_yaml, stages_of, validate
 from refcli.config.schema import FinetuneSettings
-from refcli.engine.distributed import World
-from refcli.engine.reporting import Reporter
-from refcli.engine.run_dir import FREE_TO_CHANGE, RunDir, changed_keys
+from refcli.engine.checkpointing.run_dir import FREE_TO_CHANGE, RunDir, changed_keys
+from refcli.engine.distributed.world import World
+from refcli.engine.reporting.reporters import Reporter
 from refcli.engine.stopping import failing_together
 from refcli.errors import ConfigError
 from refcli.grounder import Grounder
@@ -20,7 +20,7 @@ from refcli.recipes.data_record import run_facts
 from refcli.recipes.restarts import takes_over
 from refcli.recipes.training import open_data
 from refcli.recipes.validation_gates import check_best_by
-from refcli.weights.load import MODEL_FILE
+from refcli.weights.directory import MODEL_FILE
 from refcli.weights.locate import resolve
 from refcli.weights.text_tokenizer import load_tokenizer
 

@@ -17,22 +17,21 @@ import refcli
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
 from refcli.contracts.batch import Batch
-from refcli.data.collate import Collate
-from refcli.data.dataset import GroundingDataset
-from refcli.data.mixing import WeightedSampler
-from refcli.data.sampling import EndlessSampler
-from refcli.data.store import Store
-from refcli.engine.checkpoint import FILES
+from refcli.data.store.read import Store
+from refcli.data.training.collate import Collate
+from refcli.data.training.dataset import GroundingDataset
+from refcli.data.training.sampling import EndlessSampler, WeightedSampler
+from refcli.engine.checkpointing.checkpoint import FILES
+from refcli.engine.checkpointing.run_dir import RunDir
+from refcli.engine.checkpointing.run_lock import sole_run
+from refcli.engine.checkpointing.state import EMA, MODEL
 from refcli.engine.device import resolve_device
-from refcli.engine.distributed import World, join_world
+from refcli.engine.distributed.world import World, join_world
 from refcli.engine.loading import check_shared_memory, iterate_batches, loading_errors_explained
 from refcli.engine.loop import Feed, train
-from refcli.engine.reporting import Logged, Reporter, Silence
-from refcli.engine.run_dir import RunDir
-from refcli.engine.run_lock import sole_run
-from refcli.engine.state import EMA, MODEL
+from refcli.engine.reporting.reporters import Logged, Reporter, Silence
+from refcli.engine.reporting.tensorboard import TensorBoard
 from refcli.engine.stopping import StopSignals, failing_together
-from refcli.engine.tensorboard import TensorBoard
 from refcli.errors import ConfigError, DataError, ExpressionError
 from refcli.inference.unread_text import UnreadText
 from refcli.recipes.data_record import changed_data, run_facts

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from refcli.config.schema import FinetuneSettings, HeadChoice, ValidationMetric
-from refcli.data.dataset import GroundingDataset
-from refcli.engine.run_dir import RunDir
-from refcli.engine.watching import read_validations
+from refcli.data.training.dataset import GroundingDataset
+from refcli.engine.checkpointing.run_dir import RunDir
+from refcli.engine.reporting.watching import read_validations
 from refcli.errors import ConfigError, GateError, UsageError
 from refcli.heads.choice import head_class, head_settings
 from refcli.tables import nearest

@@ -10,7 +10,6 @@ from refcli.config.schema import TextSettings
 from refcli.errors import WeightsError
 from refcli.files import file_sha256
 from refcli.weights.catalog import TOKENIZER, Catalog, CatalogEntry, WeightsOrigin
-from refcli.weights.download import OFFICIAL_TOKENIZER, read_origin
 from refcli.weights.locate import (
     BUILTIN,
     BUILTIN_PATH,
@@ -21,11 +20,11 @@ from refcli.weights.locate import (
     pulled_directory,
     resolve,
 )
-from refcli.weights.pins import Pin, read_pins
+from refcli.weights.pull import OFFICIAL_TOKENIZER, Pin, read_origin, read_pins
 
 if TYPE_CHECKING:
-    from refcli.weights.convert import ConversionReport, Dtype
-    from refcli.weights.inspect import WeightsInfo
+    from refcli.weights.checks import WeightsInfo
+    from refcli.weights.official.convert import ConversionReport, Dtype
 
 UNVERIFIED = "unverified"
 
@@ -99,9 +98,9 @@ def convert_weights(
     """Convert an official checkpoint; a tokenizer that was pulled is put beside a model that it fits.
 
     Raises:
-        RefcliError: as `refcli.weights.convert.convert`.
+        RefcliError: as `refcli.weights.official.convert.convert`.
     """
-    from refcli.weights.convert import convert
+    from refcli.weights.official.convert import convert
     from refcli.weights.text_tokenizer import pulled_tokenizer
 
     def converted(tokenizer: Path | None) -> ConversionReport:
@@ -128,7 +127,7 @@ def describe_weights(name_or_path: str) -> Description:
         UsageError: neither knows them.
         WeightsError: the files cannot be read.
     """
-    from refcli.weights.inspect import info
+    from refcli.weights.checks import info
 
     if name_or_path != BUILTIN and is_file(Path(name_or_path) / MODEL_FILE):
         return Description(None, info(Path(name_or_path)))
@@ -145,7 +144,7 @@ def verify_weights(name_or_path: str) -> tuple[Path, list[str]]:
         WeightsError: they are not here.
         UsageError: there are no such weights.
     """
-    from refcli.weights.verifying import verify
+    from refcli.weights.checks import verify
 
     directory = pulled_directory(TOKENIZER) if name_or_path == TOKENIZER else Path(name_or_path)
     if is_file(directory / OFFICIAL_TOKENIZER) and not is_file(directory / MODEL_FILE):

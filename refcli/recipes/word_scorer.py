@@ -10,9 +10,9 @@ import torch
 from refcli.config.pretraining import PretrainSettings
 from refcli.errors import ConfigError
 from refcli.grounder import Grounder
-from refcli.heads.oneref import OneRefHead
+from refcli.heads.oneref.head import OneRefHead
 from refcli.pretraining.semantic_scores import FrozenTower
-from refcli.weights.load import load_weights, read_settings, read_tower_settings
+from refcli.weights.directory import load_weights, read_settings, read_tower_settings
 from refcli.weights.locate import resolve
 from refcli.weights.text_tokenizer import load_tokenizer
 

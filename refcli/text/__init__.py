@@ -1,0 +1,1 @@
+"""Expressions: tokenisation, words about place, subject and object."""

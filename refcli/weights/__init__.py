@@ -1,0 +1,1 @@
+"""Weights directories: read, written, checked, downloaded and converted."""

@@ -13,7 +13,7 @@ from refcli.config.load import validate
 from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.errors import WeightsError
 from refcli.model.visual_tokenizer import VisualTokenizer
-from refcli.weights.load import CONFIG_FILE, MODEL_FILE, assign_state, read_config, read_state, write_directory
+from refcli.weights.directory import CONFIG_FILE, MODEL_FILE, assign_state, read_config, read_state, write_directory
 from refcli.weights.locate import resolve
 
 KIND = "vqkd"

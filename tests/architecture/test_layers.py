@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recipes",),
     ("evaluation",),
     ("pretraining", "inference"),
+    ("answers", "drawing"),
     ("weights",),
     ("grounder", "engine"),
     ("data", "heads"),

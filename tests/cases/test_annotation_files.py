@@ -7,7 +7,7 @@ import pytest
 
 from refcli.config.load import read_yaml
 from refcli.config.presets import data_specs_root
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 RUNS = {"size": [80, 100], "counts": [1000, 400, 6600]}

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from refcli.errors import ExitCode, WeightsError
-from refcli.weights.convert import convert, detect_kind
-from refcli.weights.reading import read_checkpoint
+from refcli.weights.official.convert import convert, detect_kind
+from refcli.weights.official.reading import read_checkpoint
 
 HEADS_OF_TINY = 4
 
@@ -137,7 +137,7 @@ def test_a_checkpoint_of_no_known_kind_is_refused_with_its_own_names(tmp_path, r
 KILLED = """
 import sys, time
 from pathlib import Path
-from refcli.weights.writing import appearing
+from refcli.weights.directory import appearing
 with appearing(Path(sys.argv[1])) as folder:
     (folder / "model.safetensors").write_bytes(b"half")
     print(folder.name, flush=True)

@@ -16,11 +16,11 @@ from refcli.contracts.batch import Batch, Targets
 from refcli.engine.compiling import RECOMPILE_LIMITS as LIMITS
 from refcli.engine.compiling import RECOMPILE_SWITCHES as SWITCHES
 from refcli.engine.compiling import compile_parts
-from refcli.engine.memory import first_samples
+from refcli.engine.measuring.memory import first_samples
 from refcli.grounder import Grounder
 from refcli.model.beit3 import OneTower
 from refcli.pretraining.mrefm import MRefM
-from refcli.weights.load import load_weights
+from refcli.weights.directory import load_weights
 
 SIDE, VOCABULARY, MASK_ID = 32, 50, 40
 TOWER = {

@@ -10,8 +10,8 @@ from PIL import Image
 
 from refcli.config.schema import TowerSettings
 from refcli.contracts.example import Example, Region
-from refcli.data.dataset import GroundingDataset
-from refcli.data.store import Store, write_manifest, write_split
+from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.training.dataset import GroundingDataset
 from refcli.errors import DataError
 
 TOWER = TowerSettings(image_size=96, patch_size=8, dim=64, heads=4)
@@ -217,8 +217,8 @@ def test_columns_that_another_program_wrote_wider_are_read_all_the_same(store):
 
 
 def test_one_large_value_that_every_row_refers_to_does_not_fill_the_memory(store, monkeypatch):
-    monkeypatch.setattr("refcli.data.store_reading._BATCH_BYTES", 50_000)
-    monkeypatch.setattr("refcli.data.store_reading.MAX_GROUP_BYTES", 100_000)
+    monkeypatch.setattr("refcli.data.store.read._BATCH_BYTES", 50_000)
+    monkeypatch.setattr("refcli.data.store.read.MAX_GROUP_BYTES", 100_000)
     file = store / "toy" / "test.parquet"
     table = with_column("expression", ["x" * 30_000] * 5, pa.string())(pq.read_table(file))
     file.unlink()
@@ -229,7 +229,7 @@ def test_one_large_value_that_every_row_refers_to_does_not_fill_the_memory(store
 
 
 def test_rows_that_would_fill_the_memory_are_refused(store, monkeypatch):
-    monkeypatch.setattr("refcli.data.store_reading.MAX_GROUP_BYTES", 500)
+    monkeypatch.setattr("refcli.data.store.read.MAX_GROUP_BYTES", 500)
     with pytest.raises(DataError, match="memory"):
         Store(store).split("toy:test").load()
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from refcli.answers.jsonl import answer_to_json
 from refcli.contracts.prediction import Answer, Target
 from refcli.data.sources.synthetic.write import write_synthetic
-from refcli.data.store import Store
-from refcli.inference.answers import answer_to_json
+from refcli.data.store.read import Store
 
 OWN = ["per_sample.parquet", "report.html", "summary.json"]
 

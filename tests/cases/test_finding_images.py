@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 
 
 def image(path, size=(60, 40)):

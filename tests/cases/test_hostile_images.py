@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from refcli.data import image as image_module
-from refcli.data.image import open_image, open_scaled, probe, read_image
+from refcli.data.reading import images as image_module
+from refcli.data.reading.images import open_image, open_scaled, probe, read_image
 from refcli.errors import ImageError
 
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, STRIPS, SAMPLES, ROWS, SIZES = (

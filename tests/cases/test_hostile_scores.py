@@ -16,8 +16,8 @@ from rich.console import Console
 
 from refcli.cli.evaluate import SampleBars
 from refcli.contracts.example import Example, Region
-from refcli.data.store import write_manifest, write_split
-from refcli.evaluation.prediction_file import MOST_LINE_BYTES
+from refcli.data.store.read import write_manifest, write_split
+from refcli.evaluation.predictions import MOST_LINE_BYTES
 
 SPLIT = "m:val"
 BOX = (10.0, 20.0, 60.0, 70.0)

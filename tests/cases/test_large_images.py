@@ -14,14 +14,14 @@ from PIL import Image
 
 from refcli.config.schema import TowerSettings
 from refcli.contracts.prediction import Answer, Target
-from refcli.data import image as image_module
-from refcli.data.image import LARGE_PIXELS, open_image, open_scaled, read_image
+from refcli.data.reading import images as image_module
+from refcli.data.reading.images import LARGE_PIXELS, open_image, open_scaled, read_image
 from refcli.data.sources.synthetic import SyntheticSettings, render_scene
-from refcli.data.transforms import letterbox
+from refcli.data.training.transforms import letterbox
+from refcli.drawing.contact_sheet import contact_sheet
+from refcli.drawing.overlays import LARGEST_DRAWING, draw_answer
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import encode_columns, encode_mask, scaled_mask
-from refcli.inference.contact_sheet import contact_sheet
-from refcli.inference.draw import LARGEST_DRAWING, draw_answer
 from refcli.inference.predictor import Predictor
 
 SIDE = 320

@@ -12,10 +12,10 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image, ImageDraw
 
 from refcli.contracts.prediction import Answer
-from refcli.inference import lettering
-from refcli.inference.contact_sheet import contact_sheet
-from refcli.inference.draw import draw_answer
-from refcli.inference.lettering import font_for, readable
+from refcli.drawing import lettering
+from refcli.drawing.contact_sheet import contact_sheet
+from refcli.drawing.lettering import font_for, readable
+from refcli.drawing.overlays import draw_answer
 
 NO_CHARACTER = "\uffff"
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 PHOTOGRAPH = {"id": 581857, "file_name": "COCO_train2014_000000581857.jpg", "width": 100, "height": 80}

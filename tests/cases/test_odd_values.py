@@ -7,9 +7,9 @@ import zipfile
 
 import pytest
 
-from refcli.data.sources.coco_instances import read_instances
+from refcli.data.sources.coco.instances import read_instances
 from refcli.data.sources.record import Problems
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 PHOTOGRAPH = {"id": 581857, "file_name": "COCO_train2014_000000581857.jpg", "width": 100, "height": 80}

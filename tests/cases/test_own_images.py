@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from refcli.data.sources.coco_instances import is_coco_url
-from refcli.data.store import Store
+from refcli.data.sources.coco.instances import is_coco_url
+from refcli.data.store.read import Store
 
 
 def lines(path, *records):

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from refcli.data.reading.pickles import read_pickle, read_torch_list
-from refcli.engine.checkpoint import Checkpoints
-from refcli.engine.distributed import World
-from refcli.engine.state import BatchLayout, TrainingState
+from refcli.engine.checkpointing.checkpoint import Checkpoints
+from refcli.engine.checkpointing.state import BatchLayout, TrainingState
+from refcli.engine.distributed.world import World
 from refcli.errors import DataError, ExitCode, WeightsError
-from refcli.weights.reading import read_checkpoint
+from refcli.weights.official.reading import read_checkpoint
 
 MODULUS = (1 << 61) - 1
 """Whole numbers that differ by a multiple of it have one hash."""

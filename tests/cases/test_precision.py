@@ -13,8 +13,8 @@ import yaml
 from refcli.cli.app import run
 from refcli.config.load import load_finetune, load_pretrain
 from refcli.config.presets import list_presets
-from refcli.engine import watching
-from refcli.engine.trial import TriedStep, step_seconds
+from refcli.engine.measuring.trial import TriedStep, step_seconds
+from refcli.engine.reporting import watching
 from refcli.recipes import run_checks
 
 CPU = torch.device("cpu")

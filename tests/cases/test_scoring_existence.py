@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from refcli.answers.jsonl import answer_from_json, answer_to_json
 from refcli.contracts.example import RLE, Example, Region
 from refcli.contracts.prediction import Answer, Prediction, Target
-from refcli.data.store import Store, write_manifest, write_split
+from refcli.data.store.read import Store, write_manifest, write_split
 from refcli.errors import DataError
-from refcli.evaluation.conventions import choose_conventions
 from refcli.evaluation.evaluate import evaluate_split
-from refcli.evaluation.report import report_split
-from refcli.evaluation.run_file import Scoring
+from refcli.evaluation.metrics.conventions import choose_conventions
+from refcli.evaluation.report.document import report_split
+from refcli.evaluation.run import Scoring
 from refcli.evaluation.truth import PassingSplit
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import encode_mask
-from refcli.inference.answers import answer_from_json, answer_to_json
+from refcli.inference.postprocess import gated, ungated_answer
 from refcli.inference.requests import Request
-from refcli.inference.ungated import gated, ungated_answer
 
 SIDE = 60
 BOX = (10.0, 10.0, 50.0, 50.0)

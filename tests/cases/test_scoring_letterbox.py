@@ -12,23 +12,23 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from refcli.answers.jsonl import answer_to_json
 from refcli.config.schema import ModelSettings, TowerSettings
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Prediction
-from refcli.data.store import Store, write_manifest, write_split
-from refcli.data.views import nearest_indices
+from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.training.views import nearest_indices
 from refcli.evaluation.evaluate import evaluate_split
-from refcli.evaluation.report import report_split
-from refcli.evaluation.run_file import Scoring
+from refcli.evaluation.report.document import report_split
+from refcli.evaluation.run import Scoring
 from refcli.evaluation.truth import PassingSplit
 from refcli.geometry.boxes import box_iou_pairs
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import decode_mask, encode_mask, mask_box
-from refcli.inference.answers import answer_to_json
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
 from refcli.text.tokenizer import Tokenizer
-from refcli.weights.load import LoadedWeights
+from refcli.weights.directory import LoadedWeights
 
 SIZES = ((160, 120), (90, 150), (100, 100))
 """(width, height)."""

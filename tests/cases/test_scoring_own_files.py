@@ -11,9 +11,9 @@ import torch
 
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.data.sources.synthetic.write import write_synthetic
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 from refcli.grounder import Grounder
-from refcli.weights.load import save_weights
+from refcli.weights.directory import save_weights
 
 SPLIT = "synthetic:test"
 TOWER = TowerSettings(

@@ -10,11 +10,10 @@ import pytest
 from refcli.config.load import apply_overrides, load_finetune, load_pretrain, read_yaml
 from refcli.config.yaml_text import MAX_CHARACTERS
 from refcli.errors import ConfigError, ExitCode, WeightsError
-from refcli.weights.download import read_origin
-from refcli.weights.inspect import info
-from refcli.weights.load import load_weights, read_config
+from refcli.weights.checks import info, verify
+from refcli.weights.directory import load_weights, read_config
 from refcli.weights.locate import BUILTIN_PATH
-from refcli.weights.verifying import verify
+from refcli.weights.pull import read_origin
 
 
 def alias_bomb(kind: str) -> str:

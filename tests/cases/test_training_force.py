@@ -9,7 +9,7 @@ import pytest
 
 from refcli.config.schema import FinetuneSettings
 from refcli.data.sources.synthetic.write import write_synthetic
-from refcli.engine.run_dir import RunDir
+from refcli.engine.checkpointing.run_dir import RunDir
 from refcli.errors import UsageError
 
 PRECIOUS = (

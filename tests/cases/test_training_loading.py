@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from refcli.contracts.batch import Batch, Targets
-from refcli.data.dataset import GroundingDataset
 from refcli.data.sources.synthetic.write import write_synthetic
+from refcli.data.training.dataset import GroundingDataset
 from refcli.engine import loading
 from refcli.engine.loading import iterate_batches
 from refcli.engine.stopping import LoadingStalledError, StopSignals

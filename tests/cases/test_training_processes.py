@@ -21,10 +21,10 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError, Rend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousState
 
 from refcli.data.sources.synthetic.write import write_synthetic
-from refcli.engine import meeting
-from refcli.engine.distributed import World
-from refcli.engine.launching import Launch, launch
-from refcli.engine.meeting import PlainStates, meet_others
+from refcli.engine.distributed import meeting
+from refcli.engine.distributed.launching import Launch, launch
+from refcli.engine.distributed.meeting import PlainStates, meet_others
+from refcli.engine.distributed.world import World
 from refcli.engine.stopping import StopSignals
 from refcli.errors import TrainingError, UsageError
 
@@ -95,7 +95,7 @@ def ports_until_the_end(process: int, is_running: Callable[[], bool]) -> set[str
 JOINS = """
 import sys, time
 from pathlib import Path
-from refcli.engine.distributed import join_world
+from refcli.engine.distributed.world import join_world
 world = join_world("cpu")
 assert world.gather(world.rank) == [0, 1]
 assert world.any(world.rank == 1)
@@ -333,7 +333,7 @@ def test_a_second_run_at_the_endpoint_of_another_is_refused_by_the_command(
         kept.append(meet_others(plan.endpoint, identity=plan.identity, min_nodes=1, max_nodes=2))
         return 0
 
-    monkeypatch.setattr("refcli.engine.launching.launch", stay)
+    monkeypatch.setattr("refcli.engine.distributed.launching.launch", stay)
 
     assert refcli(*common)[0] == 0
     code, output, talk = refcli(*common, *difference)

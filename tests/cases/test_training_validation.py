@@ -12,7 +12,7 @@ import pytest
 
 from refcli.data.sources.synthetic.write import write_synthetic
 from refcli.errors import DataError
-from refcli.evaluation import model_frame
+from refcli.evaluation import validation as model_frame
 from refcli.recipes import finetune, pretrain
 
 SMALL = ["model.tower.dim=32", "model.tower.layers=1", "model.tower.ffn_dim=32", "model.tower.heads=2"]

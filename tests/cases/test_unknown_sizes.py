@@ -13,8 +13,8 @@ from PIL import Image
 from refcli.config.schema import TowerSettings
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
-from refcli.data.dataset import GroundingDataset
-from refcli.data.store import Store
+from refcli.data.store.read import Store
+from refcli.data.training.dataset import GroundingDataset
 from refcli.errors import DataError
 from refcli.evaluation.scores import score_sample
 from refcli.geometry.masks import encode_mask

@@ -9,11 +9,11 @@ import pytest
 import sentencepiece as spm
 from PIL import Image
 
+from refcli.answers.jsonl import answer_from_json
 from refcli.config.schema import TextSettings
-from refcli.data.collate import Collate
 from refcli.data.sources.synthetic import SyntheticSettings, iterate_expressions, render_scene
+from refcli.data.training.collate import Collate
 from refcli.errors import DataError, ExpressionError
-from refcli.inference.answers import answer_from_json
 from refcli.text.tokenizer import UNK, UNLEARNED_MARKS, Tokenizer
 
 SENTENCES = ("the red cup!", "is it the red cup?", "left; right: up, down. 'so' \"so\" - the cup")

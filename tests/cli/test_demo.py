@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from refcli.answers.jsonl import answer_from_json
 from refcli.cli.app import run
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.example import Example
 from refcli.grounder import Grounder
-from refcli.inference.answers import answer_from_json
 from refcli.recipes.demo import choose_varied
 from refcli.weights import locate
-from refcli.weights.load import save_weights
+from refcli.weights.directory import save_weights
 
 
 @pytest.fixture(autouse=True)

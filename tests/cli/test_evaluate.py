@@ -13,7 +13,7 @@ from refcli.cli.app import run
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.data.sources.synthetic.write import write_synthetic
 from refcli.grounder import Grounder
-from refcli.weights.load import save_weights
+from refcli.weights.directory import save_weights
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from refcli.answers.jsonl import answer_to_json
 from refcli.cli.app import run
 from refcli.contracts.prediction import Answer, Target
 from refcli.data.sources.synthetic.write import write_synthetic
-from refcli.data.store import Store
-from refcli.inference.answers import answer_to_json
+from refcli.data.store.read import Store
 
 SPLIT = "synthetic:test"
 
@@ -232,7 +232,7 @@ def test_runs_that_count_boxes_otherwise_are_not_compared(refcli, truth, tmp_pat
 def test_results_that_were_published_stand_beside_a_run_on_the_same_split(monkeypatch, capsys, tmp_path, store):
     from dataclasses import replace
 
-    from refcli.data.store import write_manifest, write_split
+    from refcli.data.store.read import write_manifest, write_split
 
     split = Store(store).split(SPLIT)
     real = [replace(split[index], dataset="refcoco_unc", split="val") for index in range(3)]

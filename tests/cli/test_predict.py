@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from refcli.cli.app import run
-from refcli.weights import load
+from refcli.weights import directory as load
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from refcli.cli.prepare_data import command
-from refcli.data.image import read_image
+from refcli.data.reading.images import read_image
 from refcli.data.spec import list_specs
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 from refcli.errors import ConfigError, UsageError
 
 

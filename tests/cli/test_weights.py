@@ -15,14 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from refcli.cli.weights import (
-    Dtype,
-    convert_command,
-    info_command,
-    list_command,
-    pull_command,
-    verify_command,
-)
+from refcli.cli.weights import Dtype, convert_command, info_command, list_command, pull_command, verify_command
 from refcli.errors import ExitCode, UsageError, WeightsError
 from refcli.weights.catalog import Catalog
 from refcli.weights.locate import BUILTIN_PATH

@@ -15,8 +15,8 @@ from refcli.cli.options import WEIGHTS_NAMES
 from refcli.cli.weights import convert_command, info_command, list_command, verify_command
 from refcli.errors import WeightsError
 from refcli.weights.catalog import Catalog
-from refcli.weights.convert import convert
 from refcli.weights.locate import BUILTIN_PATH
+from refcli.weights.official.convert import convert
 
 
 @pytest.fixture(autouse=True)

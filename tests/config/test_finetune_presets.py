@@ -15,7 +15,7 @@ from refcli.config.load import load_finetune, stages_of, validate
 from refcli.config.presets import data_specs_root, list_presets, preset_path
 from refcli.errors import ConfigError
 from refcli.grounder import Grounder
-from refcli.heads.oneref import OneRefSettings
+from refcli.heads.oneref.head import OneRefSettings
 
 NUM_GPUS = 8
 NUM_EXPRESSIONS = {

@@ -9,10 +9,9 @@ from PIL import Image
 
 from refcli.config.schema import AugmentSettings, TowerSettings
 from refcli.contracts.example import Example, Region
-from refcli.data.dataset import GroundingDataset
-from refcli.data.mixing import WeightedSampler
-from refcli.data.sampling import EndlessSampler
-from refcli.data.store import Store, write_manifest, write_split
+from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.training.dataset import GroundingDataset
+from refcli.data.training.sampling import EndlessSampler, WeightedSampler
 from refcli.errors import DataError
 from refcli.geometry.masks import encode_mask, mask_box
 

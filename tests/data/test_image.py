@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refcli.data import image as image_module
-from refcli.data.image import read_image
+from refcli.data.reading import images as image_module
+from refcli.data.reading.images import read_image
 from refcli.errors import ImageError
 
 

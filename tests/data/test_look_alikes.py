@@ -8,8 +8,8 @@ import pytest
 from audited_stores import BOX, make_store, waves
 from PIL import Image
 
-from refcli.data.audit import audit_store, distinct_pictures
-from refcli.data.perceptual_hash import difference_hash, find_look_alikes, hash_pictures
+from refcli.data.audit.overlaps import audit_store, distinct_pictures
+from refcli.data.audit.perceptual_hash import difference_hash, find_look_alikes, hash_pictures
 
 
 def test_the_hash_compares_each_cell_with_its_left_neighbour():

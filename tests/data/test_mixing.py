@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from refcli.data.mixing import WeightedSampler
+from refcli.data.training.sampling import WeightedSampler
 from refcli.errors import ConfigError, DataError
 
 SIZES, WEIGHTS = (7, 50, 20), (3.0, 1.0, 2.0)

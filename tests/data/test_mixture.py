@@ -3,9 +3,9 @@
 import pytest
 from mixed_stores import example, family_store, pictures, spec, stored
 
-from refcli.data.manifest import read_manifest, write_manifest
-from refcli.data.mixture import EVAL_IMAGE_KEYS, write_mixture
-from refcli.data.store import Store, write_split
+from refcli.data.store.manifest import read_manifest, write_manifest
+from refcli.data.store.read import Store, write_split
+from refcli.data.training.mixtures import EVAL_IMAGE_KEYS, write_mixture
 from refcli.errors import DataError
 
 

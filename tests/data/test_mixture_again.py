@@ -3,11 +3,11 @@
 import pytest
 from mixed_stores import family_store, spec, stored
 
-from refcli.data import store_writing
-from refcli.data.mixture import EVAL_IMAGE_KEYS, write_mixture
 from refcli.data.preparation.counting import CountCheck
-from refcli.data.store import Store
-from refcli.data.store_writing import SplitWriter
+from refcli.data.store import write as store_writing
+from refcli.data.store.read import Store
+from refcli.data.store.write import SplitWriter
+from refcli.data.training.mixtures import EVAL_IMAGE_KEYS, write_mixture
 from refcli.errors import DataError, UsageError
 
 

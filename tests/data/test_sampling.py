@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from refcli.data.sampling import EndlessSampler, OnePass
+from refcli.data.training.sampling import EndlessSampler, OnePass
 from refcli.errors import DataError
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from refcli.contracts.example import Example, Region
-from refcli.data import store_writing
-from refcli.data.statistics import Distribution, distribution, split_statistics
-from refcli.data.store import Store, write_manifest, write_split
+from refcli.data.store import write as store_writing
+from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.store.statistics import Distribution, distribution, split_statistics
 from refcli.geometry.masks import encode_mask
 
 WIDTH, HEIGHT = 40, 20

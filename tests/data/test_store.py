@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from refcli.contracts.example import Example, Region
-from refcli.data import store_writing
-from refcli.data.columns import examples_to_table
-from refcli.data.manifest import read_manifest
-from refcli.data.store import Store, write_manifest, write_split
-from refcli.data.store_writing import SplitWriter
+from refcli.data.store import write as store_writing
+from refcli.data.store.columns import examples_to_table
+from refcli.data.store.manifest import read_manifest
+from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.store.write import SplitWriter
 from refcli.errors import DataError
 from refcli.files import file_sha256
 from refcli.geometry.masks import encode_mask, mask_box

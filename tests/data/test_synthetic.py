@@ -26,7 +26,7 @@ from refcli.data.sources.synthetic.render import paint
 from refcli.data.sources.synthetic.scene import Scene, SceneObject, draw_scene
 from refcli.data.sources.synthetic.settings import KINDS
 from refcli.data.sources.synthetic.shapes import SHAPES, shape_table
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 from refcli.errors import ConfigError, UsageError
 
 

@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 
 from refcli.data.sources.synthetic import SyntheticSettings, render_scene
 from refcli.data.sources.synthetic.write import write_synthetic
-from refcli.weights.load import BUILTIN_PATH, MODEL_FILE
+from refcli.weights.directory import BUILTIN_PATH, MODEL_FILE
 
 pytestmark = pytest.mark.skipif(not (BUILTIN_PATH / MODEL_FILE).is_file(), reason="the packaged model is not there")
 
@@ -62,7 +62,7 @@ def test_evaluate_measures_the_packaged_model_above_its_floor_on_scenes_it_never
 def test_what_predict_prints_agrees_with_what_evaluate_measures(tmp_path):
     """Score the printed lines by hand, with COCO's own tools, and compare with `evaluate`."""
     write_synthetic(tmp_path / "store", size=12, seed=UNSEEN_SEED + 1, splits=["test"])
-    from refcli.data.store import Store
+    from refcli.data.store.read import Store
 
     split = Store(tmp_path / "store").split("synthetic:test")
     examples = [split[index] for index in range(len(split))]

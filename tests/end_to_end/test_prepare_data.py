@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from refcli.cli import app
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 
 WIDTH, HEIGHT = 100, 80
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from refcli.cli import app
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 from refcli.geometry.masks import rle_area
 
 REAL = Path(os.environ.get("REFCLI_REALDATA") or "nowhere").resolve()

@@ -17,10 +17,10 @@ from torch import nn
 
 from refcli.config.schema import FinetuneSettings, FinetuneTrainSettings, OptimSettings
 from refcli.contracts.batch import Batch, Targets
-from refcli.engine.distributed import World
+from refcli.engine.checkpointing.run_dir import RunDir
+from refcli.engine.distributed.world import World
 from refcli.engine.loop import Feed, train
-from refcli.engine.reporting import Silence
-from refcli.engine.run_dir import RunDir
+from refcli.engine.reporting.reporters import Silence
 
 BATCH = 4
 

@@ -22,13 +22,13 @@ import torch
 from refcli.config.load import apply_overrides, validate
 from refcli.config.schema import FinetuneSettings
 from refcli.contracts.batch import Batch, Targets
-from refcli.data.sampling import EndlessSampler
-from refcli.engine.distributed import join_world
+from refcli.data.training.sampling import EndlessSampler
+from refcli.engine.checkpointing.run_dir import RunDir
+from refcli.engine.checkpointing.state import seed_generators
+from refcli.engine.distributed.world import join_world
 from refcli.engine.loading import iterate_batches
 from refcli.engine.loop import Feed, train
-from refcli.engine.randomness import seed_generators
-from refcli.engine.reporting import Silence
-from refcli.engine.run_dir import RunDir
+from refcli.engine.reporting.reporters import Silence
 from refcli.errors import DataError, RefcliError
 from refcli.grounder import Grounder
 

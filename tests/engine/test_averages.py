@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from refcli.engine.averages import Averages
-from refcli.engine.distributed import World
+from refcli.engine.distributed.world import World
+from refcli.engine.reporting.averages import Averages
 from refcli.model.flops import Work
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -12,11 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from refcli.engine import checkpoint
-from refcli.engine.checkpoint import Checkpoints
-from refcli.engine.distributed import World
-from refcli.engine.randomness import random_state, restore_random_state, undisturbed_randomness
-from refcli.engine.state import BatchLayout, Pointer, TrainingState
+from refcli.engine.checkpointing import checkpoint
+from refcli.engine.checkpointing.checkpoint import Checkpoints
+from refcli.engine.checkpointing.state import (
+    BatchLayout,
+    Pointer,
+    TrainingState,
+    random_state,
+    restore_random_state,
+    undisturbed_randomness,
+)
+from refcli.engine.distributed.world import World
 from refcli.errors import DataError, ExitCode, TrainingError
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
-from refcli.engine import launching
-from refcli.engine.launching import Launch, choose_num_processes, is_restart, launch
+from refcli.engine.distributed import launching
+from refcli.engine.distributed.launching import Launch, choose_num_processes, is_restart, launch
 from refcli.errors import ConfigError, TrainingError
 
 PROCESS = """
@@ -153,7 +153,7 @@ def test_processes_that_cannot_save_yet_end_by_the_signal_with_the_documented_co
 
 MACHINE = """
 import sys
-from refcli.engine.launching import Launch, launch
+from refcli.engine.distributed.launching import Launch, launch
 port, least, *command = sys.argv[1:]
 print(launch(command, Launch(1, int(least), 2, f"localhost:{port}"), note=print))
 """

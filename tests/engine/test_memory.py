@@ -8,8 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from refcli.config.schema import HeadChoice, ModelSettings, OptimSettings, TextSettings, TowerSettings, TrainSettings
 from refcli.contracts.batch import Batch, Targets
-from refcli.engine.memory import estimate_memory, first_samples
-from refcli.engine.optim import build_optimizer
+from refcli.engine.measuring.memory import estimate_memory, first_samples
+from refcli.engine.optimisation.optimizer import build_optimizer
 from refcli.grounder import Grounder
 
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from refcli.engine.checkpoint import Checkpoints
-from refcli.engine.distributed import World
-from refcli.engine.moving_average import MovingAverage, names_within
-from refcli.engine.state import BatchLayout, TrainingState
+from refcli.engine.checkpointing.checkpoint import Checkpoints
+from refcli.engine.checkpointing.state import BatchLayout, TrainingState
+from refcli.engine.distributed.world import World
+from refcli.engine.optimisation.moving_average import MovingAverage, names_within
 
 ALONE = World(0, 1, torch.device("cpu"))
 LAYOUT = BatchLayout(processes=1, batch_size=1, accumulate=1)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from refcli.config.schema import OptimSettings
-from refcli.engine.optim import BASE_LR, build_optimizer, group_parameters, set_lr
+from refcli.engine.optimisation.optimizer import BASE_LR, build_optimizer, group_parameters, set_lr
 from refcli.errors import ConfigError
 
 

@@ -11,11 +11,11 @@ from datetime import timedelta
 import pytest
 import torch
 
-from refcli.engine import distributed
 from refcli.engine.allocator import keep_freed_pages
 from refcli.engine.device import FOR_INFERENCE, resolve_device
-from refcli.engine.distributed import World, join_world, unsynchronised, who_tells
-from refcli.engine.launching import Launch, launch
+from refcli.engine.distributed import world as distributed
+from refcli.engine.distributed.launching import Launch, launch
+from refcli.engine.distributed.world import World, join_world, unsynchronised, who_tells
 from refcli.errors import ConfigError, UsageError
 
 COUNT_FAULTS = """
@@ -136,7 +136,7 @@ def test_an_error_is_told_where_nobody_can_be_asked(several):
 TWO_PROCESSES = """
 import torch
 from torch import nn
-from refcli.engine.distributed import join_world, unsynchronised, who_tells
+from refcli.engine.distributed.world import join_world, unsynchronised, who_tells
 torch.set_num_threads(1)
 world = join_world("cpu")
 class Half(nn.Module):
@@ -174,7 +174,7 @@ STARVED = """
 import os, sys, time
 from pathlib import Path
 import torch
-from refcli.engine.distributed import join_world
+from refcli.engine.distributed.world import join_world
 torch.set_num_threads(1)
 world = join_world("cpu")
 cpu = sorted(os.sched_getaffinity(0))[0]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from refcli.engine import checkpoint
+from refcli.engine.checkpointing import checkpoint
 from refcli.engine.stopping import StoppedError
 from refcli.errors import ConfigError, DataError, ExitCode, TrainingError
 

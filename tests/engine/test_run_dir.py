@@ -11,7 +11,7 @@ import pytest
 
 from refcli.config.load import load_finetune
 from refcli.config.schema import FinetuneSettings, FinetuneTrainSettings
-from refcli.engine.run_dir import BadBatch, RunDir, changed_keys
+from refcli.engine.checkpointing.run_dir import BadBatch, RunDir, changed_keys
 from refcli.errors import TrainingError, UsageError
 
 

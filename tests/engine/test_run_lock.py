@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-from refcli.engine.distributed import World
-from refcli.engine.run_lock import let_go_of_inherited_locks, sole_run
+from refcli.engine.checkpointing.run_lock import let_go_of_inherited_locks, sole_run
+from refcli.engine.distributed.world import World
 from refcli.errors import UsageError
 
 ALONE = World(0, 1, torch.device("cpu"))

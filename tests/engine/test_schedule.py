@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refcli.engine.schedule import lr_factor
+from refcli.engine.optimisation.schedule import lr_factor
 
 
 def test_without_warm_up_it_is_the_cosine_of_torch():

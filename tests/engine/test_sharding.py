@@ -13,8 +13,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from refcli.config.schema import TowerSettings
-from refcli.engine.launching import Launch, launch
-from refcli.engine.sharding import (
+from refcli.engine.distributed.launching import Launch, launch
+from refcli.engine.distributed.sharding import (
     full_model_state,
     full_optimizer_state,
     load_full_model_state,
@@ -149,8 +149,8 @@ def test_a_state_that_does_not_fit_is_refused(sharded):
 TWO_PROCESSES = """
 import sys
 import torch
-from refcli.engine.distributed import join_world, unsynchronised
-from refcli.engine.sharding import full_model_state, full_optimizer_state, load_full_model_state, whole
+from refcli.engine.distributed.world import join_world, unsynchronised
+from refcli.engine.distributed.sharding import full_model_state, full_optimizer_state, load_full_model_state, whole
 sys.path.insert(0, sys.argv[1])
 from test_sharding import Objective, batch, optimizer_of
 torch.set_num_threads(1)

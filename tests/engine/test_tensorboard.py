@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from refcli.engine.tensorboard import WRITER_MODULE, TensorBoard
+from refcli.engine.reporting.tensorboard import WRITER_MODULE, TensorBoard
 from refcli.errors import ConfigError, ExitCode
 
 LINE = {"step": 40, "loss": 1.5, "samples_per_second": 12.0}

@@ -7,8 +7,15 @@ import math
 import pytest
 import torch
 
-from refcli.engine import utilisation
-from refcli.engine.utilisation import BUDGET_SECONDS, FIRST_SIDE, LARGEST_SIDE, REPEATS, gemm_peak, product_seconds
+from refcli.engine.measuring import utilisation
+from refcli.engine.measuring.utilisation import (
+    BUDGET_SECONDS,
+    FIRST_SIDE,
+    LARGEST_SIDE,
+    REPEATS,
+    gemm_peak,
+    product_seconds,
+)
 
 CPU = torch.device("cpu")
 

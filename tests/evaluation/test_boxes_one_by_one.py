@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
-from refcli.evaluation.box_overlaps import first_hit, greedy_matches, overlap_matrices
-from refcli.evaluation.figures import measure
-from refcli.evaluation.sample_table import Scores
+from refcli.evaluation.metrics.figures import measure
+from refcli.evaluation.metrics.overlaps import first_hit, greedy_matches, overlap_matrices
+from refcli.evaluation.samples import Scores
 from refcli.evaluation.scores import score_sample
 
 LEFT, RIGHT, FAR = (0.0, 0.0, 100.0, 100.0), (200.0, 0.0, 300.0, 100.0), (400.0, 400.0, 500.0, 500.0)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 from refcli.errors import DataError
 from refcli.evaluation.comparison import compare_runs, compare_terms
-from refcli.evaluation.prediction_file import score_file
-from refcli.evaluation.run_file import Run
-from refcli.evaluation.terms import Terms, share
+from refcli.evaluation.metrics.terms import Terms, share
+from refcli.evaluation.predictions import score_file
+from refcli.evaluation.run import Run
 from refcli.evaluation.truth import PassingSplit
 
 SPLIT = "synthetic:test"

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
-from refcli.data.views import nearest_indices
+from refcli.data.training.views import nearest_indices
 from refcli.errors import UsageError
-from refcli.evaluation.conventions import CONVENTIONS, choose_conventions, frames_of
-from refcli.evaluation.figures import METRICS, measure
 from refcli.evaluation.mask_frames import FRAMES, MaskFrame
-from refcli.evaluation.sample_table import Scores
+from refcli.evaluation.metrics.conventions import CONVENTIONS, choose_conventions, frames_of
+from refcli.evaluation.metrics.figures import METRICS, measure
+from refcli.evaluation.samples import Scores
 from refcli.evaluation.scores import score_sample
 from refcli.geometry.boxes import box_iou_pairs
 from refcli.geometry.frame import Frame

@@ -12,9 +12,9 @@ from refcli.contracts.example import RLE, Example, Region
 from refcli.contracts.prediction import Answer, Target
 from refcli.errors import DataError, GateError, UsageError
 from refcli.evaluation.evaluate import evaluate_split
-from refcli.evaluation.figures import METRICS
 from refcli.evaluation.gates import check_gates, parse_gates
-from refcli.evaluation.report import TABLE, RunReport, report_document, report_split, table_rows
+from refcli.evaluation.metrics.figures import METRICS
+from refcli.evaluation.report.document import TABLE, RunReport, report_document, report_split, table_rows
 from refcli.geometry.masks import encode_mask
 
 BOX = (10.0, 20.0, 50.0, 60.0)

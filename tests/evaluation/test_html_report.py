@@ -18,13 +18,13 @@ from PIL import Image
 
 from refcli.contracts.example import Region
 from refcli.contracts.prediction import Target
-from refcli.data.store import Store
-from refcli.evaluation.cases import choose_cases, find_answers, make_cases, quality
-from refcli.evaluation.conventions import choose_conventions
-from refcli.evaluation.html_report import render_report
-from refcli.evaluation.prediction_file import score_file
-from refcli.evaluation.report import report_document, report_run
-from refcli.evaluation.run_file import Scoring
+from refcli.data.store.read import Store
+from refcli.evaluation.metrics.conventions import choose_conventions
+from refcli.evaluation.predictions import score_file
+from refcli.evaluation.report.cases import choose_cases, find_answers, make_cases, quality
+from refcli.evaluation.report.document import report_document, report_run
+from refcli.evaluation.report.page import render_report
+from refcli.evaluation.run import Scoring
 from refcli.evaluation.truth import PassingSplit
 
 SPLIT = "synthetic:test"
@@ -146,7 +146,7 @@ def test_equal_input_gives_equal_bytes(store, shifted):
 
 
 def test_many_cases_share_the_room(store, shifted, examples, monkeypatch):
-    monkeypatch.setattr("refcli.evaluation.html_cases.PICTURE_BYTES", 600_000)
+    monkeypatch.setattr("refcli.evaluation.report.page.PICTURE_BYTES", 600_000)
     count = len(examples)
     sizes = [len(data) for kind, data in Page(page_of(store, shifted, count=count)).images() if kind == "image/jpeg"]
     assert len(sizes) == 2 * count

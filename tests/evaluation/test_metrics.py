@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
 from refcli.errors import DataError
-from refcli.evaluation.box_overlaps import enclosing_box, pair_iou
-from refcli.evaluation.figures import measure
-from refcli.evaluation.sample_table import Scores
+from refcli.evaluation.metrics.figures import measure
+from refcli.evaluation.metrics.overlaps import enclosing_box, pair_iou
+from refcli.evaluation.metrics.terms import Terms, intervals, share, values
+from refcli.evaluation.samples import Scores
 from refcli.evaluation.scores import score_sample
-from refcli.evaluation.terms import Terms, intervals, share, values
 from refcli.geometry.masks import encode_mask
 
 SIDE = 100

@@ -8,7 +8,7 @@ import torch
 from refcli.contracts.batch import Batch, Targets
 from refcli.contracts.prediction import Prediction
 from refcli.errors import DataError
-from refcli.evaluation.model_frame import mask_iou_pairs, validate
+from refcli.evaluation.validation import mask_iou_pairs, validate
 
 SIDE = 8
 

@@ -11,18 +11,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from refcli.answers.jsonl import answer_to_json
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 from refcli.errors import DataError
-from refcli.evaluation import prediction_file
-from refcli.evaluation.conventions import CONVENTIONS, choose_conventions
-from refcli.evaluation.prediction_file import score_file
-from refcli.evaluation.report import report_split
-from refcli.evaluation.run_file import Run, Scoring
+from refcli.evaluation import predictions as prediction_file
+from refcli.evaluation.metrics.conventions import CONVENTIONS, choose_conventions
+from refcli.evaluation.predictions import score_file
+from refcli.evaluation.report.document import report_split
+from refcli.evaluation.run import Run, Scoring
 from refcli.evaluation.truth import PassingSplit
 from refcli.geometry.masks import decode_mask, encode_mask
-from refcli.inference.answers import answer_to_json
 
 SPLIT = "synthetic:test"
 

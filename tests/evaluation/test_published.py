@@ -7,7 +7,7 @@ import pytest
 from refcli.config.load import validate
 from refcli.data.spec import list_specs, load_spec
 from refcli.errors import ConfigError
-from refcli.evaluation.published import PublishedResults, load_published, published_on, published_size
+from refcli.evaluation.report.published import PublishedResults, load_published, published_on, published_size
 
 TABLE = {
     "metric": "acc50",

@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 from refcli.cli import app
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer, Target
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 from refcli.geometry.masks import decode_mask, encode_mask
 
 REAL = Path(os.environ.get("REFCLI_REALDATA") or "nowhere").resolve()
@@ -79,7 +79,7 @@ def moved(target: Target, by: int, height: int, width: int) -> Target:
 
 
 def write_truth(examples: list[Example], path: Path, by: int = 0) -> Path:
-    from refcli.inference.answers import answer_to_json
+    from refcli.answers.jsonl import answer_to_json
 
     with path.open("w") as file:
         for one in examples:
@@ -133,7 +133,7 @@ def test_base_size_random_weights_run_end_to_end(refcli, tmp_path):
 
     from refcli.config.schema import HeadChoice, ModelSettings
     from refcli.grounder import Grounder
-    from refcli.weights.load import save_weights
+    from refcli.weights.directory import save_weights
 
     rows = [json.loads(line) for line in (folder("joined_real") / "refs.jsonl").read_text().splitlines()][::10]
     file = tmp_path / "real_test.jsonl"

@@ -10,15 +10,14 @@ import pytest
 
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
-from refcli.data.columns import RowReader
-from refcli.data.store import Store
+from refcli.data.store.columns import RowReader
+from refcli.data.store.read import Store
 from refcli.errors import DataError, UsageError
-from refcli.evaluation.conventions import choose_conventions
 from refcli.evaluation.evaluate import evaluate_split
-from refcli.evaluation.report import report_document, report_run
-from refcli.evaluation.run_file import PER_SAMPLE, Run, Scoring, merge_runs, read_run, write_run
-from refcli.evaluation.shards import Shard, parse_shard
-from refcli.evaluation.truth import PassingSplit
+from refcli.evaluation.metrics.conventions import choose_conventions
+from refcli.evaluation.report.document import report_document, report_run
+from refcli.evaluation.run import PER_SAMPLE, Run, Scoring, merge_runs, read_run, write_run
+from refcli.evaluation.truth import PassingSplit, Shard, parse_shard
 from refcli.geometry.masks import encode_mask
 
 SPLIT = "synthetic:test"
@@ -144,10 +143,10 @@ def test_shards_are_written_as_number_of_total():
 
 
 def test_a_split_in_passing_gives_what_the_store_gives_and_forgets(make_store, examples, monkeypatch):
-    monkeypatch.setattr("refcli.data.store_writing.ROWS_PER_GROUP", 10)
+    monkeypatch.setattr("refcli.data.store.write.ROWS_PER_GROUP", 10)
     made = Store(make_store(examples)).split(SPLIT)
     read = []
-    monkeypatch.setattr("refcli.data.store.RowReader", lambda table: read.append(len(table)) or RowReader(table))
+    monkeypatch.setattr("refcli.data.store.read.RowReader", lambda table: read.append(len(table)) or RowReader(table))
     split = PassingSplit(made, groups_kept=1)
     assert [split[index] for index in range(len(split))] == examples
     assert read == [10, 10, 10, 10, 8]

@@ -14,12 +14,11 @@ import pytest
 from harness import NASTY, NUM_INPUTS, damaged, fuzz, map_bytes, mutated_json, mutated_json_bytes, mutated_lines
 from hypothesis import strategies as st
 
-from refcli.data.preparation.admission import storable
-from refcli.data.preparation.finish import Finishing, PlacedRecord
+from refcli.data.preparation.finish import Finishing, PlacedRecord, storable
 from refcli.data.preparation.plan import plan_file
 from refcli.data.preparation.run import finish_chunk
 from refcli.data.sources.record import Problems
-from refcli.data.store_checks import check_table
+from refcli.data.store.checks import check_table
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 RUNS = {"size": [80, 100], "counts": [100, 50, 7850]}

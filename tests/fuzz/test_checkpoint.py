@@ -15,7 +15,7 @@ from harness import NASTY, fuzz
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from refcli.weights.convert import convert
+from refcli.weights.official.convert import convert
 
 ARGS = {"use_regress_box": True, "use_mask_loss": True, "max_query_len": 16}
 CHANGES = (

@@ -7,7 +7,7 @@ from harness import NASTY, NUM_INPUTS, fuzz
 from hypothesis import strategies as st
 
 from refcli.config.schema import TextSettings
-from refcli.inference.lettering import font_for, readable, wrap
+from refcli.drawing.lettering import font_for, readable, wrap
 from refcli.text.tokenizer import UNLEARNED_MARKS, Tokenizer
 
 WORDS = ("the", "red", "circle", "left", "of", "café", "ｒｅｄ", "猫", "!", "“", "—", "'s", "½", "x" * 300)

@@ -13,7 +13,7 @@ from harness import NUM_INPUTS, damaged, fuzz
 from hypothesis import strategies as st
 from PIL import Image
 
-from refcli.data.image import open_scaled, probe, read_image
+from refcli.data.reading.images import open_scaled, probe, read_image
 from refcli.errors import ImageError
 
 FORMATS: tuple[tuple[str, str, dict], ...] = (

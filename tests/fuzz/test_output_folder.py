@@ -9,8 +9,8 @@ import pytest
 from harness import damaged, fuzz, map_bytes, mutated_json_bytes, mutated_lines
 from hypothesis import strategies as st
 
+from refcli.answers.jsonl import answer_to_json
 from refcli.contracts.prediction import Answer
-from refcli.inference.answers import answer_to_json
 from refcli.inference.output_folder import OutputFolder
 from refcli.inference.output_manifest import OWN_FILE, PARTIAL, PREDICTIONS, SCHEMA
 from refcli.inference.requests import Request

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save as save_safetensors
 
 from refcli.data.reading.pickles import read_pickle, read_torch_list, starts_torch_list
-from refcli.data.sources.pth_rows import read_rows, starts_rows
+from refcli.data.sources.pth.rows import read_rows, starts_rows
 from refcli.data.sources.record import Problems
-from refcli.data.sources.refs_file import read_refs, sniff_refs
-from refcli.engine.checkpoint import Checkpoints
-from refcli.engine.distributed import World
-from refcli.engine.state import BatchLayout, TrainingState
-from refcli.weights.archives import extract_checkpoint, is_zip_of_weights
-from refcli.weights.convert import convert
-from refcli.weights.reading import read_checkpoint
+from refcli.data.sources.refer import read_refs, sniff_refs
+from refcli.engine.checkpointing.checkpoint import Checkpoints
+from refcli.engine.checkpointing.state import BatchLayout, TrainingState
+from refcli.engine.distributed.world import World
+from refcli.weights.official.archives import extract_checkpoint, is_zip_of_weights
+from refcli.weights.official.convert import convert
+from refcli.weights.official.reading import read_checkpoint
 
 REFS = [
     {

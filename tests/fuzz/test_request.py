@@ -10,8 +10,8 @@ import pytest
 from harness import NUM_INPUTS, fuzz, mutated_lines
 from PIL import Image
 
+from refcli.answers.jsonl import answer_from_json, answer_line
 from refcli.cli.predict import table_line
-from refcli.inference.answers import answer_from_json, answer_line
 from refcli.inference.output_folder import OutputFolder
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import parse_request_lines, read_request_file

@@ -7,9 +7,9 @@ import json
 import pytest
 from harness import NUM_INPUTS, fuzz, mutated_json_bytes, mutated_lines
 
-from refcli.engine.checkpoint import Checkpoints
-from refcli.engine.run_dir import RunDir
-from refcli.engine.watching import read_validations
+from refcli.engine.checkpointing.checkpoint import Checkpoints
+from refcli.engine.checkpointing.run_dir import RunDir
+from refcli.engine.reporting.watching import read_validations
 from refcli.recipes.validation_gates import check_validation
 
 FACTS = {"refcli": "0.1.0", "store": "/data/store", "processes": 1, "launch": None, "data": {"a:train": {"samples": 4}}}

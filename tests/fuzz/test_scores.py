@@ -15,19 +15,19 @@ import pytest
 from harness import NASTY, NUM_INPUTS, damaged, fuzz, mutated_json_bytes, mutated_lines
 from hypothesis import strategies as st
 
+from refcli.answers.jsonl import answer_to_json
 from refcli.cli.evaluate_tables import comparison_text, split_text, systems_text
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, FramedTarget, Target
-from refcli.data.store import Store, write_manifest, write_split
+from refcli.data.store.read import Store, write_manifest, write_split
 from refcli.evaluation.comparison import compare_runs
-from refcli.evaluation.conventions import choose_conventions
+from refcli.evaluation.metrics.conventions import choose_conventions
 from refcli.evaluation.output_folder import check_free, listed_files
-from refcli.evaluation.prediction_file import score_file
-from refcli.evaluation.report import report_document, report_run
-from refcli.evaluation.run_file import Run, Scoring, gated_run, merge_runs, read_run, write_run
+from refcli.evaluation.predictions import score_file
+from refcli.evaluation.report.document import report_document, report_run
+from refcli.evaluation.run import Run, Scoring, gated_run, merge_runs, read_run, write_run
 from refcli.evaluation.truth import PassingSplit
 from refcli.geometry.masks import encode_mask
-from refcli.inference.answers import answer_to_json
 
 SPLIT = "m:val"
 BITMAP = np.zeros((12, 16), dtype=bool)

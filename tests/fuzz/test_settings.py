@@ -22,10 +22,9 @@ from refcli.errors import RefcliError
 from refcli.grounder import Grounder
 from refcli.heads.table import HEADS
 from refcli.recipes.weights import describe_weights
-from refcli.weights.download import read_origin
-from refcli.weights.inspect import info
-from refcli.weights.load import load_weights, save_weights
-from refcli.weights.verifying import unchecked, verify
+from refcli.weights.checks import info, unchecked, verify
+from refcli.weights.directory import load_weights, save_weights
+from refcli.weights.pull import read_origin
 
 TEXTS = [preset_path(group, name).read_bytes() for group in ("finetune", "pretrain") for name in list_presets(group)]
 VALUES = [yaml.safe_load(text) for text in TEXTS]

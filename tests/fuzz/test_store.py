@@ -13,13 +13,13 @@ from harness import NUM_INPUTS, damaged, fuzz, mutated_json_bytes
 from hypothesis import strategies as st
 
 from refcli.contracts.example import Example, Region
-from refcli.data.audit import audit_store, distinct_pictures
-from refcli.data.columns import SCHEMA, examples_to_table
-from refcli.data.manifest import Listing, list_splits
+from refcli.data.audit.overlaps import audit_store, distinct_pictures
 from refcli.data.preparation.origin import is_unchanged, verify_store
-from refcli.data.statistics import split_statistics
-from refcli.data.store import Store, write_manifest, write_split
-from refcli.data.store_writing import SplitWriter
+from refcli.data.store.columns import SCHEMA, examples_to_table
+from refcli.data.store.manifest import Listing, list_splits
+from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.store.statistics import split_statistics
+from refcli.data.store.write import SplitWriter
 from refcli.errors import RefcliError
 from refcli.evaluation.truth import PassingSplit
 from refcli.geometry.masks import encode_mask

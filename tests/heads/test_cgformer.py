@@ -12,11 +12,11 @@ from refcli.config.load import load_finetune
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.batch import Targets
 from refcli.grounder import Grounder
-from refcli.heads.cgformer import CGFormerHead, CGFormerOutput, CGFormerSettings
-from refcli.heads.parts import grouping
-from refcli.heads.parts.cgformer_losses import CONTRAST_TEMPERATURE, grouping_dice, token_contrast
-from refcli.heads.parts.consecutive_decoder import Level, Load
-from refcli.heads.parts.grouping import Grouping, gumbel_like
+from refcli.heads.cgformer import grouping
+from refcli.heads.cgformer.consecutive_decoder import Level, Load
+from refcli.heads.cgformer.grouping import Grouping, gumbel_like
+from refcli.heads.cgformer.head import CGFormerHead, CGFormerOutput, CGFormerSettings
+from refcli.heads.cgformer.losses import CONTRAST_TEMPERATURE, grouping_dice, token_contrast
 from refcli.model.beit3 import Features
 
 BASE = TowerSettings(image_size=480, attention="explicit")

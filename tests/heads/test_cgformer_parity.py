@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 
 from refcli.config.schema import TowerSettings
 from refcli.contracts.batch import Targets
-from refcli.heads.cgformer import CGFormerHead, CGFormerSettings
-from refcli.heads.parts import grouping
-from refcli.heads.parts.simple_pyramid import PyramidMaps
+from refcli.heads.cgformer import grouping
+from refcli.heads.cgformer.head import CGFormerHead, CGFormerSettings
+from refcli.heads.shared.simple_pyramid import PyramidMaps
 from refcli.model.beit3 import Features
-from refcli.weights.conversions.cgformer import from_official, to_official
+from refcli.weights.official.conversions.cgformer import from_official, to_official
 
 NOTHING = 1e-6
 """Gradients of a smaller norm are rounding: those of biases that a BatchNorm takes out again."""

@@ -13,7 +13,7 @@ from refcli.contracts.prediction import Prediction
 from refcli.grounder import Grounder
 from refcli.heads.choice import head_class
 from refcli.heads.table import HEADS
-from refcli.weights.load import load_weights, save_weights
+from refcli.weights.directory import load_weights, save_weights
 
 EVERYTHING_ON = {
     "cgformer": {

@@ -13,15 +13,14 @@ from refcli.config.load import load_finetune
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.batch import Targets
 from refcli.grounder import Grounder
-from refcli.heads.parts.pixel_decoder import PixelDecoder, PixelMaps
-from refcli.heads.parts.region_attention import Memory, RegionAttention, places_inside
-from refcli.heads.parts.rela_decoder import RegionDecoder
-from refcli.heads.parts.rela_losses import rela_losses
-from refcli.heads.parts.rela_positions import sine_positions
-from refcli.heads.parts.simple_pyramid import SWIN_BASE_CHANNELS, PyramidMaps
-from refcli.heads.rela import RelaHead, RelaOutput, RelaSettings
+from refcli.heads.rela.head import RelaHead, RelaOutput, RelaSettings
+from refcli.heads.rela.losses import rela_losses
+from refcli.heads.rela.region_decoder import Memory, RegionAttention, RegionDecoder, places_inside
+from refcli.heads.shared.pixel_decoder import PixelDecoder, PixelMaps
+from refcli.heads.shared.positions import sine_positions
+from refcli.heads.shared.simple_pyramid import SWIN_BASE_CHANNELS, PyramidMaps
 from refcli.model.beit3 import Features
-from refcli.weights.conversions.rela import OUR_REGIONS, THEIR_REGIONS, from_official, to_official
+from refcli.weights.official.conversions.rela import OUR_REGIONS, THEIR_REGIONS, from_official, to_official
 
 BASE = TowerSettings(image_size=480, attention="explicit")
 TINY = TowerSettings(image_size=32, patch_size=8, dim=16, layers=1, heads=2, ffn_dim=16, attention="explicit")

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from refcli.heads.parts.rela_losses import balanced_cross_entropy, minimap_truth
+from refcli.heads.rela.losses import balanced_cross_entropy, minimap_truth
 
 
 def difference(pairs: torch.Tensor) -> torch.Tensor:

@@ -13,12 +13,12 @@ from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.batch import Targets
 from refcli.errors import ConfigError
 from refcli.grounder import Grounder
-from refcli.heads.parts.existence import ExistenceOutput
-from refcli.heads.parts.mask_prediction import predict_from_mask
-from refcli.heads.parts.self_attention import ResidualSelfAttention
-from refcli.heads.parts.shared_fpn import SharedFPN
-from refcli.heads.parts.shared_mask_decoder import SharedMaskDecoder
-from refcli.heads.shared_ris import SharedRISHead, SharedRISOutput, SharedRISSettings
+from refcli.heads.shared.existence import ExistenceOutput
+from refcli.heads.shared.mask_prediction import predict_from_mask
+from refcli.heads.shared.self_attention import ResidualSelfAttention
+from refcli.heads.shared_ris.fpn import SharedFPN
+from refcli.heads.shared_ris.head import SharedRISHead, SharedRISOutput, SharedRISSettings
+from refcli.heads.shared_ris.mask_decoder import SharedMaskDecoder
 from refcli.model.beit3 import Features
 from refcli.model.multiway import Rows
 

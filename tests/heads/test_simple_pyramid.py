@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from refcli.heads.parts.simple_pyramid import SimplePyramid
+from refcli.heads.shared.simple_pyramid import SimplePyramid
 
 
 @pytest.mark.parametrize(

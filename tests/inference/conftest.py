@@ -10,7 +10,7 @@ from torch import nn
 from refcli.config.schema import ModelSettings, TowerSettings
 from refcli.contracts.prediction import Prediction
 from refcli.text.tokenizer import Tokenizer
-from refcli.weights.load import LoadedWeights
+from refcli.weights.directory import LoadedWeights
 
 WHITE_ENOUGH = 1.0
 """White is above 2 after normalisation, black below -1.7, the letterbox's padding 0."""

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
+from refcli.answers.jsonl import answer_from_json, answer_to_json
 from refcli.contracts.prediction import Answer, Target
 from refcli.errors import DataError
 from refcli.geometry.masks import encode_mask
-from refcli.inference.answers import answer_from_json, answer_to_json
 
 MASK = np.zeros((20, 30), dtype=bool)
 MASK[3:9, 4:17] = True

@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 import torch
 
+from refcli.answers.jsonl import answer_from_json, answer_to_json
 from refcli.cli.predict import table_line
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.prediction import Prediction
+from refcli.drawing.overlays import PALETTE, draw_answer
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import decode_mask
 from refcli.grounder import Grounder
-from refcli.heads.cgformer import CGFormerOutput
-from refcli.heads.oneref import OneRefOutput
-from refcli.heads.rela import RelaOutput
-from refcli.heads.shared_ris import SharedRISOutput
+from refcli.heads.cgformer.head import CGFormerOutput
+from refcli.heads.oneref.head import OneRefOutput
+from refcli.heads.rela.head import RelaOutput
+from refcli.heads.shared_ris.head import SharedRISOutput
 from refcli.heads.table import HEADS
-from refcli.inference.answers import answer_from_json, answer_to_json
-from refcli.inference.draw import PALETTE, draw_answer
+from refcli.inference.postprocess import gated, ungated_answer
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
-from refcli.inference.ungated import gated, ungated_answer
 from refcli.text.tokenizer import Tokenizer
-from refcli.weights.load import LoadedWeights
+from refcli.weights.directory import LoadedWeights
 
 SIDE = 32
 TOWER = TowerSettings(

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from refcli.contracts.prediction import Answer, Target
+from refcli.drawing.contact_sheet import GUTTER, contact_sheet
+from refcli.drawing.lettering import font_of, wrap
+from refcli.drawing.overlays import PALETTE, SMALLEST_DRAWING, blank_picture, draw_answer
 from refcli.geometry.masks import encode_mask
-from refcli.inference.contact_sheet import GUTTER, contact_sheet
-from refcli.inference.draw import PALETTE, SMALLEST_DRAWING, blank_picture, draw_answer
-from refcli.inference.lettering import font_of, wrap
 
 
 def answer(*targets: Target, expression: str = "the cup", width: int = 800, height: int = 600, error=None) -> Answer:

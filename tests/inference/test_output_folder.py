@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refcli.answers.jsonl import answer_from_json
 from refcli.contracts.prediction import Answer, Target
 from refcli.errors import UsageError
 from refcli.geometry.masks import encode_mask
 from refcli.inference import output_folder
-from refcli.inference.answers import answer_from_json
 from refcli.inference.output_folder import OutputFolder
 from refcli.inference.predictor import read_pixels
 

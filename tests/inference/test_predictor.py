@@ -16,7 +16,7 @@ from refcli.geometry.masks import decode_mask, rle_area
 from refcli.grounder import Grounder
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
-from refcli.weights.load import save_weights
+from refcli.weights.directory import save_weights
 
 
 def iou(mask: np.ndarray, truth: np.ndarray) -> float:

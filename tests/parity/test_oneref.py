@@ -7,7 +7,7 @@ import torch
 from oneref_fixture import Golden, load_golden
 from safetensors.torch import load_file
 
-from refcli.weights.conversions.oneref import from_official
+from refcli.weights.official.conversions.oneref import from_official
 
 ROWS, HEADS, LOSSES = 2e-5, 5e-6, 1e-5
 NUM_VISION = 17

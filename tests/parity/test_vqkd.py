@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.errors import UsageError, WeightsError
 from refcli.model.visual_tokenizer import VisualTokenizer, signed_pixels
-from refcli.weights.conversions.plan import KeyTableError
-from refcli.weights.conversions.vqkd import from_official, settings_of, to_official, why_left_out
 from refcli.weights.misfits import KeyRow
+from refcli.weights.official.conversions.plan import KeyTableError
+from refcli.weights.official.conversions.vqkd import from_official, settings_of, to_official, why_left_out
 
 HIDDEN, PIXELS, CODES = 2e-5, 1e-6, 1e-6
 HEADS = 2

@@ -8,7 +8,7 @@ import torch
 
 from refcli.config.pretraining import VisualCodeSettings
 from refcli.config.schema import TowerSettings
-from refcli.data.transforms import letterbox
+from refcli.data.training.transforms import letterbox
 from refcli.pretraining.pixel_clusters import PATCHES_PER_PICTURE, PixelClusters, k_means, spread_start
 from refcli.pretraining.visual_codes import build_visual_codes, cut_patches, visual_pixels
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from refcli.config.pretraining import VisualCodeSettings, VisualTokenizerSettings
 from refcli.config.schema import TowerSettings
-from refcli.data.transforms import IMAGE_MEAN, letterbox
+from refcli.data.training.transforms import IMAGE_MEAN, letterbox
 from refcli.errors import ConfigError, UsageError
 from refcli.model.visual_tokenizer import VisualTokenizer, nearest_codes
 from refcli.pretraining.visual_codes import (

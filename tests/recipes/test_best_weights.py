@@ -8,14 +8,14 @@ from safetensors.torch import load_file
 
 from refcli.config.load import apply_overrides, validate
 from refcli.config.schema import FinetuneSettings
-from refcli.engine.checkpoint import Checkpoints
-from refcli.engine.reporting import Silence
-from refcli.engine.watching import read_validations
+from refcli.engine.checkpointing.checkpoint import Checkpoints
+from refcli.engine.reporting.reporters import Silence
+from refcli.engine.reporting.watching import read_validations
 from refcli.errors import ConfigError, DataError, ExitCode, GateError, UsageError
 from refcli.recipes import finetune as recipe
 from refcli.recipes.finetune import finetune
 from refcli.recipes.validation_gates import check_validation, parse_floors
-from refcli.weights.load import load_weights
+from refcli.weights.directory import load_weights
 
 BOX = {2: 0.5, 4: 0.3, 6: 0.4}
 MASK = {2: 0.1, 4: 0.6, 6: 0.2}

@@ -5,15 +5,15 @@ import pytest
 
 from refcli.config.load import apply_overrides, validate
 from refcli.config.schema import FinetuneSettings
-from refcli.data.store import Store
-from refcli.engine.reporting import Silence
+from refcli.data.store.read import Store
+from refcli.engine.reporting.reporters import Silence
 from refcli.errors import ConfigError, DataError
 from refcli.evaluation.calibration import calibrate_existence
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
 from refcli.recipes.evaluate import evaluate
 from refcli.recipes.finetune import finetune, preview
-from refcli.weights.load import load_weights
+from refcli.weights.directory import load_weights
 
 HEADS = {
     "oneref": {"res": True, "existence": True, "similarity_scale": 10.0},

@@ -17,15 +17,15 @@ from safetensors.torch import save_file
 from refcli.config.explain import explain
 from refcli.config.load import apply_overrides, validate
 from refcli.config.schema import FinetuneSettings, HeadChoice
-from refcli.engine.distributed import World
-from refcli.engine.reporting import Silence
+from refcli.engine.distributed.world import World
+from refcli.engine.reporting.reporters import Silence
 from refcli.engine.stopping import StoppedError
 from refcli.errors import ConfigError, ImageError
 from refcli.heads.choice import with_whole_head
 from refcli.model.positions import resample_vision_positions
 from refcli.recipes.finetune import build, finetune, preview
-from refcli.weights.conversions.plan import HeadOnlySettings
-from refcli.weights.load import load_weights
+from refcli.weights.directory import load_weights
+from refcli.weights.official.conversions.plan import HeadOnlySettings
 
 ALONE = World(0, 1, torch.device("cpu"))
 

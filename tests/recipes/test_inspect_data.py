@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from refcli.contracts.example import RLE, Example, Region
-from refcli.data.store import Store, write_manifest, write_split
+from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.drawing.overlays import PALETTE, SMALLEST_DRAWING
 from refcli.errors import DataError, ExitCode, UsageError
 from refcli.geometry.masks import encode_mask
-from refcli.inference.draw import PALETTE, SMALLEST_DRAWING
 from refcli.recipes import inspect_data as recipe
 from refcli.recipes.inspect_data import inspect_data
 

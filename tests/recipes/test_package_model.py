@@ -6,9 +6,8 @@ import json
 
 from refcli.grounder import Grounder
 from refcli.recipes.package_model import package_model
-from refcli.weights.inspect import info
-from refcli.weights.load import save_weights
-from refcli.weights.verifying import unchecked, verify
+from refcli.weights.checks import info, unchecked, verify
+from refcli.weights.directory import save_weights
 
 
 def test_a_packaged_model_tells_its_story_and_its_checksums(tmp_path, half_empty, settings):

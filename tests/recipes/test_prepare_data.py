@@ -9,11 +9,11 @@ import duckdb
 import pytest
 from PIL import Image
 
-from refcli.data.manifest import read_manifest
 from refcli.data.preparation.origin import verify_store
 from refcli.data.preparation.plan import plan_file, plan_named
 from refcli.data.preparation.run import Shard
-from refcli.data.store import Store
+from refcli.data.store.manifest import read_manifest
+from refcli.data.store.read import Store
 from refcli.errors import ConfigError, DataError, UsageError
 from refcli.recipes.prepare_data import Preparation, prepare
 

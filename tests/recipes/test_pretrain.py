@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from refcli.config.load import apply_overrides, load_pretrain, validate
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import HeadChoice
-from refcli.engine.distributed import World
-from refcli.engine.reporting import Silence
+from refcli.engine.distributed.world import World
+from refcli.engine.reporting.reporters import Silence
 from refcli.engine.stopping import StoppedError
 from refcli.errors import ConfigError, WeightsError
 from refcli.inference.predictor import Predictor
@@ -22,8 +22,8 @@ from refcli.pretraining.mrefm import MRefM
 from refcli.pretraining.pixel_clusters import PixelClusters
 from refcli.recipes.finetune import finetune
 from refcli.recipes.pretrain import build, pretrain, preview
-from refcli.weights.load import load_weights
-from refcli.weights.verifying import verify
+from refcli.weights.checks import verify
+from refcli.weights.directory import load_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
 CLOCK = {

@@ -14,15 +14,15 @@ import torch
 from refcli.config.load import apply_overrides, load_pretrain, validate
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import ModelSettings
-from refcli.engine.distributed import World
-from refcli.engine.reporting import Silence
+from refcli.engine.distributed.world import World
+from refcli.engine.reporting.reporters import Silence
 from refcli.errors import ConfigError, UsageError
 from refcli.grounder import Grounder
 from refcli.pretraining.pixel_clusters import PixelClusters
 from refcli.recipes import pretrain as recipe
 from refcli.recipes import word_scorer
 from refcli.recipes.pretrain import build, pretrain
-from refcli.weights.load import save_weights
+from refcli.weights.directory import save_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -8,7 +8,7 @@ import torch
 from refcli.config.schema import FinetuneSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.engine.loop import Feed
-from refcli.engine.trial import TriedStep
+from refcli.engine.measuring.trial import TriedStep
 from refcli.grounder import Grounder
 from refcli.model.flops import training_work
 from refcli.recipes import preview

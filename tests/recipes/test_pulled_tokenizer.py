@@ -9,11 +9,11 @@ import pytest
 from refcli.config.load import apply_overrides, load_pretrain, read_yaml, validate
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings, TextSettings
-from refcli.engine.reporting import Silence
+from refcli.engine.reporting.reporters import Silence
 from refcli.recipes.finetune import finetune, preview
 from refcli.recipes.pretrain import pretrain
 from refcli.text import tokenizer as text_tokenizer
-from refcli.weights.load import load_weights
+from refcli.weights.directory import load_weights
 
 
 @pytest.fixture(autouse=True)

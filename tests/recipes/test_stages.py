@@ -12,11 +12,11 @@ import torch
 
 from refcli.config.load import apply_overrides, stages_of, validate
 from refcli.config.schema import FinetuneSettings
-from refcli.engine.reporting import Silence
+from refcli.engine.reporting.reporters import Silence
 from refcli.engine.stopping import StoppedError
 from refcli.errors import ConfigError, DataError, UsageError, WeightsError
 from refcli.recipes.finetune import finetune, preview
-from refcli.weights.load import load_weights
+from refcli.weights.directory import load_weights
 
 NO_BOX_FREE = "stages.frozen.model.head.settings.loss_weights.similarity_focal=0"
 

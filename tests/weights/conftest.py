@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 
 from refcli.weights import hub as hub_client
-from refcli.weights.download import pull
+from refcli.weights.pull import pull
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ import pytest
 from loopback_hub import FILE, REPO, SPM, TOKENIZER, ZIP, ZIPPED, checkpoint, left_behind, noise, sha256
 
 from refcli.errors import ExitCode, RefcliError, WeightsError
-from refcli.weights import archives
-from refcli.weights.download import read_origin
 from refcli.weights.locate import home, pulled_directory, resolve
+from refcli.weights.official import archives
+from refcli.weights.pull import read_origin
 
 
 def zipped(members: dict[str, bytes]) -> bytes:

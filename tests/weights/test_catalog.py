@@ -12,7 +12,7 @@ from refcli.config.presets import data_specs_root
 from refcli.data.spec import list_specs, load_spec
 from refcli.errors import ExitCode, UsageError
 from refcli.weights.catalog import Catalog, CatalogEntry, find
-from refcli.weights.conversions.table import CONVERSIONS
+from refcli.weights.official.conversions.table import CONVERSIONS
 
 SETS = ("unc", "unc+", "gref_umd", "referit", "flickr")
 README = {

@@ -9,13 +9,12 @@ from safetensors.torch import load_file
 
 from refcli.config.schema import TowerSettings
 from refcli.errors import UsageError, WeightsError
-from refcli.heads.cgformer import CGFormerHead, CGFormerSettings
-from refcli.weights.conversions.cgformer import from_official, plan, to_official, why_left_out
-from refcli.weights.conversions.plan import HeadOnlySettings, KeyTableError
-from refcli.weights.convert import convert
-from refcli.weights.inspect import info
-from refcli.weights.load import load_weights
-from refcli.weights.verifying import verify
+from refcli.heads.cgformer.head import CGFormerHead, CGFormerSettings
+from refcli.weights.checks import info, verify
+from refcli.weights.directory import load_weights
+from refcli.weights.official.conversions.cgformer import from_official, plan, to_official, why_left_out
+from refcli.weights.official.conversions.plan import HeadOnlySettings, KeyTableError
+from refcli.weights.official.convert import convert
 
 
 def published(fixtures) -> dict[str, torch.Tensor]:

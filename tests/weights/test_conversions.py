@@ -8,7 +8,7 @@ import torch
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.errors import WeightsError
 from refcli.grounder import Grounder
-from refcli.weights.conversions.oneref import from_official
+from refcli.weights.official.conversions.oneref import from_official
 
 
 def official_tensors(layers=1, dim=8):

@@ -13,11 +13,11 @@ from refcli.errors import UsageError, WeightsError
 from refcli.files import file_sha256
 from refcli.model.beit3 import OneTower
 from refcli.model.visual_tokenizer import VisualTokenizer
-from refcli.weights.conversions.beit3 import TowerOnlySettings
-from refcli.weights.conversions.oneref import from_official, to_official
-from refcli.weights.conversions.plan import heads_note
-from refcli.weights.convert import PRETRAINING_HEADS_FILE, convert, detect_kind
-from refcli.weights.load import load_weights
+from refcli.weights.directory import load_weights
+from refcli.weights.official.conversions.beit3 import TowerOnlySettings
+from refcli.weights.official.conversions.oneref import from_official, to_official
+from refcli.weights.official.conversions.plan import heads_note
+from refcli.weights.official.convert import PRETRAINING_HEADS_FILE, convert, detect_kind
 
 HEADS_OF_TINY = 4
 """The tiny models have attention heads of 16 channels; no shape shows it."""

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from refcli.errors import ConfigError, ExitCode, RefcliError, UsageError, WeightsError
-from refcli.weights import convert as converting
-from refcli.weights.conversions.plan import KeyTableError
-from refcli.weights.convert import convert
 from refcli.weights.misfits import KeyRow
+from refcli.weights.official import convert as converting
+from refcli.weights.official.conversions.plan import KeyTableError
+from refcli.weights.official.convert import convert
 
 HEADS_OF_TINY = 4
 BUILTIN_SPM = Path(converting.__file__).parents[1] / "text" / "builtin.spm"

@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save
 
 from refcli.errors import DownloadError, ExitCode, RefcliError, UsageError, WeightsError
 from refcli.weights.catalog import find
-from refcli.weights.download import pull, read_origin
 from refcli.weights.locate import home, resolve
+from refcli.weights.pull import pull, read_origin
 
 
 def test_a_name_becomes_a_directory_with_model_tokenizer_and_origin(hub, pulled):
@@ -259,7 +259,7 @@ def test_the_names_used_here_are_those_of_the_catalogue():
 
 
 def test_a_pulled_checkpoint_is_a_model_that_reads_expressions(hub, fixtures):
-    from refcli.weights.load import load_weights
+    from refcli.weights.directory import load_weights
     from refcli.weights.transfer import read_start
 
     state = load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors")

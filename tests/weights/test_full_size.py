@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 import refcli
 from refcli.config.schema import TextSettings
 from refcli.text.tokenizer import Tokenizer
-from refcli.weights import convert as converting
-from refcli.weights.conversions import beit3, oneref
-from refcli.weights.convert import PRETRAINING_HEADS_FILE, convert
-from refcli.weights.load import load_weights
+from refcli.weights.directory import load_weights
+from refcli.weights.official import convert as converting
+from refcli.weights.official.conversions import beit3, oneref
+from refcli.weights.official.convert import PRETRAINING_HEADS_FILE, convert
 
 pytestmark = pytest.mark.slow
 BUILTIN_SPM = Path(refcli.__file__).parent / "text" / "builtin.spm"
@@ -78,8 +78,8 @@ def test_a_published_layout_converts_reloads_and_turns_back_bit_by_bit(fixtures,
 MEASURED = """
 import re, sys
 from pathlib import Path
-from refcli.weights.convert import convert
-from refcli.weights.reading import read_checkpoint
+from refcli.weights.official.convert import convert
+from refcli.weights.official.reading import read_checkpoint
 
 def peak():
     # not ru_maxrss, which a process inherits from the one that started it

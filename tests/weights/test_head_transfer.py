@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.errors import ConfigError, WeightsError
 from refcli.grounder import Grounder
-from refcli.weights.conversions.plan import HeadOnlySettings
-from refcli.weights.head_transfer import start_head_from
-from refcli.weights.load import save_weights
+from refcli.weights.directory import save_weights
+from refcli.weights.official.conversions.plan import HeadOnlySettings
+from refcli.weights.transfer import start_head_from
 
 SMALL = {"dim": 16, "pyramid_channels": [8, 8, 8, 16], "lite": True}
 

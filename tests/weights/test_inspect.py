@@ -14,10 +14,9 @@ from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.errors import WeightsError
 from refcli.files import file_sha256
 from refcli.grounder import Grounder
-from refcli.weights.convert import convert
-from refcli.weights.inspect import info
-from refcli.weights.load import save_weights
-from refcli.weights.verifying import unchecked, verify
+from refcli.weights.checks import info, unchecked, verify
+from refcli.weights.directory import save_weights
+from refcli.weights.official.convert import convert
 
 BUILTIN = Path(refcli.__file__).parent / "weights" / "builtin"
 MODEL = "model.safetensors"

@@ -10,9 +10,9 @@ from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.errors import RefcliError, UsageError, WeightsError
 from refcli.files import file_sha256
 from refcli.grounder import Grounder
-from refcli.weights import load as loading
-from refcli.weights.load import load_weights, save_weights
-from refcli.weights.verifying import verify
+from refcli.weights import directory as loading
+from refcli.weights.checks import verify
+from refcli.weights.directory import load_weights, save_weights
 
 SETTINGS = ModelSettings(
     tower=TowerSettings(image_size=32, patch_size=8, dim=32, layers=2, heads=2, ffn_dim=64, vocabulary_size=650),

@@ -9,7 +9,7 @@ from loopback_hub import FILE, NAME, REPO, SPM, TOKENIZER, checkpoint, noise, sh
 
 from refcli.errors import WeightsError
 from refcli.weights.locate import home, resolve
-from refcli.weights.pins import Pin, lock_path, read_pins, write_pin
+from refcli.weights.pull import Pin, lock_path, read_pins, write_pin
 
 
 def test_a_pin_keeps_later_pulls_at_the_same_file(hub, pulled):

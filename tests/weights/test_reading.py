@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from refcli.errors import ExitCode, UsageError, WeightsError
 from refcli.files import file_sha256
-from refcli.weights.reading import read_checkpoint
+from refcli.weights.official.reading import read_checkpoint
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(7)}
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 from refcli.config.schema import TowerSettings
 from refcli.errors import UsageError, WeightsError
-from refcli.heads.rela import RelaHead, RelaSettings
-from refcli.weights.conversions.plan import KeyTableError
-from refcli.weights.conversions.rela import (
+from refcli.heads.rela.head import RelaHead, RelaSettings
+from refcli.weights.misfits import KeyRow
+from refcli.weights.official.conversions.plan import KeyTableError
+from refcli.weights.official.conversions.rela import (
     OLD_REGIONS,
     OUR_REGIONS,
     REGIONS,
@@ -19,8 +20,7 @@ from refcli.weights.conversions.rela import (
     plan,
     to_official,
 )
-from refcli.weights.convert import convert
-from refcli.weights.misfits import KeyRow
+from refcli.weights.official.convert import convert
 
 OTHERS = {"backbone.patch_embed.proj.weight": (128, 3, 4, 4), "text_encoder.encoder.layer.0.output.dense.bias": (768,)}
 NO_OPTIONS = {"args": {}, "heads": None, "image_size": None}

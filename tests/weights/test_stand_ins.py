@@ -18,8 +18,8 @@ from handmade_pickles import Running, save
 
 from refcli.errors import WeightsError
 from refcli.files import write_atomically
-from refcli.weights import reading
-from refcli.weights.reading import read_checkpoint
+from refcli.weights.official import reading
+from refcli.weights.official.reading import read_checkpoint
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3)}
 

@@ -12,11 +12,10 @@ from refcli.config.schema import HeadChoice, ModelSettings, TextSettings, TowerS
 from refcli.errors import WeightsError
 from refcli.grounder import Grounder
 from refcli.text import tokenizer as text_tokenizer
-from refcli.weights.inspect import info
-from refcli.weights.load import load_weights, read_settings, save_weights
+from refcli.weights.checks import info, verify
+from refcli.weights.directory import load_weights, read_settings, save_weights
 from refcli.weights.text_tokenizer import find_tokenizer, load_tokenizer
 from refcli.weights.transfer import start_from
-from refcli.weights.verifying import verify
 
 OFFICIAL = TextSettings(tokenizer="beit3.spm")
 MODEL = ModelSettings(

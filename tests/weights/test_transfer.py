@@ -7,8 +7,8 @@ from safetensors.torch import load_file, save_file
 from refcli.config.schema import HeadChoice, ModelSettings
 from refcli.errors import RefcliError, WeightsError
 from refcli.grounder import Grounder
-from refcli.weights.convert import convert
-from refcli.weights.load import load_weights, read_settings
+from refcli.weights.directory import load_weights, read_settings
+from refcli.weights.official.convert import convert
 from refcli.weights.transfer import read_start, start_from
 
 

@@ -11,9 +11,8 @@ from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.errors import ConfigError, WeightsError
 from refcli.files import file_sha256
 from refcli.model.visual_tokenizer import VisualTokenizer
-from refcli.weights.convert import convert
-from refcli.weights.inspect import info
-from refcli.weights.verifying import verify
+from refcli.weights.checks import info, verify
+from refcli.weights.official.convert import convert
 from refcli.weights.visual_tokenizer import load_visual_tokenizer, save_visual_tokenizer
 
 SETTINGS = VisualTokenizerSettings(

@@ -1,0 +1,1 @@
+"""Preparing a data set: plan, read, check, repair, store."""

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import msgspec
+
 from refcli.contracts.example import RLE, Example, Region
-from refcli.data.image import ImageFacts, decode, probe
 from refcli.data.preparation.box_evidence import CLIP_TOLERANCE, BoxEvidence
-from refcli.data.preparation.images import OTHER_SIZE, UNREADABLE, must_fit
-from refcli.data.preparation.masks import region_mask
-from refcli.data.preparation.text import repair_text
+from refcli.data.preparation.image_roots import OTHER_SIZE, UNREADABLE, must_fit
+from refcli.data.reading.images import ImageFacts, decode, probe
+from refcli.data.sources.known_keys import excerpt
 from refcli.data.sources.record import BoxXYXY, Problems, RawRecord, RawRegion
+from refcli.data.sources.rows import MAX_SIDE
 from refcli.errors import DataError, ImageError, RefcliError
-from refcli.geometry.masks import mask_box, rle_area
+from refcli.files import is_plain_name
+from refcli.geometry.masks import check_run_lengths, mask_box, polygons_to_rle, rle_area, runs_to_rle, union_masks
 
 LOST_LETTER = "\ufffd"
 """What programs write in the place of a letter that they could not read."""
@@ -194,3 +199,169 @@ def _wrong(box: BoxXYXY | None, width: int, height: int) -> str | None:
     if width and (x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0):
         return "box_outside_the_image"
     return None
+
+
+UNSTORABLE = "unstorable_record"
+LONGEST_TEXT = 1 << 16
+"""Characters of an id or a kind."""
+_LONGEST_PATH = 4096
+_LONGEST_PART = 255
+"""Bytes that systems allow a path and each of its parts."""
+_CONTROL = re.compile("[\0-\x1f\x7f]")
+
+
+def storable(records: Iterable[RawRecord], problems: Problems) -> Iterator[RawRecord]:
+    """The records that a store can hold; the others are listed as `unstorable_record`."""
+    for record in records:
+        fault = _fault(record)
+        if fault is None:
+            yield record
+        else:
+            problems.add(UNSTORABLE, excerpt(record.where, 200), f"{fault}; {len(record.expressions)} expressions")
+
+
+def _fault(record: RawRecord) -> str | None:
+    if not is_plain_name(record.split) or _CONTROL.search(record.split):
+        return f"{excerpt(record.split)!r} cannot be the name of a split"
+    image = record.image
+    for side in (image.width, image.height):
+        if side is not None and not 0 <= side <= MAX_SIDE:
+            return f"its image is {excerpt(image.width)} x {excerpt(image.height)}"
+    if not all(map(_is_path, image.names[:1])):
+        return f"{excerpt(image.names[0])!r} cannot be the name of a file"
+    texts = (
+        image.key,
+        record.kind,
+        *(one.id for one in record.expressions),
+        *(one.source_id for one in record.regions),
+    )
+    odd = next((text for text in texts if text is not None and not _is_text(text)), None)
+    return None if odd is None else f"{excerpt(odd)!r} cannot be stored as an id, a kind or a name"
+
+
+def _is_path(name: str) -> bool:
+    if not _is_text(name) or "\0" in name:
+        return False
+    parts = [part.encode() for part in name.split("/")]
+    return sum(map(len, parts)) <= _LONGEST_PATH and all(len(part) <= _LONGEST_PART for part in parts)
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text can be written as UTF-8, and is none that fills a disk."""
+    if len(text) > LONGEST_TEXT:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_NUMBERS_OF_A_TRIANGLE = 6
+_decode = msgspec.json.Decoder().decode
+
+
+def region_mask(region: RawRegion, height: int, width: int) -> RLE | None:
+    """The mask of a raw region at its image's size; None if it has none.
+
+    Polygons (also one polygon by itself) are united and rasterised as COCO does; those of fewer than three points or
+    with a half point are left out, and if none remains there is no mask. Lists of run lengths are united (a
+    pixel of any is a pixel).
+
+    Raises:
+        DataError: what is there is no segmentation, is one of another image size or lies far outside of the image, or
+            has run lengths that do not fill it.
+    """
+    given = region.segmentation
+    if given is None:
+        return None
+    if callable(given) and not isinstance(given, RLE):
+        given = given()
+    if isinstance(given, bytes):
+        return _from_json(given, height, width)
+    if given is not None:
+        _check_size(given.size, height, width)
+        check_run_lengths(given)
+    return given
+
+
+def _from_json(text: bytes, height: int, width: int) -> RLE | None:
+    try:
+        value = _decode(text) if text else None
+        return _from_value(value, height, width)
+    except RecursionError as error:
+        raise DataError("the segmentation is nested too deeply") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"the segmentation cannot be read: {error}") from error
+
+
+def _from_value(value: object, height: int, width: int) -> RLE | None:
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return _from_run_lengths(value, height, width)
+    if not isinstance(value, list):
+        raise DataError(f"the segmentation cannot be read: neither polygons nor run lengths but {excerpt(value)}")
+    if value and all(isinstance(part, dict) for part in value):
+        return union_masks([_from_run_lengths(one, height, width) for one in value])
+    parts = [value] if value and all(_is_number(part) for part in value) else value
+    polygons: list[list[float]] = []
+    for part in parts:
+        if not isinstance(part, list) or not all(_is_number(number) for number in part):
+            raise DataError(f"the segmentation cannot be read: a polygon is not a list of numbers but {excerpt(part)}")
+        if len(part) >= _NUMBERS_OF_A_TRIANGLE and not len(part) % 2:
+            polygons.append(part)
+    return polygons_to_rle(polygons, height, width) if polygons else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _from_run_lengths(value: Mapping[str, object], height: int, width: int) -> RLE:
+    size, counts = value.get("size"), value.get("counts")
+    if not isinstance(size, list) or [type(side) for side in size] != [int, int]:
+        raise DataError(f"the segmentation cannot be read: its size is not height and width but {excerpt(size)}")
+    _check_size(tuple(size), height, width)
+    if isinstance(counts, str):
+        if not counts.isascii():
+            raise DataError("the run lengths are damaged")
+        mask = RLE((height, width), counts.encode("ascii"))
+        check_run_lengths(mask)
+        return mask
+    if not isinstance(counts, list):
+        raise DataError(f"the segmentation cannot be read: its counts are {excerpt(counts)}")
+    return runs_to_rle(counts, height, width)
+
+
+def _check_size(size: tuple[int, ...], height: int, width: int) -> None:
+    if tuple(size) != (height, width):
+        raise DataError(f"the mask has the size {tuple(size)}, the image {(height, width)}")
+
+
+_BLANKS = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Categories of characters that become a blank: controls, halves of surrogate pairs, line and paragraph ends."""
+_WINDOWS = {code: bytes([code]).decode("cp1252", errors="ignore") or " " for code in range(0x80, 0xA0)}
+"""What the codes of latin-1's control characters mean in Windows-1252."""
+
+
+def repair_text(text: str) -> str:
+    """The text as it was meant: NFC, single blanks, no control characters or halves of surrogate pairs, UTF-8 or
+    Windows-1252 that was read as latin-1 mended.
+
+    Spelling, case and punctuation stay.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", _mend_encoding(text))
+    if not text.isprintable():
+        text = "".join(" " if unicodedata.category(letter) in _BLANKS else letter for letter in text)
+    return " ".join(text.split())
+
+
+def _mend_encoding(text: str) -> str:
+    """Text whose UTF-8 or Windows-1252 bytes were taken for latin-1, read right; any other text as it is."""
+    try:
+        text = text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text.translate(_WINDOWS)
+    return text.translate(_WINDOWS)

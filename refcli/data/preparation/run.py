@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from refcli.data.columns import examples_to_table
-from refcli.data.manifest import new_split
 from refcli.data.preparation.box_evidence import BoxEvidence
+from refcli.data.preparation.dataset_images import Pictures
 from refcli.data.preparation.finish import Finishing, PlacedRecord, finish
-from refcli.data.preparation.pictures import Pictures
 from refcli.data.sources.record import Problems, RawRecord
-from refcli.data.store_writing import SplitSummary, SplitWriter
+from refcli.data.store.columns import examples_to_table
+from refcli.data.store.manifest import new_split
+from refcli.data.store.write import SplitSummary, SplitWriter
 from refcli.errors import DataError
 
 RECORDS_PER_TASK = 1_000

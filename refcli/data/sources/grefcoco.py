@@ -7,8 +7,15 @@ from pathlib import Path
 
 from refcli.config.schema import Settings
 from refcli.data.sources.record import Problems, RawRecord, Source
-from refcli.data.sources.refer import INSTANCES_NAMES, ReferSettings, referred_records, refs_names
-from refcli.data.sources.refs_file import Ref, TextField, sniff_refs
+from refcli.data.sources.refer import (
+    INSTANCES_NAMES,
+    Ref,
+    ReferSettings,
+    TextField,
+    referred_records,
+    refs_names,
+    sniff_refs,
+)
 from refcli.data.sources.rows import Id
 from refcli.errors import DataError
 

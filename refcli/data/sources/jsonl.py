@@ -38,10 +38,10 @@ import msgspec
 
 from refcli.config.schema import Settings
 from refcli.data.reading.json_files import parse_json
-from refcli.data.sources.coco_instances import xywh_to_xyxy
+from refcli.data.sources.coco.instances import xywh_to_xyxy
+from refcli.data.sources.image_names import Whose, named_image
 from refcli.data.sources.json_lines import are_fractions, read_rows, some_object_has
 from refcli.data.sources.known_keys import KnownKeys, check_meaning, excerpt, plain
-from refcli.data.sources.picture_names import Whose, named_image
 from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import decode_row, side_of
 from refcli.errors import DataError

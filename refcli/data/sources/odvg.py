@@ -16,9 +16,9 @@ from typing import Literal
 import msgspec
 
 from refcli.config.schema import Settings
+from refcli.data.sources.image_names import Whose, named_image
 from refcli.data.sources.json_lines import are_fractions, read_rows, some_object_has
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError, WholeFileError
-from refcli.data.sources.picture_names import Whose, named_image
 from refcli.data.sources.record import CATEGORY, BoxXYXY, Problems, RawExpression, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import decode_row, side_of
 from refcli.errors import DataError

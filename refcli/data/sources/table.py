@@ -5,8 +5,8 @@ SOURCES: dict[str, str] = {
     "grefcoco": "refcli.data.sources.grefcoco:SOURCE",
     "referit": "refcli.data.sources.referit:SOURCE",
     "flickr": "refcli.data.sources.flickr:SOURCE",
-    "pth": "refcli.data.sources.pth:SOURCE",
-    "coco": "refcli.data.sources.coco_json:SOURCE",
+    "pth": "refcli.data.sources.pth.read:SOURCE",
+    "coco": "refcli.data.sources.coco.grounding:SOURCE",
     "odvg": "refcli.data.sources.odvg:SOURCE",
     "jsonl": "refcli.data.sources.jsonl:SOURCE",
 }

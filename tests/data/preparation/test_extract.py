@@ -7,9 +7,9 @@ import pytest
 from picture_files import COCO, picture, tarred, zipped
 from PIL import Image
 
-from refcli.data.image import decode, probe, read_image
-from refcli.data.preparation.extract import extract_images, safe_path
-from refcli.data.preparation.images import FoundImage, ImageRoots
+from refcli.data.preparation.dataset_images import extract_images, safe_path
+from refcli.data.preparation.image_roots import FoundImage, ImageRoots
+from refcli.data.reading.images import decode, probe, read_image
 from refcli.data.sources.record import RawImage
 from refcli.errors import DataError, ImageError
 
@@ -78,7 +78,7 @@ def test_what_is_there_stays_and_what_has_another_size_is_replaced(tmp_path):
 
 def test_a_member_that_is_too_large_is_refused(tmp_path, monkeypatch):
     archive = zipped(tmp_path / "x.zip", {"1.jpg": b"0123456789"})
-    monkeypatch.setattr("refcli.data.preparation.extract.MAX_MEMBER_BYTES", 9)
+    monkeypatch.setattr("refcli.data.preparation.dataset_images.MAX_MEMBER_BYTES", 9)
 
     with pytest.raises(DataError, match=r"1\.jpg"):
         extract_images([(RawImage("toy:1", ("1.jpg",)), FoundImage(None, archive, "1.jpg"))], tmp_path / "out")

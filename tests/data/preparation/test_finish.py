@@ -5,8 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from refcli.data.preparation.finish import Finishing, PlacedRecord, finish
-from refcli.data.preparation.text import repair_text
+from refcli.data.preparation.finish import Finishing, PlacedRecord, finish, repair_text
 from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRecord, RawRegion
 
 SQUARE = json.dumps([[10, 10, 30, 10, 30, 30, 10, 30]]).encode()

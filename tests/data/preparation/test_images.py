@@ -4,7 +4,7 @@ import pytest
 from picture_files import COCO, picture, zipped
 from PIL import Image
 
-from refcli.data.preparation.images import FoundImage, ImageRoots
+from refcli.data.preparation.image_roots import FoundImage, ImageRoots
 from refcli.data.sources.record import RawImage
 from refcli.errors import DataError
 

@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco
 
 from refcli.contracts.example import RLE
-from refcli.data.preparation.masks import region_mask
+from refcli.data.preparation.finish import region_mask
 from refcli.data.sources.record import RawRegion
 from refcli.errors import DataError
 from refcli.geometry.masks import decode_mask, encode_mask, polygons_to_rle

@@ -11,7 +11,7 @@ from handmade_pickles import Running, save, save_pickle, text
 
 from refcli.data.reading import pickle_survey, torch_files
 from refcli.errors import ExitCode, WeightsError
-from refcli.weights.reading import read_checkpoint
+from refcli.weights.official.reading import read_checkpoint
 
 STATE = {"a": torch.zeros(3)}
 NUMBER_1 = b"K\x01"

@@ -7,8 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from refcli.data.preparation.masks import region_mask
-from refcli.data.sources.coco_instances import coco_image, coco_region, read_instances
+from refcli.data.preparation.finish import region_mask
+from refcli.data.sources.coco.instances import coco_image, coco_region, read_instances
 from refcli.errors import DataError
 from refcli.geometry.masks import encode_mask
 

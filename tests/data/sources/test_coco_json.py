@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refcli.data.sources.coco_json import SOURCE, CocoSettings, sniff_coco
+from refcli.data.sources.coco.grounding import SOURCE, CocoSettings, sniff_coco
 from refcli.data.sources.record import Problems, RawRecord
 from refcli.errors import DataError
 

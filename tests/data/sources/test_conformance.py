@@ -17,7 +17,7 @@ from refcli.data.preparation.plan import plan_file
 from refcli.data.sources.detect import detect_format
 from refcli.data.sources.record import Problems
 from refcli.data.sources.table import SOURCES
-from refcli.data.store import Store
+from refcli.data.store.read import Store
 from refcli.geometry.masks import rle_area
 from refcli.recipes.prepare_data import Preparation, prepare
 from refcli.tables import lookup

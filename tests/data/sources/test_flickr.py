@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from refcli.data.sources.flickr import SOURCE, FlickrSettings
-from refcli.data.sources.flickr_files import parse_boxes, parse_caption
+from refcli.data.sources.flickr import SOURCE, FlickrSettings, parse_boxes, parse_caption
 from refcli.data.sources.record import Problems
 from refcli.errors import DataError
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from refcli.data.sources.coco_instances import coco_image
+from refcli.data.sources.coco.instances import coco_image
+from refcli.data.sources.image_names import flickr_image, named_image
 from refcli.data.sources.jsonl import JsonlSettings, read_jsonl
-from refcli.data.sources.picture_names import flickr_image, named_image
 from refcli.data.sources.record import Problems, RawImage
 from refcli.errors import DataError
 

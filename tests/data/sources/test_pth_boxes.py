@@ -23,7 +23,7 @@ from pth_lists import (
 )
 
 from refcli.config.load import validate
-from refcli.data.sources.pth import ENOUGH_BOXES, SOURCE, PthSettings
+from refcli.data.sources.pth.read import ENOUGH_BOXES, SOURCE, PthSettings
 from refcli.data.sources.record import Problems
 from refcli.errors import ConfigError, DataError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from refcli.data.preparation.text import repair_text
+from refcli.data.preparation.finish import repair_text
 from refcli.data.sources.record import Problems
 from refcli.data.sources.refer import SOURCE, ReferSettings
 from refcli.errors import DataError

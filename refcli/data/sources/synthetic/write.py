@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 
 from refcli.contracts.example import Example
-from refcli.data.columns import examples_to_table
-from refcli.data.manifest import MANIFEST, Listing, list_splits, new_split, read_manifest
 from refcli.data.sources.synthetic.examples import DATASET, SCENES_PER_FOLDER, image_path, render_scene
 from refcli.data.sources.synthetic.settings import SyntheticSettings
-from refcli.data.store_writing import SplitSummary
+from refcli.data.store.columns import examples_to_table
+from refcli.data.store.manifest import MANIFEST, Listing, list_splits, new_split, read_manifest
+from refcli.data.store.write import SplitSummary
 from refcli.errors import DataError, UsageError
 from refcli.files import temporary_file
 

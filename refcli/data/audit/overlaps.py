@@ -1,0 +1,210 @@
+"""What training splits of a store share with its evaluation splits, and what repeats within a split."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int64
+
+from refcli.data.audit.codes import CodedSplit, Codes, coded_splits, codes_of, flags
+from refcli.data.audit.perceptual_hash import MAX_DISTANCE, LookAlike, find_look_alikes
+from refcli.data.store.read import Store
+
+AUDIT_SCHEMA = "refcli.audit/1"
+
+
+@dataclass(frozen=True)
+class SplitAudit:
+    """One split by itself."""
+
+    name: str
+    is_train_like: bool
+    examples: int
+    images: int
+    objects: int
+    """Distinct regions: by image and source id, or by image and box where there is none."""
+    duplicate_expressions: int
+    """Examples with the image, text and regions of an earlier one."""
+    ambiguous_expressions: int
+    """Examples whose text refers to other regions of the same image elsewhere in the split."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What of an evaluation split is also in a train-like split."""
+
+    train: str
+    evaluation: str
+    shared_images: int
+    shared_objects: int
+    """Objects of `evaluation` whose source id or box occurs on the same image in `train`."""
+    identical_examples: int
+    """Examples of `evaluation` whose image, boxes and text occur together in `train`."""
+    look_alikes: int | None
+    """Images of `evaluation` that look like an image of `train` with another id; None: images were not compared."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The findings on a store. Texts are the same if they differ in case and blanks only."""
+
+    splits: tuple[SplitAudit, ...]
+    overlaps: tuple[Overlap, ...]
+    """Every pair of a train-like and an evaluation split."""
+    not_audited: tuple[str, ...] = ()
+    """Splits that could not be: parts of them are not there yet, or they hold nothing."""
+    look_alikes: tuple[LookAlike, ...] | None = None
+    """None: images were not compared."""
+    unreadable_pictures: Mapping[str, str] = field(default_factory=dict)
+    """Path -> why the image could not be compared."""
+
+    @property
+    def overlapping(self) -> tuple[Overlap, ...]:
+        """The pairs of splits that share images."""
+        return tuple(overlap for overlap in self.overlaps if overlap.shared_images)
+
+    def to_json(self) -> dict[str, Any]:
+        """The findings as plain values for a JSON document."""
+        return {
+            "schema": AUDIT_SCHEMA,
+            "splits": [asdict(split) for split in self.splits],
+            "overlaps": [asdict(overlap) for overlap in self.overlaps],
+            "not_audited": list(self.not_audited),
+            "look_alikes": None if self.look_alikes is None else [pair._asdict() for pair in self.look_alikes],
+            "unreadable_pictures": dict(self.unreadable_pictures),
+        }
+
+
+def audit_store(
+    store: Store,
+    *,
+    only: Collection[str] | None = None,
+    hashes: Mapping[str, int] | None = None,
+    max_distance: int = MAX_DISTANCE,
+) -> Audit:
+    """Compare train-like with evaluation splits of a store, and look for repetitions within each.
+
+    Args:
+        store: the store.
+        only: data sets; their splits, and the pairs of splits that they are part of. None for all.
+        hashes: image id -> `difference_hash` of its image, to find look-alikes; None: they are not looked for.
+        max_distance: bits by which the hashes of look-alikes may differ.
+
+    Raises:
+        DataError: a file of the store is missing or damaged.
+    """
+    opened = [split for split in map(store.split, store.whole_names()) if len(split)]
+    splits, image_ids = coded_splits(opened, only)
+    evaluations = [split for split in splits if not split.is_train_like]
+    trains = [split for split in splits if split.is_train_like]
+    look_alikes = None
+    if hashes is not None:
+        sides = (_hashes_of(group, image_ids, hashes) for group in (trains, evaluations))
+        wanted = [
+            set(_ids_of([split for split in group if split.is_wanted], image_ids)) for group in (trains, evaluations)
+        ]
+        found = find_look_alikes(*sides, max_distance=max_distance)
+        look_alikes = [pair for pair in found if pair.train in wanted[0] or pair.evaluation in wanted[1]]
+    pairs = _coded_pairs(look_alikes, image_ids)
+    overlaps = []
+    for train in trains:
+        seen = _Seen(train, splits)
+        overlaps += [seen.overlap(split, pairs) for split in evaluations if train.is_wanted or split.is_wanted]
+    audited = {split.name for split in splits}
+    return Audit(
+        splits=tuple(_repetitions(split) for split in splits if split.is_wanted),
+        overlaps=tuple(overlaps),
+        not_audited=tuple(name for name in store.names() if name not in audited),
+        look_alikes=None if look_alikes is None else tuple(look_alikes),
+    )
+
+
+def distinct_pictures(store: Store) -> dict[str, Path]:
+    """Image id -> its image; of several, the first by split.
+
+    Raises:
+        DataError: an image path leaves the image root.
+    """
+    pictures: dict[str, Path] = {}
+    for split in map(store.split, store.whole_names()):
+        if not len(split):
+            continue
+        table = pa.concat_tables(split.tables(["image_id", "image"]))
+        codes, _ = codes_of(table.column("image_id"))
+        firsts = table.take(np.unique(codes, return_index=True)[1])
+        for image_id, image in zip(*(firsts.column(name).to_pylist() for name in ("image_id", "image")), strict=True):
+            pictures.setdefault(image_id, split.path_of_image(image, where=image_id))
+    return pictures
+
+
+def _repetitions(split: CodedSplit) -> SplitAudit:
+    distinct, firsts = np.unique(split.examples, return_index=True)
+    meanings = np.bincount(split.requests[firsts])
+    return SplitAudit(
+        name=split.name,
+        is_train_like=split.is_train_like,
+        examples=len(split.examples),
+        images=_num_distinct(split.images),
+        objects=_num_distinct(split.objects),
+        duplicate_expressions=len(split.examples) - len(distinct),
+        ambiguous_expressions=int((meanings[split.requests] > 1).sum()),
+    )
+
+
+class _Seen:
+    """What a training split holds, as one flag per code."""
+
+    def __init__(self, train: CodedSplit, splits: Sequence[CodedSplit]) -> None:
+        self._name = train.name
+        self._pictures = flags(train.pictures, _size([split.pictures for split in splits]))
+        self._examples = flags(train.examples, _size([split.examples for split in splits]))
+        self._boxes = flags(train.boxes, _size([split.boxes for split in splits]))
+        self._sources = flags(train.sources, _size([split.sources for split in splits]))
+
+    def overlap(self, other: CodedSplit, look_alikes: Int64[np.ndarray, "pairs 2"] | None) -> Overlap:
+        """What of an evaluation split is in this one."""
+        is_seen = self._boxes[other.boxes] | self._sources[other.sources]
+        similar = None
+        if look_alikes is not None:
+            ones, others = look_alikes.T
+            similar = _num_distinct(others[self._pictures[ones] & np.isin(others, other.pictures)])
+        return Overlap(
+            train=self._name,
+            evaluation=other.name,
+            shared_images=_num_distinct(other.pictures[self._pictures[other.pictures]]),
+            shared_objects=_num_distinct(other.objects[is_seen]),
+            identical_examples=int(self._examples[other.examples].sum()),
+            look_alikes=similar,
+        )
+
+
+def _size(everyones: Sequence[Codes]) -> int:
+    return 1 + max((int(codes.max(initial=-1)) for codes in everyones), default=-1)
+
+
+def _num_distinct(codes: Codes) -> int:
+    return len(np.unique(codes))
+
+
+def _ids_of(splits: Sequence[CodedSplit], image_ids: pa.Array) -> list[str]:
+    used = np.unique(np.concatenate([np.empty(0, np.int64), *(split.pictures for split in splits)]))
+    ids: list[str] = image_ids.take(used).to_pylist()
+    return ids
+
+
+def _hashes_of(splits: Sequence[CodedSplit], image_ids: pa.Array, hashes: Mapping[str, int]) -> dict[str, int]:
+    return {image_id: hashes[image_id] for image_id in _ids_of(splits, image_ids) if image_id in hashes}
+
+
+def _coded_pairs(look_alikes: Sequence[LookAlike] | None, image_ids: pa.Array) -> Int64[np.ndarray, "pairs 2"] | None:
+    if look_alikes is None:
+        return None
+    ids = pa.array([image_id for pair in look_alikes for image_id in pair[:2]], image_ids.type)
+    codes: Codes = pc.index_in(ids, value_set=image_ids).to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes.reshape(-1, 2)

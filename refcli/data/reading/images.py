@@ -1,0 +1,475 @@
+"""Reading one image, whatever its mode, into upright 8-bit RGB."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import os
+import re
+import stat
+import struct
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from refcli.data.reading.decoding_memory import BYTES_OF_MODE, DECODER_BYTES, check_completeness, decoding_bytes
+from refcli.errors import ImageError
+
+MAX_PIXELS = 200_000_000
+"""Larger images are refused before they are decoded (a small file can claim any size)."""
+MAX_DECODING_BYTES = 1_000_000_000
+"""Memory that decoding one image may need, and all threads that decode at a time together."""
+LARGE_PIXELS = 50_000_000
+"""Images of more pixels are reduced where `open_scaled` reads them; all others keep every pixel."""
+_LARGE_BYTES = 1 << 27
+"""Memory of a decoded image that is given back to the system at once."""
+REDUCED_SIDE = 3072
+"""A reduced image keeps a longer side of at least this many pixels, several times what any model sees."""
+
+_ORIENTATION = 0x0112
+_TURNED = range(2, 9)
+_SIDEWAYS = range(5, 9)
+"""EXIF orientations that exchange width and height."""
+_HEADER_IS_ENOUGH = frozenset({"JPEG", "MPO", "WEBP", "BMP", "GIF"})
+"""Formats whose orientation is known before the pixels (a PNG may have it behind them, Pillow turns TIFFs itself)."""
+_WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+_HIGH_RANGE = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image of an EXIF orientation upright."""
+_LEVELS_OF_16_BITS = np.rint(np.arange(1 << 16) * (255.0 / 65535.0)).astype(np.uint8)
+_TILE_PIXELS, _TILE_SIDE = 1 << 21, 1 << 16
+"""Pixels that are converted at a time where a conversion needs several copies, and the most in one direction."""
+_LARGEST_FACTOR = 64
+"""Images are reduced by no more, however long and thin they are; it divides the side of a tile."""
+
+_HEAD_BYTES = 512
+_OTHER_KINDS = (
+    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), "a HEIC image; convert it to JPEG or PNG"),
+    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS; fetch the image with `git lfs pull`"),
+    (re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE), "a web page; download the image again"),
+)
+"""How files start that often stand where an image is expected, and what they are."""
+_PNG, _PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""How a PNG starts, and its chunks that say nothing about pixels or size."""
+_REDUCED_FIRST = frozenset({"I", "F"})
+"""Modes that are averaged before they become 8 bits: their conversion is slow."""
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's decoders raise on damaged files."""
+
+
+class _NoPillowLimit:
+    """A context in which Pillow's own limit is off, which warns from 89 megapixels on: `MAX_PIXELS` holds instead."""
+
+    def __init__(self) -> None:
+        self.reset()
+        _after_fork(self.reset)
+
+    def reset(self) -> None:
+        """Forget all threads: a forked process has none of them."""
+        self._lock = threading.Lock()
+        self._num_inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._num_inside:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._num_inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if not self._num_inside:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+class _Budget:
+    """Bytes that all threads share: who needs more than is left waits, and one is always let through."""
+
+    def __init__(self) -> None:
+        self.reset()
+        _after_fork(self.reset)
+
+    def reset(self) -> None:
+        """Forget all threads: a forked process has none of them."""
+        self._free = threading.Condition()
+        self._held = 0
+
+    @contextmanager
+    def hold(self, num_bytes: int) -> Iterator[None]:
+        """Wait for a part of the budget and hold it."""
+        with self._free:
+            self._free.wait_for(lambda: not self._held or self._held + num_bytes <= MAX_DECODING_BYTES)
+            self._held += num_bytes
+        try:
+            yield
+        finally:
+            with self._free:
+                self._held -= num_bytes
+                self._free.notify_all()
+
+
+def _after_fork(reset: Callable[[], None]) -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=reset)
+
+
+_no_pillow_limit = _NoPillowLimit()
+_budget = _Budget()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """The size of an image as `read_image` returns it, in pixels, and how its file holds it."""
+
+    width: int
+    height: int
+    orientation: int = 1
+    """EXIF: 1 if the file holds the image upright, 2 to 8 if it is turned or mirrored when it is read."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the upright image."""
+        return self.width, self.height
+
+    @property
+    def raw_size(self) -> tuple[int, int]:
+        """(width, height) of the raster in the file, before it is turned."""
+        return (self.height, self.width) if self.orientation in _SIDEWAYS else self.size
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledImage:
+    """An upright RGB image, which is reduced if its file has more than `LARGE_PIXELS` pixels."""
+
+    image: Image.Image
+    width: int
+    height: int
+    """Of the upright file in pixels: the frame of boxes and masks."""
+
+
+def read_image(source: str | Path | bytes, *, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
+    """Read an image as RGB: EXIF orientation applied, transparency laid over white, high bit depths scaled down.
+
+    Args:
+        source: a path, or the bytes of an image file.
+        name: what to call the image in an error; default the path.
+
+    Raises:
+        ImageError: there is no such file, it is no image, it is damaged, larger than `MAX_PIXELS`, or decoding it
+            needs more than `MAX_DECODING_BYTES`.
+    """
+    image = _decoded(source, name, lambda size: 1, spare_bytes=3).image
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for tile in _tiles(image, 1):
+        left, top, right, bottom = tile
+        pixels[top:bottom, left:right] = np.asarray(image if tile == (0, 0, *image.size) else image.crop(tile))
+    return pixels
+
+
+def open_image(source: str | Path | bytes, *, name: str | None = None) -> Image.Image:
+    """As `read_image`, but a decoded Pillow image of mode RGB."""
+    return _decoded(source, name, lambda size: 1).image
+
+
+def open_scaled(source: str | Path | bytes, *, name: str | None = None) -> ScaledImage:
+    """As `open_image` for up to `LARGE_PIXELS` pixels; larger images are reduced by 2, 4, 8 ... as they are decoded.
+
+    For eyes and models, which see far fewer pixels: a JPEG of 200 million pixels then takes a sixteenth of the memory.
+    """
+    return _decoded(source, name, _reduction)
+
+
+def probe(path: Path) -> ImageFacts:
+    """The size of an image, from its header where the format allows; damage behind that is not seen.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    with _opened(path, str(path)) as image:
+        is_told = image.format in _HEADER_IS_ENOUGH or (image.format == "PNG" and "exif" in image.info)
+        if is_told and image.width * image.height <= MAX_PIXELS:
+            orientation = _orientation(image)
+            width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
+            return ImageFacts(width, height, orientation)
+    return decode(path)
+
+
+def decode(path: Path) -> ImageFacts:
+    """The size of an image that is decoded whole.
+
+    Raises:
+        ImageError: there is no such file, it is no image, damaged or too large.
+    """
+    whole = open_scaled(path)
+    with _opened(path, str(path)) as image:
+        return ImageFacts(whole.width, whole.height, _orientation(image))
+
+
+def _decoded(
+    source: str | Path | bytes,
+    name: str | None,
+    reduction: Callable[[tuple[int, int]], int],
+    *,
+    spare_bytes: int = 0,
+) -> ScaledImage:
+    """Open, check, decode and convert an image, reduced by the factor that `reduction` chooses for its size.
+
+    `spare_bytes` are needed beside it for every pixel.
+    """
+    where = name or ("image bytes" if isinstance(source, bytes) else str(source))
+    with _closing(_opened(source, where)) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(
+                f"the image has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} million",
+                where=where,
+                hint="scale it down",
+            )
+        try:
+            check_completeness(image)
+            factor = reduction(image.size)
+            # A PNG may have its orientation behind the pixels, and Pillow would decode it to look there.
+            is_turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) != 1
+            num_bytes = decoding_bytes(image, factor, is_turned=is_turned)
+            num_bytes += spare_bytes * image.width * image.height
+            if num_bytes > MAX_DECODING_BYTES:
+                raise ImageError(
+                    f"decoding the image needs {num_bytes / 1e9:.1f} GB "
+                    f"({image.width} x {image.height} pixels, {image.format} {image.mode}), "
+                    f"more than {MAX_DECODING_BYTES / 1e9:.1f}",
+                    where=where,
+                    hint="scale it down, or save it as an 8-bit RGB JPEG",
+                )
+            with _budget.hold(num_bytes), _no_pillow_limit:
+                scaled = _upright(image, factor)
+                if num_bytes >= _LARGE_BYTES:
+                    _return_memory()
+                return scaled
+        except _BROKEN as error:
+            raise ImageError(
+                f"the image cannot be decoded: {error}", where=where, hint="fetch or export the file again"
+            ) from error
+
+
+@contextmanager
+def _closing(image: Image.Image) -> Iterator[Image.Image]:
+    try:
+        yield image
+    finally:
+        with suppress(ValueError):  # some versions of Pillow cannot close an animation twice
+            image.__exit__(None, None, None)
+
+
+def _upright(image: Image.Image, factor: int) -> ScaledImage:
+    width, height = image.size
+    if factor > 1:
+        image.draft(image.mode, (-(-width // factor), -(-height // factor)))  # JPEG: the decoder leaves pixels out
+        factor //= max(1, round(width / image.width), round(height / image.height))
+    drafted = image.size
+    image.load()
+    if image.size == drafted[::-1] != drafted:  # Pillow turns TIFFs itself
+        width, height = height, width
+    orientation = _orientation(image)
+    rgb = _reduced(image, factor) if factor > 1 else _to_rgb(image)
+    if rgb is not image:
+        image.close()  # which frees the pixels
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+        width, height = (height, width) if orientation in _SIDEWAYS else (width, height)
+    return ScaledImage(rgb, width, height)
+
+
+def _reduction(size: tuple[int, int]) -> int:
+    """The largest power of two (up to 64) that leaves a large image a side of `REDUCED_SIDE`; 1 for all others."""
+    if size[0] * size[1] <= LARGE_PIXELS:
+        return 1
+    return min(1 << max(0, (max(size) // REDUCED_SIDE).bit_length() - 1), _LARGEST_FACTOR)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        given = image.getexif().get(_ORIENTATION)
+    except _BROKEN:  # metadata that cannot be read say nothing; the pixels may be whole
+        return 1
+    return next((known for known in _TURNED if known == given), 1)
+
+
+def _opened(source: str | Path | bytes, where: str) -> Image.Image:
+    if not source:
+        raise ImageError("the image is empty", where=where, hint="fetch or export the file again")
+    try:
+        with _no_pillow_limit:
+            Image.init()
+            formats = [name for name in DECODER_BYTES if name in Image.OPEN]
+            file = source if isinstance(source, bytes) else _regular(source)
+            try:
+                return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)
+            except ValueError:
+                content = file if isinstance(file, bytes) else Path(file).read_bytes()
+                if not content.startswith(_PNG):
+                    raise
+                return Image.open(io.BytesIO(_without_texts(content)), formats=formats)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError("there is no such image", where=where, hint="check the path") from error
+    except IsADirectoryError as error:
+        raise ImageError("this is a directory, not an image", where=where, hint="name a file") from error
+    except PermissionError as error:
+        raise ImageError("the image may not be read", where=where, hint="check its permissions") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"the file is not an image that can be read{_kind_of_unreadable(source)}",
+            where=where,
+            hint="use JPEG, PNG, WebP, TIFF, BMP or GIF",
+        ) from error
+    except _BROKEN as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ImageError(
+            f"the image cannot be read: {reason}", where=where, hint="fetch or export the file again"
+        ) from error
+
+
+def _kind_of_unreadable(source: str | Path | bytes) -> str:
+    """What a file is, if it is something that often stands where an image is expected: `: it is ...`."""
+    head = b""
+    with suppress(OSError):
+        if isinstance(source, bytes):
+            head = source[:_HEAD_BYTES]
+        else:
+            with open(source, "rb") as file:  # noqa: PTH123 - `source` may be text
+                head = file.read(_HEAD_BYTES)
+    if not head.strip(b"\0"):
+        return ": it is empty" if not head else ""
+    return next((f": it is {kind}" for start, kind in _OTHER_KINDS if start.match(head)), "")
+
+
+def _without_texts(png: bytes) -> bytes:
+    """A PNG without texts and colour profile: Pillow refuses the file for long ones, and nobody reads them here."""
+    kept, position = [_PNG], len(_PNG)
+    while position + 8 <= len(png):
+        end = position + 12 + int.from_bytes(png[position : position + 4], "big")
+        if png[position + 4 : position + 8] not in _PNG_TEXTS:
+            kept.append(png[position:end])
+        position = end
+    return b"".join(kept)
+
+
+def _return_memory() -> None:
+    """Give the pages of a large image back to the system; glibc may keep them for the thread that freed them."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _regular(path: str | Path) -> str | Path:
+    """The path of an ordinary file: opening a pipe waits for its writer, reading a device may never end.
+
+    Raises:
+        OSError: it is none, or there is none.
+        ValueError: no file can have such a name.
+    """
+    mode = os.stat(path).st_mode  # noqa: PTH116 - `path` may be text
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(path)
+    if not stat.S_ISREG(mode):
+        raise OSError("not a regular file")
+    return path
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and image.info.get("transparency") is None:
+        return image
+    if not _is_costly(image):
+        return image.convert("RGB")
+    return _reduced(image, 1)
+
+
+def _is_costly(image: Image.Image) -> bool:
+    """Whether the conversion to RGB takes several copies."""
+    return image.mode in _HIGH_RANGE | _WITH_ALPHA or image.info.get("transparency") is not None
+
+
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    """A decoded image as RGB, averaged over squares of `factor` pixels, band by band."""
+    if image.mode in _REDUCED_FIRST and factor > 1:
+        image, factor = image.reduce(factor), 1
+    white = _white_level(image) if image.mode in _HIGH_RANGE else 0.0
+    sheet = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    for tile in _tiles(image, factor):
+        band = image.crop(tile)
+        if band.mode in _HIGH_RANGE:
+            band = Image.fromarray(_to_8_bits(np.asarray(band), white)).convert("RGB")
+        elif _is_costly(band):
+            band = _over_white(band)
+        else:
+            band = band.convert("RGB")
+        sheet.paste(band.reduce(factor) if factor > 1 else band, (tile[0] // factor, tile[1] // factor))
+    return sheet
+
+
+def _tiles(image: Image.Image, factor: int) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes that cover an image; where one ends inside it, its sides are multiples of the factor."""
+    across = min(image.width, _TILE_SIDE)
+    down = max(1, _TILE_PIXELS // across // factor) * factor
+    for top in range(0, image.height, down):
+        for left in range(0, image.width, across):
+            yield left, top, min(left + across, image.width), min(top + down, image.height)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    paper = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    return Image.alpha_composite(paper, layer).convert("RGB")
+
+
+def _white_level(image: Image.Image) -> float:
+    """The grey value that becomes 255: the smallest of 1 (floats), 255 and 65535 that holds the maximum.
+
+    16-bit files always have 65535; the maximum itself where it is larger.
+    """
+    if BYTES_OF_MODE.get(image.mode) == np.uint16().itemsize:
+        return 65535.0
+    top = max(float(_finite(np.asarray(image.crop(tile))).max()) for tile in _tiles(image, 1))
+    whites = ([1.0] if image.mode == "F" else []) + [255.0, 65535.0, top]
+    return next(candidate for candidate in whites if top <= candidate)
+
+
+def _to_8_bits(values: np.ndarray, white: float) -> UInt8[np.ndarray, "height width"]:
+    """Grey values of any range -> 0..255; negative ones are black."""
+    if values.dtype.itemsize == np.uint16().itemsize:
+        levels: np.ndarray = _LEVELS_OF_16_BITS[values.astype(np.uint16)]
+        return levels
+    return np.rint(_finite(values) * (255.0 / white)).astype(np.uint8)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    finite: np.ndarray = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0).clip(min=0)
+    return finite

@@ -1,0 +1,1 @@
+"""COCO-style JSON: instances files, and grounding files with expressions."""

@@ -1,0 +1,475 @@
+"""COCO-style JSON: the grounding files of MDETR and GLIP, and plain COCO whose annotations carry expressions.
+
+In the files of MDETR and GLIP an "image" is a photograph with one caption, its annotations what the caption means.
+In referring-expression files (`finetune_refcoco*.json`) the caption is the expression; in Flickr30k and mixed files it
+is a sentence whose phrases (`tokens_positive`, ranges of characters) are the expressions. In plain COCO an annotation
+holds its own expressions, under a key of `coco_rows.EXPRESSION_KEYS`; each annotation is a target of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from refcli.config.schema import Settings
+from refcli.data.reading.streams import stem
+from refcli.data.sources.coco.instances import (
+    Instances,
+    category_names,
+    coco_image,
+    id_of,
+    is_coco_url,
+    read_coco_lists,
+    read_instances,
+)
+from refcli.data.sources.coco.rows import (
+    ANNOTATION_KEYS,
+    EXPRESSION_KEYS,
+    IMAGE_KEYS,
+    SENTENCE_KEYS,
+    AnnotationRow,
+    ImageRow,
+    Span,
+    join_words,
+)
+from refcli.data.sources.image_names import Whose, coco_id, flickr_image, named_image
+from refcli.data.sources.json_lines import head
+from refcli.data.sources.known_keys import KeyLog, WholeFileError
+from refcli.data.sources.record import CATEGORY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
+from refcli.data.sources.rows import UNREADABLE_VALUE, Id, Rejections, decode_row, identity, number_of, side_of
+from refcli.errors import DataError
+
+INSTANCES = "instances"
+Unit = Literal["caption", "phrase", "annotation"]
+_PUBLISHED = "final_"
+"""How the names of MDETR's and GLIP's files of several kinds begin."""
+_PHRASE_FAMILIES = ("flickr", "mixed", "gqa")
+_NEEDED = ("empty", "no_target", "exist", "tokens_positive")
+"""What an annotation must not say in a form that cannot be read."""
+_FIRST_KEY = re.compile(rb'\{\s*"(?:info|licenses|type|images|annotations|categories)"\s*:')
+_LIST_OF_ROWS = re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')
+
+
+class CocoSettings(Settings):
+    """Choices of the reader of COCO-style JSON."""
+
+    unit: Literal["auto", "caption", "phrase", "annotation"] = "auto"
+    """What an expression is: a whole caption, the phrases of a caption, or the text of an annotation. `auto`, for each
+    image row: annotation if one of its annotations holds a text or there is no caption, else phrase if `dataset_name`
+    (without one, a file name that begins with final_) has flickr, mixed or gqa in it, or if the annotations of the
+    caption mark different words of it (unless `dataset_name` has refcoco in it), else caption."""
+    expressions: Literal["given", "category"] = "given"
+    """`category`: no text of the file is read; the name of a category is an expression that means all annotations of
+    it in an image."""
+    images: Whose = "auto"
+    """Whose photographs these are: `auto`: COCO's where the file says so: by a name COCO_train2014_..., by COCO's own
+    address (coco_url), by `original_id` with a `data_source` or `dataset_name` of COCO's; `own`: nobody else's."""
+    flickr_boxes: Literal["auto", "correct", "keep"] = "auto"
+    """Boxes of MDETR's Flickr30k files are those of the XML: counted from 1, and their width and height are one pixel
+    short. `auto` corrects them where `dataset_name` (without one, a file name that begins with final_) has flickr in
+    it; `keep` takes the numbers as MDETR and its evaluator do."""
+
+
+def read_coco(
+    files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems
+) -> Iterator[RawRecord]:
+    """Yield one record per caption, per phrase with all its boxes, per annotation, or per category; see `Reader`.
+
+    An annotation with `iscrowd` 1 is a target like any other; among the things of a category it is listed.
+
+    Args:
+        files: split -> file; optionally `instances`, COCO's own annotations, for the masks of boxes that name theirs
+            by `original_id`.
+        settings: a `CocoSettings`.
+        dataset: names images that are neither COCO's nor Flickr30k's.
+        problems: what is left out: `caption_without_box` (no annotation at all, which is not the same as one that says
+            "no target"), `annotation_without_box` (with its record), `annotation_without_image`,
+            `annotation_without_expression`, `annotation_without_phrase`, `span_outside_caption`,
+            `image_without_caption`, `broken_row` and `target_of_broken_row` (a caption or category one of whose boxes
+            is in one). Reported and kept: `mask_missing`, `several_expression_keys`, `unreadable_value`,
+            `unused_key`, `caption_read_as_phrases`.
+
+    Raises:
+        DataError: the file contradicts itself: an id twice, a target beside "no target", a mask of another image; or
+            it holds nothing that can be used.
+    """
+    assert isinstance(settings, CocoSettings)
+    paths = {split: path for split, path in files.items() if split != INSTANCES}
+    parsed = ((split, _read_file(path, problems)) for split, path in paths.items())
+    instances = None
+    if INSTANCES in files:
+        held = list(parsed)
+        named = (number_of(row.original_id) for _, file in held for row in file.annotations)
+        wanted = {number for number in named if number is not None}
+        instances = read_instances(files[INSTANCES], annotation_ids=wanted, problems=problems)
+        parsed = (one for one in held)
+    for split, file in parsed:
+        reading = _Reading(split, paths[split], dataset, settings, instances, problems, file)
+        seen: set[str] = set()
+        for record in reading.records():
+            for expression in record.expressions:
+                if expression.id in seen:
+                    raise DataError(f"the id {expression.id} occurs twice", where=record.where)
+                seen.add(expression.id)
+            yield record
+        if not seen:
+            if settings.expressions == CATEGORY or file.has_texts or not file.annotations:
+                file.rejected.refuse_if_any()
+            raise _nothing_in(paths[split], file, settings, problems)
+
+
+def sniff_coco(path: Path) -> bool:
+    """Whether a file begins as a COCO file does, with or without expressions."""
+    beginning = head(path)
+    return _FIRST_KEY.match(beginning) is not None and _LIST_OF_ROWS.search(beginning) is not None
+
+
+@dataclass(frozen=True)
+class _File:
+    """The rows of a file that can be used."""
+
+    images: list[ImageRow]
+    annotations: list[AnnotationRow]
+    category_names: dict[Id, str]
+    broken_targets: Mapping[Id, frozenset[Id | None]]
+    """Image -> the categories of those of its annotations that cannot be used, None where that is not known."""
+    rejected: Rejections
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether anything in the file could be an expression."""
+        return any(image.caption for image in self.images) or any(row.texts() for row in self.annotations)
+
+
+def _read_file(path: Path, problems: Problems) -> _File:
+    lists = read_coco_lists(path, problems)
+    rejected = Rejections(problems)
+    keys = KeyLog(path.name, problems)
+    images: list[ImageRow] = []
+    for index, raw in enumerate(lists.images):
+        where = f"{path.name}: images[{index}]"
+        try:
+            images.append(decode_row(raw, ImageRow, where=where, problems=problems, needed=(), keys=(IMAGE_KEYS, keys)))
+        except DataError as error:
+            rejected.add(error, where)
+    annotations: list[AnnotationRow] = []
+    broken: defaultdict[Id, set[Id | None]] = defaultdict(set)
+    for index, raw in enumerate(lists.annotations):
+        where = f"{path.name}: annotations[{index}]"
+        try:
+            row = decode_row(
+                raw,
+                AnnotationRow,
+                where=where,
+                problems=problems,
+                needed=_NEEDED,
+                keys=(ANNOTATION_KEYS, keys),
+            )
+            row.check_spans()
+            if row.has_sentences:
+                _check_sentences(raw, keys, where)
+            annotations.append(row)
+        except DataError as error:
+            rejected.add(error, where)
+            image_id, category_id = _target_of(raw)
+            if image_id is not None:
+                broken[image_id].add(category_id)
+    keys.finish()
+    return _File(
+        images,
+        annotations,
+        category_names(lists.categories),
+        {image: frozenset(categories) for image, categories in broken.items()},
+        rejected,
+    )
+
+
+def _check_sentences(raw: msgspec.Raw, keys: KeyLog, where: str) -> None:
+    """Compare the keys of an annotation's sentences with those that are known.
+
+    Raises:
+        MeaningError: see `KeyLog.check`.
+    """
+    row = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    for key in EXPRESSION_KEYS:
+        value = msgspec.json.decode(row[key]) if key in row else None
+        for number, part in enumerate(value if isinstance(value, list) else ()):
+            if isinstance(part, dict):
+                keys.check(SENTENCE_KEYS, part, f"{where}, {key}[{number}]")
+
+
+class _Target(msgspec.Struct):
+    image_id: msgspec.Raw = msgspec.Raw(b"null")
+    category_id: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def _target_of(raw: msgspec.Raw) -> tuple[Id | None, Id | None]:
+    """Image and category of a row that cannot be used otherwise, as far as they can be read."""
+    try:
+        target = msgspec.json.decode(raw, type=_Target)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None, None
+    return id_of(target.image_id), id_of(target.category_id)
+
+
+def _nothing_in(path: Path, file: _File, settings: CocoSettings, problems: Problems) -> DataError:
+    """Why a file gives no expression, and what to do about it."""
+    if settings.expressions == CATEGORY:
+        return DataError(
+            "there is no annotation of a category that has a name",
+            where=str(path),
+            hint="look at its list of categories",
+        )
+    unreadable = [place for place in problems.places.get(UNREADABLE_VALUE, ()) if place.startswith(f"{path.name}: ")]
+    ways = [f"the first value that cannot be read: {place}" for place in unreadable[:1]]
+    ways += ["image rows need a caption, or annotations one of: " + ", ".join(EXPRESSION_KEYS)]
+    names = [name for name in file.category_names.values() if name]
+    if file.annotations and names:
+        ways.append(
+            f"--expressions category takes the names of its {len(names)} categories ({', '.join(names[:3])}, ...) as "
+            "expressions; each refers to all objects of that category in an image"
+        )
+    return DataError("there is no expression with a target in it", where=str(path), hint="\n".join(ways))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Everything that stays the same while a file is read."""
+
+    split: str
+    path: Path
+    dataset: str
+    settings: CocoSettings
+    instances: Instances | None
+    problems: Problems
+    file: _File
+
+    def records(self) -> Iterator[RawRecord]:
+        annotations: defaultdict[Id, list[AnnotationRow]] = defaultdict(list)
+        for annotation in self.file.annotations:
+            annotations[identity(annotation.image_id)].append(annotation)
+        seen: set[Id] = set()
+        for image in self.file.images:
+            where = f"{self.path.name}: image {image.id}"
+            identity_of = identity(image.id)
+            if identity_of in seen:
+                raise DataError(f"two images have the id {identity_of}", where=where)
+            seen.add(identity_of)
+            rows = annotations.pop(identity_of, [])
+            try:
+                picture = self._picture(image, where)
+            except DataError as error:
+                if rows or image.caption is not None:
+                    self.file.rejected.add(error, where)
+                continue
+            yield from self._of_image(image, picture, rows, where)
+        for identity_of, rows in annotations.items():
+            for row in rows:
+                self.problems.add(
+                    "annotation_without_image", f"{self.path.name}: annotation {row.id}", f"{identity_of}"
+                )
+
+    def _of_image(
+        self, image: ImageRow, picture: RawImage, rows: Sequence[AnnotationRow], where: str
+    ) -> Iterator[RawRecord]:
+        if self.settings.expressions == CATEGORY:
+            yield from self._of_categories(image, picture, rows, where)
+            return
+        unit = self._unit(image, rows)
+        if unit == "annotation":
+            yield from self._of_annotations(image, picture, rows)
+        elif image.caption is None:
+            self.problems.add("image_without_caption", where)
+        elif identity(image.id) in self.file.broken_targets:
+            self.problems.add("target_of_broken_row", where, image.caption)
+        elif not rows:
+            self.problems.add("caption_without_box", where, image.caption)
+        elif unit == "caption" or any(row.says_no_target(where) for row in rows):
+            yield from self._record(image, picture, [(str(image.id), image.caption)], rows, where)
+        else:
+            if self.settings.unit == "auto" and not self._is_of_phrases(image):
+                self.problems.add("caption_read_as_phrases", where, image.caption)
+            spans = self._spans(image.caption, rows, where, are_phrases=self._is_flickr(image))
+            for (begin, end), meant in sorted(spans.items()):
+                text = image.caption[begin:end]
+                yield from self._record(image, picture, [(f"{image.id}/{begin}-{end}", text)], meant, where)
+
+    def _of_annotations(self, image: ImageRow, picture: RawImage, rows: Sequence[AnnotationRow]) -> Iterator[RawRecord]:
+        for row in rows:
+            where = f"{self.path.name}: annotation {row.id}"
+            texts = row.texts()
+            if not texts:
+                self.problems.add("annotation_without_expression", where)
+                continue
+            used, *others = texts
+            if others:
+                self.problems.add("several_expression_keys", where, f"{used} is used, not {', '.join(others)}")
+            named = [(f"{row.id}/{k}", text, exists) for k, (text, exists) in enumerate(texts[used])]
+            if present := [(identity_of, text) for identity_of, text, exists in named if exists]:
+                yield from self._record(image, picture, present, [row], where)
+            if absent := [RawExpression(identity_of, text) for identity_of, text, exists in named if not exists]:
+                yield RawRecord(self.split, picture, tuple(absent), (), where)
+
+    def _of_categories(
+        self, image: ImageRow, picture: RawImage, rows: Sequence[AnnotationRow], where: str
+    ) -> Iterator[RawRecord]:
+        """One record per category of an image, about all things of it."""
+        broken = self.file.broken_targets.get(identity(image.id), frozenset())
+        members: dict[Id, list[AnnotationRow]] = {}
+        for row in rows:
+            category = None if row.category_id is None else identity(row.category_id)
+            if category is None or not self.file.category_names.get(category, "").strip():
+                self.problems.add(
+                    "annotation_without_category", f"{self.path.name}: annotation {row.id}", f"{category}"
+                )
+            else:
+                members.setdefault(category, []).append(row)
+        for category, meant in members.items():
+            name = self.file.category_names[category]
+            if category in broken or None in broken:
+                self.problems.add("target_of_broken_row", where, name)
+            else:
+                if any(row.iscrowd == 1 for row in meant):
+                    self.problems.add("crowd_region", where, name)
+                yield from self._record(image, picture, [(f"{image.id}/{category}", name)], meant, where, kind=CATEGORY)
+
+    def _record(
+        self,
+        image: ImageRow,
+        picture: RawImage,
+        texts: Sequence[tuple[str, str]],
+        rows: Sequence[AnnotationRow],
+        where: str,
+        *,
+        kind: str | None = None,
+    ) -> Iterator[RawRecord]:
+        """The record, unless one of its boxes is missing or what it says contradicts itself."""
+        try:
+            no_target = [row for row in rows if row.says_no_target(where)]
+            if no_target and len(no_target) < len(rows):
+                raise DataError("the caption has a target and an annotation that says it has none", where=where)
+            regions = [] if no_target else [self._region(image, picture, row) for row in rows]
+        except DataError as error:
+            self.file.rejected.add(error, where)
+            return
+        kept = [region for region in regions if region is not None]
+        if len(kept) == len(regions):
+            expressions = tuple(RawExpression(*one) for one in texts)
+            yield RawRecord(self.split, picture, expressions, tuple(kept), where, kind)
+
+    def _region(self, image: ImageRow, picture: RawImage, row: AnnotationRow) -> RawRegion | None:
+        where = f"{self.path.name}: annotation {row.id}"
+        box = row.box_xyxy(where)
+        if box is not None and self._is_one_based(image):
+            box = (box[0] - 1, box[1] - 1, box[2], box[3])
+        mask = row.mask
+        source_id = None
+        number = number_of(row.original_id)
+        if number is not None and picture.key.startswith("coco:"):
+            source_id = f"coco:{number}"
+            mask = mask or self._joined_mask(number, picture, where)
+        if box is None and mask is None:
+            self.problems.add("annotation_without_box", where)
+            return None
+        return RawRegion(box, mask, source_id)
+
+    def _joined_mask(self, annotation_id: int, picture: RawImage, where: str) -> bytes | None:
+        if self.instances is None:
+            return None
+        found = self.instances.annotations.get(annotation_id)
+        if found is None or not found.segmentation:
+            self.problems.add("mask_missing", where, f"coco:{annotation_id}")
+            return None
+        if picture.key != f"coco:{found.image_id}":
+            raise WholeFileError(
+                f"COCO's annotation {annotation_id} is of image {found.image_id}, not of {picture.key}",
+                where=where,
+                hint="give the instances file that the expressions were made from",
+            )
+        return found.segmentation
+
+    def _spans(
+        self, caption: str, rows: Sequence[AnnotationRow], where: str, *, are_phrases: bool
+    ) -> dict[Span, list[AnnotationRow]]:
+        """Phrase -> the annotations that it means; unless spans are whole phrases, neighbouring ones are joined."""
+        meant: dict[Span, list[AnnotationRow]] = {}
+        for row in rows:
+            given = row.spans
+            inside = [(begin, end) for begin, end in given if 0 <= begin < end <= len(caption)]
+            for _ in range(len(given) - len(inside)):
+                self.problems.add("span_outside_caption", where, f"annotation {row.id}: {given}")
+            if not given:
+                self.problems.add("annotation_without_phrase", where, f"annotation {row.id}")
+            for span in dict.fromkeys(inside) if are_phrases else join_words(inside, caption):
+                meant.setdefault(span, []).append(row)
+        return meant
+
+    def _picture(self, image: ImageRow, where: str) -> RawImage:
+        width, height = side_of(image.width), side_of(image.height)
+        own = self.settings.images == "own"
+        number = number_of(image.original_id) if image.is_of_coco and not own else None
+        if number is None and not own and is_coco_url(image.coco_url, image.id):
+            number = number_of(image.id)
+        name = image.file_name
+        if number is not None and (name is None or (name and coco_id(name) is None)):
+            return coco_image(number, width=width, height=height)
+        if name is None or not name.strip():
+            raise DataError("file_name is empty", where=where)
+        if self._is_flickr(image):
+            return flickr_image(name, width=width, height=height)
+        return named_image(name, dataset=self.dataset, width=width, height=height, whose=self._whose(image))
+
+    def _whose(self, image: ImageRow) -> Whose:
+        if self.settings.images == "auto" and image.is_of_coco:
+            return "coco"
+        return self.settings.images
+
+    def _unit(self, image: ImageRow, rows: Sequence[AnnotationRow]) -> Unit:
+        if self.settings.unit != "auto":
+            return self.settings.unit
+        if image.caption is None or any(row.texts() for row in rows):
+            return "annotation"
+        if self._is_of_phrases(image):
+            return "phrase"
+        is_divided = not self._is_referring(image) and self._has_several_phrases(image.caption, rows)
+        return "phrase" if is_divided else "caption"
+
+    def _is_of_phrases(self, image: ImageRow) -> bool:
+        return any(family in self._family(image) for family in _PHRASE_FAMILIES)
+
+    def _is_referring(self, image: ImageRow) -> bool:
+        return "refcoco" in self._family(image)
+
+    def _has_several_phrases(self, caption: str, rows: Sequence[AnnotationRow]) -> bool:
+        """Whether the annotations of a caption mark different words: then each means what its own words say."""
+        marked = {tuple(join_words(row.spans, caption)) for row in rows if row.spans}
+        return len(marked) > 1
+
+    def _is_one_based(self, image: ImageRow) -> bool:
+        if self.settings.flickr_boxes == "auto":
+            return self._is_flickr(image)
+        return self.settings.flickr_boxes == "correct"
+
+    def _is_flickr(self, image: ImageRow) -> bool:
+        return "flickr" in self._family(image)
+
+    def _family(self, image: ImageRow) -> str:
+        """The data set's name; without one, the file's if it is one that MDETR or GLIP published."""
+        name = stem(self.path)
+        return (image.dataset_name or (name if name.startswith(_PUBLISHED) else "")).lower()
+
+
+SOURCE = Source(
+    description="COCO-style JSON: MDETR's and GLIP's grounding files, or COCO annotations with expressions",
+    read=read_coco,
+    settings=CocoSettings,
+    files={"*": (), INSTANCES: ("instances.json", "instances_train2014.json")},
+    sniff=sniff_coco,
+    optional=frozenset({INSTANCES}),
+)

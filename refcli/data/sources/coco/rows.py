@@ -1,0 +1,181 @@
+"""The rows of COCO-style grounding files (MDETR, GLIP, or plain COCO with expressions) and what they say."""
+
+from __future__ import annotations
+
+import msgspec
+
+from refcli.data.sources.coco.instances import ANNOTATION_EXTRAS, IMAGE_EXTRAS, NO_MASK, xywh_to_xyxy
+from refcli.data.sources.known_keys import KnownKeys
+from refcli.data.sources.record import BoxXYXY
+from refcli.errors import DataError
+
+Span = tuple[int, int]
+"""Half-open range of characters of a caption."""
+EXPRESSION_KEYS = ("expression", "expressions", "referring", "sentences", "caption")
+"""Keys of an annotation that hold what is said about it: a string, or a list of strings or of REFER's sentences
+({"sent": ...}). If several are there, the first of this order counts."""
+_NUMBERS_OF_A_BOX = 4
+
+_Id = int | str
+
+
+class Sentence(msgspec.Struct):
+    """A text as REFER writes it."""
+
+    sent: str | None = None
+    raw: str | None = None
+    exist: bool | None = None
+    """False: it means nothing in the image."""
+
+
+_Texts = str | list[str | Sentence] | None
+
+
+class ImageRow(msgspec.Struct):
+    """An image; in the files of MDETR and GLIP, a photograph with one caption."""
+
+    id: _Id
+    file_name: str | None = None
+    height: int | None = None
+    width: int | None = None
+    caption: str | None = None
+    dataset_name: str | None = None
+    """refcoco, refcoco+, refcocog, flickr, mixed, ..."""
+    data_source: str | None = None
+    """Of mixed files: coco or vg."""
+    original_id: _Id | None = None
+    """The image's id in COCO or Visual Genome."""
+    coco_url: str | None = None
+
+    @property
+    def is_of_coco(self) -> bool:
+        """Whether `original_id` is an id of COCO."""
+        return self.data_source == "coco" or "refcoco" in (self.dataset_name or "").lower()
+
+
+class AnnotationRow(msgspec.Struct):
+    """A box in an image row."""
+
+    id: _Id
+    image_id: _Id
+    bbox: list[float] | None = None
+    """Left, top, width, height; empty is as good as none."""
+    iscrowd: int | bool = 0
+    category_id: _Id | None = None
+    empty: bool = False
+    no_target: bool | None = None
+    exist: bool | None = None
+    tokens_positive: list[Span | int] | None = None
+    """The characters of the image row's caption that mean this box."""
+    original_id: _Id | None = None
+    """The annotation's id in COCO."""
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+    expression: _Texts = None
+    expressions: _Texts = None
+    referring: _Texts = None
+    sentences: _Texts = None
+    caption: _Texts = None
+
+    def check_spans(self) -> None:
+        """Refuse `tokens_positive` that is neither a list of spans nor one span by itself.
+
+        Raises:
+            DataError: it is neither.
+        """
+        numbers = [one for one in self.tokens_positive or () if isinstance(one, int)]
+        if numbers and (len(numbers) != len(self.tokens_positive or ()) or len(numbers) != len(("begin", "end"))):
+            raise DataError("tokens_positive is not a list of [begin, end]")
+
+    @property
+    def has_sentences(self) -> bool:
+        """Whether a text is written as REFER writes it."""
+        given = (getattr(self, key) for key in EXPRESSION_KEYS)
+        return any(isinstance(part, Sentence) for value in given if isinstance(value, list) for part in value)
+
+    @property
+    def spans(self) -> list[Span]:
+        """The spans of `tokens_positive`, also where it is one span by itself."""
+        given = self.tokens_positive or []
+        numbers = [one for one in given if isinstance(one, int)]
+        return [(numbers[0], numbers[1])] if numbers else [one for one in given if isinstance(one, tuple)]
+
+    @property
+    def mask(self) -> bytes | None:
+        """The JSON text of the segmentation, if there is any."""
+        text = bytes(self.segmentation)
+        return None if text in NO_MASK else text
+
+    def box_xyxy(self, where: str) -> BoxXYXY | None:
+        """The box as its file counts pixels.
+
+        Raises:
+            DataError: it is not four numbers.
+        """
+        if not self.bbox:
+            return None
+        if len(self.bbox) != _NUMBERS_OF_A_BOX:
+            raise DataError(f"bbox has {len(self.bbox)} numbers", where=where, hint="x, y, width and height are wanted")
+        x, y, width, height = self.bbox
+        return xywh_to_xyxy((x, y, width, height))
+
+    def says_no_target(self, where: str) -> bool:
+        """Whether the row only says that the caption means nothing in the image.
+
+        Its marks are `exist` false (whatever the box), `empty`, `no_target`, iscrowd -1, and category -1 of a box
+        without extent.
+
+        Raises:
+            DataError: it is so marked but has a box.
+        """
+        if self.exist is False:
+            return True
+        has_extent = any(self.bbox[2:]) if self.bbox else False
+        if self.empty or self.no_target or self.iscrowd == -1:
+            if has_extent or self.mask:
+                raise DataError("the annotation is marked as no target but has a box or a mask", where=where)
+            return True
+        return self.category_id in (-1, "-1") and not has_extent and not self.mask
+
+    def texts(self) -> dict[str, list[tuple[str, bool]]]:
+        """Key -> the expressions under it, and whether each means anything, for every key of `EXPRESSION_KEYS`."""
+        found: dict[str, list[tuple[str, bool]]] = {}
+        for key in EXPRESSION_KEYS:
+            value: _Texts = getattr(self, key)
+            parts = [value] if isinstance(value, str) else value or []
+            texts = [(part, True) if isinstance(part, str) else _of_sentence(part) for part in parts]
+            if kept := [(text, exists) for text, exists in texts if text is not None]:
+                found[key] = kept
+        return found
+
+
+IMAGE_KEYS = KnownKeys(
+    "image",
+    frozenset(ImageRow.__struct_fields__),
+    IMAGE_EXTRAS
+    | {"tokens_negative", "original_img_id", "original_image_id", "sentence_id", "tokens_positive_eval", "tokens",
+       "dataset", "question_id", "url"},
+)  # fmt: skip
+ANNOTATION_KEYS = KnownKeys(
+    "annotation",
+    frozenset(AnnotationRow.__struct_fields__),
+    ANNOTATION_EXTRAS | {"phrase_ids", "phrase", "query", "sentence", "image_w", "image_h", "ref_id", "split"},
+    has_box=True,
+)
+
+
+SENTENCE_KEYS = KnownKeys("sentence", frozenset(Sentence.__struct_fields__), frozenset({"sent_id", "tokens"}))
+
+
+def _of_sentence(sentence: Sentence) -> tuple[str | None, bool]:
+    return sentence.sent or sentence.raw, sentence.exist is not False
+
+
+def join_words(spans: list[Span], caption: str) -> list[Span]:
+    """Spans with those that only blanks divide made one: mixed files give each word of a phrase a span."""
+    joined: list[Span] = []
+    for begin, end in sorted(spans):
+        if joined and begin >= joined[-1][1] and not caption[joined[-1][1] : begin].strip():
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((begin, end))
+    return list(dict.fromkeys(joined))

@@ -1,0 +1,1 @@
+"""The `.pth` lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef."""

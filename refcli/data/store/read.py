@@ -1,0 +1,318 @@
+"""The store: one Parquet file per split, a manifest that lists them, and the images beside them."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refcli.contracts.example import Example
+from refcli.data.store.checks import LEAVES_THE_ROOT, check_stored_rows
+from refcli.data.store.columns import REGION, SCHEMA, RowReader
+from refcli.data.store.manifest import (
+    MANIFEST,
+    STORE_SCHEMA,
+    is_whole,
+    read_manifest,
+    split_files,
+    stored_file,
+    write_manifest,
+)
+from refcli.data.store.write import SplitSummary, write_split
+from refcli.errors import DataError
+from refcli.tables import nearest
+
+__all__ = ["MANIFEST", "STORE_SCHEMA", "SplitSummary", "Store", "StoreSplit", "write_manifest", "write_split"]
+
+
+class Store:
+    """A directory written by `refcli prepare-data`.
+
+    Args:
+        path: the directory that holds `manifest.json`.
+
+    Raises:
+        DataError: there is no store, or its manifest is damaged or of another version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / MANIFEST).is_file():
+            raise DataError(
+                "there is no store here",
+                where=str(self.path),
+                hint=f"make one, e.g. `refcli prepare-data synthetic --out {self.path}`",
+            )
+        self._datasets: Mapping[str, Any] = read_manifest(self.path)["datasets"]
+
+    def names(self) -> list[str]:
+        """All splits as "dataset:split", sorted."""
+        return sorted(f"{dataset}:{split}" for dataset, entry in self._datasets.items() for split in entry["splits"])
+
+    def whole_names(self) -> list[str]:
+        """The splits that can be opened: all but those whose parts are not all there."""
+        return [name for name in self.names() if is_whole(self._entry(name))]
+
+    def _entry(self, name: str) -> Mapping[str, Any]:
+        dataset, split = name.rsplit(":", 1)
+        entry: Mapping[str, Any] = self._datasets[dataset]["splits"][split]
+        return entry
+
+    def split(self, name: str) -> StoreSplit:
+        """Open one split.
+
+        Args:
+            name: "dataset:split".
+
+        Raises:
+            DataError: no such split (the hint names the nearest), or its file is missing or not the one listed.
+        """
+        names = self.names()
+        if name not in names:
+            guess = nearest(name, names)
+            raise DataError(
+                f"the store has no split {name!r}",
+                where=str(self.path / MANIFEST),
+                hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + (", ".join(names) or "none"),
+            )
+        entry = self._entry(name)
+        files = split_files(entry, where=f"{self.path / MANIFEST}: {name}")
+        return StoreSplit(
+            name=name,
+            files=tuple((stored_file(self.path, file["file"]), file["examples"]) for file in files),
+            image_root=self.path / (entry.get("images_at") or name.rsplit(":", 1)[0]),
+        )
+
+    def contents(self, name: str) -> dict[str, Any]:
+        """What a split holds, as far as the manifest says: the sha256 of its files, and the number of examples."""
+        files = split_files(self._entry(name), where=f"{self.path / MANIFEST}: {name}")
+        return {"sha256": [file["sha256"] for file in files], "examples": sum(file["examples"] for file in files)}
+
+    def origin(self, name: str) -> Mapping[str, Any]:
+        """Where a split comes from: its source, settings and input files."""
+        return dict(self._entry(name).get("origin") or {})
+
+
+class StoreSplit:
+    """The examples of one split, by index.
+
+    Row groups are read and checked when they are first touched, and stay in memory as Arrow buffers. Pickling carries
+    the paths only, so a worker process opens the files for itself; a forked one shares what its parent has loaded.
+
+    Args:
+        name: "dataset:split".
+        files: (Parquet file, number of its rows), in order.
+        image_root: what the examples' image paths are relative to.
+    """
+
+    def __init__(self, *, name: str, files: Sequence[tuple[Path, int]], image_root: Path) -> None:
+        self.name = name
+        self.files = tuple(files)
+        self.image_root = image_root
+        self._open()
+
+    def _open(self) -> None:
+        self._places: list[tuple[Path, int]] = []
+        """(file, row group) of every group."""
+        sizes: list[int] = []
+        for path, num_rows in self.files:
+            groups = group_sizes(path, num_rows)
+            self._places += [(path, number) for number in range(len(groups))]
+            sizes += groups
+        self._starts = [0, *accumulate(sizes)]
+        self._groups: list[RowReader | None] = [None] * len(sizes)
+
+    @property
+    def group_starts(self) -> Sequence[int]:
+        """The index of the first example of every row group, and the number of all examples."""
+        return tuple(self._starts)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} examples; there is no number {index}")
+        group = bisect_right(self._starts, index) - 1
+        reader = self._groups[group]
+        if reader is None:
+            self._groups[group] = reader = self.read_group(group)
+        return reader[index - self._starts[group]]
+
+    def load(self) -> None:
+        """Read every row group now, so that processes forked later share the memory."""
+        for group, reader in enumerate(self._groups):
+            if reader is None:
+                self._groups[group] = self.read_group(group)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One whole column, for filters over all examples at once."""
+        tables = list(self.tables([name]))
+        return pa.concat_tables(tables).column(name) if tables else pa.chunked_array([], SCHEMA.field(name).type)
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows as tables, a row group at a time; `columns` None gives all of them."""
+        for path, group in self._places:
+            yield read_group(path, group, columns)
+
+    def image_path(self, example: Example) -> Path:
+        """Where the image of an example lies.
+
+        Raises:
+            DataError: the example names a place outside the image root.
+        """
+        return self.path_of_image(example.image, where=example.id)
+
+    def path_of_image(self, image: str, *, where: str) -> Path:
+        """Where the image of a name in the column "image" lies; `where` names its example in errors.
+
+        Raises:
+            DataError: the name leads to a place outside the image root, or nowhere.
+        """
+        if re.search(LEAVES_THE_ROOT, image):
+            raise DataError(f"the image path {image!r} leaves the image root", where=f"{self.name}: {where}")
+        return self.image_root / image
+
+    def read_group(self, group: int) -> RowReader:
+        """The rows of a row group, which does not stay in memory here.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        return RowReader(read_group(*self._places[group]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "files": self.files, "image_root": self.image_root}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.name, self.files, self.image_root = state["name"], state["files"], state["image_root"]
+        self._open()
+
+
+MAX_GROUP_BYTES = 3 << 28
+"""Of the columns in memory; ten thousand examples with detailed masks take a tenth of it."""
+_BATCH_BYTES = 1 << 28
+_ROWS_AT_A_TIME = 1_000
+_REGIONS = "regions"
+_DAMAGED = (pa.ArrowException, OSError, UnicodeError, ValueError, TypeError, KeyError, IndexError, MemoryError)
+"""What pyarrow raises for files that are damaged or of another shape."""
+_HINT = "it was changed after it was written; prepare the data again"
+
+
+def group_sizes(path: Path, num_rows: int) -> list[int]:
+    """Rows of every row group of a file that must hold `num_rows` in all.
+
+    Raises:
+        DataError: the file is missing, is no Parquet file, lacks columns or does not hold as many rows.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        found = int(metadata.num_rows)
+    except _DAMAGED as error:
+        raise _unreadable(error, str(path)) from error
+    odd = [column for column in SCHEMA.names if schema.names.count(column) != 1]
+    if not odd and _parts(schema.field(_REGIONS)) != _parts(SCHEMA.field(_REGIONS)):
+        odd = [_REGIONS]
+    if odd or found != num_rows or sum(sizes) != num_rows or min(sizes, default=0) < 0:
+        what = f"lacks the columns {odd}" if odd else f"has {found} rows"
+        raise DataError(f"the file {what}, but the manifest lists {num_rows} examples", where=str(path), hint=_HINT)
+    return sizes
+
+
+def read_group(path: Path, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """One row group of a file, with the types of `SCHEMA`.
+
+    Args:
+        path: the file.
+        group: number of the row group.
+        columns: names of columns, or of parts of regions such as "regions.list.element.x1"; None for all.
+
+    Raises:
+        DataError: the file is damaged, a column has another type, a value is missing, or a row could not have been
+            stored; see `check_stored_rows`.
+    """
+    where = f"{path}, row group {group + 1}"
+    try:
+        table = _read_limited(path, group, list(columns or SCHEMA.names), where)
+        table = table.cast(_schema_of(table))
+        table.validate(full=True)
+        _refuse_nulls(table, where)
+        check_stored_rows(table, where=where)
+    except _DAMAGED as error:
+        raise _unreadable(error, where) from error
+    return table
+
+
+def _read_limited(path: Path, group: int, columns: list[str], where: str) -> pa.Table:
+    batches, size = [], 0
+    with pq.ParquetFile(path, memory_map=True) as file:
+        chunks = file.metadata.row_group(group)
+        largest = max(
+            (chunks.column(number).total_uncompressed_size for number in range(chunks.num_columns)), default=0
+        )
+        # a value that many rows refer to is at most as large as its column, and is repeated in memory
+        rows = min(max(_BATCH_BYTES // max(largest, 1), 1), _ROWS_AT_A_TIME)
+        for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
+            batches.append(batch)
+            size += batch.nbytes
+            if size > MAX_GROUP_BYTES:
+                raise DataError(f"the rows take more than {MAX_GROUP_BYTES >> 20:,} MiB of memory", where=where)
+        expected = chunks.num_rows
+        schema = file.schema_arrow
+    num_rows = sum(map(len, batches))
+    if num_rows != expected:
+        raise DataError(f"the row group has {num_rows} rows, {expected} are expected", where=where, hint=_HINT)
+    if not batches:
+        wanted = {column.partition(".")[0] for column in columns}
+        return pa.schema([field for field in schema if field.name in wanted]).empty_table()
+    return pa.Table.from_batches(batches)
+
+
+def _schema_of(table: pa.Table) -> pa.Schema:
+    """The part of `SCHEMA` that the columns of a table are."""
+    fields = []
+    for found in table.schema:
+        field = SCHEMA.field(found.name)
+        if found.name == _REGIONS:
+            region = pa.struct([part for part in REGION if part.name in _parts(found)])
+            field = field.with_type(pa.list_(pa.field("element", region, nullable=False)))
+        fields.append(field)
+    return pa.schema(fields)
+
+
+def _parts(regions: pa.Field) -> list[str]:
+    """The names of the fields of a column of regions; none if it holds something else."""
+    kind = regions.type
+    is_nested = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return [part.name for part in kind.value_type] if is_nested and pa.types.is_struct(kind.value_type) else []
+
+
+def _refuse_nulls(table: pa.Table, where: str) -> None:
+    for name in table.column_names:
+        column = table.column(name)
+        is_missing = not SCHEMA.field(name).nullable and column.null_count
+        if name == _REGIONS and not is_missing:
+            regions = column.combine_chunks().flatten()
+            parts = [part for part in regions.type if not part.nullable]
+            is_missing = regions.null_count or any(regions.field(part.name).null_count for part in parts)
+        if is_missing:
+            raise DataError(f"values of the column {name} are missing", where=where, hint=_HINT)
+
+
+def _unreadable(error: BaseException, where: str) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError("a file of the store is missing", where=where, hint="prepare the data again")
+    if isinstance(error, OSError) and error.errno is not None:
+        return DataError(f"the file cannot be read: {error.strerror}", where=where)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return DataError(f"this is not a whole Parquet file of a store: {reason}", where=where, hint=_HINT)

@@ -1,0 +1,1 @@
+"""From the store to batches: datasets, transforms, augmentation, sampling and mixtures."""

@@ -1,0 +1,57 @@
+"""Samples -> Batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from refcli.contracts.batch import Batch, Targets
+from refcli.data.training.transforms import Sample
+from refcli.text.roles import RoleFinder
+
+
+class _EncodesBatches(Protocol):
+    """What is needed of a `Tokenizer`."""
+
+    def plain(self, expression: str) -> str: ...
+
+    def encode_batch(self, expressions: list[str]) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def piece_roles(self, expressions: list[str], *, find: RoleFinder) -> np.ndarray: ...
+
+
+class Collate:
+    """Stack samples and tokenise their expressions, padded to the longest of the batch.
+
+    Args:
+        tokenizer: turns expressions into token ids.
+        find_roles: if given, the batch says which pieces are the expression's subject and object.
+    """
+
+    def __init__(self, tokenizer: _EncodesBatches, *, find_roles: RoleFinder | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.find_roles = find_roles
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """The batch of at least one sample; the samples are of one model frame."""
+        expressions = [self.tokenizer.plain(sample.expression) for sample in samples]
+        token_ids, token_is_pad = self.tokenizer.encode_batch(expressions)
+        roles = None
+        if self.find_roles is not None:
+            roles = torch.from_numpy(self.tokenizer.piece_roles(expressions, find=self.find_roles))
+        return Batch(
+            images=torch.from_numpy(np.stack([sample.image for sample in samples])),
+            token_ids=torch.from_numpy(token_ids),
+            token_is_pad=torch.from_numpy(token_is_pad),
+            targets=Targets(
+                boxes_cxcywh=torch.from_numpy(np.stack([sample.box_cxcywh for sample in samples])),
+                masks=torch.from_numpy(np.stack([sample.mask for sample in samples])),
+                mask_is_known=torch.tensor([sample.mask_is_known for sample in samples], dtype=torch.bool),
+                exists=torch.tensor([sample.exists for sample in samples], dtype=torch.bool),
+            ),
+            ids=tuple(sample.id for sample in samples),
+            word_roles=roles,
+        )

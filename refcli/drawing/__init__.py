@@ -1,0 +1,1 @@
+"""Everything that draws: answers on images, contact sheets, lettering."""

@@ -1,0 +1,88 @@
+"""One run at a time in a directory: two would mix their checkpoints, and --force would remove a run that is alive."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from refcli.engine.distributed.world import World
+from refcli.engine.stopping import failing_together
+from refcli.errors import UsageError
+
+_held: set[int] = set()
+"""Open descriptors of locked directories."""
+
+
+@contextmanager
+def sole_run(path: Path, world: World) -> Iterator[None]:
+    """Keep other runs out of a directory; the system lets them in as soon as the main process has ended, in any way.
+
+    The directory is made where it does not exist, and then removed again if nothing was written. Where the system has
+    no such locks nothing is kept out.
+
+    Raises:
+        UsageError: another run is in there; in every process.
+    """
+    is_new = not os.path.lexists(path)
+    with failing_together(world):
+        lock = _lock(path, "training") if world.is_main else None
+    with _released(lock, path, is_new=is_new):
+        yield
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """As `sole_run`, for a folder that one process writes into.
+
+    Raises:
+        UsageError: another process is in there.
+    """
+    is_new = not os.path.lexists(path)
+    with _released(_lock(path, "writing"), path, is_new=is_new):
+        yield
+
+
+def let_go_of_inherited_locks() -> None:
+    """For forked processes, which must not keep a directory locked that their parent has left."""
+    while _held:
+        os.close(_held.pop())
+
+
+@contextmanager
+def _released(lock: int | None, path: Path, *, is_new: bool) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if lock is not None:
+            _held.discard(lock)
+            os.close(lock)
+            if is_new:
+                with suppress(OSError):
+                    path.rmdir()
+
+
+def _lock(path: Path, verb: str) -> int | None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # who writes there will say what is wrong with the place
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise UsageError(
+                f"another process is {verb} into this directory",
+                where=str(path),
+                hint="wait for it, stop it, or choose another --out",
+            ) from error
+        return None  # a file system without locks
+    _held.add(descriptor)
+    return descriptor

@@ -1,0 +1,1 @@
+"""Several training processes: launching, rendezvous, collectives and sharding."""

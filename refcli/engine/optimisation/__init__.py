@@ -1,0 +1,1 @@
+"""One optimiser step: parameter groups, learning rate, gradient clipping and the moving average of the weights."""

@@ -1,0 +1,1 @@
+"""What is reported while training runs: lines of metrics, TensorBoard, validation."""

@@ -1,0 +1,58 @@
+"""Lines of metrics for TensorBoard, where its package is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from refcli.engine.reporting.reporters import Relay, Reporter
+from refcli.errors import ConfigError
+
+WRITER_MODULE = "torch.utils.tensorboard"
+
+
+class TensorBoard(Relay):
+    """Writes every metric as a scalar over the steps on the way to another reporter.
+
+    Args:
+        folder: where the event files go, once training starts.
+        listener: everything is passed on to it.
+
+    Raises:
+        ConfigError: the package `tensorboard` is missing.
+    """
+
+    def __init__(self, folder: Path, listener: Reporter) -> None:
+        super().__init__(listener)
+        self.folder = folder
+        self._writer: Any = None
+        try:
+            self._make_writer = import_module(WRITER_MODULE).SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                "TensorBoard is not installed",
+                where="train.tensorboard",
+                hint="pip install 'refcli[tensorboard]', or set train.tensorboard=false",
+            ) from error
+
+    def started(self, *, step: int, total: int) -> None:
+        """Open the event file; points after `step`, which a resumed run does again, are hidden."""
+        self._writer = self._make_writer(str(self.folder), purge_step=step + 1)
+        super().started(step=step, total=total)
+
+    def measured(self, metrics: Mapping[str, float]) -> None:
+        """Write the line under "train/" and pass it on."""
+        self._write({f"train/{name}": value for name, value in metrics.items() if name != "step"}, metrics)
+        super().measured(metrics)
+
+    def validated(self, metrics: Mapping[str, float], *, is_best: bool) -> None:
+        """Write the line, whose names begin with "validation/", and pass it on."""
+        self._write({name: value for name, value in metrics.items() if name != "step"}, metrics)
+        super().validated(metrics, is_best=is_best)
+
+    def _write(self, scalars: Mapping[str, float], line: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, int(line["step"]))
+        self._writer.flush()

@@ -1,0 +1,1 @@
+"""The metrics of REC, RES, GREC, GRES and phrase grounding."""

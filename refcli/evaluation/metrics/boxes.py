@@ -1,0 +1,71 @@
+"""Box metrics: referring expression comprehension (REC), phrase grounding, and several boxes per expression (GREC)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refcli.evaluation.metrics.conventions import Convention
+from refcli.evaluation.metrics.terms import Terms, share
+from refcli.evaluation.samples import Scores
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+RECALL_AT = (1, 5, 10)
+"""Places of phrase grounding (MDETR, Flickr30k Entities)."""
+
+
+def box_terms(scores: Scores, convention: Convention) -> dict[str, Terms]:
+    """Accuracies and mean IoU over the samples WITH a target.
+
+    The answer's box (around all its targets) is compared with the box that encloses all referents.
+
+    - `acc50` ... `acc90`: share with IoU >= 0.5 ... 0.9. The classical metric of RefCOCO: the box counts whatever the
+      model's existence gate says.
+    - `acc50_gated`: the same, but a wrong "no target" is a miss: what a user sees.
+    - `box_miou`: mean IoU of the box before the gate.
+
+    An answer without a box, or whose boxes are not finite, has IoU 0; so have empty boxes. Samples of images whose
+    size is unknown are left out where a convention needs it.
+    """
+    column = scores.box_iou if convention.box_column == "box_iou" else scores.box_iou_oneref384
+    among = scores.has_target & ~np.isnan(column)
+    iou = np.nan_to_num(column)
+    terms = {f"acc{round(threshold * 100)}": share(iou >= threshold, among) for threshold in THRESHOLDS}
+    terms["acc50_gated"] = share((iou >= THRESHOLDS[0]) & ~scores.says_none, among)
+    terms["box_miou"] = share(iou, among)
+    return terms
+
+
+def recall_terms(scores: Scores) -> dict[str, Terms]:
+    """Recall@k of phrase grounding over the samples WITH a target: boxes one by one, best score first, before the gate.
+
+    - `recall{1,5,10}_any`: one of the first k boxes has IoU >= 0.5 with ANY box of the phrase (MDETR, GLIP).
+    - `recall{1,5,10}_union`: ... with the box around all boxes of the phrase (Plummer et al.; TransVG, OneRef).
+    """
+    among = scores.has_target
+    return {
+        f"recall{k}_{protocol}": share((rank > 0) & (rank <= k), among)
+        for protocol, rank in (("any", scores.rank_any), ("union", scores.rank_union))
+        for k in RECALL_AT
+    }
+
+
+def grec_terms(scores: Scores) -> dict[str, Terms]:
+    """Generalised comprehension (He et al., GREC, 2023): the boxes with enough score, against all regions.
+
+    - `grec_pr_iou`: share of ALL samples whose kept boxes are exactly the regions: F1 = 1 of a greedy matching at
+      IoU >= 0.5, or nothing kept where nothing is meant.
+    - `grec_pr_giou`: the same by GIoU >= 0.5, which is stricter and is what the published evaluator counts.
+    - `grec_n_acc`, `grec_t_acc`: share of the samples without (with) a target where nothing (something) is kept.
+    """
+    none_kept, meant = scores.kept == 0, scores.num_targets
+
+    def precision(matched: np.ndarray) -> Terms:
+        is_exact = (matched == meant) & (scores.kept == meant)
+        return share(np.where(scores.has_target, is_exact, none_kept), np.ones(len(scores), dtype=np.bool_))
+
+    return {
+        "grec_pr_iou": precision(scores.matched_iou),
+        "grec_pr_giou": precision(scores.matched_giou),
+        "grec_n_acc": share(none_kept, ~scores.has_target),
+        "grec_t_acc": share(~none_kept, scores.has_target),
+    }

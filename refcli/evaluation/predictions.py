@@ -1,0 +1,304 @@
+"""Scoring a prediction file (`refcli.prediction/1`) of any system, as a stream."""
+
+from __future__ import annotations
+
+import json
+import time
+from bisect import insort
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from refcli.answers.jsonl import answer_from_json
+from refcli.contracts.example import Example
+from refcli.contracts.prediction import Answer
+from refcli.data.reading.streams import foreign_encoding, read_byte_lines
+from refcli.errors import DataError, RefcliError
+from refcli.evaluation.evaluate import score
+from refcli.evaluation.metrics.overlaps import box_area, is_finite
+from refcli.evaluation.run import MOST_LISTED, WRONG_SIZE, LineProblems, Run, Scoring, SplitScores
+from refcli.evaluation.scores import SampleScore, score_unanswered
+from refcli.evaluation.truth import PassingSplit
+from refcli.geometry.masks import check_run_lengths
+
+LINES_AT_ONCE = 2048
+BYTES_AT_ONCE = 4 << 20
+"""Answers in memory at a time; they are scored in the order of the store, so that its row groups are read once each."""
+MOST_LINE_BYTES = 16 << 20
+MOST_TARGETS = 10_000
+"""What a line may hold."""
+LONGEST_QUOTED = 500
+"""Characters of a problem that are kept."""
+
+
+class Line(NamedTuple):
+    """A usable line of the file."""
+
+    number: int
+    answer: Answer
+    num_bytes: int
+
+
+class Problems:
+    """Lines that answer nothing, in any order: all are counted, the first of each sort quoted."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, list[tuple[int, str]]] = {}
+
+    def add(self, sort: str, number: int, message: str) -> None:
+        """One more line of a sort."""
+        self._counts[sort] += 1
+        quoted = self._first.setdefault(sort, [])
+        if len(message) > LONGEST_QUOTED:
+            message = message[:LONGEST_QUOTED] + "..."
+        if len(quoted) < MOST_LISTED or number < quoted[-1][0]:
+            insort(quoted, (number, f"{self._file}:{number}: {message}"))
+            del quoted[MOST_LISTED:]
+
+    def listed(self) -> dict[str, LineProblems]:
+        """By sort."""
+        return {
+            sort: LineProblems(count, tuple(text for _, text in self._first[sort]))
+            for sort, count in self._counts.items()
+        }
+
+
+class SplitScoring:
+    """Scores the lines that name samples of one split, a batch at a time.
+
+    Args:
+        split: the truth.
+        rows: the part of it that is scored here.
+        how: conventions and thresholds.
+        problems: where lines are noted.
+        on_sample: called with (samples done, samples of this part) after each.
+    """
+
+    def __init__(
+        self,
+        split: PassingSplit,
+        rows: range,
+        how: Scoring,
+        problems: Problems,
+        on_sample: Callable[[int, int], None] | None,
+    ) -> None:
+        self._split, self._rows, self._how, self._problems, self._on_sample = split, rows, how, problems, on_sample
+        self._index = split.row_index()
+        self._table = how.table()
+        self._is_named = np.zeros(len(split), dtype=np.bool_)
+        self._num_done = 0
+
+    def add(self, batch: Sequence[Line]) -> set[int]:
+        """Score a batch; returns the numbers of the lines that name a sample of this split."""
+        known: set[int] = set()
+        named = [(row, line) for line in batch for row in self._index.candidates(line.answer.id)]
+        for row, line in sorted(named, key=lambda pair: (pair[0], pair[1].number)):
+            example = self._split[row]
+            if example.id != line.answer.id:
+                continue
+            known.add(line.number)
+            if self._is_named[row]:
+                self._problems.add("duplicate id", line.number, example.id)
+                continue
+            self._is_named[row] = True
+            if row in self._rows:
+                self._add(row, self._score(example, line))
+        return known
+
+    def finish(self) -> pa.Table:
+        """All samples of the part: those that no line named are unanswered."""
+        for row in self._rows:
+            if not self._is_named[row]:
+                self._add(row, self._unanswered(self._split[row], "no line of the file answers it"))
+        return self._table.finish()
+
+    def _score(self, example: Example, line: Line) -> SampleScore:
+        try:
+            return score(example, line.answer, self._how)
+        except DataError as error:
+            self._problems.add(WRONG_SIZE, line.number, f"{example.id}: {error.message}")
+            return self._unanswered(example, error.message)
+
+    def _unanswered(self, example: Example, error: str) -> SampleScore:
+        return score_unanswered(example, error, counts=self._how.missing == "wrong", frames=self._how.frames)
+
+    def _add(self, row: int, sample: SampleScore) -> None:
+        self._table.add(row, sample)
+        self._num_done += 1
+        if self._on_sample is not None:
+            self._on_sample(self._num_done, len(self._rows))
+
+
+def score_file(
+    path: Path,
+    splits: Mapping[str, PassingSplit],
+    *,
+    rows: Mapping[str, range] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    scoring: Scoring | None = None,
+    on_sample: Callable[[str, int, int], None] | None = None,
+) -> Run:
+    """Score the lines of a file against the samples that they name by `id`, in any order.
+
+    Every sample is accounted for: one without a usable line is missing, and `scoring.missing` says what that means.
+    Lines that answer nothing are counted and the first of each sort quoted: `not a prediction` (no JSON, another
+    schema, a malformed field, damaged run lengths), `unknown id`, `duplicate id` (the first line counts) and `wrong
+    size` (of the image or a mask; the sample is then unanswered). A box with a number that is not finite is a miss,
+    not an error. Boxes that are all in other units than pixels are a warning.
+
+    Memory does not grow with masks or lines: a bounded number of both is held, and some hundred bytes per sample.
+
+    Args:
+        path: JSON lines, plain or gzipped.
+        splits: what may be named, by `dataset:split`; a line answers its id in each of them.
+        rows: the part of each split that is scored here; None: everything.
+        sizes: samples of all parts of each split together; None: those of `rows`.
+        scoring: conventions and thresholds; None: the default ones.
+        on_sample: called with (split, samples done, samples of this part) after each.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    how = scoring or Scoring()
+    chosen = rows or {name: range(len(split)) for name, split in splits.items()}
+    problems = Problems(path.name)
+    start = time.perf_counter()
+    parts = {
+        name: SplitScoring(split, chosen[name], how, problems, partial(on_sample, name) if on_sample else None)
+        for name, split in splits.items()
+    }
+    units = BoxUnits()
+    an_id = next((split[0].id for split in splits.values() if len(split)), "none")
+    for batch in in_batches(read_lines(path, problems)):
+        known = set().union(*(part.add(batch) for part in parts.values()))
+        for line in batch:
+            units.add(line.answer)
+            if line.number not in known:
+                problems.add("unknown id", line.number, f"{line.answer.id} (the store has ids such as {an_id})")
+    tables = {name: part.finish() for name, part in parts.items()}
+    seconds = time.perf_counter() - start
+    listed = problems.listed()
+    return Run(
+        weights=str(path),
+        precision=None,
+        scoring=how,
+        splits=tuple(
+            SplitScores(
+                name=name,
+                table=table,
+                size=sizes[name] if sizes else len(table),
+                total=len(splits[name]),
+                seconds=seconds * len(table) / max(sum(map(len, tables.values())), 1),
+            )
+            for name, table in tables.items()
+        ),
+        problems={path.name: listed} if listed else {},
+        warnings=tuple(f"{path.name}: {warning}" for warning in units.warnings()),
+    )
+
+
+def read_lines(path: Path, problems: Problems) -> Iterator[Line]:
+    """The usable lines of a prediction file; the others are noted.
+
+    Raises:
+        DataError: the file cannot be read, or is cut off within a gzip block.
+    """
+    try:
+        for number, line in read_byte_lines(path, max_line_bytes=MOST_LINE_BYTES):
+            if number == 1 and (encoding := foreign_encoding(line)):
+                raise DataError(f"it is {encoding}", hint="write it in UTF-8")
+            try:
+                answer = _answer_in(line)
+            except RefcliError as error:
+                problems.add("not a prediction", number, f"{error.where or ''} {error.message}".strip())
+            except (ValueError, RecursionError) as error:
+                problems.add("not a prediction", number, f"no JSON: {error}")
+            else:
+                yield Line(number, answer, len(line))
+    except (OSError, DataError) as error:
+        raise DataError(
+            f"the prediction file cannot be read: {error.message if isinstance(error, DataError) else error}",
+            where=str(path),
+            hint=error.hint if isinstance(error, DataError) else None,
+        ) from error
+
+
+def _answer_in(line: bytes) -> Answer:
+    """The answer that a line holds.
+
+    Raises:
+        DataError: it holds none.
+        ValueError: it is no JSON.
+    """
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise DataError("the line is not a JSON object")
+    for key in ("targets", "candidates"):
+        if isinstance(record.get(key), list) and len(record[key]) > MOST_TARGETS:
+            raise DataError(f"more than {MOST_TARGETS:,} {key}")
+    answer = answer_from_json(record)
+    for target in (*answer.targets, *(answer.candidates or ())):
+        for mask in (target.mask, target.frame.mask if target.frame else None):
+            if mask is not None:
+                check_run_lengths(mask)
+    return answer
+
+
+def in_batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    """Lists of at most `LINES_AT_ONCE` lines, which end when they hold `BYTES_AT_ONCE`."""
+    batch: list[Line] = []
+    num_bytes = 0
+    for line in lines:
+        batch.append(line)
+        num_bytes += line.num_bytes
+        if len(batch) == LINES_AT_ONCE or num_bytes >= BYTES_AT_ONCE:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+PER_MILLE = 1000
+"""What some vision-language models take the sides of an image for."""
+NOTABLE_SHARE = 0.1
+"""So many boxes beyond their image, of boxes that all lie in 0..1000, are no accident."""
+
+
+class BoxUnits:
+    """Counts boxes by the ranges that all their edges lie in."""
+
+    def __init__(self) -> None:
+        self._num_boxes = self._num_fractions = self._num_per_mille = self._num_beyond = 0
+
+    def add(self, answer: Answer) -> None:
+        """Count the boxes that a system says; the tight boxes of masks are in pixels, and an empty box is anything."""
+        for target in answer.proposals:
+            box = target.box_xyxy
+            if target.box_is_from_mask or not is_finite(box) or not box_area(box):
+                continue
+            self._num_boxes += 1
+            self._num_fractions += min(box) >= 0 and max(box) <= 1
+            self._num_per_mille += min(box) >= 0 and max(box) <= PER_MILLE
+            if answer.width and answer.height:
+                self._num_beyond += box[0] >= answer.width or box[1] >= answer.height
+
+    def warnings(self) -> list[str]:
+        """What to say about them; nothing where they may be pixels."""
+        if self._num_boxes and self._num_boxes == self._num_fractions:
+            return [
+                f"all {self._num_boxes} boxes lie within 0..1: they seem to be fractions of the image; write them in "
+                "pixels of the original image (x times width, y times height)"
+            ]
+        if self._num_per_mille == self._num_boxes and self._num_beyond > NOTABLE_SHARE * self._num_boxes:
+            return [
+                f"all {self._num_boxes} boxes lie within 0..{PER_MILLE}, and {self._num_beyond} of them outside their "
+                f"image: they seem to be in thousandths of the image; write them in pixels of the original image"
+            ]
+        return []

@@ -1,0 +1,1 @@
+"""An evaluation as a document and as an HTML page."""

@@ -1,0 +1,144 @@
+"""Single samples to look at: which ones, and what was answered there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from refcli.contracts.example import Example
+from refcli.contracts.prediction import Answer
+from refcli.evaluation.evaluate import UngatedPredictor
+from refcli.evaluation.mask_frames import IMAGE
+from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
+from refcli.evaluation.metrics.overlaps import box_area
+from refcli.evaluation.predictions import Problems, read_lines
+from refcli.evaluation.run import SplitScores
+from refcli.evaluation.samples import ROW, Scores
+from refcli.evaluation.truth import Split
+from refcli.inference.requests import Request
+
+NUM_CASES = 12
+"""Of each sort, where nothing else is asked for."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sample with its truth, its answer and its numbers."""
+
+    example: Example
+    answer: Answer | None
+    """Before the existence gate; None where there is no usable one."""
+    picture: Path
+    box_iou: float
+    mask_iou: float
+    """NaN where not measured."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Samples of one split that a report draws."""
+
+    worst: tuple[Case, ...]
+    """The worst first."""
+    random: tuple[Case, ...]
+    """In the order of the split."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rows (in their split) of the samples to look at."""
+
+    worst: tuple[int, ...]
+    random: tuple[int, ...]
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """All of them, each once, in order."""
+        return tuple(sorted({*self.worst, *self.random}))
+
+
+def mask_ious(scores: Scores) -> np.ndarray:
+    """Mask IoU per sample in pixels of the image, before the gate; NaN where nothing is meant or no mask is known."""
+    counts = scores.overlaps[IMAGE]
+    iou = CONVENTIONS[ORIGINAL].mask_iou(counts.intersection, counts.union)
+    return np.where(scores.has_target & scores.mask_is_known, iou, np.nan)
+
+
+def quality(scores: Scores) -> np.ndarray:
+    """How good each answer is, in 0..1: what "worst" is measured by.
+
+    The mean of box IoU and (where known) mask IoU where something is meant, 0 after a wrong "no target". Where nothing
+    is meant, 1 for "no target" and 0 for anything else; NaN there for systems that do not judge existence.
+    """
+    box, mask = np.nan_to_num(scores.box_iou), mask_ious(scores)
+    found = np.where(np.isnan(mask), box, (box + np.nan_to_num(mask)) / 2)
+    there = np.where(scores.says_none, 0.0, found)
+    absent = np.where(scores.says_none, 1.0, np.where(scores.knows_existence, 0.0, np.nan))
+    return np.where(scores.has_target, there, absent)
+
+
+def choose_cases(split: SplitScores, count: int, *, seed: int = 0) -> Choice:
+    """The worst samples and some at random, of those that count.
+
+    Args:
+        split: the scored samples.
+        count: of each sort, at most.
+        seed: of the random ones, and of the order among samples that are equally bad.
+    """
+    rows = split.table.filter(split.table["counts"])[ROW].to_numpy()
+    order = np.random.default_rng(seed).permutation(len(rows))
+    badness = quality(split.scores)[order]
+    ranked = order[np.argsort(badness, kind="stable")][: int((~np.isnan(badness)).sum())]
+    return Choice(tuple(rows[ranked[:count]].tolist()), tuple(sorted(rows[order[:count]].tolist())))
+
+
+def ask_again(predictor: UngatedPredictor, split: Split, choice: Choice) -> dict[int, Answer]:
+    """The model's answers to the chosen samples, by row."""
+    examples = [split[row] for row in choice.rows]
+    requests = (Request(one.id, one.image, one.expression, split.image_path(one)) for one in examples)
+    return dict(zip(choice.rows, predictor.ungated(requests), strict=True))
+
+
+def find_answers(
+    path: Path, splits: Mapping[str, Split], choices: Mapping[str, Choice]
+) -> dict[str, dict[int, Answer]]:
+    """The chosen samples' answers in a prediction file, by split and row, in one more pass over it.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    wanted: dict[str, list[tuple[str, int]]] = {}
+    for name, choice in choices.items():
+        for row in choice.rows:
+            wanted.setdefault(splits[name][row].id, []).append((name, row))
+    answers: dict[str, dict[int, Answer]] = {name: {} for name in choices}
+    lines = read_lines(path, Problems(path.name))
+    while wanted and (line := next(lines, None)) is not None:
+        for name, row in wanted.pop(line.answer.id, []):  # the first line of an id counts
+            answers[name][row] = _before_gate(line.answer)
+    return answers
+
+
+def _before_gate(answer: Answer) -> Answer:
+    """The answer with what was proposed before a "no target" as its targets, empty masks left out."""
+    if answer.targets:
+        return answer
+    drawn = tuple(target for target in answer.proposals if not target.box_is_from_mask or box_area(target.box_xyxy))
+    return replace(answer, targets=drawn, candidates=None if drawn else answer.candidates)
+
+
+def make_cases(scored: SplitScores, split: Split, choice: Choice, answers: Mapping[int, Answer]) -> Cases:
+    """The chosen samples with all that is known of them; an answer that could not be scored is none."""
+    table = scored.table.filter(scored.table["counts"])
+    rows, is_answered = table[ROW].to_numpy(), table["error"].is_null().to_numpy()
+    box_iou, mask_iou = scored.scores.box_iou, mask_ious(scored.scores)
+
+    def case(row: int) -> Case:
+        example, at = split[row], int(np.searchsorted(rows, row))
+        answer = answers.get(row) if is_answered[at] else None
+        return Case(example, answer, split.image_path(example), float(box_iou[at]), float(mask_iou[at]))
+
+    return Cases(tuple(map(case, choice.worst)), tuple(map(case, choice.random)))

@@ -1,0 +1,260 @@
+"""What is reported of a run: figures overall and by group, as a document and as rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from refcli.evaluation.comparison import Comparison
+from refcli.evaluation.metrics.conventions import CONVENTIONS, ONEREF384, ORIGINAL
+from refcli.evaluation.metrics.figures import Slice, measure, metric_terms
+from refcli.evaluation.metrics.groups import break_down, by_kind
+from refcli.evaluation.metrics.terms import intervals
+from refcli.evaluation.report.published import published_on
+from refcli.evaluation.run import LineProblems, Run, SplitScores
+
+EVALUATION_SCHEMA = "refcli.evaluation/1"
+SEVERAL_SCHEMA = "refcli.evaluations/1"
+TABLE = ("acc50", "acc50_gated", "box_miou", "mask_miou", "mask_oiou", "n_acc", "t_acc")
+"""The columns of the short table."""
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """The figures of one split; fractions in 0..1."""
+
+    name: str
+    overall: Slice
+    """By the default convention."""
+    kinds: Mapping[str, Slice]
+    """By kind of expression, in alphabetical order; empty where the data set has no kinds."""
+    breakdown: Mapping[str, Mapping[str, Slice]]
+    """By group, see `break_down`."""
+    conventions: Mapping[str, Slice]
+    """By convention, `original` among them."""
+    intervals: Mapping[str, tuple[float, float]]
+    """95 % bootstrap intervals of the overall figures."""
+    failures: tuple[tuple[str, str], ...]
+    """(sample id, error) of samples without an answer, which are in no figure."""
+    num_wrong: int
+    """Samples without an answer that count as wrong."""
+    size: int
+    """Samples that were to be scored, in all parts of the run together."""
+    total: int
+    """Samples of the split."""
+    seconds: float
+    from_masks: float = 0.0
+    """Share of the answered boxes that are the tight boxes of masks: figures of boxes are then "from mask"."""
+    is_gated: bool = False
+    """A wrong "no target" is a miss in every figure: answers do not say what was proposed before it, or by wish."""
+    num_gated: int = 0
+    """Samples with a wrong "no target" and nothing else."""
+    num_found: int = 0
+    """Answered targets, those before a "no target" as far as they are known."""
+    num_unframed: int = 0
+    """Those of them that are not known in the frame of their model."""
+    num_unknown_size: int = 0
+    """Samples with a target whose image is of unknown size; groups by size leave them out."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of this run, with those in no figure."""
+        return self.overall.count + len(self.failures)
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The figures of one system."""
+
+    weights: str
+    """The name of its weights, or its prediction file."""
+    precision: str | None
+    score_threshold: float
+    splits: tuple[SplitReport, ...]
+    problems: Mapping[str, Mapping[str, LineProblems]] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
+    """With the run that was given for comparison, split by split."""
+    warnings: tuple[str, ...] = ()
+    """What looks wrong about the answers as a whole."""
+
+
+def report_split(result: SplitScores, conventions: Sequence[str] = (ORIGINAL,)) -> SplitReport:
+    """All figures of one split."""
+    scores = result.scores
+    by_convention = {name: measure(scores, name) for name in conventions}
+    found, from_mask, framed = (
+        int(result.table[name].to_numpy().sum()) for name in ("num_found", "num_from_mask", "num_framed")
+    )
+    return SplitReport(
+        name=result.name,
+        overall=by_convention[ORIGINAL],
+        kinds=by_kind(scores),
+        breakdown=break_down(scores),
+        conventions=by_convention,
+        intervals=intervals(metric_terms(scores), scores.image),
+        failures=result.failures,
+        num_wrong=len(result.wrong),
+        size=result.size,
+        total=result.total,
+        seconds=result.seconds,
+        from_masks=from_mask / found if found else 0.0,
+        is_gated=result.is_gated,
+        num_gated=result.num_gated,
+        num_found=found,
+        num_unframed=found - framed,
+        num_unknown_size=int((scores.has_target & np.isnan(scores.box_share)).sum()),
+    )
+
+
+def report_run(run: Run, comparisons: Sequence[Comparison] = ()) -> RunReport:
+    """All figures of one run."""
+    return RunReport(
+        weights=run.weights,
+        precision=run.precision,
+        score_threshold=run.scoring.score_threshold,
+        splits=tuple(report_split(split, run.scoring.conventions) for split in run.splits),
+        problems=run.problems,
+        comparisons=tuple(comparisons),
+        warnings=run.warnings,
+    )
+
+
+def report_document(report: RunReport) -> dict[str, object]:
+    """The JSON document of a run.
+
+    `metrics` has all figures under flat keys: `dataset/split/metric`, and `dataset/split/convention/metric` for
+    conventions other than the default. Figures are fractions in 0..1.
+    """
+    return {
+        "schema": EVALUATION_SCHEMA,
+        "weights": report.weights,
+        "precision": report.precision,
+        "score_threshold": report.score_threshold,
+        "conventions": {
+            name: {"source": CONVENTIONS[name].source, "differs": CONVENTIONS[name].differs}
+            for name in dict.fromkeys(name for split in report.splits for name in split.conventions)
+        },
+        "metrics": flat_metrics(report),
+        "splits": {split.name: _split_document(split) for split in report.splits},
+        "problems": {
+            file: {sort: {"count": one.count, "first": list(one.first)} for sort, one in sorts.items()}
+            for file, sorts in report.problems.items()
+        },
+        "warnings": list(report.warnings),
+        "comparison": {one.name: _comparison_document(one) for one in report.comparisons},
+    }
+
+
+def several_document(reports: Sequence[RunReport]) -> dict[str, object]:
+    """The JSON document of several runs."""
+    return {"schema": SEVERAL_SCHEMA, "runs": [report_document(report) for report in reports]}
+
+
+def flat_metrics(report: RunReport) -> dict[str, float]:
+    """Every figure of a run under its flat key."""
+    return {
+        "/".join([*split.name.split(":"), *([] if convention == ORIGINAL else [convention]), metric]): value
+        for split in report.splits
+        for convention, part in split.conventions.items()
+        for metric, value in part.metrics.items()
+    }
+
+
+def _split_document(split: SplitReport) -> dict[str, object]:
+    return {
+        "overall": _slice_document(split.overall),
+        "intervals": {name: list(interval) for name, interval in split.intervals.items()},
+        "kinds": {kind: _slice_document(part) for kind, part in split.kinds.items()},
+        "breakdown": {
+            group: {name: _slice_document(part) for name, part in parts.items()}
+            for group, parts in split.breakdown.items()
+        },
+        "conventions": {name: _slice_document(part) for name, part in split.conventions.items() if name != ORIGINAL},
+        "published": [vars(figure) for figure in published_on(split.name)],
+        "failures": [{"id": sample, "error": error} for sample, error in split.failures],
+        "counted_as_wrong": split.num_wrong,
+        "boxes_from_masks": split.from_masks,
+        "gated": split.is_gated,
+        "gated_answers": split.num_gated,
+        "answers_without_frame": split.num_unframed,
+        "unknown_sizes": split.num_unknown_size,
+        "size": split.size,
+        "total": split.total,
+        "seconds": round(split.seconds, 3),
+    }
+
+
+def _slice_document(part: Slice) -> dict[str, object]:
+    return {"count": part.count, "targeted": part.num_targeted, **part.metrics}
+
+
+def _comparison_document(comparison: Comparison) -> dict[str, object]:
+    return {
+        "samples": comparison.num_samples,
+        "left_out": comparison.num_left_out,
+        "gated": comparison.is_gated,
+        "metrics": {
+            name: {
+                "this": one.this,
+                "other": one.other,
+                "difference": one.this - one.other,
+                "interval": list(one.interval),
+                "p_value": one.p_value,
+            }
+            for name, one in comparison.metrics.items()
+        },
+    }
+
+
+def table_rows(report: SplitReport) -> list[list[str]]:
+    """Rows of (kind, count, figures in percent), the kinds first and the overall last; a dash where not measured."""
+    return [slice_row(kind, part) for kind, part in (*report.kinds.items(), ("overall", report.overall))]
+
+
+def slice_row(name: str, part: Slice) -> list[str]:
+    """One row of the short table."""
+    return [name, str(part.count), *(percent(part.metrics.get(metric)) for metric in TABLE)]
+
+
+def about_boxes(report: SplitReport) -> str:
+    """Where the boxes are from, if not all are the system's own; else nothing."""
+    if not report.from_masks:
+        return ""
+    return f"from mask: {percent(report.from_masks)} % of the answered boxes are the tight boxes of masks"
+
+
+def about_gate(report: SplitReport) -> str:
+    """Why every figure is after the gate, if it is; else nothing."""
+    if not report.is_gated:
+        return ""
+    return (
+        f'gated: {report.num_gated} wrong "no target" count as misses in every figure, since they have no candidates '
+        "(lines of refcli predict have them)"
+    )
+
+
+def about_sizes(report: SplitReport) -> str:
+    """How many images are of unknown size, and the way out; nothing where all sizes are known."""
+    if not report.num_unknown_size:
+        return ""
+    return (
+        f"{report.num_unknown_size} samples have images of unknown size, so groups by size leave them out; refcli "
+        "prepare-data --images FOLDER finds the sizes"
+    )
+
+
+def about_frame(report: SplitReport) -> str:
+    """What `oneref384` cannot know of these answers; nothing where it is not measured, or knows all."""
+    if ONEREF384 not in report.conventions or not report.num_unframed:
+        return ""
+    return (
+        f"{ONEREF384}: {report.num_unframed} of {report.num_found} answered targets have no `frame` of their "
+        "model; what they cover of its padding is unknown and costs nothing here, so figures may be too high"
+    )
+
+
+def percent(value: float | None) -> str:
+    """A fraction in percent with one decimal, or a dash."""
+    return "-" if value is None else f"{100 * value:.1f}"

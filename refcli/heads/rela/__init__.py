@@ -1,0 +1,1 @@
+"""ReLA: region-language attention for generalised referring expression segmentation."""

@@ -1,0 +1,151 @@
+"""From the model frame to image pixels: a Prediction's row becomes an Answer, before and after the existence gate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from refcli.contracts.example import RLE
+from refcli.contracts.prediction import Answer, FramedTarget, NoTargetSource, Prediction, Target
+from refcli.data.reading.images import LARGE_PIXELS
+from refcli.geometry.frame import Frame
+from refcli.geometry.masks import encode_columns, encode_mask, mask_box, rle_area
+from refcli.inference.requests import Request
+
+
+def prediction_on_cpu(prediction: Prediction) -> Prediction:
+    """The same prediction as fp32 on the CPU."""
+
+    def fetch(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.detach().to(device="cpu", dtype=torch.float32)
+
+    scores = fetch(prediction.scores)
+    assert scores is not None
+    return Prediction(
+        boxes_xyxy=fetch(prediction.boxes_xyxy),
+        scores=scores,
+        mask_logits=fetch(prediction.mask_logits),
+        existence=fetch(prediction.existence),
+        existence_threshold=prediction.existence_threshold,
+    )
+
+
+def ungated_answer(prediction: Prediction, row: int, frame: Frame, request: Request, weights: str) -> Answer:
+    """What the model says of one pair, in image pixels, its targets kept even where it says that there is none.
+
+    `no_target` is True where the existence probability is below the model's threshold, or where a model without boxes
+    drew no mask (its empty masks are then the `candidates`). Boxes are clipped to the image; a model without boxes has
+    the tight box of each mask.
+    """
+    scores = prediction.scores[row]
+    boxes = None if prediction.boxes_xyxy is None else prediction.boxes_xyxy[row]
+    existence = None if prediction.existence is None else float(prediction.existence[row])
+    numbers = [scores] if boxes is None else [scores, boxes]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers) or existence != existence:
+        return failed_answer(request, "the model gave numbers that are not finite", weights, frame)
+    masks = _masks(prediction, row, frame, len(scores))
+    proposed = _targets(boxes, masks, scores, frame, _framed(prediction, row, frame))
+    targets = tuple(target for target in proposed if not target.box_is_from_mask or _is_drawn(target.mask))
+    says_none = existence is not None and existence < prediction.existence_threshold
+    source: NoTargetSource | None = "existence" if says_none else None if targets else "mask"
+    return Answer(
+        id=request.id,
+        image=request.image,
+        expression=request.expression,
+        width=frame.image_width,
+        height=frame.image_height,
+        targets=targets,
+        no_target=says_none or not targets,
+        no_target_score=None if existence is None else 1.0 - existence,
+        weights=weights,
+        candidates=None if targets else proposed,
+        no_target_source=source,
+    )
+
+
+def gated(answer: Answer, min_score: float | None = None) -> Answer:
+    """The answer that a user gets: no targets where the model says none, and none below `min_score`.
+
+    What it then no longer says is kept as its `candidates`, since scoring needs it.
+    """
+    if answer.error is not None:
+        return answer
+    targets = () if answer.no_target else answer.targets
+    if min_score is not None:
+        targets = tuple(target for target in targets if target.score >= min_score)
+    if targets:
+        return replace(answer, targets=targets)
+    source: NoTargetSource = "existence" if answer.no_target else "min_score" if answer.targets else "mask"
+    return replace(
+        answer,
+        targets=(),
+        no_target=True,
+        candidates=answer.proposals,
+        no_target_source=answer.no_target_source or source,
+    )
+
+
+def failed_answer(request: Request, error: str, weights: str, frame: Frame | None = None) -> Answer:
+    """The answer to a request that could not be answered; the size is 0 where the image could not be read."""
+    return Answer(
+        id=request.id,
+        image=request.image,
+        expression=request.expression,
+        width=frame.image_width if frame else 0,
+        height=frame.image_height if frame else 0,
+        targets=(),
+        no_target=False,
+        no_target_score=None,
+        weights=weights,
+        error=error,
+    )
+
+
+def _masks(prediction: Prediction, row: int, frame: Frame, num_targets: int) -> list[RLE | None]:
+    if prediction.mask_logits is None:
+        return [None] * num_targets
+    logits = prediction.mask_logits[row]
+    height, width = frame.image_height, frame.image_width
+    if height * width > LARGE_PIXELS:
+        return [encode_columns(frame.mask_columns(plane), height, width) for plane in logits]
+    return [encode_mask(mask) for mask in frame.masks_to_image(logits)]
+
+
+def _framed(prediction: Prediction, row: int, frame: Frame) -> list[FramedTarget]:
+    num_targets = len(prediction.scores[row])
+    boxes = [None] * num_targets if prediction.boxes_xyxy is None else map(_box, prediction.boxes_xyxy[row].numpy())
+    is_drawn = None if prediction.mask_logits is None else (prediction.mask_logits[row] > 0).numpy()
+    masks = [None] * num_targets if is_drawn is None else map(encode_mask, is_drawn)
+    size = (frame.model_height, frame.model_width)
+    return [FramedTarget(size, box, mask) for box, mask in zip(boxes, masks, strict=True)]
+
+
+def _targets(
+    boxes: torch.Tensor | None,
+    masks: list[RLE | None],
+    scores: torch.Tensor,
+    frame: Frame,
+    framed: list[FramedTarget],
+) -> tuple[Target, ...]:
+    if boxes is not None:
+        in_image = frame.boxes_to_image(boxes.numpy().astype(np.float64))
+        return tuple(
+            Target(_box(box), float(score), mask, frame=one)
+            for box, score, mask, one in zip(in_image, scores, masks, framed, strict=True)
+        )
+    return tuple(
+        Target(mask_box(mask), float(score), mask, box_is_from_mask=True, frame=one)
+        for score, mask, one in zip(scores, masks, framed, strict=True)
+        if mask is not None
+    )
+
+
+def _is_drawn(mask: RLE | None) -> bool:
+    return mask is not None and rle_area(mask) > 0
+
+
+def _box(values: np.ndarray) -> tuple[float, float, float, float]:
+    left, top, right, bottom = (float(value) for value in values)
+    return left, top, right, bottom

@@ -1,0 +1,376 @@
+"""What a weights directory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from refcli.config.load import validate
+from refcli.config.pretraining import VisualTokenizerSettings
+from refcli.config.schema import HeadChoice, ModelSettings, Settings, TextSettings, TowerSettings
+from refcli.errors import RefcliError, WeightsError
+from refcli.files import file_sha256
+from refcli.grounder import Grounder
+from refcli.heads.base import tells_existence
+from refcli.heads.table import HEADS
+from refcli.model.beit3 import OneTower
+from refcli.model.visual_tokenizer import VisualTokenizer
+from refcli.tables import lookup
+from refcli.text.tokenizer import Tokenizer
+from refcli.weights.directory import NoInitialisation, beside, check_tokenizer, read_config, read_meta
+from refcli.weights.locate import BUILTIN, CONFIG_FILE, MODEL_FILE, is_file
+from refcli.weights.misfits import misfits
+from refcli.weights.official.conversions.beit3 import TowerOnlySettings
+from refcli.weights.official.conversions.plan import HeadOnlySettings, is_parameter
+from refcli.weights.official.convert import PRETRAINING_HEADS_FILE
+
+PRETRAINING_ARGS = (
+    "enable_mrefm",
+    "enable_ref_mim",
+    "enable_ref_mlm",
+    "enable_dynamic_mim",
+    "enable_mim_vts",
+    "enable_mlm_sts",
+)
+"""Arguments of the published code that say how a model was pretrained; the target-relation scores VTS and STS last."""
+LEARNT_OUTPUTS = "learnt_outputs"
+"""Key of meta.json: outputs that weights have learnt although they are not meant to be asked (pre-training's)."""
+TRAINING_KEYS = (
+    "trained_on",
+    "objective",
+    "stage",
+    "steps_of_stages",
+    "steps",
+    "batch_size",
+    "seed",
+    "init_weights",
+    "init_head",
+    "averaged",
+    "kept",
+    "existence_threshold_from",
+)
+"""What meta.json says of weights that were trained here."""
+
+
+DAMAGE = (SafetensorError, OSError, ValueError, RuntimeError, LookupError)
+"""What reading a broken safetensors file raises: for types that it does not know, also what torch and Python do."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a safetensors file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors calls it, such as F32."""
+
+    def is_floating_point(self) -> bool:
+        """Whether it holds floating-point numbers."""
+        return self.dtype.startswith(("F", "BF"))
+
+    @property
+    def numel(self) -> int:
+        """Number of values."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """A weights directory at a glance; no tensor was read for it."""
+
+    directory: Path
+    kind: str
+    """The head's name; `tower` without one; `part of the head NAME`; `visual tokenizer`."""
+    tasks: tuple[str, ...]
+    """`box`, `mask`, `existence`: what the model was trained to answer."""
+    parameters: dict[str, int]
+    """Part -> number of parameters, of the main file."""
+    pretraining_parameters: dict[str, int]
+    """The same for heads that are kept apart."""
+    dtypes: tuple[str, ...]
+    image_size: tuple[int, int] | None
+    """(height, width) in pixels; None for part of a head."""
+    tokenizer: str | None
+    tokenizer_is_there: bool
+    sha256: str
+    """Of the main file: as recorded when it was written, else of the file as it is."""
+    source: dict[str, Any]
+    """File name, size, sha256, epoch and training args of the checkpoint it was converted from."""
+    pretraining: dict[str, Any]
+    """The args that say how it was pretrained, as far as the checkpoint had them."""
+    origin: dict[str, Any]
+    """Repository, revision and licence, where they were told."""
+    training: dict[str, Any]
+    """How it was trained here: those of `TRAINING_KEYS` that meta.json has."""
+    scores: dict[str, dict[str, float]]
+    """Split -> figure -> value, as measured when the model was packaged."""
+    notes: tuple[str, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the main file."""
+        return sum(self.parameters.values())
+
+    @property
+    def licence(self) -> str | None:
+        """As the origin states it."""
+        licence = self.origin.get("licence")
+        return licence if isinstance(licence, str) else None
+
+
+def info(directory: Path) -> WeightsInfo:
+    """Describe a weights directory: converted, trained here, or packaged.
+
+    Raises:
+        WeightsError: it holds no weights, or files that cannot be read.
+        ConfigError: a config.yaml with wrong settings.
+    """
+    settings, meta = read_any_settings(directory), read_meta(directory)
+    stored = stored_tensors(directory / MODEL_FILE)
+    apart = stored_tensors(directory / PRETRAINING_HEADS_FILE) if (directory / PRETRAINING_HEADS_FILE).is_file() else {}
+    source, args = mapping(meta, "source"), mapping(mapping(meta, "source"), "args")
+    source = {**source, "args": args} if "args" in source else source
+    recorded = mapping(meta, "files").get(MODEL_FILE)
+    text = _text(settings)
+    return WeightsInfo(
+        directory=directory,
+        kind=_kind(settings),
+        tasks=tuple(map(str, meta["tasks"])) if isinstance(meta.get("tasks"), list) else _tasks(settings),
+        parameters=_count(stored, depth=2),
+        pretraining_parameters=_count(apart, depth=1),
+        dtypes=tuple(sorted({tensor.dtype for tensor in stored.values()})),
+        image_size=_image_size(settings),
+        tokenizer=text.tokenizer if text else None,
+        tokenizer_is_there=text is not None and _is_there(beside(directory, text)),
+        sha256=recorded if isinstance(recorded, str) else file_sha256(directory / MODEL_FILE),
+        source=source,
+        pretraining={name: args[name] for name in PRETRAINING_ARGS if name in args},
+        origin=mapping(meta, "origin"),
+        training={name: meta[name] for name in TRAINING_KEYS if name in meta},
+        scores=_scores(meta),
+        notes=tuple(map(str, meta["notes"])) if isinstance(meta.get("notes"), list) else (),
+    )
+
+
+def answered_outputs(directory: Path, *, head: str) -> tuple[str, ...]:
+    """What some weights have learnt to answer by a head of that name; nothing where they have another one.
+
+    Raises:
+        WeightsError, ConfigError: as `info`.
+    """
+    settings, meta = read_any_settings(directory), read_meta(directory)
+    choice = settings.head if isinstance(settings, ModelSettings | HeadOnlySettings) else None
+    if choice is None or choice.name != head:
+        return ()
+    for stated in (meta.get(LEARNT_OUTPUTS), meta.get("tasks")):
+        if isinstance(stated, list) and isinstance(settings, ModelSettings):
+            return tuple(map(str, stated))
+    return _outputs_of(choice)
+
+
+def require_model(directory: Path) -> None:
+    """Do nothing if there is a model file.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    if not (directory / MODEL_FILE).is_file():
+        raise WeightsError("this is no weights directory", where=str(directory), hint=f"it has no {MODEL_FILE}")
+
+
+def read_any_settings(directory: Path) -> Settings:
+    """The settings in config.yaml: of a whole model, a tower, part of a head, or a visual tokenizer.
+
+    Raises:
+        WeightsError: it holds no weights, or no readable config.yaml.
+        ConfigError: wrong settings.
+    """
+    require_model(directory)
+    values = read_config(directory)
+    kinds: dict[str, type[Settings]] = {
+        "tower_dim": HeadOnlySettings,
+        "head": ModelSettings,
+        "tower": TowerOnlySettings,
+    }
+    kind: type[Settings] = next((kind for key, kind in kinds.items() if key in values), VisualTokenizerSettings)
+    settings: Settings = validate(kind, values, where=str(directory / CONFIG_FILE))
+    return settings
+
+
+def _kind(settings: Settings) -> str:
+    if isinstance(settings, ModelSettings):
+        return settings.head.name
+    if isinstance(settings, HeadOnlySettings):
+        return f"part of the head {settings.head.name}"
+    return "tower" if isinstance(settings, TowerOnlySettings) else "visual tokenizer"
+
+
+def mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What is below a key of meta.json; nothing where that is no mapping."""
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def stored_tensors(path: Path) -> dict[str, Stored]:
+    """Name, shape and type of everything in a safetensors file.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return {name: Stored(tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
+    except DAMAGE as problem:
+        raise damaged(path, problem) from problem
+
+
+def damaged(path: Path, problem: Exception) -> WeightsError:
+    """The error for a safetensors file that cannot be read."""
+    return WeightsError("the file is damaged", where=str(path), hint=str(problem))
+
+
+def _scores(meta: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The figures over all samples of each split, from the evaluation that a packaged model has in its meta.json."""
+    splits = mapping(mapping(meta, "scores"), "splits")
+    overall = {name: mapping(mapping(splits, name), "overall") for name in splits}
+    return {
+        name: {figure: value for figure, value in figures.items() if isinstance(value, int | float)}
+        for name, figures in overall.items()
+    }
+
+
+def _count(stored: Mapping[str, Stored], *, depth: int) -> dict[str, int]:
+    parts: dict[str, int] = {}
+    for name in filter(is_parameter, sorted(stored)):
+        part = ".".join(name.split(".")[:depth])
+        parts[part] = parts.get(part, 0) + stored[name].numel
+    return parts
+
+
+def _tasks(settings: Settings) -> tuple[str, ...]:
+    """What a model of ours answers: all that its head has. A head that does not say `res` always draws masks."""
+    return _outputs_of(settings.head) if isinstance(settings, ModelSettings) else ()
+
+
+def _outputs_of(head: HeadChoice) -> tuple[str, ...]:
+    head_class = lookup(HEADS, head.name, what="head")
+    config = validate(head_class.Config, head.settings, where="model.head.settings")
+    has = {
+        "box": getattr(config, "rec", False),
+        "mask": getattr(config, "res", True),
+        "existence": tells_existence(config),
+    }
+    return tuple(task for task, is_there in has.items() if is_there)
+
+
+def _text(settings: Settings) -> TextSettings | None:
+    return settings.text if isinstance(settings, ModelSettings | TowerOnlySettings) else None
+
+
+def _is_there(text: TextSettings) -> bool:
+    return text.tokenizer == BUILTIN or Path(text.tokenizer).is_file()
+
+
+def _image_size(settings: Settings) -> tuple[int, int] | None:
+    if isinstance(settings, ModelSettings | TowerOnlySettings):
+        return settings.tower.image_size
+    return (settings.image_size, settings.image_size) if isinstance(settings, VisualTokenizerSettings) else None
+
+
+def verify(directory: Path) -> list[str]:
+    """Everything that is wrong with a weights directory; an empty list means that it is whole.
+
+    Checked: recorded sha256s of all files; names, shapes and sorts of numbers against config.yaml; that every number is
+    finite; that the tokenizer is there and fits.
+
+    Raises:
+        WeightsError: it holds no weights at all.
+    """
+    require_model(directory)
+    checks: tuple[Callable[[Path], list[str]], ...] = (_changed_files, _misfits, _not_finite, _tokenizer_problems)
+    problems: list[str] = []
+    for check in checks:
+        try:
+            problems += check(directory)
+        except RefcliError as problem:
+            problems.append(_line(problem))
+    return list(dict.fromkeys(problems))  # several checks stumble over a broken config.yaml
+
+
+def unchecked(directory: Path) -> list[str]:
+    """What the user should know that `verify` could not check.
+
+    Raises:
+        WeightsError: meta.json cannot be read.
+    """
+    if mapping(read_meta(directory), "files"):
+        return []
+    return ["no checksums are recorded in meta.json: other numbers in the place of the right ones would not be noticed"]
+
+
+def _line(problem: RefcliError) -> str:
+    return f"{problem.message} ({problem.where})" + (f": {problem.hint}" if problem.hint else "")
+
+
+def _changed_files(directory: Path) -> list[str]:
+    problems = []
+    for name, recorded in mapping(read_meta(directory), "files").items():
+        path = directory / Path(name).name
+        if not is_file(path):
+            problems.append(f"{name[:200]} is missing")
+        elif file_sha256(path) != recorded:
+            problems.append(f"{name} is not the file that was written: its sha256 differs from meta.json's")
+    return problems
+
+
+def _misfits(directory: Path) -> list[str]:
+    settings = read_any_settings(directory)
+    stored = stored_tensors(directory / MODEL_FILE)
+    with torch.device("meta"), NoInitialisation():
+        if isinstance(settings, ModelSettings):
+            wanted = Grounder.from_settings(settings).state_dict()
+        elif isinstance(settings, TowerOnlySettings):
+            wanted = {f"tower.{name}": tensor for name, tensor in OneTower(settings.tower).state_dict().items()}
+        elif isinstance(settings, HeadOnlySettings):
+            tower = TowerSettings(dim=settings.tower_dim, heads=1)
+            whole = Grounder.from_settings(ModelSettings(tower=tower, head=settings.head)).state_dict()
+            wanted = {name: tensor for name, tensor in whole.items() if name in stored}  # part of a head is enough
+        else:
+            assert isinstance(settings, VisualTokenizerSettings)
+            wanted = VisualTokenizer(settings).state_dict()
+    return [row.sentence() for row in misfits(wanted, stored)]
+
+
+def _not_finite(directory: Path) -> list[str]:
+    problems = []
+    for path in (directory / MODEL_FILE, directory / PRETRAINING_HEADS_FILE):
+        if not path.is_file():
+            continue
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a mapping
+                problems += [f"{name} holds NaN or infinity" for name, tensor in tensors if not _is_finite(tensor)]
+        except DAMAGE as problem:
+            problems.append(_line(damaged(path, problem)))
+    return problems
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _tokenizer_problems(directory: Path) -> list[str]:
+    settings = read_any_settings(directory)
+    if not isinstance(settings, ModelSettings | TowerOnlySettings):
+        return []
+    tokenizer = Tokenizer.load(beside(directory, settings.text))
+    check_tokenizer(tokenizer, settings.tower, where=str(directory))
+    return []

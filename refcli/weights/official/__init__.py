@@ -1,0 +1,1 @@
+"""Official checkpoints: read without running anything in them, renamed, and converted."""

@@ -1,0 +1,1 @@
+"""One module per kind of official checkpoint: its tensor names and ours."""

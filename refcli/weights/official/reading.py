@@ -1,0 +1,317 @@
+"""Official PyTorch checkpoints become tensors and plain data, and nothing in the file is ever executed."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from refcli.data.reading.pickle_survey import FETCH_AGAIN
+from refcli.data.reading.torch_files import Container, container_of, survey_torch_file
+from refcli.errors import WeightsError
+from refcli.files import file_sha256
+
+CONTAINERS = (
+    "model", "model_state_dict", "module", "state_dict", "net", "network", "weights", "params",
+    "ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "params_ema", "teacher", "student",
+)  # fmt: skip
+"""Keys under which a checkpoint holds its tensors: first in the order of the official loaders, then those of others,
+averages last; else it is all tensors."""
+MAX_CONTAINERS = 4
+"""Of them inside one another."""
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What PyTorch's own wrappers put into names: in front of all of them, or of those of a part that is wrapped."""
+AVERAGED_COUNT = "n_averaged"
+"""What an AveragedModel of PyTorch counts besides the averages."""
+MAX_NAME = 200
+"""Letters in the name of a tensor; the longest published one has 56."""
+MAX_ARG_VALUES, MAX_ARG_DEPTH, MAX_ARG_TEXT = 20_000, 8, 2_000
+DTYPES = frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8, torch.bool}
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What an official training checkpoint holds besides its optimiser."""
+
+    path: Path
+    state: dict[str, Tensor]
+    """Official name -> tensor on the CPU; mapped from the file, so that its memory is the disk's.
+
+    Only what torch.save wrote before 1.6 is read as a whole, with the optimiser's tensors.
+    """
+    args: dict[str, Any]
+    """The training arguments as plain data; empty where the file has none."""
+    epoch: int | None
+    dropped: tuple[str, ...]
+    """Top-level entries that were not taken, such as `optimizer`."""
+    unknown_types: tuple[str, ...]
+    """Types named by the file that were not rebuilt; inside `args` they are text."""
+    notes: tuple[str, ...] = ()
+    """Where the tensors were found, and what was taken off their names."""
+
+    @cached_property
+    def source_sha256(self) -> str:
+        """The sha256 of the file, in hex; read when first asked for."""
+        return file_sha256(self.path)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of the OneRef, BEiT-3 or VQ-KD kind: a `.pth` file, or a state dict as safetensors.
+
+    Pickles are looked through, and what would harm or unfold without end is refused, before torch's restricted
+    unpickler reads the tensors. Types that it does not know are replaced by inert stand-ins, so that training arguments
+    can be told.
+
+    Raises:
+        UsageError: no such file.
+        WeightsError: damaged, oversized or hostile file, or one that holds no state dict.
+    """
+    container = container_of(path, error=WeightsError)
+    try:
+        if container == "safetensors":
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return _interpret(path, tensors, unknown_types=())
+        stand_ins = _stand_ins(path, container)
+        with torch.serialization.safe_globals(stand_ins):
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=container == "zip")
+        return _interpret(path, loaded, unknown_types=tuple(each.type_name for each in stand_ins))
+    except WeightsError:
+        raise
+    except Exception as problem:  # a broken or hostile file can fail in any way
+        raise WeightsError(
+            "the checkpoint cannot be read as tensors and plain data",
+            where=str(path),
+            hint=_reason(problem.__context__ or problem),  # torch wraps the cause in advice to read it unsafely
+        ) from problem
+
+
+def _stand_ins(path: Path, container: Container) -> list[Any]:
+    """Inert types for all that the pickles name and torch does not make itself, in the order of their names."""
+    found = survey_torch_file(path, container, error=WeightsError)
+    made = (stand_in(module, name, where=str(path)) for module, name in sorted(found.names))
+    return [each for each in made if each is not None]
+
+
+def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Checkpoint:  # noqa: ANN401
+    if not isinstance(loaded, dict):
+        raise WeightsError(f"the checkpoint holds a {type(loaded).__name__}, not a state dict", where=str(path))
+    # dict.items: an OrderedDict from a pickle may carry its own `items`
+    top = {str(key): value for key, value in dict.items(loaded)}
+    args, epoch = top.pop("args", None), top.pop("epoch", None)
+    state, rest, containers = _find_state(top)
+    if odd := [key for key in (*state, *rest) if len(key) > MAX_NAME or not key.isprintable()]:
+        raise WeightsError(
+            f"{len(odd)} entries of the checkpoint have names that nobody gives: {odd[0][:MAX_NAME]!a}",
+            where=str(path),
+            hint="is this a weights file?",
+        )
+    foreign = [f"{key} ({type(value).__name__})" for key, value in state.items() if not _is_usable(value)]
+    if foreign or not state:
+        raise WeightsError(
+            f"the checkpoint's state dict holds what is no dense tensor: {', '.join(foreign[:5]) or 'nothing at all'}",
+            where=str(path),
+            hint="is this a weights file?",
+        )
+    declared, there = sum(tensor.numel() * tensor.element_size() for tensor in state.values()), path.stat().st_size
+    if declared > there:
+        raise WeightsError(
+            f"the checkpoint's tensors declare {declared:,} bytes, the file has {there:,}",
+            where=str(path),
+            hint=FETCH_AGAIN,
+        )
+    notes: tuple[str, ...] = (f"the tensors are those under {'.'.join(containers)}",) if len(containers) > 1 else ()
+    state, wrappers = _without_wrappers(state)
+    if wrappers:
+        notes += (f"removed from the names: {', '.join(wrappers)}",)
+    plain_args = _Plain(path).of(args)
+    return Checkpoint(
+        path=path,
+        state={key: tensor.detach() for key, tensor in state.items()},
+        args=plain_args if isinstance(plain_args, dict) else {} if args is None else {"args": plain_args},
+        epoch=epoch if isinstance(epoch, int) else None,
+        dropped=tuple(rest),
+        unknown_types=tuple(name for name in unknown_types if name not in NAMESPACES | BUILT_AS.keys()),
+        notes=notes,
+    )
+
+
+def _find_state(top: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """The state dict of a checkpoint, its other entries, and the keys that led there."""
+    state, rest, containers = top, dict[str, Any](), tuple[str, ...]()
+    while len(containers) < MAX_CONTAINERS:
+        key = next((key for key in (*CONTAINERS, *_only_dict(state)) if isinstance(state.get(key), dict)), None)
+        if key is None:
+            break
+        others = {".".join((*containers, name)): value for name, value in state.items() if name != key}
+        rest, containers = {**rest, **others}, (*containers, key)
+        state = {str(name): value for name, value in dict.items(state[key])}
+    return state, rest, containers
+
+
+def _only_dict(state: dict[str, Any]) -> list[str]:
+    """The name of the only entry that is a dict of nothing but tensors, where others are no tensors."""
+    found = [
+        name
+        for name, value in state.items()
+        if isinstance(value, dict) and value and all(isinstance(each, Tensor) for each in dict.values(value))
+    ]
+    return found if len(found) == 1 else []
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors under the names that they have without PyTorch's wrappers, and what was taken off.
+
+    Names stay where two of them would become one.
+    """
+    count = state.get(AVERAGED_COUNT)
+    is_averaged = count is not None and count.numel() == 1 and len(state) > 1
+    plain = {name: tensor for name, tensor in state.items() if not (is_averaged and name == AVERAGED_COUNT)}
+    taken: list[str] = []
+    names = {name: name for name in plain}
+    while prefix := next((each for each in WRAPPERS if all(name.startswith(each) for name in names.values())), None):
+        names = {name: short.removeprefix(prefix) for name, short in names.items()}
+        taken.append(prefix)
+    for wrapper in WRAPPERS[1:]:
+        if any(f".{wrapper}" in short or short.startswith(wrapper) for short in names.values()):
+            names = {name: short.replace(f".{wrapper}", ".").removeprefix(wrapper) for name, short in names.items()}
+            taken.append(wrapper)
+    if not taken or len(set(names.values())) < len(names):
+        return state, ()
+    return {names[name]: tensor for name, tensor in plain.items()}, tuple(dict.fromkeys(taken))
+
+
+def _is_usable(value: object) -> bool:
+    """A dense CPU tensor of ordinary numbers."""
+    return (
+        isinstance(value, Tensor)
+        and value.dtype in DTYPES
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )
+
+
+class _Plain:
+    """Training arguments as JSON would have them; anything else becomes text."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_values = 0
+
+    def of(self, value: Any, depth: int = 0) -> Any:  # noqa: ANN401
+        self.num_values += 1
+        if self.num_values > MAX_ARG_VALUES:  # a few bytes of pickle can describe a list of any size
+            raise WeightsError("the checkpoint's args are too large to be settings", where=str(self.path))
+        if isinstance(value, Opaque) and value.type_name in NAMESPACES and isinstance(value.state, dict):
+            value = value.state
+        if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+            return value
+        if isinstance(value, str):
+            return value[:MAX_ARG_TEXT]
+        if isinstance(value, Mapping | list | tuple | set) and depth >= MAX_ARG_DEPTH:
+            return "..."
+        if isinstance(value, dict):
+            return {str(self.of(key, depth + 1)): self.of(item, depth + 1) for key, item in dict.items(value)}
+        if isinstance(value, list | tuple | set):
+            return [self.of(item, depth + 1) for item in value]
+        if isinstance(value, Opaque):
+            inside = ", ".join(repr(self.of(item, depth + 1)) for item in value.made_of)
+            return f"{value.type_name}({inside})"[:MAX_ARG_TEXT]
+        if isinstance(value, type) and issubclass(value, Opaque):
+            return value.type_name
+        if isinstance(value, Tensor):
+            return f"tensor of shape {tuple(value.shape)}"
+        if isinstance(value, bytes | torch.device | torch.dtype | float):
+            return str(value[:MAX_ARG_TEXT] if isinstance(value, bytes) else value)
+        return f"a {type(value).__name__}"
+
+
+def _reason(problem: BaseException) -> str:
+    """The first sentence: torch goes on with advice to allow what the file asks for."""
+    return re.split(r"(?<=\.)\s|\n", str(problem).strip() or type(problem).__name__)[0][:MAX_ARG_TEXT]
+
+
+NAMESPACES = frozenset({"argparse.Namespace", "types.SimpleNamespace"})
+"""Types that are nothing but named values."""
+BUILT_AS: dict[str, type] = {"collections.defaultdict": dict, "collections.deque": list}
+"""Types whose stand-ins are plain containers: torch fills no others."""
+PLAIN_MODULES = frozenset(
+    {"__main__", "argparse", "collections", "datetime", "decimal", "enum", "fractions", "pathlib", "uuid"}
+)
+PLAIN_BUILTINS = frozenset(
+    "bool bytes dict float frozenset int list object range slice str tuple".split()  # noqa: SIM905
+)
+PLAIN_NAMES = frozenset(
+    {"types.SimpleNamespace", "functools.partial", *(f"builtins.{name}" for name in PLAIN_BUILTINS)}
+)
+"""The only parts of the standard library that a checkpoint may name, apart from what torch itself makes."""
+TORCH_MAKES = frozenset(
+    {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
+    | {f"builtins.{name}" for name in ("set", "bytearray", "complex")}
+    | {f"torch.{name}" for name in ("Size", "Tensor", "device", "nn.parameter.Parameter", "serialization._get_layout")}
+    | {f"torch._utils._rebuild_{name}" for name in ("tensor", "tensor_v2", "tensor_v3", "parameter")}
+    | {"torch._utils._rebuild_parameter_with_state", "torch._utils._rebuild_meta_tensor_no_storage"}
+    | {"torch._tensor._rebuild_from_type_v2"}
+)
+TORCH_STORAGE = re.compile(r"torch\.(storage\.|cuda\.)?\w+Storage")
+TORCH_REBUILDS = frozenset({"torch._utils", "torch._tensor"})
+"""Modules of functions that torch would call itself: the others of them make no dense tensors."""
+
+
+class Opaque:
+    """An object of a type that is not known here: its name and what it was made of, and no behaviour."""
+
+    type_name: ClassVar[str]
+    made_of: tuple[Any, ...]
+    state: Any = None
+
+    def __new__(cls, *made_of: Any) -> Any:  # noqa: ANN401 - whatever the file says
+        if cls.type_name in BUILT_AS:
+            return BUILT_AS[cls.type_name]()
+        made = super().__new__(cls)
+        made.made_of = made_of
+        return made
+
+    def __setstate__(self, state: Any) -> None:  # noqa: ANN401
+        self.state = state
+
+
+def stand_in(module: str, name: str, *, where: str) -> type[Opaque] | None:
+    """An inert type that torch's restricted unpickler takes for `module.name`; neither is imported.
+
+    None for what the unpickler makes itself.
+
+    Raises:
+        WeightsError: nothing that data needs, as far as the standard library and torch are concerned.
+    """
+    full_name = f"{module}.{name}"
+    if full_name in TORCH_MAKES or TORCH_STORAGE.fullmatch(full_name) or _is_dtype(module, name):
+        return None
+    if module in TORCH_REBUILDS:
+        raise WeightsError(
+            f"the checkpoint holds tensors of another kind than dense ones: it asks for {full_name!a}", where=where
+        )
+    root = module.split(".")[0]
+    is_plain = root not in sys.stdlib_module_names or root in PLAIN_MODULES or full_name in PLAIN_NAMES
+    if not is_plain or not full_name.replace(".", "").isidentifier():
+        raise WeightsError(
+            f"the checkpoint asks for {full_name[:200]!a}, which no checkpoint needs",
+            where=where,
+            hint="nothing was executed; do not load this file with other programs",
+        )
+    return type(name, (Opaque,), {"__module__": module, "__qualname__": name, "type_name": full_name})
+
+
+def _is_dtype(module: str, name: str) -> bool:
+    return module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)

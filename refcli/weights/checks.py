@@ -24,8 +24,9 @@ from refcli.model.beit3 import OneTower
 from refcli.model.visual_tokenizer import VisualTokenizer
 from refcli.tables import lookup
 from refcli.text.tokenizer import Tokenizer
-from refcli.weights.directory import NoInitialisation, beside, check_tokenizer, read_config, read_meta
+from refcli.weights.directory import NoInitialisation, beside, check_tokenizer, read_config
 from refcli.weights.locate import BUILTIN, CONFIG_FILE, MODEL_FILE, is_file
+from refcli.weights.meta import read_meta
 from refcli.weights.misfits import misfits
 from refcli.weights.official.conversions.beit3 import TowerOnlySettings
 from refcli.weights.official.conversions.plan import HeadOnlySettings, is_parameter

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -24,8 +19,8 @@ import refcli
 from refcli.config.load import validate
 from refcli.config.schema import ModelSettings, TextSettings, TowerSettings
 from refcli.config.yaml_text import read_mapping
-from refcli.errors import RefcliError, WeightsError
-from refcli.files import share_as_folder, temporary_folder, write_atomically
+from refcli.errors import WeightsError
+from refcli.files import write_atomically
 from refcli.grounder import Grounder
 from refcli.text.tokenizer import Tokenizer
 from refcli.weights.locate import (
@@ -35,12 +30,13 @@ from refcli.weights.locate import (
     META_FILE,
     MODEL_FILE,
     TOKENIZER_FILE,
-    is_file,
     resolve,
 )
+from refcli.weights.meta import meta_text, read_meta
 from refcli.weights.misfits import KeyRow, misfits, summary
 from refcli.weights.official.conversions.beit3 import TowerOnlySettings
 from refcli.weights.text_tokenizer import find_tokenizer, load_tokenizer
+from refcli.weights.writing import disk_explained
 
 __all__ = [
     "BUILTIN",
@@ -253,106 +249,3 @@ def assign_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, where: 
             hint="do config.yaml and model.safetensors belong together?",
         )
     model.load_state_dict(dict(state), strict=True, assign=True)
-
-
-@contextmanager
-def disk_explained(where: Path) -> Iterator[None]:
-    """Turn what the disk refuses into an error that says where and what to do.
-
-    Raises:
-        RefcliError: no room, no permission, a broken disk.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as problem:  # safetensors writes by itself, and has an error of its own
-        reason = problem.strerror if isinstance(problem, OSError) else None
-        raise RefcliError(
-            f"the weights cannot be written: {reason or problem}",
-            where=str((isinstance(problem, OSError) and problem.filename) or where),
-            hint="make room there, or choose another folder",
-        ) from problem
-
-
-@contextmanager
-def undone_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the program by SystemExit, so that what is half done is cleared away; other handlers stay."""
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    would_kill = on_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if would_kill:
-        signal.signal(signal.SIGTERM, _leave)
-    try:
-        yield
-    finally:
-        if would_kill:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _leave(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)  # as a shell tells of a program that a signal ended
-
-
-@contextmanager
-def appearing(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` when the block ends well; `out` must not exist, or be empty.
-
-    Raises:
-        RefcliError: the disk refuses.
-    """
-    with disk_explained(out), undone_on_sigterm():
-        out = Path(os.path.realpath(out))  # Path.resolve has an error of its own for links that lead to themselves
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(out) as folder:
-            yield folder
-            for path in folder.iterdir():
-                share_as_folder(path)
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            if out.is_dir():
-                out.rmdir()
-            folder.replace(out)
-
-
-MAX_META_BYTES, MAX_META_DEPTH = 8 << 20, 24
-"""That of the largest converted model, which names all tensors, has 100 kB."""
-
-
-def read_meta(directory: Path) -> dict[str, Any]:
-    """What meta.json says about the weights; empty if there is none.
-
-    Raises:
-        WeightsError: it cannot be read, or is no mapping.
-    """
-    path = directory / META_FILE
-    if not is_file(path):
-        return {}
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_META_BYTES + 1)
-        if len(text) > MAX_META_BYTES:
-            raise ValueError(f"it has more than {MAX_META_BYTES:,} bytes")
-        meta = json.loads(text)
-        if _is_deeper(meta, MAX_META_DEPTH):
-            raise ValueError(f"it has more than {MAX_META_DEPTH} levels of values")
-    except (OSError, ValueError, RecursionError) as problem:
-        raise WeightsError("meta.json cannot be read", where=str(path), hint=str(problem)) from problem
-    if not isinstance(meta, dict):
-        raise WeightsError("meta.json is no mapping of keys to values", where=str(path))
-    return meta
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    """Whether values lie in one another on more levels."""
-    if not isinstance(value, dict | list):
-        return False
-    inside = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inside)
-
-
-def write_meta(directory: Path, meta: Mapping[str, object]) -> None:
-    """Replace meta.json."""
-    write_atomically(directory / META_FILE, meta_text(meta))
-
-
-def meta_text(meta: Mapping[str, object]) -> bytes:
-    """The content of meta.json."""
-    return (json.dumps(meta, indent=2) + "\n").encode()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from refcli.errors import WeightsError
 from refcli.files import write_atomically
-from refcli.weights.directory import read_meta, write_meta
+from refcli.weights.meta import read_meta, write_meta
 from refcli.weights.misfits import misfits
 from refcli.weights.official.convert import PRETRAINING_HEADS_FILE
 

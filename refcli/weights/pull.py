@@ -18,7 +18,6 @@ from refcli.config.yaml_text import read_mapping
 from refcli.errors import RefcliError, UsageError, WeightsError
 from refcli.files import write_atomically
 from refcli.weights.catalog import KINDS_WITH_TEXT, TOKENIZER, Catalog, CatalogEntry
-from refcli.weights.directory import disk_explained, read_meta, undone_on_sigterm
 from refcli.weights.hub import HubFile, NotOnHubError, fetch, waiting
 from refcli.weights.locate import (
     CONFIG_FILE,
@@ -33,7 +32,9 @@ from refcli.weights.locate import (
     is_file,
     pulled_directory,
 )
+from refcli.weights.meta import read_meta
 from refcli.weights.official.archives import extract_checkpoint, is_zip_of_weights
+from refcli.weights.writing import disk_explained, undone_on_sigterm
 
 
 class Pin(Settings):

@@ -20,7 +20,7 @@ from refcli.errors import ExitCode, UsageError, WeightsError
 from refcli.weights.catalog import Catalog
 from refcli.weights.locate import BUILTIN_PATH
 
-HUB = Path(__file__).parents[1] / "weights" / "loopback_hub.py"
+HUB = Path(__file__).parents[1] / "support" / "loopback_hub.py"
 REPO, SPM = "linhuixiao/OneRef", "beit3_checkpoints/beit3.spm"
 NAME = "oneref-large-rec-refcoco"
 CLIENT_BLOCK = 10 * 2**20

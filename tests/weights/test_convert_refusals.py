@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import refcli.text
 from refcli.errors import ConfigError, ExitCode, RefcliError, UsageError, WeightsError
 from refcli.weights.misfits import KeyRow
 from refcli.weights.official import convert as converting
@@ -14,7 +15,7 @@ from refcli.weights.official.conversions.plan import KeyTableError
 from refcli.weights.official.convert import convert
 
 HEADS_OF_TINY = 4
-BUILTIN_SPM = Path(converting.__file__).parents[1] / "text" / "builtin.spm"
+BUILTIN_SPM = Path(refcli.text.__file__).with_name("builtin.spm")
 
 
 def save(path, state):

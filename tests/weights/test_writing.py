@@ -10,12 +10,12 @@ import threading
 import pytest
 
 from refcli.errors import RefcliError
-from refcli.weights.directory import appearing, undone_on_sigterm
+from refcli.weights.writing import appearing, undone_on_sigterm
 
 SLOW = """
 import sys, time
 from pathlib import Path
-from refcli.weights.directory import appearing
+from refcli.weights.writing import appearing
 with appearing(Path(sys.argv[1])) as folder:
     (folder / "model.safetensors").write_bytes(b"half")
     print("half", flush=True)

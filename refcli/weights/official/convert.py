@@ -21,13 +21,14 @@ from refcli.errors import UsageError, WeightsError
 from refcli.files import file_sha256
 from refcli.tables import lookup
 from refcli.text.tokenizer import OFFICIAL_NUM_PIECES, Tokenizer
-from refcli.weights.directory import META_SCHEMA, appearing, check_tokenizer, disk_explained
+from refcli.weights.directory import META_SCHEMA, check_tokenizer
 from refcli.weights.locate import CONFIG_FILE, META_FILE, MODEL_FILE, TOKENIZER_FILE
 from refcli.weights.misfits import KeyRow
 from refcli.weights.official.conversions import beit3, cgformer, oneref, rela, vqkd
 from refcli.weights.official.conversions.plan import KeyTableError, Plan, is_parameter
 from refcli.weights.official.conversions.table import CONVERSIONS
 from refcli.weights.official.reading import Checkpoint, read_checkpoint
+from refcli.weights.writing import appearing, disk_explained
 
 PRETRAINING_HEADS_FILE = "pretraining_heads.safetensors"
 """Tensors of a checkpoint that the model has no place for, under their official names."""

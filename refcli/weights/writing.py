@@ -1,0 +1,73 @@
+"""Directories of weights appear whole or not at all, and a full disk is said to be one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from safetensors import SafetensorError
+
+from refcli.errors import RefcliError
+from refcli.files import share_as_folder, temporary_folder
+
+
+@contextmanager
+def disk_explained(where: Path) -> Iterator[None]:
+    """Turn what the disk refuses into an error that says where and what to do.
+
+    Raises:
+        RefcliError: no room, no permission, a broken disk.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as problem:  # safetensors writes by itself, and has an error of its own
+        reason = problem.strerror if isinstance(problem, OSError) else None
+        raise RefcliError(
+            f"the weights cannot be written: {reason or problem}",
+            where=str((isinstance(problem, OSError) and problem.filename) or where),
+            hint="make room there, or choose another folder",
+        ) from problem
+
+
+@contextmanager
+def undone_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the program by SystemExit, so that what is half done is cleared away; other handlers stay."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    would_kill = on_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if would_kill:
+        signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        if would_kill:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)  # as a shell tells of a program that a signal ended
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` when the block ends well; `out` must not exist, or be empty.
+
+    Raises:
+        RefcliError: the disk refuses.
+    """
+    with disk_explained(out), undone_on_sigterm():
+        out = Path(os.path.realpath(out))  # Path.resolve has an error of its own for links that lead to themselves
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(out) as folder:
+            yield folder
+            for path in folder.iterdir():
+                share_as_folder(path)
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            if out.is_dir():
+                out.rmdir()
+            folder.replace(out)

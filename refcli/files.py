@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from refcli.errors import RefcliError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -34,6 +36,41 @@ _MOST_TRIES = 8
 _HASH_BLOCK = 1 << 20
 _swept: set[str] = set()
 """Folders in which this process has already looked for stale temporaries."""
+
+
+@contextmanager
+def explain_write_errors(
+    what: str,
+    where: Path,
+    *,
+    error: type[RefcliError] = RefcliError,
+    also: tuple[type[Exception], ...] = (),
+    can_resume: bool = False,
+) -> Iterator[None]:
+    """Turn a failure to write (a full disk, a quota, no permission) into an error with the place and a hint.
+
+    Args:
+        what: what the block writes, such as "the weights".
+        where: the place to report if the system names none.
+        error: the class of the error.
+        also: exceptions by which libraries report a failed write, besides OSError.
+        can_resume: whether the command can complete the run later with `--resume`.
+
+    Raises:
+        RefcliError: the block could not write.
+    """
+    failures: tuple[type[Exception], ...] = (OSError, *also)
+    try:
+        yield
+    except failures as problem:
+        first_line = str(problem).strip().partition("\n")[0]
+        reason, file = (problem.strerror, problem.filename) if isinstance(problem, OSError) else (None, None)
+        hint = "make room there, make it writable, or choose another folder"
+        raise error(
+            f"{what} cannot be written: {reason or first_line}",
+            where=str(file or where),
+            hint=hint + ("; a run that has started continues with --resume" if can_resume else ""),
+        ) from problem
 
 
 def write_atomically(path: Path, content: bytes) -> None:

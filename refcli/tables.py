@@ -1,4 +1,4 @@
-"""Tables of names: each row is imported only when it is asked for."""
+"""Tables of names: each row is imported on first use."""
 
 from __future__ import annotations
 
@@ -11,9 +11,24 @@ from refcli.errors import ConfigError
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that looks most like `name`, or None."""
+    """The known name most similar to `name`, or None if none is similar."""
     matches = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str], *, rest: str | None = None) -> str:
+    """The hint about an unknown name: the nearest known one, if one is similar, then `rest`.
+
+    Args:
+        name: what the user gave.
+        known: all valid names, in the order to list them.
+        rest: the end of the hint; None lists the known names.
+    """
+    names = list(known)
+    guess = nearest(name, names)
+    if rest is None:
+        rest = "known: " + (", ".join(names) or "none")
+    return (f"did you mean {guess!r}? " if guess else "") + rest
 
 
 def lookup(table: Mapping[str, str], name: str, *, what: str) -> Any:  # noqa: ANN401 - a row may be anything
@@ -28,11 +43,6 @@ def lookup(table: Mapping[str, str], name: str, *, what: str) -> Any:  # noqa: A
         ConfigError: no such row; the hint names the nearest one.
     """
     if name not in table:
-        guess = nearest(name, table)
-        raise ConfigError(
-            f"there is no {what} called {name!r}",
-            where=what,
-            hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + ", ".join(sorted(table)),
-        )
+        raise ConfigError(f"there is no {what} called {name!r}", where=what, hint=did_you_mean(name, sorted(table)))
     module, attribute = table[name].split(":")
     return getattr(import_module(module), attribute)

@@ -16,7 +16,7 @@ from refcli.cli import presets, weights
 from refcli.cli.errors import DEBUG_VARIABLE, report
 from refcli.cli.output import leave_closed_pipe, open_streams, say, settle_stdout, write_line
 from refcli.errors import ExitCode, RefcliError, UsageError
-from refcli.tables import lookup, nearest
+from refcli.tables import did_you_mean, lookup
 
 COMMANDS = {
     "prepare-data": "refcli.cli.prepare_data:command",
@@ -58,11 +58,7 @@ class CommandTable(TyperGroup):
         """
         known = self.list_commands(ctx)
         if args[0] not in known and not ctx.resilient_parsing:
-            guess = nearest(args[0], known)
-            raise UsageError(
-                f"there is no command {args[0]!r}",
-                hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + ", ".join(known),
-            )
+            raise UsageError(f"there is no command {args[0]!r}", hint=did_you_mean(args[0], known))
         return super().resolve_command(ctx, args)
 
 

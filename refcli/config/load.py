@@ -14,7 +14,7 @@ from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
 from refcli.config.yaml_text import MAX_DEPTH, parse_yaml, read_mapping
 from refcli.errors import ConfigError
-from refcli.tables import nearest
+from refcli.tables import did_you_mean
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -125,11 +125,10 @@ def _check_stage_names(stages: object, overrides: Sequence[str]) -> None:
         first, _, rest = override.partition("=")[0].strip().partition(".")
         name = rest.partition(".")[0]
         if first == "stages" and name and name not in stages:
-            guess = nearest(name, list(stages))
             raise ConfigError(
                 f"there is no stage called {name!r}",
                 where=f"--set {override}",
-                hint=(f"did you mean {guess!r}? " if guess else "") + "the stages are " + ", ".join(map(str, stages)),
+                hint=did_you_mean(name, map(str, stages)),
             )
 
 
@@ -215,6 +214,4 @@ def _hint(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
         choices = (annotation, *get_args(annotation))
         inner = (choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel))
         level = next(inner, level)
-    known = list(level.model_fields)
-    guess = nearest(str(location[-1]), known)
-    return (f"did you mean {guess!r}? " if guess else "") + "known here: " + ", ".join(known)
+    return did_you_mean(str(location[-1]), level.model_fields)

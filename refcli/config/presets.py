@@ -6,7 +6,7 @@ from pathlib import Path
 
 import refcli
 from refcli.errors import ConfigError
-from refcli.tables import nearest
+from refcli.tables import did_you_mean
 
 
 def data_specs_root() -> Path:
@@ -49,13 +49,10 @@ def preset_path(group: str, name: str) -> Path:
         return data_specs_root() / "presets" / group / f"{stem}.yaml"
     others = [f"{other}/{stem}" for other in preset_groups() if stem in list_presets(other)]
     others += [name] if name in (f"{other}/{each}" for other in preset_groups() for each in list_presets(other)) else []
-    guess = others[0] if others else nearest(stem, known)
     raise ConfigError(
         f"there is no {group} preset called {stem!r}",
         where=f"preset {name}",
-        hint=(f"it is {guess!r}; " if others else f"did you mean {guess!r}? " if guess else "")
-        + "known: "
-        + (", ".join(known) or "none"),
+        hint=f"it is {others[0]!r}" if others else did_you_mean(stem, known),
     )
 
 
@@ -78,11 +75,14 @@ def find_preset(name: str) -> Path:
             where=f"preset {name}",
             hint="say which: " + ", ".join(f"{group}/{name}" for group in groups),
         )
-    guess = nearest(name, [stem.partition("/")[2] for stem in everything])
     raise ConfigError(
         f"there is no preset called {name!r}",
         where=f"preset {name}",
-        hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + (", ".join(everything) or "none"),
+        hint=did_you_mean(
+            name,
+            [preset.partition("/")[2] for preset in everything],
+            rest="known: " + (", ".join(everything) or "none"),
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from refcli.config.schema import Settings
 from refcli.data.sources.record import Source
 from refcli.data.sources.table import SOURCES
 from refcli.errors import ConfigError, DataError
-from refcli.tables import lookup, nearest
+from refcli.tables import did_you_mean, lookup
 
 
 class SplitCounts(Settings):
@@ -135,11 +135,10 @@ def load_spec(name: str) -> DatasetSpec:
     """
     known = list_specs()
     if name not in known:
-        guess = nearest(name, known)
         raise ConfigError(
             f"there is no data set called {name!r}",
             where="data set",
-            hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + (", ".join(known) or "none"),
+            hint=did_you_mean(name, known),
         )
     path = data_specs_root() / "datasets" / f"{name}.yaml"
     return validate(DatasetSpec, read_yaml(path), where=str(path))

@@ -8,7 +8,7 @@ from refcli.errors import GateError, UsageError
 from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
 from refcli.evaluation.metrics.figures import METRICS
 from refcli.evaluation.report.document import RunReport
-from refcli.tables import nearest
+from refcli.tables import did_you_mean
 
 OPTION = "--fail-under"
 
@@ -43,12 +43,7 @@ def _check_name(convention: str, metric: str, conventions: Sequence[str]) -> Non
         raise UsageError(f"the convention {convention!r} is not measured", where=OPTION, hint=hint)
     known = METRICS if convention == ORIGINAL else CONVENTIONS[convention].metrics
     if metric not in known:
-        guess = nearest(metric, known)
-        raise UsageError(
-            f"there is no metric called {metric!r}",
-            where=OPTION,
-            hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + ", ".join(known),
-        )
+        raise UsageError(f"there is no metric called {metric!r}", where=OPTION, hint=did_you_mean(metric, known))
 
 
 def check_gates(reports: Sequence[RunReport], gates: Mapping[str, float]) -> None:

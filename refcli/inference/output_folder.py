@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -22,8 +22,8 @@ from refcli.contracts.prediction import Answer
 from refcli.data.reading.images import LARGE_PIXELS
 from refcli.drawing.overlays import LARGEST_DRAWING, blank_picture, draw_answer
 from refcli.engine.checkpointing.run_lock import sole_writer
-from refcli.errors import DataError, ImageError, RefcliError, UsageError
-from refcli.files import remove_stale_temporaries, write_atomically
+from refcli.errors import DataError, ImageError, UsageError
+from refcli.files import explain_write_errors, remove_stale_temporaries, write_atomically
 from refcli.geometry.masks import decode_mask, scaled_mask
 from refcli.inference.image_folders import SYSTEM_NAMES
 from refcli.inference.output_manifest import (
@@ -146,7 +146,7 @@ class OutputFolder:
         """
         plain = json.loads(json.dumps(dict(settings)))
         self._is_begun = True
-        with _write_errors_explained(self.path):
+        with self._explain_write_errors():
             if self._before is None or self._force:
                 if self._before is not None:
                     self._manifest.remove_files()
@@ -217,7 +217,7 @@ class OutputFolder:
             drawing, "PNG" if is_small else "JPEG"
         )
         self.write_files(files)
-        with _write_errors_explained(self.path):
+        with self._explain_write_errors():
             lines = self._open_lines()
             lines.write(answer_line(answer).encode() + b"\n")
             lines.flush()
@@ -235,7 +235,7 @@ class OutputFolder:
             UsageError: there is a file of that name that refcli did not write.
             RefcliError: the folder cannot be written.
         """
-        with _write_errors_explained(self.path):
+        with self._explain_write_errors():
             self._manifest.announce(files)
             for name, content in files.items():
                 write_atomically(self.path / name, content)
@@ -258,8 +258,11 @@ class OutputFolder:
                 hint="choose another --out; where refcli wrote answers before, --resume completes them and --force "
                 "removes them",
             )
-        with _write_errors_explained(self.path):
+        with self._explain_write_errors():
             self._before = self._manifest.read()
+
+    def _explain_write_errors(self) -> AbstractContextManager[None]:
+        return explain_write_errors("the output folder", self.path, can_resume=True)
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         before = self._before or {}
@@ -315,7 +318,7 @@ class OutputFolder:
     def _finish(self) -> None:
         if not self._is_begun:
             self.begin({})
-        with _write_errors_explained(self.path):
+        with self._explain_write_errors():
             earlier = self._earlier_file()
             is_finished = earlier is not None and earlier.name == PREDICTIONS and self._lines is None
             if is_finished and (self.path / PREDICTIONS).stat().st_size == self._size_before:
@@ -336,18 +339,6 @@ class OutputFolder:
             pixels = blank_picture()
         self._last = source, pixels
         return pixels
-
-
-@contextmanager
-def _write_errors_explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RefcliError(
-            f"the output folder cannot be written: {error.strerror or error}",
-            where=str(error.filename or path),
-            hint="make room there or make it writable; a run that has begun goes on with --resume",
-        ) from error
 
 
 def _read_earlier(line: bytes, where: str) -> EarlierAnswer:

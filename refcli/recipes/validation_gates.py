@@ -12,7 +12,7 @@ from refcli.engine.checkpointing.run_dir import RunDir
 from refcli.engine.reporting.watching import read_validations
 from refcli.errors import ConfigError, GateError, UsageError
 from refcli.heads.choice import head_class, head_settings
-from refcli.tables import nearest
+from refcli.tables import did_you_mean
 
 OPTION = "--fail-under"
 
@@ -28,11 +28,10 @@ def parse_floors(texts: Sequence[str]) -> dict[str, float]:
     for text in texts:
         name, _, value = text.partition("=")
         if name not in known:
-            guess = nearest(name, known)
             raise UsageError(
                 f"validation has no metric called {name!r}",
                 where=f"{OPTION} {text}",
-                hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + ", ".join(known),
+                hint=did_you_mean(name, known),
             )
         try:
             floors[name] = float(value)

@@ -11,7 +11,7 @@ from refcli.config.load import read_yaml, validate
 from refcli.config.presets import data_specs_root
 from refcli.config.schema import Settings
 from refcli.errors import UsageError
-from refcli.tables import nearest
+from refcli.tables import did_you_mean
 
 Kind = Literal["builtin", "oneref", "beit3", "vqkd", "tokenizer"]
 """What a file holds; all but the first and the last are rows of the table of conversions."""
@@ -138,11 +138,10 @@ class Catalog(Settings):
         for entry in self.weights:
             if entry.name == name:
                 return entry
-        guess = nearest(name, self.names())
         raise UsageError(
             f"there are no weights called {name!r}",
             where="the catalogue",
-            hint=(f"did you mean {guess!r}? " if guess else "") + "see `refcli weights list`",
+            hint=did_you_mean(name, self.names(), rest="see `refcli weights list`"),
         )
 
 

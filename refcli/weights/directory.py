@@ -36,7 +36,7 @@ from refcli.weights.meta import meta_text, read_meta
 from refcli.weights.misfits import KeyRow, misfits, summary
 from refcli.weights.official.conversions.beit3 import TowerOnlySettings
 from refcli.weights.text_tokenizer import find_tokenizer, load_tokenizer
-from refcli.weights.writing import disk_explained
+from refcli.weights.writing import explain_weights_write_errors
 
 __all__ = [
     "BUILTIN",
@@ -103,7 +103,7 @@ def write_directory(directory: Path, files: Mapping[str, bytes], *, kind: str, m
     """
     sha256s = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     stated = {"schema": META_SCHEMA, "refcli": refcli.__version__, "kind": kind, **meta, "files": sha256s}
-    with disk_explained(directory):
+    with explain_weights_write_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / META_FILE, meta_text(stated))
         for name, content in files.items():

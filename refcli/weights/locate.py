@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from refcli.errors import UsageError, WeightsError
-from refcli.tables import nearest
+from refcli.tables import did_you_mean
 from refcli.weights.catalog import Catalog
 
 BUILTIN = "builtin"
@@ -148,15 +148,18 @@ def resolve(name_or_path: str) -> Path:
             where=name_or_path,
             hint=f"refcli weights convert {shlex.quote(name_or_path)} --out DIR",
         )
-    guess = None if os.path.isdir(given) else nearest(name_or_path, names)  # noqa: PTH112
+    rest = (
+        "give `builtin`, a name of `refcli weights list`, or a directory with model.safetensors and config.yaml, "
+        "such as RUN/weights"
+    )
     if is_file(given / RUN_WEIGHTS / MODEL_FILE):
-        guess = str(given / RUN_WEIGHTS)
+        hint = f"did you mean {str(given / RUN_WEIGHTS)!r}? {rest}"
+    else:
+        hint = did_you_mean(name_or_path, [] if os.path.isdir(given) else names, rest=rest)  # noqa: PTH112
     raise UsageError(
         f"there are no weights called {name_or_path!r}",
         where=str(given / MODEL_FILE),
-        hint=(f"did you mean {guess!r}? " if guess else "")
-        + "give `builtin`, a name of `refcli weights list`, or a directory with model.safetensors and config.yaml, "
-        "such as RUN/weights",
+        hint=hint,
     )
 
 

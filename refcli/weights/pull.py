@@ -34,7 +34,7 @@ from refcli.weights.locate import (
 )
 from refcli.weights.meta import read_meta
 from refcli.weights.official.archives import extract_checkpoint, is_zip_of_weights
-from refcli.weights.writing import disk_explained, undone_on_sigterm
+from refcli.weights.writing import explain_weights_write_errors, undone_on_sigterm
 
 
 class Pin(Settings):
@@ -224,7 +224,7 @@ def pull(
             where=problem.filename or str(directory.parent),
             hint=f"set {HOME_VARIABLE} to a directory that you may write",
         ) from problem
-    with disk_explained(directory):
+    with explain_weights_write_errors(directory):
         lock = FileLock(directory.with_name(f".{directory.name}.lock"))
         with waiting(lock, say, f"another refcli is pulling {name}; waiting for it"):
             there = None if force else read_origin(directory)

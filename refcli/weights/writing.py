@@ -7,31 +7,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from safetensors import SafetensorError
 
-from refcli.errors import RefcliError
-from refcli.files import share_as_folder, temporary_folder
+from refcli.files import explain_write_errors, share_as_folder, temporary_folder
 
-
-@contextmanager
-def disk_explained(where: Path) -> Iterator[None]:
-    """Turn what the disk refuses into an error that says where and what to do.
-
-    Raises:
-        RefcliError: no room, no permission, a broken disk.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as problem:  # safetensors writes by itself, and has an error of its own
-        reason = problem.strerror if isinstance(problem, OSError) else None
-        raise RefcliError(
-            f"the weights cannot be written: {reason or problem}",
-            where=str((isinstance(problem, OSError) and problem.filename) or where),
-            hint="make room there, or choose another folder",
-        ) from problem
+explain_weights_write_errors = partial(explain_write_errors, "the weights", also=(SafetensorError,))
+"""`explain_write_errors` for weights; safetensors reports a failed write by an exception of its own."""
 
 
 @contextmanager
@@ -59,7 +44,7 @@ def appearing(out: Path) -> Iterator[Path]:
     Raises:
         RefcliError: the disk refuses.
     """
-    with disk_explained(out), undone_on_sigterm():
+    with explain_weights_write_errors(out), undone_on_sigterm():
         out = Path(os.path.realpath(out))  # Path.resolve has an error of its own for links that lead to themselves
         out.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(out) as folder:

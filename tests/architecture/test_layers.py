@@ -24,7 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("tables", "geometry"),
     ("contracts",),
-    ("files", "errors"),
+    ("files",),
+    ("errors",),
 )
 """From the top down; members of one row do not know each other."""
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}

@@ -45,7 +45,7 @@ from refcli.data.sources.known_keys import KnownKeys, check_meaning, excerpt, pl
 from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import decode_row, side_of
 from refcli.errors import DataError
-from refcli.tables import nearest
+from refcli.tables import did_you_mean
 
 _Box = tuple[float, float, float, float]
 
@@ -131,11 +131,10 @@ def _parse_line(line: bytes, where: str, problems: Problems) -> _Line:
     for key in keys:
         if key not in KEYS:
             check_meaning(key, plain(keys[key]), _LINE_KEYS, where)
-            guess = nearest(key, KEYS)
             raise DataError(
                 f"there is no key {excerpt(key)!r}",
                 where=where,
-                hint=f"did you mean {guess!r}?" if guess else "the keys are " + ", ".join(KEYS),
+                hint=did_you_mean(key, KEYS),
             )
     needed = [key for key in KEYS if key not in ("width", "height", "kind")]
     return decode_row(line, _Line, where=where, problems=problems, needed=needed)

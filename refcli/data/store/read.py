@@ -26,7 +26,7 @@ from refcli.data.store.manifest import (
 )
 from refcli.data.store.write import SplitSummary, write_split
 from refcli.errors import DataError
-from refcli.tables import nearest
+from refcli.tables import did_you_mean
 
 __all__ = ["MANIFEST", "STORE_SCHEMA", "SplitSummary", "Store", "StoreSplit", "write_manifest", "write_split"]
 
@@ -75,11 +75,10 @@ class Store:
         """
         names = self.names()
         if name not in names:
-            guess = nearest(name, names)
             raise DataError(
                 f"the store has no split {name!r}",
                 where=str(self.path / MANIFEST),
-                hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + (", ".join(names) or "none"),
+                hint=did_you_mean(name, names),
             )
         entry = self._entry(name)
         files = split_files(entry, where=f"{self.path / MANIFEST}: {name}")

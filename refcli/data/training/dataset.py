@@ -21,7 +21,7 @@ from refcli.data.store.read import Store, StoreSplit
 from refcli.data.training.negatives import BorrowedExpressions, borrows, without_target
 from refcli.data.training.transforms import Sample, make_sample
 from refcli.errors import ConfigError, DataError, ImageError
-from refcli.tables import nearest
+from refcli.tables import did_you_mean
 
 MASKS_OF_REGIONS = "regions.list.element.mask_counts"
 ONE_SIDE_OF_REGIONS = "regions.list.element.x1"
@@ -194,11 +194,10 @@ def _rows_of_kinds(splits: Sequence[StoreSplit], kinds: Sequence[str]) -> Int[np
     found = {kind for column in columns for kind in pc.unique(column).to_pylist() if kind is not None}
     for kind in kinds:
         if kind not in found:
-            guess = nearest(kind, found)
             raise ConfigError(
                 f"no expression is of the kind {kind!r}",
                 where="data.kinds",
-                hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + (", ".join(sorted(found)) or "none"),
+                hint=did_you_mean(kind, sorted(found)),
             )
     wanted = pa.array(list(kinds), type=pa.string())
     keep = np.concatenate([pc.is_in(column, value_set=wanted).to_numpy() for column in columns])

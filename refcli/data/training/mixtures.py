@@ -29,7 +29,7 @@ from refcli.data.store.read import Store, StoreSplit
 from refcli.data.store.write import SplitSummary, SplitWriter
 from refcli.errors import DataError, UsageError
 from refcli.files import write_atomically
-from refcli.tables import nearest
+from refcli.tables import did_you_mean
 
 EVAL_IMAGE_KEYS = "eval_image_keys.txt"
 """Beside a mixture's splits: the image ids that its training splits must not have, one a line, sorted."""
@@ -174,11 +174,10 @@ def _wanted_splits(name: str, spec: DatasetSpec, splits: Collection[str] | None)
         raise DataError("this data set is not a mixture of others", where=name)
     for split in splits or ():
         if split not in spec.mixture:
-            guess = nearest(split, spec.mixture)
             raise UsageError(
                 f"the mixture {name} has no split {split!r}",
                 where="--split",
-                hint=(f"did you mean {guess!r}? " if guess else "") + "known: " + ", ".join(spec.mixture),
+                hint=did_you_mean(split, spec.mixture),
             )
     return [split for split in spec.mixture if splits is None or split in splits]
 

@@ -7,9 +7,9 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,28 +32,12 @@ from refcli.engine.checkpointing.state import (
 from refcli.engine.distributed.world import World
 from refcli.engine.stopping import failing_together
 from refcli.errors import DataError, TrainingError
-from refcli.files import remove_stale_temporaries, share_as_folder, write_atomically
+from refcli.files import explain_write_errors, remove_stale_temporaries, share_as_folder, write_atomically
 
-
-@contextmanager
-def write_errors_told(what: str, where: Path) -> Iterator[None]:
-    """Turn a failure to write into an error that says what to do: a full disk, a quota, a directory of someone else.
-
-    torch and safetensors have their own exceptions for it.
-
-    Raises:
-        TrainingError: the block could not write.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).strip().splitlines()[0]
-        raise TrainingError(
-            f"{what} cannot be written: {reason}",
-            where=str(where),
-            hint="make room there or make it writable; a run that has begun goes on with --resume",
-        ) from error
-
+explain_run_write_errors = partial(
+    explain_write_errors, error=TrainingError, also=(RuntimeError, SafetensorError), can_resume=True
+)
+"""`explain_write_errors` for a training run; torch and safetensors report failed writes by exceptions of their own."""
 
 FILES = {MODEL: "model.safetensors", EMA: "ema.safetensors", REST: "state.pt"}
 NUM_KEPT = 2
@@ -119,7 +103,7 @@ class Checkpoints:
         with failing_together(world):
             if world.is_main:
                 target = self.path(state.step)
-                with write_errors_told(f"the checkpoint of step {state.step}", target):
+                with explain_run_write_errors(f"the checkpoint of step {state.step}", target):
                     self._write(target, parts)
                     self.note_best(state.best)
                     self._prune(state.best)
@@ -148,7 +132,7 @@ class Checkpoints:
         """Write best.json: for readers; training itself goes by the state."""
         if best is not None:
             file = self.root / "best.json"
-            with write_errors_told("the note of the best checkpoint", file):
+            with explain_run_write_errors("the note of the best checkpoint", file):
                 write_atomically(file, (json.dumps(asdict(best)) + "\n").encode())
 
     def _write(self, target: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:

@@ -23,7 +23,7 @@ import refcli
 from refcli.config.explain import explain
 from refcli.config.load import read_yaml, validate
 from refcli.config.schema import Settings
-from refcli.engine.checkpointing.checkpoint import FILES, Checkpoints, write_errors_told
+from refcli.engine.checkpointing.checkpoint import FILES, Checkpoints, explain_run_write_errors
 from refcli.errors import ConfigError, DataError, UsageError
 from refcli.files import TEMPORARY_SUFFIX, remove_stale_temporaries, write_atomically
 
@@ -98,7 +98,7 @@ class RunDir:
                 "--resume continues a run and --force removes it", where=str(path), hint="give one of them"
             )
         run = cls(path)
-        with write_errors_told("the run directory", path):
+        with explain_run_write_errors("the run directory", path):
             if resume:
                 run._check_settings(settings)
                 remove_stale_temporaries(path)
@@ -122,7 +122,7 @@ class RunDir:
             UsageError: it is a file, or it is not empty; or, with `force`, it holds something but no run.
             TrainingError: it cannot be looked into.
         """
-        with write_errors_told("the run directory", self.path):
+        with explain_run_write_errors("the run directory", self.path):
             if not self.path.exists():
                 return
             if not self.path.is_dir():
@@ -159,7 +159,7 @@ class RunDir:
         for line in self.metrics():
             is_validation = any(name.startswith(VALIDATION_PREFIX) for name in line)
             kept += json.dumps(line) + "\n" if line["step"] <= (validated if is_validation else step) else ""
-        with write_errors_told("the metrics", file):
+        with explain_run_write_errors("the metrics", file):
             write_atomically(file, kept.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -209,11 +209,11 @@ class RunDir:
             for batch in batches
         ]
         file = self.non_finite_file(step)
-        with write_errors_told("the batch", file):
+        with explain_run_write_errors("the batch", file):
             write_atomically(file, (json.dumps({"step": step, "batches": parts}, indent=2) + "\n").encode())
 
     def _append(self, name: str, line: str) -> None:
-        with write_errors_told(name, self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
+        with explain_run_write_errors(name, self.path / name), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def _check_settings(self, settings: Settings) -> None:

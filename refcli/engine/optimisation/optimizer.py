@@ -12,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 from refcli.config.schema import OptimSettings
 from refcli.engine.objective import HasDepth
 from refcli.errors import ConfigError
-from refcli.tables import nearest
+from refcli.tables import did_you_mean
 
 BASE_LR = "base_lr"
 """Key of a group's learning rate before the schedule's factor."""
@@ -86,11 +86,10 @@ def _timm_optimizer(name: str, groups: list[dict[str, Any]], options: Mapping[st
     from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
     if name not in list_optimizers():
-        guess = nearest(name, list_optimizers())
         raise ConfigError(
             f"there is no optimiser called {name!r}",
             where="optim.name",
-            hint=f"did you mean {guess!r}?" if guess else "any optimiser of timm",
+            hint=did_you_mean(name, list_optimizers(), rest="any optimiser of timm is accepted"),
         )
     taken = {key: value for key, value in options.items() if key != "betas" or get_optimizer_info(name).has_betas}
     optimizer = create_optimizer_v2(groups, opt=name, **taken)

@@ -10,7 +10,7 @@ import numpy as np
 
 from refcli.errors import UsageError
 from refcli.evaluation.mask_frames import IMAGE
-from refcli.tables import nearest
+from refcli.tables import did_you_mean
 
 BOXES = ("acc50", "acc60", "acc70", "acc80", "acc90", "box_miou")
 MASKS = ("mask_miou", "mask_oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
@@ -136,11 +136,10 @@ def choose_conventions(names: Sequence[str]) -> tuple[str, ...]:
     """
     for name in names:
         if name not in CONVENTIONS and name != ALL:
-            guess = nearest(name, [*CONVENTIONS, ALL])
             raise UsageError(
                 f"there is no convention called {name!r}",
                 where="--convention",
-                hint=(f"did you mean {guess!r}? " if guess else "") + f"known: {', '.join(CONVENTIONS)}, {ALL}",
+                hint=did_you_mean(name, [*CONVENTIONS, ALL]),
             )
     chosen = CONVENTIONS if ALL in names else (ORIGINAL, *names)
     return tuple(dict.fromkeys(chosen))

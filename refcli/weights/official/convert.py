@@ -28,7 +28,7 @@ from refcli.weights.official.conversions import beit3, cgformer, oneref, rela, v
 from refcli.weights.official.conversions.plan import KeyTableError, Plan, is_parameter
 from refcli.weights.official.conversions.table import CONVERSIONS
 from refcli.weights.official.reading import Checkpoint, read_checkpoint
-from refcli.weights.writing import appearing, disk_explained
+from refcli.weights.writing import appearing, explain_weights_write_errors
 
 PRETRAINING_HEADS_FILE = "pretraining_heads.safetensors"
 """Tensors of a checkpoint that the model has no place for, under their official names."""
@@ -189,9 +189,9 @@ def convert(
 
 def _check_free(out: Path) -> None:
     hint = "choose another name"
-    with disk_explained(out), suppress(FileNotFoundError):
+    with explain_weights_write_errors(out), suppress(FileNotFoundError):
         out.stat()  # where links lead to themselves, or a folder on the way is a file, the disk says so
-    with disk_explained(out):
+    with explain_weights_write_errors(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError("the output directory is already there", where=str(out), hint=hint)
         if out.resolve() == Path.cwd():

@@ -17,7 +17,7 @@ from PIL import Image
 
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.data.sources.synthetic import SyntheticSettings, render_scene
-from refcli.engine.allocator import keep_freed_pages
+from refcli.engine.device import keep_freed_pages
 from refcli.grounder import Grounder
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request

@@ -51,9 +51,9 @@ def command(
     import json
     from functools import partial
 
-    from refcli.cli.launching import hand_over, one_voice
+    from refcli.cli.launching import launch_if_requested, report_from_one_rank
     from refcli.cli.output import say, write_line
-    from refcli.cli.training import TrainingTalk, identify_run, resolve_request
+    from refcli.cli.training import ConsoleReporter, identify_run, resolve_request
     from refcli.config.explain import explain
     from refcli.config.load import load_finetune
 
@@ -66,7 +66,7 @@ def command(
         from refcli.recipes.validation_gates import parse_floors
 
         floors = parse_floors(fail_under)
-    hand_over(
+    launch_if_requested(
         out=out,
         device=settings.train.device,
         nproc=nproc,
@@ -84,7 +84,7 @@ def command(
         for line in preview(settings, store_path=request.store):
             say(line)
         return
-    with one_voice(), TrainingTalk() as talk:
+    with report_from_one_rank(), ConsoleReporter() as talk:
         weights = finetune(
             settings,
             store_path=request.store,

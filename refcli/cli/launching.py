@@ -58,7 +58,7 @@ port=$((20000 + SLURM_JOB_ID % 10000))
 """
 
 
-def hand_over(
+def launch_if_requested(
     *,
     out: Path,
     device: str,
@@ -199,7 +199,7 @@ def without(arguments: Sequence[str], options: dict[str, bool]) -> list[str]:
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
+def report_from_one_rank() -> Iterator[None]:
     """Among several processes let only the main one be heard; an error is told once, by the first that has it.
 
     The others leave with the exit code of the one that tells. In debug mode all talk.
@@ -224,13 +224,13 @@ def one_voice() -> Iterator[None]:
         if not isinstance(error, RefcliError):
             time.sleep(SECONDS_FOR_THE_CAUSE)
 
-        from refcli.engine.distributed.world import is_lost_connection, who_tells
-        from refcli.engine.stopping import OtherFailedError
+        from refcli.engine.distributed.world import claim_error_report, is_lost_connection
+        from refcli.engine.stopping import OtherProcessFailedError
 
-        if isinstance(error, OtherFailedError):
+        if isinstance(error, OtherProcessFailedError):
             raise SystemExit(int(error.exit_code)) from error
         os.dup2(silence, 2)  # torch's complaints where the store is gone as well
-        code = who_tells(int(getattr(error, "exit_code", ExitCode.FAILED)))
+        code = claim_error_report(int(getattr(error, "exit_code", ExitCode.FAILED)))
         if code is not None:
             raise SystemExit(code) from error
         os.dup2(voice, 2)

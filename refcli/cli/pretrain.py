@@ -29,15 +29,15 @@ def command(
     """
     from functools import partial
 
-    from refcli.cli.launching import hand_over, one_voice
+    from refcli.cli.launching import launch_if_requested, report_from_one_rank
     from refcli.cli.output import say, write_line
-    from refcli.cli.training import TrainingTalk, identify_run, resolve_request
+    from refcli.cli.training import ConsoleReporter, identify_run, resolve_request
     from refcli.config.explain import explain
     from refcli.config.load import load_pretrain
 
     request = resolve_request(out=out, preset=preset, data=data, set_=set_, init=init, device=device, resume=resume)
     settings = load_pretrain(request.preset, request.overrides)
-    hand_over(
+    launch_if_requested(
         out=out,
         device=settings.train.device,
         nproc=nproc,
@@ -55,7 +55,7 @@ def command(
         for line in preview(settings, store_path=request.store):
             say(line)
         return
-    with one_voice(), TrainingTalk() as talk:
+    with report_from_one_rank(), ConsoleReporter() as talk:
         weights = pretrain(settings, store_path=request.store, out=out, resume=resume, force=force, reporter=talk)
     say(f"weights: {weights}")
     write_line(str(out))

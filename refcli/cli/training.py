@@ -100,14 +100,14 @@ def identify_run(command: str, settings: FinetuneSettings | PretrainSettings, re
     return run_identity(command, settings, store_path=request.store, out=out)
 
 
-class TrainingTalk:
+class ConsoleReporter:
     """Reports training on stderr: a progress bar on a terminal, one line per measurement everywhere."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
-    def __enter__(self) -> TrainingTalk:
+    def __enter__(self) -> ConsoleReporter:
         return self
 
     def __exit__(self, *exception: object) -> None:

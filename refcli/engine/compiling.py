@@ -35,7 +35,7 @@ def compile_parts(parts: Iterable[nn.Module]) -> None:
 
 
 @contextmanager
-def compile_errors_told() -> Iterator[None]:
+def explain_compile_errors() -> Iterator[None]:
     """Turn a failure of the compiler into an error with a way out.
 
     Raises:

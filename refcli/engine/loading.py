@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from refcli.contracts.batch import Batch
-from refcli.engine.checkpointing.run_lock import let_go_of_inherited_locks
+from refcli.engine.checkpointing.run_lock import close_inherited_locks
 from refcli.engine.stopping import EXIT_CODES, LoadingStalledError, StopSignals
 from refcli.errors import RefcliError, TrainingError
 
@@ -78,7 +78,7 @@ def iterate_batches(
     )
     try:
         while True:
-            with loading_errors_explained(getattr(iterator, "_workers", ())):
+            with explain_loading_errors(getattr(iterator, "_workers", ())):
                 batch = _next_batch(iterator, signals)
             if batch is None:
                 return
@@ -122,7 +122,7 @@ def _next_batch(iterator: Iterator[Any], signals: StopSignals | None) -> Any:  #
 
 
 @contextmanager
-def loading_errors_explained(processes: Sequence[Any] = ()) -> Iterator[None]:
+def explain_loading_errors(processes: Sequence[Any] = ()) -> Iterator[None]:
     """Say what ended a loading process; torch raises that wherever the main process is at that moment.
 
     Args:
@@ -224,7 +224,7 @@ def init_worker(worker: int) -> None:
     A terminal sends Ctrl-C to the whole process group, and schedulers do the same with SIGTERM; a loader that died at
     once would break the step that the main process still wants to finish.
     """
-    let_go_of_inherited_locks()
+    close_inherited_locks()
     cv2.setNumThreads(0)
     for number in EXIT_CODES:
         signal.signal(number, signal.SIG_IGN)

@@ -11,13 +11,13 @@ from torch import nn
 
 from refcli.config.schema import OptimSettings, TrainSettings
 from refcli.contracts.batch import Batch
-from refcli.engine.allocator import keep_freed_pages
 from refcli.engine.checkpointing.run_dir import RunDir
 from refcli.engine.checkpointing.state import BatchLayout, TrainingState, seed_generators
-from refcli.engine.compiling import compile_errors_told, compile_parts
+from refcli.engine.compiling import compile_parts, explain_compile_errors
+from refcli.engine.device import keep_freed_pages
 from refcli.engine.distributed.sharding import whole
 from refcli.engine.distributed.world import World
-from refcli.engine.loading import loading_errors_explained
+from refcli.engine.loading import explain_loading_errors
 from refcli.engine.optimisation.moving_average import MovingAverage
 from refcli.engine.optimisation.optimizer import build_optimizer, set_lr
 from refcli.engine.optimisation.schedule import lr_factor
@@ -91,7 +91,7 @@ def train(
 
     _train_mode(objective, frozen)
     batches = feed.batches(state.samples // layout.global_batch)
-    with feed.signals as signals, closing(batches), loading_errors_explained(), compile_errors_told():
+    with feed.signals as signals, closing(batches), explain_loading_errors(), explain_compile_errors():
         if feed.validate is not None and _is_to_be_validated(state, settings):  # something came before it
             watch.validate(state, feed.validate)
             _train_mode(objective, frozen)
@@ -189,7 +189,7 @@ def _take_up(
             )
         watch.recall(state)
     if world.is_main:
-        run.forget_metrics_after(state.step, validated=state.validated)
+        run.drop_metrics_after(state.step, validated=state.validated)
 
 
 def _is_to_be_validated(state: TrainingState, settings: TrainSettings) -> bool:

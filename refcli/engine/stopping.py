@@ -57,7 +57,7 @@ class LoadingStalledError(TrainingError):
         self.exit_code = EXIT_CODES[received]
 
 
-class OtherFailedError(TrainingError):
+class OtherProcessFailedError(TrainingError):
     """Another process failed, which tells its error; this one only stops as well, with the same exit code."""
 
     def __init__(self, exit_code: ExitCode, *, rank: int) -> None:
@@ -125,7 +125,7 @@ def failing_together(world: World) -> Iterator[None]:
     Every process must enter. For what only one of them does, such as writing files.
 
     Raises:
-        RefcliError: the one that was raised inside; an `OtherFailedError` where that was in another process.
+        RefcliError: the one that was raised inside; an `OtherProcessFailedError` where that was in another process.
     """
     failure: RefcliError | None = None
     try:
@@ -135,4 +135,4 @@ def failing_together(world: World) -> Iterator[None]:
     if world.any(failure is not None):
         codes = world.gather(None if failure is None else int(failure.exit_code))
         code = ExitCode(next(code for code in codes if code is not None))
-        raise failure or OtherFailedError(code, rank=world.rank)
+        raise failure or OtherProcessFailedError(code, rank=world.rank)

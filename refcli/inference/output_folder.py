@@ -21,7 +21,7 @@ from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer
 from refcli.data.reading.images import LARGE_PIXELS
 from refcli.drawing.overlays import LARGEST_DRAWING, blank_picture, draw_answer
-from refcli.engine.checkpointing.run_lock import sole_writer
+from refcli.engine.checkpointing.run_lock import lock_output_folder
 from refcli.errors import DataError, ImageError, UsageError
 from refcli.files import explain_write_errors, remove_stale_temporaries, write_atomically
 from refcli.geometry.masks import decode_mask, scaled_mask
@@ -96,7 +96,7 @@ class OutputFolder:
         self._count = 0
         self._last: tuple[ImageSource, np.ndarray] | None = None
         with ExitStack() as stack:
-            stack.enter_context(sole_writer(path))
+            stack.enter_context(lock_output_folder(path))
             self._open(resume=resume)
             self._lock = stack.pop_all()
 

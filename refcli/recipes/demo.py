@@ -11,7 +11,7 @@ from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
 from refcli.data.sources.synthetic import SyntheticSettings, render_scene
 from refcli.drawing.contact_sheet import contact_sheet
-from refcli.engine.allocator import keep_freed_pages
+from refcli.engine.device import keep_freed_pages
 from refcli.errors import UsageError
 from refcli.evaluation.metrics.masks import mask_iou
 from refcli.evaluation.scores import score_sample

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refcli.data.store.read import Store
-from refcli.engine.allocator import keep_freed_pages
+from refcli.engine.device import keep_freed_pages
 from refcli.errors import ExitCode, UsageError
 from refcli.evaluation.comparison import compare_runs
 from refcli.evaluation.evaluate import evaluate_split

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from refcli.contracts.prediction import Answer
-from refcli.engine.allocator import keep_freed_pages
+from refcli.engine.device import keep_freed_pages
 from refcli.errors import ExitCode
 from refcli.inference.output_folder import EarlierAnswer, OutputFolder
 from refcli.inference.predictor import Predictor

@@ -14,7 +14,7 @@ from refcli.config.pretraining import PretrainSettings
 from refcli.data.training.sampling import OnePass
 from refcli.engine.checkpointing.state import seed_generators
 from refcli.engine.distributed.world import World
-from refcli.engine.loading import iterate_batches, loading_errors_explained
+from refcli.engine.loading import explain_loading_errors, iterate_batches
 from refcli.engine.reporting.reporters import Reporter
 from refcli.engine.stopping import StopSignals, failing_together
 from refcli.grounder import Grounder
@@ -178,7 +178,7 @@ def _fit(codes: PixelClusters, settings: PretrainSettings, data: Data, world: Wo
     Raises:
         RefcliError: images that cannot be read.
     """
-    with failing_together(world), loading_errors_explained():
+    with failing_together(world), explain_loading_errors():
         if world.is_main:
             codes.fit(_pictures(settings, data), seed=settings.train.seed)
     codes.load_state_dict(world.gather(codes.state_dict())[0])

@@ -14,7 +14,7 @@ from refcli.config.schema import FinetuneSettings
 from refcli.contracts.batch import Batch
 from refcli.engine.loop import Feed
 from refcli.engine.measuring.memory import MemoryEstimate, estimate_memory
-from refcli.engine.measuring.trial import step_seconds, try_step
+from refcli.engine.measuring.step_time import measure_step, step_seconds
 from refcli.engine.measuring.utilisation import gemm_peak
 from refcli.engine.objective import HasMasks, HasWork
 
@@ -120,7 +120,7 @@ def _time_lines(
     most = len(batch.ids)
     if device.type == "cpu":
         most = max(1, min(most, most * TRIED_BYTES // max(memory.activations, 1)))
-    tried = try_step(objective, batch, optim=settings.optim, settings=train, most=most, device=device)
+    tried = measure_step(objective, batch, optim=settings.optim, settings=train, most=most, device=device)
     seconds = step_seconds(
         tried, loading=loading, accumulate=train.accumulate, workers=settings.data.workers, device=device
     )

@@ -23,11 +23,11 @@ from refcli.data.training.dataset import GroundingDataset
 from refcli.data.training.sampling import EndlessSampler, WeightedSampler
 from refcli.engine.checkpointing.checkpoint import FILES
 from refcli.engine.checkpointing.run_dir import RunDir
-from refcli.engine.checkpointing.run_lock import sole_run
+from refcli.engine.checkpointing.run_lock import lock_run_directory
 from refcli.engine.checkpointing.state import EMA, MODEL
 from refcli.engine.device import resolve_device
 from refcli.engine.distributed.world import World, join_world
-from refcli.engine.loading import check_shared_memory, iterate_batches, loading_errors_explained
+from refcli.engine.loading import check_shared_memory, explain_loading_errors, iterate_batches
 from refcli.engine.loop import Feed, train
 from refcli.engine.reporting.reporters import Logged, Reporter, Silence
 from refcli.engine.reporting.tensorboard import TensorBoard
@@ -89,7 +89,7 @@ def training_world(device: str, out: Path) -> Iterator[World]:
     """
     world = join_world(device)
     try:
-        with sole_run(out, world):
+        with lock_run_directory(out, world):
             yield world
     finally:
         world.close()
@@ -152,7 +152,7 @@ def run_in_world(
         compiled=parts.compiled,
         static_graph=bool(getattr(parts.objective, "has_static_graph", False)),
     )
-    with failing_together(world), loading_errors_explained():
+    with failing_together(world), explain_loading_errors():
         if world.is_main:
             if settings.train.keep == "best":
                 listener.noted(f"the weights are those of step {take_best(run, trained, settings)}, the best")

@@ -130,13 +130,13 @@ def test_a_system_that_gives_no_locks_is_an_error_too(monkeypatch, number):
 
 
 def test_too_many_open_files_are_named():
-    with pytest.raises(TrainingError, match="too many files are open") as caught, loading.loading_errors_explained():
+    with pytest.raises(TrainingError, match="too many files are open") as caught, loading.explain_loading_errors():
         raise RuntimeError("Too many open files. Communication with the workers is no longer possible.")
     assert "ulimit" in caught.value.hint
 
 
 def test_other_errors_stay_as_they_are():
-    with pytest.raises(RuntimeError, match="out of memory"), loading.loading_errors_explained():
+    with pytest.raises(RuntimeError, match="out of memory"), loading.explain_loading_errors():
         raise RuntimeError("CUDA out of memory")
 
 

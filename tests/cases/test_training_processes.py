@@ -21,9 +21,9 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError, Rend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousState
 
 from refcli.data.sources.synthetic.write import write_synthetic
-from refcli.engine.distributed import meeting
+from refcli.engine.distributed import rendezvous
 from refcli.engine.distributed.launching import Launch, launch
-from refcli.engine.distributed.meeting import PlainStates, meet_others
+from refcli.engine.distributed.rendezvous import CheckedBackend, join_rendezvous
 from refcli.engine.distributed.world import World
 from refcli.engine.stopping import StopSignals
 from refcli.errors import TrainingError, UsageError
@@ -160,7 +160,7 @@ pathlib.Path(sys.argv[1]).write_text(" ".join(facts))
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_store_for_several_machines_is_bound_to_the_given_address_alone(host, port):
     before = open_ports(os.getpid())
-    others, address = meet_others(f"{host}:{port}", identity="a run", min_nodes=1, max_nodes=2)
+    others, address = join_rendezvous(f"{host}:{port}", identity="a run", min_nodes=1, max_nodes=2)
     server = others._create_tcp_store_server(address, 0)
 
     assert address == "127.0.0.1"
@@ -175,7 +175,7 @@ def test_a_value_in_the_store_of_several_machines_never_runs(tmp_path, hidden):
     proof = tmp_path / "ran"
     value = [Evil(proof)] if hidden else Evil(proof)
     store = dist.HashStore()
-    backend = PlainStates(store, "a run")
+    backend = CheckedBackend(store, "a run")
     token = backend.set_state(pickle.dumps(_RendezvousState()))[1]
     store.set("torch.rendezvous.a run", b64encode(pickle.dumps(value)))
 
@@ -211,7 +211,7 @@ def test_a_damaged_state_of_several_machines_is_refused(content):
     store.set("torch.rendezvous.a run", b64encode(content))
 
     with pytest.raises(RendezvousStateError, match="damaged"):
-        PlainStates(store, "a run").get_state()
+        CheckedBackend(store, "a run").get_state()
 
 
 def test_a_value_from_another_process_never_runs(tmp_path, monkeypatch):
@@ -228,19 +228,19 @@ def test_a_value_from_another_process_never_runs(tmp_path, monkeypatch):
 
 
 def test_a_run_of_another_identity_is_refused_and_the_first_stays(port):
-    first, _ = meet_others(f"localhost:{port}", identity="first", min_nodes=1, max_nodes=2)
+    first, _ = join_rendezvous(f"localhost:{port}", identity="first", min_nodes=1, max_nodes=2)
 
     with pytest.raises(UsageError, match="another run uses") as caught:
-        meet_others(f"localhost:{port}", identity="second", min_nodes=1, max_nodes=2)
+        join_rendezvous(f"localhost:{port}", identity="second", min_nodes=1, max_nodes=2)
     assert caught.value.where == f"--rdzv-endpoint localhost:{port}"
-    same, _ = meet_others(f"127.0.0.1:{port}", identity="first", min_nodes=1, max_nodes=2)
+    same, _ = join_rendezvous(f"127.0.0.1:{port}", identity="first", min_nodes=1, max_nodes=2)
     assert same.get_run_id() == first.get_run_id()
 
 
 def test_two_runs_of_one_identity_after_each_other_have_different_ids(port):
     ids = set()
     for _ in range(2):
-        others, _ = meet_others(f"localhost:{port}", identity="same", min_nodes=1, max_nodes=1)
+        others, _ = join_rendezvous(f"localhost:{port}", identity="same", min_nodes=1, max_nodes=1)
         ids.add(others.get_run_id())
         del others
         with socket.socket() as free:
@@ -255,7 +255,7 @@ ANSWERS = {"silent": None, "a web server": b"HTTP/1.1 400 Bad Request\r\n\r\n", 
 
 @pytest.mark.parametrize("kind", [*ANSWERS, "another store"])
 def test_a_port_of_something_else_is_an_error_in_time(monkeypatch, kind):
-    monkeypatch.setattr(meeting, "CONNECT_SECONDS", 2.5)
+    monkeypatch.setattr(rendezvous, "CONNECT_SECONDS", 2.5)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     kept = []
@@ -281,23 +281,23 @@ def test_a_port_of_something_else_is_an_error_in_time(monkeypatch, kind):
         threading.Thread(target=serve, daemon=True).start()
     start = time.monotonic()
     with pytest.raises(RendezvousConnectionError, match="not a refcli run"):
-        meet_others(f"localhost:{port}", identity="a run", min_nodes=1, max_nodes=2)
+        join_rendezvous(f"localhost:{port}", identity="a run", min_nodes=1, max_nodes=2)
     assert time.monotonic() - start < 60
     listener.close()
 
 
 def test_an_endpoint_where_nobody_answers_is_an_error_in_time(monkeypatch, port):
-    monkeypatch.setattr(meeting, "CONNECT_SECONDS", 1.5)
+    monkeypatch.setattr(rendezvous, "CONNECT_SECONDS", 1.5)
 
     def bind(family, address, port):
         raise OSError("as if it were another machine")
 
-    monkeypatch.setattr(meeting, "bind", bind)
+    monkeypatch.setattr(rendezvous, "bind", bind)
 
     with pytest.raises(RendezvousConnectionError, match="no answer within"):
-        meet_others(f"127.0.0.1:{port}", identity="a run", min_nodes=2, max_nodes=2)
+        join_rendezvous(f"127.0.0.1:{port}", identity="a run", min_nodes=2, max_nodes=2)
     with pytest.raises(RendezvousConnectionError, match=r"[Nn]ame"):
-        meet_others(f"no-such-machine.invalid:{port}", identity="a run", min_nodes=2, max_nodes=2)
+        join_rendezvous(f"no-such-machine.invalid:{port}", identity="a run", min_nodes=2, max_nodes=2)
 
 
 EVERYWHERE = ["0.0.0.0:29500", "0:29500", "0x0:29500", "[::]:29500", "[0::0]:29500", "[::ffff:0:0]:29500"]
@@ -330,7 +330,7 @@ def test_a_second_run_at_the_endpoint_of_another_is_refused_by_the_command(
     kept = []
 
     def stay(command, plan, *, note):
-        kept.append(meet_others(plan.endpoint, identity=plan.identity, min_nodes=1, max_nodes=2))
+        kept.append(join_rendezvous(plan.endpoint, identity=plan.identity, min_nodes=1, max_nodes=2))
         return 0
 
     monkeypatch.setattr("refcli.engine.distributed.launching.launch", stay)

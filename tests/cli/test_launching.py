@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from refcli.cli.launching import hand_over, one_voice, parse_nodes, sbatch_script, without
+from refcli.cli.launching import launch_if_requested, parse_nodes, report_from_one_rank, sbatch_script, without
 from refcli.data.sources.synthetic.write import write_synthetic
 from refcli.errors import UsageError
 
@@ -46,7 +46,7 @@ PATIENCE = 120
 
 def ask(**changed) -> None:
     options = {"nproc": None, "nnodes": None, "rdzv_endpoint": None, "max_restarts": 0, "print_sbatch": False}
-    hand_over(out=Path("run"), device="cpu", **{**options, **changed})
+    launch_if_requested(out=Path("run"), device="cpu", **{**options, **changed})
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_the_script_is_printed_and_nothing_started(monkeypatch, capsys):
 
 
 def test_alone_every_error_is_as_it_was():
-    with pytest.raises(KeyError), one_voice():
+    with pytest.raises(KeyError), report_from_one_rank():
         raise KeyError
 
 

@@ -18,9 +18,9 @@ from refcli.engine.checkpointing.state import (
     BatchLayout,
     Pointer,
     TrainingState,
-    random_state,
-    restore_random_state,
-    undisturbed_randomness,
+    capture_rng_state,
+    preserve_rng_state,
+    restore_rng_state,
 )
 from refcli.engine.distributed.world import World
 from refcli.errors import DataError, ExitCode, TrainingError
@@ -233,10 +233,10 @@ def test_a_damaged_note_of_the_best_is_a_data_error_and_one_of_a_removed_checkpo
 
 def test_undisturbed_randomness_hides_what_is_drawn_inside():
     torch.manual_seed(5)
-    state = random_state(CPU)
+    state = capture_rng_state(CPU)
     expected = torch.rand(2)
-    restore_random_state(state, CPU)
-    with undisturbed_randomness(CPU):
+    restore_rng_state(state, CPU)
+    with preserve_rng_state(CPU):
         torch.rand(9)
         np.random.rand(9)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refcli.engine.compiling import compile_errors_told, compile_parts
+from refcli.engine.compiling import compile_parts, explain_compile_errors
 from refcli.errors import TrainingError
 
 
@@ -26,7 +26,7 @@ def test_a_part_that_is_compiled_again_and_again_is_an_error():
     with (
         torch._dynamo.config.patch(recompile_limit=2),
         pytest.raises(TrainingError, match="could not be compiled") as caught,
-        compile_errors_told(),
+        explain_compile_errors(),
     ):
         for number in range(5):
             part.word = str(number)
@@ -35,5 +35,5 @@ def test_a_part_that_is_compiled_again_and_again_is_an_error():
 
 
 def test_other_errors_pass_unchanged():
-    with pytest.raises(ValueError, match="mine"), compile_errors_told():
+    with pytest.raises(ValueError, match="mine"), explain_compile_errors():
         raise ValueError("mine")

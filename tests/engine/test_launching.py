@@ -208,7 +208,7 @@ def test_machines_that_do_not_find_each_other_are_an_error_with_the_endpoint(mon
     def nobody(endpoint, **wishes):
         raise RendezvousConnectionError("no connection")
 
-    monkeypatch.setattr(launching, "meet_others", nobody)
+    monkeypatch.setattr(launching, "join_rendezvous", nobody)
 
     with pytest.raises(TrainingError, match="did not find each other") as caught:
         launch(["true"], Launch(1, 2, 2, "elsewhere:29500"), note=print)

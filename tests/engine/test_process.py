@@ -11,17 +11,16 @@ from datetime import timedelta
 import pytest
 import torch
 
-from refcli.engine.allocator import keep_freed_pages
-from refcli.engine.device import FOR_INFERENCE, resolve_device
+from refcli.engine.device import FOR_INFERENCE, keep_freed_pages, resolve_device
 from refcli.engine.distributed import world as distributed
 from refcli.engine.distributed.launching import Launch, launch
-from refcli.engine.distributed.world import World, join_world, unsynchronised, who_tells
+from refcli.engine.distributed.world import World, claim_error_report, join_world, no_gradient_sync
 from refcli.errors import ConfigError, UsageError
 
 COUNT_FAULTS = """
 import resource, torch
 from refcli.engine import distributed
-from refcli.engine.allocator import keep_freed_pages
+from refcli.engine.device import keep_freed_pages
 if {keep}: assert keep_freed_pages()
 def step():
     for _ in range(16): torch.ones(16 * 2**20)
@@ -92,7 +91,7 @@ def test_one_process_is_a_world_of_size_one():
     assert alone.mean([1.5, 2.5]) == [1.5, 2.5]
     assert alone.gather("mine") == ["mine"]
     assert (alone.any(True), alone.any(False)) == (True, False)
-    with unsynchronised(module):
+    with no_gradient_sync(module):
         module(torch.ones(1)).backward()
     assert module.weight.grad == 1
 
@@ -130,13 +129,13 @@ def test_several_processes_train_on_cuda_or_the_cpu(several):
 def test_an_error_is_told_where_nobody_can_be_asked(several):
     several.setattr(distributed, "STORE_PATIENCE", timedelta(seconds=0.2))
 
-    assert who_tells(5) is None
+    assert claim_error_report(5) is None
 
 
 TWO_PROCESSES = """
 import torch
 from torch import nn
-from refcli.engine.distributed.world import join_world, unsynchronised, who_tells
+from refcli.engine.distributed.world import join_world, no_gradient_sync, claim_error_report
 torch.set_num_threads(1)
 world = join_world("cpu")
 class Half(nn.Module):
@@ -154,7 +153,7 @@ for static_graph in (False, True):
         wrapped(x).backward()
         assert module.used.grad.tolist() == [1.5] * 3, module.used.grad
 wrapped = world.wrap(module := Half())
-with unsynchronised(wrapped):
+with no_gradient_sync(wrapped):
     wrapped(x).backward()
     assert module.used.grad.tolist() == x.tolist()
 wrapped(2 * x).backward()
@@ -164,10 +163,10 @@ assert world.gather({"rank": world.rank}) == [{"rank": 0}, {"rank": 1}]
 assert world.any(world.rank == 1) and not world.any(False)
 assert world.is_main == (world.rank == 0)
 if world.rank == 1:
-    assert who_tells(7) is None
+    assert claim_error_report(7) is None
 world.wait()
 if world.rank == 0:
-    assert who_tells(1) == 7
+    assert claim_error_report(1) == 7
 world.close()
 """
 STARVED = """

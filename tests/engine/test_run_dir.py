@@ -76,7 +76,7 @@ def test_forgotten_metrics_are_those_after_the_step_and_a_torn_last_line(tmp_pat
         run.append_metrics({"step": step})
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "lo')
-    run.forget_metrics_after(10, validated=10)
+    run.drop_metrics_after(10, validated=10)
 
     assert (run.path / "metrics.jsonl").read_text() == '{"step": 5}\n{"step": 10}\n'
 
@@ -85,7 +85,7 @@ def test_a_validation_that_no_checkpoint_knows_of_is_forgotten(tmp_path):
     run = open_run(tmp_path / "run")
     for line in ({"step": 5, "validation/score": 1}, {"step": 10, "loss": 2}, {"step": 10, "validation/score": 3}):
         run.append_metrics(line)
-    run.forget_metrics_after(10, validated=5)
+    run.drop_metrics_after(10, validated=5)
 
     assert (run.path / "metrics.jsonl").read_text().splitlines() == [
         '{"step": 5, "validation/score": 1}',

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from refcli.engine.checkpointing.run_lock import let_go_of_inherited_locks, sole_run
+from refcli.engine.checkpointing.run_lock import close_inherited_locks, lock_run_directory
 from refcli.engine.distributed.world import World
 from refcli.errors import UsageError
 
@@ -17,13 +17,16 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
-    with sole_run(tmp_path / "run", ALONE):
-        with pytest.raises(UsageError, match="another process is training"), sole_run(tmp_path / "run", ALONE):
+    with lock_run_directory(tmp_path / "run", ALONE):
+        with (
+            pytest.raises(UsageError, match="another process is training"),
+            lock_run_directory(tmp_path / "run", ALONE),
+        ):
             pass
-        with sole_run(tmp_path / "other", ALONE):
+        with lock_run_directory(tmp_path / "other", ALONE):
             pass
         (tmp_path / "run" / "run.yaml").touch()
-    with sole_run(tmp_path / "run", ALONE):
+    with lock_run_directory(tmp_path / "run", ALONE):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["run"], "what stayed empty is gone"
 
@@ -32,21 +35,21 @@ def test_a_killed_run_lets_go_though_its_loaders_live_on(tmp_path):
     ready, tell = os.pipe()
     main = os.fork()
     if not main:
-        with sole_run(tmp_path / "run", ALONE):
+        with lock_run_directory(tmp_path / "run", ALONE):
             (tmp_path / "run" / "run.yaml").touch()
             loader = os.fork()
             if not loader:
-                let_go_of_inherited_locks()
+                close_inherited_locks()
                 os.write(tell, b"%d" % os.getpid())
             time.sleep(60)
         os._exit(0)
     loader = int(os.read(ready, 20))
     try:
-        with pytest.raises(UsageError), sole_run(tmp_path / "run", ALONE):
+        with pytest.raises(UsageError), lock_run_directory(tmp_path / "run", ALONE):
             pass
         os.kill(main, signal.SIGKILL)
         os.waitpid(main, 0)
-        with sole_run(tmp_path / "run", ALONE):
+        with lock_run_directory(tmp_path / "run", ALONE):
             pass
     finally:
         os.kill(loader, signal.SIGKILL)
@@ -54,6 +57,6 @@ def test_a_killed_run_lets_go_though_its_loaders_live_on(tmp_path):
 
 def test_a_place_that_cannot_be_used_is_left_to_who_writes_there(tmp_path):
     (tmp_path / "file").touch()
-    with sole_run(tmp_path / "file", ALONE):
+    with lock_run_directory(tmp_path / "file", ALONE):
         pass
     assert (tmp_path / "file").is_file()

@@ -149,7 +149,7 @@ def test_a_state_that_does_not_fit_is_refused(sharded):
 TWO_PROCESSES = """
 import sys
 import torch
-from refcli.engine.distributed.world import join_world, unsynchronised
+from refcli.engine.distributed.world import join_world, no_gradient_sync
 from refcli.engine.distributed.sharding import full_model_state, full_optimizer_state, load_full_model_state, whole
 sys.path.insert(0, sys.argv[1])
 from test_sharding import Objective, batch, optimizer_of
@@ -167,7 +167,7 @@ for step in range(3):
         if name == "alone":
             sum(model(whole_batch).values()).backward()
         else:
-            with unsynchronised(model):
+            with no_gradient_sync(model):
                 (sum(model(mine[:1]).values()) / 2).backward()
             (sum(model(mine[1:]).values()) / 2).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)))

@@ -35,7 +35,7 @@ def test_any_metrics_are_read_as_far_as_they_can_be(tmp_path, num_inputs):
         for metrics in read_validations(tmp_path).values():
             json.dumps(metrics)
         check_validation(tmp_path, keep="last", floors={"score": 0.0} if read_validations(tmp_path) else {})
-        RunDir(tmp_path).forget_metrics_after(1, validated=1)
+        RunDir(tmp_path).drop_metrics_after(1, validated=1)
 
     fuzz(mutated_lines(LINES), read, num_inputs)
 

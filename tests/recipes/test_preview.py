@@ -8,7 +8,7 @@ import torch
 from refcli.config.schema import FinetuneSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.engine.loop import Feed
-from refcli.engine.measuring.trial import TriedStep
+from refcli.engine.measuring.step_time import StepTime
 from refcli.grounder import Grounder
 from refcli.model.flops import training_work
 from refcli.recipes import preview
@@ -103,8 +103,8 @@ def test_memory_is_a_sum_of_terms_with_the_other_choice_beside_it(lines_of, sett
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_time_is_that_of_a_step_that_is_tried(lines_of, settings, batch, monkeypatch, accumulate):
-    tried = TriedStep(passes=0.02, update=0.01, num_samples=3)
-    monkeypatch.setattr(preview, "try_step", lambda *given, **named: tried)
+    tried = StepTime(passes=0.02, update=0.01, num_samples=3)
+    monkeypatch.setattr(preview, "measure_step", lambda *given, **named: tried)
     monkeypatch.setattr(preview, "step_seconds", lambda *given, accumulate, **named: 0.02 * accumulate + 0.01)
     lines, grounder = lines_of(change(settings, accumulate=accumulate, steps=500))
     seconds = 0.02 * accumulate + 0.01

@@ -26,8 +26,8 @@ from refcli.engine.checkpointing.state import (
     BatchLayout,
     Pointer,
     TrainingState,
-    put_back,
-    take_state,
+    capture_state,
+    restore_state,
 )
 from refcli.engine.distributed.world import World
 from refcli.engine.stopping import failing_together
@@ -99,17 +99,17 @@ class Checkpoints:
         Raises:
             TrainingError: it cannot be written; the earlier checkpoints are as they were.
         """
-        parts = take_state(state, layout, world)
+        parts = capture_state(state, layout, world)
         with failing_together(world):
             if world.is_main:
                 target = self.path(state.step)
                 with explain_run_write_errors(f"the checkpoint of step {state.step}", target):
                     self._write(target, parts)
-                    self.note_best(state.best)
+                    self.write_best(state.best)
                     self._prune(state.best)
 
     def load(self, step: int, state: TrainingState, *, world: World) -> BatchLayout:
-        """Put a checkpoint into `state`, see `put_back`; returns the layout that it was saved with.
+        """Put a checkpoint into `state`, see `restore_state`; returns the layout that it was saved with.
 
         Raises:
             DataError: a file is missing, damaged, or of another model.
@@ -117,7 +117,7 @@ class Checkpoints:
         with failing_together(world):
             parts = self._read_whole(step, state.parts)
         try:
-            layout = put_back(parts, state, world)
+            layout = restore_state(parts, state, world)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
             raise DataError(
                 f"the checkpoint does not fit: {type(error).__name__}: {error}",
@@ -125,10 +125,10 @@ class Checkpoints:
                 hint="it is of another model or another version of refcli; start again with --force",
             ) from error
         if world.is_main:
-            self.note_best(state.best)
+            self.write_best(state.best)
         return layout
 
-    def note_best(self, best: Pointer | None) -> None:
+    def write_best(self, best: Pointer | None) -> None:
         """Write best.json: for readers; training itself goes by the state."""
         if best is not None:
             file = self.root / "best.json"

@@ -150,7 +150,7 @@ class RunDir:
         """
         self._append("metrics.jsonl", json.dumps(line))
 
-    def forget_metrics_after(self, step: int, *, validated: int) -> None:
+    def drop_metrics_after(self, step: int, *, validated: int) -> None:
         """Drop the lines of what a resumed run will do again: steps after `step`, validations after `validated`."""
         file = self.path / "metrics.jsonl"
         if not file.exists():

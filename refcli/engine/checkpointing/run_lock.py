@@ -16,7 +16,7 @@ _held: set[int] = set()
 
 
 @contextmanager
-def sole_run(path: Path, world: World) -> Iterator[None]:
+def lock_run_directory(path: Path, world: World) -> Iterator[None]:
     """Keep other runs out of a directory; the system lets them in as soon as the main process has ended, in any way.
 
     The directory is made where it does not exist, and then removed again if nothing was written. Where the system has
@@ -33,8 +33,8 @@ def sole_run(path: Path, world: World) -> Iterator[None]:
 
 
 @contextmanager
-def sole_writer(path: Path) -> Iterator[None]:
-    """As `sole_run`, for a folder that one process writes into.
+def lock_output_folder(path: Path) -> Iterator[None]:
+    """As `lock_run_directory`, for a folder that one process writes into.
 
     Raises:
         UsageError: another process is in there.
@@ -44,7 +44,7 @@ def sole_writer(path: Path) -> Iterator[None]:
         yield
 
 
-def let_go_of_inherited_locks() -> None:
+def close_inherited_locks() -> None:
     """For forked processes, which must not keep a directory locked that their parent has left."""
     while _held:
         os.close(_held.pop())

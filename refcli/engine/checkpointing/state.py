@@ -81,7 +81,7 @@ class BatchLayout:
         return self.processes * self.batch_size
 
 
-def take_state(state: TrainingState, layout: BatchLayout, world: World) -> dict[str, dict[str, Any]]:
+def capture_state(state: TrainingState, layout: BatchLayout, world: World) -> dict[str, dict[str, Any]]:
     """The parts of a state that stands for all processes, their random generators included. All must come here."""
     parts: dict[str, dict[str, Any]] = {MODEL: full_model_state(state.objective)}
     if state.ema is not None:
@@ -96,13 +96,13 @@ def take_state(state: TrainingState, layout: BatchLayout, world: World) -> dict[
         "best": [state.best.step, state.best.score] if state.best else None,
         "layout": asdict(layout),
         "optimizer": full_optimizer_state(state.objective, state.optimizer),
-        "generators": world.gather(random_state(world.device)),
+        "generators": world.gather(capture_rng_state(world.device)),
     }
     return parts
 
 
-def put_back(parts: Mapping[str, Mapping[str, Any]], state: TrainingState, world: World) -> BatchLayout:
-    """Undo `take_state`; returns the layout that it was taken with.
+def restore_state(parts: Mapping[str, Mapping[str, Any]], state: TrainingState, world: World) -> BatchLayout:
+    """Undo `capture_state`; returns the layout that it was taken with.
 
     The random generators are left as they are where the world has another number of processes than then.
 
@@ -121,7 +121,7 @@ def put_back(parts: Mapping[str, Mapping[str, Any]], state: TrainingState, world
     state.validated = rest["validated"]
     state.best = Pointer(*rest["best"]) if rest["best"] else None
     if layout.processes == world.size:
-        restore_random_state(rest["generators"][world.rank], world.device)
+        restore_rng_state(rest["generators"][world.rank], world.device)
     return layout
 
 
@@ -132,7 +132,7 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
 
 
-def random_state(device: torch.device) -> dict[str, Any]:
+def capture_rng_state(device: torch.device) -> dict[str, Any]:
     """States of the torch, numpy and python generators, as values that `weights_only` loading accepts.
 
     Args:
@@ -148,8 +148,8 @@ def random_state(device: torch.device) -> dict[str, Any]:
     }
 
 
-def restore_random_state(saved: Mapping[str, Any], device: torch.device) -> None:
-    """Put back what `random_state` took; a GPU's generator stays as it is where a CPU was used before."""
+def restore_rng_state(saved: Mapping[str, Any], device: torch.device) -> None:
+    """Put back what `capture_rng_state` took; a GPU's generator stays as it is where a CPU was used before."""
     torch.set_rng_state(saved["torch"])
     if saved["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(saved["cuda"], device)
@@ -160,10 +160,10 @@ def restore_random_state(saved: Mapping[str, Any], device: torch.device) -> None
 
 
 @contextmanager
-def undisturbed_randomness(device: torch.device) -> Iterator[None]:
+def preserve_rng_state(device: torch.device) -> Iterator[None]:
     """Whatever is drawn inside does not change what is drawn afterwards."""
-    saved = random_state(device)
+    saved = capture_rng_state(device)
     try:
         yield
     finally:
-        restore_random_state(saved, device)
+        restore_rng_state(saved, device)

@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousHandler
 
-from refcli.engine.distributed.meeting import MeetingAlone, meet_others
+from refcli.engine.distributed.rendezvous import LocalRendezvous, join_rendezvous
 from refcli.engine.distributed.stores import FOLDER_VARIABLE, connect_over
 from refcli.engine.distributed.world import ROUND_VARIABLE
 from refcli.engine.stopping import EXIT_CODES, stop_signals
@@ -133,8 +133,8 @@ def _meet(plan: Launch, private: str) -> RendezvousHandler:
     if plan.endpoint is None:
         os.environ[FOLDER_VARIABLE] = private
         connect_over(None)
-        return MeetingAlone()
-    meeting, address = meet_others(
+        return LocalRendezvous()
+    meeting, address = join_rendezvous(
         plan.endpoint, identity=plan.identity, min_nodes=plan.min_nodes, max_nodes=plan.max_nodes
     )
     connect_over(address)

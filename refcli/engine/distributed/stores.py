@@ -131,7 +131,7 @@ def world_store(name: str, *, rank: int, size: int, timeout: timedelta) -> Store
     return store  # type: ignore[no-any-return]
 
 
-def settling_store(name: str, *, timeout: timedelta) -> Store:
+def error_report_store(name: str, *, timeout: timedelta) -> Store:
     """A store to settle something among the processes of a world, also when their connections are gone.
 
     Raises:

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from refcli.engine.device import resolve_device
 from refcli.engine.distributed.sharding import shard
-from refcli.engine.distributed.stores import connect_over, settling_store, world_store
+from refcli.engine.distributed.stores import connect_over, error_report_store, world_store
 from refcli.errors import ConfigError
 
 ValueT = TypeVar("ValueT")
@@ -58,7 +58,7 @@ class World:
         Args:
             parallel: `ddp`: every process has the whole objective; `fsdp`: it is sharded in place (`engine.sharding`).
             static_graph: every step uses the same parameters, so that `ddp` need not look for unused ones. Not together
-                with `unsynchronised`.
+                with `no_gradient_sync`.
         """
         if self.size == 1:
             return objective
@@ -133,7 +133,7 @@ class World:
 
 
 @contextmanager
-def unsynchronised(wrapped: nn.Module) -> Iterator[None]:
+def no_gradient_sync(wrapped: nn.Module) -> Iterator[None]:
     """Gradients of the backward passes inside stay in their process, until one outside averages them all."""
     if isinstance(wrapped, DistributedDataParallel):
         with wrapped.no_sync():
@@ -211,14 +211,14 @@ def is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
-def who_tells(exit_code: int) -> int | None:
+def claim_error_report(exit_code: int) -> int | None:
     """Settle which of several failing processes tells its error: the one that asks first.
 
     Returns:
         None if it is this process; otherwise the exit code of the one that tells, for this process to leave with.
     """
     try:
-        store = settling_store(_round(), timeout=STORE_PATIENCE)
+        store = error_report_store(_round(), timeout=STORE_PATIENCE)
         mine = json.dumps([os.environ["RANK"], exit_code])
         told = store.compare_set(f"refcli/told/{_round()}", "", mine).decode()
     except (KeyError, RuntimeError):  # nobody is there any more to settle it

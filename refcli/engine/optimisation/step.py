@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from refcli.config.schema import TrainSettings
 from refcli.contracts.batch import Batch
 from refcli.engine.checkpointing.run_dir import BadBatch, RunDir
-from refcli.engine.distributed.world import World, unsynchronised
+from refcli.engine.distributed.world import World, no_gradient_sync
 from refcli.engine.objective import BeginsSteps, work_of
 from refcli.errors import ConfigError, TrainingError
 from refcli.model.flops import Work
@@ -71,7 +71,7 @@ def optimizer_step(
         work += work_of(objective, batch)
         with contextlib.ExitStack() as stack:
             if part + 1 < settings.accumulate:
-                stack.enter_context(unsynchronised(wrapped))
+                stack.enter_context(no_gradient_sync(wrapped))
             with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
                 losses = wrapped(batch.to(world.device), step)
             if not losses:

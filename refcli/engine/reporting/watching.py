@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from refcli.engine.checkpointing.run_dir import VALIDATION_PREFIX, RunDir
-from refcli.engine.checkpointing.state import Pointer, TrainingState, undisturbed_randomness
+from refcli.engine.checkpointing.state import Pointer, TrainingState, preserve_rng_state
 from refcli.engine.distributed.sharding import whole
 from refcli.engine.distributed.world import World
-from refcli.engine.loading import loading_errors_explained
+from refcli.engine.loading import explain_loading_errors
 from refcli.engine.measuring.utilisation import gemm_peak
 from refcli.engine.objective import HasWork, read_metrics
 from refcli.engine.optimisation.step import StepResult
@@ -91,7 +91,7 @@ class Watch:
         """
         model = whole(state.trained)
         is_done = True
-        with failing_together(self.world), loading_errors_explained():
+        with failing_together(self.world), explain_loading_errors():
             if self.world.is_main:
                 try:
                     self._validate_here(model, state, validate)
@@ -110,7 +110,7 @@ class Watch:
         if self._is_best(state, score):
             state.best = Pointer(state.step, score)
             if self.world.is_main:
-                self.run.checkpoints.note_best(state.best)
+                self.run.checkpoints.write_best(state.best)
 
     def has_stalled(self, state: TrainingState, patience: int | None) -> bool:
         """Whether the last `patience` validations have not improved on the best one; never if that is None."""
@@ -125,7 +125,7 @@ class Watch:
     ) -> None:
         model.eval()
         before = time.perf_counter()
-        with undisturbed_randomness(self.world.device), torch.inference_mode():
+        with preserve_rng_state(self.world.device), torch.inference_mode():
             metrics = validate(model)
         seconds = time.perf_counter() - before
         is_best = self._is_best(state, metrics[SCORE])
@@ -134,7 +134,7 @@ class Watch:
         line = {"step": state.step, **{f"{VALIDATION_PREFIX}{name}": value for name, value in metrics.items()}}
         self.run.append_metrics({**line, f"{VALIDATION_PREFIX}seconds": round(seconds, 3)})
         if is_best:
-            self.run.checkpoints.note_best(state.best)
+            self.run.checkpoints.write_best(state.best)
         self.reporter.validated(line, is_best=is_best)
 
     @staticmethod

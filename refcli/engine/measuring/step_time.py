@@ -26,7 +26,7 @@ PROBE_SIDE = 2048
 
 
 @dataclass(frozen=True)
-class TriedStep:
+class StepTime:
     """Seconds of the parts of a step in this process."""
 
     passes: float
@@ -37,7 +37,7 @@ class TriedStep:
     """On so many samples the passes were measured; for a larger batch they are extrapolated."""
 
 
-def try_step(
+def measure_step(
     objective: nn.Module,
     batch: Batch,
     *,
@@ -45,7 +45,7 @@ def try_step(
     settings: TrainSettings,
     most: int,
     device: torch.device,
-) -> TriedStep:
+) -> StepTime:
     """Measure a training step of an objective on `device`; its weights are changed.
 
     Args:
@@ -68,10 +68,10 @@ def try_step(
             count //= 2
     slope = max(several - one, 0.0) / (count - 1) if count > 1 else one
     update = _update_seconds(objective, optim, settings, device)
-    return TriedStep(passes=several + slope * (size - count), update=update, num_samples=count)
+    return StepTime(passes=several + slope * (size - count), update=update, num_samples=count)
 
 
-def step_seconds(tried: TriedStep, *, loading: float, accumulate: int, workers: int, device: torch.device) -> float:
+def step_seconds(tried: StepTime, *, loading: float, accumulate: int, workers: int, device: torch.device) -> float:
     """Seconds of an optimiser step with data that is loaded meanwhile.
 
     Args:

@@ -55,7 +55,7 @@ STATE_CLASSES = {
 """All that torch's state of a meeting is made of, besides plain values."""
 
 
-class MeetingAlone(RendezvousHandler):
+class LocalRendezvous(RendezvousHandler):
     """The rendezvous of a single machine: it opens no port and reads no data from others."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class MeetingAlone(RendezvousHandler):
         return True
 
 
-class MeetingOthers(DynamicRendezvousHandler):
+class NetworkRendezvous(DynamicRendezvousHandler):
     """torch's elastic meeting, with every port bound to one address."""
 
     def _create_tcp_store_server(self, master_addr: str, master_port: int) -> TCPStore:
@@ -97,7 +97,7 @@ class MeetingOthers(DynamicRendezvousHandler):
         return serve_store(bind(family, address, master_port), timeout=STORE_TIMEOUT)
 
 
-class PlainStates(C10dRendezvousBackend):
+class CheckedBackend(C10dRendezvousBackend):
     """Torch's backend, but a state that holds anything except states is refused before torch unpickles it."""
 
     def get_state(self) -> Any:  # noqa: ANN401 - torch does not name the type
@@ -117,7 +117,7 @@ class PlainStates(C10dRendezvousBackend):
         return _checked(super().set_state(state, token))
 
 
-def meet_others(
+def join_rendezvous(
     endpoint: str, *, identity: str, min_nodes: int, max_nodes: int
 ) -> tuple[DynamicRendezvousHandler, str]:
     """Meet the other launchers of a run at HOST:PORT, as the host of their store if HOST is this machine.
@@ -157,8 +157,8 @@ def meet_others(
             where=f"--rdzv-endpoint {endpoint}",
             hint="give this run another port; the machines of one run need the same command, settings, data and --out",
         )
-    meeting = MeetingOthers.from_backend(
-        run_id, store, PlainStates(store, run_id), min_nodes=min_nodes, max_nodes=max_nodes, local_addr=address
+    meeting = NetworkRendezvous.from_backend(
+        run_id, store, CheckedBackend(store, run_id), min_nodes=min_nodes, max_nodes=max_nodes, local_addr=address
     )
     return meeting, address
 

@@ -19,7 +19,6 @@ from refcli.data.store.read import Store, StoreSplit
 from refcli.drawing.contact_sheet import contact_sheet
 from refcli.drawing.overlays import draw_answer
 from refcli.files import write_atomically
-from refcli.inference.output_folder import encode_picture
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
 from refcli.weights.directory import load_weights
@@ -79,7 +78,7 @@ def draw_cases(weights: Mapping[str, Path], store: Path, split_name: str, out: P
             rows += [draw_answer(pixels, answer) for answer in answers]
         title = f"{sort.replace('_', ' ')}, from the left: truth, " + ", ".join(predictors)
         sheet = contact_sheet(rows, columns=1 + len(predictors), cell_width=320, title=title)
-        write_atomically(out / f"{sort}.png", encode_picture(sheet, "PNG"))
+        write_atomically(out / f"{sort}.png", encode_png(sheet))
 
 
 def _first_of_each_picture(split: StoreSplit, belongs: Callable[[Example], bool]) -> list[Example]:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
+from refcli.drawing.colours import INK, PAPER
 from refcli.drawing.lettering import font_for, line_height, readable, wrap
 
-PAPER = (244, 245, 248)
-INK = (22, 25, 33)
 GUTTER = 24
 TITLE_SIZE = 30
 MAX_HEIGHT_OF_WIDTH = 2

@@ -10,27 +10,10 @@ from PIL import Image, ImageDraw
 
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
+from refcli.drawing.colours import AMBER, BLANK, GREY, INK, OVERLAY_COLOURS, RED, WHITE, Colour, ink_on
 from refcli.drawing.lettering import font_for, font_of, line_height, readable, wrap
 from refcli.geometry.masks import decode_mask, scaled_mask
 
-Colour = tuple[int, int, int]
-
-PALETTE: tuple[Colour, ...] = (
-    (255, 46, 126),
-    (0, 168, 255),
-    (255, 180, 0),
-    (38, 208, 124),
-    (155, 92, 255),
-    (0, 206, 209),
-    (255, 112, 41),
-    (168, 214, 0),
-)
-"""Target n always has colour n (again from the first after the last); vivid tones that are rare in images."""
-WHITE: Colour = (255, 255, 255)
-INK: Colour = (22, 25, 33)
-GREY: Colour = (150, 156, 168)
-AMBER: Colour = (255, 180, 0)
-RED: Colour = (255, 86, 86)
 SMALLEST_DRAWING = 640
 """Images whose longer side is shorter are enlarged before drawing, so that lines and letters stay fine."""
 LARGEST_DRAWING = 4096
@@ -86,13 +69,13 @@ def draw_answer(
     return _with_caption(image, texts, _verdict(answer, is_truth=is_truth), measures)
 
 
-def blank_picture(width: int = SMALLEST_DRAWING, height: int = SMALLEST_DRAWING // 2) -> np.ndarray:
+def blank_image(width: int = SMALLEST_DRAWING, height: int = SMALLEST_DRAWING // 2) -> np.ndarray:
     """A stand-in for an image that cannot be read: uint8 RGB [height, width, 3]."""
-    return np.full((height, width, 3), 58, dtype=np.uint8)
+    return np.full((height, width, 3), BLANK, dtype=np.uint8)
 
 
 def _colour(number: int) -> Colour:
-    return PALETTE[number % len(PALETTE)]
+    return OVERLAY_COLOURS[number % len(OVERLAY_COLOURS)]
 
 
 def _measure(long_side: int) -> _Measures:
@@ -175,13 +158,7 @@ def _draw_score(image: Image.Image, box_xyxy: list[float], score: float, colour:
     left += 0 if above >= 0 else 2 * measures.line
     draw.rounded_rectangle((left - 1, top - 1, left + width + 1, top + height + 1), pad + 1, fill=WHITE)
     draw.rounded_rectangle((left, top, left + width, top + height), pad, fill=colour)
-    draw.text((left + pad - x0, top + pad - y0), text, font=font, fill=_ink_on(colour))
-
-
-def _ink_on(colour: Colour) -> Colour:
-    """Black or white, whichever is easier to read on this colour (by luma, ITU-R BT.601)."""
-    red, green, blue = colour
-    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else WHITE
+    draw.text((left + pad - x0, top + pad - y0), text, font=font, fill=ink_on(colour))
 
 
 def _verdict(answer: Answer, *, is_truth: bool) -> tuple[str, Colour]:
@@ -192,8 +169,8 @@ def _verdict(answer: Answer, *, is_truth: bool) -> tuple[str, Colour]:
         return "no target", AMBER
     found = len(answer.targets)
     if is_truth:
-        return ("1 region" if found == 1 else f"{found} regions"), PALETTE[0]
-    return ("found" if found == 1 else f"{found} found"), PALETTE[0]
+        return ("1 region" if found == 1 else f"{found} regions"), OVERLAY_COLOURS[0]
+    return ("found" if found == 1 else f"{found} found"), OVERLAY_COLOURS[0]
 
 
 def _with_caption(
@@ -218,7 +195,7 @@ def _with_caption(
     draw = ImageDraw.Draw(sheet)
     top = image.height + margin
     draw.rounded_rectangle((margin, top, margin + chip_width, top + step), step // 2, fill=colour)
-    draw.text((margin + chip_width // 2, top + step // 2), words, font=chip_font, fill=_ink_on(colour), anchor="mm")
+    draw.text((margin + chip_width // 2, top + step // 2), words, font=chip_font, fill=ink_on(colour), anchor="mm")
     for number, (line, ink, font) in enumerate(lines):
         position = (text_left, top + number * step + step // 2)
         draw.text(position, line, font=font, fill=ink, anchor="lm")

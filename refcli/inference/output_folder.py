@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -20,7 +19,8 @@ from refcli.answers.jsonl import answer_line
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer
 from refcli.data.reading.images import LARGE_PIXELS
-from refcli.drawing.overlays import LARGEST_DRAWING, blank_picture, draw_answer
+from refcli.drawing.encoding import encode_jpeg, encode_png
+from refcli.drawing.overlays import LARGEST_DRAWING, blank_image, draw_answer
 from refcli.engine.checkpointing.run_lock import lock_output_folder
 from refcli.errors import DataError, ImageError, UsageError
 from refcli.files import explain_write_errors, remove_stale_temporaries, write_atomically
@@ -46,9 +46,6 @@ LARGEST_PNG_PIXELS = 2_000_000
 """Larger drawings are written as JPEG: a PNG of a photograph takes seconds and ten times the space."""
 MAX_LINE_BYTES = 1 << 28
 """Of an earlier answer."""
-
-PNG_LEVEL = 3
-JPEG_QUALITY = 92
 
 
 class EarlierAnswer(NamedTuple):
@@ -209,13 +206,13 @@ class OutputFolder:
         files: dict[str, bytes] = {}
         for number, target in enumerate(answer.targets):
             if target.mask is not None:
-                mask = Image.fromarray(_mask_bitmap(target.mask))
-                files[f"{MASKS}/{name}-{number}.png"] = encode_picture(mask, "PNG")
+                files[f"{MASKS}/{name}-{number}.png"] = encode_png(_mask_bitmap(target.mask))
         drawing = self.draw(answer, source)
         is_small = drawing.width * drawing.height <= LARGEST_PNG_PIXELS
-        files[f"{DRAWINGS}/{name}.{'png' if is_small else 'jpg'}"] = encode_picture(
-            drawing, "PNG" if is_small else "JPEG"
-        )
+        if is_small:
+            files[f"{DRAWINGS}/{name}.png"] = encode_png(drawing)
+        else:
+            files[f"{DRAWINGS}/{name}.jpg"] = encode_jpeg(drawing)
         self.write_files(files)
         with self._explain_write_errors():
             lines = self._open_lines()
@@ -336,7 +333,7 @@ class OutputFolder:
         try:
             pixels = read_pixels(source)
         except ImageError:
-            pixels = blank_picture()
+            pixels = blank_image()
         self._last = source, pixels
         return pixels
 
@@ -378,13 +375,3 @@ def _slug(text: str) -> str:
     """A file-name part of plain letters, digits and dashes."""
     plain = unicodedata.normalize("NFKD", text[: 4 * LONGEST_NAME_PART]).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9]+", "-", plain)[:LONGEST_NAME_PART].strip("-").lower() or "x"
-
-
-def encode_picture(image: Image.Image, kind: Literal["PNG", "JPEG"]) -> bytes:
-    """An image file in memory; PNGs are compressed lightly, which is three times as fast and a tenth larger."""
-    buffer = io.BytesIO()
-    if kind == "PNG":
-        image.save(buffer, format=kind, compress_level=PNG_LEVEL)
-    else:
-        image.save(buffer, format=kind, quality=JPEG_QUALITY)
-    return buffer.getvalue()

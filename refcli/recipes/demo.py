@@ -11,11 +11,12 @@ from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
 from refcli.data.sources.synthetic import SyntheticSettings, render_scene
 from refcli.drawing.contact_sheet import contact_sheet
+from refcli.drawing.encoding import encode_png
 from refcli.engine.device import keep_freed_pages
 from refcli.errors import UsageError
 from refcli.evaluation.metrics.masks import mask_iou
 from refcli.evaluation.scores import score_sample
-from refcli.inference.output_folder import OutputFolder, encode_picture
+from refcli.inference.output_folder import OutputFolder
 from refcli.inference.output_manifest import SCENES, SHEET
 from refcli.inference.postprocess import gated
 from refcli.inference.predictor import Predictor
@@ -77,14 +78,14 @@ def _show(folder: OutputFolder, predictor: Predictor, *, num_scenes: int, seed: 
     unanswered = {request.id for request in folder.unanswered(requests)}
     folder.subfolder(SCENES)
     for name, picture in {scene_name(number): pixels for number, _, pixels in questions}.items():
-        folder.write_files({name: encode_picture(Image.fromarray(picture), "PNG")})
+        folder.write_files({name: encode_png(picture)})
     for request, (_, example, pixels), raw in zip(requests, questions, ungated, strict=True):
         answer = gated(raw)
         drawings.append((folder.add if request.id in unanswered else folder.draw)(answer, pixels))
         rows.append(_row(request.image, example, raw, answer))
     title = f"refcli demo: {sum(row.is_right for row in rows)} of {len(rows)} right, weights {predictor.weights}"
     sheet = contact_sheet(drawings, columns=EXPRESSIONS_PER_SCENE, title=title)
-    folder.write_files({SHEET: encode_picture(sheet, "PNG")})
+    folder.write_files({SHEET: encode_png(sheet)})
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import zlib
@@ -20,7 +19,9 @@ from refcli.data.reading.images import open_scaled
 from refcli.data.reading.json_files import read_json
 from refcli.data.store.read import Store, StoreSplit
 from refcli.data.store.statistics import SplitStatistics, split_statistics
-from refcli.drawing.contact_sheet import GUTTER, PAPER, as_cell, contact_sheet
+from refcli.drawing.colours import PAPER
+from refcli.drawing.contact_sheet import GUTTER, as_cell, contact_sheet
+from refcli.drawing.encoding import encode_png
 from refcli.drawing.overlays import draw_answer
 from refcli.errors import DataError, ExitCode, RefcliError, UsageError
 from refcli.files import path_inside, write_atomically
@@ -35,7 +36,6 @@ MOST_ON_SHEET = 400
 """A sheet of more drawings is too large for most viewers."""
 MOST_REPLACED = 50
 """A split in which so many examples could not be drawn is given up."""
-PNG_LEVEL = 3
 TRUTH = "truth"
 """Stands where the name of the weights stands in an answer."""
 
@@ -197,7 +197,7 @@ def draw_sample(splits: Sequence[StoreSplit], num_samples: int, *, out: Path, se
                 failures.append(Failure(split.name, row, example.id, _one_line(error)))
                 continue
             file = f"{dataset}/{name}-{row:06d}.png"
-            write_atomically(out / file, _png(drawing))
+            write_atomically(out / file, encode_png(drawing))
             drawn.append(DrawnExample(split.name, row, example.id, example.expression, file))
             cells.append(as_cell(drawing, CELL_WIDTH))  # the large drawing is not kept
         if cells:
@@ -205,7 +205,7 @@ def draw_sample(splits: Sequence[StoreSplit], num_samples: int, *, out: Path, se
             sections.append(contact_sheet(cells, columns=COLUMNS, cell_width=CELL_WIDTH, title=title))
     if not sections:
         return Sample(out, seed, (), tuple(failures), None)
-    write_atomically(out / SHEET, _png(_stacked(sections)))
+    write_atomically(out / SHEET, encode_png(_stacked(sections)))
     return Sample(out, seed, tuple(drawn), tuple(failures), out / SHEET)
 
 
@@ -318,12 +318,6 @@ def _random_order(split: StoreSplit, seed: int) -> list[int]:
 
 def _one_line(error: RefcliError) -> str:
     return f"{error.message} ({error.where})" if error.where else error.message
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=PNG_LEVEL)
-    return buffer.getvalue()
 
 
 def _stacked(sections: Sequence[Image.Image]) -> Image.Image:

@@ -10,7 +10,8 @@ from refcli.answers.jsonl import answer_from_json, answer_to_json
 from refcli.cli.predict import table_line
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.prediction import Prediction
-from refcli.drawing.overlays import PALETTE, draw_answer
+from refcli.drawing.colours import OVERLAY_COLOURS
+from refcli.drawing.overlays import draw_answer
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import decode_mask
 from refcli.grounder import Grounder
@@ -145,7 +146,7 @@ def test_a_head_with_several_boxes_shows_them_all():
     assert len(table_line(answer).splitlines()) == 3
     drawing = np.asarray(draw_answer(np.zeros((64, 64, 3), np.uint8), answer)).reshape(-1, 3)
     drawn = {tuple(colour) for colour in np.unique(drawing, axis=0).tolist()}
-    assert {PALETTE[0], PALETTE[1], PALETTE[2]} <= drawn
-    assert PALETTE[3] not in drawn
+    assert {OVERLAY_COLOURS[0], OVERLAY_COLOURS[1], OVERLAY_COLOURS[2]} <= drawn
+    assert OVERLAY_COLOURS[3] not in drawn
     few = gated(ungated_answer(several, 0, FRAME, ASKED, "w"), min_score=0.5)
     assert [target.score for target in few.targets] == pytest.approx([0.9, 0.7])

@@ -9,7 +9,8 @@ from PIL import Image
 
 from refcli.contracts.example import RLE, Example, Region
 from refcli.data.store.read import Store, write_manifest, write_split
-from refcli.drawing.overlays import PALETTE, SMALLEST_DRAWING
+from refcli.drawing.colours import OVERLAY_COLOURS
+from refcli.drawing.overlays import SMALLEST_DRAWING
 from refcli.errors import DataError, ExitCode, UsageError
 from refcli.geometry.masks import encode_mask
 from refcli.recipes import inspect_data as recipe
@@ -54,7 +55,7 @@ def store_of(folder, *splits, size=(WIDTH, HEIGHT)):
 def colours_on(path):
     """Where a drawing has the colour of the first region: (left, top, right, bottom) or None."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)[: SMALLEST_DRAWING * HEIGHT // WIDTH]
-    rows, columns = np.nonzero((abs(pixels - PALETTE[0]) < 12).all(axis=2))
+    rows, columns = np.nonzero((abs(pixels - OVERLAY_COLOURS[0]) < 12).all(axis=2))
     return (columns.min(), rows.min(), columns.max(), rows.max()) if len(rows) else None
 
 

@@ -10,15 +10,12 @@ import numpy as np
 
 from refcli.contracts.example import RLE
 from refcli.data.reading.images import LARGE_PIXELS, open_scaled
+from refcli.drawing.colours import ANSWER_COLOUR, TRUTH_COLOUR, WHITE, Colour
+from refcli.drawing.encoding import encode_jpeg
 from refcli.evaluation.metrics.overlaps import Box, is_finite
 from refcli.evaluation.report.cases import Case
 from refcli.geometry.masks import decode_mask, scaled_mask, union_masks
 
-Colour = tuple[int, int, int]
-TRUTH: Colour = (0, 140, 255)
-ANSWER: Colour = (255, 150, 0)
-"""Blue and orange: told apart by everybody (Okabe and Ito)."""
-RIM: Colour = (255, 255, 255)
 FILL_OPACITY = 0.25
 LARGEST_SIDE = 640
 SMALLEST_SIDE = 160
@@ -48,8 +45,8 @@ def draw_case(pixels: np.ndarray, case: Case, *, long_side: int = LARGEST_SIDE) 
     canvas: np.ndarray = cv2.resize(pixels, size, interpolation=how)
     targets = case.answer.targets if case.answer else ()
     masks = (
-        (_union([region.mask for region in example.regions]), TRUTH),
-        (_union([target.mask for target in targets]), ANSWER),
+        (_union([region.mask for region in example.regions]), TRUTH_COLOUR),
+        (_union([target.mask for target in targets]), ANSWER_COLOUR),
     )
     line = max(2, round(long_side / LINES_ACROSS))
     shapes = [(_resized(mask, size), colour) for mask, colour in masks if mask is not None]
@@ -59,9 +56,9 @@ def draw_case(pixels: np.ndarray, case: Case, *, long_side: int = LARGEST_SIDE) 
         outline, _ = cv2.findContours(shape.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.polylines(canvas, outline, True, colour, max(1, line // 2), cv2.LINE_AA)
     for region in example.regions:
-        _draw_box(canvas, region.box_xyxy, factor, TRUTH, width=2 * line)
+        _draw_box(canvas, region.box_xyxy, factor, TRUTH_COLOUR, width=2 * line)
     for target in targets:
-        _draw_box(canvas, target.box_xyxy, factor, ANSWER, width=line)
+        _draw_box(canvas, target.box_xyxy, factor, ANSWER_COLOUR, width=line)
     return canvas
 
 
@@ -76,14 +73,13 @@ def case_jpeg(case: Case, *, max_bytes: int) -> bytes:
     if case.example.width <= 0 or case.example.height <= 0:
         case = replace(case, example=replace(case.example, width=read.width, height=read.height))
     side = float(LARGEST_SIDE)
-    while len(encoded := _jpeg(draw_case(pixels, case, long_side=round(side)))) > max_bytes and side > SMALLEST_SIDE:
+    while len(encoded := _encoded(pixels, case, side)) > max_bytes and side > SMALLEST_SIDE:
         side = max(side * STEP, SMALLEST_SIDE)
     return encoded
 
 
-def _jpeg(drawing: np.ndarray) -> bytes:
-    _, encoded = cv2.imencode(".jpg", drawing[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return bytes(encoded)
+def _encoded(pixels: np.ndarray, case: Case, side: float) -> bytes:
+    return encode_jpeg(draw_case(pixels, case, long_side=round(side)), quality=JPEG_QUALITY)
 
 
 def _union(masks: Sequence[RLE | None]) -> RLE | None:
@@ -109,5 +105,5 @@ def _draw_box(canvas: np.ndarray, box_xyxy: Box, factor: float, colour: Colour, 
     y1, y2 = np.clip([box_xyxy[1] * factor, box_xyxy[3] * factor], inset, height - 1 - inset)
     corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]]) * (1 << SIXTEENTHS)
     points = [np.rint(corners).astype(np.int32)[:, None]]
-    cv2.polylines(canvas, points, True, RIM, width + 2, cv2.LINE_AA, shift=SIXTEENTHS)
+    cv2.polylines(canvas, points, True, WHITE, width + 2, cv2.LINE_AA, shift=SIXTEENTHS)
     cv2.polylines(canvas, points, True, colour, width, cv2.LINE_AA, shift=SIXTEENTHS)

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from refcli.contracts.prediction import Answer, Target
+from refcli.drawing.colours import OVERLAY_COLOURS
 from refcli.drawing.contact_sheet import GUTTER, contact_sheet
 from refcli.drawing.lettering import font_of, wrap
-from refcli.drawing.overlays import PALETTE, SMALLEST_DRAWING, blank_picture, draw_answer
+from refcli.drawing.overlays import SMALLEST_DRAWING, blank_image, draw_answer
 from refcli.geometry.masks import encode_mask
 
 
@@ -49,7 +50,7 @@ def test_several_targets_have_the_colours_of_the_palette_in_order():
     pixels = np.full((600, 800, 3), 128, np.uint8)
     boxes = [(50, 100, 150, 200), (250, 100, 350, 200), (450, 100, 550, 200)]
     drawn = np.asarray(draw_answer(pixels, answer(*(target(box, mask=False) for box in boxes))))
-    for box, colour in zip(boxes, PALETTE, strict=False):
+    for box, colour in zip(boxes, OVERLAY_COLOURS, strict=False):
         np.testing.assert_allclose(drawn[150, box[0]], colour, atol=3)
 
 
@@ -84,8 +85,8 @@ def test_degenerate_boxes_and_empty_masks_are_drawn():
 
 
 def test_an_error_is_shown_on_a_grey_field():
-    drawing = draw_answer(blank_picture(), answer(error="the picture is damaged"))
-    plain = draw_answer(blank_picture(), answer())
+    drawing = draw_answer(blank_image(), answer(error="the picture is damaged"))
+    plain = draw_answer(blank_image(), answer())
     assert drawing.tobytes() != plain.tobytes()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from refcli.contracts.example import RLE
+from refcli.contracts.example import RLE, Example
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -84,6 +85,28 @@ class Answer:
     """Words of the expression that the model does not know, as they were written."""
     unread_text: str = ""
     """The end of an expression that is too long for the model."""
+
+    @classmethod
+    def to(cls, example: Example, targets: Iterable[Target], *, weights: str = "") -> Answer:
+        """The answer of any system to an example; without targets it is "no target".
+
+        Args:
+            example: what was asked.
+            targets: in pixels of the example's image.
+            weights: the name of the system.
+        """
+        found = tuple(targets)
+        return cls(
+            example.id,
+            example.image,
+            example.expression,
+            example.width,
+            example.height,
+            found,
+            not found,
+            None,
+            weights,
+        )
 
     @property
     def proposals(self) -> tuple[Target, ...]:

@@ -1,1 +1,37 @@
 """The losses, each under its usual name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from refcli.exports import lazy_exports
+
+__all__ = [
+    "box_giou",
+    "box_l1",
+    "clip_contrast",
+    "code_cross_entropy",
+    "dice",
+    "distribution_divergence",
+    "mean_over",
+    "sigmoid_focal",
+    "word_divergence",
+]
+
+if TYPE_CHECKING:
+    from refcli.losses.averages import mean_over
+    from refcli.losses.boxes import box_giou, box_l1
+    from refcli.losses.contrast import clip_contrast
+    from refcli.losses.masks import dice, sigmoid_focal
+    from refcli.losses.tokens import code_cross_entropy, distribution_divergence, word_divergence
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "refcli.losses.averages": "mean_over",
+            "refcli.losses.boxes": "box_giou box_l1",
+            "refcli.losses.contrast": "clip_contrast",
+            "refcli.losses.masks": "dice sigmoid_focal",
+            "refcli.losses.tokens": "code_cross_entropy distribution_divergence word_divergence",
+        },
+    )

@@ -1,1 +1,25 @@
 """MRefM: Mask Referring Modelling, the pre-training of OneRef."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from refcli.exports import lazy_exports
+
+__all__ = ["MRefM", "PixelClusters", "TokenizerCodes", "VisualCodes", "VisualTokenizerTraining"]
+
+if TYPE_CHECKING:
+    from refcli.pretraining.mrefm import MRefM
+    from refcli.pretraining.pixel_clusters import PixelClusters
+    from refcli.pretraining.tokenizer_training import VisualTokenizerTraining
+    from refcli.pretraining.visual_codes import TokenizerCodes, VisualCodes
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "refcli.pretraining.mrefm": "MRefM",
+            "refcli.pretraining.pixel_clusters": "PixelClusters",
+            "refcli.pretraining.tokenizer_training": "VisualTokenizerTraining",
+            "refcli.pretraining.visual_codes": "TokenizerCodes VisualCodes",
+        },
+    )

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tables", "geometry"),
     ("contracts",),
     ("files",),
-    ("errors",),
+    ("errors", "exports"),
 )
 """From the top down; members of one row do not know each other."""
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}

@@ -31,7 +31,7 @@ from refcli.model.beit3 import Features, draw_as_published
 CLIP_INITIAL_SCALE = 1 / 0.07
 
 
-class LossWeights(Settings):
+class OneRefLossWeights(Settings):
     """Weight of each loss; the defaults are the official coefficients, 0 switches a term off."""
 
     box_l1: NonNegativeFloat = 1.0
@@ -66,7 +66,7 @@ class OneRefSettings(Settings):
     """Channels of the upsampled map; None means the tower's width, as published."""
     similarity_truth: Literal["box", "mask"] = "box"
     """What the patch similarities are trained to be: inside the box (official REC) or on the mask."""
-    loss_weights: LossWeights = LossWeights()
+    loss_weights: OneRefLossWeights = OneRefLossWeights()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,191 @@
+"""The recipes as functions for Python programs: names and paths in, results out, nothing printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from refcli.config.load import load_finetune, load_pretrain
+from refcli.config.pretraining import PretrainSettings
+from refcli.config.schema import FinetuneSettings
+from refcli.contracts.example import Example
+from refcli.contracts.prediction import Answer
+from refcli.data.preparation.plan import plan_file, plan_named
+from refcli.data.sources.table import GENERATORS
+from refcli.data.store.read import Store
+from refcli.engine.reporting.reporters import Reporter, Silence
+from refcli.errors import DataError, UsageError
+from refcli.evaluation.metrics.figures import measure
+from refcli.evaluation.samples import Scores
+from refcli.evaluation.scores import score_sample, score_unanswered
+from refcli.recipes import evaluate as evaluation
+from refcli.recipes import finetune as finetuning
+from refcli.recipes import prepare_data as preparation
+from refcli.recipes import pretrain as pretraining
+from refcli.recipes.generate_data import generate_data
+
+
+def prepare(
+    name: str,
+    *,
+    out: str | Path,
+    raw: str | Path | None = None,
+    file: str | Path | None = None,
+    images: Sequence[str | Path] = (),
+    splits: Sequence[str] | None = None,
+    workers: int = 1,
+    settings: Mapping[str, Any] | None = None,
+) -> Store:
+    """Prepare one data set and return the store, as `refcli prepare-data` does.
+
+    What was left out, and why, is in the report beside the splits: `OUT/NAME/report.json`.
+
+    Args:
+        name: a data set that refcli knows (`refcli prepare-data --list`), or the name to give to `file`.
+        out: the store; it is created where it does not exist, and its other splits stay.
+        raw: folder with the published files of a known data set; generated ones, such as "synthetic", need none.
+        file: a file of your own, in any format that refcli reads, instead of a known data set.
+        images: folders, zips or tars with the images.
+        splits: only these; None for all.
+        workers: number of processes.
+        settings: settings of the source; for generated data also `size` (images in each split) and `seed`.
+
+    Raises:
+        RefcliError: an unknown data set or setting; missing, damaged or contradictory files.
+    """
+    out, given = Path(out), dict(settings or {})
+    if file is None and name in GENERATORS:
+        if raw is not None or images:
+            raise UsageError(f"{name} is generated, not read from files", where=name, hint="leave out raw and images")
+        size, seed = int(given.pop("size", 2000)), int(given.pop("seed", 0))
+        generate_data(name, out=out, size=size, seed=seed, splits=splits, workers=workers, overrides=given)
+        return Store(out)
+    if file is not None and raw is not None:
+        raise UsageError("file and raw exclude each other", where=name)
+    if file is not None:
+        plan = plan_file(Path(file), name=name, split=splits[0] if splits else None, overrides=given)
+    elif raw is not None:
+        plan = plan_named(name, raw=Path(raw), splits=splits, overrides=given)
+    else:
+        raise UsageError(f"{name} is read from its published files", where="raw", hint="give their folder as raw=")
+    how = preparation.Preparation(
+        out=out, images=tuple(map(Path, images)), splits=tuple(splits) if splits else None, workers=workers
+    )
+    preparation.prepare(plan, how)
+    return Store(out)
+
+
+def score_predictions(answers: Iterable[Answer], examples: Iterable[Example]) -> dict[str, float]:
+    """The metrics of answers to examples, in any order; answer and example belong together by their `id`.
+
+    Examples without an answer, and answers with an `error`, count as wrong.
+
+    Returns:
+        Metric -> value in 0..1, such as `acc50` or `mask_oiou`; metrics that the samples do not have are left out.
+
+    Raises:
+        DataError: two answers have one id, an answer is to no example, or an image or mask has another size than the
+            example says.
+    """
+    given: dict[str, Answer] = {}
+    for answer in answers:
+        if answer.id in given:
+            raise DataError("two answers have the same id", where=answer.id)
+        given[answer.id] = answer
+    scores = []
+    for example in examples:
+        found = given.pop(example.id, None)
+        error = "there is no answer" if found is None else found.error
+        if found is None or error is not None:
+            scores.append(score_unanswered(example, str(error), counts=True))
+        else:
+            scores.append(score_sample(example, found))
+    if given:
+        raise DataError(f"{len(given)} answers are to no example", where=next(iter(given)))
+    return dict(measure(Scores.of(scores)).metrics)
+
+
+def evaluate_predictions(
+    predictions: str | Path, store: str | Path, splits: Sequence[str], *, out: str | Path | None = None
+) -> evaluation.Evaluation:
+    """Score a prediction file (`refcli.prediction/1`) of any system, as `refcli evaluate --predictions` does.
+
+    Args:
+        predictions: JSON lines, plain or gzipped.
+        store: a prepared store.
+        splits: "dataset:split" names.
+        out: a folder to write the metrics and every sample's score to.
+
+    Returns:
+        The evaluation; its `document` holds the metrics as plain data.
+
+    Raises:
+        RefcliError: no such store or split, or a file that cannot be read.
+    """
+    return evaluation.evaluate_file(Path(predictions), Path(store), splits, out=None if out is None else Path(out))
+
+
+def evaluate_weights(
+    weights: str | Path,
+    store: str | Path,
+    splits: Sequence[str],
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> evaluation.Evaluation:
+    """Score weights on splits of a store, as `refcli evaluate` does.
+
+    Args:
+        weights: `builtin`, a catalogue name or a weights directory.
+        store: a prepared store.
+        splits: "dataset:split" names.
+        out: a folder to write the metrics and every sample's score to.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+
+    Raises:
+        RefcliError: no such weights, store or split.
+    """
+    folder = None if out is None else Path(out)
+    return evaluation.evaluate(Path(store), splits, weights=str(weights), device=device, out=folder)
+
+
+def finetune(
+    settings: FinetuneSettings | str | Path,
+    *,
+    store: str | Path,
+    out: str | Path,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Path:
+    """Fine-tune in this process, as `refcli finetune` does, and return the weights directory.
+
+    Args:
+        settings: from `load_finetune`, which takes overrides; or the name of a preset, or a YAML file.
+        store: a prepared store.
+        out: the run directory.
+        resume: continue the run in `out`.
+        reporter: receives the progress; None: nothing is reported.
+
+    Raises:
+        RefcliError: settings, data or weights that do not fit, or a loss that is not finite.
+    """
+    settings = settings if isinstance(settings, FinetuneSettings) else load_finetune(str(settings))
+    return finetuning.finetune(
+        settings, store_path=Path(store), out=Path(out), resume=resume, reporter=reporter or Silence()
+    )
+
+
+def pretrain(
+    settings: PretrainSettings | str | Path,
+    *,
+    store: str | Path,
+    out: str | Path,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Path:
+    """Pre-train in this process, as `refcli pretrain` does; arguments and errors are those of `finetune`."""
+    settings = settings if isinstance(settings, PretrainSettings) else load_pretrain(str(settings))
+    return pretraining.pretrain(
+        settings, store_path=Path(store), out=Path(out), resume=resume, reporter=reporter or Silence()
+    )

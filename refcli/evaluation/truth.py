@@ -11,8 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from refcli.contracts.example import Example
-from refcli.data.store.columns import RowReader
-from refcli.data.store.read import StoreSplit
+from refcli.data.store.read import RowReader, StoreSplit
 from refcli.errors import UsageError
 
 GROUPS_KEPT = 4

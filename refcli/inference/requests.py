@@ -313,7 +313,8 @@ def _locate(image: str, folder: Path | None) -> Path:
 @cache
 def _image_roots(folder: Path) -> tuple[Path, ...]:
     """Where the images lie of the store that `folder` is, or of the data set in it whose folder it is."""
-    from refcli.data.store.read import MANIFEST, Store
+    from refcli.data.store.layout import MANIFEST
+    from refcli.data.store.read import Store
 
     folder = folder.absolute()
     for store_path, dataset in ((folder, None), (folder.parent, folder.name)):

@@ -30,7 +30,7 @@ def data_facts(settings: AnySettings, store_path: Path) -> dict[str, Any]:
         DataError: no such store.
     """
     store = Store(store_path)
-    names = set(store.whole_names())
+    names = set(store.complete_names())
     return {name: store.contents(name) for name in (*settings.data.train, *settings.data.validation) if name in names}
 
 

@@ -151,7 +151,7 @@ def inspect_data(
         DataError: there is no such store or split.
     """
     store = Store(path)
-    names = list(splits) if splits else store.whole_names()
+    names = list(splits) if splits else store.complete_names()
     if len(set(names)) < len(names):
         raise UsageError(f"a split is named twice: {', '.join(names)}", where="--split")
     if not names:

@@ -20,8 +20,8 @@ from refcli.data.preparation.run import Prepared, Progress, Selected, Shard, pau
 from refcli.data.reading.json_files import parse_json
 from refcli.data.sources.detect import refuse_foreign
 from refcli.data.sources.record import Problems, RawRecord
-from refcli.data.store.manifest import MANIFEST, Listing, list_splits, read_manifest
-from refcli.data.store.write import SplitSummary
+from refcli.data.store.layout import MANIFEST, read_manifest
+from refcli.data.store.write import Listing, SplitSummary, list_splits
 from refcli.errors import DataError, ExitCode, UsageError
 from refcli.files import is_plain_name, write_atomically
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from refcli.config.schema import TowerSettings
 from refcli.contracts.example import Example, Region
-from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.store.read import Store, read_group
+from refcli.data.store.write import write_manifest, write_split
 from refcli.data.training.dataset import GroundingDataset
 from refcli.errors import DataError
 
@@ -216,22 +217,19 @@ def test_columns_that_another_program_wrote_wider_are_read_all_the_same(store):
     assert [split[number] for number in range(5)] == before
 
 
-def test_one_large_value_that_every_row_refers_to_does_not_fill_the_memory(store, monkeypatch):
-    monkeypatch.setattr("refcli.data.store.read._BATCH_BYTES", 50_000)
-    monkeypatch.setattr("refcli.data.store.read.MAX_GROUP_BYTES", 100_000)
+def test_one_large_value_that_every_row_refers_to_does_not_fill_the_memory(store):
     file = store / "toy" / "test.parquet"
     table = with_column("expression", ["x" * 30_000] * 5, pa.string())(pq.read_table(file))
     file.unlink()
     pq.write_table(table, file)
     assert file.stat().st_size < 20_000
     with pytest.raises(DataError, match="memory"):
-        Store(store).split("toy:test").load()
+        read_group(file, 0, max_bytes=100_000, batch_bytes=50_000)
 
 
-def test_rows_that_would_fill_the_memory_are_refused(store, monkeypatch):
-    monkeypatch.setattr("refcli.data.store.read.MAX_GROUP_BYTES", 500)
+def test_rows_that_would_fill_the_memory_are_refused(store):
     with pytest.raises(DataError, match="memory"):
-        Store(store).split("toy:test").load()
+        read_group(store / "toy" / "test.parquet", 0, max_bytes=500)
 
 
 def test_verify_lists_what_is_wrong_and_goes_on(refcli, store, tmp_path):

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from refcli.cli.evaluate import SampleBars
 from refcli.contracts.example import Example, Region
-from refcli.data.store.read import write_manifest, write_split
+from refcli.data.store.write import write_manifest, write_split
 from refcli.evaluation.predictions import MOST_LINE_BYTES
 
 SPLIT = "m:val"

@@ -13,7 +13,8 @@ import torch
 from refcli.answers.jsonl import answer_from_json, answer_to_json
 from refcli.contracts.example import RLE, Example, Region
 from refcli.contracts.prediction import Answer, Prediction, Target
-from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.store.read import Store
+from refcli.data.store.write import write_manifest, write_split
 from refcli.errors import DataError
 from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.metrics.conventions import choose_conventions

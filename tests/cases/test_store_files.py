@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from refcli.contracts.example import Example, Region
-from refcli.data.store.columns import examples_to_table
-from refcli.data.store.manifest import Listing, list_splits
-from refcli.data.store.read import Store, write_manifest, write_split
-from refcli.data.store.write import SplitWriter
+from refcli.data.store.layout import examples_to_table
+from refcli.data.store.read import Store
+from refcli.data.store.write import Listing, SplitWriter, list_splits, write_manifest, write_split
 from refcli.errors import DataError
 from refcli.files import remove_stale_temporaries
 
@@ -255,7 +254,7 @@ def test_a_manifest_that_cannot_be_written_leaves_the_store_as_it_was(refcli, tm
     def full(path, content):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("refcli.data.store.manifest.write_atomically", full)
+    monkeypatch.setattr("refcli.data.store.write.write_atomically", full)
     code, _, message = refcli("prepare-data", "--from", mine, "--name", "toy", "--out", store)
 
     assert (code, "No space left" in message) == (1, True)
@@ -277,9 +276,8 @@ def test_other_synthetic_images_do_not_overwrite_those_of_the_listed_split(refcl
     assert refcli("prepare-data", "--verify", store)[0] == 0
 
 
-def test_row_groups_are_full_whatever_the_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("refcli.data.store.write.ROWS_PER_GROUP", 4)
-    with SplitWriter(tmp_path, "toy", "train") as writer:
+def test_row_groups_are_full_whatever_the_batches(tmp_path):
+    with SplitWriter(tmp_path, "toy", "train", rows_per_group=4) as writer:
         for start in (0, 3, 6, 9):
             writer.write(examples_to_table([example(number) for number in range(start, start + 3)]))
         list_splits(tmp_path, [Listing(writer.finish(), writer=writer)])
@@ -321,10 +319,9 @@ def test_a_store_that_cannot_be_added_to_is_refused_before_the_work(refcli, tmp_
     assert set(store.rglob("*")) == before
 
 
-def test_large_rows_make_small_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr("refcli.data.store.write.BYTES_PER_GROUP", 2_000)
+def test_large_rows_make_small_row_groups(tmp_path):
     examples = [example(number, expression="the cup " * 20) for number in range(40)]
-    with SplitWriter(tmp_path, "toy", "train") as writer:
+    with SplitWriter(tmp_path, "toy", "train", bytes_per_group=2_000) as writer:
         for start in range(0, 40, 10):
             writer.write(examples_to_table(examples[start : start + 10]))
         list_splits(tmp_path, [Listing(writer.finish(), writer=writer)])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from refcli.cli.audit import command
 from refcli.contracts.example import Example, Region
-from refcli.data.store.read import write_manifest, write_split
+from refcli.data.store.write import write_manifest, write_split
 from refcli.errors import DataError, ExitCode, GateError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8))

@@ -232,7 +232,7 @@ def test_runs_that_count_boxes_otherwise_are_not_compared(refcli, truth, tmp_pat
 def test_results_that_were_published_stand_beside_a_run_on_the_same_split(monkeypatch, capsys, tmp_path, store):
     from dataclasses import replace
 
-    from refcli.data.store.read import write_manifest, write_split
+    from refcli.data.store.write import write_manifest, write_split
 
     split = Store(store).split(SPLIT)
     real = [replace(split[index], dataset="refcoco_unc", split="val") for index in range(3)]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from refcli.cli.inspect_data import BAR_WIDTH, MOST_FAILURES_LISTED, MOST_KINDS, bar, command
 from refcli.contracts.example import Example, Region
-from refcli.data.store.read import write_manifest, write_split
+from refcli.data.store.write import write_manifest, write_split
 from refcli.errors import ExitCode, UsageError
 
 EXAMPLE = Example(

@@ -12,7 +12,8 @@ from refcli.answers.jsonl import answer_to_json
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer, Target
 from refcli.data.sources.synthetic.write import write_synthetic
-from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.store.read import Store
+from refcli.data.store.write import write_manifest, write_split
 
 SPLIT = "synthetic:test"
 

@@ -10,8 +10,7 @@ import pytest
 
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
-from refcli.data.store.columns import RowReader
-from refcli.data.store.read import Store
+from refcli.data.store.read import RowReader, Store
 from refcli.errors import DataError, UsageError
 from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.metrics.conventions import choose_conventions

@@ -19,7 +19,8 @@ from refcli.answers.jsonl import answer_to_json
 from refcli.cli.evaluate_tables import comparison_text, split_text, systems_text
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, FramedTarget, Target
-from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.store.read import Store
+from refcli.data.store.write import write_manifest, write_split
 from refcli.evaluation.comparison import compare_runs
 from refcli.evaluation.metrics.conventions import choose_conventions
 from refcli.evaluation.output_folder import check_free, listed_files

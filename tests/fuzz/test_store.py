@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from refcli.contracts.example import Example, Region
 from refcli.data.audit.overlaps import audit_store, distinct_pictures
 from refcli.data.preparation.origin import is_unchanged, verify_store
-from refcli.data.store.columns import SCHEMA, examples_to_table
-from refcli.data.store.manifest import Listing, list_splits
-from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.store.layout import SCHEMA, examples_to_table
+from refcli.data.store.read import Store
 from refcli.data.store.statistics import split_statistics
-from refcli.data.store.write import SplitWriter
+from refcli.data.store.write import Listing, SplitWriter, list_splits, write_manifest, write_split
 from refcli.errors import RefcliError
 from refcli.evaluation.truth import PassingSplit
 from refcli.geometry.masks import encode_mask

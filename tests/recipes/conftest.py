@@ -13,7 +13,7 @@ from PIL import Image
 from refcli.config.load import validate
 from refcli.config.schema import FinetuneSettings
 from refcli.contracts.example import Example, Region
-from refcli.data.store.read import write_manifest, write_split
+from refcli.data.store.write import write_manifest, write_split
 from refcli.geometry.masks import encode_mask
 
 SIDE = 32

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from refcli.contracts.example import RLE, Example, Region
-from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.store.read import Store
+from refcli.data.store.write import write_manifest, write_split
 from refcli.drawing.colours import OVERLAY_COLOURS
 from refcli.drawing.overlays import SMALLEST_DRAWING
 from refcli.errors import DataError, ExitCode, UsageError

@@ -12,7 +12,7 @@ from PIL import Image
 from refcli.data.preparation.origin import verify_store
 from refcli.data.preparation.plan import plan_file, plan_named
 from refcli.data.preparation.run import Shard
-from refcli.data.store.manifest import read_manifest
+from refcli.data.store.layout import read_manifest
 from refcli.data.store.read import Store
 from refcli.errors import ConfigError, DataError, UsageError
 from refcli.recipes.prepare_data import Preparation, prepare
@@ -180,7 +180,7 @@ def test_shards_that_hold_nothing_of_a_split_complete_it_all_the_same(tmp_path, 
     count = 30
     for number in range(1, count + 1):
         prepared(raw, out=tmp_path / "parts", shard=Shard(number, count))
-        whole = Store(tmp_path / "parts").whole_names()
+        whole = Store(tmp_path / "parts").complete_names()
         assert whole == (["refcoco_unc:train", "refcoco_unc:val"] if number == count else [])
     assert len(Store(tmp_path / "parts").split("refcoco_unc:val")) == 20
     assert prepared(raw, out=tmp_path / "parts", shard=Shard(1, count)).status == "unchanged"

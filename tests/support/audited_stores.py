@@ -5,7 +5,8 @@ from PIL import Image
 
 from refcli.contracts.example import Example, Region
 from refcli.data.audit.overlaps import audit_store
-from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.store.read import Store
+from refcli.data.store.write import write_manifest, write_split
 
 BOX = (1.0, 2.0, 11.0, 12.0)
 

@@ -2,8 +2,8 @@
 
 from refcli.contracts.example import RLE, Example, Region
 from refcli.data.spec import DatasetSpec
-from refcli.data.store.manifest import write_manifest
-from refcli.data.store.read import Store, write_split
+from refcli.data.store.read import Store
+from refcli.data.store.write import write_manifest, write_split
 
 MASK = RLE((20, 30), b"0T7")
 
@@ -23,11 +23,11 @@ def example(dataset, split, id_, image):
     )
 
 
-def stored(out, dataset, split, images, images_at=None, prefix=None):
-    """A split with one row per number in `images`, which is its picture."""
+def stored(out, dataset, split, images, images_at=None, prefix=None, **options):
+    """A split with one row per number in `images`, the number of its image."""
     prefix = f"{dataset}/" if prefix is None else prefix
     rows = [example(dataset, split, f"{prefix}{number}", image) for number, image in enumerate(images)]
-    write_manifest(out, [write_split(out, dataset, split, rows)], images=images_at, origin={"made": dataset})
+    write_manifest(out, [write_split(out, dataset, split, rows, **options)], images=images_at, origin={"made": dataset})
     return rows
 
 
@@ -43,7 +43,7 @@ def spec(**changes):
 
 
 def family_store(tmp_path):
-    """Training pictures 1 2 3 2 and 3 4 5; evaluation pictures 2 (left:testA), 4 6 (right:val), so 2 and 4 leak."""
+    """Training images 1 2 3 2 and 3 4 5; evaluation images 2 (left:testA), 4 6 (right:val), so 2 and 4 leak."""
     stored(tmp_path, "left", "train", [1, 2, 3, 2])
     stored(tmp_path, "left", "testA", [2])
     stored(tmp_path, "right", "train", [3, 4, 5])
@@ -51,5 +51,5 @@ def family_store(tmp_path):
     return tmp_path
 
 
-def pictures(store, name):
+def images_of(store, name):
     return Store(store).split(name).column("image_id").to_pylist()

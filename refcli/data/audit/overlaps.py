@@ -99,7 +99,7 @@ def audit_store(
     Raises:
         DataError: a file of the store is missing or damaged.
     """
-    opened = [split for split in map(store.split, store.whole_names()) if len(split)]
+    opened = [split for split in map(store.split, store.complete_names()) if len(split)]
     splits, image_ids = coded_splits(opened, only)
     evaluations = [split for split in splits if not split.is_train_like]
     trains = [split for split in splits if split.is_train_like]
@@ -132,7 +132,7 @@ def distinct_pictures(store: Store) -> dict[str, Path]:
         DataError: an image path leaves the image root.
     """
     pictures: dict[str, Path] = {}
-    for split in map(store.split, store.whole_names()):
+    for split in map(store.split, store.complete_names()):
         if not len(split):
             continue
         table = pa.concat_tables(split.tables(["image_id", "image"]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import refcli
 from refcli.config.schema import Settings
-from refcli.data.store.manifest import MANIFEST, is_in_place, read_manifest
+from refcli.data.store.layout import MANIFEST, is_in_place, read_manifest
 from refcli.data.store.read import Store
 from refcli.errors import DataError
 from refcli.files import file_sha256

@@ -20,9 +20,8 @@ from refcli.data.preparation.box_evidence import BoxEvidence
 from refcli.data.preparation.dataset_images import Pictures
 from refcli.data.preparation.finish import Finishing, PlacedRecord, finish
 from refcli.data.sources.record import Problems, RawRecord
-from refcli.data.store.columns import examples_to_table
-from refcli.data.store.manifest import new_split
-from refcli.data.store.write import SplitSummary, SplitWriter
+from refcli.data.store.layout import examples_to_table
+from refcli.data.store.write import SplitSummary, SplitWriter, new_split
 from refcli.errors import DataError
 
 RECORDS_PER_TASK = 1_000

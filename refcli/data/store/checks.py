@@ -1,4 +1,4 @@
-"""What every row of the store must satisfy, checked column by column."""
+"""The rules for the rows of a store, checked column by column."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int32
 
+from refcli.data.store.layout import SIDES
 from refcli.errors import DataError
 
 LEAVES_THE_ROOT = r"^$|^/|(^|/)\.\.(/|$)|\x00"
-"""Image paths that are empty, absolute, climb out of the image root, or that no system takes."""
-
-SIDES = ("x1", "y1", "x2", "y2")
+"""Image paths that are empty, absolute, leave the image root, or contain a null character."""
 
 
 def check_table(table: pa.Table, *, dataset: str, split: str) -> None:
-    """Refuse rows that do not belong into a split or that nothing could be done with.
+    """Refuse rows that belong to another split or break a rule of the store.
 
     Raises:
         DataError: a foreign split, a blank expression, an image path that leaves the image root, an impossible image
-            size, a box that is not finite and ordered, or a mask in an image of unknown size; the first such row is
-            named.
+            size, a box that is not finite and ordered, or a mask in an image of unknown size; names the first such row.
     """
     foreign = _flags(pc.or_(pc.not_equal(table["dataset"], dataset), pc.not_equal(table["split"], split)))
     if foreign.any():
@@ -41,10 +39,10 @@ def check_table(table: pa.Table, *, dataset: str, split: str) -> None:
 
 
 def check_stored_rows(table: pa.Table, *, where: str) -> None:
-    """Refuse rows of a file of the store that could not have been written: `check_table` for the columns at hand.
+    """Refuse rows of a stored file that `check_table` would have refused, as far as the given columns show it.
 
     Raises:
-        DataError: there is such a row; it is named.
+        DataError: names the first such row.
     """
     for is_wrong, what in _rules(table):
         if is_wrong.any():
@@ -58,7 +56,7 @@ def check_stored_rows(table: pa.Table, *, where: str) -> None:
 
 
 def _rules(table: pa.Table) -> Iterator[tuple[Bool[np.ndarray, " rows"], Callable[[int], str]]]:
-    """Flags of the rows that break a rule, and what to say of one; what concerns other columns is left out."""
+    """For each rule about the given columns: flags of the rows that break it, and a function that describes one."""
     names = set(table.column_names)
 
     def value(name: str, row: int) -> object:

@@ -1,4 +1,4 @@
-"""The store: one Parquet file per split, a manifest that lists them, and the images beside them."""
+"""Read a store: its splits, their examples, and the paths of their images."""
 
 from __future__ import annotations
 
@@ -9,26 +9,32 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refcli.contracts.example import Example
+from refcli.contracts.example import RLE, Example, Region
 from refcli.data.store.checks import LEAVES_THE_ROOT, check_stored_rows
-from refcli.data.store.columns import REGION, SCHEMA, RowReader
-from refcli.data.store.manifest import (
+from refcli.data.store.layout import (
     MANIFEST,
-    STORE_SCHEMA,
-    is_whole,
+    REGION,
+    SCHEMA,
+    SIDES,
+    is_complete,
     read_manifest,
     split_files,
     stored_file,
-    write_manifest,
 )
-from refcli.data.store.write import SplitSummary, write_split
 from refcli.errors import DataError
-from refcli.tables import did_you_mean
 
-__all__ = ["MANIFEST", "STORE_SCHEMA", "SplitSummary", "Store", "StoreSplit", "write_manifest", "write_split"]
+MAX_GROUP_BYTES = 3 << 28
+"""Limit on the columns of a row group in memory; ten thousand examples with detailed masks take a tenth of it."""
+BATCH_BYTES = 1 << 28
+_ROWS_AT_A_TIME = 1_000
+_REGIONS = "regions"
+_DAMAGED = (pa.ArrowException, OSError, UnicodeError, ValueError, TypeError, KeyError, IndexError, MemoryError)
+"""What pyarrow raises for files that are damaged or of another shape."""
+_HINT = "it was changed after it was written; prepare the data again"
 
 
 class Store:
@@ -55,9 +61,9 @@ class Store:
         """All splits as "dataset:split", sorted."""
         return sorted(f"{dataset}:{split}" for dataset, entry in self._datasets.items() for split in entry["splits"])
 
-    def whole_names(self) -> list[str]:
-        """The splits that can be opened: all but those whose parts are not all there."""
-        return [name for name in self.names() if is_whole(self._entry(name))]
+    def complete_names(self) -> list[str]:
+        """The splits that can be opened: all but those with missing parts."""
+        return [name for name in self.names() if is_complete(self._entry(name))]
 
     def _entry(self, name: str) -> Mapping[str, Any]:
         dataset, split = name.rsplit(":", 1)
@@ -89,25 +95,25 @@ class Store:
         )
 
     def contents(self, name: str) -> dict[str, Any]:
-        """What a split holds, as far as the manifest says: the sha256 of its files, and the number of examples."""
+        """The sha256 of the files of a split and its number of examples, according to the manifest."""
         files = split_files(self._entry(name), where=f"{self.path / MANIFEST}: {name}")
         return {"sha256": [file["sha256"] for file in files], "examples": sum(file["examples"] for file in files)}
 
     def origin(self, name: str) -> Mapping[str, Any]:
-        """Where a split comes from: its source, settings and input files."""
+        """The origin of a split: its source, settings and input files."""
         return dict(self._entry(name).get("origin") or {})
 
 
 class StoreSplit:
     """The examples of one split, by index.
 
-    Row groups are read and checked when they are first touched, and stay in memory as Arrow buffers. Pickling carries
-    the paths only, so a worker process opens the files for itself; a forked one shares what its parent has loaded.
+    Row groups are read and checked on first access and stay in memory as Arrow buffers. Pickling carries the paths
+    only, so a worker process opens the files itself; a forked one shares the groups that its parent has loaded.
 
     Args:
         name: "dataset:split".
         files: (Parquet file, number of its rows), in order.
-        image_root: what the examples' image paths are relative to.
+        image_root: the folder that image paths are relative to.
     """
 
     def __init__(self, *, name: str, files: Sequence[tuple[Path, int]], image_root: Path) -> None:
@@ -145,41 +151,41 @@ class StoreSplit:
         return reader[index - self._starts[group]]
 
     def load(self) -> None:
-        """Read every row group now, so that processes forked later share the memory."""
+        """Read all row groups now, so that processes forked later share the memory."""
         for group, reader in enumerate(self._groups):
             if reader is None:
                 self._groups[group] = self.read_group(group)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """One whole column, for filters over all examples at once."""
+        """A whole column, for filters over all examples at once."""
         tables = list(self.tables([name]))
         return pa.concat_tables(tables).column(name) if tables else pa.chunked_array([], SCHEMA.field(name).type)
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows as tables, a row group at a time; `columns` None gives all of them."""
+        """The rows as tables, one row group at a time; `columns` None gives all columns."""
         for path, group in self._places:
             yield read_group(path, group, columns)
 
     def image_path(self, example: Example) -> Path:
-        """Where the image of an example lies.
+        """The path of the image of an example.
 
         Raises:
-            DataError: the example names a place outside the image root.
+            DataError: the path leaves the image root.
         """
         return self.path_of_image(example.image, where=example.id)
 
     def path_of_image(self, image: str, *, where: str) -> Path:
-        """Where the image of a name in the column "image" lies; `where` names its example in errors.
+        """The path of an image by its value in the column "image"; `where` names its example in errors.
 
         Raises:
-            DataError: the name leads to a place outside the image root, or nowhere.
+            DataError: the path leaves the image root, or is invalid.
         """
         if re.search(LEAVES_THE_ROOT, image):
             raise DataError(f"the image path {image!r} leaves the image root", where=f"{self.name}: {where}")
         return self.image_root / image
 
     def read_group(self, group: int) -> RowReader:
-        """The rows of a row group, which does not stay in memory here.
+        """Read a row group without keeping it in memory.
 
         Raises:
             DataError: the file is damaged.
@@ -194,21 +200,11 @@ class StoreSplit:
         self._open()
 
 
-MAX_GROUP_BYTES = 3 << 28
-"""Of the columns in memory; ten thousand examples with detailed masks take a tenth of it."""
-_BATCH_BYTES = 1 << 28
-_ROWS_AT_A_TIME = 1_000
-_REGIONS = "regions"
-_DAMAGED = (pa.ArrowException, OSError, UnicodeError, ValueError, TypeError, KeyError, IndexError, MemoryError)
-"""What pyarrow raises for files that are damaged or of another shape."""
-_HINT = "it was changed after it was written; prepare the data again"
-
-
 def group_sizes(path: Path, num_rows: int) -> list[int]:
     """Rows of every row group of a file that must hold `num_rows` in all.
 
     Raises:
-        DataError: the file is missing, is no Parquet file, lacks columns or does not hold as many rows.
+        DataError: the file is missing, is not a Parquet file, lacks columns or has another number of rows.
     """
     try:
         if path.exists() and not path.is_file():
@@ -228,21 +224,30 @@ def group_sizes(path: Path, num_rows: int) -> list[int]:
     return sizes
 
 
-def read_group(path: Path, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """One row group of a file, with the types of `SCHEMA`.
+def read_group(
+    path: Path,
+    group: int,
+    columns: Sequence[str] | None = None,
+    *,
+    max_bytes: int = MAX_GROUP_BYTES,
+    batch_bytes: int = BATCH_BYTES,
+) -> pa.Table:
+    """Read one row group of a file, with the types of `SCHEMA`.
 
     Args:
         path: the file.
         group: number of the row group.
         columns: names of columns, or of parts of regions such as "regions.list.element.x1"; None for all.
+        max_bytes: limit on the memory of the row group.
+        batch_bytes: limit on the memory of a column while it is read.
 
     Raises:
-        DataError: the file is damaged, a column has another type, a value is missing, or a row could not have been
-            stored; see `check_stored_rows`.
+        DataError: the file is damaged, a column has another type, a value is missing, a row breaks the rules of the
+            store (see `check_stored_rows`), or the row group exceeds `max_bytes`.
     """
     where = f"{path}, row group {group + 1}"
     try:
-        table = _read_limited(path, group, list(columns or SCHEMA.names), where)
+        table = _read_limited(path, group, list(columns or SCHEMA.names), where, max_bytes, batch_bytes)
         table = table.cast(_schema_of(table))
         table.validate(full=True)
         _refuse_nulls(table, where)
@@ -252,20 +257,20 @@ def read_group(path: Path, group: int, columns: Sequence[str] | None = None) -> 
     return table
 
 
-def _read_limited(path: Path, group: int, columns: list[str], where: str) -> pa.Table:
+def _read_limited(path: Path, group: int, columns: list[str], where: str, max_bytes: int, batch_bytes: int) -> pa.Table:
     batches, size = [], 0
     with pq.ParquetFile(path, memory_map=True) as file:
         chunks = file.metadata.row_group(group)
         largest = max(
             (chunks.column(number).total_uncompressed_size for number in range(chunks.num_columns)), default=0
         )
-        # a value that many rows refer to is at most as large as its column, and is repeated in memory
-        rows = min(max(_BATCH_BYTES // max(largest, 1), 1), _ROWS_AT_A_TIME)
+        # A value that many rows refer to is at most as large as its column, and is repeated in memory.
+        rows = min(max(batch_bytes // max(largest, 1), 1), _ROWS_AT_A_TIME)
         for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
             batches.append(batch)
             size += batch.nbytes
-            if size > MAX_GROUP_BYTES:
-                raise DataError(f"the rows take more than {MAX_GROUP_BYTES >> 20:,} MiB of memory", where=where)
+            if size > max_bytes:
+                raise DataError(f"the rows take more than {max_bytes >> 20:,} MiB of memory", where=where)
         expected = chunks.num_rows
         schema = file.schema_arrow
     num_rows = sum(map(len, batches))
@@ -278,7 +283,7 @@ def _read_limited(path: Path, group: int, columns: list[str], where: str) -> pa.
 
 
 def _schema_of(table: pa.Table) -> pa.Schema:
-    """The part of `SCHEMA` that the columns of a table are."""
+    """The part of `SCHEMA` that describes the columns of a table."""
     fields = []
     for found in table.schema:
         field = SCHEMA.field(found.name)
@@ -290,7 +295,7 @@ def _schema_of(table: pa.Table) -> pa.Schema:
 
 
 def _parts(regions: pa.Field) -> list[str]:
-    """The names of the fields of a column of regions; none if it holds something else."""
+    """The field names of a column of regions; none if the column holds something else."""
     kind = regions.type
     is_nested = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     return [part.name for part in kind.value_type] if is_nested and pa.types.is_struct(kind.value_type) else []
@@ -315,3 +320,81 @@ def _unreadable(error: BaseException, where: str) -> DataError:
         return DataError(f"the file cannot be read: {error.strerror}", where=where)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return DataError(f"this is not a whole Parquet file of a store: {reason}", where=where, hint=_HINT)
+
+
+class RowReader:
+    """Random access to the rows of one table of `SCHEMA`: a row becomes an Example in a few microseconds."""
+
+    def __init__(self, table: pa.Table) -> None:
+        table = table.cast(SCHEMA).combine_chunks()
+        self._size: int = table.num_rows
+        texts = ("id", "dataset", "split", "image", "image_id", "expression", "kind")
+        self._texts = {name: _Bytes(_single(table, name)) for name in texts}
+        self._width = _single(table, "width").to_numpy()
+        self._height = _single(table, "height").to_numpy()
+        lists = _single(table, "regions")
+        self._region_offsets = np.asarray(lists.offsets)
+        regions = lists.values
+        self._boxes = np.stack([regions.field(side).to_numpy() for side in SIDES], axis=1)
+        self._masks = _Bytes(regions.field("mask_counts"))
+        self._source_ids = _Bytes(regions.field("source_id"))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, row: int) -> Example:
+        text = self._texts
+        height, width = int(self._height[row]), int(self._width[row])
+        return Example(
+            id=text["id"].text(row),
+            dataset=text["dataset"].text(row),
+            split=text["split"].text(row),
+            image=text["image"].text(row),
+            image_id=text["image_id"].text(row),
+            width=width,
+            height=height,
+            expression=text["expression"].text(row),
+            regions=tuple(
+                self._region(number, height, width)
+                for number in range(self._region_offsets[row], self._region_offsets[row + 1])
+            ),
+            kind=text["kind"].optional_text(row),
+        )
+
+    def _region(self, number: int, height: int, width: int) -> Region:
+        counts = self._masks.optional(number)
+        x1, y1, x2, y2 = self._boxes[number].tolist()
+        return Region(
+            box_xyxy=(x1, y1, x2, y2),
+            mask=None if counts is None else RLE((height, width), counts),
+            source_id=self._source_ids.optional_text(number),
+        )
+
+
+class _Bytes:
+    """A string or binary column as its offsets, its bytes and its validity."""
+
+    def __init__(self, array: pa.Array) -> None:
+        _, offsets, data = array.buffers()
+        first, size = array.offset, len(array)
+        self._offsets = np.frombuffer(offsets, dtype=np.int32)[first : first + size + 1] if size else np.zeros(1, int)
+        self._data = memoryview(data) if data is not None else memoryview(b"")
+        self._valid = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
+
+    def text(self, row: int) -> str:
+        return str(self._data[self._offsets[row] : self._offsets[row + 1]], "utf-8")
+
+    def optional(self, row: int) -> bytes | None:
+        if self._valid is not None and not self._valid[row]:
+            return None
+        return bytes(self._data[self._offsets[row] : self._offsets[row + 1]])
+
+    def optional_text(self, row: int) -> str | None:
+        value = self.optional(row)
+        return None if value is None else value.decode("utf-8")
+
+
+def _single(table: pa.Table, name: str) -> pa.Array:
+    """A column of a table as one array."""
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])

@@ -1,4 +1,4 @@
-"""What a split holds, in figures: counts, and histograms of its texts, boxes and pictures."""
+"""Statistics of a split: counts, and histograms of its texts, boxes and images."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float64, Int64
 
+from refcli.data.store.layout import SIDES
 from refcli.data.store.read import StoreSplit
 
 WORDS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 21, 31)
@@ -18,7 +19,7 @@ NUM_REGIONS = (0, 1, 2, 3, 4, 5, 6, 11)
 NUM_EXPRESSIONS = (1, 2, 3, 4, 5, 6, 11, 21, 51)
 AREA = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
 SIDE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-COLUMNS = ("image", "width", "height", "expression", "kind", "regions")
+_COLUMNS = ("image", "width", "height", "expression", "kind", "regions")
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class Bin:
 
 @dataclass(frozen=True)
 class Distribution:
-    """How one quantity is spread; the figures are None where nothing was measured."""
+    """Distribution of one quantity; the figures are None if there are no values."""
 
     count: int
-    """How many values there are."""
+    """Number of values."""
     smallest: float | None
     median: float | None
     mean: float | None
@@ -46,37 +47,37 @@ class Distribution:
 
 @dataclass(frozen=True)
 class SplitStatistics:
-    """The figures of one split."""
+    """Statistics of one split."""
 
     name: str
     """ "dataset:split"."""
     images: int
-    """Distinct pictures."""
+    """Distinct images."""
     expressions: int
     regions: int
     masks: int
     """Regions that have a mask."""
     no_target: int
-    """Expressions that mean nothing in their picture."""
+    """Expressions without a target in their image."""
     unknown_size: int
-    """Expressions whose picture's size is not known before it is read; their boxes are in no distribution."""
+    """Expressions on images of unknown size; the distributions do not include their boxes."""
     kinds: Mapping[str, int]
-    """Expressions of each kind, the most frequent first; those without a kind are not in it."""
+    """Expressions of each kind, the most frequent first; expressions without a kind are not counted."""
     expression_words: Distribution
     """Words of an expression, separated by white space."""
     box_area_share: Distribution
-    """Share of the picture's area that a box covers, 0..1; what lies outside the picture does not count."""
+    """Share of the image's area that a box covers, 0..1; parts outside the image do not count."""
     box_side_share: Distribution
-    """The square root of `box_area_share`: the side of the box if box and picture were squares."""
+    """The square root of `box_area_share`: the relative side length if box and image were squares."""
     regions_per_expression: Distribution
     expressions_per_image: Distribution
 
 
 def split_statistics(split: StoreSplit) -> SplitStatistics:
-    """All figures of a split, from its columns, a row group at a time.
+    """Compute the statistics of a split from its columns, one row group at a time.
 
     Raises:
-        DataError: a file of the split is not whole.
+        DataError: a file of the split is damaged.
     """
     words: list[Int64[np.ndarray, " rows"]] = []
     num_regions: list[Int64[np.ndarray, " rows"]] = []
@@ -84,7 +85,7 @@ def split_statistics(split: StoreSplit) -> SplitStatistics:
     images: list[pa.Array] = []
     kinds: Counter[str] = Counter()
     masks = unknown_size = 0
-    for table in split.tables(COLUMNS):
+    for table in split.tables(_COLUMNS):
         words.append(_num_words(table["expression"]))
         width, height = (table[side].to_numpy() for side in ("width", "height"))
         unknown_size += int(((width == 0) | (height == 0)).sum())
@@ -114,12 +115,12 @@ def split_statistics(split: StoreSplit) -> SplitStatistics:
 
 
 def distribution(values: np.ndarray, starts: Sequence[float], *, top: float | None = None) -> Distribution:
-    """Figures and histogram of some values.
+    """Summary figures and histogram of values.
 
     Args:
         values: numbers, none below the first of `starts` or above `top`.
-        starts: where the bins begin, ascending.
-        top: the greatest possible value, which the last bin includes; None: there is none.
+        starts: lower limits of the bins, ascending.
+        top: the greatest possible value, which the last bin includes; None for no upper limit.
     """
     counts = np.bincount(np.searchsorted(starts, values, side="right") - 1, minlength=len(starts))
     stops = (*starts[1:], top)
@@ -137,7 +138,7 @@ def _num_words(expressions: pa.ChunkedArray) -> Int64[np.ndarray, " rows"]:
 
 
 def _regions(table: pa.Table) -> tuple[Int64[np.ndarray, " rows"], pa.StructArray]:
-    """The number of regions of each row, and the regions of all rows one after the other."""
+    """The number of regions of each row, and the regions of all rows in order."""
     lists = table["regions"].combine_chunks()
     return pc.list_value_length(lists).to_numpy().astype(np.int64), lists.flatten()
 
@@ -145,10 +146,10 @@ def _regions(table: pa.Table) -> tuple[Int64[np.ndarray, " rows"], pa.StructArra
 def _area_shares(
     regions: pa.StructArray, width: Int64[np.ndarray, " regions"], height: Int64[np.ndarray, " regions"]
 ) -> Float64[np.ndarray, " known"]:
-    """Share of its picture that each box covers, where the picture's size is known."""
+    """Share of its image that each box covers, for images of known size."""
     is_known = (width > 0) & (height > 0)
     width, height = width[is_known].astype(np.float64), height[is_known].astype(np.float64)
-    left, top, right, bottom = (regions.field(side).to_numpy()[is_known] for side in ("x1", "y1", "x2", "y2"))
+    left, top, right, bottom = (regions.field(side).to_numpy()[is_known] for side in SIDES)
     across = np.maximum(np.minimum(right, width) - np.maximum(left, 0.0), 0.0)
     down = np.maximum(np.minimum(bottom, height) - np.maximum(top, 0.0), 0.0)
     shares: Float64[np.ndarray, " known"] = (across / width) * (down / height)
@@ -156,7 +157,7 @@ def _area_shares(
 
 
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """How often each text occurs; what is null is not counted."""
+    """How often each text occurs; nulls are not counted."""
     found = pc.value_counts(column.drop_null())
     return dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True))
 

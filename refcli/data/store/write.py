@@ -1,34 +1,51 @@
-"""Writing a split of the store as a stream of tables."""
+"""Write splits as streams of tables, and list them in the manifest of a store."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from filelock import FileLock
 from jaxtyping import Int64
 from typing_extensions import Self
 
 from refcli.contracts.example import Example
 from refcli.data.store.checks import check_table
-from refcli.data.store.columns import SCHEMA, examples_to_table
+from refcli.data.store.layout import (
+    MANIFEST,
+    SCHEMA,
+    STORE_SCHEMA,
+    examples_to_table,
+    file_entries,
+    read_manifest,
+)
 from refcli.errors import DataError
-from refcli.files import file_sha256, is_plain_name, temporary_file
+from refcli.files import file_sha256, is_plain_name, path_inside, temporary_file, write_atomically
 
 ROWS_PER_GROUP = 10_000
 BYTES_PER_GROUP = 1 << 27
-"""In memory, where rows are large; readers take six times as much."""
+"""Limit on the size of a row group in memory; readers need six times as much."""
+COUNTED = ("examples", "images", "regions", "masks", "no_target")
+"""Counts of a split that are the sums of its parts' (an image is in one part only)."""
+_INTERIM = re.compile(r"(.+)\.[0-9a-f]{16}\.parquet")
+"""Temporary name of a file that replaces a listed one, until the manifest lists it."""
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What a split, or one part of it, holds, as listed in the manifest."""
+    """The contents of a split, or of one part of it, as listed in the manifest."""
 
     dataset: str
     split: str
@@ -47,21 +64,32 @@ class SplitSummary:
 
 
 class SplitWriter:
-    """Writes `<out>/<dataset>/<split>.parquet` beside its place; `publish` or `list_splits` moves it there.
+    """Writes `<out>/<dataset>/<split>.parquet` under a temporary name; `publish` or `list_splits` renames it.
 
-    Rows are checked and counted as they come and are never all in memory. Without `publish` nothing is left behind.
+    Rows are checked and counted as they arrive and are never all in memory. Without `publish`, no file remains.
 
     Args:
         out: the store.
         dataset: name of the data set.
         split: name of the split.
         part: (number, count) if the split is written in parts: `<split>.1-of-4.parquet`.
+        rows_per_group: rows of a full row group.
+        bytes_per_group: limit on the size of a row group in memory.
 
     Raises:
-        DataError: a name that no file can have, or a link where the folder of the data set should be.
+        DataError: an invalid name, or the folder of the data set is a link.
     """
 
-    def __init__(self, out: Path, dataset: str, split: str, *, part: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        dataset: str,
+        split: str,
+        *,
+        part: tuple[int, int] | None = None,
+        rows_per_group: int = ROWS_PER_GROUP,
+        bytes_per_group: int = BYTES_PER_GROUP,
+    ) -> None:
         for name in (dataset, split):
             if not is_plain_name(name):
                 raise DataError(
@@ -69,6 +97,7 @@ class SplitWriter:
                 )
         self._out, self._dataset, self._split = Path(out), dataset, split
         self._is_part = part is not None
+        self._rows_per_group, self._bytes_per_group = rows_per_group, bytes_per_group
         suffix = f".{part[0]}-of-{part[1]}" if part else ""
         self.path = self._out / dataset / f"{split}{suffix}.parquet"
         if self.path.parent.is_symlink():
@@ -120,13 +149,13 @@ class SplitWriter:
         self._waiting.append(table)
         self._num_waiting += len(table)
         self._bytes_waiting += table.nbytes
-        if self._bytes_waiting >= BYTES_PER_GROUP:
+        if self._bytes_waiting >= self._bytes_per_group:
             self._flush(1)
-        elif self._num_waiting >= ROWS_PER_GROUP:
-            self._flush(ROWS_PER_GROUP)
+        elif self._num_waiting >= self._rows_per_group:
+            self._flush(self._rows_per_group)
 
     def finish(self) -> SplitSummary:
-        """Close the file, still beside its place.
+        """Close the file, which keeps its temporary name.
 
         Raises:
             DataError: there are no rows (a part may have none), or an id occurs twice.
@@ -156,19 +185,19 @@ class SplitWriter:
         )
 
     def publish(self, name: str | None = None) -> None:
-        """Move the finished file to its place, or under another name to its folder."""
+        """Give the finished file its final name, or another one in the same folder."""
         self._unfinished.replace(self.path if name is None else self.path.with_name(name))
         self.is_published = True
 
     def _flush(self, multiple: int) -> None:
-        """Write the rows that wait, as many as make whole multiples; the others go on waiting."""
+        """Write waiting rows, up to the largest whole multiple of a number; the rest keep waiting."""
         if not self._waiting:
             return
         whole = pa.concat_tables(self._waiting)
         num_ready = len(whole) // multiple * multiple
         if num_ready:
-            fitting = int(BYTES_PER_GROUP * len(whole) / max(whole.nbytes, 1))
-            num_rows = min(max(fitting, 1), ROWS_PER_GROUP)
+            fitting = int(self._bytes_per_group * len(whole) / max(whole.nbytes, 1))
+            num_rows = min(max(fitting, 1), self._rows_per_group)
             self._parquet.write_table(whole.slice(0, num_ready).combine_chunks(), row_group_size=num_rows)
         self._num_waiting = len(whole) - num_ready
         self._bytes_waiting = whole.slice(num_ready).nbytes
@@ -184,7 +213,7 @@ class SplitWriter:
 
 
 def has_columns_of_store(path: Path) -> bool:
-    """Whether there is a Parquet file with the columns of a store."""
+    """Whether a path is a Parquet file with the columns of a store."""
     try:
         return path.is_file() and set(SCHEMA.names) <= set(pq.read_schema(path).names)
     except (pa.ArrowException, OSError, ValueError):
@@ -192,41 +221,227 @@ def has_columns_of_store(path: Path) -> bool:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove what killed processes of earlier versions have left beside a file."""
+    """Remove the temporary files that killed processes of earlier versions have left beside a file."""
     for old in path.parent.glob(f".{path.name}.*.part"):
         number = old.name.split(".")[-2]
         if number.isdecimal() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
             old.unlink(missing_ok=True)
 
 
-def write_split(out: Path, dataset: str, split: str, examples: Iterable[Example]) -> SplitSummary:
+def write_split(
+    out: Path, dataset: str, split: str, examples: Iterable[Example], *, rows_per_group: int = ROWS_PER_GROUP
+) -> SplitSummary:
     """Write a split, atomically and without holding all examples in memory.
 
-    The split is not listed before `write_manifest` is called with the summary.
+    The manifest lists the split only after `write_manifest` is called with the summary.
 
     Raises:
         DataError: there are no examples, or one is invalid (foreign split, repeated id, blank expression, a path that
             leaves the image root, a box that is not finite and ordered, a mask of another size than the image).
     """
-    return write_tables(out, dataset, split, (examples_to_table(batch) for batch in _batches(examples)))
-
-
-def write_tables(out: Path, dataset: str, split: str, tables: Iterable[pa.Table]) -> SplitSummary:
-    """As `write_split`, from tables of `SCHEMA`."""
-    with SplitWriter(out, dataset, split) as writer:
-        for table in tables:
-            writer.write(table)
+    remaining = iter(examples)
+    with SplitWriter(out, dataset, split, rows_per_group=rows_per_group) as writer:
+        while batch := list(islice(remaining, rows_per_group)):
+            writer.write(examples_to_table(batch))
         summary = writer.finish()
         writer.publish()
     return summary
 
 
-def _batches(examples: Iterable[Example]) -> Iterator[Sequence[Example]]:
-    batch: list[Example] = []
-    for example in examples:
-        batch.append(example)
-        if len(batch) == ROWS_PER_GROUP:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+@dataclass(frozen=True)
+class Listing:
+    """One split, or one part of it, to be listed in a manifest."""
+
+    summary: SplitSummary
+    images: str | None = None
+    """The image root: absolute, or relative to the store; None for `<store>/<dataset>`."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Origin of the examples (settings, source files and their sha256)."""
+    outcome: Mapping[str, Any] = field(default_factory=dict)
+    """Results of the preparation that decide whether it must be repeated."""
+    writer: SplitWriter | None = None
+    """Holds the finished file, to be published; None: it already has its final name."""
+
+
+def write_manifest(
+    out: Path,
+    summaries: Sequence[SplitSummary],
+    *,
+    images: str | None = None,
+    origin: Mapping[str, Any] | None = None,
+    outcome: Mapping[str, Any] | None = None,
+    part: tuple[int, int] | None = None,
+) -> Path:
+    """List splits whose files already have their final names; see `list_splits`."""
+    listings = [Listing(summary, images, origin or {}, outcome or {}) for summary in summaries]
+    return list_splits(out, listings, part=part)
+
+
+def list_splits(out: Path, listings: Sequence[Listing], *, part: tuple[int, int] | None = None) -> Path:
+    """Add splits to `<out>/manifest.json`, or replace those of the same name; other splits stay.
+
+    Safe for concurrent processes. If anything fails or the process is killed, the store is unchanged or has all of the
+    new splits: a file that replaces another one has a temporary name until the manifest lists it. Files that the
+    manifest no longer lists are removed.
+
+    Args:
+        out: the store.
+        listings: the splits.
+        part: (number, count): the listings are one part of their splits; parts of another origin or count are dropped.
+
+    Raises:
+        DataError: the existing manifest is damaged, or a file would lie outside the store.
+    """
+    out = Path(out)
+    with _locked(out):
+        empty: dict[str, Any] = {"schema": STORE_SCHEMA, "datasets": {}}
+        manifest = read_manifest(out) if (out / MANIFEST).exists() else empty
+        before = {entry["file"]: entry["sha256"] for entry in file_entries(manifest)}
+        entries = [_enter(manifest, listing, part) for listing in listings]
+        finals = [str(entry["file"]) for entry in entries]
+        with _published(out, listings, entries, before):
+            _write(out, manifest)
+        with suppress(OSError):  # the store is complete; only file names remain to be tidied
+            _rename_to_final(out, manifest, entries, finals)
+        listed = {entry["file"] for entry in file_entries(manifest)}
+        for file in {*before, *_left_behind(out, finals)} - listed:
+            _remove(out, file)
+    return out / MANIFEST
+
+
+def new_split(out: Path, dataset: str, split: str, *, part: tuple[int, int] | None = None) -> SplitWriter:
+    """A writer for a split, or part of one, whose file is new or replaces a file of the store.
+
+    Raises:
+        DataError: a foreign file has the name of the split; or see `SplitWriter`.
+    """
+    writer = SplitWriter(out, dataset, split, part=part)
+    if writer.path.is_symlink() or (writer.path.exists() and not has_columns_of_store(writer.path)):
+        listed = {entry["file"] for entry in file_entries(read_manifest(out))} if (out / MANIFEST).exists() else set()
+        if f"{dataset}/{writer.path.name}" not in listed:
+            with writer:
+                raise DataError(
+                    "a file that is not of this store has the name of the split",
+                    where=str(writer.path),
+                    hint="move it, or give another --out or --name",
+                )
+    return writer
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    lock = out / f".{MANIFEST}.lock"
+    if lock.is_symlink():
+        lock.unlink()
+    with FileLock(lock):
+        yield
+
+
+def _write(out: Path, manifest: Mapping[str, Any]) -> None:
+    write_atomically(out / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _enter(manifest: dict[str, Any], listing: Listing, part: tuple[int, int] | None) -> dict[str, Any]:
+    """Add a split to a manifest; returns the entry of its file."""
+    summary = listing.summary
+    splits = manifest["datasets"].setdefault(summary.dataset, {"splits": {}})["splits"]
+    facts = {key: value for key, value in asdict(summary).items() if key not in ("dataset", "split")}
+    facts |= {"outcome": dict(listing.outcome)}
+    shared = {"images_at": listing.images, "origin": dict(listing.origin)}
+    if part is None:
+        splits[summary.split] = facts = facts | shared
+    else:
+        splits[summary.split] = _with_part(splits.get(summary.split, {}), facts, shared, part)
+    return facts
+
+
+@contextmanager
+def _published(
+    out: Path, listings: Sequence[Listing], entries: Sequence[dict[str, Any]], before: Mapping[str, str]
+) -> Iterator[None]:
+    """Publish the finished files; if the block fails, remove those that no manifest lists.
+
+    A file that would replace one of other content gets a temporary name, which its entry then lists.
+    """
+    try:
+        for listing, entry in zip(listings, entries, strict=True):
+            if listing.writer is None:
+                continue
+            if before.get(entry["file"], entry["sha256"]) != entry["sha256"]:
+                entry["file"] = entry["file"].removesuffix("parquet") + f"{entry['sha256'][:16]}.parquet"
+            path = _place_of(out, entry["file"])
+            listing.writer.publish(path.name)
+        yield
+    except BaseException:
+        listed = {entry["file"] for entry in file_entries(read_manifest(out))} if (out / MANIFEST).exists() else set()
+        for listing, entry in zip(listings, entries, strict=True):
+            if listing.writer is not None and listing.writer.is_published and entry["file"] not in listed:
+                with suppress(OSError):
+                    _remove(out, entry["file"])
+        raise
+
+
+def _place_of(out: Path, file: str) -> Path:
+    """The path of a new file of the store; an existing link there is replaced."""
+    folder, _, name = file.rpartition("/")
+    inside = path_inside(out, folder)
+    if inside is None:
+        raise DataError(
+            "the folder of the data set is a link", where=str(out / folder), hint="move the folder itself there"
+        )
+    return inside / name
+
+
+def _rename_to_final(
+    out: Path, manifest: Mapping[str, Any], entries: Sequence[dict[str, Any]], finals: Sequence[str]
+) -> None:
+    """Give files their final names, which the manifest does not list yet, and then list them under these."""
+    moved = [(entry, final) for entry, final in zip(entries, finals, strict=True) if entry["file"] != final]
+    if not moved:
+        return
+    for entry, final in moved:
+        (out / final).unlink(missing_ok=True)
+        try:
+            os.link(out / entry["file"], out / final)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(out / entry["file"], out / final)
+    interim = [str(entry["file"]) for entry, _ in moved]
+    try:
+        for entry, final in moved:
+            entry["file"] = final
+        _write(out, manifest)
+    except OSError:
+        for (entry, _), file in zip(moved, interim, strict=True):
+            entry["file"] = file
+        raise
+    for file in interim:
+        _remove(out, file)
+
+
+def _left_behind(out: Path, finals: Sequence[str]) -> list[str]:
+    """Temporary files of splits that a killed process may have left."""
+    found = []
+    for final in finals:
+        folder, _, name = final.rpartition("/")
+        for path in (out / folder).glob("*.parquet"):
+            interim = _INTERIM.fullmatch(path.name)
+            if interim and f"{interim[1]}.parquet" == name:
+                found.append(f"{folder}/{path.name}")
+    return found
+
+
+def _remove(out: Path, file: str) -> None:
+    path = path_inside(out, file)
+    if path is not None and path.is_file():
+        path.unlink(missing_ok=True)
+
+
+def _with_part(
+    old: Mapping[str, Any], facts: dict[str, Any], shared: Mapping[str, Any], part: tuple[int, int]
+) -> dict[str, Any]:
+    number, count = part
+    fits = old.get("num_parts") == count and all(old.get(key) == value for key, value in shared.items())
+    parts = dict(old["parts"]) if fits else {}
+    parts[str(number)] = facts
+    totals = {key: sum(one[key] for one in parts.values()) for key in COUNTED}
+    return {"num_parts": count, "parts": parts, **totals, **shared}

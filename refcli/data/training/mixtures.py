@@ -15,18 +15,9 @@ import pyarrow.compute as pc
 import refcli
 from refcli.data.preparation.counting import CountCheck, compare_counts
 from refcli.data.spec import DatasetSpec, is_evaluation_split, is_train_like, list_specs, load_spec
-from refcli.data.store.columns import SCHEMA
-from refcli.data.store.manifest import (
-    MANIFEST,
-    Listing,
-    is_in_place,
-    list_splits,
-    new_split,
-    read_manifest,
-    split_files,
-)
+from refcli.data.store.layout import MANIFEST, SCHEMA, is_in_place, read_manifest, split_files
 from refcli.data.store.read import Store, StoreSplit
-from refcli.data.store.write import SplitSummary, SplitWriter
+from refcli.data.store.write import Listing, SplitSummary, SplitWriter, list_splits, new_split
 from refcli.errors import DataError, UsageError
 from refcli.files import write_atomically
 from refcli.tables import did_you_mean
@@ -194,7 +185,7 @@ def _require(what: str, missing: Sequence[str], store_path: Path, *, otherwise: 
 
 def _evaluation_splits(spec: DatasetSpec, store: Store) -> tuple[list[str], list[str]]:
     """Evaluation splits of the family: those in the store, and those that should be there whole but are not."""
-    specs, known, whole = list_specs(), store.names(), store.whole_names()
+    specs, known, whole = list_specs(), store.names(), store.complete_names()
     present: list[str] = []
     missing: list[str] = []
     for dataset in spec.family:

@@ -17,9 +17,8 @@ import numpy as np
 from refcli.contracts.example import Example
 from refcli.data.sources.synthetic.examples import DATASET, SCENES_PER_FOLDER, image_path, render_scene
 from refcli.data.sources.synthetic.settings import SyntheticSettings
-from refcli.data.store.columns import examples_to_table
-from refcli.data.store.manifest import MANIFEST, Listing, list_splits, new_split, read_manifest
-from refcli.data.store.write import SplitSummary
+from refcli.data.store.layout import MANIFEST, examples_to_table, read_manifest
+from refcli.data.store.write import Listing, SplitSummary, list_splits, new_split
 from refcli.errors import DataError, UsageError
 from refcli.files import temporary_file
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from audited_stores import BOX, OTHER_BOX, counts, make_store, only_overlap, two_data_sets
 
 from refcli.data.audit.overlaps import audit_store, distinct_pictures
-from refcli.data.store.read import Store, StoreSplit, write_manifest, write_split
+from refcli.data.store.read import Store, StoreSplit
+from refcli.data.store.write import write_manifest, write_split
 
 
 def test_splits_with_nothing_in_common_share_nothing(tmp_path):

@@ -9,7 +9,8 @@ from PIL import Image
 
 from refcli.config.schema import AugmentSettings, TowerSettings
 from refcli.contracts.example import Example, Region
-from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.store.read import Store
+from refcli.data.store.write import write_manifest, write_split
 from refcli.data.training.dataset import GroundingDataset
 from refcli.data.training.sampling import EndlessSampler, WeightedSampler
 from refcli.errors import DataError

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from refcli.contracts.example import Example, Region
-from refcli.data.store import write as store_writing
-from refcli.data.store.read import Store, write_manifest, write_split
+from refcli.data.store.read import Store
 from refcli.data.store.statistics import Distribution, distribution, split_statistics
+from refcli.data.store.write import write_manifest, write_split
 from refcli.geometry.masks import encode_mask
 
 WIDTH, HEIGHT = 40, 20
@@ -31,8 +31,8 @@ def example(number, *regions, expression="the cup", image="a.png", kind=None, si
     )
 
 
-def statistics_of(folder, *examples):
-    write_manifest(folder, [write_split(folder, "toy", "all", examples)])
+def statistics_of(folder, *examples, **options):
+    write_manifest(folder, [write_split(folder, "toy", "all", examples, **options)])
     return split_statistics(Store(folder).split("toy:all"))
 
 
@@ -113,7 +113,7 @@ def test_a_split_without_regions_has_no_box_figures(tmp_path):
     assert sum(one.count for one in found.box_area_share.bins) == 0
 
 
-def test_row_groups_do_not_show(tmp_path, monkeypatch):
+def test_statistics_span_all_row_groups(tmp_path):
     dice = random.Random(4)
     examples = [
         example(
@@ -128,8 +128,7 @@ def test_row_groups_do_not_show(tmp_path, monkeypatch):
         )
         for number in range(50)
     ]
-    monkeypatch.setattr(store_writing, "ROWS_PER_GROUP", 7)
-    found = statistics_of(tmp_path, *examples)
+    found = statistics_of(tmp_path, *examples, rows_per_group=7)
     regions = [region for one in examples for region in one.regions]
 
     assert found.images == len({one.image for one in examples})

@@ -26,6 +26,7 @@ from refcli.data.store.layout import (
     stored_file,
 )
 from refcli.errors import DataError
+from refcli.tables import did_you_mean
 
 MAX_GROUP_BYTES = 3 << 28
 """Limit on the columns of a row group in memory; ten thousand examples with detailed masks take a tenth of it."""

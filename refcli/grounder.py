@@ -12,8 +12,8 @@ from refcli.config.schema import ModelSettings
 from refcli.contracts.batch import Batch
 from refcli.contracts.prediction import Prediction
 from refcli.heads.base import Head
-from refcli.heads.choice import head_class, head_settings
 from refcli.heads.flops import HeadFlops
+from refcli.heads.table import head_class, head_settings
 from refcli.model.beit3 import Features, OneTower
 from refcli.model.flops import BACKWARD_FACTOR, Work, training_work
 

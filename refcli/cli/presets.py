@@ -51,7 +51,7 @@ def show_command(
     group = path.parent.name
     if group not in loaders():
         raise UsageError(f"{group} presets cannot be resolved", where=f"preset {name}", hint="leave out --resolved")
-    from refcli.heads.choice import with_whole_head
+    from refcli.heads.table import with_whole_head
 
     settings = loaders()[group](str(path))
     whole = settings.model_copy(update={"model": with_whole_head(settings.model)})
@@ -123,7 +123,7 @@ def check_preset(path: Path, *, group: str) -> None:
     from refcli.config.load import stages_of
     from refcli.config.schema import FinetuneSettings
     from refcli.errors import ConfigError
-    from refcli.heads.choice import head_class, head_settings
+    from refcli.heads.table import head_class, head_settings
 
     if group not in loaders():
         raise ConfigError(f"nothing reads {group} presets", where=str(path), hint="known: " + ", ".join(loaders()))

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from refcli.config.own_heads import import_own_head
 from refcli.config.presets import preset_groups, preset_path
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
@@ -104,6 +105,7 @@ def load_finetune(preset_or_path: str, overrides: Sequence[str] = ()) -> Finetun
     origin = _origin(path, overrides)
     _check_stage_names(values.get("stages"), overrides)
     settings = _validate(FinetuneSettings, apply_overrides(values, overrides), origin=origin)
+    import_own_head(settings.model.head.name)
     for override in overrides:
         given = set(_dotted_keys(apply_overrides({}, [override])))
         for name, stage in settings.stages.items():
@@ -169,7 +171,9 @@ def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def load_pretrain(preset_or_path: str, overrides: Sequence[str] = ()) -> PretrainSettings:
     """Settings of a pre-training run, as `load_finetune` reads those of a fine-tuning run."""
     path, values = read_preset("pretrain", preset_or_path)
-    return _validate(PretrainSettings, apply_overrides(values, overrides), origin=_origin(path, overrides))
+    settings = _validate(PretrainSettings, apply_overrides(values, overrides), origin=_origin(path, overrides))
+    import_own_head(settings.model.head.name)
+    return settings
 
 
 def _origin(path: Path, overrides: Sequence[str]) -> Callable[[str], str]:

@@ -110,6 +110,7 @@ class HeadChoice(Settings):
     """Which head sits on the tower, and its own settings (declared by the head's `Config`)."""
 
     name: str = "oneref"
+    """A name of `refcli.heads.table`, or "package.module:ClassName" for a head of another package."""
     settings: dict[str, Any] = Field(default_factory=dict)
 
 

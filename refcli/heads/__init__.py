@@ -21,17 +21,17 @@ __all__ = [
 if TYPE_CHECKING:
     from refcli.heads.base import Head, Learned, OutputName
     from refcli.heads.cgformer.head import CGFormerHead
-    from refcli.heads.choice import head_class, head_settings
     from refcli.heads.oneref.head import OneRefHead
     from refcli.heads.rela.head import RelaHead
     from refcli.heads.shared_ris.head import SharedRISHead
+    from refcli.heads.table import head_class, head_settings
 else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
             "refcli.heads.base": "Head Learned OutputName",
             "refcli.heads.cgformer.head": "CGFormerHead",
-            "refcli.heads.choice": "head_class head_settings",
+            "refcli.heads.table": "head_class head_settings",
             "refcli.heads.oneref.head": "OneRefHead",
             "refcli.heads.rela.head": "RelaHead",
             "refcli.heads.shared_ris.head": "SharedRISHead",

@@ -25,7 +25,7 @@ from refcli.errors import ConfigError
 from refcli.evaluation.calibration import Calibrated, calibrate_on, with_threshold
 from refcli.evaluation.validation import validate
 from refcli.grounder import Grounder
-from refcli.heads.choice import head_settings, with_whole_head
+from refcli.heads.table import head_settings, with_whole_head
 from refcli.recipes.outputs import check_calibration, settle_outputs
 from refcli.recipes.run_checks import settle_precision, settled_for_preview
 from refcli.recipes.stages import Stage, in_turn, plan_stages

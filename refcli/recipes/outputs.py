@@ -17,7 +17,7 @@ from refcli.engine.distributed.world import World
 from refcli.engine.stopping import failing_together
 from refcli.errors import ConfigError, DataError
 from refcli.heads.base import OutputName, tells_existence
-from refcli.heads.choice import head_class, head_settings
+from refcli.heads.table import head_class, head_settings
 from refcli.recipes.restarts import takes_over
 from refcli.recipes.training import Data, open_data
 from refcli.weights.checks import answered_outputs

@@ -18,7 +18,7 @@ from refcli.engine.loading import explain_loading_errors, iterate_batches
 from refcli.engine.reporting.reporters import Reporter
 from refcli.engine.stopping import StopSignals, failing_together
 from refcli.grounder import Grounder
-from refcli.heads.choice import with_whole_head
+from refcli.heads.table import with_whole_head
 from refcli.pretraining.mrefm import MRefM
 from refcli.pretraining.pixel_clusters import PixelClusters
 from refcli.pretraining.tokenizer_training import VisualTokenizerTraining

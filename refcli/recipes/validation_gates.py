@@ -11,7 +11,7 @@ from refcli.data.training.dataset import GroundingDataset
 from refcli.engine.checkpointing.run_dir import RunDir
 from refcli.engine.reporting.watching import read_validations
 from refcli.errors import ConfigError, GateError, UsageError
-from refcli.heads.choice import head_class, head_settings
+from refcli.heads.table import head_class, head_settings
 from refcli.tables import did_you_mean
 
 OPTION = "--fail-under"

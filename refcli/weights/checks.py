@@ -14,15 +14,13 @@ from torch import Tensor
 
 from refcli.config.load import validate
 from refcli.config.pretraining import VisualTokenizerSettings
-from refcli.config.schema import HeadChoice, ModelSettings, Settings, TextSettings, TowerSettings
+from refcli.config.schema import ModelSettings, Settings, TextSettings, TowerSettings
 from refcli.errors import RefcliError, WeightsError
 from refcli.files import file_sha256
 from refcli.grounder import Grounder
-from refcli.heads.base import tells_existence
-from refcli.heads.table import HEADS
+from refcli.heads.table import head_outputs
 from refcli.model.beit3 import OneTower
 from refcli.model.visual_tokenizer import VisualTokenizer
-from refcli.tables import lookup
 from refcli.text.tokenizer import Tokenizer
 from refcli.weights.directory import NoInitialisation, beside, check_tokenizer, read_config
 from refcli.weights.locate import BUILTIN, CONFIG_FILE, MODEL_FILE, is_file
@@ -173,7 +171,7 @@ def answered_outputs(directory: Path, *, head: str) -> tuple[str, ...]:
     for stated in (meta.get(LEARNT_OUTPUTS), meta.get("tasks")):
         if isinstance(stated, list) and isinstance(settings, ModelSettings):
             return tuple(map(str, stated))
-    return _outputs_of(choice)
+    return head_outputs(choice)
 
 
 def require_model(directory: Path) -> None:
@@ -258,18 +256,7 @@ def _count(stored: Mapping[str, Stored], *, depth: int) -> dict[str, int]:
 
 def _tasks(settings: Settings) -> tuple[str, ...]:
     """What a model of ours answers: all that its head has. A head that does not say `res` always draws masks."""
-    return _outputs_of(settings.head) if isinstance(settings, ModelSettings) else ()
-
-
-def _outputs_of(head: HeadChoice) -> tuple[str, ...]:
-    head_class = lookup(HEADS, head.name, what="head")
-    config = validate(head_class.Config, head.settings, where="model.head.settings")
-    has = {
-        "box": getattr(config, "rec", False),
-        "mask": getattr(config, "res", True),
-        "existence": tells_existence(config),
-    }
-    return tuple(task for task, is_there in has.items() if is_there)
+    return head_outputs(settings.head) if isinstance(settings, ModelSettings) else ()
 
 
 def _text(settings: Settings) -> TextSettings | None:

@@ -11,8 +11,7 @@ from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.contracts.prediction import Prediction
 from refcli.grounder import Grounder
-from refcli.heads.choice import head_class
-from refcli.heads.table import HEADS
+from refcli.heads.table import HEADS, head_class
 from refcli.weights.directory import load_weights, save_weights
 
 EVERYTHING_ON = {

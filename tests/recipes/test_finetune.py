@@ -21,7 +21,7 @@ from refcli.engine.distributed.world import World
 from refcli.engine.reporting.reporters import Silence
 from refcli.engine.stopping import StoppedError
 from refcli.errors import ConfigError, ImageError
-from refcli.heads.choice import with_whole_head
+from refcli.heads.table import with_whole_head
 from refcli.model.positions import resample_vision_positions
 from refcli.recipes.finetune import build, finetune, preview
 from refcli.weights.directory import load_weights

@@ -2,7 +2,7 @@
 
     python benchmarks/heads.py --out HEADS [--init WEIGHTS] [--seeds 1 2] [--scenes 3000] [--steps 1500]
     python benchmarks/heads.py --out HEADS --init refcli/weights/builtin --image-size 112 --lr 1e-3 --warmup-steps 50 \
-        --steps 300                                                                       # that of the README
+        --steps 300                                                                       # that of docs/results.md
 
 All heads see the same scenes in the same order, for the same number of steps with the same optimiser, and start from
 the same tower: that of --init (with `model.text.tokenizer: builtin`), or of a run of Mask Referring Modelling below

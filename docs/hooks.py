@@ -20,8 +20,7 @@ from refcli.data.sources.record import Source
 from refcli.data.sources.synthetic.settings import SyntheticSettings
 from refcli.data.sources.table import SOURCES
 from refcli.data.spec import DatasetSpec, list_specs, load_spec
-from refcli.heads.choice import head_class
-from refcli.heads.table import HEADS
+from refcli.heads.table import HEADS, head_class
 from refcli.tables import lookup
 
 if TYPE_CHECKING:

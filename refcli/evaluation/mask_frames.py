@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from refcli.contracts.example import RLE
-from refcli.data.training.views import nearest_indices
+from refcli.data.training.transforms import nearest_indices
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import decode_mask, rle_area, rle_intersection
 

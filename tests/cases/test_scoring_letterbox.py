@@ -18,7 +18,7 @@ from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Prediction
 from refcli.data.store.read import Store
 from refcli.data.store.write import write_manifest, write_split
-from refcli.data.training.views import nearest_indices
+from refcli.data.training.transforms import nearest_indices
 from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.report.document import report_split
 from refcli.evaluation.run import Scoring

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
-from refcli.data.training.views import nearest_indices
+from refcli.data.training.transforms import nearest_indices
 from refcli.errors import UsageError
 from refcli.evaluation.mask_frames import FRAMES, MaskFrame
 from refcli.evaluation.metrics.conventions import CONVENTIONS, choose_conventions, frames_of

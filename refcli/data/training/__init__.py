@@ -10,14 +10,14 @@ __all__ = ["Collate", "GroundingDataset", "Sample", "letterbox", "make_sample"]
 
 if TYPE_CHECKING:
     from refcli.data.training.collate import Collate
-    from refcli.data.training.dataset import GroundingDataset
-    from refcli.data.training.transforms import Sample, letterbox, make_sample
+    from refcli.data.training.dataset import GroundingDataset, Sample, make_sample
+    from refcli.data.training.transforms import letterbox
 else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
             "refcli.data.training.collate": "Collate",
-            "refcli.data.training.dataset": "GroundingDataset",
-            "refcli.data.training.transforms": "Sample letterbox make_sample",
+            "refcli.data.training.dataset": "GroundingDataset Sample make_sample",
+            "refcli.data.training.transforms": "letterbox",
         },
     )

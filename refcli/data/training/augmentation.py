@@ -1,4 +1,4 @@
-"""Training-time changes of a picture; every region of the example stays whole."""
+"""Random views and colours of training images; every region stays completely visible."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from PIL import Image, ImageEnhance
 
 from refcli.config.schema import AugmentSettings, TowerSettings
 from refcli.contracts.example import Example
-from refcli.data.training.views import View, enclosing_box
+from refcli.data.training.transforms import View, enclosing_box
 from refcli.geometry.frame import Frame
 from refcli.text.phrases import speaks_of_position
 
 SHORTEST_CROP = 0.5
-"""A crop keeps at least this part of each side."""
+"""A crop keeps at least this fraction of each side."""
 
 
 def draw_view(rng: random.Random, example: Example, tower: TowerSettings, augment: AugmentSettings) -> View:
-    """A random view in which every region of the example is whole."""
+    """Draw a view that shows every region of the example completely."""
     model_height, model_width = tower.image_size
     crop = (0, 0, example.width, example.height)
     is_mirrored = rng.random() < augment.flip
@@ -33,16 +33,16 @@ def draw_view(rng: random.Random, example: Example, tower: TowerSettings, augmen
     return View(crop, is_mirrored, frame)
 
 
-def jitter_colours(rng: random.Random, picture: Image.Image, augment: AugmentSettings) -> Image.Image:
-    """Brightness, contrast and saturation, each by a factor of 1 +- `colour_jitter`, in random order."""
+def jitter_colours(rng: random.Random, image: Image.Image, augment: AugmentSettings) -> Image.Image:
+    """Change brightness, contrast and saturation by factors of 1 +- `colour_jitter`, in random order."""
     strength = augment.colour_jitter
     if strength == 0 or rng.random() >= augment.colour_jitter_probability:
-        return picture
+        return image
     changes = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
     rng.shuffle(changes)
     for change in changes:
-        picture = change(picture).enhance(rng.uniform(1 - strength, 1 + strength))
-    return picture
+        image = change(image).enhance(rng.uniform(1 - strength, 1 + strength))
+    return image
 
 
 def _draw_crop(rng: random.Random, example: Example) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""Samples -> Batch."""
+"""Collate samples into a Batch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from refcli.contracts.batch import Batch, Targets
-from refcli.data.training.transforms import Sample
+from refcli.data.training.dataset import Sample
 from refcli.text.roles import RoleFinder
 
 
 class _EncodesBatches(Protocol):
-    """What is needed of a `Tokenizer`."""
+    """The methods of a `Tokenizer` that collation needs."""
 
     def plain(self, expression: str) -> str: ...
 
@@ -28,7 +28,7 @@ class Collate:
 
     Args:
         tokenizer: turns expressions into token ids.
-        find_roles: if given, the batch says which pieces are the expression's subject and object.
+        find_roles: if given, the batch marks the pieces of the subject and object of each expression.
     """
 
     def __init__(self, tokenizer: _EncodesBatches, *, find_roles: RoleFinder | None = None) -> None:
@@ -36,7 +36,7 @@ class Collate:
         self.find_roles = find_roles
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """The batch of at least one sample; the samples are of one model frame."""
+        """The batch of one or more samples of the same model frame."""
         expressions = [self.tokenizer.plain(sample.expression) for sample in samples]
         token_ids, token_is_pad = self.tokenizer.encode_batch(expressions)
         roles = None

@@ -1,16 +1,17 @@
-"""The samples of one or several splits of a store, by (index, draw)."""
+"""The training and evaluation samples of a store, by (index, draw)."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float32, Int
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -18,30 +19,50 @@ from refcli.config.schema import AugmentSettings, TowerSettings
 from refcli.contracts.example import Example
 from refcli.data.reading.images import open_image
 from refcli.data.store.read import Store, StoreSplit
-from refcli.data.training.negatives import BorrowedExpressions, borrows, without_target
-from refcli.data.training.transforms import Sample, make_sample
+from refcli.data.training.augmentation import draw_view, jitter_colours
+from refcli.data.training.negatives import BorrowedExpressions, borrowing_generator, without_target
+from refcli.data.training.transforms import View, enclosing_box, normalise
 from refcli.errors import ConfigError, DataError, ImageError
 from refcli.tables import did_you_mean
+from refcli.text.phrases import swap_left_right
 
 MASKS_OF_REGIONS = "regions.list.element.mask_counts"
 ONE_SIDE_OF_REGIONS = "regions.list.element.x1"
-"""Enough of the column to count the regions, without their masks."""
+"""The smallest part of the column that suffices to count regions."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One (image, expression) pair in the model frame."""
+
+    id: str
+    kind: str | None
+    expression: str
+    image: Float32[np.ndarray, "3 height width"]
+    """Normalised RGB; zero outside the image."""
+    box_cxcywh: Float32[np.ndarray, " 4"]
+    """Encloses all regions, in fractions of the model frame; zero where `exists` is False."""
+    mask: Bool[np.ndarray, "height width"]
+    """Union of all regions; a region without a mask fills its box."""
+    mask_is_known: bool
+    """Every region has a mask."""
+    exists: bool
 
 
 class GroundingDataset(Dataset[Sample]):
-    """Samples of the model frame; deterministic in (index, draw) and picklable for worker processes.
+    """Samples in the model frame; deterministic in (index, draw) and picklable for worker processes.
 
     Args:
-        store: where the splits are.
+        store: the store.
         splits: "dataset:split" names, in the order of the indices.
         tower: gives the size of the model frame.
-        augment: how training samples are changed; None is the evaluation transform.
+        augment: augmentation of the training samples; None is the evaluation transform.
         kinds: keep only expressions of these kinds; None keeps all.
-        limit: keep only the first so many samples.
+        limit: maximum number of samples.
 
     Raises:
-        DataError: an unknown split, or nothing is left.
-        ConfigError: a kind that occurs in none of the splits.
+        DataError: an unknown split, or no samples remain.
+        ConfigError: a kind that does not occur in any of the splits.
     """
 
     def __init__(
@@ -74,7 +95,7 @@ class GroundingDataset(Dataset[Sample]):
 
         Raises:
             ImageError: the image cannot be read.
-            DataError: the image is not of the size that the store states, a mask is damaged, or a region is not in the
+            DataError: the image has another size than the store states, a mask is damaged, or a region lies outside the
                 image.
         """
         index, draw = key
@@ -94,14 +115,14 @@ class GroundingDataset(Dataset[Sample]):
         return self._locate(int(self._rows[index]))[1]
 
     def has_target(self) -> Bool[np.ndarray, " samples"]:
-        """Whether something is meant in each record."""
+        """Whether each record has a target."""
         tables = [table for split in self._splits for table in split.tables([ONE_SIDE_OF_REGIONS])]
         counts = [pc.list_value_length(table.column("regions")).to_numpy() for table in tables]
         has_target: Bool[np.ndarray, " samples"] = np.concatenate(counts)[self._rows] > 0
         return has_target
 
     def missing_images(self, most: int) -> list[Path]:
-        """Images of the first records that are no files, each once; `most` images are looked for."""
+        """The missing files among the first `most` distinct images."""
         paths: dict[Path, None] = {}
         for row in self._rows:
             split, example = self._locate(int(row))
@@ -111,7 +132,7 @@ class GroundingDataset(Dataset[Sample]):
         return [path for path in paths if not path.is_file()]
 
     def has_mask(self) -> Bool[np.ndarray, " samples"]:
-        """Whether something is meant in each record, and all of it has a mask."""
+        """Whether each record has a target and all of its regions have masks."""
         known = []
         for table in (table for split in self._splits for table in split.tables([MASKS_OF_REGIONS])):
             regions = table.column("regions").combine_chunks()
@@ -124,7 +145,7 @@ class GroundingDataset(Dataset[Sample]):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Samples of each split, in the order of the indices."""
+        """Number of samples of each split, in the order of the indices."""
         return tuple(np.diff(np.searchsorted(self._rows, self._starts)).tolist())
 
     def load(self) -> None:
@@ -133,10 +154,10 @@ class GroundingDataset(Dataset[Sample]):
             split.load()
 
     def _maybe_without_target(self, row: int, example: Example, draw: int) -> Example:
-        """The example, or its image with an expression that means nothing in it."""
+        """The example itself, or its image with an expression that has no target in it."""
         if self._expressions is None or self.augment is None or not example.regions:
             return example
-        rng = borrows(draw, self.augment.no_target)
+        rng = borrowing_generator(draw, self.augment.no_target)
         lender = None if rng is None else self._expressions.lender(row, rng)
         return example if lender is None else without_target(example, self._locate(lender)[1])
 
@@ -155,15 +176,15 @@ def _open(path: Path, example: Example) -> Image.Image:
         raise ImageError(
             error.message,
             where=f"{path} ({example.id})",
-            hint="prepare the data again with --images FOLDER, which says where the images are",
+            hint="prepare the data again with --images FOLDER, the folder that holds the images",
         ) from error
 
 
 def _with_size(example: Example, width: int, height: int, path: Path) -> Example:
-    """The example of an image of that size; where its own is unknown, boxes are cut to the image.
+    """The example with the size of its image; if it was unknown, boxes are clipped to the image.
 
     Raises:
-        DataError: its own is another one, or a region is not in the image.
+        DataError: the example states another size, or a region lies outside the image.
     """
     where = f"{path} ({example.id})"
     if example.width > 0 and example.height > 0:
@@ -202,3 +223,46 @@ def _rows_of_kinds(splits: Sequence[StoreSplit], kinds: Sequence[str]) -> Int[np
     wanted = pa.array(list(kinds), type=pa.string())
     keep = np.concatenate([pc.is_in(column, value_set=wanted).to_numpy() for column in columns])
     return np.flatnonzero(keep)
+
+
+def make_sample(
+    image: Image.Image, example: Example, *, tower: TowerSettings, augment: AugmentSettings | None, draw: int
+) -> Sample:
+    """One Sample: by the evaluation transform (OneRef), or augmented.
+
+    Args:
+        image: RGB, of the size that the example states.
+        example: the expression and its regions.
+        tower: gives the size of the model frame.
+        augment: the augmentation; None is the evaluation transform.
+        draw: seed of the augmentation.
+    """
+    if augment is None:
+        model_height, model_width = tower.image_size
+        view = View.whole(image.width, image.height, model_width, model_height)
+        expression, placed = example.expression, view.image(image)
+    else:
+        rng = random.Random(draw)
+        view = draw_view(rng, example, tower, augment)
+        expression = swap_left_right(example.expression) if view.is_mirrored else example.expression
+        placed = jitter_colours(rng, view.image(image), augment)
+    return Sample(
+        id=example.id,
+        kind=example.kind,
+        expression=expression,
+        image=normalise(placed, view.frame),
+        box_cxcywh=_box_target(example, view),
+        mask=view.mask(example.regions, example.height, example.width),
+        mask_is_known=all(region.mask is not None for region in example.regions),
+        exists=bool(example.regions),
+    )
+
+
+def _box_target(example: Example, view: View) -> Float32[np.ndarray, " 4"]:
+    enclosing = enclosing_box(example.regions)
+    if enclosing is None:
+        return np.zeros(4, dtype=np.float32)
+    x1, y1, x2, y2 = view.boxes(enclosing[None])[0]
+    width, height = view.frame.model_width, view.frame.model_height
+    parts = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+    return np.array(parts, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Expressions borrowed from other pictures: samples in which nothing is meant."""
+"""Negative samples: expressions borrowed from other images, without a target."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ from refcli.data.store.read import StoreSplit
 from refcli.errors import DataError
 
 TRIES = 32
-"""Expressions drawn for a sample before it is left as it is."""
+"""Number of expressions drawn for a sample before it is left unchanged."""
 BETWEEN_WORDS = r"[\pP\s]+"
 _SALT = 0x6E6F7461
-"""Keeps these draws apart from those of the picture's changes, which start from the same number."""
+"""Separates these draws from those of the augmentation, which has the same seed."""
 
 
 class BorrowedExpressions:
-    """Gives some samples the expression of another picture, of which nothing in theirs is then taken to be meant.
+    """Finds expressions of other images for samples that become negative samples.
 
     DeRIS trains on gRefCOCO in this way (Dai et al., arXiv 2507.01738: NSC; its published settings convert 0.15 of the
-    samples, and look for similar expressions, which is not done here); the code of ReLA does not. Only expressions that
-    mean something in their own picture are lent, so that every wording is seen with and without a target and cannot
-    give the answer away. One that somebody says of the borrowing picture as well is not taken: the same words, whatever
-    their case and punctuation, or of a picture with the same id. That some of the others are true of the picture by
-    accident cannot be told.
+    samples and prefer similar expressions, which is not done here); the code of ReLA does not. Only expressions that
+    have a target in their own image are borrowed, so that every wording occurs with and without a target and cannot
+    give the answer away. An expression is not borrowed if it also describes the borrowing image: the same words, up to
+    case and punctuation, or the same image id. Whether another expression is true of the image by chance is unknown.
 
     Args:
         splits: the splits of a data set, in the order of the row numbers.
-        lenders: numbers of the rows whose expressions may be borrowed: they mean something in their own picture.
+        lenders: numbers of the rows whose expressions may be borrowed; each has a target in its own image.
 
     Raises:
-        DataError: nothing can be borrowed.
+        DataError: the rows of `lenders` have fewer than two images.
     """
 
     def __init__(self, splits: Sequence[StoreSplit], lenders: Int[np.ndarray, " lenders"]) -> None:
@@ -52,31 +51,31 @@ class BorrowedExpressions:
             raise DataError(
                 "no expression of another image can be borrowed: there are none",
                 where="data.augment.no_target",
-                hint="it needs two images at least in which something is meant",
+                hint="at least two images with a target are needed",
             )
         order = np.argsort(self._images, kind="stable")
         self._texts_by_image = self._texts[order]
         self._starts = np.searchsorted(self._images[order], np.arange(self._images.max() + 2))
 
     def lender(self, row: int, rng: random.Random) -> int | None:
-        """A row whose expression nobody says of the picture of `row`; None where none is found."""
+        """A row whose expression is not used for the image of `row`; None if none is found."""
         image = self._images[row]
-        said = self._texts_by_image[self._starts[image] : self._starts[image + 1]]
+        own_texts = self._texts_by_image[self._starts[image] : self._starts[image + 1]]
         for _ in range(TRIES):
             lender = int(self._lenders[rng.randrange(len(self._lenders))])
-            if self._texts[lender] not in said:  # what is said of the picture itself is among it
+            if self._texts[lender] not in own_texts:  # false for rows of the same image
                 return lender
         return None
 
 
-def borrows(draw: int, probability: float) -> random.Random | None:
-    """The generator to find a lender with, or None where this draw borrows nothing."""
+def borrowing_generator(draw: int, probability: float) -> random.Random | None:
+    """The generator for `BorrowedExpressions.lender`; None if this draw does not borrow."""
     rng = random.Random(draw ^ _SALT)
     return rng if rng.random() < probability else None
 
 
 def without_target(example: Example, borrowed: Example) -> Example:
-    """The example's picture with the other's expression, and nothing meant in it."""
+    """The image of the example with the borrowed expression and no target."""
     return replace(example, expression=borrowed.expression, kind=borrowed.kind, regions=())
 
 

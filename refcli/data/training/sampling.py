@@ -1,4 +1,4 @@
-"""Which samples make up a batch: endless shuffled epochs for training, one ordered pass for evaluation."""
+"""Samplers: endless shuffled or weighted batches for training, one ordered pass for evaluation."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from itertools import accumulate
 import numpy as np
 from jaxtyping import Int
 
+from refcli.data.training.splitmix import fold, shift_right
 from refcli.errors import ConfigError, DataError
 
-_MIX_1, _MIX_2, _MIX_STEP = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
-"""Constants of SplitMix64 (Steele et al., OOPSLA 2014)."""
+SMALLEST_SHARE = Fraction(1, 10**6)
+"""A smaller share is probably a mistake, and would make the virtual epoch very long."""
 
 
 class EndlessSampler:
-    """Batches of (index, draw) without end, a pure function of the seed and the batch number.
+    """An infinite stream of batches of (index, draw), a pure function of the seed and the batch number.
 
-    The stream is one permutation of all samples after the other, cut into global batches; a batch that begins in one
-    epoch is filled from the next, so nothing is dropped or repeated inside an epoch. Rank r of w takes every w-th
-    sample of each global batch. `draw` seeds a sample's augmentation and depends on (seed, epoch, index) only.
+    The stream is a sequence of permutations of all samples, cut into global batches; a batch may span two epochs, so no
+    sample is dropped or repeated inside an epoch. Rank r of w takes every w-th sample of each global batch. `draw`
+    seeds the augmentation of a sample and depends only on (seed, epoch, index).
 
     Args:
         num_samples: length of the data set.
@@ -29,7 +30,7 @@ class EndlessSampler:
         seed: of the permutations and draws.
         rank: this process.
         world: number of processes.
-        start_step: number of batches (per process) already consumed; the stream goes on exactly there.
+        start_step: number of batches (per process) already consumed; the stream continues exactly there.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class EndlessSampler:
 
 
 class OnePass:
-    """Every sample once, in order, for evaluation; the last batch may be smaller and no rank repeats a sample.
+    """Each sample once, in order, for evaluation; the last batch may be smaller and no rank repeats a sample.
 
     Args:
         num_samples: length of the data set.
@@ -94,41 +95,29 @@ class OnePass:
 
 def _draws(seed: int, epochs: Int[np.ndarray, " n"], indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """63-bit hashes of (seed, epoch, index)."""
-    value = np.zeros(len(indices), dtype=np.uint64)
-    for part in (np.full_like(indices, seed), epochs, indices):
-        value = _mixed(value + np.uint64(_MIX_STEP) + part.astype(np.uint64))
-    draws: Int[np.ndarray, " n"] = (value >> np.uint64(1)).astype(np.int64)
-    return draws
-
-
-def _mixed(value: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX_1)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(_MIX_2)
-    mixed: Int[np.ndarray, " n"] = value ^ (value >> np.uint64(31))
-    return mixed
-
-
-SMALLEST_SHARE = Fraction(1, 10**6)
-"""A source that is drawn more rarely is a slip of the pen, and would make the virtual epoch very long."""
+    state = np.zeros(len(indices), dtype=np.int64)
+    for word in (seed, epochs, indices):
+        state = fold(state, word)
+    return shift_right(state, 1)
 
 
 class WeightedSampler:
-    """Batches of (index, draw) without end in which every source has its share, a pure function of seed and position.
+    """An infinite stream of batches of (index, draw) with weighted sources, a pure function of seed and batch number.
 
-    The stream is cut into virtual epochs, as long as all sources together (longer, if the rarest source would not be
-    drawn in one). In each of them every source comes as often as its share of the weights says, to within one sample,
-    at places drawn anew. The samples of a source come in one permutation after the other, so nothing of it is repeated
-    or dropped inside a pass over it; passes end anywhere, inside virtual epochs and batches. Rank r of w takes every
-    w-th sample of each global batch. `draw` seeds a sample's augmentation and depends on (seed, pass, index) only.
+    The stream is cut into virtual epochs, as long as all sources together (longer if the rarest source would otherwise
+    be missing). In each virtual epoch, the number of samples of a source is its share of the weights, to within one
+    sample, at new random positions. The samples of a source are a sequence of permutations, so none is repeated or
+    dropped inside a pass over the source; a pass may end inside a virtual epoch or batch. Rank r of w takes every w-th
+    sample of each global batch. `draw` seeds the augmentation of a sample and depends only on (seed, pass, index).
 
     Args:
-        sizes: number of samples of each source; sample 0 of the next source follows the last of the one before.
-        weights: how often each source is drawn, relative to the others.
+        sizes: number of samples of each source; indices of a source follow those of the source before it.
+        weights: relative frequency of each source.
         batch_size: samples per batch and process.
-        seed: of the places, permutations and draws.
+        seed: of the positions, permutations and draws.
         rank: this process.
         world: number of processes.
-        start_step: number of batches (per process) already consumed; the stream goes on exactly there.
+        start_step: number of batches (per process) already consumed; the stream continues exactly there.
 
     Raises:
         DataError: a source is empty.
@@ -194,11 +183,11 @@ class WeightedSampler:
         return list(zip(indices.tolist(), _draws(self.seed, passes, indices).tolist(), strict=True))
 
     def _shuffle(self, epoch: int) -> None:
-        """Find the source at every place of a virtual epoch, and how often the epoch had that source before."""
+        """Draw the source at each position of a virtual epoch, and count its earlier positions in the epoch."""
         if epoch == self._epoch:
             return
         inside = np.repeat(np.arange(len(self.quotas)), self.quotas)
-        # The number of sources is none of their numbers, so no permutation of a source has this seed.
+        # No source has the number len(quotas), so no permutation of a source has this seed.
         self._sources = np.random.default_rng([self.seed, len(self.quotas), epoch]).permutation(inside)
         before = np.array([0, *accumulate(self.quotas.tolist())])[:-1]
         self._counts = np.empty_like(inside)
@@ -214,7 +203,7 @@ class WeightedSampler:
 
 
 def _apportion(shares: Sequence[Fraction], total: int) -> list[int]:
-    """Whole numbers that sum to `total`, each less than 1 away from its share of it (largest remainders)."""
+    """Integers that sum to `total`, each less than 1 away from its share of it (largest remainders)."""
     quotas = [math.floor(share * total) for share in shares]
     remainders = [share * total - quota for share, quota in zip(shares, quotas, strict=True)]
     for number in sorted(range(len(shares)), key=lambda i: -remainders[i])[: total - sum(quotas)]:

@@ -7,7 +7,7 @@ from PIL import Image
 from refcli.config.schema import TextSettings, TowerSettings
 from refcli.contracts.example import Example, Region
 from refcli.data.training.collate import Collate
-from refcli.data.training.transforms import make_sample
+from refcli.data.training.dataset import make_sample
 from refcli.geometry.masks import encode_mask, mask_box
 from refcli.text.tokenizer import PAD, Tokenizer
 

@@ -13,8 +13,8 @@ from PIL import Image
 from refcli.config.schema import AugmentSettings, TowerSettings
 from refcli.contracts.example import Example, Region
 from refcli.data.training.augmentation import draw_view
-from refcli.data.training.transforms import IMAGE_MEAN, IMAGE_STD, letterbox, make_sample
-from refcli.data.training.views import nearest_indices
+from refcli.data.training.dataset import make_sample
+from refcli.data.training.transforms import IMAGE_MEAN, IMAGE_STD, letterbox, nearest_indices
 from refcli.geometry.masks import encode_mask, mask_box
 
 EVERYTHING = AugmentSettings(flip=0.5, min_scale=0.5, translate=True, crop=0.8, colour_jitter=0.4)

@@ -108,13 +108,13 @@ def measure_overlap(folder: Path) -> None:
     predictor = Predictor("builtin")
     examples = [split[row] for row in range(len(split))]
     requests = [Request(one.id, one.image, one.expression, split.image_path(one)) for one in examples]
-    answers = list(predictor.ungated(requests))
+    answers = [answered.answer for answered in predictor.answer_requests(requests, raw=True)]
     start = time.process_time()
     for example, answer in zip(examples, answers, strict=True):
         score_sample(example, answer)
     scoring = (time.process_time() - start) / len(answers)
     start = time.process_time()
-    for _ in predictor.ungated(requests):
+    for _ in predictor.answer_requests(requests, raw=True):
         pass
     predicting = (time.process_time() - start) / len(answers)
     print(
@@ -124,7 +124,7 @@ def measure_overlap(folder: Path) -> None:
     times: dict[str, list[float]] = {"prediction alone": [], "prediction and scoring": []}
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        for _ in predictor.ungated(requests):
+        for _ in predictor.answer_requests(requests, raw=True):
             pass
         times["prediction alone"].append(time.perf_counter() - start)
         start = time.perf_counter()

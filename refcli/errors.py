@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+LONGEST_SHOWN = 400
+"""Characters that `shorten` keeps."""
+
 
 class ExitCode(IntEnum):
     """Documented process exit codes."""
@@ -19,7 +22,7 @@ class ExitCode(IntEnum):
 
 
 class RefcliError(Exception):
-    """A failure that the user can mend.
+    """A failure that the user can fix.
 
     Args:
         message: what is wrong, in one sentence.
@@ -43,15 +46,19 @@ class RefcliError(Exception):
             parts.append(f"hint: {self.hint}")
         return "\n".join(parts)
 
+    def in_one_line(self) -> str:
+        """The message and the place, each shortened: for the `error` of an answer and for lists of failures."""
+        return f"{shorten(self.message)} ({shorten(self.where)})" if self.where else shorten(self.message)
+
 
 class UsageError(RefcliError):
-    """An argument or option that cannot be obeyed."""
+    """An invalid argument or option."""
 
     exit_code = ExitCode.USAGE
 
 
 class ConfigError(RefcliError):
-    """A setting that does not exist or does not fit."""
+    """An unknown setting or an invalid value."""
 
     exit_code = ExitCode.USAGE
 
@@ -63,11 +70,11 @@ class DataError(RefcliError):
 
 
 class ImageError(RefcliError):
-    """One picture that cannot be read."""
+    """One image that cannot be read."""
 
 
 class ExpressionError(RefcliError):
-    """One expression that says nothing."""
+    """One expression without content."""
 
 
 class WeightsError(RefcliError):
@@ -77,7 +84,7 @@ class WeightsError(RefcliError):
 
 
 class DownloadError(RefcliError):
-    """A file that does not come: no connection, no access, no such file there, no room for it here."""
+    """A failed download: no connection, no access, no such file, or no room for it."""
 
 
 class GateError(RefcliError):
@@ -87,4 +94,10 @@ class GateError(RefcliError):
 
 
 class TrainingError(RefcliError):
-    """A training run that cannot go on."""
+    """A training run that cannot continue."""
+
+
+def shorten(text: str) -> str:
+    """A text without its middle if it is longer than `LONGEST_SHOWN`: names and values come from anywhere."""
+    half = LONGEST_SHOWN // 2
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:half]} ... {text[-half:]}"

@@ -136,7 +136,7 @@ def table_line(answer: Answer) -> str:
     A box that the head did not give, the tight one of its mask, is marked as such.
     """
     from refcli.cli.output import printable
-    from refcli.inference.read_ahead import shorten
+    from refcli.errors import shorten
 
     asked = printable(f"{shorten(answer.image)}  {shorten(' '.join(answer.expression.split()))}")
     if answer.unknown_words:
@@ -192,7 +192,7 @@ class Counting:
 
 def _say_summary(summary: PredictSummary, out: Path | None) -> None:
     from refcli.cli.output import printable, say
-    from refcli.inference.read_ahead import shorten
+    from refcli.errors import shorten
 
     if not summary.num_answers:
         say("there were no requests")

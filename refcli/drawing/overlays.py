@@ -42,20 +42,17 @@ def draw_answer(
     """Draw an answer; small images are enlarged, large ones reduced, and a caption strip is added below.
 
     Args:
-        pixels: uint8 RGB [height, width, 3] of the image, EXIF orientation applied; it may be a reduced one.
+        pixels: uint8 RGB [height, width, 3] of the image, EXIF orientation applied; it may be resized.
         answer: what was found in it; its boxes and masks are pixels of the original image.
         is_truth: the answer is what the data say, not what a model found: scores mean nothing and are not drawn.
         record: where the expression can be looked up if no font here has its letters, such as "line 3"; default its id.
     """
-    height, width = pixels.shape[:2]
-    longer = max(height, width)
-    factor = min(max(longer, SMALLEST_DRAWING), LARGEST_DRAWING) / longer
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    how = cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA
-    canvas = pixels.copy() if factor == 1 else cv2.resize(pixels, size, interpolation=how)
-    if answer.width and answer.height:
-        factor *= longer / max(answer.width, answer.height)
-    measures = _measure(max(size))
+    canvas = resize_for_drawing(pixels)
+    canvas = canvas.copy() if canvas is pixels else canvas
+    long_side = max(canvas.shape[:2])
+    is_size_known = answer.width and answer.height
+    factor = long_side / (max(answer.width, answer.height) if is_size_known else max(pixels.shape[:2]))
+    measures = _measure(long_side)
     canvas = _draw_masks(canvas, answer.targets, measures)
     for number, target in enumerate(answer.targets):
         _draw_box(canvas, [side * factor for side in target.box_xyxy], _colour(number), measures)
@@ -67,6 +64,22 @@ def draw_answer(
     if answer.error is not None:
         texts.append((readable(answer.error, stand_in), GREY))
     return _with_caption(image, texts, _verdict(answer, is_truth=is_truth), measures)
+
+
+def resize_for_drawing(pixels: np.ndarray) -> np.ndarray:
+    """An image of the size in which it is drawn; the same array if it has that size already.
+
+    Args:
+        pixels: uint8 RGB [height, width, 3].
+    """
+    height, width = pixels.shape[:2]
+    longer = max(height, width)
+    factor = min(max(longer, SMALLEST_DRAWING), LARGEST_DRAWING) / longer
+    if factor == 1:
+        return pixels
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    resized: np.ndarray = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
+    return resized
 
 
 def blank_image(width: int = SMALLEST_DRAWING, height: int = SMALLEST_DRAWING // 2) -> np.ndarray:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 from refcli.answers.jsonl import as_written
@@ -14,7 +15,8 @@ from refcli.contracts.prediction import Answer
 from refcli.evaluation.run import Scoring, SplitScores
 from refcli.evaluation.scores import SampleScore, score_sample, score_unanswered
 from refcli.evaluation.truth import Split
-from refcli.inference.postprocess import gated
+from refcli.inference.postprocess import filter_targets
+from refcli.inference.predictor import AnsweredRequest
 from refcli.inference.requests import Request
 from refcli.inference.unread_text import UnreadText
 
@@ -22,16 +24,23 @@ MOST_WAITING = 256
 """Answers that may wait to be scored; then the model waits."""
 
 
-class UngatedPredictor(Protocol):
+class RawPredictor(Protocol):
     """What evaluation needs of a Predictor."""
 
-    def ungated(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        """Ordered answers that keep their targets where `no_target` is set."""
+    def answer_requests(self, requests: Iterable[Request], *, raw: bool) -> Iterator[AnsweredRequest]:
+        """Ordered answers; with `raw`, they keep their targets where `no_target` is set."""
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ExampleRequest(Request):
+    """The question about one example."""
+
+    example: Example
+
+
 def evaluate_split(
-    predictor: UngatedPredictor,
+    predictor: RawPredictor,
     split: Split,
     *,
     name: str,
@@ -58,23 +67,23 @@ def evaluate_split(
     """
     how = scoring or Scoring()
     asked_rows = range(len(split)) if rows is None else rows
-    asked: deque[Example] = deque()  # filled by the predictor's reading thread, emptied here in the same order
 
     def requests() -> Iterator[Request]:
         for index in asked_rows:
             example = split[index]
-            asked.append(example)
-            yield Request(example.id, example.image, example.expression, split.image_path(example))
+            source = split.image_path(example)
+            yield _ExampleRequest(example.id, example.image, example.expression, source, example=example)
 
     table = how.table()
     start = time.perf_counter()
     waiting: deque[Future[SampleScore]] = deque()
     remaining = iter(asked_rows)
     with ThreadPoolExecutor(1, thread_name_prefix="scoring") as pool:
-        for done, answer in enumerate(predictor.ungated(requests()), start=1):
+        for done, (request, answer, _) in enumerate(predictor.answer_requests(requests(), raw=True), start=1):
+            assert isinstance(request, _ExampleRequest)
             if unread is not None:
                 unread.add(answer)
-            waiting.append(pool.submit(_score_as_written, asked.popleft(), answer, how))
+            waiting.append(pool.submit(_score_as_written, request.example, answer, how))
             while waiting and (waiting[0].done() or len(waiting) > MOST_WAITING):
                 table.add(next(remaining), waiting.popleft().result())
             if on_sample is not None:
@@ -92,7 +101,7 @@ def evaluate_split(
 
 def _score_as_written(example: Example, answer: Answer, how: Scoring) -> SampleScore:
     """Score what `predict` would write, with the precision of its lines: a model has the figures of its file."""
-    return score(example, as_written(gated(answer)), how)
+    return score(example, as_written(filter_targets(answer)), how)
 
 
 def score(example: Example, answer: Answer, how: Scoring) -> SampleScore:

@@ -22,7 +22,7 @@ from refcli.data.reading.images import LARGE_PIXELS
 from refcli.drawing.encoding import encode_jpeg, encode_png
 from refcli.drawing.overlays import LARGEST_DRAWING, blank_image, draw_answer
 from refcli.engine.checkpointing.run_lock import lock_output_folder
-from refcli.errors import DataError, ImageError, UsageError
+from refcli.errors import DataError, UsageError, shorten
 from refcli.files import explain_write_errors, remove_stale_temporaries, write_atomically
 from refcli.geometry.masks import decode_mask, scaled_mask
 from refcli.inference.image_folders import SYSTEM_NAMES
@@ -37,9 +37,7 @@ from refcli.inference.output_manifest import (
     is_real_file,
     is_real_folder,
 )
-from refcli.inference.predictor import read_pixels
-from refcli.inference.read_ahead import shorten
-from refcli.inference.requests import ImageSource, Request, identity
+from refcli.inference.requests import Request
 
 LONGEST_NAME_PART = 40
 LARGEST_PNG_PIXELS = 2_000_000
@@ -91,7 +89,6 @@ class OutputFolder:
         """Bytes of the whole lines of the run that is resumed."""
         self._lines: BinaryIO | None = None
         self._count = 0
-        self._last: tuple[ImageSource, np.ndarray] | None = None
         with ExitStack() as stack:
             stack.enter_context(lock_output_folder(path))
             self._open(resume=resume)
@@ -194,8 +191,12 @@ class OutputFolder:
             self._count += 1
         yield from asked
 
-    def add(self, answer: Answer, source: ImageSource) -> Image.Image:
-        """Write one answer; returns its drawing, in which a grey field stands for an image that cannot be read.
+    def add(self, answer: Answer, pixels: np.ndarray | None) -> Image.Image:
+        """Write one answer; returns its drawing.
+
+        Args:
+            answer: what to write.
+            pixels: uint8 RGB [height, width, 3] of its image, which may be resized; a grey field replaces None.
 
         Raises:
             RefcliError: the folder cannot be written.
@@ -207,7 +208,7 @@ class OutputFolder:
         for number, target in enumerate(answer.targets):
             if target.mask is not None:
                 files[f"{MASKS}/{name}-{number}.png"] = encode_png(_mask_bitmap(target.mask))
-        drawing = self.draw(answer, source)
+        drawing = self.draw(answer, pixels)
         is_small = drawing.width * drawing.height <= LARGEST_PNG_PIXELS
         if is_small:
             files[f"{DRAWINGS}/{name}.png"] = encode_png(drawing)
@@ -221,9 +222,10 @@ class OutputFolder:
         self._count += 1
         return drawing
 
-    def draw(self, answer: Answer, source: ImageSource) -> Image.Image:
-        """The drawing of an answer, which is not written."""
-        return draw_answer(self._read(source), answer, record=f"line {self._count + 1} of {PREDICTIONS}")
+    def draw(self, answer: Answer, pixels: np.ndarray | None) -> Image.Image:
+        """The drawing of an answer; nothing is written."""
+        canvas = blank_image() if pixels is None else pixels
+        return draw_answer(canvas, answer, record=f"line {self._count + 1} of {PREDICTIONS}")
 
     def write_files(self, files: Mapping[str, bytes]) -> None:
         """Write files of names that the manifest may list.
@@ -325,17 +327,6 @@ class OutputFolder:
             os.fsync(lines.fileno())
             lines.close()
             (self.path / PARTIAL).replace(self.path / PREDICTIONS)
-
-    def _read(self, source: ImageSource) -> np.ndarray:
-        """The pixels of an image, decoded once for answers about it that follow each other."""
-        if self._last is not None and identity(source) == identity(self._last[0]):
-            return self._last[1]
-        try:
-            pixels = read_pixels(source)
-        except ImageError:
-            pixels = blank_image()
-        self._last = source, pixels
-        return pixels
 
 
 def _read_earlier(line: bytes, where: str) -> EarlierAnswer:

@@ -1,4 +1,4 @@
-"""From the model frame to image pixels: a Prediction's row becomes an Answer, before and after the existence gate."""
+"""From the model frame to image pixels: one row of a Prediction becomes an Answer, raw or filtered."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def prediction_on_cpu(prediction: Prediction) -> Prediction:
     )
 
 
-def ungated_answer(prediction: Prediction, row: int, frame: Frame, request: Request, weights: str) -> Answer:
-    """What the model says of one pair, in image pixels, its targets kept even where it says that there is none.
+def raw_answer(prediction: Prediction, row: int, frame: Frame, request: Request, weights: str) -> Answer:
+    """The model's answer to one pair, in image pixels; its targets stay even if it decides that there is none.
 
-    `no_target` is True where the existence probability is below the model's threshold, or where a model without boxes
-    drew no mask (its empty masks are then the `candidates`). Boxes are clipped to the image; a model without boxes has
-    the tight box of each mask.
+    `no_target` is True if the existence probability is below the model's threshold, or if a model without boxes gives
+    only empty masks (they are then the `candidates`). Boxes are clipped to the image; a model without boxes gets the
+    tight box of each mask.
     """
     scores = prediction.scores[row]
     boxes = None if prediction.boxes_xyxy is None else prediction.boxes_xyxy[row]
     existence = None if prediction.existence is None else float(prediction.existence[row])
     numbers = [scores] if boxes is None else [scores, boxes]
     if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers) or existence != existence:
-        return failed_answer(request, "the model gave numbers that are not finite", weights, frame)
+        return failed_answer(request, "the model returned numbers that are not finite", weights, frame)
     masks = _masks(prediction, row, frame, len(scores))
     proposed = _targets(boxes, masks, scores, frame, _framed(prediction, row, frame))
     targets = tuple(target for target in proposed if not target.box_is_from_mask or _is_drawn(target.mask))
@@ -65,10 +65,10 @@ def ungated_answer(prediction: Prediction, row: int, frame: Frame, request: Requ
     )
 
 
-def gated(answer: Answer, min_score: float | None = None) -> Answer:
-    """The answer that a user gets: no targets where the model says none, and none below `min_score`.
+def filter_targets(answer: Answer, min_score: float | None = None) -> Answer:
+    """The answer that a user gets: no targets if the model decides "no target", and none below `min_score`.
 
-    What it then no longer says is kept as its `candidates`, since scoring needs it.
+    If no target is left, the proposals stay in `candidates`, which scoring needs.
     """
     if answer.error is not None:
         return answer
@@ -88,7 +88,7 @@ def gated(answer: Answer, min_score: float | None = None) -> Answer:
 
 
 def failed_answer(request: Request, error: str, weights: str, frame: Frame | None = None) -> Answer:
-    """The answer to a request that could not be answered; the size is 0 where the image could not be read."""
+    """The answer to a request that failed; its size is 0 if the image could not be read."""
     return Answer(
         id=request.id,
         image=request.image,

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from refcli.contracts.prediction import Answer, Prediction
-from refcli.data.reading.images import ScaledImage, open_scaled
 from refcli.data.sources.synthetic import vocabulary
 from refcli.data.training.transforms import letterbox
-from refcli.errors import ExpressionError, ImageError, UsageError, WeightsError
+from refcli.drawing.overlays import resize_for_drawing
+from refcli.errors import ExpressionError, UsageError, WeightsError
 from refcli.inference.device import Precision, choose_device, choose_precision, default_batch_size
-from refcli.inference.postprocess import failed_answer, gated, prediction_on_cpu, ungated_answer
-from refcli.inference.read_ahead import Picture, Prepared, ReadAhead
-from refcli.inference.requests import ImageSource, Request
-from refcli.text.tokenizer import UNLEARNED_MARKS, Reading
+from refcli.inference.image_sources import ImageSource, open_source
+from refcli.inference.postprocess import failed_answer, filter_targets, prediction_on_cpu, raw_answer
+from refcli.inference.read_ahead import DecodedImage, DecodedRequest, ReadAhead
+from refcli.inference.requests import Request
+from refcli.text.tokenizer import UNLEARNED_MARKS, Reading, pad_token_ids
 from refcli.weights.directory import LoadedWeights, load_weights
 from refcli.weights.locate import BUILTIN
 
-MODES_OF_TIFF = frozenset({"CMYK", "F", "LAB", "YCbCr"})
-"""Pillow modes that a PNG cannot hold."""
+
+class AnsweredRequest(NamedTuple):
+    """A request with its answer."""
+
+    request: Request
+    answer: Answer
+    drawable: np.ndarray | None = None
+    """The decoded image in the size of a drawing, uint8 RGB [height, width, 3]; None unless `keep_images` asked for it
+    and the image could be read."""
 
 
 class Predictor:
@@ -35,13 +43,13 @@ class Predictor:
         weights: `builtin`, a catalogue name, a pulled hf:// address, a weights directory, or loaded weights (their
             model is moved to `device` and `precision`).
         device: `auto`, `cpu`, `cuda` or `mps`.
-        precision: type of the weights; `auto` is bf16 where that is faster, which on a CPU is tried out.
+        precision: type of the weights; `auto` is bf16 where that is faster, which is measured on a CPU.
         batch_size: pairs per forward pass; None chooses by device.
         min_score: targets below this confidence are dropped; None keeps what the model's own threshold keeps.
 
     Raises:
-        WeightsError: missing or ill-fitting weights.
-        UsageError: a device that is not there, or a batch size below 1.
+        WeightsError: missing weights, or weights that do not fit.
+        UsageError: an unavailable device, or a batch size below 1.
     """
 
     def __init__(
@@ -61,13 +69,13 @@ class Predictor:
         loaded = weights if isinstance(weights, LoadedWeights) else load_weights(str(weights))
         if loaded.meta.get("tasks") == []:
             raise WeightsError(
-                "these weights are pre-trained only: they were trained for no task that could be asked",
+                "these weights are only pre-trained: they cannot answer expressions yet",
                 where=loaded.name,
                 hint="fine-tune them first: refcli finetune --init",
             )
         self.weights = loaded.name
         self.checksums: object = loaded.meta.get("files")
-        """sha256 of the files of the weights, where they are stated."""
+        """sha256 of the files of the weights, if known."""
         self.settings = loaded.settings
         self._tokenizer = loaded.tokenizer
         is_packaged = loaded.name == BUILTIN
@@ -84,42 +92,62 @@ class Predictor:
             image: a path, an encoded file as bytes, RGB uint8 pixels [height, width, 3], or a Pillow image.
             expressions: what to look for; an empty one is answered with an `error`.
         """
-        asked = [expressions] if isinstance(expressions, str) else list(expressions)
+        texts = [expressions] if isinstance(expressions, str) else expressions
         name = str(image) if isinstance(image, str | Path) else f"<{type(image).__name__}>"
-        return list(self.predict_many(Request(str(n), name, text, image) for n, text in enumerate(asked)))
+        return list(self.predict_many(Request(str(n), name, text, image) for n, text in enumerate(texts)))
 
     def predict_many(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        """Answer a stream of requests, in order, as they come.
+        """Answer a stream of requests, in order, as they arrive.
 
         Images are decoded ahead of the model, once for neighbouring requests about the same one, and pairs are
         batched across images. An image that cannot be read, or an empty expression, gives an answer with `error`.
         """
-        for answer in self.ungated(requests):
-            yield gated(answer, self.min_score)
+        for answered in self.answer_requests(requests):
+            yield answered.answer
 
-    def ungated(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        """As `predict_many`, but targets stay where the model says that there is none (`no_target` tells)."""
-        for batch in ReadAhead(self._picture, batch_size=self.batch_size).batches(requests):
-            yield from self._answer(batch)
+    def answer_requests(
+        self, requests: Iterable[Request], *, raw: bool = False, keep_images: bool = False
+    ) -> Iterator[AnsweredRequest]:
+        """As `predict_many`, but each answer comes with its request.
 
-    def _picture(self, source: ImageSource) -> Picture:
-        read = read_scaled(source)
-        pixels, frame = letterbox(read.image, self.settings.tower, size=(read.width, read.height))
-        return Picture(pixels, frame)
+        Args:
+            requests: what to answer.
+            raw: keep the targets of an answer that is "no target", and those below `min_score`.
+            keep_images: return the decoded images for drawings.
+        """
+        read_ahead = ReadAhead(
+            partial(self._decode, keep_image=keep_images), batch_size=self.batch_size, keeps_drawables=keep_images
+        )
+        for batch in read_ahead.batches(requests):
+            for item, answer in zip(batch, self._answer(batch), strict=True):
+                drawable = item.image.drawable if item.image else None
+                final = answer if raw else filter_targets(answer, self.min_score)
+                yield AnsweredRequest(item.request, final, drawable)
+            batch.clear()  # frees the images before the next batch is complete
 
-    def _answer(self, batch: Sequence[Prepared]) -> list[Answer]:
+    def _decode(self, source: ImageSource, *, keep_image: bool) -> DecodedImage:
+        opened = open_source(source)
+        pixels, frame = letterbox(opened.image, self.settings.tower, size=(opened.width, opened.height))
+        if not keep_image:
+            return DecodedImage(pixels, frame)
+        image = source if isinstance(source, np.ndarray) else np.asarray(opened.image)
+        return DecodedImage(pixels, frame, resize_for_drawing(image))
+
+    def _answer(self, batch: Sequence[DecodedRequest]) -> list[Answer]:
         readings = [item.error or self._read(item.request.expression) for item in batch]
-        asked = [(item, reading) for item, reading in zip(batch, readings, strict=True) if isinstance(reading, Reading)]
-        answers = iter(self._answer_asked(asked))
+        answerable = [(item, one) for item, one in zip(batch, readings, strict=True) if isinstance(one, Reading)]
+        answers = iter(self._answer_readings(answerable))
         return [
-            failed_answer(item.request, reading, self.weights, item.picture.frame if item.picture else None)
-            if isinstance(reading, str)
-            else next(answers)
+            next(answers) if isinstance(reading, Reading) else self._failed(item, reading)
             for item, reading in zip(batch, readings, strict=True)
         ]
 
+    def _failed(self, item: DecodedRequest, error: str) -> Answer:
+        image = item.image if item.request.error is None else None
+        return failed_answer(item.request, error, self.weights, image.frame if image else None)
+
     def _read(self, expression: str) -> Reading | str:
-        """What the model gets to read, or why it cannot be asked."""
+        """What the model reads of an expression, or why it cannot be asked."""
         try:
             return self._tokenizer.read(
                 expression, unlearned_marks=self._unlearned_marks, learned_words=self._learned_words
@@ -127,58 +155,27 @@ class Predictor:
         except ExpressionError as error:
             return error.message
 
-    def _answer_asked(self, asked: Sequence[tuple[Prepared, Reading]]) -> list[Answer]:
-        if not asked:
+    def _answer_readings(self, answerable: Sequence[tuple[DecodedRequest, Reading]]) -> list[Answer]:
+        if not answerable:
             return []
-        pictures = [item.picture for item, _ in asked if item.picture is not None]
-        prediction = self._run(pictures, [reading.text for _, reading in asked])
+        images = [item.image for item, _ in answerable if item.image is not None]
+        prediction = self._run(images, [reading.token_ids for _, reading in answerable])
         return [
             replace(
-                ungated_answer(prediction, row, picture.frame, item.request, self.weights),
+                raw_answer(prediction, row, image.frame, item.request, self.weights),
                 unknown_words=reading.unknown_words,
                 unread_text=reading.unread_text,
             )
-            for row, ((item, reading), picture) in enumerate(zip(asked, pictures, strict=True))
+            for row, ((item, reading), image) in enumerate(zip(answerable, images, strict=True))
         ]
 
     @torch.inference_mode()
-    def _run(self, pictures: Sequence[Picture], expressions: Sequence[str]) -> Prediction:
-        images = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
-        token_ids, token_is_pad = self._tokenizer.encode_batch(expressions)
+    def _run(self, images: Sequence[DecodedImage], encoded: Sequence[Sequence[int]]) -> Prediction:
+        pixels = torch.from_numpy(np.stack([image.pixels for image in images]))
+        token_ids, token_is_pad = pad_token_ids(encoded)
         prediction = self._grounder.predict(
-            images.to(device=self.device, dtype=self.dtype),
+            pixels.to(device=self.device, dtype=self.dtype),
             torch.from_numpy(token_ids).to(self.device),
             torch.from_numpy(token_is_pad).to(self.device),
         )
         return prediction_on_cpu(prediction)
-
-
-def read_pixels(source: ImageSource) -> np.ndarray:
-    """RGB uint8 [height, width, 3] of any image source, reduced as `read_scaled` does.
-
-    Raises:
-        ImageError: as `read_scaled`.
-    """
-    return np.asarray(read_scaled(source).image)
-
-
-def read_scaled(source: ImageSource) -> ScaledImage:
-    """Any image source as an upright RGB image; files of very many pixels are reduced as they are decoded.
-
-    Raises:
-        ImageError: it cannot be read, or an array is not of that shape and type.
-    """
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
-            raise ImageError(
-                f"an array must be uint8 RGB [height, width, 3], this one is {source.dtype} {list(source.shape)}"
-            )
-        return ScaledImage(Image.fromarray(source), source.shape[1], source.shape[0])
-    if isinstance(source, Image.Image):
-        upright = ImageOps.exif_transpose(source)
-        if upright.mode == "RGB" and upright.info.get("transparency") is None:
-            return ScaledImage(upright, upright.width, upright.height)
-        buffer = io.BytesIO()  # the one place that knows every mode reads files
-        upright.save(buffer, format="TIFF" if upright.mode in MODES_OF_TIFF else "PNG")
-        return open_scaled(buffer.getvalue())
-    return open_scaled(source)

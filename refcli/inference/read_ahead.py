@@ -14,113 +14,117 @@ from typing import TypeAlias
 
 import numpy as np
 
-from refcli.errors import RefcliError
+from refcli.errors import RefcliError, shorten
 from refcli.geometry.frame import Frame
-from refcli.inference.requests import ImageSource, Request, identity
+from refcli.inference.image_sources import ImageSource, source_key
+from refcli.inference.requests import Request
 
 MAX_THREADS = 8
-MOST_WITH_ERRORS = 64
-"""A batch goes out at the latest when it has so many requests, should most of them have no image."""
+MAX_REQUESTS_IN_BATCH = 64
+"""A batch is emitted at this size even if most of its requests have no image."""
 IMAGES_REMEMBERED = 8
-"""Requests about one of the last so many images do not decode it again."""
-LONGEST_SHOWN = 400
-"""Characters of an error, and of a name in it."""
+"""A request about one of the last images does not decode it again."""
+MAX_DRAWABLE_AHEAD = 10
+"""Requests read ahead while images are kept for drawings: each may take 50 MB."""
 PATIENCE_SECONDS = 0.05
-"""A part-filled batch goes out when no new request has come for this long, so that a dialogue is answered at once."""
+"""A partial batch is emitted when no new request has arrived for this long, so that a dialogue is answered at once."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """A decoded image in the model frame."""
 
     pixels: np.ndarray
     """float32 [3, height, width], normalised."""
     frame: Frame
+    drawable: np.ndarray | None = None
+    """uint8 RGB [height, width, 3] in the size of a drawing, if drawings are asked for."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A request with its image, or with the reason why there is none."""
+class DecodedRequest:
+    """A request with its image, or with the reason why it cannot be answered."""
 
     request: Request
-    picture: Picture | None
+    image: DecodedImage | None
     error: str | None = None
 
 
-Prepare: TypeAlias = Callable[[ImageSource], Picture]
+Decode: TypeAlias = Callable[[ImageSource], DecodedImage]
 
 
 class ReadAhead:
-    """One thread reads the requests, a few decode their images, the caller takes ordered batches.
+    """One thread reads the requests, a few threads decode their images, the caller takes ordered batches.
 
     Args:
-        prepare: turns an image source into a model-ready image; a RefcliError of its becomes the request's error.
+        decode: turns an image source into a model-ready image; its RefcliError becomes the request's error.
         batch_size: answerable requests in a batch.
+        keeps_drawables: `decode` keeps images for drawings: fewer are read ahead, and those of malformed requests are
+            decoded too.
     """
 
-    def __init__(self, prepare: Prepare, *, batch_size: int) -> None:
-        self.prepare = prepare
+    def __init__(self, decode: Decode, *, batch_size: int, keeps_drawables: bool = False) -> None:
+        self.decode = decode
         self.batch_size = batch_size
+        self.keeps_drawables = keeps_drawables
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[list[Prepared]]:
-        """All requests, in order, in lists of at most `batch_size` with an image (and some with errors).
+    def batches(self, requests: Iterable[Request]) -> Iterator[list[DecodedRequest]]:
+        """All requests, in order, in lists of at most `batch_size` answerable ones (and some with errors).
 
         Raises:
-            BaseException: what broke the source of requests, after all that came before it.
+            BaseException: the failure of the source of requests, after everything that came before it.
         """
-        feed = _Feed(requests, self.prepare, depth=2 * self.batch_size)
-        batch: list[Prepared] = []
+        feed = _Feed(requests, self.decode, depth=2 * self.batch_size, keeps_drawables=self.keeps_drawables)
+        batch: list[DecodedRequest] = []
         num_answerable = 0
         try:
             while True:
-                prepared = feed.take(wait=not batch)
-                if isinstance(prepared, Prepared):
-                    batch.append(prepared)
-                    num_answerable += prepared.picture is not None
-                is_last = prepared is None or isinstance(prepared, _Failure)
-                if batch and (
-                    is_last
-                    or isinstance(prepared, _Pause)
-                    or num_answerable == self.batch_size
-                    or len(batch) == MOST_WITH_ERRORS
-                ):
+                item = feed.take(wait=not batch)
+                if isinstance(item, DecodedRequest):
+                    batch.append(item)
+                    num_answerable += item.error is None
+                    is_full = num_answerable == self.batch_size or len(batch) == MAX_REQUESTS_IN_BATCH
+                    if not is_full:
+                        continue
+                if batch:
                     yield batch
                     batch, num_answerable = [], 0
-                if isinstance(prepared, _Failure):
-                    raise prepared.error
-                if is_last:
+                if isinstance(item, _Failure):
+                    raise item.error
+                if item is None:
                     break
         finally:
             feed.close()
 
 
 class _Pause:
-    """The source of requests is silent for the moment."""
+    """The source of requests is silent at the moment."""
 
 
 class _Failure:
-    """The source of requests broke."""
+    """The source of requests failed."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
-_Slot: TypeAlias = "tuple[Request, Future[Picture] | None] | _Failure | None"
+_Slot: TypeAlias = "tuple[Request, Future[DecodedImage] | None] | _Failure | None"
 
 
 class _Feed:
-    def __init__(self, requests: Iterable[Request], prepare: Prepare, *, depth: int) -> None:
-        self._prepare = prepare
-        self._slots: queue.Queue[_Slot] = queue.Queue(maxsize=depth)
+    def __init__(self, requests: Iterable[Request], decode: Decode, *, depth: int, keeps_drawables: bool) -> None:
+        self._decode = decode
+        self._keeps_drawables = keeps_drawables
+        self._slots: queue.Queue[_Slot] = queue.Queue(min(depth, MAX_DRAWABLE_AHEAD) if keeps_drawables else depth)
         self._pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="decode")
-        self._recent: OrderedDict[object, tuple[ImageSource, Future[Picture]]] = OrderedDict()
+        self._recent: OrderedDict[object, tuple[ImageSource, Future[DecodedImage]]] = OrderedDict()
         self._waiting_since: float | None = None
         self._closed = threading.Event()
         # A daemon: it may be blocked in a read from a terminal when the program wants to end.
         threading.Thread(target=self._read, args=(requests,), name="requests", daemon=True).start()
 
-    def take(self, *, wait: bool) -> Prepared | _Pause | _Failure | None:
-        """The next request; None or a failure at the end; a pause where `wait` is False and the source is silent."""
+    def take(self, *, wait: bool) -> DecodedRequest | _Pause | _Failure | None:
+        """The next request; None or a failure at the end; a pause if `wait` is False and the source is silent."""
         while True:
             try:
                 slot = self._slots.get(timeout=None if wait else PATIENCE_SECONDS)
@@ -146,7 +150,8 @@ class _Feed:
                 self._waiting_since = None
                 if request is None:
                     break
-                self._put((request, None if request.error is not None else self._decode(request)))
+                is_decoded = request.error is None or self._keeps_drawables
+                self._put((request, self._submit(request) if is_decoded else None))
         except BaseException as error:
             self._waiting_since = None
             last = _Failure(error)
@@ -160,36 +165,25 @@ class _Feed:
             except queue.Full:
                 continue
 
-    def _decode(self, request: Request) -> Future[Picture]:
+    def _submit(self, request: Request) -> Future[DecodedImage]:
         source: ImageSource = request.image if request.source is None else request.source
-        key = identity(source)
+        key = source_key(source)
         if key in self._recent:
             self._recent.move_to_end(key)
             return self._recent[key][1]
-        future = self._pool.submit(self._prepare, source)
-        self._recent[key] = (source, future)  # holding the source keeps its id from being given to another
+        future = self._pool.submit(self._decode, source)
+        self._recent[key] = (source, future)  # the reference keeps the id of the source from being reused
         if len(self._recent) > IMAGES_REMEMBERED:
             self._recent.popitem(last=False)
         return future
 
 
-def _finish(request: Request, future: Future[Picture] | None) -> Prepared:
-    if future is None:
-        return Prepared(request, None, request.error)
+def _finish(request: Request, future: Future[DecodedImage] | None) -> DecodedRequest:
+    image, error = None, None
     try:
-        return Prepared(request, future.result())
-    except RefcliError as error:
-        return Prepared(request, None, one_line(error))
-    except Exception as error:  # one image never ends a stream
-        return Prepared(request, None, f"unexpected error: {shorten(f'{type(error).__name__}: {error}')}")
-
-
-def one_line(error: RefcliError) -> str:
-    """An error as the `error` field of an answer."""
-    return f"{shorten(error.message)} ({shorten(error.where)})" if error.where else shorten(error.message)
-
-
-def shorten(text: str) -> str:
-    """A text of which the middle is left out where it is longer than `LONGEST_SHOWN`: a name may be anything."""
-    half = LONGEST_SHOWN // 2
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:half]} ... {text[-half:]}"
+        image = None if future is None else future.result()
+    except RefcliError as problem:
+        error = problem.in_one_line()
+    except Exception as problem:  # one image never ends a stream
+        error = f"unexpected error: {shorten(f'{type(problem).__name__}: {problem}')}"
+    return DecodedRequest(request, image, request.error or error)

@@ -13,13 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
-
-import numpy as np
-from PIL import Image
+from typing import BinaryIO
 
 from refcli.errors import DataError, UsageError
 from refcli.inference.image_folders import LeftOut, file_mode, files_matching, images_below, is_folder
+from refcli.inference.image_sources import ImageSource
 from refcli.tables import nearest
 
 REQUEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
@@ -34,14 +32,6 @@ MOST_DIGITS = 4000
 _GZIP = b"\x1f\x8b"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-
-ImageSource: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
-"""A path, an encoded file, RGB uint8 pixels [height, width, 3], or a Pillow image."""
-
-
-def identity(source: ImageSource) -> str | int:
-    """The same for two sources only if they are one image: its path, or the object while somebody holds it."""
-    return str(source) if isinstance(source, str | Path) else id(source)
 
 
 @dataclass(frozen=True)

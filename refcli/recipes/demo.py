@@ -18,7 +18,7 @@ from refcli.evaluation.metrics.masks import mask_iou
 from refcli.evaluation.scores import score_sample
 from refcli.inference.output_folder import OutputFolder
 from refcli.inference.output_manifest import SCENES, SHEET
-from refcli.inference.postprocess import gated
+from refcli.inference.postprocess import filter_targets
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
 from refcli.recipes.predict import Output, weights_of
@@ -72,15 +72,15 @@ def _show(folder: OutputFolder, predictor: Predictor, *, num_scenes: int, seed: 
     requests = [
         Request(example.id, scene_name(number), example.expression, pixels) for number, example, pixels in questions
     ]
-    ungated = list(predictor.ungated(requests))
+    answered = list(predictor.answer_requests(requests, raw=True))
     rows: list[DemoRow] = []
     drawings: list[Image.Image] = []
     unanswered = {request.id for request in folder.unanswered(requests)}
     folder.subfolder(SCENES)
     for name, picture in {scene_name(number): pixels for number, _, pixels in questions}.items():
         folder.write_files({name: encode_png(picture)})
-    for request, (_, example, pixels), raw in zip(requests, questions, ungated, strict=True):
-        answer = gated(raw)
+    for (request, raw, _), (_, example, pixels) in zip(answered, questions, strict=True):
+        answer = filter_targets(raw)
         drawings.append((folder.add if request.id in unanswered else folder.draw)(answer, pixels))
         rows.append(_row(request.image, example, raw, answer))
     title = f"refcli demo: {sum(row.is_right for row in rows)} of {len(rows)} right, weights {predictor.weights}"

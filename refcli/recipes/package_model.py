@@ -55,7 +55,7 @@ def ask_existence(predictor: Predictor, split: StoreSplit) -> tuple[np.ndarray, 
     """
     examples = [split[index] for index in range(len(split))]
     requests = (Request(item.id, item.image, item.expression, split.image_path(item)) for item in examples)
-    answers = list(predictor.ungated(requests))
+    answers = [answered.answer for answered in predictor.answer_requests(requests, raw=True)]
     absent = [answer.no_target_score for answer in answers if answer.no_target_score is not None]
     if len(absent) != len(examples):
         raise ConfigError("the model has no existence output", where="head.settings.existence")

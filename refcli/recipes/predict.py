@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from refcli.engine.device import keep_freed_pages
 from refcli.errors import ExitCode
 from refcli.inference.output_folder import EarlierAnswer, OutputFolder
 from refcli.inference.predictor import Predictor
-from refcli.inference.requests import Request, read_requests
+from refcli.inference.requests import read_requests
 from refcli.inference.unread_text import UnreadText
 
 
@@ -86,13 +85,6 @@ def predict(
     without = None if out is None else out.path
     requests = read_requests(inputs, expressions, request_files, without=without, note=on_note)
     summary = PredictSummary()
-    asked: deque[Request] = deque()  # filled by the predictor's reading thread, emptied here in the same order
-
-    def remember(requests: Iterator[Request]) -> Iterator[Request]:
-        for request in requests:
-            asked.append(request)
-            yield request
-
     with nullcontext() if out is None else OutputFolder(out.path, force=out.force, resume=out.resume) as folder:
         if folder is not None:
             folder.check_inputs([*inputs, *request_files])
@@ -101,12 +93,11 @@ def predict(
         if folder is not None:
             folder.begin({"command": "predict", "min_score": predictor.min_score, **weights_of(predictor)})
             requests = folder.unanswered(requests, summary.add)
-        for answer in predictor.predict_many(remember(requests)):
-            request = asked.popleft()
+        for _, answer, drawable in predictor.answer_requests(requests, keep_images=folder is not None):
             on_answer(answer)
             summary.add(answer)
             if folder is not None:
-                folder.add(answer, request.image if request.source is None else request.source)
+                folder.add(answer, drawable)
     return summary
 
 

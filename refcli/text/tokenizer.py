@@ -56,6 +56,8 @@ class Reading:
     """Words, as they were written, of which the tokenizer does not know a part."""
     unread_text: str
     """The end that is cut off, from the first word that is not read whole; blank where nothing is."""
+    token_ids: tuple[int, ...]
+    """Ids of `text` with <s> and </s>, as `Tokenizer.encode` gives them."""
 
 
 class Tokenizer:
@@ -151,11 +153,12 @@ class Tokenizer:
         text = self.plain(expression, unlearned_marks=unlearned_marks)
         is_bare = any(map(str.isalnum, text)) or text != expression
         token_ids = self.encode(text)
-        if UNK not in token_ids and len(token_ids) < self.max_tokens and learned_words is None:
-            return Reading(text, (), "")
+        is_read_whole = UNK not in token_ids and len(token_ids) < self.max_tokens
+        if is_read_whole and learned_words is None:
+            return Reading(text, (), "", tuple(token_ids))
         words = expression.split()
         plain = [_lower(self._without_marks(word, unlearned_marks) if is_bare else word) for word in words]
-        pieces = [self._split(word) for word in plain]
+        pieces: list[list[int]] = [[] for _ in words] if is_read_whole else list(map(self._split, plain))
         unknown = tuple(
             word
             for word, bare, ids in zip(words, plain, pieces, strict=True)
@@ -163,7 +166,7 @@ class Tokenizer:
         )
         ends = accumulate(map(len, pieces))
         cut = next((number for number, end in enumerate(ends) if end > self.max_tokens - 2), len(words))
-        return Reading(text, unknown, " ".join(words[cut:]))
+        return Reading(text, unknown, " ".join(words[cut:]), tuple(token_ids))
 
     def plain(self, expression: str, *, unlearned_marks: Set[str] = frozenset()) -> str:
         """The expression without the marks that `read` leaves out; one of nothing else stays as it is."""
@@ -172,11 +175,7 @@ class Tokenizer:
 
     def encode_batch(self, expressions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Ids padded to the longest expression of the batch, and True where a slot is padding."""
-        encoded = [self.encode(expression) for expression in expressions]
-        token_ids = np.full((len(encoded), max(map(len, encoded))), PAD, dtype=np.int64)
-        for row, ids in zip(token_ids, encoded, strict=True):
-            row[: len(ids)] = ids
-        return token_ids, token_ids == PAD
+        return pad_token_ids([self.encode(expression) for expression in expressions])
 
     def piece_roles(self, expressions: Sequence[str], *, find: RoleFinder = find_roles) -> NDArray[np.int64]:
         """`SUBJECT` at all pieces of each expression's subject, `OBJECT` at those of its object, else 0.
@@ -242,6 +241,14 @@ class Tokenizer:
                 touched = (starts < span[1]) & ((stops > span[0]) | (starts >= span[0]))
                 roles[1:-1][touched] = role
         return roles
+
+
+def pad_token_ids(encoded: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Ids of several expressions padded to the longest one, and True where a slot is padding."""
+    token_ids = np.full((len(encoded), max(map(len, encoded))), PAD, dtype=np.int64)
+    for row, ids in zip(token_ids, encoded, strict=True):
+        row[: len(ids)] = ids
+    return token_ids, token_ids == PAD
 
 
 def _lower(text: str) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from refcli.errors import UsageError
+from refcli.errors import LONGEST_SHOWN, UsageError
 from refcli.inference import requests
-from refcli.inference.read_ahead import LONGEST_SHOWN, Picture, ReadAhead
+from refcli.inference.read_ahead import DecodedImage, ReadAhead
 from refcli.inference.requests import Request, parse_request_lines, read_requests
 
 GOOD = {"image": "a.png", "expression": "the red circle"}
@@ -135,13 +135,13 @@ def test_a_line_that_never_ends_ends_the_reading(monkeypatch, tmp_path):
 
 
 def test_an_exception_of_any_kind_ends_no_stream():
-    def prepare(source):
+    def decode(source):
         if source == "odd":
             raise RuntimeError("decoder " + "x" * 10_000)
-        return Picture(None, None)
+        return DecodedImage(None, None)
 
     asked = [Request(name, name, "x") for name in ("a", "odd", "b")]
-    (batch,) = ReadAhead(prepare, batch_size=8).batches(asked)
+    (batch,) = ReadAhead(decode, batch_size=8).batches(asked)
     assert [item.error is None for item in batch] == [True, False, True]
     assert "RuntimeError" in batch[1].error
     assert len(batch[1].error) < 2 * LONGEST_SHOWN

@@ -23,7 +23,8 @@ from refcli.evaluation.run import Scoring
 from refcli.evaluation.truth import PassingSplit
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import encode_mask
-from refcli.inference.postprocess import gated, ungated_answer
+from refcli.inference.postprocess import filter_targets, raw_answer
+from refcli.inference.predictor import AnsweredRequest
 from refcli.inference.requests import Request
 
 SIDE = 60
@@ -212,7 +213,7 @@ class DrawsAndDecides:
     def __init__(self, *, decides: bool) -> None:
         self.decides = decides
 
-    def ungated(self, requests):
+    def answer_requests(self, requests, *, raw):
         frame = Frame.fit(SIDE, SIDE, SIDE, SIDE)
         for request in requests:
             number = int(request.id.removeprefix("m/"))
@@ -220,7 +221,7 @@ class DrawsAndDecides:
             logits[..., 10 : 10 + self.MASK_SIDES[number], 10 : 10 + self.MASK_SIDES[number]] = 1.0
             existence = torch.tensor([self.EXISTENCE[number]]) if self.decides else None
             prediction = Prediction(None, torch.tensor([[0.8]]), logits, existence)
-            yield ungated_answer(prediction, 0, frame, request, "draws")
+            yield AnsweredRequest(request, raw_answer(prediction, 0, frame, request, "draws"))
 
 
 @pytest.mark.parametrize("decides", [True, False])
@@ -234,7 +235,8 @@ def test_a_head_that_draws_nothing_where_it_states_a_target_still_states_it(scor
         none = [e < 0.5 for e in model.EXISTENCE] if decides else [side == 0 for side in model.MASK_SIDES]
         assert figures["n_acc"] == np.mean(none[6:]), name
         assert figures["t_acc"] == np.mean(np.logical_not(none[:6])), name
-    lines = [answer_to_json(gated(one)) for one in model.ungated(Request(e.id, "", "x") for e in TRUTH)]
+    asked = (Request(example.id, "", "x") for example in TRUTH)
+    lines = [answer_to_json(filter_targets(answer)) for _, answer, _ in model.answer_requests(asked, raw=True)]
     assert [line["no_target"] for line in lines] == [
         side == 0 or (decides and existence < 0.5)
         for side, existence in zip(model.MASK_SIDES, model.EXISTENCE, strict=True)

@@ -137,19 +137,20 @@ def test_what_lies_on_the_padding_costs_something(split):
     for is_known in (True, False):
         model = predictor(FRAME_SIDE, 192)
         if not is_known:
-            model.ungated = forgetting(model.ungated)
+            model.answer_requests = without_frames(model.answer_requests)
         scored = evaluate_split(model, split, name="m:val", scoring=SCORING)
         figures[is_known] = report_split(scored, SCORING.conventions).conventions["oneref384"].metrics
     for name in ("mask_miou", "mask_oiou", "box_miou"):
         assert figures[True][name] < figures[False][name] - 0.01, name
 
 
-def forgetting(ungated):
+def without_frames(answer_requests):
     """Answers as other systems write them, without the frame of their model."""
 
-    def answers(requests):
-        for answer in ungated(requests):
-            yield replace(answer, targets=tuple(replace(target, frame=None) for target in answer.targets))
+    def answers(requests, *, raw):
+        for answered in answer_requests(requests, raw=raw):
+            targets = tuple(replace(target, frame=None) for target in answered.answer.targets)
+            yield answered._replace(answer=replace(answered.answer, targets=targets))
 
     return answers
 

@@ -16,6 +16,7 @@ from refcli.evaluation.gates import check_gates, parse_gates
 from refcli.evaluation.metrics.figures import METRICS
 from refcli.evaluation.report.document import TABLE, RunReport, report_document, report_split, table_rows
 from refcli.geometry.masks import encode_mask
+from refcli.inference.predictor import AnsweredRequest
 
 BOX = (10.0, 20.0, 50.0, 60.0)
 
@@ -51,7 +52,7 @@ class Oracle:
         self.split = split
         self.asked: list[Path] = []
 
-    def ungated(self, requests):
+    def answer_requests(self, requests, *, raw):
         truth = {example.id: example for example in self.split.examples}
         for request in requests:
             self.asked.append(request.source)
@@ -60,7 +61,8 @@ class Oracle:
             targets = tuple(Target(box, 0.9, filled(box)) for box in boxes)
             says_none = not example.regions or example.expression == "refuse"
             error = "unreadable" if example.expression == "fail" else None
-            yield Answer(request.id, request.image, request.expression, 100, 100, targets, says_none, 0.5, "w", error)
+            given = (request.id, request.image, request.expression, 100, 100)
+            yield AnsweredRequest(request, Answer(*given, targets, says_none, 0.5, "w", error))
 
 
 def report_of(split: InMemory) -> RunReport:
@@ -196,9 +198,10 @@ def test_samples_are_grouped_by_words_size_and_number_of_targets():
 
 def test_an_error_in_scoring_ends_the_evaluation(split):
     class WrongSize(Oracle):
-        def ungated(self, requests):
-            for answer in super().ungated(requests):
-                yield Answer(answer.id, answer.image, answer.expression, 1, 1, (), True, None, "w")
+        def answer_requests(self, requests, *, raw):
+            for request, answer, _ in super().answer_requests(requests, raw=raw):
+                wrong = Answer(answer.id, answer.image, answer.expression, 1, 1, (), True, None, "w")
+                yield AnsweredRequest(request, wrong)
 
     with pytest.raises(DataError, match="1 x 1"):
         evaluate_split(WrongSize(split), split, name="d:s")

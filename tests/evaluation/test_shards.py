@@ -18,6 +18,7 @@ from refcli.evaluation.report.document import report_document, report_run
 from refcli.evaluation.run import PER_SAMPLE, Run, Scoring, merge_runs, read_run, write_run
 from refcli.evaluation.truth import PassingSplit, Shard, parse_shard
 from refcli.geometry.masks import encode_mask
+from refcli.inference.predictor import AnsweredRequest
 
 SPLIT = "synthetic:test"
 HOW = Scoring(choose_conventions(["all"]), score_threshold=0.5)
@@ -34,7 +35,7 @@ def filled(box: tuple[float, float, float, float], height: int, width: int) -> R
 class Clumsy:
     """Answers a box that depends on the expression, and cannot answer a few."""
 
-    def ungated(self, requests):
+    def answer_requests(self, requests, *, raw):
         for request in requests:
             size = 20 + 7 * (len(request.expression) % 5)
             box = (30.0, 40.0, 30.0 + size, 40.0 + size)
@@ -42,7 +43,8 @@ class Clumsy:
             width, height = SIZES[request.id]
             target = Target(box, 0.6, filled(box, height, width))
             says_none = len(request.expression) % 7 == 0
-            yield Answer(request.id, request.image, "", width, height, (target,), says_none, 0.3, "w", error)
+            answer = Answer(request.id, request.image, "", width, height, (target,), says_none, 0.3, "w", error)
+            yield AnsweredRequest(request, answer)
 
 
 SIZES: dict[str, tuple[int, int]] = {}

@@ -32,7 +32,7 @@ def folder(tmp_path):
     with OutputFolder(tmp_path / "o") as out:
         out.begin(SETTINGS)
         for answer in ANSWERS:
-            out.add(answer, answer.image)
+            out.add(answer, None)
     for name in NAMES:
         (tmp_path / "o" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "o" / name).write_text("mine")
@@ -48,7 +48,7 @@ def use(folder):
             out.begin(SETTINGS)
             summary = PredictSummary()
             for request in out.unanswered(REQUESTS, summary.add):
-                out.add(ANSWERS[int(request.id)], request.image)
+                out.add(ANSWERS[int(request.id)], None)
             assert summary.exit_code >= 0
     finally:
         with OutputFolder(folder, force=True) as out:

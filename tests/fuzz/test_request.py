@@ -69,8 +69,8 @@ def test_answers_to_any_lines_are_written_and_can_be_resumed(predictor, tmp_path
         out = tmp_path / str(next(runs))
         requests = list(read_request_file(str(tmp_path / "r.txt"), ["x"]))
         with OutputFolder(out) as folder:
-            for answer, request in zip(predictor.predict_many(requests), requests, strict=True):
-                folder.add(answer, request.image if request.source is None else request.source)
+            for _, answer, drawable in predictor.answer_requests(requests, keep_images=True):
+                folder.add(answer, drawable)
         with OutputFolder(out, resume=True) as folder:
             folder.begin({})
             assert not list(folder.unanswered(requests))

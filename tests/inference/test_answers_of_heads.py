@@ -20,7 +20,7 @@ from refcli.heads.oneref.head import OneRefOutput
 from refcli.heads.rela.head import RelaOutput
 from refcli.heads.shared_ris.head import SharedRISOutput
 from refcli.heads.table import HEADS
-from refcli.inference.postprocess import gated, ungated_answer
+from refcli.inference.postprocess import filter_targets, raw_answer
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
 from refcli.text.tokenizer import Tokenizer
@@ -79,7 +79,7 @@ def say(name: str, mask: torch.Tensor, existence: float) -> Prediction:
 
 @every_head
 def test_several_things_are_one_target_with_the_union_of_their_masks(name):
-    answer = gated(ungated_answer(say(name, two_blobs(), 2.0), 0, FRAME, ASKED, "w"))
+    answer = filter_targets(raw_answer(say(name, two_blobs(), 2.0), 0, FRAME, ASKED, "w"))
 
     (target,) = answer.targets
     assert target.box_xyxy == pytest.approx((4, 8, 60, 48), abs=1)
@@ -97,7 +97,7 @@ def test_several_things_are_one_target_with_the_union_of_their_masks(name):
 
 @every_head
 def test_below_the_existence_threshold_the_answer_is_no_target_whatever_the_mask_shows(name):
-    answer = gated(ungated_answer(say(name, two_blobs(), -2.0), 0, FRAME, ASKED, "w"))
+    answer = filter_targets(raw_answer(say(name, two_blobs(), -2.0), 0, FRAME, ASKED, "w"))
 
     record = answer_to_json(answer)
     assert (record["no_target"], record["targets"]) == (True, [])
@@ -107,7 +107,7 @@ def test_below_the_existence_threshold_the_answer_is_no_target_whatever_the_mask
 
 @pytest.mark.parametrize("name", MASK_ONLY)
 def test_a_mask_of_nothing_is_no_target_even_if_the_head_believes_in_one(name):
-    answer = gated(ungated_answer(say(name, torch.full((1, SIDE, SIDE), -9.0), 2.0), 0, FRAME, ASKED, "w"))
+    answer = filter_targets(raw_answer(say(name, torch.full((1, SIDE, SIDE), -9.0), 2.0), 0, FRAME, ASKED, "w"))
     assert (answer.no_target, answer.targets) == (True, ())
 
 
@@ -137,7 +137,7 @@ def test_a_head_with_several_boxes_shows_them_all():
     for number, (x1, y1, x2, y2) in enumerate(boxes[0].int().tolist()):
         masks[0, number, y1:y2, x1:x2] = 1.0
     several = Prediction(boxes, torch.tensor([[0.9, 0.4, 0.7]]), masks, torch.tensor([0.8]))
-    answer = gated(ungated_answer(several, 0, FRAME, ASKED, "w"))
+    answer = filter_targets(raw_answer(several, 0, FRAME, ASKED, "w"))
 
     record = answer_to_json(answer)
     assert [one["box"] for one in record["targets"]] == [[4, 4, 16, 16], [24, 8, 40, 24], [12, 40, 60, 60]]
@@ -148,5 +148,5 @@ def test_a_head_with_several_boxes_shows_them_all():
     drawn = {tuple(colour) for colour in np.unique(drawing, axis=0).tolist()}
     assert {OVERLAY_COLOURS[0], OVERLAY_COLOURS[1], OVERLAY_COLOURS[2]} <= drawn
     assert OVERLAY_COLOURS[3] not in drawn
-    few = gated(ungated_answer(several, 0, FRAME, ASKED, "w"), min_score=0.5)
+    few = filter_targets(raw_answer(several, 0, FRAME, ASKED, "w"), min_score=0.5)
     assert [target.score for target in few.targets] == pytest.approx([0.9, 0.7])

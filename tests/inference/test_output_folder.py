@@ -13,9 +13,7 @@ from refcli.answers.jsonl import answer_from_json
 from refcli.contracts.prediction import Answer, Target
 from refcli.errors import UsageError
 from refcli.geometry.masks import encode_mask
-from refcli.inference import output_folder
 from refcli.inference.output_folder import OutputFolder
-from refcli.inference.predictor import read_pixels
 
 MASK = np.zeros((40, 60), dtype=bool)
 MASK[5:20, 10:30] = True
@@ -40,7 +38,7 @@ def answers_in(path: Path) -> list[Answer]:
 def test_drawings_masks_and_lines_are_written(tmp_path):
     with OutputFolder(tmp_path / "out") as folder:
         folder.add(FOUND, np.zeros((40, 60, 3), np.uint8))
-        folder.add(FAILED, tmp_path / "none.jpg")
+        folder.add(FAILED, None)
     assert answers_in(tmp_path / "out/predictions.jsonl") == [FOUND, FAILED]
     drawings = sorted(path.name for path in (tmp_path / "out/overlays").iterdir())
     assert drawings == ["00000-a-the-grote-cup.png", "00001-none-x.png"]
@@ -59,28 +57,12 @@ def test_a_run_that_breaks_off_leaves_its_lines_under_another_name(tmp_path):
     assert answers_in(tmp_path / "predictions.jsonl.partial") == [FOUND]
 
 
-def test_a_picture_is_decoded_once_for_all_that_is_asked_of_it(tmp_path, monkeypatch):
-    opened = []
-
-    def read(source):
-        opened.append(source)
-        return read_pixels(source)
-
-    monkeypatch.setattr(output_folder, "read_pixels", read)
-    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
-    Image.new("RGB", (60, 40)).save(tmp_path / "b.png")
-    with OutputFolder(tmp_path / "out") as folder:
-        for name in ("a.png", "a.png", "b.png", "none.png", "none.png"):
-            folder.add(FOUND, tmp_path / name)
-    assert [source.name for source in opened] == ["a.png", "b.png", "none.png"]
-
-
 def test_force_removes_what_an_earlier_run_drew_and_other_files_stay(tmp_path):
     with OutputFolder(tmp_path) as folder:
         folder.add(FOUND, np.zeros((40, 60, 3), np.uint8))
     (tmp_path / "masks" / "mine.png").touch()
     with OutputFolder(tmp_path, force=True) as folder:
-        folder.add(FAILED, tmp_path / "none.jpg")
+        folder.add(FAILED, None)
     assert [path.name for path in (tmp_path / "overlays").iterdir()] == ["00000-none-x.png"]
     assert [path.name for path in (tmp_path / "masks").iterdir()] == ["mine.png"]
 

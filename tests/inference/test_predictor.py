@@ -75,20 +75,21 @@ def test_exif_orientation_is_applied_so_that_boxes_fit_the_upright_picture(finds
     np.testing.assert_allclose(answer.targets[0].box_xyxy, (10, 20, 70, 40), atol=2)
 
 
-def test_below_the_threshold_the_answer_is_no_target_and_the_ungated_one_keeps_its_box(finds_white, white_box):
+def test_below_the_threshold_the_answer_is_no_target_and_the_raw_one_keeps_its_box(finds_white, white_box):
     predictor = Predictor(finds_white())
     requests = [
         Request("0", "a", "it", white_box(50, 50, (5, 5, 45, 45))),
         Request("1", "b", "the big red car over there"),
     ]
     requests[1] = Request("1", "b", "the big red car over there", requests[0].source)
-    gated, ungated = list(predictor.predict_many(requests)), list(predictor.ungated(requests))
-    assert [answer.no_target for answer in gated] == [False, True]
-    assert [len(answer.targets) for answer in gated] == [1, 0]
-    assert [answer.no_target for answer in ungated] == [False, True]
-    assert [len(answer.targets) for answer in ungated] == [1, 1]
+    final = list(predictor.predict_many(requests))
+    raw = [answered.answer for answered in predictor.answer_requests(requests, raw=True)]
+    assert [answer.no_target for answer in final] == [False, True]
+    assert [len(answer.targets) for answer in final] == [1, 0]
+    assert [answer.no_target for answer in raw] == [False, True]
+    assert [len(answer.targets) for answer in raw] == [1, 1]
     words = len(predictor._tokenizer.encode("it"))
-    assert gated[0].no_target_score == pytest.approx(words / 10)
+    assert final[0].no_target_score == pytest.approx(words / 10)
 
 
 def test_targets_below_min_score_are_dropped(finds_white, white_box):

@@ -1,4 +1,4 @@
-"""Pictures are decoded ahead, once, in order, and a dialogue is not kept waiting."""
+"""Images are decoded ahead, once, in order, and a dialogue is not kept waiting."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ import pytest
 
 from refcli.errors import ImageError
 from refcli.geometry.frame import Frame
-from refcli.inference.read_ahead import Picture, ReadAhead
+from refcli.inference.read_ahead import DecodedImage, ReadAhead
 from refcli.inference.requests import Request
 
-PICTURE = Picture(np.zeros((3, 8, 8), np.float32), Frame.fit(8, 8, 8, 8))
+IMAGE = DecodedImage(np.zeros((3, 8, 8), np.float32), Frame.fit(8, 8, 8, 8))
 
 
-def test_neighbouring_requests_about_one_picture_decode_it_once():
+def test_neighbouring_requests_about_one_image_decode_it_once():
     decoded = []
 
-    def prepare(source):
+    def decode(source):
         decoded.append(source)
-        return PICTURE
+        return IMAGE
 
     requests = [Request(f"{image}{n}", image, "x") for image in ("a", "b", "c") for n in range(20)]
-    batches = list(ReadAhead(prepare, batch_size=7).batches(requests))
+    batches = list(ReadAhead(decode, batch_size=7).batches(requests))
     assert sorted(decoded) == ["a", "b", "c"]
     assert [item.request.id for batch in batches for item in batch] == [request.id for request in requests]
 
 
-def test_order_is_kept_when_early_pictures_take_longest():
-    def prepare(source):
+def test_order_is_kept_when_early_images_take_longest():
+    def decode(source):
         time.sleep(0.02 if source == "0" else 0.0)
-        return PICTURE
+        return IMAGE
 
     requests = [Request(str(n), str(n), "x") for n in range(30)]
-    batches = list(ReadAhead(prepare, batch_size=4).batches(requests))
+    batches = list(ReadAhead(decode, batch_size=4).batches(requests))
     assert [item.request.id for batch in batches for item in batch] == [str(n) for n in range(30)]
 
 
 def test_errors_keep_their_place_and_do_not_fill_the_batch():
-    def prepare(source):
+    def decode(source):
         if source == "bad":
             raise ImageError("broken", where="bad")
-        return PICTURE
+        return IMAGE
 
     names = ["good", "bad", "good", "bad", "good"]
-    (batch, rest) = ReadAhead(prepare, batch_size=2).batches(Request(str(n), name, "x") for n, name in enumerate(names))
+    (batch, rest) = ReadAhead(decode, batch_size=2).batches(Request(str(n), name, "x") for n, name in enumerate(names))
     assert [item.error for item in batch] == [None, "broken (bad)", None]
     assert [item.error for item in rest] == ["broken (bad)", None]
 
 
 def test_a_part_filled_batch_goes_out_while_the_source_is_silent():
     lines: queue.Queue[Request | None] = queue.Queue()
-    batches = ReadAhead(lambda source: PICTURE, batch_size=64).batches(iter(lines.get, None))
+    batches = ReadAhead(lambda source: IMAGE, batch_size=64).batches(iter(lines.get, None))
     for number in range(3):
         lines.put(Request(str(number), "a", "x"))
         assert [item.request.id for item in next(batches)] == [str(number)]
@@ -69,7 +69,7 @@ def test_a_failure_of_the_source_reaches_the_caller_after_all_that_came_before_i
 
     got = []
     with pytest.raises(RuntimeError, match="the pipe burst"):
-        for batch in ReadAhead(lambda source: PICTURE, batch_size=2).batches(requests()):
+        for batch in ReadAhead(lambda source: IMAGE, batch_size=2).batches(requests()):
             got += [item.request.id for item in batch]
     assert got == ["0", "1", "2"]
 
@@ -83,7 +83,7 @@ def test_reading_does_not_run_away_from_the_model_and_stops_with_it():
             num_read += 1
             yield Request(str(num_read), "a", "x")
 
-    batches = ReadAhead(lambda source: PICTURE, batch_size=2).batches(requests())
+    batches = ReadAhead(lambda source: IMAGE, batch_size=2).batches(requests())
     next(batches)
     time.sleep(0.1)
     assert num_read < 20

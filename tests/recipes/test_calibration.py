@@ -51,8 +51,8 @@ def test_the_threshold_is_chosen_on_the_validation_samples_and_predict_and_evalu
     split = Store(half_empty).split("squares:val")
     examples = [split[row] for row in range(len(split))]
     requests = [Request(one.id, one.image, one.expression, split.image_path(one)) for one in examples]
-    raw = list(Predictor(str(weights), precision="fp32").ungated(requests))
-    existence = np.array([1 - answer.no_target_score for answer in raw])
+    raw = list(Predictor(str(weights), precision="fp32").answer_requests(requests, raw=True))
+    existence = np.array([1 - answered.answer.no_target_score for answered in raw])
     has_target = np.array([bool(one.regions) for one in examples])
     assert threshold == pytest.approx(calibrate_existence(existence, has_target, min_t_acc=0.7), abs=1e-4)
     assert threshold != 0.5

@@ -10,7 +10,7 @@ import numpy as np
 
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
-from refcli.evaluation.evaluate import UngatedPredictor
+from refcli.evaluation.evaluate import RawPredictor
 from refcli.evaluation.mask_frames import IMAGE
 from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
 from refcli.evaluation.metrics.overlaps import box_area
@@ -95,11 +95,12 @@ def choose_cases(split: SplitScores, count: int, *, seed: int = 0) -> Choice:
     return Choice(tuple(rows[ranked[:count]].tolist()), tuple(sorted(rows[order[:count]].tolist())))
 
 
-def ask_again(predictor: UngatedPredictor, split: Split, choice: Choice) -> dict[int, Answer]:
+def ask_again(predictor: RawPredictor, split: Split, choice: Choice) -> dict[int, Answer]:
     """The model's answers to the chosen samples, by row."""
     examples = [split[row] for row in choice.rows]
     requests = (Request(one.id, one.image, one.expression, split.image_path(one)) for one in examples)
-    return dict(zip(choice.rows, predictor.ungated(requests), strict=True))
+    answers = (answered.answer for answered in predictor.answer_requests(requests, raw=True))
+    return dict(zip(choice.rows, answers, strict=True))
 
 
 def find_answers(

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save as save_safetensors
 
 from refcli.data.reading.pickles import read_pickle, read_torch_list, starts_torch_list
-from refcli.data.sources.pth.rows import read_rows, starts_rows
+from refcli.data.sources.pth.tuples import read_rows, sniff_rows
 from refcli.data.sources.record import Problems
-from refcli.data.sources.refer import read_refs, sniff_refs
+from refcli.data.sources.refcoco import read_refs, sniff_refs
 from refcli.engine.checkpointing.checkpoint import Checkpoints
 from refcli.engine.checkpointing.state import BatchLayout, TrainingState
 from refcli.engine.distributed.world import World
@@ -145,7 +145,7 @@ def test_any_list_of_torch_is_read_or_refused(tmp_path, num_inputs):
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        starts_rows(path)
+        sniff_rows(path)
         if starts_torch_list(path):
             read_torch_list(path)
         read_rows(path, family=None, problems=Problems())

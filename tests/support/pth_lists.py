@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from refcli.data.sources.pth.read import SOURCE, PthSettings
+from refcli.data.sources.pth.reader import SOURCE, PthSettings
 from refcli.data.sources.record import Problems, RawRecord
 
 REALDATA = os.environ.get("REFCLI_REALDATA", "")

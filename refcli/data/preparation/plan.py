@@ -12,8 +12,8 @@ from refcli.config.load import validate
 from refcli.config.schema import Settings
 from refcli.data.reading.streams import stem
 from refcli.data.sources.detect import detect_format
-from refcli.data.sources.json_lines import some_object_has
 from refcli.data.sources.record import Source
+from refcli.data.sources.rows import some_line_has
 from refcli.data.sources.table import SOURCES
 from refcli.data.spec import DatasetSpec, find_files, load_spec
 from refcli.errors import DataError, UsageError
@@ -99,7 +99,7 @@ def plan_file(
     if source.has_file_per_split:
         found = split or _split_in(file)
         main = found or "train"
-        says_split = form == "jsonl" and some_object_has(file, b"split")
+        says_split = form == "jsonl" and some_line_has(file, b"split")
         notes = () if found or says_split else (f"{file.name}: read as the split train; --split names another",)
     beside = beside or {}
     others = [role for role in source.files if role not in ("*", main)]

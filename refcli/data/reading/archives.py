@@ -1,38 +1,41 @@
-"""Members of zip and tar archives read in memory; nothing is ever extracted to disk."""
+"""Files in zip and tar archives, or in plain folders, read in memory; nothing is extracted to disk."""
 
 from __future__ import annotations
 
 import io
+import os
 import stat
 import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, cast
 
-from refcli.data.reading.streams import MAX_BYTES, MAX_STREAM_BYTES, open_binary
+from refcli.data.reading.streams import MAX_BYTES, MAX_STREAM_BYTES, open_binary, read_bytes
 from refcli.errors import DataError
 
 MAX_MEMBERS = 5_000_000
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
+_GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 20
 _FAILED = (KeyError, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 class Archive(ABC):
-    """A zip or tar archive all of whose members are plain files with safe names; a context manager."""
+    """A zip or tar archive whose members are plain files with safe names; a context manager."""
 
     _members: Mapping[str, object]
-    """Safe name -> the archive's own record of a file."""
+    """Safe name -> the archive's own entry."""
 
     def __init__(self, where: str) -> None:
         self.where = where
 
     def names(self) -> list[str]:
-        """Names of the files, in the archive's order, without folders; reading in this order is the fastest."""
+        """Names of the files in archive order, without folders; reading in this order is fastest."""
         return list(self._members)
 
     def read(self, name: str, *, max_bytes: int) -> bytes:
@@ -83,7 +86,7 @@ class Archive(ABC):
                 raise DataError(
                     f"member {name!r} holds more than {max_bytes:,} bytes",
                     where=self.where,
-                    hint="check that this is the archive you meant",
+                    hint="check that this is the right archive",
                 )
         return bytes(content)
 
@@ -152,11 +155,11 @@ class _TarArchive(Archive):
 
 
 def open_archive(path: Path) -> Archive:
-    """Open a zip or tar archive, also inside gzip, and check every member's name and kind.
+    """Open a zip or tar archive, possibly inside gzip, and check the name and kind of every member.
 
     Raises:
-        DataError: it is missing, neither zip nor tar, broken, or has a member that is absolute, climbs with "..", or is
-            a link or a device.
+        DataError: the file is missing, broken or neither zip nor tar, or a member has an absolute path, contains "..",
+            or is a link or a device.
     """
     stream = open_binary(path, max_bytes=MAX_STREAM_BYTES)
     try:
@@ -167,7 +170,7 @@ def open_archive(path: Path) -> Archive:
 
 
 def archive_of(stream: BinaryIO, *, where: str) -> Archive:
-    """The archive in an open, seekable stream, which it closes in the end; `where` names it in errors."""
+    """The archive in an open, seekable stream, which the archive then owns; `where` names it in errors."""
     magic = stream.read(len(ZIP_MAGICS[0]))
     stream.seek(0)
     if magic not in ZIP_MAGICS:
@@ -178,7 +181,7 @@ def archive_of(stream: BinaryIO, *, where: str) -> Archive:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a zip or tar archive, also inside gzip; False for one that is missing or unreadable."""
+    """Whether a file is a zip or tar archive, possibly inside gzip; False if it is missing or unreadable."""
     try:
         with open_binary(path, max_bytes=MAX_STREAM_BYTES) as stream:
             block = stream.read(tarfile.BLOCKSIZE)
@@ -188,6 +191,54 @@ def is_archive(path: Path) -> bool:
     except (DataError, tarfile.TarError):
         return False
     return True
+
+
+def list_files(source: Path, suffix: str, *, folder: str | None = None) -> dict[str, str]:
+    """List the files with a suffix in a folder or an archive.
+
+    Args:
+        source: a folder that directly holds the files, or a zip or uncompressed tar that holds them at any depth.
+        suffix: such as ".xml".
+        folder: in an archive, list only the files directly inside folders of this name.
+
+    Returns:
+        stem -> name inside `source`, for `read_file`.
+
+    Raises:
+        DataError: `source` is neither or is compressed as a whole, or holds no such file, or holds two of one name.
+    """
+    if source.is_dir():
+        names = sorted(entry.name for entry in source.iterdir() if entry.name.endswith(suffix))
+    else:
+        names = [
+            name
+            for name in _names_in_archive(source)
+            if name.endswith(suffix) and folder in (None, PurePosixPath(name).parent.name)
+        ]
+    found: dict[str, str] = {}
+    for name in names:
+        stem = PurePosixPath(name).name.removesuffix(suffix)
+        if found.setdefault(stem, name) != name:
+            raise DataError(
+                f"{stem}{suffix} occurs twice, as {found[stem]} and as {name}",
+                where=str(source),
+                hint="unpack it and name the right folder",
+            )
+    if not found:
+        what = f"{suffix} file in {folder}" if folder else f"{suffix} file"
+        raise DataError(f"there is no {what}", where=str(source), hint="is it the right folder or archive?")
+    return found
+
+
+def read_file(source: Path, name: str, *, max_bytes: int) -> bytes:
+    """The content of a file listed by `list_files`; an archive stays open for further calls.
+
+    Raises:
+        DataError: the file is missing, broken or larger than `max_bytes`.
+    """
+    if source.is_dir():
+        return read_bytes(source / name, max_bytes=max_bytes)
+    return _opened(source, os.getpid()).read(name, max_bytes=max_bytes)
 
 
 def _seeks_to_end(stream: BinaryIO) -> bool:
@@ -215,11 +266,11 @@ def _safe_name(name: str, where: str) -> str:
     """The name with forward slashes and without "." parts."""
     parts = name.replace("\\", "/").split("/")
     if (not parts[0] and len(parts) > 1) or parts[0].endswith(":"):
-        raise _unsafe(name, "an absolute name", where)
+        raise _unsafe(name, "an absolute path", where)
     if ".." in parts:
-        raise _unsafe(name, 'a name that climbs with ".."', where)
+        raise _unsafe(name, 'a path with ".."', where)
     if "\0" in name:
-        raise _unsafe(name, "a name with a zero byte", where)
+        raise _unsafe(name, "a path with a zero byte", where)
     return "/".join(part for part in parts if part not in ("", "."))
 
 
@@ -230,3 +281,27 @@ def _unsafe(name: str, what: str, where: str) -> DataError:
 def _check_count(count: int, where: str) -> None:
     if count > MAX_MEMBERS:
         raise DataError(f"the archive has more than {MAX_MEMBERS:,} members", where=where, hint="split the archive")
+
+
+def _names_in_archive(source: Path) -> list[str]:
+    if not is_archive(source):
+        raise DataError(
+            "this is neither a folder nor a zip or tar archive",
+            where=str(source),
+            hint="unpack the download, or name the archive as it was published",
+        )
+    with source.open("rb") as stream:
+        if stream.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC:
+            raise DataError(
+                "an archive that is compressed as a whole cannot be read file by file",
+                where=str(source),
+                hint="unpack it and name the folder",
+            )
+    with open_archive(source) as archive:
+        return archive.names()
+
+
+@lru_cache(maxsize=2)
+def _opened(source: Path, process: int) -> Archive:
+    """One archive per process: a forked worker must not share its parent's file position."""
+    return open_archive(source)

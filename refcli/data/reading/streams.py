@@ -1,4 +1,4 @@
-"""Bytes and lines of plain and gzip-compressed files, told apart by their first bytes, never more than a limit."""
+"""Bytes and lines of plain and gzip files (recognised by their first bytes), up to a size limit."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MAX_BYTES = 4 << 30
-"""Decompressed size up to which a file is read; the largest annotation file in use takes about 1 GB."""
+"""The largest decompressed file that is read whole; the largest annotation file in use takes about 1 GB."""
 MAX_STREAM_BYTES = 256 << 30
-"""The same for files that are read line by line or member by member and never held whole."""
+"""The same for files that are read line by line or member by member."""
 MAX_LINE_BYTES = 64 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
 _ENCODING_BYTES = 64
-"""First bytes that show which encoding a text has."""
+"""First bytes that are enough to recognise an encoding."""
 _LEAST_UTF16 = 8
+_HEAD_BYTES = 64 << 10
 
 
 class _Bounded(io.RawIOBase):
-    """A seekable stream that raises DataError beyond `max_bytes` and for broken compression, naming the file."""
+    """A seekable decompressed stream; raises DataError beyond `max_bytes` and for broken compression."""
 
     def __init__(self, source: gzip.GzipFile, underlying: BinaryIO, where: str, max_bytes: int) -> None:
         self._source = source
@@ -117,30 +118,43 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
         return stream.read()
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (1-based line number, text without its line end) of every line that is not blank.
+def first_bytes(path: Path, num_bytes: int = _HEAD_BYTES) -> bytes:
+    """The first bytes of a file, decompressed; empty if it cannot be read."""
+    try:
+        with open_binary(path) as stream:
+            return stream.read(num_bytes)
+    except (DataError, OSError):
+        return b""
+
+
+def text_start(path: Path) -> bytes:
+    """As `first_bytes`, without a byte order mark and leading blanks."""
+    return first_bytes(path).removeprefix(_UTF8_BOM).lstrip()
+
+
+def read_lines(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, str]]:
+    """Yield (1-based line number, text without its line end) for every line that is not blank.
 
     Lines are UTF-8; a line that is not is read as Latin-1. A byte order mark is dropped.
 
     Raises:
-        DataError: as `open_binary`, or a line is longer than 64 MiB.
+        DataError: as `open_binary`, or a line is longer than `max_line_bytes`.
     """
-    for number, line in read_byte_lines(path):
+    for number, line in read_byte_lines(path, max_line_bytes=max_line_bytes):
         text = _decode(line)
         if not text.isspace():
             yield number, text
 
 
-def read_byte_lines(path: Path, *, max_line_bytes: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """As `read_lines`, undecoded: for formats that must be UTF-8. A line may have 64 MiB, or `max_line_bytes`."""
-    longest = MAX_LINE_BYTES if max_line_bytes is None else max_line_bytes
+def read_byte_lines(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes]]:
+    """As `read_lines`, undecoded: for formats that must be UTF-8."""
     with open_binary(path, max_bytes=MAX_STREAM_BYTES) as stream:
         number = 0
-        while line := stream.readline(longest + 1):
+        while line := stream.readline(max_line_bytes + 1):
             number += 1
-            if len(line) > longest:
+            if len(line) > max_line_bytes:
                 raise DataError(
-                    f"line {number} is longer than {longest >> 20} MiB",
+                    f"line {number} is longer than {max_line_bytes >> 20} MiB",
                     where=str(path),
                     hint="this file holds one record per line; is it one JSON document instead?",
                 )
@@ -152,7 +166,7 @@ def read_byte_lines(path: Path, *, max_line_bytes: int | None = None) -> Iterato
 
 
 def foreign_encoding(start: bytes) -> str | None:
-    """What a text's first bytes say that it is instead of UTF-8: "UTF-16 (it begins with FF FE)"; None if nothing."""
+    """The encoding of a text that is not UTF-8 by its first bytes, such as "UTF-16 (it begins with FF FE)", or None."""
     for mark, name in ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
         if start.startswith(mark):
             writer = ", as PowerShell's > writes" if mark == b"\xff\xfe" else ""
@@ -167,7 +181,7 @@ def foreign_encoding(start: bytes) -> str | None:
 
 
 def invalid_utf8(text: bytes) -> int | None:
-    """Position of the first byte that is not UTF-8; None if all is."""
+    """Position of the first byte that is not valid UTF-8; None if there is none."""
     try:
         text.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -176,7 +190,7 @@ def invalid_utf8(text: bytes) -> int | None:
 
 
 def stem(path: Path) -> str:
-    """A file's name without ".gz" and without the last suffix before it: "unc_val" of "unc_val.pth.gz"."""
+    """A file's name without ".gz" and the suffix before it: "unc_val" for "unc_val.pth.gz"."""
     return Path(path.name.removesuffix(".gz")).stem
 
 

@@ -1,4 +1,4 @@
-"""Which format a file has, told from its beginning."""
+"""The format of a file, recognised by its first bytes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from refcli.data.reading.archives import ZIP_MAGICS
-from refcli.data.reading.streams import foreign_encoding
-from refcli.data.sources.json_lines import first_bytes
+from refcli.data.reading.streams import first_bytes, foreign_encoding
 from refcli.data.sources.record import Source
 from refcli.data.sources.table import SOURCES
 from refcli.errors import DataError, UsageError
@@ -16,11 +15,11 @@ from refcli.tables import lookup
 
 
 def detect_format(path: Path, *, table: Mapping[str, str] = SOURCES) -> str:
-    """The row of the table of sources whose format a file or folder has.
+    """The name of the source whose format a file or folder has.
 
     Raises:
         DataError: there is nothing at `path`.
-        UsageError: it looks like none of the formats, or like several.
+        UsageError: it looks like none of the formats or like several.
     """
     if not path.exists():
         raise DataError("there is no such file", where=str(path), hint="check the path")
@@ -28,19 +27,19 @@ def detect_format(path: Path, *, table: Mapping[str, str] = SOURCES) -> str:
     matching = [name for name, source in sources.items() if source.sniff(path)]
     if len(matching) == 1:
         return matching[0]
-    what, advice = ("", "") if matching else _what_it_is(path)
+    what, advice = ("", "") if matching else _identify(path)
     candidates = matching or list(sources)
     looks_like = "several formats" if matching else "none of the known formats"
     listed = "\n".join(f"  {name}: {sources[name].description}" for name in candidates)
     raise UsageError(
         f"the file looks like {looks_like}" + (f": it is {what}" if what else ""),
         where=str(path),
-        hint=(f"{advice}, or say" if advice else "say") + f" which with --format:\n{listed}",
+        hint=(f"{advice}, or choose" if advice else "choose") + f" one with --format:\n{listed}",
     )
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuse a file whose first bytes say that it holds no annotations, in whatever format.
+    """Refuse a file whose first bytes show that it holds no annotations of any format.
 
     Raises:
         DataError: it is text of another encoding than UTF-8, a web page, an image, a Git LFS pointer, ...
@@ -57,8 +56,8 @@ def refuse_foreign(path: Path) -> None:
         raise DataError(f"the file is {what}", where=str(path), hint=advice)
 
 
-def _what_it_is(path: Path) -> tuple[str, str]:
-    """What the first bytes of a file say that it is, which is none of the formats, and what to do; empty: unknown."""
+def _identify(path: Path) -> tuple[str, str]:
+    """What a file of none of the formats is by its first bytes, and what to do; both empty if unknown."""
     if not path.is_file():
         return "", ""
     start = first_bytes(path)
@@ -72,7 +71,7 @@ def _what_it_is(path: Path) -> tuple[str, str]:
             return f"{what} under the name {path.name}", hint
     if start.lstrip().startswith(b"[") and _LIST_OF_OBJECTS.match(start.lstrip()):
         return "one JSON list of objects", (
-            "own data are lines with one object each, which jq -c '.[]' FILE > lines.jsonl writes"
+            "own data needs one object per line; jq -c '.[]' FILE > lines.jsonl converts it"
         )
     return "", ""
 
@@ -90,5 +89,5 @@ _CONTAINERS = (
     ((b"\x1f\x8b",), "gzip that cannot be unpacked, or gzip in gzip,", "unpack it with gunzip"),
     *_FOREIGN,
 )
-"""First bytes -> what they are, what to do."""
+"""First bytes, what they are, what to do."""
 _LIST_OF_OBJECTS = re.compile(rb"\[\s*\{")

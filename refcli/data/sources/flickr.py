@@ -1,4 +1,4 @@
-"""Flickr30k Entities: phrases of captions, and boxes for the chains of phrases that name the same thing."""
+"""Flickr30k Entities: phrases of captions, and boxes for the chains of phrases that name the same object."""
 
 from __future__ import annotations
 
@@ -10,37 +10,45 @@ from typing import Literal
 from xml.etree.ElementTree import Element
 
 from refcli.config.schema import Settings
-from refcli.data.reading.archives import is_archive, open_archive
+from refcli.data.reading.archives import is_archive, list_files, open_archive, read_file
 from refcli.data.reading.streams import read_lines
 from refcli.data.reading.xml_files import parse_xml
-from refcli.data.sources.folders import list_files, read_file
+from refcli.data.sources.image_names import flickr_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, excerpt
-from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
-from refcli.data.sources.rows import number_of, side_of
+from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawRecord, RawRegion, Source
+from refcli.data.sources.rows import valid_side, whole_number
 from refcli.errors import DataError
 
 SPLITS = ("train", "val", "test")
 NOT_VISUAL = "0"
-"""The chain of phrases that name nothing in the image; each of them stands for itself."""
+"""The chain of phrases that name nothing in the image; they have nothing in common."""
 MAX_BYTES = 4 << 20
-"""Of one caption or annotation file; they have a few kilobytes."""
+"""Of one caption or annotation file; real ones have a few kilobytes."""
+_OPENING = "[/EN#"
+_INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
+_OBJECT_KEYS = KnownKeys(
+    "object",
+    frozenset({"name", "bndbox", "scene", "nobndbox"}),
+    frozenset({"pose", "truncated", "difficult", "occluded"}),
+    has_box=True,
+)
 
 
 class FlickrSettings(Settings):
-    """Choices of the Flickr30k Entities reader."""
+    """Options of the Flickr30k Entities reader."""
 
     scene_boxes: bool = False
-    """Give phrases for the whole scene, which have no box, one around the whole image."""
+    """Whether phrases for the whole scene, which have no box, get a box around the whole image."""
     inclusive_boxes: bool = True
-    """The far edges of the XML name the last pixel of the object, so they are moved out by one pixel. False takes the
-    numbers as edges, as TransVG and OneRef do: the boxes are one pixel short."""
+    """Whether the far edges in the XML name the last pixel of the object; the reader then adds one pixel. False takes
+    the numbers as edges, as TransVG and OneRef do: the boxes are one pixel short."""
     unrelated_captions: Literal["keep", "drop"] = "keep"
-    """What to do with captions that do not belong to their image, as listed in UNRELATED_CAPTIONS."""
+    """Whether to keep captions that do not belong to their image, as listed in UNRELATED_CAPTIONS."""
 
 
 @dataclass(frozen=True)
 class _Tree:
-    """Where the caption and annotation files lie, by the image's number."""
+    """Caption and annotation files by image number."""
 
     sentences_in: Path
     sentences: Mapping[str, str]
@@ -53,19 +61,19 @@ def read_flickr(
 ) -> Iterator[RawRecord]:
     """Yield one record per phrase of a caption that has boxes, image by image; see `Reader`.
 
-    Every box of the phrase's chain is a region of its own; the protocols differ in how they are merged.
+    Each box of the phrase's chain is one region; protocols differ in how they merge them.
 
     Args:
         files: `annotations` (annotations.zip, or the folder `Annotations`, or a folder of that and `Sentences`); one or
             more of `train`, `val`, `test` (lists of images); optionally `sentences` (the folder; without it the
             captions are in the zip, or beside `Annotations`) and `unrelated`.
         settings: a `FlickrSettings`.
-        dataset: unused: the images' keys are those of Flickr30k.
-        problems: one per phrase that is left out: `phrase_without_box_chain_0`, `phrase_without_box_scene`,
+        dataset: unused: the image keys are Flickr30k's.
+        problems: collects one per phrase that is left out: `phrase_without_box_chain_0`, `phrase_without_box_scene`,
             `phrase_without_box_nobndbox`, `phrase_without_box` (its chain is not in the annotation) and
-            `phrase_of_unrelated_caption`; and `malformed_caption`, `image_without_annotation` and
-            `malformed_annotation` (every phrase of the image is left out). Kept are `caption_not_utf8` and
-            `repeated_image` (twice in the list of one split; kept once).
+            `phrase_of_unrelated_caption`; also `malformed_caption`, `image_without_annotation` and
+            `malformed_annotation` (all phrases of the image are left out). Reported and kept: `caption_not_utf8` and
+            `repeated_image` (twice in the list of one split; read once).
     """
     assert isinstance(settings, FlickrSettings)
     unrelated = _unrelated(files, settings)
@@ -114,7 +122,7 @@ def _records(
     except DataError as error:
         problems.add("malformed_annotation", error.where or name, error.message)
         return
-    image = RawImage(f"flickr30k:{image_id}", (f"{image_id}.jpg",), boxes.width, boxes.height)
+    image = flickr_image(image_id, width=boxes.width, height=boxes.height)
     for sentence, line, is_utf8 in captions:
         where = f"Sentences/{image_id}.txt: line {sentence + 1}"
         if not is_utf8:
@@ -153,7 +161,7 @@ def _regions(
     if scenes_have_boxes and phrase.chain in boxes.scenes:
         if boxes.width is None or boxes.height is None:
             raise DataError(
-                "a scene has no box around the image where the image's size is not told",
+                "the scene cannot get a box around the image: the image's size is unknown",
                 where=f"Annotations/{image_id}.xml",
                 hint="leave scene_boxes off",
             )
@@ -173,7 +181,7 @@ def _why_no_box(phrase: CaptionPhrase, boxes: EntityBoxes) -> str:
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, str, bool]]:
-    """0-based line numbers, the lines that are not blank, and whether they are UTF-8; the others are Latin-1."""
+    """0-based number and text of each line that is not blank, and whether it is UTF-8; others are read as Latin-1."""
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n")):
         if line.strip():
             try:
@@ -215,7 +223,7 @@ def _images_by_split(files: Mapping[str, Path], problems: Problems) -> dict[str,
                 images.setdefault(split, []).append(image_id)
     if not images:
         raise DataError(
-            "no list says which images belong to a split",
+            "there is no list of the images of a split",
             where=str(files["annotations"]),
             hint="put train.txt, val.txt or test.txt of Flickr30k Entities beside it",
         )
@@ -223,12 +231,12 @@ def _images_by_split(files: Mapping[str, Path], problems: Problems) -> dict[str,
 
 
 def _unrelated(files: Mapping[str, Path], settings: FlickrSettings) -> frozenset[tuple[str, int]]:
-    """(image, 0-based sentence) of the captions to be dropped."""
+    """(image, 0-based sentence) of the captions to drop."""
     if settings.unrelated_captions == "keep":
         return frozenset()
     if "unrelated" not in files:
         raise DataError(
-            "there is no list of the unrelated captions that are to be dropped",
+            "there is no list of the unrelated captions to drop",
             where=str(files["annotations"]),
             hint="put UNRELATED_CAPTIONS beside it, or set unrelated_captions to keep",
         )
@@ -237,7 +245,7 @@ def _unrelated(files: Mapping[str, Path], settings: FlickrSettings) -> frozenset
         if text.lstrip().startswith("#"):
             continue
         fields = text.split()
-        sentence = number_of(fields[1]) if len(fields) == len(("image", "sentence")) else None
+        sentence = whole_number(fields[1]) if len(fields) == len(("image", "sentence")) else None
         if sentence is None:
             raise DataError(
                 f"{excerpt(text)!r} is not <image> <sentence number>", where=f"{files['unrelated']}: line {number}"
@@ -246,34 +254,12 @@ def _unrelated(files: Mapping[str, Path], settings: FlickrSettings) -> frozenset
     return frozenset(pairs)
 
 
-SOURCE = Source(
-    description="Flickr30k Entities (annotations.zip or its folders Sentences and Annotations)",
-    read=read_flickr,
-    settings=FlickrSettings,
-    files={
-        "annotations": ("annotations.zip", "Annotations", "annotations"),
-        "train": ("train.txt",),
-        "val": ("val.txt",),
-        "test": ("test.txt",),
-        "sentences": ("Sentences",),
-        "unrelated": ("UNRELATED_CAPTIONS", "UNRELATED_CAPTIONS.txt"),
-    },
-    sniff=sniff_flickr,
-    optional=frozenset({*SPLITS, "sentences", "unrelated"}),
-)
-
-
-_OPENING = "[/EN#"
-_INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
-_MAX_XML_BYTES = 4 << 20
-
-
 @dataclass(frozen=True, slots=True)
 class CaptionPhrase:
     """A phrase of a caption, `caption.text[begin:end]`."""
 
     chain: str
-    """Number that it shares with the phrases of all five captions that name the same thing."""
+    """Number shared by the phrases of all five captions that name the same object."""
     types: tuple[str, ...]
     """people, clothing, bodyparts, animals, vehicles, instruments, scene, other or notvisual; one or several."""
     begin: int
@@ -291,7 +277,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class EntityBoxes:
-    """What an image's XML file says."""
+    """The content of an image's XML file."""
 
     width: int | None
     height: int | None
@@ -300,14 +286,14 @@ class EntityBoxes:
     scenes: frozenset[str]
     """Chains that name the whole scene."""
     unboxed: frozenset[str]
-    """Chains that are marked as having no box."""
+    """Chains marked as having no box."""
 
 
 def parse_caption(line: str, *, where: str) -> Caption:
-    """Take a line of a `Sentences` file apart: `[/EN#1/people Two men] look at [/EN#8/scene the yard] .`
+    """Parse a line of a `Sentences` file: `[/EN#1/people Two men] look at [/EN#8/scene the yard] .`
 
-    Words are separated by blanks. One that begins with `[/EN#` opens a phrase, one that ends with a bracket that it
-    does not open itself closes it; other brackets belong to the caption.
+    Words are separated by blanks. A word that starts with `[/EN#` opens a phrase; a word that ends with a bracket it
+    does not open itself closes the phrase; other brackets belong to the caption.
 
     Raises:
         DataError: phrases are nested or left open, or one has no number.
@@ -339,28 +325,20 @@ def parse_caption(line: str, *, where: str) -> Caption:
     return Caption(text, tuple(_phrase(span, words, text) for span in spans))
 
 
-_OBJECT = KnownKeys(
-    "object",
-    frozenset({"name", "bndbox", "scene", "nobndbox"}),
-    frozenset({"pose", "truncated", "difficult", "occluded"}),
-    has_box=True,
-)
-
-
 def parse_boxes(
     data: bytes, image_id: str, *, where: str, inclusive: bool = True, keys: KeyLog | None = None
 ) -> EntityBoxes:
     """Read an image's `Annotations` file.
 
-    Its pixel numbers begin at 1 and name the first and the last pixel of a box, which becomes
-    [xmin - 1, ymin - 1, xmax, ymax]; where they are not taken as `inclusive`, [xmin - 1, ymin - 1, xmax - 1, ymax - 1].
-    A size that is no size is as good as none. `keys` collects unknown tags of objects.
+    Pixel numbers start at 1 and name the first and the last pixel of a box, which becomes
+    [xmin - 1, ymin - 1, xmax, ymax]; if not `inclusive`, [xmin - 1, ymin - 1, xmax - 1, ymax - 1]. An invalid image
+    size counts as unknown. `keys` collects unknown tags of objects.
 
     Raises:
-        DataError: not well-formed, a number is missing or none, an object has a box and is said to have none, or has a
-            tag that changes what it means.
+        DataError: the XML is not well-formed, a number is missing or invalid, an object has a box and is marked as
+            having none, or a tag changes an object's meaning.
     """
-    root = parse_xml(data, where=where, max_bytes=_MAX_XML_BYTES)
+    root = parse_xml(data, where=where, max_bytes=MAX_BYTES)
     size = root.find("size")
     regions: dict[str, list[RawRegion]] = {}
     scenes: set[str] = set()
@@ -368,12 +346,12 @@ def parse_boxes(
     for number, entity in enumerate(root.findall("object")):
         place = f"{where}: object {number}"
         if keys is not None:
-            keys.check(_OBJECT, {str(part.tag): part.text for part in entity}, place)
+            keys.check(_OBJECT_KEYS, {str(part.tag): part.text for part in entity}, place)
         chains = dict.fromkeys((name.text or "").strip() for name in entity.findall("name"))
         is_scene, has_no_box = _flag(entity, "scene", place), _flag(entity, "nobndbox", place)
         box = entity.find("bndbox")
         if box is not None and (is_scene or has_no_box):
-            raise DataError("an object has a box and is said to have none", where=place)
+            raise DataError("an object has a box and is marked as having none", where=place)
         for chain in chains:
             if box is not None:
                 region = RawRegion(_box(box, place, inclusive), source_id=f"flickr30k:{image_id}/{chain}/{number}")
@@ -408,7 +386,7 @@ def _box(box: Element, where: str, inclusive: bool) -> BoxXYXY:
 def _side(size: Element | None, tag: str) -> int | None:
     if size is None:
         return None
-    return side_of(number_of(size.findtext(tag, "").strip()))
+    return valid_side(whole_number(size.findtext(tag, "").strip()))
 
 
 def _flag(entity: Element, tag: str, where: str) -> bool:
@@ -420,3 +398,20 @@ def _integer(parent: Element, tag: str, where: str) -> int:
     if _INTEGER.fullmatch(text) is None:
         raise DataError(f"<{tag}> should be a whole number, not {excerpt(text)!r}", where=where)
     return int(text)
+
+
+SOURCE = Source(
+    description="Flickr30k Entities (annotations.zip or its folders Sentences and Annotations)",
+    read=read_flickr,
+    settings=FlickrSettings,
+    files={
+        "annotations": ("annotations.zip", "Annotations", "annotations"),
+        "train": ("train.txt",),
+        "val": ("val.txt",),
+        "test": ("test.txt",),
+        "sentences": ("Sentences",),
+        "unrelated": ("UNRELATED_CAPTIONS", "UNRELATED_CAPTIONS.txt"),
+    },
+    sniff=sniff_flickr,
+    optional=frozenset({*SPLITS, "sentences", "unrelated"}),
+)

@@ -1,4 +1,4 @@
-"""gRefCOCO: refs with any number of annotations, or none, in `grefs(unc).json` beside `instances.json`."""
+"""gRefCOCO: refs with any number of annotations, including none, in `grefs(unc).json` beside `instances.json`."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from pathlib import Path
 
 from refcli.config.schema import Settings
 from refcli.data.sources.record import Problems, RawRecord, Source
-from refcli.data.sources.refer import (
+from refcli.data.sources.refcoco import (
     INSTANCES_NAMES,
     Ref,
     ReferSettings,
     TextField,
-    referred_records,
+    read_referred_records,
     refs_names,
     sniff_refs,
 )
 from refcli.data.sources.rows import Id
 from refcli.errors import DataError
 
-NOTHING = -1
-"""The annotation id of a ref that is about nothing."""
+NO_ANNOTATION = -1
+"""The annotation id of a ref without a target."""
 
 
 class GrefcocoSettings(ReferSettings):
-    """Choices of the gRefCOCO reader."""
+    """Options of the gRefCOCO reader."""
 
     text: TextField = "raw"
-    """`raw`: as it was typed, which the reference implementation (ReLA) reads; `sent`: the cleaned sentence."""
+    """`raw`: as typed, which the reference implementation (ReLA) reads; `sent`: the cleaned sentence."""
 
 
 def read_grefcoco(
     files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems
 ) -> Iterator[RawRecord]:
-    """Yield one record per ref, with no regions if it is about nothing; see `Reader`.
+    """Yield one record per ref, with no regions if it has no target; see `Reader`.
 
     `ann_id` may be a list of ids, `[-1]`, `[]` or, in older rows, one bare id. The COCO-style export of the same data
     (`finetune_grefcoco_<split>.json`) is read by the source `coco`.
@@ -41,28 +41,28 @@ def read_grefcoco(
     Args:
         files: `refs` and `instances`.
         settings: a `GrefcocoSettings`.
-        dataset: for images and annotations that are not COCO's.
-        problems: `repeated_annotation` (kept once), and those of `referred_records`.
+        dataset: prefix for images and annotations that are not COCO's.
+        problems: `repeated_annotation` (kept once), and those of `read_referred_records`.
 
     Raises:
-        DataError: a ref that is and is not about nothing, besides what `referred_records` raises.
+        DataError: a ref states that it has a target and that it has none; or as `read_referred_records`.
     """
     assert isinstance(settings, GrefcocoSettings)
 
-    def annotations_of(ref: Ref) -> tuple[Id, ...]:
+    def annotations_of(ref: Ref, where: str) -> tuple[Id, ...]:
         ann_ids = tuple(dict.fromkeys(ref.ann_ids))
         if len(ann_ids) < len(ref.ann_ids):
-            problems.add("repeated_annotation", ref.where, f"annotations {list(ref.ann_ids)}")
-        named = tuple(one for one in ann_ids if one != NOTHING)
-        if named and NOTHING in ann_ids:
-            raise DataError(f"the ref has the annotations {list(ann_ids)}, where -1 means none", where=ref.where)
+            problems.add("repeated_annotation", where, f"annotations {list(ref.ann_ids)}")
+        named = tuple(ann_id for ann_id in ann_ids if ann_id != NO_ANNOTATION)
+        if named and NO_ANNOTATION in ann_ids:
+            raise DataError(f"the ref has the annotations {list(ann_ids)}, where -1 means none", where=where)
         if ref.no_target is not None and ref.no_target == bool(named):
             raise DataError(
-                f"the ref says no_target {ref.no_target} and has the annotations {list(ref.ann_ids)}", where=ref.where
+                f"the ref has no_target {ref.no_target} and the annotations {list(ref.ann_ids)}", where=where
             )
         return named
 
-    return referred_records(files, settings, annotations_of, dataset=dataset, problems=problems)
+    return read_referred_records(files, settings, annotations_of, dataset=dataset, problems=problems)
 
 
 def sniff_grefcoco(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Which photograph a file name means, for formats that give images by name only."""
+"""Which image a file name or a number stands for: COCO, SAIAPR and Flickr30k images, and images of one data set."""
 
 from __future__ import annotations
 
@@ -7,58 +7,57 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Literal
 
-from refcli.data.sources.coco.instances import coco_image
 from refcli.data.sources.record import RawImage
 from refcli.errors import DataError
 
-Whose = Literal["auto", "coco", "own"]
-"""Whose photographs a data set is about: `coco`: COCO's; `own`: only its own; `auto`: COCO's where the names are those
-of 2014, which say so."""
+ImageOrigin = Literal["auto", "coco", "own"]
+"""Where the images of a data set come from. `coco`: COCO; `own`: the data set itself; `auto`: COCO where the file name
+has the form of 2014, which names COCO."""
 _COCO_NAME = re.compile(r"COCO_(?:train|val|test)201[45]_([0-9]{12})\.jpg")
 _BARE_NAME = re.compile(r"([0-9]{12})\.jpg")
-"""COCO's names of 2017; and of any other set that numbers its files."""
+"""COCO's names of 2017; other data sets number their files in the same way."""
 _COCO_OBJECT_NAME = re.compile(r"COCO_(?:train|val)2014_([0-9]{12})_[0-9]+\.jpg")
-"""A name that carries the number of an object behind that of the photograph; no file bears it."""
+"""A name that ends with the number of an object; no file has it."""
 
 
-def coco_id(file_name: str, *, whose: Whose = "auto") -> int | None:
-    """The id in COCO's name of a photograph, in any folder; None for other names.
+def coco_id(file_name: str, *, origin: ImageOrigin = "auto") -> int | None:
+    """The id in COCO's name of an image, in any folder; None for other names.
 
-    COCO's names of 2017 are a number of twelve digits, as those of many other sets: they are COCO's where `whose` says
-    so.
+    A name of twelve digits is COCO's form of 2017 but also that of many other data sets: it counts as COCO's only where
+    `origin` is "coco".
     """
-    name = PurePosixPath(forward(file_name)).name
+    name = PurePosixPath(normalise_name(file_name)).name
     match = None
-    if whose != "own":
+    if origin != "own":
         match = _COCO_NAME.fullmatch(name) or _COCO_OBJECT_NAME.fullmatch(name)
-    if match is None and whose == "coco":
+    if match is None and origin == "coco":
         match = _BARE_NAME.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def possible_coco_id(key: str) -> int | None:
-    """The id that an image has in COCO if it is COCO's after all: that of twelve digits in the key of an own image."""
+    """The COCO id that the key of an own image may stand for: its twelve digits, if it has them."""
     match = _BARE_NAME.fullmatch(key.rpartition(":")[2].rpartition("/")[2])
     return int(match[1]) if match else None
 
 
 def named_image(
-    file_name: str, *, dataset: str, width: int | None = None, height: int | None = None, whose: Whose = "auto"
+    file_name: str, *, dataset: str, width: int | None = None, height: int | None = None, origin: ImageOrigin = "auto"
 ) -> RawImage:
-    """The photograph of a file name: COCO's if its name or its data set says so, else one that only this data set has.
+    """The image of a file name: COCO's if its name or `origin` says so, otherwise the data set's own.
 
     Args:
         file_name: with or without folders, with either kind of slashes.
-        dataset: the family of images that have no other.
+        dataset: prefix of the keys of own images.
         width, height: in pixels, if known.
-        whose: see `Whose`.
+        origin: see `ImageOrigin`.
 
     Raises:
-        DataError: the name leads out of the folder of images, or names no file. The folders of COCO's photographs are
-            forgotten instead.
+        DataError: the name of an own image leads out of the image folder or is empty. For COCO images the folders are
+            ignored instead.
     """
-    name = forward(file_name)
-    number = coco_id(name, whose=whose)
+    name = normalise_name(file_name)
+    number = coco_id(name, origin=origin)
     if number is None:
         return own_image(file_name, dataset=dataset, width=width, height=height)
     parts = PurePosixPath(name).parts
@@ -69,40 +68,56 @@ def named_image(
 
 
 def own_image(file_name: str, *, dataset: str, width: int | None, height: int | None) -> RawImage:
-    """An image that only this data set has.
+    """An image that belongs to this data set only.
 
-    One whose name is a number of twelve digits, and whose size is known, may also be the file of that size which has
-    the number in COCO's name of 2014.
+    If its name is a number of twelve digits and its size is known, the file of that size under COCO's 2014 name is
+    accepted too.
 
     Raises:
-        DataError: the name leads out of the folder of images, or names no file.
+        DataError: the name leads out of the image folder or is empty.
     """
-    name = forward(file_name)
+    name = normalise_name(file_name)
     _check_inside(PurePosixPath(name).parts, file_name)
     bare = _BARE_NAME.fullmatch(PurePosixPath(name).name)
-    others = coco_image(int(bare[1]), width=None, height=None).names if bare and width and height else ()
+    others = coco_image(int(bare[1])).names if bare and width and height else ()
     names = dict.fromkeys((name, *(other for other in others if not _BARE_NAME.fullmatch(other))))
     return RawImage(f"{dataset}:{name}", tuple(names), width, height)
 
 
-def flickr_image(file_name: str, *, width: int | None, height: int | None) -> RawImage:
-    """The photograph of Flickr30k whose file, in any folder, is `<id>.jpg`.
+def coco_image(image_id: int, *, width: int | None = None, height: int | None = None) -> RawImage:
+    """The COCO image with this id, under its 2014 and 2017 names; sizes in pixels."""
+    names = (f"COCO_train2014_{image_id:012d}.jpg", f"{image_id:012d}.jpg", f"COCO_val2014_{image_id:012d}.jpg")
+    return RawImage(f"coco:{image_id}", names, width, height)
+
+
+def saiapr_image(image_id: str | int, *, width: int | None = None, height: int | None = None) -> RawImage:
+    """An image of IAPR TC-12 (SAIAPR), whose file name is its number."""
+    return RawImage(f"saiapr:{image_id}", (f"{image_id}.jpg",), width, height)
+
+
+def flickr_image(image_id: str | int, *, width: int | None = None, height: int | None = None) -> RawImage:
+    """The Flickr30k image with this number."""
+    return RawImage(f"flickr30k:{image_id}", (f"{image_id}.jpg",), width, height)
+
+
+def named_flickr_image(file_name: str, *, width: int | None, height: int | None) -> RawImage:
+    """The Flickr30k image whose file, in any folder, is `<id>.jpg`.
 
     Raises:
-        DataError: the name names no file.
+        DataError: the name is empty.
     """
-    name = PurePosixPath(forward(file_name)).name
+    name = PurePosixPath(normalise_name(file_name)).name
     _check_inside(PurePosixPath(name).parts, file_name)
     return RawImage(f"flickr30k:{PurePosixPath(name).stem}", (name,), width, height)
+
+
+def normalise_name(file_name: str) -> str:
+    """The name with single forward slashes, relative and without "." parts: one spelling for one path."""
+    return PurePosixPath(file_name.strip().replace("\\", "/").lstrip("/")).as_posix()
 
 
 def _check_inside(parts: tuple[str, ...], file_name: str) -> None:
     if parts and ".." not in parts:
         return
-    fault = "leads out of the folder of images" if parts else "names no file"
-    raise DataError(f"the name {file_name!r} {fault}", hint="give the image's path below the folder of images")
-
-
-def forward(file_name: str) -> str:
-    """The name with single forward slashes, relative and without "." parts: one spelling for one place."""
-    return PurePosixPath(file_name.strip().replace("\\", "/").lstrip("/")).as_posix()
+    fault = "leads out of the image folder" if parts else "names no file"
+    raise DataError(f"the name {file_name!r} {fault}", hint="give the image's path below the image folder")

@@ -1,14 +1,14 @@
-"""A user's own data: one JSON object per line, each an image, what is said about it, and what that means.
+"""A user's own data: one JSON object per line, with an image, its expressions and their target.
 
     {"image": "a.jpg", "expression": "the red cup", "box": [10, 20, 110, 220]}
     {"image": "a.jpg", "expressions": ["both cups", "the two cups"], "boxes": [[10, 20, 110, 220], [150, 20, 250, 220]]}
     {"image": "a.jpg", "expression": "the fork", "no_target": true}
 
 The image: `image` is its path below one of the image folders (COCO's names of 2014 are recognised). Optional:
-`width` and `height` in pixels (null, -1 or 0: unknown); `image_id`, which says that files of several names are the same
-photograph ("coco:581857", or a name of your own).
+`width` and `height` in pixels (null, -1 or 0: unknown); `image_id`, which marks files of several names as the same
+image ("coco:581857", or a name of your own).
 
-The text: `expression`, or a list of `expressions` that mean the same.
+The text: `expression`, or a list of `expressions` for the same target.
 
 The target, exactly one of:
 
@@ -16,17 +16,17 @@ The target, exactly one of:
 - `boxes` or `boxes_xywh`: a list of such boxes, at least one; optional `segmentation`: a list of as many, null where
   there is none (one polygon, a list of numbers, may stand for a list of polygons).
 - `segmentation` alone: the box is its extent.
-- `no_target`: true, when nothing in the image is meant; an empty list of boxes may stand beside it. A line with no box
-  and no `no_target` is broken: a missing annotation is not a statement.
+- `no_target`: true, if the expression has no target in the image; an empty list of boxes may stand beside it. A line
+  with no box and no `no_target` is broken: a missing annotation does not mean "no target".
 
 Boxes are in pixels of the image, counted from 0 at the outer edge of the first one, the far edge exclusive: a box
 of a whole image is [0, 0, width, height]. A segmentation is COCO's: polygons [[x, y, x, y, ...], ...], a run-length
 object {"size": [height, width], "counts": ...}, or a list of these.
 
 Also optional: `id` (unique in its split; by default the file's split and the line's number), `split` (by default that
-of the file), `kind` (what sort of expression it is; scores can be split by it).
+of the file), `kind` (the kind of expression; scores can be split by it).
 
-A line that breaks a rule, or has a key that is not in this list, is listed as a `broken_line`; the others are used.
+A line that breaks a rule or has an unknown key is reported as `broken_line`; the others are used.
 """
 
 from __future__ import annotations
@@ -38,34 +38,31 @@ import msgspec
 
 from refcli.config.schema import Settings
 from refcli.data.reading.json_files import parse_json
-from refcli.data.sources.coco.instances import xywh_to_xyxy
-from refcli.data.sources.image_names import Whose, named_image
-from refcli.data.sources.json_lines import are_fractions, read_rows, some_object_has
-from refcli.data.sources.known_keys import KnownKeys, check_meaning, excerpt, plain
+from refcli.data.sources.coco.instances import BoxXYWH, xywh_to_xyxy
+from refcli.data.sources.image_names import ImageOrigin, named_image
+from refcli.data.sources.known_keys import KnownKeys, check_meaning, decoded, excerpt
 from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
-from refcli.data.sources.rows import decode_row, side_of
+from refcli.data.sources.rows import are_fractions, decode_row, read_json_lines, some_line_has, valid_side
 from refcli.errors import DataError
 from refcli.tables import did_you_mean
 
-_Box = tuple[float, float, float, float]
-
 
 class JsonlSettings(Settings):
-    """Choices of the reader of own lines."""
+    """Options of the reader of JSON lines."""
 
-    images: Whose = "auto"
-    """Whose photographs these are: `auto`: COCO's where a name begins as COCO_train2014_, or `image_id` says so;
-    `coco`: also those that are a number of twelve digits; `own`: only where `image_id` says so."""
+    images: ImageOrigin = "auto"
+    """Where the images come from. `auto`: COCO where a name starts with COCO_train2014_, or `image_id` says so; `coco`:
+    also where it is a number of twelve digits; `own`: COCO only where `image_id` says so."""
 
 
 class _Line(msgspec.Struct):
     image: str
     expression: str | None = None
     expressions: list[str] | None = None
-    box: _Box | None = None
-    box_xywh: _Box | None = None
-    boxes: list[_Box] | None = None
-    boxes_xywh: list[_Box] | None = None
+    box: BoxXYXY | None = None
+    box_xywh: BoxXYWH | None = None
+    boxes: list[BoxXYXY] | None = None
+    boxes_xywh: list[BoxXYWH] | None = None
     segmentation: msgspec.Raw = msgspec.Raw(b"null")
     no_target: bool = False
     width: int | None = None
@@ -80,7 +77,7 @@ KEYS = _Line.__struct_fields__
 """Every key of the format."""
 _LINE_KEYS = KnownKeys("line", frozenset(KEYS), has_box=True, has_corners=True)
 UNKNOWN_SIDES = (-1, 0)
-"""How some tools write a width or height that they do not know."""
+"""What some tools write for an unknown width or height."""
 _BOX_KEYS = ("box", "box_xywh", "boxes", "boxes_xywh")
 
 
@@ -90,13 +87,13 @@ def read_jsonl(
     """Yield one record per line; see `Reader`.
 
     Args:
-        files: split -> file; a line's own split wins.
+        files: split -> file; a line's own split takes precedence.
         settings: a `JsonlSettings`.
-        dataset: names images that are not COCO's.
-        problems: `broken_line`; `unreadable_value` (a size or kind that cannot be read; the line is used).
+        dataset: prefix of the keys of images that are not COCO's.
+        problems: collects `broken_line`, and `unreadable_value` (a size or kind; the line is used).
 
-    In memory are 64-bit hashes of the ids that lines give themselves; those made of lines' numbers cannot repeat. A
-    given id that is the same as that of an earlier line's number is found when the split is written.
+    Duplicate ids are found by 64-bit hashes of the given ids; ids made of line numbers cannot repeat. A given id that
+    equals the id made of an earlier line's number is found when the split is written.
     """
     assert isinstance(settings, JsonlSettings)
     given: set[int] = set()
@@ -111,26 +108,26 @@ def read_jsonl(
                     raise DataError(
                         f"the id {ids[repeated]!r} was already given",
                         where=where,
-                        hint="give each line an id of its own",
+                        hint="give each line a different id",
                     )
                 if row.id is not None:
                     given.update(ids)
             return record
 
-        yield from read_rows(path, parse, problems)
+        yield from read_json_lines(path, parse, problems)
 
 
 def sniff_jsonl(path: Path) -> bool:
-    """Whether a file begins with a line that has an image and an expression, and is no prediction."""
-    has_text = some_object_has(path, b"image", b"expression") or some_object_has(path, b"image", b"expressions")
-    return has_text and not some_object_has(path, b"schema")
+    """Whether a file starts with lines that have an image and an expression and are not predictions."""
+    has_text = some_line_has(path, b"image", b"expression") or some_line_has(path, b"image", b"expressions")
+    return has_text and not some_line_has(path, b"schema")
 
 
 def _parse_line(line: bytes, where: str, problems: Problems) -> _Line:
     keys = parse_json(line, dict[str, msgspec.Raw], where=where)
     for key in keys:
         if key not in KEYS:
-            check_meaning(key, plain(keys[key]), _LINE_KEYS, where)
+            check_meaning(key, decoded(keys[key]), _LINE_KEYS, where)
             raise DataError(
                 f"there is no key {excerpt(key)!r}",
                 where=where,
@@ -140,10 +137,12 @@ def _parse_line(line: bytes, where: str, problems: Problems) -> _Line:
     return decode_row(line, _Line, where=where, problems=problems, needed=needed)
 
 
-def _record(row: _Line, default_id: str, default_split: str, where: str, dataset: str, whose: Whose) -> RawRecord:
+def _record(
+    row: _Line, default_id: str, default_split: str, where: str, dataset: str, origin: ImageOrigin
+) -> RawRecord:
     return RawRecord(
         split=_named(row.split, default_split, "split", where),
-        image=_image(row, dataset, whose, where),
+        image=_image(row, dataset, origin, where),
         expressions=_expressions(row, default_id, where),
         regions=_regions(row, where),
         where=where,
@@ -151,13 +150,15 @@ def _record(row: _Line, default_id: str, default_split: str, where: str, dataset
     )
 
 
-def _image(row: _Line, dataset: str, whose: Whose, where: str) -> RawImage:
+def _image(row: _Line, dataset: str, origin: ImageOrigin, where: str) -> RawImage:
     if not row.image.strip():
         raise DataError("image is empty", where=where)
     for key, side in (("width", row.width), ("height", row.height)):
-        if side not in (None, *UNKNOWN_SIDES) and side_of(side) is None:
+        if side not in (None, *UNKNOWN_SIDES) and valid_side(side) is None:
             raise DataError(f"{key} is {excerpt(side)}", where=where, hint="pixels, at least 1")
-    image = named_image(row.image, dataset=dataset, width=side_of(row.width), height=side_of(row.height), whose=whose)
+    image = named_image(
+        row.image, dataset=dataset, width=valid_side(row.width), height=valid_side(row.height), origin=origin
+    )
     if row.image_id is None:
         return image
     key = _named(str(row.image_id), "", "image_id", where)
@@ -188,9 +189,7 @@ def _regions(row: _Line, where: str) -> tuple[RawRegion, ...]:
     if not given and has_segmentation:
         return (RawRegion(None, bytes(row.segmentation)),)
     if not boxes:
-        raise DataError(
-            "there is no box", where=where, hint='if nothing in the image is meant, write "no_target": true'
-        )
+        raise DataError("there is no box", where=where, hint='if the expression has no target, write "no_target": true')
     if are_fractions(boxes):
         raise DataError(f"{given[0]} is in fractions of the image", where=where, hint="give it in pixels")
     return tuple(
@@ -232,7 +231,7 @@ def _how_many(segmentation: bytes, parts: list[msgspec.Raw]) -> str:
 
 
 def _is_polygon(part: msgspec.Raw | bytes) -> bool:
-    """Whether a part of a segmentation is one polygon by itself, a list of numbers."""
+    """Whether a part of a segmentation is a single polygon, a list of numbers."""
     try:
         return bool(msgspec.json.decode(part, type=list[float]))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

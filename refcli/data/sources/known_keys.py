@@ -1,4 +1,4 @@
-"""The keys of records: which a reader reads, which say nothing it needs, and which would change what a record means."""
+"""The keys of records: those a reader reads, those it may ignore, and those that would change what a record means."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from refcli.data.sources.record import Problems
 from refcli.errors import DataError
 
 ATTRIBUTES = "attributes"
-"""Where CVAT, FiftyOne and others keep keys of their own."""
+"""Where CVAT, FiftyOne and other tools keep their own keys."""
 UNUSED_KEY = "unused_key"
 _TRUE = frozenset({"true", "yes", "1", "1.0"})
 _FALSE = frozenset({"false", "no", "0", "0.0"})
 _TURN = 180.0
 _TURN_TOLERANCE = 0.01
-"""Degrees, of a box that is as good as upright."""
+"""Degrees up to which a box counts as upright."""
 
 
 class MeaningError(DataError):
-    """A record has a key that changes what it means, and that its format's reader does not read."""
+    """A record has a key that changes its meaning and that the format's reader does not read."""
 
     def __init__(self, message: str, *, kind: str, where: str, hint: str | None = None) -> None:
         super().__init__(message, where=where, hint=hint)
         self.kind = kind
-        """Under which kind of problem the record is listed."""
+        """The kind of problem that the record is reported as."""
 
 
 class WholeFileError(DataError):
-    """What one record says is true of all of its file."""
+    """One record shows that the whole file cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class KnownKeys:
     """annotation, image, sentence, ..."""
     read: frozenset[str]
     unused: frozenset[str] = frozenset()
-    """Keys of published files that say nothing that is needed."""
+    """Keys of published files that the reader does not need."""
     has_box: bool = False
     """Whether the record is a box, which may be rotated."""
     has_corners: bool = False
-    """Whether boxes of the format are x1, y1, x2, y2; else they are COCO's: left, top, width, height."""
+    """Whether the format's boxes are x1, y1, x2, y2; otherwise they are COCO's left, top, width, height."""
 
     @cached_property
     def all(self) -> frozenset[str]:
@@ -57,7 +57,7 @@ class KnownKeys:
 
 @dataclass
 class KeyLog:
-    """The unknown keys of one file: each is counted, with the first record that has it."""
+    """The unknown keys of one file: each is counted, and its first record remembered."""
 
     file: str
     problems: Problems
@@ -68,19 +68,19 @@ class KeyLog:
         """Count the unknown keys of a record, whose values may be undecoded JSON.
 
         Raises:
-            MeaningError: one of them says that the record means something else than it seems to.
-            WholeFileError: one of them says so of every record.
+            MeaningError: a key gives the record a meaning that the reader does not support.
+            WholeFileError: a key does so for every record.
         """
         for key in row.keys() - known.all:
             self._note(known, key, where)
-            check_meaning(_text(key), plain(row[key]), known, where)
-        if ATTRIBUTES in row and isinstance(attributes := plain(row[ATTRIBUTES]), dict):
+            check_meaning(_text(key), decoded(row[key]), known, where)
+        if ATTRIBUTES in row and isinstance(attributes := decoded(row[ATTRIBUTES]), dict):
             for key, value in attributes.items():
                 self._note(known, f"{ATTRIBUTES}.{_text(key)}", where)
                 check_meaning(_text(key), value, known, where)
 
     def finish(self) -> None:
-        """List every unknown key once, with how often it occurred."""
+        """Report every unknown key once, with its number of occurrences."""
         for (record, key), count in self._counts.items():
             times = "once" if count == 1 else f"{count:,} times"
             self.problems.add(
@@ -95,7 +95,7 @@ class KeyLog:
 
 
 def check_meaning(key: str, value: object, known: KnownKeys, where: str) -> None:
-    """Refuse a record that means something else than its reader takes it to mean.
+    """Refuse a record whose key gives it a meaning that the reader does not support.
 
     Raises:
         MeaningError: see `KeyLog.check`.
@@ -103,14 +103,14 @@ def check_meaning(key: str, value: object, known: KnownKeys, where: str) -> None
     """
     name = key.replace("_", "").replace("-", "").replace(" ", "").casefold()
     shown = f"{known.record} key {excerpt(key)!r} is {excerpt(value)}"
-    if name in _SAYS_ABSENT and _SAYS_ABSENT[name](value):
+    if name in _MEANS_ABSENT and _MEANS_ABSENT[name](value):
         raise MeaningError(
             f"{shown}: the expression may have no target in the image",
             kind="unread_meaning",
             where=where,
             hint="mark such records the way this format marks no target, or leave them out",
         )
-    if name in _SAYS_IGNORED and _SAYS_IGNORED[name](value):
+    if name in _MEANS_IGNORED and _MEANS_IGNORED[name](value):
         raise MeaningError(f"{shown}: the record is marked as not to be used", kind="ignored_record", where=where)
     if known.has_box and name in _ANGLES and _is_turned(value):
         raise MeaningError(
@@ -134,7 +134,7 @@ def excerpt(value: object, letters: int = 40) -> str:
 
 
 def _text(value: object) -> str:
-    """A value as JSON writes it; containers and whole numbers too long for it only by what they are."""
+    """A value as JSON text; a container or whole number that cannot be written is described instead."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, list | tuple | dict):
@@ -160,7 +160,7 @@ def _is_false(value: object) -> bool:
     return value is False or _text(value).casefold() in _FALSE
 
 
-_SAYS_ABSENT: dict[str, Callable[[object], bool]] = {
+_MEANS_ABSENT: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(
         ("exist", "exists", "isexist", "isexisting", "existent", "existence", "ispresent", "present", "hastarget",
          "targetexists", "hasreferent", "referentexists", "hasobject", "objectexists", "ispositive", "positive",
@@ -174,8 +174,8 @@ _SAYS_ABSENT: dict[str, Callable[[object], bool]] = {
         _is_true,
     ),
 }  # fmt: skip
-"""Names, without case and punctuation, of keys that say whether an expression means anything -> when they deny it."""
-_SAYS_IGNORED: dict[str, Callable[[object], bool]] = {
+"""Keys, without case and punctuation, that state whether an expression has a target -> the test for "it has none"."""
+_MEANS_IGNORED: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(
         ("ignore", "ignored", "isignored", "ignoreregion", "ignoreflag", "skip", "skipped", "deleted", "isdeleted",
          "removed", "discard", "discarded", "rejected", "wascancelled", "outside", "isinvalid", "invalid",
@@ -184,24 +184,24 @@ _SAYS_IGNORED: dict[str, Callable[[object], bool]] = {
     ),
     **dict.fromkeys(("valid", "isvalid"), _is_false),
 }  # fmt: skip
-"""The same of keys that say whether a record is to be used."""
+"""The same for keys that state whether a record may be used -> the test for "it may not"."""
 _ANGLES = frozenset(
     {"rotation", "rotate", "angle", "theta", "rotationangle", "rotateangle", "rotangle", "bboxrotation", "bboxangle",
      "boxangle", "rotationdeg", "rotationdegrees", "angledeg", "angledegrees", "anglerad", "rotated", "isrotated"}
 )  # fmt: skip
 _BOX_MODES = frozenset({"bboxmode", "boxmode"})
 _CORNERS_MODE, _SIZES_MODE = "0", "1"
-"""Detectron2's numbers of boxes that are x1, y1, x2, y2, and of COCO's."""
+"""Detectron2's codes for boxes x1, y1, x2, y2 and for COCO's boxes."""
 _BOX_FORMATS = frozenset({"bboxformat", "boxformat", "bboxtype", "boxtype", "boxesformat", "bboxesformat", *_BOX_MODES})
 _CORNERS = ("xyxy", "ltrb", "tlbr", "voc", "corner")
 _SIZES = ("xywh", "ltwh", "tlwh", "coco")
 _FOREIGN_FORMS = ("yxyx", "cxcy", "xcyc", "yolo", "center", "centre", "norm", "rel", "percent")
-"""What values of these keys hold that say that boxes are corners, that they are COCO's, or that they are neither."""
+"""Parts of the values of these keys that stand for corners, for COCO's form and for other forms."""
 _FRACTIONS = frozenset({"normalized", "normalised", "isnormalized", "isnormalised", "relative", "isrelative"})
 
 
 def _is_turned(value: object) -> bool:
-    """Whether an angle, in degrees or radians, leaves a box other than upright."""
+    """Whether an angle, in degrees or radians, turns a box away from upright."""
     if isinstance(value, bool):
         return value
     try:
@@ -212,7 +212,7 @@ def _is_turned(value: object) -> bool:
 
 
 def _is_foreign_form(name: str, value: object, *, has_corners: bool) -> bool:
-    """Whether a key says that boxes are written otherwise than in pixels and as those of the format."""
+    """Whether a key declares boxes in another form than the format's, or not in pixels."""
     if name in _FRACTIONS:
         return _is_true(value)
     if name not in _BOX_FORMATS or not isinstance(value, int | str) or isinstance(value, bool):
@@ -223,8 +223,8 @@ def _is_foreign_form(name: str, value: object, *, has_corners: bool) -> bool:
     return any(form in text for form in (*_FOREIGN_FORMS, *(_SIZES if has_corners else _CORNERS)))
 
 
-def plain(value: object) -> object:
-    """The value of a key, decoded if it is still JSON text; None if that is no JSON."""
+def decoded(value: object) -> object:
+    """The value of a key, decoded if it is still JSON text; None if that is not valid JSON."""
     if not isinstance(value, msgspec.Raw):
         return value
     try:

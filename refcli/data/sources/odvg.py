@@ -2,7 +2,7 @@
 
 A line is one image: `{"filename", "height", "width"}` with `"grounding": {"caption", "regions": [{"bbox", "phrase"}]}`,
 with `"detection": {"instances": [{"bbox", "label", "category"}]}`, or with both. A `bbox` is `[x1, y1, x2, y2]` in
-pixels, the far edge exclusive, or a list of such boxes; a `phrase` is a string, or a list of strings that all mean the
+pixels, the far edge exclusive, or a list of such boxes; a `phrase` is a string, or a list of strings that refer to the
 same boxes. The caption is not an expression; a phrase need not occur in it.
 """
 
@@ -16,30 +16,35 @@ from typing import Literal
 import msgspec
 
 from refcli.config.schema import Settings
-from refcli.data.sources.image_names import Whose, named_image
-from refcli.data.sources.json_lines import are_fractions, read_rows, some_object_has
+from refcli.data.sources.image_names import ImageOrigin, named_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError, WholeFileError
 from refcli.data.sources.record import CATEGORY, BoxXYXY, Problems, RawExpression, RawRecord, RawRegion, Source
-from refcli.data.sources.rows import decode_row, side_of
+from refcli.data.sources.rows import (
+    NUMBERS_OF_A_BOX,
+    Row,
+    are_fractions,
+    decode_row,
+    read_json_lines,
+    some_line_has,
+    valid_side,
+)
 from refcli.errors import DataError
-
-_NUMBERS_OF_A_BOX = 4
 
 
 class OdvgSettings(Settings):
-    """Choices of the ODVG reader."""
+    """Options of the ODVG reader."""
 
     detection: bool = False
-    """Also read detection labels: the name of a category is an expression that means all its instances."""
+    """Whether to read detection labels too: the name of a category is an expression for all its instances."""
     expressions: Literal["given", "category"] = "given"
-    """`category`: only the names of categories are expressions; phrases are not read."""
-    images: Whose = "auto"
-    """Whose photographs these are: `auto`: COCO's where a name begins as COCO_train2014_; `coco`: also those that are a
-    number of twelve digits; `own`: nobody else's."""
+    """`category`: only category names are expressions; phrases are not read."""
+    images: ImageOrigin = "auto"
+    """Where the images come from. `auto`: COCO where a name starts with COCO_train2014_; `coco`: also where it is a
+    number of twelve digits; `own`: the data set itself."""
 
     @property
     def reads_labels(self) -> bool:
-        """Whether names of categories are expressions."""
+        """Whether category names are expressions."""
         return self.detection or self.expressions == CATEGORY
 
     @property
@@ -108,21 +113,21 @@ def read_odvg(
 ) -> Iterator[RawRecord]:
     """Yield one record per distinct phrase of an image, with the boxes of all regions that have it; see `Reader`.
 
-    Phrases are the same if they differ in case or surrounding blanks only; the first spelling is kept.
+    Phrases that differ only in case or surrounding blanks are the same; the first spelling is kept.
 
     Args:
         files: split -> file.
         settings: an `OdvgSettings`.
-        dataset: names images that are not COCO's.
-        problems: `broken_line`; `broken_region` (its phrase is left out); `image_without_phrase`; `left_out_detection`
-            (a line whose detection labels the settings do not ask for); `instance_without_category`;
-            `unreadable_value`, `unused_key`.
+        dataset: prefix of the keys of images that are not COCO's.
+        problems: collects `broken_line`; `broken_region` (its phrase is left out); `image_without_phrase`;
+            `left_out_detection` (a line with detection labels that the settings leave out);
+            `instance_without_category`; `unreadable_value`, `unused_key`.
     """
     assert isinstance(settings, OdvgSettings)
     for split, path in files.items():
         num_records = 0
         reading = _Reading(split, settings, dataset, problems, KeyLog(path.name, problems))
-        for records in read_rows(path, reading.records, problems):
+        for records in read_json_lines(path, reading.records, problems):
             num_records += len(records)
             yield from records
         reading.keys.finish()
@@ -137,19 +142,21 @@ def read_odvg(
 
 
 def sniff_odvg(path: Path) -> bool:
-    """Whether a file begins with a line of ODVG."""
-    return some_object_has(path, b"filename", b"grounding", b"regions") or some_object_has(
+    """Whether a file starts with a line of ODVG."""
+    return some_line_has(path, b"filename", b"grounding", b"regions") or some_line_has(
         path, b"filename", b"detection", b"instances"
     )
 
 
 _Labelled = tuple[tuple[str, ...], list[BoxXYXY] | None]
-"""The texts of a region, and its boxes; None: they cannot be read."""
+"""The texts of a region and its boxes; None: the boxes cannot be read."""
+_BoxesByText = dict[str, tuple[str, list[BoxXYXY]]]
+"""Text in comparable form -> its first spelling and its boxes."""
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """Everything that stays the same while a file is read."""
+    """The state of one file while it is read."""
 
     split: str
     settings: OdvgSettings
@@ -163,7 +170,7 @@ class _Reading:
         Raises:
             DataError: the line cannot be used.
         """
-        row = decode_row(line, _Line, where=where, problems=self.problems, needed=(), keys=(_LINE_KEYS, self.keys))
+        row = self._decode(line, _Line, where, _LINE_KEYS)
         if not row.filename.strip():
             raise DataError("the filename is empty", where=where)
         has_grounding, has_detection = (bytes(part) != b"null" for part in (row.grounding, row.detection))
@@ -172,15 +179,18 @@ class _Reading:
         image = named_image(
             row.filename,
             dataset=self.dataset,
-            width=side_of(row.width),
-            height=side_of(row.height),
-            whose=self.settings.images,
+            width=valid_side(row.width),
+            height=valid_side(row.height),
+            origin=self.settings.images,
         )
-        phrases, categories = {}, {}
+        phrases: _BoxesByText = {}
+        categories: _BoxesByText = {}
         if has_grounding and self.settings.reads_phrases:
-            phrases = self._phrases(row.grounding, where)
+            regions = self._decode(row.grounding, _Grounding, f"{where}, grounding", _GROUNDING_KEYS).regions
+            phrases = self._merge_by_text("region", regions, where, self._region)
         if has_detection and self.settings.reads_labels:
-            categories = self._categories(row.detection, where)
+            instances = self._decode(row.detection, _Detection, f"{where}, detection", _DETECTION_KEYS).instances
+            categories = self._merge_by_text("instance", instances, where, self._instance)
         if has_grounding and not phrases:
             self.problems.add("image_without_phrase", where, row.filename)
         if has_detection and not self.settings.reads_labels:
@@ -199,32 +209,13 @@ class _Reading:
             for index, (text, boxes, kind) in enumerate(texts)
         ]
 
-    def _phrases(self, text: msgspec.Raw, where: str) -> dict[str, tuple[str, list[BoxXYXY]]]:
-        grounding = decode_row(
-            text,
-            _Grounding,
-            where=f"{where}, grounding",
-            problems=self.problems,
-            needed=(),
-            keys=(_GROUNDING_KEYS, self.keys),
-        )
-        return self._merged("region", grounding.regions, where, self._region)
+    def _decode(self, text: bytes | msgspec.Raw, kind: type[Row], where: str, known: KnownKeys) -> Row:
+        return decode_row(text, kind, where=where, problems=self.problems, needed=(), keys=(known, self.keys))
 
-    def _categories(self, text: msgspec.Raw, where: str) -> dict[str, tuple[str, list[BoxXYXY]]]:
-        detection = decode_row(
-            text,
-            _Detection,
-            where=f"{where}, detection",
-            problems=self.problems,
-            needed=(),
-            keys=(_DETECTION_KEYS, self.keys),
-        )
-        return self._merged("instance", detection.instances, where, self._instance)
-
-    def _merged(
+    def _merge_by_text(
         self, what: str, rows: list[msgspec.Raw], where: str, read: Callable[[msgspec.Raw, str], _Labelled]
-    ) -> dict[str, tuple[str, list[BoxXYXY]]]:
-        """The texts of all regions and their boxes, without those one of whose boxes cannot be read.
+    ) -> _BoxesByText:
+        """The texts of all regions with their boxes; a text with an unreadable box is left out.
 
         Raises:
             DataError: no region of the line can be read.
@@ -246,21 +237,17 @@ class _Reading:
         for fault in errors:
             kind = fault.kind if isinstance(fault, MeaningError) else "broken_region"
             self.problems.add(kind, fault.where or where, fault.message)
-        incomplete = {_compared(text) for texts, boxes in labelled if boxes is None for text in texts}
+        incomplete = {_comparable(text) for texts, boxes in labelled if boxes is None for text in texts}
         merged = _merge((text, boxes) for texts, boxes in labelled if boxes is not None for text in texts)
         return {key: phrase for key, phrase in merged.items() if key not in incomplete}
 
     def _region(self, raw: msgspec.Raw, where: str) -> _Labelled:
-        region = decode_row(
-            raw, _Region, where=where, problems=self.problems, needed=(), keys=(_REGION_KEYS, self.keys)
-        )
+        region = self._decode(raw, _Region, where, _REGION_KEYS)
         texts = (region.phrase,) if isinstance(region.phrase, str) else tuple(region.phrase)
         return texts, _boxes(region.bbox, where)
 
     def _instance(self, raw: msgspec.Raw, where: str) -> _Labelled:
-        instance = decode_row(
-            raw, _Instance, where=where, problems=self.problems, needed=(), keys=(_INSTANCE_KEYS, self.keys)
-        )
+        instance = self._decode(raw, _Instance, where, _INSTANCE_KEYS)
         if not instance.category:
             self.problems.add("instance_without_category", where)
             return (), []
@@ -268,7 +255,7 @@ class _Reading:
 
 
 def _texts_of(raw: msgspec.Raw) -> tuple[str, ...]:
-    """The texts of a region that cannot be read otherwise."""
+    """The texts of a region that cannot be used, as far as they are readable."""
     try:
         label = msgspec.json.decode(raw, type=_Label, strict=False)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -277,15 +264,15 @@ def _texts_of(raw: msgspec.Raw) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else tuple(texts or ())
 
 
-def _compared(text: str) -> str:
+def _comparable(text: str) -> str:
     return text.strip().lower()
 
 
-def _merge(phrases: Iterable[tuple[str, list[BoxXYXY]]]) -> dict[str, tuple[str, list[BoxXYXY]]]:
-    """Compared form of a phrase -> its first spelling and the distinct boxes of all its occurrences."""
-    merged: dict[str, tuple[str, list[BoxXYXY]]] = {}
+def _merge(phrases: Iterable[tuple[str, list[BoxXYXY]]]) -> _BoxesByText:
+    """The distinct boxes of all occurrences of each phrase."""
+    merged: _BoxesByText = {}
     for text, boxes in phrases:
-        _, known = merged.setdefault(_compared(text), (text, []))
+        _, known = merged.setdefault(_comparable(text), (text, []))
         known.extend(box for box in dict.fromkeys(boxes) if box not in known)
     return merged
 
@@ -296,7 +283,7 @@ def _boxes(bbox: list[float | list[float]], where: str) -> list[BoxXYXY]:
     if single and boxes:
         raise DataError("bbox mixes numbers and boxes", where=where)
     boxes = [single] if single else boxes
-    if not boxes or any(len(box) != _NUMBERS_OF_A_BOX for box in boxes):
+    if not boxes or any(len(box) != NUMBERS_OF_A_BOX for box in boxes):
         raise DataError("bbox is neither [x1, y1, x2, y2] nor a list of such boxes", where=where)
     if are_fractions(boxes):
         raise DataError("bbox is in fractions of the image; give it in pixels", where=where)

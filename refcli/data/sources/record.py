@@ -1,4 +1,4 @@
-"""What a source hands over: raw records, in canonical coordinates but unchecked, and the shape of a source itself."""
+"""The contract of every source: raw records in canonical coordinates, still unchecked, and the source itself."""
 
 from __future__ import annotations
 
@@ -12,46 +12,45 @@ from refcli.config.schema import Settings
 from refcli.contracts.example import RLE
 
 MAX_LISTED = 50
-"""Places that are listed for each kind of problem; the counts go on."""
+"""Places listed for each kind of problem; every occurrence is counted."""
 
 CATEGORY = "category"
-"""Kind of an expression that is the name of a category."""
+"""The kind of an expression that is a category name."""
 
 LazyMask = Callable[[], RLE | None]
-"""A picklable function that reads a mask where it is needed, such as a `functools.partial` of a reader."""
+"""A picklable function that reads a mask when it is needed, such as a `functools.partial` of a reader."""
 BoxXYXY = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class RawImage:
-    """An image that a record is about, not yet looked for."""
+    """The image of a record, before its file has been found."""
 
     key: str
-    """The photograph's identity over all data sets: "coco:581857", "flickr30k:1000092795", "saiapr:38100", or
-    "<dataset>:<file name>" where it has no other."""
+    """The image's identity across data sets: "coco:581857", "flickr30k:1000092795", "saiapr:38100", or
+    "<dataset>:<file name>" for any other image."""
     names: tuple[str, ...]
-    """File names to look for, best first: with or without folders, forward slashes."""
+    """File names to search for, best first: with or without folders, with forward slashes."""
     width: int | None = None
     height: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RawRegion:
-    """One referred object as its file has it, moved to continuous, 0-based, half-open pixels but neither clipped nor
-    checked."""
+    """One referred region as annotated, in continuous, 0-based, half-open pixels; neither clipped nor checked."""
 
     box_xyxy: BoxXYXY | None
-    """None: the box is that of the mask."""
+    """None: use the extent of the mask."""
     segmentation: bytes | RLE | LazyMask | None = None
-    """JSON text of a COCO segmentation (polygons, a run-length dict or a list of them), still unread; or a mask."""
+    """Undecoded JSON of a COCO segmentation (polygons, a run-length dict or a list of those), or a mask."""
     source_id: str | None = None
-    """The annotation's identity: "coco:1877288" for COCO's annotations."""
+    """The annotation's identity: "coco:1877288" for a COCO annotation."""
     has_lost_mask: bool = False
-    """Whether its file has a mask that the reader could not read, and has listed."""
+    """Whether the file has a mask that the reader could not read (and has reported)."""
 
 
 class RawExpression(NamedTuple):
-    """A text as the file has it, with an id that is unique in the data set's split."""
+    """A text as annotated, with an id that is unique within the split."""
 
     id: str
     text: str
@@ -65,7 +64,7 @@ class RawRecord:
     image: RawImage
     expressions: tuple[RawExpression, ...]
     regions: tuple[RawRegion, ...]
-    """Empty: nothing in the image is meant."""
+    """Empty: the expressions have no target in the image."""
     where: str
     """File and record, for messages: "refs(unc).p: ref 17"."""
     kind: str | None = None
@@ -73,7 +72,7 @@ class RawRecord:
 
 @dataclass
 class Problems:
-    """What was found wrong: every kind counted, the first places listed."""
+    """The problems found in a data set: every one counted by kind, the first places of each kind listed."""
 
     counts: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
@@ -87,7 +86,7 @@ class Problems:
             listed.append(place.encode("utf-8", "backslashreplace").decode())
 
     def merge(self, other: Problems) -> None:
-        """Add what another part of the work has found."""
+        """Add the problems that another part of the work found."""
         self.counts.update(other.counts)
         for kind, places in other.places.items():
             listed = self.places.setdefault(kind, [])
@@ -95,21 +94,21 @@ class Problems:
 
 
 class Reader(Protocol):
-    """Reads the files of one data set."""
+    """A function that reads the files of one data set."""
 
     def __call__(
         self, files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems
     ) -> Iterator[RawRecord]:
-        """Yield the records of all splits in the files' order.
+        """Yield the records of all splits in file order.
 
         Args:
             files: role -> file, see `Source.files`.
             settings: the source's own settings.
-            dataset: name of the data set, for image keys that have no other family.
+            dataset: name of the data set; prefix of the keys of images that belong to no known collection.
             problems: collects every record that is left out.
 
         Raises:
-            DataError: a file is unsafe, not of this format, or contradicts itself.
+            DataError: a file is unsafe, is not of this format, or contradicts itself.
         """
 
 
@@ -121,10 +120,10 @@ class Source:
     read: Reader
     settings: type[Settings]
     files: Mapping[str, tuple[str, ...]]
-    """Role -> file names looked for beside the main file, which is the first role. A source that keeps a file per
-    split has the single role "*": its roles are the names of the splits."""
+    """Role -> file names searched for beside the main file, which has the first role. A source with one file per split
+    has the single role "*": its roles are the split names."""
     sniff: Callable[[Path], bool]
-    """Whether a file is of this format, from its first bytes or records; never raises on foreign files."""
+    """Whether a file is of this format, judged by its first bytes or records; never raises on foreign files."""
     optional: frozenset[str] = frozenset()
     """Roles that may be absent."""
 

@@ -1,4 +1,4 @@
-"""ReferItGame (refclef, Berkeley splits) as the JSON files of Hu et al.: boxes, expressions by split, image sizes."""
+"""ReferItGame (refclef, Berkeley splits) in the JSON files of Hu et al.: boxes, expressions by split, image sizes."""
 
 from __future__ import annotations
 
@@ -16,87 +16,32 @@ import numpy as np
 
 from refcli.config.schema import Settings
 from refcli.contracts.example import RLE
+from refcli.data.reading.archives import list_files, read_file
 from refcli.data.reading.json_files import parse_json, read_json
-from refcli.data.reading.streams import open_binary, read_lines
-from refcli.data.sources.folders import list_files, read_file
+from refcli.data.reading.streams import first_bytes, read_lines
+from refcli.data.sources.image_names import saiapr_image
 from refcli.data.sources.known_keys import excerpt
 from refcli.data.sources.record import (
     BoxXYXY,
     LazyMask,
     Problems,
     RawExpression,
-    RawImage,
     RawRecord,
     RawRegion,
     Source,
 )
-from refcli.data.sources.rows import UNREADABLE_BOX, UNREADABLE_VALUE, Rejections, side_of
+from refcli.data.sources.rows import UNREADABLE_BOX, UNREADABLE_VALUE, Rejections, valid_side
 from refcli.errors import DataError
 from refcli.geometry.masks import encode_mask
 
-VARIABLE = "segimg_t"
-MAX_BYTES = 16 << 20
-"""Of one file; those of ReferItGame have some kilobytes."""
-MAX_PIXELS = 64_000_000
-"""Refuses a small file that inflates to an enormous array; the photographs have 480 x 360 pixels."""
-
-
-@dataclass(frozen=True)
-class MatMasks:
-    """The mask files of a folder or archive."""
-
-    source: Path
-    names: Mapping[str, str]
-    """Region -> name inside `source`."""
-
-    @classmethod
-    def find(cls, path: Path) -> MatMasks:
-        """List the masks of ReferItGame's `mask` folder, of the folder that holds it, or of an archive of either.
-
-        Raises:
-            DataError: there is none.
-        """
-        source = path / "mask" if (path / "mask").is_dir() else path
-        return cls(source, list_files(source, ".mat"))
-
-    def mask(self, region: str) -> LazyMask | None:
-        """A function that reads the region's mask, or None where it has no file."""
-        name = self.names.get(region)
-        return None if name is None else partial(read_mat_mask, self.source, name)
-
-
-def read_mat_mask(source: Path, name: str) -> RLE:
-    """The mask in one MATLAB file: the object is where `segimg_t` is 0, and the rest of the image where it is not.
-
-    Raises:
-        DataError: the file is broken, has no such variable, or that is not a matrix of numbers.
-    """
-    where = f"{source}: {name}"
-    values = _matrix(read_file(source, name, max_bytes=MAX_BYTES), where)
-    if values.dtype.kind not in "biuf":
-        raise DataError(f"{VARIABLE} does not hold numbers but {values.dtype}", where=where)
-    return encode_mask(values == 0)
-
-
-def _matrix(data: bytes, where: str) -> np.ndarray[Any, Any]:
-    from scipy.io import loadmat, whosmat
-
-    try:
-        shape = {variable: shape for variable, shape, _ in whosmat(io.BytesIO(data))}.get(VARIABLE)
-        is_of_image_size = shape is not None and len(shape) == 2 and 0 < math.prod(shape) <= MAX_PIXELS
-        found = loadmat(io.BytesIO(data), variable_names=[VARIABLE]) if is_of_image_size else {}
-    except Exception as error:  # scipy's reader meets broken bytes with IndexError, TypeError, zlib.error and others
-        raise DataError(f"this MATLAB file cannot be read: {error}", where=where) from error
-    if shape is None:
-        raise DataError(f"there is no variable {VARIABLE} in it", where=where)
-    if not is_of_image_size:
-        raise DataError(f"{VARIABLE} is not a matrix of an image's size but has the shape {shape}", where=where)
-    return np.asarray(found[VARIABLE])
-
-
 SPLITS = ("train", "val", "test")
+MASK_VARIABLE = "segimg_t"
+MAX_MASK_BYTES = 16 << 20
+"""Of one mask file; those of ReferItGame have a few kilobytes."""
+MAX_MASK_PIXELS = 64_000_000
+"""Refuses a small file that inflates to an enormous array; the images have 480 x 360 pixels."""
 MISSING_IMAGES = frozenset({"19579", "17975", "19575"})
-"""Photographs that REFER's refclef lacks; without them the splits have the 54,127 / 5,842 / 60,103 expressions of
+"""Images that REFER's refclef lacks; without them the splits have the 54,127 / 5,842 / 60,103 expressions of
 TransVG and OneRef."""
 _REGION = re.compile(r"([0-9]{1,18})_[0-9]{1,18}")
 _FIRST_BOX = re.compile(rb'\s*\{\s*"[0-9]+_[0-9]+"\s*:\s*(?!\[\s*")[^\s]')
@@ -104,13 +49,13 @@ _SNIFFED_BYTES = 512
 
 
 class ReferitSettings(Settings):
-    """Choices of the ReferItGame reader."""
+    """Options of the ReferItGame reader."""
 
     inclusive_boxes: bool = True
-    """The files' far edges name the last pixel of the object, so they are moved out by one pixel. False takes the
-    numbers as edges, as TransVG and OneRef do: the boxes are one pixel short."""
+    """Whether the far edges of the boxes name the last pixel of the object; the reader then adds one pixel. False takes
+    the numbers as edges, as TransVG and OneRef do: the boxes are one pixel short."""
     drop_missing_images: bool = False
-    """Leave out the expressions of the three photographs that REFER's refclef lacks."""
+    """Whether to leave out the expressions of the three images that REFER's refclef lacks."""
 
 
 def read_referit(
@@ -122,8 +67,8 @@ def read_referit(
         files: `boxes`, one or more of `train`, `val`, `test`; optionally `sizes`, `masks` (ReferItGame's `mask` folder
             or a zip of it), and the splits' lists of images.
         settings: a `ReferitSettings`.
-        dataset: unused: the images' keys are those of SAIAPR.
-        problems: `known_missing_image` (one per expression), `region_without_box`, `unreadable_box`,
+        dataset: unused: the image keys are SAIAPR's.
+        problems: collects `known_missing_image` (one per expression), `region_without_box`, `unreadable_box`,
             `region_without_expression`, `broken_row`, `mask_missing`, `unreadable_value` (a size).
     """
     assert isinstance(settings, ReferitSettings)
@@ -148,7 +93,7 @@ def read_referit(
 
 @dataclass(frozen=True)
 class _Reading:
-    """Everything that stays the same from split to split."""
+    """The state that all splits share."""
 
     settings: ReferitSettings
     problems: Problems
@@ -159,7 +104,7 @@ class _Reading:
 
     def records(self, split: str, path: Path, listed: frozenset[str] | None) -> Iterator[RawRecord]:
         rejected = Rejections(self.problems)
-        is_any_good = False
+        num_good = 0
         for region, given in read_json(path, dict[str, msgspec.Raw]).items():
             where = f"{path.name}: region {excerpt(region)}"
             try:
@@ -168,11 +113,11 @@ class _Reading:
             except DataError as error:
                 rejected.add(error, where)
                 continue
-            is_any_good = True
+            num_good += 1
             self._check_split(image, split, listed, where)
             yield from self._record(region, image, texts, split, where)
-        if not is_any_good:
-            rejected.refuse_if_any()
+        if not num_good:
+            rejected.raise_first()
 
     def _check_split(self, image: str, split: str, listed: frozenset[str] | None, where: str) -> None:
         first = self.split_of_image.setdefault(image, split)
@@ -219,26 +164,17 @@ class _Reading:
         except DataError as error:
             self.problems.add(UNREADABLE_VALUE, f"size of {image}.jpg", error.message)
             return None, None
-        return side_of(width), side_of(height)
-
-
-def saiapr_image(image_id: str | int, *, width: int | None = None, height: int | None = None) -> RawImage:
-    """A photograph of IAPR TC-12 (SAIAPR), whose number is its file name."""
-    return RawImage(f"saiapr:{image_id}", (f"{image_id}.jpg",), width, height)
+        return valid_side(width), valid_side(height)
 
 
 def sniff_referit(path: Path) -> bool:
-    """Whether a file begins as `referit_bbox.json` does: `{"<image>_<region>":`, and no list of texts behind it."""
-    try:
-        with open_binary(path) as stream:
-            return _FIRST_BOX.match(stream.read(_SNIFFED_BYTES)) is not None
-    except (DataError, OSError):
-        return False
+    """Whether a file starts as `referit_bbox.json` does: `{"<image>_<region>":` and no list of texts after it."""
+    return _FIRST_BOX.match(first_bytes(path, _SNIFFED_BYTES)) is not None
 
 
-def _edges(box: BoxXYXY, far_edge_is_pixel: bool) -> BoxXYXY:
-    outwards = 1.0 if far_edge_is_pixel else 0.0
-    return box[0], box[1], box[2] + outwards, box[3] + outwards
+def _edges(box: BoxXYXY, is_inclusive: bool) -> BoxXYXY:
+    extra = 1.0 if is_inclusive else 0.0
+    return box[0], box[1], box[2] + extra, box[3] + extra
 
 
 def _image_of(region: str, where: str) -> str:
@@ -254,8 +190,61 @@ def _listed_images(path: Path | None) -> frozenset[str] | None:
     return frozenset(text.strip().removesuffix(".jpg") for _, text in read_lines(path))
 
 
+@dataclass(frozen=True)
+class MatMasks:
+    """The mask files of a folder or archive."""
+
+    source: Path
+    names: Mapping[str, str]
+    """Region -> name inside `source`."""
+
+    @classmethod
+    def find(cls, path: Path) -> MatMasks:
+        """List the masks in ReferItGame's `mask` folder, in its parent folder, or in an archive of either.
+
+        Raises:
+            DataError: there are no masks.
+        """
+        source = path / "mask" if (path / "mask").is_dir() else path
+        return cls(source, list_files(source, ".mat"))
+
+    def mask(self, region: str) -> LazyMask | None:
+        """A function that reads the region's mask; None if it has no file."""
+        name = self.names.get(region)
+        return None if name is None else partial(read_mat_mask, self.source, name)
+
+
+def read_mat_mask(source: Path, name: str) -> RLE:
+    """The mask in one MATLAB file: the object is where `segimg_t` is 0.
+
+    Raises:
+        DataError: the file is broken, or `segimg_t` is missing or is not a matrix of numbers.
+    """
+    where = f"{source}: {name}"
+    values = _matrix(read_file(source, name, max_bytes=MAX_MASK_BYTES), where)
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"{MASK_VARIABLE} does not hold numbers but {values.dtype}", where=where)
+    return encode_mask(values == 0)
+
+
+def _matrix(data: bytes, where: str) -> np.ndarray[Any, Any]:
+    from scipy.io import loadmat, whosmat
+
+    try:
+        shape = {variable: shape for variable, shape, _ in whosmat(io.BytesIO(data))}.get(MASK_VARIABLE)
+        is_of_image_size = shape is not None and len(shape) == 2 and 0 < math.prod(shape) <= MAX_MASK_PIXELS
+        found = loadmat(io.BytesIO(data), variable_names=[MASK_VARIABLE]) if is_of_image_size else {}
+    except Exception as error:  # scipy raises IndexError, TypeError, zlib.error and others for broken bytes
+        raise DataError(f"this MATLAB file cannot be read: {error}", where=where) from error
+    if shape is None:
+        raise DataError(f"there is no variable {MASK_VARIABLE} in it", where=where)
+    if not is_of_image_size:
+        raise DataError(f"{MASK_VARIABLE} is not a matrix of image size but has the shape {shape}", where=where)
+    return np.asarray(found[MASK_VARIABLE])
+
+
 SOURCE = Source(
-    description="ReferItGame as the JSON files of Hu et al. (referit_bbox.json and its neighbours)",
+    description="ReferItGame in the JSON files of Hu et al. (referit_bbox.json and its neighbours)",
     read=read_referit,
     settings=ReferitSettings,
     files={

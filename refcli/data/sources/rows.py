@@ -1,36 +1,42 @@
-"""Records of a list, one by one: what cannot be used is listed, and the rest goes on."""
+"""Rows of untrusted lists and JSON lines, one by one: a row that cannot be used is reported, the others are read."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from refcli.data.reading.json_files import convert, parse_json
-from refcli.data.reading.streams import invalid_utf8
+from refcli.data.reading.streams import foreign_encoding, invalid_utf8, read_byte_lines, text_start
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError, WholeFileError, excerpt
 from refcli.data.sources.record import Problems
 from refcli.errors import DataError
 
 BROKEN_ROW = "broken_row"
+BROKEN_LINE = "broken_line"
 UNREADABLE_VALUE = "unreadable_value"
 UNREADABLE_BOX = "unreadable_box"
+NUMBERS_OF_A_BOX = 4
 LARGEST_NUMBER = 2**53
-"""Ids and sizes beyond it are not those of any data set; a float cannot hold them."""
+"""No data set has larger ids or sizes; a float cannot hold them exactly."""
 MAX_SIDE = 2**31 - 1
+MAX_LINE_BYTES = 16 << 20
+"""Of one line; the records of a longer line would take many times that in memory."""
 _MAX_DIGITS = 18
 _SHOWN_LETTERS = 60
 _INTEGRAL = re.compile(r"[+-]?[0-9]{1,18}(?:\.0*)?")
 
 Id = int | str
-"""An id as it is compared: a number where it can be one, so that "000000000009", 9 and 9.0 are the same."""
+"""An id in comparable form: a number where possible, so that "000000000009", 9 and 9.0 are the same."""
+T = TypeVar("T")
 Row = TypeVar("Row", bound=msgspec.Struct)
 
 
 class Rejections:
-    """The rows of one file that cannot be used; if no other row can be, the first says why the file is refused."""
+    """The rows of one file that cannot be used; if no other row can be used, the first explains the refusal."""
 
     def __init__(self, problems: Problems, kind: str = BROKEN_ROW) -> None:
         self._problems = problems
@@ -38,10 +44,10 @@ class Rejections:
         self.first: DataError | None = None
 
     def add(self, error: DataError, where: str) -> None:
-        """List a row.
+        """Report a row.
 
         Raises:
-            WholeFileError: the error is one, and so about all rows.
+            WholeFileError: the error is one, and therefore concerns all rows.
         """
         if isinstance(error, WholeFileError):
             raise error
@@ -51,14 +57,71 @@ class Rejections:
         kind = error.kind if isinstance(error, MeaningError) else self._kind
         self._problems.add(kind, where, error.message + (f" ({error.hint})" if error.hint else ""))
 
-    def refuse_if_any(self) -> None:
-        """To be called where no row of the file could be used.
+    def raise_first(self) -> None:
+        """Refuse the file; call this if none of its rows can be used.
 
         Raises:
-            DataError: there is a rejected row.
+            DataError: at least one row was rejected.
         """
         if self.first is not None:
             raise self.first
+
+
+def read_json_lines(path: Path, parse: Callable[[bytes, int, str], T], problems: Problems) -> Iterator[T]:
+    """Yield the result of `parse` for each line that is not blank.
+
+    Args:
+        path: plain or gzip.
+        parse: called with the line, its 1-based number and its place for messages; raises DataError for a line that
+            cannot be used.
+        problems: collects each such line as `broken_line`, including lines that are not UTF-8.
+
+    Raises:
+        DataError: the file is missing, damaged or empty, or no line can be used.
+    """
+    num_good = 0
+    rejected = Rejections(problems, BROKEN_LINE)
+    for number, line in read_byte_lines(path, max_line_bytes=MAX_LINE_BYTES):
+        where = f"{path.name}: line {number}"
+        try:
+            if number == 1 and (encoding := foreign_encoding(line)):
+                raise WholeFileError(f"the file is {encoding}", where=str(path), hint="save it as UTF-8")
+            byte = invalid_utf8(line)
+            if byte is not None:
+                raise DataError(
+                    f"byte {byte + 1} of the line, 0x{line[byte]:02X}, is not UTF-8",
+                    where=where,
+                    hint="save it as UTF-8",
+                )
+            row = parse(line, number, where)
+        except DataError as error:
+            rejected.add(error, where)
+            continue
+        num_good += 1
+        yield row
+    if num_good:
+        return
+    first_error = rejected.first
+    if first_error is None:
+        raise DataError("the file is empty", where=str(path), hint="it should hold one JSON object per line")
+    raise DataError(
+        f"no line can be used; the first: {first_error.message}",
+        where=f"{path}: {first_error.where}",
+        hint=first_error.hint or "it should hold one JSON object per line",
+    )
+
+
+def some_line_has(path: Path, *keys: bytes) -> bool:
+    """Whether a file starts with JSON lines one of which, in the first 64 KiB, has all these keys, at any depth."""
+    start = text_start(path)
+    if not start.startswith(b"{"):
+        return False
+    *whole, last = start.split(b"\n")
+    lines = [
+        line for line in (*(line for line in whole if line.rstrip().endswith(b"}")), last) if line.startswith(b"{")
+    ]
+    patterns = [re.compile(rb'"' + re.escape(key) + rb'"\s*:') for key in keys]
+    return any(all(pattern.search(line) for pattern in patterns) for line in lines)
 
 
 def decode_row(
@@ -70,18 +133,19 @@ def decode_row(
     needed: Collection[str],
     keys: tuple[KnownKeys, KeyLog] | None = None,
 ) -> Row:
-    """One record of a JSON list.
+    """Decode one record of a JSON list.
 
     Args:
         text: a JSON object.
-        kind: its shape.
+        kind: its expected shape.
         where: file and record, for messages.
-        problems: collects values that have another shape and that the record can do without.
-        needed: fields without which, if they are there and not null, the record means nothing or something else.
-        keys: what to compare the record's keys with, and where to note unknown ones.
+        problems: collects values of another shape that the record can do without.
+        needed: fields that may be absent or null but must be readable otherwise: without them the record would mean
+            something else.
+        keys: the known keys to compare the record's keys with, and the log of unknown keys.
 
     Raises:
-        DataError: it is no object, or a field that is needed is missing or has another shape.
+        DataError: `text` is not an object, or a field that is needed is missing or has another shape.
     """
     values = parse_json(text, dict[str, msgspec.Raw], where=where)
     if keys is not None:
@@ -89,7 +153,7 @@ def decode_row(
     try:
         return msgspec.json.decode(text, type=kind, strict=False)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _salvaged(values, kind, where=where, problems=problems, needed=needed)
+        return _read_usable_fields(values, kind, where=where, problems=problems, needed=needed)
 
 
 def convert_row(
@@ -101,7 +165,7 @@ def convert_row(
     needed: Collection[str],
     keys: tuple[KnownKeys, KeyLog] | None = None,
 ) -> Row:
-    """As `decode_row`, of plain Python data."""
+    """As `decode_row`, from plain Python data."""
     if not isinstance(value, dict):
         raise DataError(f"this is not a record but {_shown(value)}", where=where)
     if keys is not None:
@@ -109,13 +173,13 @@ def convert_row(
     try:
         return msgspec.convert(value, kind, strict=False)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return _salvaged(value, kind, where=where, problems=problems, needed=needed)
+        return _read_usable_fields(value, kind, where=where, problems=problems, needed=needed)
 
 
-def _salvaged(
+def _read_usable_fields(
     values: Mapping[str, object], kind: type[Row], *, where: str, problems: Problems, needed: Collection[str]
 ) -> Row:
-    """What can be read of a record: fields of another shape that are not needed have their default."""
+    """Read a record field by field: fields of another shape that are not needed keep their default."""
     kept: dict[str, object] = {}
     for field in msgspec.structs.fields(kind):
         name = field.encode_name
@@ -135,15 +199,15 @@ def _salvaged(
                 reason = error.message.removeprefix("the data has an unexpected shape: ")
                 raise DataError(f"{name} is {_shown(value)}: {reason}", where=where) from error
             if not _is_null(value):
-                fault = (
-                    " (not UTF-8)" if isinstance(value, msgspec.Raw) and invalid_utf8(bytes(value)) is not None else ""
+                is_invalid = isinstance(value, msgspec.Raw) and invalid_utf8(bytes(value)) is not None
+                problems.add(
+                    UNREADABLE_VALUE, where, f"{name} is {_shown(value)}" + (" (not UTF-8)" if is_invalid else "")
                 )
-                problems.add(UNREADABLE_VALUE, where, f"{name} is {_shown(value)}{fault}")
     return kind(**kept)
 
 
-def identity(value: int | float | str) -> Id:
-    """An id as it is compared."""
+def comparable_id(value: int | float | str) -> Id:
+    """An id in comparable form, see `Id`."""
     if isinstance(value, str) and _INTEGRAL.fullmatch(value.strip()):
         return int(value.strip().partition(".")[0])
     if isinstance(value, float):
@@ -151,8 +215,8 @@ def identity(value: int | float | str) -> Id:
     return value
 
 
-def number_of(value: object) -> int | None:
-    """The whole number, not negative, that an id is; None for one that is none, or beyond any that a data set has."""
+def whole_number(value: object) -> int | None:
+    """An id as a whole number, not negative; None if it is not one or is larger than any id of a data set."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     if isinstance(value, str):
@@ -162,9 +226,15 @@ def number_of(value: object) -> int | None:
     return value if 0 <= value <= LARGEST_NUMBER else None
 
 
-def side_of(value: int | None) -> int | None:
-    """A width or height; None for one that no image has, such as -1 for unknown."""
+def valid_side(value: int | None) -> int | None:
+    """A width or height; None for impossible ones, such as -1 for unknown."""
     return value if value is not None and 0 < value <= MAX_SIDE else None
+
+
+def are_fractions(boxes: Sequence[Sequence[float]]) -> bool:
+    """Whether boxes are given in fractions of the image rather than in pixels: all numbers lie in 0..1."""
+    numbers = [number for box in boxes for number in box]
+    return bool(numbers) and all(0 <= number <= 1 for number in numbers)
 
 
 def _is_null(value: object) -> bool:

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from picture_files import COCO, picture, tarred, zipped
+from image_files import COCO, picture, tarred, zipped
 from PIL import Image
 
 from refcli.data.preparation.dataset_images import extract_images, safe_path

@@ -1,7 +1,7 @@
 """Pictures are found in every usual layout, taken out of archives whole, and measured as they will be read."""
 
 import pytest
-from picture_files import COCO, picture, zipped
+from image_files import COCO, picture, zipped
 from PIL import Image
 
 from refcli.data.preparation.image_roots import FoundImage, ImageRoots

@@ -70,7 +70,7 @@ def test_folders_are_left_out_and_dots_are_dropped_from_names(tmp_path: Path):
 def test_a_name_that_leads_out_of_the_archive_is_refused(tmp_path: Path, pack, name: str):
     path = tmp_path / "archive"
     path.write_bytes(pack({"good": b"", name: b"x"}))
-    with pytest.raises(DataError, match=r"absolute name|climbs") as caught:
+    with pytest.raises(DataError, match=r"absolute path|path with") as caught:
         open_archive(path)
     assert caught.value.where == str(path)
 

@@ -80,11 +80,10 @@ def test_a_line_that_is_not_utf8_is_read_as_latin1_and_its_neighbours_are_not(tm
     assert list(read_lines(path)) == [(1, "café"), (2, "café")]
 
 
-def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("refcli.data.reading.streams.MAX_LINE_BYTES", 10)
+def test_a_line_without_end_is_refused(tmp_path: Path):
     path = tmp_path / "lines.txt"
     path.write_bytes(b"short\n" + b"x" * 11)
-    lines = read_lines(path)
+    lines = read_lines(path, max_line_bytes=10)
     assert next(lines) == (1, "short")
     with pytest.raises(DataError, match="line 2 is longer"):
         next(lines)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from refcli.data.preparation.finish import region_mask
-from refcli.data.sources.coco.instances import coco_image, coco_region, read_instances
+from refcli.data.sources.coco.instances import coco_region, read_instances
+from refcli.data.sources.image_names import coco_image
 from refcli.errors import DataError
 from refcli.geometry.masks import encode_mask
 

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from corpora import CORPORA
 
 from refcli.contracts.example import RLE
 from refcli.data.preparation.plan import plan_file
@@ -43,9 +44,9 @@ def source(name):
 
 
 @pytest.fixture
-def corpus(name, corpora):
-    assert name in corpora, f"the source {name} has no corpus in corpora.py"
-    return corpora[name]
+def corpus(name):
+    assert name in CORPORA, f"the source {name} has no corpus in corpora.py"
+    return CORPORA[name]
 
 
 @pytest.fixture
@@ -84,8 +85,8 @@ def packed(main_file, folder):
     return plain if plain.exists() else plain.with_name(plain.name + ".gz")
 
 
-def test_every_corpus_belongs_to_a_source(corpora):
-    assert set(corpora) == set(SOURCES)
+def test_every_corpus_belongs_to_a_source():
+    assert set(CORPORA) == set(SOURCES)
 
 
 def test_every_expression_is_read_and_has_an_id_of_its_own_in_its_split(main_file, corpus):
@@ -150,13 +151,13 @@ def test_records_can_be_sent_to_another_process(main_file):
         assert with_masks(pickle.loads(pickle.dumps(record))) == with_masks(record)
 
 
-def test_a_source_knows_its_own_files_plain_and_packed_and_no_others(name, source, corpora, main_file, tmp_path):
+def test_a_source_knows_its_own_files_plain_and_packed_and_no_others(name, source, main_file, tmp_path):
     assert source.sniff(main_file)
     assert detect_format(main_file) == name
     assert detect_format(packed(main_file, tmp_path / "packed")) == name
-    for other in set(corpora) - {name}:
+    for other in set(CORPORA) - {name}:
         (tmp_path / other).mkdir()
-        assert not source.sniff(corpora[other].write(tmp_path / other)), f"{name} takes the file of {other} for its own"
+        assert not source.sniff(CORPORA[other].write(tmp_path / other)), f"{name} takes the file of {other} for its own"
 
 
 def test_the_example_worked_out_by_hand_is_in_the_store(main_file, corpus, tmp_path):

@@ -102,7 +102,7 @@ def test_a_scene_in_an_image_of_unknown_size_is_refused_a_box(tmp_path):
     boxes = BOXES.replace("<size><width>333</width><height>500</height><depth>3</depth></size>", "")
     files = files_in(tmp_path, boxes=boxes)
     assert read(files)[0][0].image.width is None
-    with pytest.raises(DataError, match="size is not told"):
+    with pytest.raises(DataError, match="size is unknown"):
         read(files, scene_boxes=True)
 
 
@@ -188,9 +188,9 @@ def test_a_picture_in_two_splits_is_refused(tmp_path):
         read(files_in(tmp_path, train="77\n", val="1\n77\n"))
 
 
-def test_splits_must_be_told(tmp_path):
+def test_the_lists_of_splits_are_required(tmp_path):
     files = files_in(tmp_path)
-    with pytest.raises(DataError, match="belong to a split"):
+    with pytest.raises(DataError, match="list of the images of a split"):
         read({"annotations": files["annotations"]})
 
 
@@ -250,7 +250,7 @@ def test_marks_that_do_not_match_are_refused(line, complaint):
     [
         ("<xmin>159</xmin>", "<xmin>left</xmin>", "whole number"),
         ("<ymax>335</ymax>", "", "<ymax> should be a whole number"),
-        ("<name>3</name>", "<name>3</name><nobndbox>1</nobndbox>", "said to have none"),
+        ("<name>3</name>", "<name>3</name><nobndbox>1</nobndbox>", "marked as having none"),
         ("</annotation>", "", "not valid XML"),
         ("<annotation>", '<!DOCTYPE a [<!ENTITY b "c">]><annotation>', "document type"),
     ],

@@ -20,7 +20,7 @@ from pth_lists import (
     read,
 )
 
-from refcli.data.sources.pth.read import SOURCE, PthSettings
+from refcli.data.sources.pth.reader import SOURCE, PthSettings
 from refcli.data.sources.record import Problems
 from refcli.errors import DataError
 

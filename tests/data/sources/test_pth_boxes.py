@@ -23,7 +23,7 @@ from pth_lists import (
 )
 
 from refcli.config.load import validate
-from refcli.data.sources.pth.read import ENOUGH_BOXES, SOURCE, PthSettings
+from refcli.data.sources.pth.reader import ENOUGH_BOXES, SOURCE, PthSettings
 from refcli.data.sources.record import Problems
 from refcli.errors import ConfigError, DataError
 
@@ -65,7 +65,7 @@ def test_few_coco_boxes_that_tell_nothing_are_taken_as_the_format_has_them_and_i
 def test_pictures_of_ones_own_need_boxes_that_are_proven_or_declared(tmp_path: Path):
     size = {"height": 9, "width": 9}
     row = ("trip/day 1.png", size, [1, 2, 7, 8], "the boat", None)
-    with pytest.raises(DataError, match="do not tell whether they are corners"):
+    with pytest.raises(DataError, match="may be corners or x, y, width, height"):
         read(tmp_path, [row])
     (record,), _ = read(tmp_path, [row], boxes="xyxy")
     assert record.image.key == "mine:trip/day 1.png"

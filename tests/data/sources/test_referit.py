@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from refcli.data.sources.image_names import saiapr_image
 from refcli.data.sources.record import Problems, RawExpression
-from refcli.data.sources.referit import SOURCE, ReferitSettings, saiapr_image
+from refcli.data.sources.referit import SOURCE, ReferitSettings
 from refcli.errors import DataError
 from refcli.geometry.masks import decode_mask, mask_box
 

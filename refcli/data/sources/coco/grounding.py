@@ -1,9 +1,9 @@
 """COCO-style JSON: the grounding files of MDETR and GLIP, and plain COCO whose annotations carry expressions.
 
-In the files of MDETR and GLIP an "image" is a photograph with one caption, its annotations what the caption means.
+In the files of MDETR and GLIP an image row is an image with one caption, and its annotations are the caption's target.
 In referring-expression files (`finetune_refcoco*.json`) the caption is the expression; in Flickr30k and mixed files it
-is a sentence whose phrases (`tokens_positive`, ranges of characters) are the expressions. In plain COCO an annotation
-holds its own expressions, under a key of `coco_rows.EXPRESSION_KEYS`; each annotation is a target of its own.
+is a sentence whose phrases (`tokens_positive`, ranges of characters) are the expressions. In plain COCO each annotation
+is a target and has its own expressions, under a key of `EXPRESSION_KEYS`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Literal
 import msgspec
 
 from refcli.config.schema import Settings
-from refcli.data.reading.streams import stem
+from refcli.data.reading.streams import stem, text_start
 from refcli.data.sources.coco.instances import (
     Instances,
     category_names,
-    coco_image,
     id_of,
     is_coco_url,
     read_coco_lists,
@@ -38,42 +37,49 @@ from refcli.data.sources.coco.rows import (
     Span,
     join_words,
 )
-from refcli.data.sources.image_names import Whose, coco_id, flickr_image, named_image
-from refcli.data.sources.json_lines import head
+from refcli.data.sources.image_names import ImageOrigin, coco_id, coco_image, named_flickr_image, named_image
 from refcli.data.sources.known_keys import KeyLog, WholeFileError
 from refcli.data.sources.record import CATEGORY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
-from refcli.data.sources.rows import UNREADABLE_VALUE, Id, Rejections, decode_row, identity, number_of, side_of
+from refcli.data.sources.rows import (
+    UNREADABLE_VALUE,
+    Id,
+    Rejections,
+    comparable_id,
+    decode_row,
+    valid_side,
+    whole_number,
+)
 from refcli.errors import DataError
 
 INSTANCES = "instances"
 Unit = Literal["caption", "phrase", "annotation"]
 _PUBLISHED = "final_"
-"""How the names of MDETR's and GLIP's files of several kinds begin."""
+"""Prefix of the names of MDETR's and GLIP's files of several kinds."""
 _PHRASE_FAMILIES = ("flickr", "mixed", "gqa")
 _NEEDED = ("empty", "no_target", "exist", "tokens_positive")
-"""What an annotation must not say in a form that cannot be read."""
+"""Fields of an annotation that must be readable if they are there."""
 _FIRST_KEY = re.compile(rb'\{\s*"(?:info|licenses|type|images|annotations|categories)"\s*:')
 _LIST_OF_ROWS = re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')
 
 
 class CocoSettings(Settings):
-    """Choices of the reader of COCO-style JSON."""
+    """Options of the COCO-style JSON reader."""
 
     unit: Literal["auto", "caption", "phrase", "annotation"] = "auto"
-    """What an expression is: a whole caption, the phrases of a caption, or the text of an annotation. `auto`, for each
-    image row: annotation if one of its annotations holds a text or there is no caption, else phrase if `dataset_name`
-    (without one, a file name that begins with final_) has flickr, mixed or gqa in it, or if the annotations of the
-    caption mark different words of it (unless `dataset_name` has refcoco in it), else caption."""
+    """What an expression is: a whole caption, a phrase of a caption, or the text of an annotation. `auto`, for each
+    image row: annotation if one of its annotations has a text or there is no caption; else phrase if `dataset_name`
+    (without one, a file name that starts with final_) contains flickr, mixed or gqa, or if the annotations mark
+    different words of the caption (unless `dataset_name` contains refcoco); else caption."""
     expressions: Literal["given", "category"] = "given"
-    """`category`: no text of the file is read; the name of a category is an expression that means all annotations of
-    it in an image."""
-    images: Whose = "auto"
-    """Whose photographs these are: `auto`: COCO's where the file says so: by a name COCO_train2014_..., by COCO's own
-    address (coco_url), by `original_id` with a `data_source` or `dataset_name` of COCO's; `own`: nobody else's."""
+    """`category`: no text of the file is read; the name of a category is an expression that refers to all its
+    annotations in an image."""
+    images: ImageOrigin = "auto"
+    """Where the images come from. `auto`: COCO where the file shows it by a name COCO_train2014_..., by a COCO URL
+    (coco_url), or by `original_id` with a `data_source` or `dataset_name` of COCO; `own`: the data set itself."""
     flickr_boxes: Literal["auto", "correct", "keep"] = "auto"
-    """Boxes of MDETR's Flickr30k files are those of the XML: counted from 1, and their width and height are one pixel
-    short. `auto` corrects them where `dataset_name` (without one, a file name that begins with final_) has flickr in
-    it; `keep` takes the numbers as MDETR and its evaluator do."""
+    """The boxes of MDETR's Flickr30k files are those of the XML: counted from 1, with a width and height one pixel
+    short. `auto` corrects them where `dataset_name` (without one, a file name that starts with final_) contains flickr;
+    `keep` takes the numbers as MDETR and its evaluator do."""
 
 
 def read_coco(
@@ -81,23 +87,23 @@ def read_coco(
 ) -> Iterator[RawRecord]:
     """Yield one record per caption, per phrase with all its boxes, per annotation, or per category; see `Reader`.
 
-    An annotation with `iscrowd` 1 is a target like any other; among the things of a category it is listed.
+    An annotation with `iscrowd` 1 is a target like any other; as part of a category it is reported too.
 
     Args:
-        files: split -> file; optionally `instances`, COCO's own annotations, for the masks of boxes that name theirs
-            by `original_id`.
+        files: split -> file; optionally `instances`, COCO's own annotations, for the masks of boxes that name their
+            annotation by `original_id`.
         settings: a `CocoSettings`.
-        dataset: names images that are neither COCO's nor Flickr30k's.
-        problems: what is left out: `caption_without_box` (no annotation at all, which is not the same as one that says
-            "no target"), `annotation_without_box` (with its record), `annotation_without_image`,
+        dataset: prefix of the keys of images that are neither COCO's nor Flickr30k's.
+        problems: collects what is left out: `caption_without_box` (no annotation at all, which differs from one that
+            marks "no target"), `annotation_without_box` (with its record), `annotation_without_image`,
             `annotation_without_expression`, `annotation_without_phrase`, `span_outside_caption`,
-            `image_without_caption`, `broken_row` and `target_of_broken_row` (a caption or category one of whose boxes
-            is in one). Reported and kept: `mask_missing`, `several_expression_keys`, `unreadable_value`,
+            `image_without_caption`, `broken_row` and `target_of_broken_row` (a caption or category with a box in a
+            broken row). Reported and kept: `mask_missing`, `several_expression_keys`, `unreadable_value`,
             `unused_key`, `caption_read_as_phrases`.
 
     Raises:
-        DataError: the file contradicts itself: an id twice, a target beside "no target", a mask of another image; or
-            it holds nothing that can be used.
+        DataError: the file contradicts itself (an id twice, a target beside "no target", a mask of another image), or
+            nothing in it can be used.
     """
     assert isinstance(settings, CocoSettings)
     paths = {split: path for split, path in files.items() if split != INSTANCES}
@@ -105,7 +111,7 @@ def read_coco(
     instances = None
     if INSTANCES in files:
         held = list(parsed)
-        named = (number_of(row.original_id) for _, file in held for row in file.annotations)
+        named = (whole_number(row.original_id) for _, file in held for row in file.annotations)
         wanted = {number for number in named if number is not None}
         instances = read_instances(files[INSTANCES], annotation_ids=wanted, problems=problems)
         parsed = (one for one in held)
@@ -120,30 +126,30 @@ def read_coco(
             yield record
         if not seen:
             if settings.expressions == CATEGORY or file.has_texts or not file.annotations:
-                file.rejected.refuse_if_any()
-            raise _nothing_in(paths[split], file, settings, problems)
+                file.rejected.raise_first()
+            raise _no_expressions(paths[split], file, settings, problems)
 
 
 def sniff_coco(path: Path) -> bool:
-    """Whether a file begins as a COCO file does, with or without expressions."""
-    beginning = head(path)
-    return _FIRST_KEY.match(beginning) is not None and _LIST_OF_ROWS.search(beginning) is not None
+    """Whether a file starts as a COCO file does, with or without expressions."""
+    start = text_start(path)
+    return _FIRST_KEY.match(start) is not None and _LIST_OF_ROWS.search(start) is not None
 
 
 @dataclass(frozen=True)
 class _File:
-    """The rows of a file that can be used."""
+    """The usable rows of a file."""
 
     images: list[ImageRow]
     annotations: list[AnnotationRow]
     category_names: dict[Id, str]
     broken_targets: Mapping[Id, frozenset[Id | None]]
-    """Image -> the categories of those of its annotations that cannot be used, None where that is not known."""
+    """Image -> the categories of its annotations that cannot be used; None stands for an unknown category."""
     rejected: Rejections
 
     @property
     def has_texts(self) -> bool:
-        """Whether anything in the file could be an expression."""
+        """Whether the file has any text that could be an expression."""
         return any(image.caption for image in self.images) or any(row.texts() for row in self.annotations)
 
 
@@ -191,7 +197,7 @@ def _read_file(path: Path, problems: Problems) -> _File:
 
 
 def _check_sentences(raw: msgspec.Raw, keys: KeyLog, where: str) -> None:
-    """Compare the keys of an annotation's sentences with those that are known.
+    """Compare the keys of an annotation's sentences with the known ones.
 
     Raises:
         MeaningError: see `KeyLog.check`.
@@ -210,7 +216,7 @@ class _Target(msgspec.Struct):
 
 
 def _target_of(raw: msgspec.Raw) -> tuple[Id | None, Id | None]:
-    """Image and category of a row that cannot be used otherwise, as far as they can be read."""
+    """Image and category of a row that cannot be used, as far as they are readable."""
     try:
         target = msgspec.json.decode(raw, type=_Target)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -218,13 +224,13 @@ def _target_of(raw: msgspec.Raw) -> tuple[Id | None, Id | None]:
     return id_of(target.image_id), id_of(target.category_id)
 
 
-def _nothing_in(path: Path, file: _File, settings: CocoSettings, problems: Problems) -> DataError:
-    """Why a file gives no expression, and what to do about it."""
+def _no_expressions(path: Path, file: _File, settings: CocoSettings, problems: Problems) -> DataError:
+    """The error for a file without a usable expression."""
     if settings.expressions == CATEGORY:
         return DataError(
-            "there is no annotation of a category that has a name",
+            "no annotation has a category with a name",
             where=str(path),
-            hint="look at its list of categories",
+            hint="check the list of categories",
         )
     unreadable = [place for place in problems.places.get(UNREADABLE_VALUE, ()) if place.startswith(f"{path.name}: ")]
     ways = [f"the first value that cannot be read: {place}" for place in unreadable[:1]]
@@ -240,7 +246,7 @@ def _nothing_in(path: Path, file: _File, settings: CocoSettings, problems: Probl
 
 @dataclass(frozen=True)
 class _Reading:
-    """Everything that stays the same while a file is read."""
+    """The state of one file while it is read."""
 
     split: str
     path: Path
@@ -253,54 +259,54 @@ class _Reading:
     def records(self) -> Iterator[RawRecord]:
         annotations: defaultdict[Id, list[AnnotationRow]] = defaultdict(list)
         for annotation in self.file.annotations:
-            annotations[identity(annotation.image_id)].append(annotation)
+            annotations[comparable_id(annotation.image_id)].append(annotation)
         seen: set[Id] = set()
         for image in self.file.images:
             where = f"{self.path.name}: image {image.id}"
-            identity_of = identity(image.id)
-            if identity_of in seen:
-                raise DataError(f"two images have the id {identity_of}", where=where)
-            seen.add(identity_of)
-            rows = annotations.pop(identity_of, [])
+            identity = comparable_id(image.id)
+            if identity in seen:
+                raise DataError(f"two images have the id {identity}", where=where)
+            seen.add(identity)
+            rows = annotations.pop(identity, [])
             try:
-                picture = self._picture(image, where)
+                raw_image = self._raw_image(image, where)
             except DataError as error:
                 if rows or image.caption is not None:
                     self.file.rejected.add(error, where)
                 continue
-            yield from self._of_image(image, picture, rows, where)
-        for identity_of, rows in annotations.items():
+            yield from self._records_of_image(image, raw_image, rows, where)
+        for identity, rows in annotations.items():
             for row in rows:
-                self.problems.add(
-                    "annotation_without_image", f"{self.path.name}: annotation {row.id}", f"{identity_of}"
-                )
+                self.problems.add("annotation_without_image", f"{self.path.name}: annotation {row.id}", f"{identity}")
 
-    def _of_image(
-        self, image: ImageRow, picture: RawImage, rows: Sequence[AnnotationRow], where: str
+    def _records_of_image(
+        self, image: ImageRow, raw_image: RawImage, rows: Sequence[AnnotationRow], where: str
     ) -> Iterator[RawRecord]:
         if self.settings.expressions == CATEGORY:
-            yield from self._of_categories(image, picture, rows, where)
+            yield from self._records_of_categories(image, raw_image, rows, where)
             return
         unit = self._unit(image, rows)
         if unit == "annotation":
-            yield from self._of_annotations(image, picture, rows)
+            yield from self._records_of_annotations(image, raw_image, rows)
         elif image.caption is None:
             self.problems.add("image_without_caption", where)
-        elif identity(image.id) in self.file.broken_targets:
+        elif comparable_id(image.id) in self.file.broken_targets:
             self.problems.add("target_of_broken_row", where, image.caption)
         elif not rows:
             self.problems.add("caption_without_box", where, image.caption)
-        elif unit == "caption" or any(row.says_no_target(where) for row in rows):
-            yield from self._record(image, picture, [(str(image.id), image.caption)], rows, where)
+        elif unit == "caption" or any(row.marks_no_target(where) for row in rows):
+            yield from self._record(image, raw_image, [(str(image.id), image.caption)], rows, where)
         else:
             if self.settings.unit == "auto" and not self._is_of_phrases(image):
                 self.problems.add("caption_read_as_phrases", where, image.caption)
             spans = self._spans(image.caption, rows, where, are_phrases=self._is_flickr(image))
-            for (begin, end), meant in sorted(spans.items()):
+            for (begin, end), targets in sorted(spans.items()):
                 text = image.caption[begin:end]
-                yield from self._record(image, picture, [(f"{image.id}/{begin}-{end}", text)], meant, where)
+                yield from self._record(image, raw_image, [(f"{image.id}/{begin}-{end}", text)], targets, where)
 
-    def _of_annotations(self, image: ImageRow, picture: RawImage, rows: Sequence[AnnotationRow]) -> Iterator[RawRecord]:
+    def _records_of_annotations(
+        self, image: ImageRow, raw_image: RawImage, rows: Sequence[AnnotationRow]
+    ) -> Iterator[RawRecord]:
         for row in rows:
             where = f"{self.path.name}: annotation {row.id}"
             texts = row.texts()
@@ -311,94 +317,96 @@ class _Reading:
             if others:
                 self.problems.add("several_expression_keys", where, f"{used} is used, not {', '.join(others)}")
             named = [(f"{row.id}/{k}", text, exists) for k, (text, exists) in enumerate(texts[used])]
-            if present := [(identity_of, text) for identity_of, text, exists in named if exists]:
-                yield from self._record(image, picture, present, [row], where)
-            if absent := [RawExpression(identity_of, text) for identity_of, text, exists in named if not exists]:
-                yield RawRecord(self.split, picture, tuple(absent), (), where)
+            if present := [(identity, text) for identity, text, exists in named if exists]:
+                yield from self._record(image, raw_image, present, [row], where)
+            if absent := [RawExpression(identity, text) for identity, text, exists in named if not exists]:
+                yield RawRecord(self.split, raw_image, tuple(absent), (), where)
 
-    def _of_categories(
-        self, image: ImageRow, picture: RawImage, rows: Sequence[AnnotationRow], where: str
+    def _records_of_categories(
+        self, image: ImageRow, raw_image: RawImage, rows: Sequence[AnnotationRow], where: str
     ) -> Iterator[RawRecord]:
-        """One record per category of an image, about all things of it."""
-        broken = self.file.broken_targets.get(identity(image.id), frozenset())
+        """One record per category of an image, with all its objects."""
+        broken = self.file.broken_targets.get(comparable_id(image.id), frozenset())
         members: dict[Id, list[AnnotationRow]] = {}
         for row in rows:
-            category = None if row.category_id is None else identity(row.category_id)
+            category = None if row.category_id is None else comparable_id(row.category_id)
             if category is None or not self.file.category_names.get(category, "").strip():
                 self.problems.add(
                     "annotation_without_category", f"{self.path.name}: annotation {row.id}", f"{category}"
                 )
             else:
                 members.setdefault(category, []).append(row)
-        for category, meant in members.items():
+        for category, targets in members.items():
             name = self.file.category_names[category]
             if category in broken or None in broken:
                 self.problems.add("target_of_broken_row", where, name)
             else:
-                if any(row.iscrowd == 1 for row in meant):
+                if any(row.iscrowd == 1 for row in targets):
                     self.problems.add("crowd_region", where, name)
-                yield from self._record(image, picture, [(f"{image.id}/{category}", name)], meant, where, kind=CATEGORY)
+                yield from self._record(
+                    image, raw_image, [(f"{image.id}/{category}", name)], targets, where, kind=CATEGORY
+                )
 
     def _record(
         self,
         image: ImageRow,
-        picture: RawImage,
+        raw_image: RawImage,
         texts: Sequence[tuple[str, str]],
         rows: Sequence[AnnotationRow],
         where: str,
         *,
         kind: str | None = None,
     ) -> Iterator[RawRecord]:
-        """The record, unless one of its boxes is missing or what it says contradicts itself."""
+        """The record, unless one of its boxes is missing or it contradicts itself."""
         try:
-            no_target = [row for row in rows if row.says_no_target(where)]
+            no_target = [row for row in rows if row.marks_no_target(where)]
             if no_target and len(no_target) < len(rows):
-                raise DataError("the caption has a target and an annotation that says it has none", where=where)
-            regions = [] if no_target else [self._region(image, picture, row) for row in rows]
+                raise DataError("the caption has a target and an annotation that marks no target", where=where)
+            regions = [] if no_target else [self._region(image, raw_image, row) for row in rows]
         except DataError as error:
             self.file.rejected.add(error, where)
             return
         kept = [region for region in regions if region is not None]
         if len(kept) == len(regions):
             expressions = tuple(RawExpression(*one) for one in texts)
-            yield RawRecord(self.split, picture, expressions, tuple(kept), where, kind)
+            yield RawRecord(self.split, raw_image, expressions, tuple(kept), where, kind)
 
-    def _region(self, image: ImageRow, picture: RawImage, row: AnnotationRow) -> RawRegion | None:
+    def _region(self, image: ImageRow, raw_image: RawImage, row: AnnotationRow) -> RawRegion | None:
         where = f"{self.path.name}: annotation {row.id}"
         box = row.box_xyxy(where)
         if box is not None and self._is_one_based(image):
             box = (box[0] - 1, box[1] - 1, box[2], box[3])
         mask = row.mask
         source_id = None
-        number = number_of(row.original_id)
-        if number is not None and picture.key.startswith("coco:"):
+        number = whole_number(row.original_id)
+        if number is not None and raw_image.key.startswith("coco:"):
             source_id = f"coco:{number}"
-            mask = mask or self._joined_mask(number, picture, where)
+            mask = mask or self._joined_mask(number, raw_image, where)
         if box is None and mask is None:
             self.problems.add("annotation_without_box", where)
             return None
         return RawRegion(box, mask, source_id)
 
-    def _joined_mask(self, annotation_id: int, picture: RawImage, where: str) -> bytes | None:
+    def _joined_mask(self, annotation_id: int, raw_image: RawImage, where: str) -> bytes | None:
         if self.instances is None:
             return None
         found = self.instances.annotations.get(annotation_id)
         if found is None or not found.segmentation:
             self.problems.add("mask_missing", where, f"coco:{annotation_id}")
             return None
-        if picture.key != f"coco:{found.image_id}":
+        if raw_image.key != f"coco:{found.image_id}":
             raise WholeFileError(
-                f"COCO's annotation {annotation_id} is of image {found.image_id}, not of {picture.key}",
+                f"COCO's annotation {annotation_id} is of image {found.image_id}, not of {raw_image.key}",
                 where=where,
-                hint="give the instances file that the expressions were made from",
+                hint="give the instances file that the expressions were written for",
             )
         return found.segmentation
 
     def _spans(
         self, caption: str, rows: Sequence[AnnotationRow], where: str, *, are_phrases: bool
     ) -> dict[Span, list[AnnotationRow]]:
-        """Phrase -> the annotations that it means; unless spans are whole phrases, neighbouring ones are joined."""
-        meant: dict[Span, list[AnnotationRow]] = {}
+        """Phrase -> its annotations; unless spans are whole phrases, neighbouring spans are joined."""
+        spans: dict[Span, list[AnnotationRow]] = {}
         for row in rows:
             given = row.spans
             inside = [(begin, end) for begin, end in given if 0 <= begin < end <= len(caption)]
@@ -407,25 +415,25 @@ class _Reading:
             if not given:
                 self.problems.add("annotation_without_phrase", where, f"annotation {row.id}")
             for span in dict.fromkeys(inside) if are_phrases else join_words(inside, caption):
-                meant.setdefault(span, []).append(row)
-        return meant
+                spans.setdefault(span, []).append(row)
+        return spans
 
-    def _picture(self, image: ImageRow, where: str) -> RawImage:
-        width, height = side_of(image.width), side_of(image.height)
+    def _raw_image(self, image: ImageRow, where: str) -> RawImage:
+        width, height = valid_side(image.width), valid_side(image.height)
         own = self.settings.images == "own"
-        number = number_of(image.original_id) if image.is_of_coco and not own else None
+        number = whole_number(image.original_id) if image.is_of_coco and not own else None
         if number is None and not own and is_coco_url(image.coco_url, image.id):
-            number = number_of(image.id)
+            number = whole_number(image.id)
         name = image.file_name
         if number is not None and (name is None or (name and coco_id(name) is None)):
             return coco_image(number, width=width, height=height)
         if name is None or not name.strip():
             raise DataError("file_name is empty", where=where)
         if self._is_flickr(image):
-            return flickr_image(name, width=width, height=height)
-        return named_image(name, dataset=self.dataset, width=width, height=height, whose=self._whose(image))
+            return named_flickr_image(name, width=width, height=height)
+        return named_image(name, dataset=self.dataset, width=width, height=height, origin=self._origin(image))
 
-    def _whose(self, image: ImageRow) -> Whose:
+    def _origin(self, image: ImageRow) -> ImageOrigin:
         if self.settings.images == "auto" and image.is_of_coco:
             return "coco"
         return self.settings.images
@@ -447,7 +455,7 @@ class _Reading:
         return "refcoco" in self._family(image)
 
     def _has_several_phrases(self, caption: str, rows: Sequence[AnnotationRow]) -> bool:
-        """Whether the annotations of a caption mark different words: then each means what its own words say."""
+        """Whether the annotations of a caption mark different words, so that each has a phrase of its own."""
         marked = {tuple(join_words(row.spans, caption)) for row in rows if row.spans}
         return len(marked) > 1
 
@@ -460,7 +468,7 @@ class _Reading:
         return "flickr" in self._family(image)
 
     def _family(self, image: ImageRow) -> str:
-        """The data set's name; without one, the file's if it is one that MDETR or GLIP published."""
+        """The data set's name; without one, the file name if MDETR or GLIP published it."""
         name = stem(self.path)
         return (image.dataset_name or (name if name.startswith(_PUBLISHED) else "")).lower()
 

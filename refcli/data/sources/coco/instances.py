@@ -1,4 +1,4 @@
-"""COCO's instances file: which objects are in which image, with their polygons left as the file's JSON text."""
+"""COCO's instances file: the objects of each image, with their polygons left as undecoded JSON."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import msgspec
 
 from refcli.data.reading.json_files import parse_json, read_json
 from refcli.data.sources.known_keys import KeyLog, KnownKeys
-from refcli.data.sources.record import BoxXYXY, Problems, RawImage, RawRegion
-from refcli.data.sources.rows import UNREADABLE_BOX, Id, Rejections, decode_row, identity, number_of, side_of
+from refcli.data.sources.record import BoxXYXY, Problems, RawRegion
+from refcli.data.sources.rows import UNREADABLE_BOX, Id, Rejections, comparable_id, decode_row, valid_side, whole_number
 from refcli.errors import DataError
 
 BoxXYWH = tuple[float, float, float, float]
@@ -48,26 +48,26 @@ class CocoAnnotation(NamedTuple):
     image_id: Id
     category_id: Id
     bbox: BoxXYWH | None
-    """Left, top, width and height: continuous, 0-based pixels; None where there is none that can be read."""
+    """Left, top, width and height in continuous, 0-based pixels; None if missing or unreadable."""
     iscrowd: int
-    """1: a group of objects under one mask. It says nothing about the form of `segmentation`."""
+    """1: a group of objects under one mask. The form of `segmentation` does not depend on it."""
     segmentation: bytes
-    """JSON text (polygons, a run-length dict or a list of them) as in the file; empty: no mask."""
+    """Undecoded JSON (polygons, a run-length dict or a list of those); empty: no mask."""
 
 
 @dataclass(frozen=True)
 class Instances:
-    """What was kept of an instances file, by id."""
+    """The part of an instances file that was kept, by id."""
 
     images: dict[Id, CocoImage]
     annotations: dict[Id, CocoAnnotation]
     categories: dict[Id, str]
     of_coco: frozenset[Id] = frozenset()
-    """The images that the file says are COCO's, by the address of each."""
+    """The images whose URL in the file shows that they are COCO's."""
 
 
 class CocoLists(NamedTuple):
-    """The lists of a COCO file, row by row undecoded."""
+    """The lists of a COCO file, with undecoded rows."""
 
     images: list[msgspec.Raw]
     annotations: list[msgspec.Raw]
@@ -109,14 +109,14 @@ NO_MASK = frozenset((b"null", b"[]", b"{}", b'""'))
 
 
 def read_coco_lists(path: Path, problems: Problems) -> CocoLists:
-    """The lists of a COCO file; callers decode its entries one at a time.
+    """The lists of a COCO file; callers decode the rows one at a time.
 
     Args:
         path: plain or gzipped JSON.
-        problems: collects unknown keys beside the lists.
+        problems: collects unknown keys of the file.
 
     Raises:
-        DataError: it has no lists of images and annotations, or says that its boxes are of another form than COCO's.
+        DataError: there is no list of images or annotations, or a key declares boxes of another form than COCO's.
     """
     file = read_json(path, dict[str, msgspec.Raw])
     log = KeyLog(path.name, problems)
@@ -124,7 +124,7 @@ def read_coco_lists(path: Path, problems: Problems) -> CocoLists:
     log.finish()
     for key in ("images", "annotations"):
         if key not in file:
-            raise DataError(f"there is no list of {key}", where=str(path), hint="is it a file in COCO's format?")
+            raise DataError(f"there is no list of {key}", where=str(path), hint="is the file in COCO's format?")
     images, annotations = (
         parse_json(file[key], list[msgspec.Raw], where=f"{path}: {key}") for key in ("images", "annotations")
     )
@@ -139,14 +139,14 @@ def read_coco_lists(path: Path, problems: Problems) -> CocoLists:
 
 
 def category_names(rows: list[msgspec.Raw]) -> dict[Id, str]:
-    """Category -> its name; rows without either are passed over."""
+    """Category -> name; rows without either are skipped."""
     names: dict[Id, str] = {}
     for raw in rows:
         try:
             row = msgspec.json.decode(raw, type=_Category, strict=False)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue
-        names[identity(row.id)] = row.name
+        names[comparable_id(row.id)] = row.name
     return names
 
 
@@ -159,18 +159,18 @@ def read_instances(
 ) -> Instances:
     """Read `instances.json` of the REFER family, or COCO's own `instances_train2014.json`.
 
-    The list entries are decoded one at a time and only kept ones are copied, so the peak is the file's size plus what
-    is kept. Of entries that are not kept, nothing but their ids is looked at.
+    Rows are decoded one at a time and only the wanted ones are copied, so that peak memory is the size of the file plus
+    that of the result. Other rows are not checked, except for their ids.
 
     Args:
         path: plain or gzipped JSON.
-        image_ids: keep only these images, and by default only annotations of them.
+        image_ids: keep only these images and, by default, only their annotations.
         annotation_ids: keep exactly these annotations, whatever their image.
-        problems: collects entries and values that cannot be read, `broken_row`, `unreadable_value` and
-            `unreadable_box`, and of `unused_key`; None: they are errors.
+        problems: collects rows and values that cannot be read, `broken_row`, `unreadable_value` and `unreadable_box`,
+            and `unused_key`; None: they are errors.
 
     Raises:
-        DataError: not a COCO file, or one id with two meanings.
+        DataError: not a COCO file, or one id stands for two different rows.
     """
     found = Problems() if problems is None else problems
     file = read_coco_lists(path, found)
@@ -185,7 +185,7 @@ def read_instances(
 
 @dataclass(frozen=True)
 class _Reading:
-    """Everything that stays the same while a file is read."""
+    """The state of one file while it is read."""
 
     path: Path
     problems: Problems
@@ -213,7 +213,7 @@ class _Reading:
             except DataError as error:
                 self._reject(error, where)
                 continue
-            image = CocoImage(image_id, row.file_name, side_of(row.width), side_of(row.height))
+            image = CocoImage(image_id, row.file_name, valid_side(row.width), valid_side(row.height))
             if images.setdefault(image_id, image) != image:
                 raise DataError(f"two different images have the id {image_id}", where=where)
             if is_coco_url(row.coco_url, image_id):
@@ -251,15 +251,15 @@ class _Reading:
             self.problems.add(UNREADABLE_BOX, where, f"annotation {annotation_id}")
         return CocoAnnotation(
             id=annotation_id,
-            image_id=identity(row.image_id),
-            category_id=identity(row.category_id),
+            image_id=comparable_id(row.image_id),
+            category_id=comparable_id(row.category_id),
             bbox=box,
             iscrowd=int(row.iscrowd),
             segmentation=b"" if segmentation in NO_MASK else segmentation,
         )
 
     def _with_ids(self, rows: list[msgspec.Raw], key: str) -> Iterator[tuple[str, msgspec.Raw, Id, Id | None]]:
-        """Place, row, its id and that of its image."""
+        """Place, row, its id and its image's id."""
         decode = msgspec.json.Decoder(_Ids, strict=False).decode
         place = str(self.path) if self.is_strict else self.path.name
         for index, raw in enumerate(rows):
@@ -287,16 +287,16 @@ class _Reading:
 
 
 def id_of(text: msgspec.Raw) -> Id | None:
-    """The id that a JSON value is; None if it is none."""
+    """A JSON value as an id; None if it is not an id."""
     try:
         value = msgspec.json.decode(text, type=_RawId)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return identity(value)
+    return comparable_id(value)
 
 
 def read_box(text: bytes | msgspec.Raw) -> BoxXYWH | None:
-    """The four numbers of a box, finite or not; None if it is anything else."""
+    """The four numbers of a box, finite or not; None for anything else."""
     try:
         return msgspec.json.decode(text, type=BoxXYWH, strict=False)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -304,19 +304,13 @@ def read_box(text: bytes | msgspec.Raw) -> BoxXYWH | None:
 
 
 def is_coco_url(url: str | None, image_id: object) -> bool:
-    """Whether an address on COCO's own server is that of the photograph of this id."""
+    """Whether a URL is that of the image with this id on COCO's server."""
     match = _COCO_URL.fullmatch(url or "")
-    return match is not None and number_of(match[1]) == number_of(image_id)
-
-
-def coco_image(image_id: int, *, width: int | None, height: int | None) -> RawImage:
-    """The photograph of COCO with this id, under its 2014 and 2017 names; sizes in pixels."""
-    names = (f"COCO_train2014_{image_id:012d}.jpg", f"{image_id:012d}.jpg", f"COCO_val2014_{image_id:012d}.jpg")
-    return RawImage(key=f"coco:{image_id}", names=names, width=width, height=height)
+    return match is not None and whole_number(match[1]) == whole_number(image_id)
 
 
 def coco_region(annotation: CocoAnnotation, *, family: str = "coco") -> RawRegion:
-    """The object of an annotation; `family` says whose number its id is."""
+    """The region of an annotation; `family` is the data set that the annotation's id belongs to."""
     box = None if annotation.bbox is None else xywh_to_xyxy(annotation.bbox)
     return RawRegion(box, annotation.segmentation or None, f"{family}:{annotation.id}")
 

@@ -1,4 +1,4 @@
-"""The rows of COCO-style grounding files (MDETR, GLIP, or plain COCO with expressions) and what they say."""
+"""The rows of COCO-style grounding files: MDETR, GLIP, or plain COCO with expressions."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ import msgspec
 from refcli.data.sources.coco.instances import ANNOTATION_EXTRAS, IMAGE_EXTRAS, NO_MASK, xywh_to_xyxy
 from refcli.data.sources.known_keys import KnownKeys
 from refcli.data.sources.record import BoxXYXY
+from refcli.data.sources.rows import NUMBERS_OF_A_BOX
 from refcli.errors import DataError
 
 Span = tuple[int, int]
 """Half-open range of characters of a caption."""
 EXPRESSION_KEYS = ("expression", "expressions", "referring", "sentences", "caption")
-"""Keys of an annotation that hold what is said about it: a string, or a list of strings or of REFER's sentences
-({"sent": ...}). If several are there, the first of this order counts."""
-_NUMBERS_OF_A_BOX = 4
+"""Keys of an annotation that hold its expressions: a string, or a list of strings or of REFER's sentences
+({"sent": ...}). If there are several, the first in this order is used."""
 
 _Id = int | str
 
 
-class Sentence(msgspec.Struct):
-    """A text as REFER writes it."""
+class _Sentence(msgspec.Struct):
+    """A text in REFER's form."""
 
     sent: str | None = None
     raw: str | None = None
     exist: bool | None = None
-    """False: it means nothing in the image."""
+    """False: it has no target in the image."""
 
 
-_Texts = str | list[str | Sentence] | None
+_Texts = str | list[str | _Sentence] | None
 
 
 class ImageRow(msgspec.Struct):
-    """An image; in the files of MDETR and GLIP, a photograph with one caption."""
+    """An image; in the files of MDETR and GLIP, an image with one caption."""
 
     id: _Id
     file_name: str | None = None
@@ -42,14 +42,14 @@ class ImageRow(msgspec.Struct):
     dataset_name: str | None = None
     """refcoco, refcoco+, refcocog, flickr, mixed, ..."""
     data_source: str | None = None
-    """Of mixed files: coco or vg."""
+    """In mixed files: coco or vg."""
     original_id: _Id | None = None
     """The image's id in COCO or Visual Genome."""
     coco_url: str | None = None
 
     @property
     def is_of_coco(self) -> bool:
-        """Whether `original_id` is an id of COCO."""
+        """Whether `original_id` is a COCO id."""
         return self.data_source == "coco" or "refcoco" in (self.dataset_name or "").lower()
 
 
@@ -59,14 +59,14 @@ class AnnotationRow(msgspec.Struct):
     id: _Id
     image_id: _Id
     bbox: list[float] | None = None
-    """Left, top, width, height; empty is as good as none."""
+    """Left, top, width, height; empty counts as missing."""
     iscrowd: int | bool = 0
     category_id: _Id | None = None
     empty: bool = False
     no_target: bool | None = None
     exist: bool | None = None
     tokens_positive: list[Span | int] | None = None
-    """The characters of the image row's caption that mean this box."""
+    """The characters of the image row's caption that refer to this box."""
     original_id: _Id | None = None
     """The annotation's id in COCO."""
     segmentation: msgspec.Raw = msgspec.Raw(b"null")
@@ -77,7 +77,7 @@ class AnnotationRow(msgspec.Struct):
     caption: _Texts = None
 
     def check_spans(self) -> None:
-        """Refuse `tokens_positive` that is neither a list of spans nor one span by itself.
+        """Check that `tokens_positive` is a list of spans or a single span.
 
         Raises:
             DataError: it is neither.
@@ -88,44 +88,44 @@ class AnnotationRow(msgspec.Struct):
 
     @property
     def has_sentences(self) -> bool:
-        """Whether a text is written as REFER writes it."""
+        """Whether a text has REFER's form."""
         given = (getattr(self, key) for key in EXPRESSION_KEYS)
-        return any(isinstance(part, Sentence) for value in given if isinstance(value, list) for part in value)
+        return any(isinstance(part, _Sentence) for value in given if isinstance(value, list) for part in value)
 
     @property
     def spans(self) -> list[Span]:
-        """The spans of `tokens_positive`, also where it is one span by itself."""
+        """The spans of `tokens_positive`, which may be a single span."""
         given = self.tokens_positive or []
         numbers = [one for one in given if isinstance(one, int)]
         return [(numbers[0], numbers[1])] if numbers else [one for one in given if isinstance(one, tuple)]
 
     @property
     def mask(self) -> bytes | None:
-        """The JSON text of the segmentation, if there is any."""
+        """The undecoded segmentation, if there is any."""
         text = bytes(self.segmentation)
         return None if text in NO_MASK else text
 
     def box_xyxy(self, where: str) -> BoxXYXY | None:
-        """The box as its file counts pixels.
+        """The box, with pixels counted as in the file.
 
         Raises:
             DataError: it is not four numbers.
         """
         if not self.bbox:
             return None
-        if len(self.bbox) != _NUMBERS_OF_A_BOX:
-            raise DataError(f"bbox has {len(self.bbox)} numbers", where=where, hint="x, y, width and height are wanted")
+        if len(self.bbox) != NUMBERS_OF_A_BOX:
+            raise DataError(f"bbox has {len(self.bbox)} numbers", where=where, hint="it needs x, y, width and height")
         x, y, width, height = self.bbox
         return xywh_to_xyxy((x, y, width, height))
 
-    def says_no_target(self, where: str) -> bool:
-        """Whether the row only says that the caption means nothing in the image.
+    def marks_no_target(self, where: str) -> bool:
+        """Whether the row states that the caption has no target in the image.
 
-        Its marks are `exist` false (whatever the box), `empty`, `no_target`, iscrowd -1, and category -1 of a box
+        The marks are `exist` false (whatever the box), `empty`, `no_target`, iscrowd -1, and category -1 with a box
         without extent.
 
         Raises:
-            DataError: it is so marked but has a box.
+            DataError: the row is marked but has a box.
         """
         if self.exist is False:
             return True
@@ -137,7 +137,7 @@ class AnnotationRow(msgspec.Struct):
         return self.category_id in (-1, "-1") and not has_extent and not self.mask
 
     def texts(self) -> dict[str, list[tuple[str, bool]]]:
-        """Key -> the expressions under it, and whether each means anything, for every key of `EXPRESSION_KEYS`."""
+        """Key of `EXPRESSION_KEYS` -> its expressions, each with whether it has a target."""
         found: dict[str, list[tuple[str, bool]]] = {}
         for key in EXPRESSION_KEYS:
             value: _Texts = getattr(self, key)
@@ -161,17 +161,15 @@ ANNOTATION_KEYS = KnownKeys(
     ANNOTATION_EXTRAS | {"phrase_ids", "phrase", "query", "sentence", "image_w", "image_h", "ref_id", "split"},
     has_box=True,
 )
+SENTENCE_KEYS = KnownKeys("sentence", frozenset(_Sentence.__struct_fields__), frozenset({"sent_id", "tokens"}))
 
 
-SENTENCE_KEYS = KnownKeys("sentence", frozenset(Sentence.__struct_fields__), frozenset({"sent_id", "tokens"}))
-
-
-def _of_sentence(sentence: Sentence) -> tuple[str | None, bool]:
+def _of_sentence(sentence: _Sentence) -> tuple[str | None, bool]:
     return sentence.sent or sentence.raw, sentence.exist is not False
 
 
 def join_words(spans: list[Span], caption: str) -> list[Span]:
-    """Spans with those that only blanks divide made one: mixed files give each word of a phrase a span."""
+    """Join spans that only blanks divide: mixed files have one span per word of a phrase."""
     joined: list[Span] = []
     for begin, end in sorted(spans):
         if joined and begin >= joined[-1][1] and not caption[joined[-1][1] : begin].strip():

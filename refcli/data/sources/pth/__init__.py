@@ -1,1 +1,1 @@
-"""The `.pth` lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef."""
+"""The `.pth` lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef: one tuple per expression, in several layouts."""

@@ -2,8 +2,7 @@
 
 import pytest
 
-from refcli.data.sources.coco.instances import coco_image
-from refcli.data.sources.image_names import flickr_image, named_image
+from refcli.data.sources.image_names import coco_image, named_flickr_image, named_image
 from refcli.data.sources.jsonl import JsonlSettings, read_jsonl
 from refcli.data.sources.record import Problems, RawImage
 from refcli.errors import DataError
@@ -21,7 +20,7 @@ def test_folders_tell_pictures_apart():
 
 
 def test_a_coco_name_keeps_its_folders_in_one_spelling_unless_they_lead_out():
-    bare = coco_image(9, width=None, height=None)
+    bare = coco_image(9)
     name = "train2014/COCO_train2014_000000000009.jpg"
     for spelling in (name, f"./{name}", f"/{name}", name.replace("/", "//")):
         assert named_image(spelling, dataset="pets") == RawImage("coco:9", (name, *bare.names))
@@ -36,9 +35,9 @@ def test_a_name_that_leads_out_or_nowhere_is_refused(name):
 
 @pytest.mark.parametrize("name", ["..", "a/.."])
 def test_a_flickr_name_is_that_of_a_file(name):
-    assert flickr_image("../flickr30k/1.jpg", width=None, height=None).names == ("1.jpg",)
+    assert named_flickr_image("../flickr30k/1.jpg", width=None, height=None).names == ("1.jpg",)
     with pytest.raises(DataError, match="leads out"):
-        flickr_image(name, width=None, height=None)
+        named_flickr_image(name, width=None, height=None)
 
 
 def test_a_line_whose_picture_leads_out_is_listed_and_the_others_are_read(tmp_path):

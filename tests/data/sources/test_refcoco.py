@@ -12,7 +12,7 @@ import pytest
 
 from refcli.data.preparation.finish import repair_text
 from refcli.data.sources.record import Problems
-from refcli.data.sources.refer import SOURCE, ReferSettings
+from refcli.data.sources.refcoco import SOURCE, ReferSettings
 from refcli.errors import DataError
 
 REALDATA = os.environ.get("REFCLI_REALDATA", "")

@@ -1,8 +1,9 @@
-"""The tuples of a `.pth` list, one per expression, in the layouts of TransVG and OneRef: told apart by their types."""
+"""The tuples of a `.pth` list, one per expression, in the layouts of TransVG and OneRef."""
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,17 +12,17 @@ import msgspec
 
 from refcli.data.reading.json_files import parse_json, read_json
 from refcli.data.reading.pickles import read_torch_list, starts_torch_list
-from refcli.data.reading.streams import open_binary
+from refcli.data.reading.streams import first_bytes
 from refcli.data.sources.known_keys import excerpt
 from refcli.data.sources.record import Problems
 from refcli.data.sources.rows import Rejections
 from refcli.errors import DataError
 
 Family = Literal["coco", "referit", "flickr", "own"]
-"""Whose photographs a row is about; `own`: none of the three."""
+"""The collection that an image belongs to; `own`: none of the three."""
 Layout = Literal["transvg", "oneref", "mixup", "flickr"]
-"""`transvg`: 5 items, the second "<annotation>.pth"; `oneref`: 5 or 6, the second the image's size; `mixup`: the same,
-the second "referit" or "flickr"; `flickr`: 3 items."""
+"""`transvg`: 5 items, the second is "<annotation>.pth"; `oneref`: 5 or 6 items, the second is the image's size;
+`mixup`: 5 or 6 items, the second is "referit" or "flickr"; `flickr`: 3 items."""
 Box = tuple[float, float, float, float]
 
 _COCO_NAME = re.compile(r"(?:.*/)?(?:COCO_(?:train|val)2014_([0-9]{12})(?:_[0-9]+)?|([0-9]{12}))\.jpg")
@@ -33,11 +34,11 @@ _JSON_ROW = re.compile(rb'\[\s*"[^"\\]+\.(?:jpg|jpeg|png)"\s*,')
 _LISTS = "this reader knows the lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef"
 _SNIFFED_BYTES = 512
 _MAX_COORDINATE = 2**53
-"""Whole numbers beyond it are not floats."""
+"""Larger whole numbers have no exact float."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PthRow:
     """One tuple of the file."""
 
     index: int
@@ -46,7 +47,7 @@ class Row:
     family: Family
     file_name: str
     number: int | None
-    """The image's, in its family; None for `own`."""
+    """The image's number in its family; None for `own`."""
     about: object
     """Second item: annotation or region, image size or family; None in Flickr30k's tuples."""
     box: Box
@@ -56,7 +57,7 @@ class Row:
 
     @property
     def annotation_id(self) -> int | None:
-        """COCO's number of the object, which TransVG's tuples have."""
+        """COCO's number of the object, in TransVG's tuples."""
         match = (
             _COCO_ANNOTATION.fullmatch(self.about) if self.family == "coco" and isinstance(self.about, str) else None
         )
@@ -64,30 +65,29 @@ class Row:
 
     @property
     def referit_region(self) -> str | None:
-        """ReferItGame's name of the object, "<image>_<region>", which TransVG's tuples have."""
+        """ReferItGame's name of the object, "<image>_<region>", in TransVG's tuples."""
         match = (
             _REFERIT_REGION.fullmatch(self.about) if self.family == "referit" and isinstance(self.about, str) else None
         )
         return match[1] if match else None
 
 
-def read_rows(path: Path, *, family: Family | None, problems: Problems) -> list[Row]:
-    """Read a list saved by torch, or the same in JSON; `family` declares whose photographs they are, if it is known.
+def read_rows(path: Path, *, family: Family | None, problems: Problems) -> list[PthRow]:
+    """Read a list saved by torch, or the same list in JSON; `family` declares the family of the images, if known.
 
-    A tuple of no known layout is a `broken_row` and left out.
+    A tuple of an unknown layout is reported as `broken_row` and left out.
 
     Raises:
-        DataError: an unsafe or broken file, no tuple of a known layout, layouts that do not belong together, or names
-            that are not of the family.
+        DataError: the file is unsafe or broken, no tuple has a known layout, the layouts do not belong together, or
+            names do not fit the family.
     """
-    with open_binary(path) as stream:
-        is_json = stream.read(_SNIFFED_BYTES).lstrip().startswith(b"[")
+    is_json = first_bytes(path, _SNIFFED_BYTES).lstrip().startswith(b"[")
     content = read_json(path, list[msgspec.Raw]) if is_json else read_torch_list(path)
     if not isinstance(content, list) or not content:
         what = "nothing" if content == [] else f"a {type(content).__name__}, not a list of tuples"
         raise DataError(f"the file holds {what}", where=str(path), hint="is it a checkpoint? check the path")
     rejected = Rejections(problems)
-    rows: list[Row] = []
+    rows: list[PthRow] = []
     for index, item in enumerate(content):
         try:
             if isinstance(item, msgspec.Raw):
@@ -96,7 +96,7 @@ def read_rows(path: Path, *, family: Family | None, problems: Problems) -> list[
         except DataError as error:
             rejected.add(error, f"{path.name}: tuple {index}")
     if not rows:
-        rejected.refuse_if_any()
+        rejected.raise_first()
     layouts = {row.layout for row in rows}
     if len(layouts) > 1 and layouts != {"oneref", "mixup"}:
         odd = next(row for row in rows if row.layout != rows[0].layout)
@@ -108,34 +108,31 @@ def read_rows(path: Path, *, family: Family | None, problems: Problems) -> list[
     return rows
 
 
-def starts_rows(path: Path) -> bool:
-    """Whether a file begins as a list saved by torch, or as such tuples in JSON; False if it cannot be read."""
-    try:
+def sniff_rows(path: Path) -> bool:
+    """Whether a file starts as a list saved by torch, or as such tuples in JSON; False if it cannot be read."""
+    with suppress(DataError, OSError):
         if starts_torch_list(path):
             return True
-        with open_binary(path) as stream:
-            start = stream.read(_SNIFFED_BYTES)
-            return _JSON_START.match(start) is not None and _JSON_ROW.search(start) is not None
-    except (DataError, OSError):
-        return False
+    start = first_bytes(path, _SNIFFED_BYTES)
+    return _JSON_START.match(start) is not None and _JSON_ROW.search(start) is not None
 
 
-def _row(item: object, index: int, declared: Family | None, path: Path) -> Row:
+def _row(item: object, index: int, declared: Family | None, path: Path) -> PthRow:
     if not isinstance(item, list | tuple) or len(item) not in (3, 5, 6):
-        raise _malformed("the entry is no tuple of 3, 5 or 6 items", path, index)
+        raise _malformed("the entry is not a tuple of 3, 5 or 6 items", path, index)
     file_name, about, box, phrase, last = item[:5] if len(item) > 3 else (item[0], None, *item[1:], None)
     if not isinstance(file_name, str) or not isinstance(phrase, str):
-        raise _malformed("the file name or the phrase is no text", path, index)
+        raise _malformed("the file name or the phrase is not a string", path, index)
     if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_coordinate, box)):
         raise _malformed("the box is not four numbers", path, index)
     layout = _layout(about, len(item))
     if layout is None:
-        raise _malformed(f"the second item is {excerpt(about, 80)!r}, which no known layout has", path, index)
+        raise _malformed(f"the second item is {excerpt(about, 80)!r}, which fits no known layout", path, index)
     family = _family(layout, about, file_name) if declared is None or layout == "mixup" else declared
     match = (_COCO_NAME if family == "coco" else _NUMBER_NAME).fullmatch(file_name)
     if family != "own" and match is None:
         raise _malformed(f"{excerpt(file_name)!r} is not the name of an image of {family}", path, index)
-    return Row(
+    return PthRow(
         index=index,
         where=f"{path.name}: tuple {index}",
         layout=layout,

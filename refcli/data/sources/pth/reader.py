@@ -1,4 +1,4 @@
-"""The `.pth` lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef: one tuple per expression, in several layouts."""
+"""The reader of `.pth` lists: the meaning of their boxes, images and masks."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from refcli.config.schema import Settings
-from refcli.data.sources.coco.instances import Instances, coco_image, read_instances, xywh_to_xyxy
-from refcli.data.sources.image_names import coco_id, own_image
+from refcli.data.sources.coco.instances import Instances, read_instances, xywh_to_xyxy
+from refcli.data.sources.image_names import coco_id, coco_image, flickr_image, own_image, saiapr_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError, excerpt
-from refcli.data.sources.pth.rows import Box, Family, Row, read_rows, starts_rows
+from refcli.data.sources.pth.tuples import Box, Family, PthRow, read_rows, sniff_rows
 from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
-from refcli.data.sources.referit import saiapr_image
-from refcli.data.sources.rows import Id, Rejections, convert_row, side_of
+from refcli.data.sources.rows import Id, Rejections, convert_row, valid_side
 from refcli.errors import DataError
 
 INSTANCES = "instances"
 ENOUGH_BOXES = 50
-"""Of so many x, y, width, height boxes one would have a width up to x or a height up to y: in RefCOCO three in five."""
-
+"""Among this many x, y, width, height boxes, one has a width up to x or a height up to y: in RefCOCO three in five."""
 FEW = 100
-"""Of so many boxes, one that contradicts the others is an odd one; it is listed where it is impossible."""
+"""One box in this many may contradict the others: it is an outlier, and is reported if it is impossible."""
+BOX_TOLERANCE = 0.02
+"""Pixels by which a box may differ from that of the annotation it names; both are written with two decimals."""
 
 BoxKind = Literal["xywh", "xyxy"]
 
 
 class PthSettings(Settings):
-    """Choices of the reader; `auto` settles them from the rows of each file."""
+    """Options of the `.pth` reader; `auto` decides by the rows of each file."""
 
     boxes: Literal["auto", "xywh", "xyxy"] = "auto"
-    """What the four numbers are. auto: what the layout has, unless the boxes tell otherwise, which is an error."""
+    """The form of the four numbers. auto: the usual form of the layout; boxes that contradict it are an error."""
     images: Literal["auto", "coco", "referit", "flickr", "own"] = "auto"
-    """Whose photographs these are; `own`: none of the three. auto: COCO's where the names are those of 2014, or are
-    numbers of twelve digits in tuples that name COCO's annotations, or beside an `instances` file."""
+    """The family of the images; `own`: none of the three. auto: COCO where the names have the form of 2014, or are
+    numbers of twelve digits in tuples that name COCO annotations or beside an `instances` file."""
     inclusive_boxes: bool = True
-    """The far edges of ReferIt's and Flickr30k's boxes name the last pixel, so they are moved out by one pixel. False
-    takes the numbers as edges, as TransVG and OneRef do: the boxes are one pixel short."""
+    """Whether the far edges of ReferIt's and Flickr30k's boxes name the last pixel; the reader then adds one pixel.
+    False takes the numbers as edges, as TransVG and OneRef do: the boxes are one pixel short."""
     first_flickr_pixel: Literal[0, 1] = 0
     """Number of the first column and row in Flickr30k's boxes. The dataset's own parser subtracts the 1 of its XML."""
 
 
-class _Object(NamedTuple):
-    """What a row refers to."""
+class _Target(NamedTuple):
+    """The image and region of a row."""
 
     image: RawImage
     region: RawRegion
@@ -65,20 +65,20 @@ _SIZE = KnownKeys("tuple", frozenset({"height", "width"}), frozenset({"file_name
 def read_pth(files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems) -> Iterator[RawRecord]:
     """Yield one record per run of tuples about the same box, split by split; see `Reader`.
 
-    An expression's id is the position of its tuple, from 0. TransVG's tuples of COCO name the annotation, and masks and
-    image sizes are looked up by it if there is an `instances` file. OneRef's have both; the annotation is looked up by
-    its box.
+    An expression's id is the position of its tuple, from 0. TransVG's tuples of COCO name the annotation; masks and
+    image sizes are looked up by it if there is an `instances` file. OneRef's tuples have masks and sizes; their
+    annotation is looked up by its box.
 
     Args:
-        files: a file per split, saved by torch or as the same lists in JSON; optionally `instances`.
+        files: a file per split, saved by torch, or the same lists in JSON; optionally `instances`.
         settings: a `PthSettings`.
-        dataset: for the keys of images that are not of COCO, ReferIt or Flickr30k.
-        problems: nothing is left out, but `box_kind_assumed` (too few boxes to tell; one per file and family),
-            `first_flickr_pixel_may_be_1` (one per file), `unreadable_segmentation`, `annotation_not_found` and
-            `box_differs_from_instances` (no mask is joined).
+        dataset: prefix of the keys of images that are not of COCO, ReferIt or Flickr30k.
+        problems: collects `broken_row`; reported and kept: `box_kind_assumed` (too few boxes to decide; one per file
+            and family), `first_flickr_pixel_may_be_1` (one per file), `unreadable_segmentation`, `annotation_not_found`
+            and `box_differs_from_instances` (no mask is joined).
 
     Raises:
-        DataError: a tuple of no known layout, layouts that do not go together, or boxes that contradict their kind.
+        DataError: no tuple has a known layout, layouts do not belong together, or boxes contradict their form.
     """
     assert isinstance(settings, PthSettings)
     family = None if settings.images == "auto" else settings.images
@@ -89,21 +89,21 @@ def read_pth(files: Mapping[str, Path], settings: Settings, *, dataset: str, pro
     annotated = Annotated.read(files[INSTANCES], all_rows, problems) if INSTANCES in files else None
     for split, rows in rows_by_split.items():
         kinds = _box_kinds(rows, settings, files[split], problems)
-        objects = _objects(rows, kinds, settings, dataset, annotated, problems)
-        for meant, run in groupby(objects, key=itemgetter(0)):
+        targets = _targets(rows, kinds, settings, dataset, annotated, problems)
+        for target, run in groupby(targets, key=itemgetter(0)):
             members = [row for _, row in run]
             yield RawRecord(
                 split=split,
-                image=meant.image,
+                image=target.image,
                 expressions=tuple(RawExpression(str(row.index), row.phrase) for row in members),
-                regions=(meant.region,),
+                regions=(target.region,),
                 where=members[0].where,
             )
 
 
-def _box_kinds(rows: list[Row], settings: PthSettings, path: Path, problems: Problems) -> dict[Family, BoxKind]:
-    """What the four numbers are, for each family of the file, compared with all of its boxes."""
-    boxes: dict[Family, list[Row]] = {}
+def _box_kinds(rows: list[PthRow], settings: PthSettings, path: Path, problems: Problems) -> dict[Family, BoxKind]:
+    """The form of the boxes of each family in a file, compared with all its boxes."""
+    boxes: dict[Family, list[PthRow]] = {}
     for row in rows:
         boxes.setdefault(row.family, []).append(row)
     if "flickr" in boxes:
@@ -111,7 +111,7 @@ def _box_kinds(rows: list[Row], settings: PthSettings, path: Path, problems: Pro
     return {family: _box_kind(family, members, settings, path, problems) for family, members in boxes.items()}
 
 
-def _box_kind(family: Family, rows: list[Row], settings: PthSettings, path: Path, problems: Problems) -> BoxKind:
+def _box_kind(family: Family, rows: list[PthRow], settings: PthSettings, path: Path, problems: Problems) -> BoxKind:
     is_inclusive = family in ("referit", "flickr")
     proofs = [row for row in rows if _is_never_xyxy(row.box, is_inclusive)]
     if len(proofs) * FEW < len(rows):
@@ -122,29 +122,29 @@ def _box_kind(family: Family, rows: list[Row], settings: PthSettings, path: Path
         raise DataError(
             f"the boxes of {family} are read as corners, but {list(proof.box)} can only be x, y, width, height",
             where=f"{path}: tuple {proof.index}",
-            hint="if all are, declare the setting boxes: xywh; else the file contradicts itself",
+            hint="if all are, declare the setting boxes: xywh; otherwise the file contradicts itself",
         )
     if proof is None and settings.boxes == "auto" and kind != "xyxy":
         if kind is None or len(rows) >= ENOUGH_BOXES:
             raise DataError(
-                f"all {len(rows)} boxes of {family} could be corners, where x, y, width, height would have shown itself"
+                f"all {len(rows)} boxes of {family} could be corners, unlike typical x, y, width, height boxes"
                 if kind
-                else "the boxes do not tell whether they are corners or x, y, width, height",
+                else "the boxes may be corners or x, y, width, height",
                 where=str(path),
-                hint="look at some, and declare the setting boxes: xyxy or boxes: xywh",
+                hint="check some, and declare the setting boxes: xyxy or boxes: xywh",
             )
         problems.add("box_kind_assumed", f"{path.name}: {family}", f"{len(rows)} boxes, taken as x, y, width, height")
     return kind or "xywh"
 
 
-def _usual_kind(row: Row) -> BoxKind | None:
+def _usual_kind(row: PthRow) -> BoxKind | None:
     if row.layout == "mixup":
         return "xywh"
     return {"coco": "xywh", "referit": "xyxy", "flickr": "xyxy", "own": None}[row.family]
 
 
 def _is_never_xyxy(box: Box, is_inclusive: bool) -> bool:
-    """Whether a box has no extent when it is read as corners, but has some as x, y, width, height."""
+    """Whether a box has no extent if read as corners, but has one if read as x, y, width, height."""
     first_x, first_y, last_x, last_y = box
     if min(last_x, last_y) < 0 or (min(last_x, last_y) == 0 and not is_inclusive):
         return False
@@ -153,7 +153,7 @@ def _is_never_xyxy(box: Box, is_inclusive: bool) -> bool:
     return last_x <= first_x or last_y <= first_y
 
 
-def _check_first_pixel(rows: list[Row], settings: PthSettings, path: Path, problems: Problems) -> None:
+def _check_first_pixel(rows: list[PthRow], settings: PthSettings, path: Path, problems: Problems) -> None:
     before = [row for row in rows if min(row.box[:2]) < settings.first_flickr_pixel]
     if len(before) * FEW >= len(rows):
         zero = before[0]
@@ -166,45 +166,45 @@ def _check_first_pixel(rows: list[Row], settings: PthSettings, path: Path, probl
         problems.add("first_flickr_pixel_may_be_1", f"{path.name}: flickr", f"none of {len(rows)} boxes begins at 0")
 
 
-def _objects(
-    rows: list[Row],
+def _targets(
+    rows: list[PthRow],
     kinds: Mapping[Family, BoxKind],
     settings: PthSettings,
     dataset: str,
     annotated: Annotated | None,
     problems: Problems,
-) -> Iterator[tuple[_Object, Row]]:
-    """What each row refers to; rows that say that they are not to be read so are listed."""
+) -> Iterator[tuple[_Target, PthRow]]:
+    """The target of each row; rows whose keys change their meaning are reported."""
     rejected = Rejections(problems)
     keys = KeyLog(rows[0].where.partition(": ")[0], problems)
     num_good = 0
     for row in rows:
         try:
-            meant = _object(row, kinds[row.family], settings, dataset, annotated, problems, keys)
+            target = _target(row, kinds[row.family], settings, dataset, annotated, problems, keys)
         except MeaningError as error:
             rejected.add(error, row.where)
             continue
         num_good += 1
-        yield meant, row
+        yield target, row
     keys.finish()
     if not num_good:
-        rejected.refuse_if_any()
+        rejected.raise_first()
 
 
-def _object(
-    row: Row,
+def _target(
+    row: PthRow,
     kind: BoxKind,
     settings: PthSettings,
     dataset: str,
     annotated: Annotated | None,
     problems: Problems,
     keys: KeyLog,
-) -> _Object:
+) -> _Target:
     box = _edges(row, kind, settings)
     width = height = None
     if isinstance(row.about, dict):
         size = convert_row(row.about, _Size, where=row.where, problems=problems, needed=(), keys=(_SIZE, keys))
-        width, height = side_of(size.width), side_of(size.height)
+        width, height = valid_side(size.width), valid_side(size.height)
     segmentation: bytes | None = None
     has_lost_mask = False
     source_id: str | None = None
@@ -222,13 +222,13 @@ def _object(
     elif row.referit_region is not None:
         source_id = f"saiapr:{row.referit_region}"
     is_own = settings.images == "auto" and annotated is None and row.layout != "transvg"
-    return _Object(
+    return _Target(
         _image(row, dataset, width, height, is_own=is_own), RawRegion(box, segmentation, source_id, has_lost_mask)
     )
 
 
-def _image(row: Row, dataset: str, width: int | None, height: int | None, *, is_own: bool) -> RawImage:
-    """The image of a row; `is_own`: a number of twelve digits alone does not make it COCO's."""
+def _image(row: PthRow, dataset: str, width: int | None, height: int | None, *, is_own: bool) -> RawImage:
+    """The image of a row; `is_own`: a name of twelve digits alone does not make it a COCO image."""
     if row.family == "coco" and is_own and coco_id(row.file_name) is None:
         return own_image(row.file_name, dataset=dataset, width=width, height=height)
     if row.number is None:
@@ -237,20 +237,20 @@ def _image(row: Row, dataset: str, width: int | None, height: int | None, *, is_
         return coco_image(row.number, width=width, height=height)
     if row.family == "referit":
         return saiapr_image(row.number, width=width, height=height)
-    return RawImage(f"flickr30k:{row.number}", (f"{row.number}.jpg",), width, height)
+    return flickr_image(row.number, width=width, height=height)
 
 
-def _edges(row: Row, kind: BoxKind, settings: PthSettings) -> BoxXYXY:
+def _edges(row: PthRow, kind: BoxKind, settings: PthSettings) -> BoxXYXY:
     left, top, right, bottom = map(float, row.box)
     if kind == "xywh":
         right, bottom = left + right, top + bottom
-    outwards = 1.0 if settings.inclusive_boxes and row.family in ("referit", "flickr") else 0.0
+    extra = 1.0 if settings.inclusive_boxes and row.family in ("referit", "flickr") else 0.0
     first = float(settings.first_flickr_pixel) if row.family == "flickr" else 0.0
-    return left - first, top - first, right - first + outwards, bottom - first + outwards
+    return left - first, top - first, right - first + extra, bottom - first + extra
 
 
-def _segmentation(row: Row, problems: Problems) -> bytes | None:
-    """The polygons or run lengths of a OneRef tuple as JSON text; None if they are none."""
+def _segmentation(row: PthRow, problems: Problems) -> bytes | None:
+    """The polygons or run lengths of a OneRef tuple as JSON; None if they are not valid."""
     try:
         if isinstance(row.last, dict):
             return msgspec.json.encode(_run_lengths(row.last))
@@ -271,7 +271,7 @@ def _part(part: object) -> object:
     if isinstance(part, list | tuple) and all(type(x) in (int, float) and isfinite(x) for x in part):
         return part
     if type(part) in (int, float):
-        return part  # one polygon by itself; the numbers are checked where it is drawn
+        return part  # a single polygon; the numbers are checked when it is rasterised
     raise DataError(f"a polygon is not a list of numbers but {excerpt(part)}")
 
 
@@ -282,33 +282,20 @@ def _run_lengths(mask: dict[str, object]) -> dict[str, object]:
     return {"size": mask["size"], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
-SOURCE = Source(
-    description="the .pth lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef, one file per split",
-    read=read_pth,
-    settings=PthSettings,
-    files={"*": (), INSTANCES: ("instances.json", "instances_train2014.json")},
-    sniff=starts_rows,
-    optional=frozenset({INSTANCES}),
-)
-
-
-BOX_TOLERANCE = 0.02
-"""Pixels by which a box may differ from that of the annotation it names; both are written with two decimals."""
-
 _BoxKey = tuple[Id, ...]
 """Image id and the four edges in hundredths of a pixel."""
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """What an instances file knows of the rows' objects."""
+    """The annotations of an instances file that belong to the rows."""
 
     instances: Instances
     ids_by_box: Mapping[_BoxKey, tuple[Id, ...]]
 
     @classmethod
-    def read(cls, path: Path, rows: Iterable[Row], problems: Problems) -> Annotated:
-        """Keep the annotations that rows name, or all those of the rows' images if some row names none.
+    def read(cls, path: Path, rows: Iterable[PthRow], problems: Problems) -> Annotated:
+        """Keep the annotations that the rows name, or all of the rows' images if a row names none.
 
         Raises:
             DataError: as `read_instances`.
@@ -326,8 +313,8 @@ class Annotated:
                 ids[key] = (*ids.get(key, ()), annotation.id)
         return cls(instances, ids)
 
-    def id_by_box(self, row: Row, box: BoxXYXY, problems: Problems) -> Id | None:
-        """The one annotation of the row's image that has its box; None, and a problem, if there is none or several."""
+    def id_by_box(self, row: PthRow, box: BoxXYXY, problems: Problems) -> Id | None:
+        """The annotation of the row's image that has the box; None, with a problem, if there is none or several."""
         found = self.ids_by_box.get(_key(row.number or 0, box), ())
         if len(found) == 1:
             return found[0]
@@ -335,12 +322,12 @@ class Annotated:
         return None
 
     def size_and_mask(
-        self, row: Row, annotation_id: int, box: BoxXYXY, problems: Problems
+        self, row: PthRow, annotation_id: int, box: BoxXYXY, problems: Problems
     ) -> tuple[int | None, int | None, bytes | None]:
-        """Width and height of the image and mask of the annotation that the row names, as far as they are there.
+        """The image's width and height and the mask of the annotation that the row names; None for what is missing.
 
         Raises:
-            DataError: the annotation is of another image.
+            DataError: the annotation belongs to another image.
         """
         annotation = self.instances.annotations.get(annotation_id)
         if annotation is None:
@@ -363,5 +350,15 @@ class Annotated:
 
 
 def _key(image_id: Id, box: BoxXYXY) -> _BoxKey:
-    """A key that no annotation has, for want of an edge, if the box is not finite."""
+    """Image id and edges; a box that is not finite has fewer edges, and so matches no annotation."""
     return image_id, *(round(edge * 100) for edge in box if isfinite(edge * 100))
+
+
+SOURCE = Source(
+    description="the .pth lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef, one file per split",
+    read=read_pth,
+    settings=PthSettings,
+    files={"*": (), INSTANCES: ("instances.json", "instances_train2014.json")},
+    sniff=sniff_rows,
+    optional=frozenset({INSTANCES}),
+)

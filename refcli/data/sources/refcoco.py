@@ -1,0 +1,375 @@
+"""RefCOCO, RefCOCO+, RefCOCOg and refclef in the REFER layout: `refs(<split_by>).p` beside `instances.json`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from refcli.config.schema import Settings
+from refcli.data.reading.json_files import convert, read_json
+from refcli.data.reading.pickles import read_pickle
+from refcli.data.reading.streams import text_start
+from refcli.data.sources.coco.instances import CocoAnnotation, CocoImage, Instances, coco_region, read_instances
+from refcli.data.sources.image_names import coco_id, coco_image, own_image, saiapr_image
+from refcli.data.sources.known_keys import KeyLog, KnownKeys
+from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
+from refcli.data.sources.rows import Id, Rejections, Row, comparable_id, convert_row, decode_row, whole_number
+from refcli.errors import DataError
+
+TextField = Literal["sent", "raw"]
+"""`sent`: lower case, spelling and punctuation normalised; `raw`: as typed."""
+INSTANCES_NAMES = ("instances.json", "instances.json.gz", "instances_train2014.json", "instances_train2014.json.gz")
+SPLIT_AUTHORS = ("unc", "umd", "google", "berkeley")
+ZERO = "zero"
+"""`source` of Ref-ZOM's refs without a target."""
+_JOINT_SPLIT = re.compile(r"test([A-Z]{2,})")
+_PICKLE_STARTS = (b"\x80", b"(l", b"]")
+# What follows the first "ann_id": in JSON a bracket; in a pickle, after storing the key, EMPTY_LIST or MARK.
+_ANN_ID_IS_LIST = re.compile(rb"""ann_id(?:"\s*:\s*\[|['\n]*(?:p[0-9]+\n|q.|r.{4}|\x94)?[\](])""", re.DOTALL)
+_REF_KEYS = KnownKeys(
+    "ref",
+    frozenset({"ref_id", "image_id", "ann_id", "split", "sentences", "no_target", "exist", "source"}),
+    frozenset({"sent_ids", "file_name", "category_id", "category", "image_info", "att_wds"}),
+)
+_SENTENCE_KEYS = KnownKeys("sentence", frozenset({"sent", "raw", "sent_id", "exist"}), frozenset({"tokens"}))
+
+_RawId = int | str | float
+
+
+class ReferSettings(Settings):
+    """Options of the REFER reader."""
+
+    text: TextField = "sent"
+    """`sent`: the cleaned sentence, which the literature uses; `raw`: as typed."""
+    images: Literal["auto", "coco", "saiapr"] = "auto"
+    """What the image ids number: COCO's images or SAIAPR's (refclef). `auto`: COCO's where `instances.json` has the id
+    in the name COCO_train2014_<id>.jpg or in a COCO URL; otherwise files are searched for by name."""
+
+
+class Sentence(msgspec.Struct):
+    """One sentence of a ref."""
+
+    sent: str | None = None
+    raw: str | None = None
+    sent_id: int | str | None = None
+    exist: bool | None = None
+    """False: it has no target in the image, whatever the annotations (R-RefCOCO)."""
+
+
+class Ref(msgspec.Struct):
+    """One entry of a refs file: sentences about the same annotations of one image."""
+
+    ref_id: int | str
+    image_id: _RawId
+    ann_id: _RawId | list[_RawId]
+    split: str
+    sentences: list[Any]
+    """Undecoded in the file; `read_refs` replaces them with the usable ones, as `Sentence`s that have a `sent_id`."""
+    no_target: bool | None = None
+    """gRefCOCO's flag."""
+    exist: bool | None = None
+    source: str | None = None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of the ref: the joint value "testAB" stands for testA and testB."""
+        joint = _JOINT_SPLIT.fullmatch(self.split)
+        return tuple(f"test{letter}" for letter in joint[1]) if joint else (self.split,)
+
+    @property
+    def ann_ids(self) -> tuple[Id, ...]:
+        """The ids of its annotations; -1 may stand for none."""
+        given = self.ann_id if isinstance(self.ann_id, list) else [self.ann_id]
+        return tuple(map(comparable_id, given))
+
+    def expressions(self, text: TextField, *, present: bool) -> tuple[RawExpression, ...]:
+        """The sentences that have a target in the image (`present`), or those that have none."""
+        has_none = self.exist is False or self.source == ZERO
+        return tuple(
+            RawExpression(f"{self.ref_id}/{sentence.sent_id}", getattr(sentence, text))
+            for sentence in self.sentences
+            if present is not (has_none or sentence.exist is False)
+        )
+
+
+def read_refs(path: Path, *, text: TextField, problems: Problems) -> list[Ref]:
+    """Read `refs(<split_by>).p` or `grefs(<split_by>).json`: pickles of Python 2 and 3, and JSON; plain or gzip.
+
+    Args:
+        path: the file; its form is recognised by its first bytes.
+        text: the form of the sentences to use. Byte strings of Python 2 arrive as Latin-1.
+        problems: collects refs and sentences that are left out, `broken_ref` and `broken_sentence`, and `unused_key`.
+
+    Raises:
+        DataError: the file is not a refs file, no ref can be used, no sentence has the requested form, or an id occurs
+            twice.
+    """
+    start = text_start(path)
+    if start.startswith(b"{"):
+        raise DataError(
+            "a refs file is a list of refs, and this is a single JSON object",
+            where=str(path),
+            hint="COCO-style files (finetune_grefcoco_val.json, instances.json) are read with --format coco",
+        )
+    if start.startswith(b"["):
+        rows: list[object] = list(read_json(path, list[msgspec.Raw]))
+    else:
+        rows = convert(read_pickle(path), list[object], where=str(path))
+    return _Reading(path, text, problems).refs(rows)
+
+
+def sniff_refs(path: Path) -> Literal["one", "several"] | None:
+    """Whether a file looks like refs with one annotation each, like refs with lists of them, or like neither."""
+    head = text_start(path)
+    if not head.startswith((b"[", *_PICKLE_STARTS)):
+        return None
+    if not all(key in head for key in (b"ref_id", b"ann_id", b"sentences", b"split")):
+        return None
+    return "several" if b"no_target" in head or _ANN_ID_IS_LIST.search(head) else "one"
+
+
+class _Reading:
+    """One file while it is read."""
+
+    def __init__(self, path: Path, text: TextField, problems: Problems) -> None:
+        self._path = path
+        self._text = text
+        self._problems = problems
+        self._keys = KeyLog(path.name, problems)
+        self._rejected_sentences = Rejections(problems, "broken_sentence")
+
+    def refs(self, rows: list[object]) -> list[Ref]:
+        refs: list[Ref] = []
+        rejected = Rejections(self._problems, "broken_ref")
+        seen: set[str] = set()
+        for index, row in enumerate(rows):
+            where = f"{self._path.name}: refs[{index}]"
+            try:
+                ref = self._decode(row, Ref, where, _REF_KEYS)
+                where = _place(self._path, ref)
+                if not ref.split:
+                    raise DataError("the ref has no split", where=where)
+                ref.sentences = list(self._sentences(ref, where))
+            except DataError as error:
+                rejected.add(error, f"{self._path.name}: refs[{index}]")
+                continue
+            for sentence in ref.sentences:
+                identity = f"{ref.ref_id}/{sentence.sent_id}"
+                if identity in seen:
+                    raise DataError(f"the id {identity} (ref_id/sent_id) occurs twice", where=where)
+                seen.add(identity)
+            refs.append(ref)
+        self._keys.finish()
+        if not refs:
+            rejected.raise_first()
+        if not seen:
+            self._rejected_sentences.raise_first()
+        return refs
+
+    def _sentences(self, ref: Ref, where: str) -> Iterator[Sentence]:
+        for number, row in enumerate(ref.sentences):
+            place = f"{where}, sentence {number}"
+            try:
+                sentence = self._decode(row, Sentence, place, _SENTENCE_KEYS, needed={"exist"})
+                if getattr(sentence, self._text) is None:
+                    raise self._missing_text(sentence, number, where)
+            except DataError as error:
+                self._rejected_sentences.add(error, place)
+                continue
+            if sentence.sent_id is None:
+                sentence.sent_id = number
+            yield sentence
+
+    def _missing_text(self, sentence: Sentence, number: int, where: str) -> DataError:
+        """The reason why a sentence without the requested form cannot be used."""
+        if sentence.sent is None and sentence.raw is None:
+            return DataError("there is no text", where=where)
+        other = "raw" if self._text == "sent" else "sent"
+        return DataError(
+            f"sentence {number} has no {self._text!r}",
+            where=where,
+            hint=f"--set text={other} takes the other form",
+        )
+
+    def _decode(
+        self,
+        row: object,
+        kind: type[Row],
+        where: str,
+        known: KnownKeys,
+        needed: Collection[str] = ("no_target", "exist"),
+    ) -> Row:
+        keys = (known, self._keys)
+        if isinstance(row, msgspec.Raw):
+            return decode_row(row, kind, where=where, problems=self._problems, needed=needed, keys=keys)
+        return convert_row(row, kind, where=where, problems=self._problems, needed=needed, keys=keys)
+
+
+def read_refer(
+    files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems
+) -> Iterator[RawRecord]:
+    """Yield one record per ref and split; see `Reader`.
+
+    Args:
+        files: `refs` and `instances`; the latter may be COCO's own file for all of train2014.
+        settings: a `ReferSettings`.
+        dataset: prefix for images and annotations that are not COCO's.
+        problems: see `read_referred_records`.
+    """
+    assert isinstance(settings, ReferSettings)
+    return read_referred_records(files, settings, _single_annotation, dataset=dataset, problems=problems)
+
+
+def read_referred_records(
+    files: Mapping[str, Path],
+    settings: ReferSettings,
+    annotations_of: Callable[[Ref, str], tuple[Id, ...]],
+    *,
+    dataset: str,
+    problems: Problems,
+) -> Iterator[RawRecord]:
+    """Join refs with their annotations and images.
+
+    Args:
+        files: `refs` and `instances`.
+        settings: the text form and the origin of the images.
+        annotations_of: called with a ref and its place; returns the ids of its annotations, none for no target.
+        dataset: prefix for images and annotations that are not COCO's.
+        problems: collects the refs that are left out: `ref_without_sentences`, `unknown_annotation`, `unknown_image`
+            (not in `instances`), `unusable_image_name`; and `crowd_region`, a group under one mask, which is kept; and
+            the problems of `read_refs` and `read_instances`.
+
+    Raises:
+        DataError: a ref and its annotation name different images, or the two files have nothing in common.
+    """
+    path = files["refs"]
+    refs = read_refs(path, text=settings.text, problems=problems)
+    present = [ref.expressions(settings.text, present=True) for ref in refs]
+    referred = [
+        annotations_of(ref, _place(path, ref)) if texts else () for ref, texts in zip(refs, present, strict=True)
+    ]
+    instances = read_instances(
+        files["instances"],
+        image_ids={comparable_id(ref.image_id) for ref in refs},
+        annotation_ids={ann_id for ann_ids in referred for ann_id in ann_ids},
+        problems=problems,
+    )
+    if any(referred) and not instances.annotations:
+        raise DataError(
+            f"it has none of the annotations that {path.name} refers to",
+            where=str(files["instances"]),
+            hint="take the instances.json of the same folder, or COCO's instances_train2014.json",
+        )
+    for ref, texts, ann_ids in zip(refs, present, referred, strict=True):
+        where = _place(path, ref)
+        absent = ref.expressions(settings.text, present=False)
+        if not texts and not absent:
+            problems.add("ref_without_sentences", where)
+            continue
+        entry = instances.images.get(comparable_id(ref.image_id))
+        if entry is None:
+            count = len(texts) + len(absent)
+            problems.add("unknown_image", where, f"image {comparable_id(ref.image_id)}, {count} expressions")
+            continue
+        try:
+            image = _image(entry, instances, settings, dataset, where=f"{files['instances'].name}: image {entry.id}")
+        except DataError as error:
+            problems.add("unusable_image_name", where, f"{error.where}: {error.message}")
+            continue
+        annotations = None
+        if texts:
+            annotations = _annotations(ref, ann_ids, instances, problems, where=where, num_expressions=len(texts))
+        for split in ref.splits:
+            if annotations is not None:
+                yield RawRecord(split, image, texts, _regions(annotations, image, dataset), where)
+            if absent:
+                yield RawRecord(split, image, absent, (), where)
+
+
+def sniff_refer(path: Path) -> bool:
+    """Whether a file is a list of refs with one annotation each."""
+    return sniff_refs(path) == "one"
+
+
+def refs_names(stem: str) -> tuple[str, ...]:
+    """The usual names of a refs file: "refs(unc).p", "refs_unc.json.gz" and so on for the stem "refs"."""
+    return tuple(
+        f"{stem}{form.format(author)}{suffix}"
+        for author in SPLIT_AUTHORS
+        for form in ("({})", "_{}")
+        for suffix in (".p", ".json", ".p.gz", ".json.gz")
+    )
+
+
+def _place(path: Path, ref: Ref) -> str:
+    return f"{path.name}: ref {ref.ref_id}"
+
+
+def _single_annotation(ref: Ref, where: str) -> tuple[Id, ...]:
+    if isinstance(ref.ann_id, list):
+        raise DataError(
+            "the ref has a list of annotations, as in gRefCOCO", where=where, hint="read it with --format grefcoco"
+        )
+    return ref.ann_ids
+
+
+def _annotations(
+    ref: Ref, ann_ids: tuple[Id, ...], instances: Instances, problems: Problems, *, where: str, num_expressions: int
+) -> list[CocoAnnotation] | None:
+    """The annotations of a ref; None if one of them is unknown."""
+    annotations = []
+    for ann_id in ann_ids:
+        annotation = instances.annotations.get(ann_id)
+        if annotation is None:
+            problems.add("unknown_annotation", where, f"annotation {ann_id}, {num_expressions} expressions")
+            return None
+        if annotation.image_id != comparable_id(ref.image_id):
+            raise DataError(
+                f"the ref is about image {comparable_id(ref.image_id)}, its annotation {ann_id} about image "
+                f"{annotation.image_id}",
+                where=where,
+                hint="the refs file and instances.json come from different releases",
+            )
+        annotations.append(annotation)
+    for annotation in annotations:
+        if annotation.iscrowd == 1:
+            problems.add("crowd_region", where, f"annotation {annotation.id}")
+    return annotations
+
+
+def _regions(annotations: list[CocoAnnotation], image: RawImage, dataset: str) -> tuple[RawRegion, ...]:
+    family = "coco" if image.key.startswith("coco:") else dataset
+    return tuple(coco_region(annotation, family=family) for annotation in annotations)
+
+
+def _image(entry: CocoImage, instances: Instances, settings: ReferSettings, dataset: str, *, where: str) -> RawImage:
+    number = whole_number(entry.id)
+    if settings.images != "auto" and number is None:
+        raise DataError(f"the id {entry.id!r} is not the number of an image", where=where)
+    if number is not None and (
+        settings.images == "coco"
+        or (settings.images == "auto" and (entry.id in instances.of_coco or number == coco_id(entry.file_name)))
+    ):
+        return coco_image(number, width=entry.width, height=entry.height)
+    if settings.images == "saiapr" and number is not None:
+        return saiapr_image(number, width=entry.width, height=entry.height)
+    if not entry.file_name.strip():
+        raise DataError(
+            "the image has no file_name",
+            where=where,
+            hint="the setting images: coco (or saiapr) finds images by their ids",
+        )
+    return own_image(entry.file_name, dataset=dataset, width=entry.width, height=entry.height)
+
+
+SOURCE = Source(
+    description="REFER's refs(<split_by>).p or .json with instances.json: RefCOCO, RefCOCO+, RefCOCOg, refclef",
+    read=read_refer,
+    settings=ReferSettings,
+    files={"refs": refs_names("refs"), "instances": INSTANCES_NAMES},
+    sniff=sniff_refer,
+)

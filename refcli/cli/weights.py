@@ -238,7 +238,7 @@ def _in_words(value: object) -> str:
 
 def _say_report(report: ConversionReport) -> None:
     from refcli.cli.output import printable, say
-    from refcli.weights.text_tokenizer import pulled_tokenizer
+    from refcli.weights.tokenizers import pulled_tokenizer
 
     tasks = ", ".join(report.tasks) or "none"
     say(f"{report.kind}: {report.num_parameters:,} parameters as {report.dtype}; tasks: {tasks}")

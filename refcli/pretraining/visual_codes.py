@@ -15,7 +15,7 @@ from refcli.data.training.transforms import IMAGE_MEAN, IMAGE_STD
 from refcli.errors import ConfigError
 from refcli.model.visual_tokenizer import VisualTokenizer
 from refcli.tables import lookup
-from refcli.weights.visual_tokenizer import load_visual_tokenizer
+from refcli.weights.tokenizers import load_visual_tokenizer
 
 WEIGHTS_KEY = "mrefm.visual_codes.weights"
 PROVIDERS: dict[str, str] = {

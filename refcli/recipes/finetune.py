@@ -42,7 +42,7 @@ from refcli.recipes.training import (
 )
 from refcli.recipes.validation_gates import check_best_by, check_validation
 from refcli.weights.directory import save_weights
-from refcli.weights.text_tokenizer import load_tokenizer
+from refcli.weights.tokenizers import load_tokenizer
 from refcli.weights.transfer import start_from, start_head_from
 
 

@@ -22,7 +22,7 @@ from refcli.recipes.restarts import takes_over
 from refcli.recipes.training import Data, open_data
 from refcli.weights.checks import answered_outputs
 from refcli.weights.locate import resolve
-from refcli.weights.text_tokenizer import load_tokenizer
+from refcli.weights.tokenizers import load_tokenizer
 
 AnySettings = TypeVar("AnySettings", FinetuneSettings, PretrainSettings)
 PLACES: tuple[OutputName, ...] = ("box", "mask")

@@ -18,7 +18,7 @@ from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
 from refcli.recipes.evaluate import evaluate
 from refcli.weights.directory import load_weights, save_weights
-from refcli.weights.meta import read_meta, write_meta
+from refcli.weights.layout import read_meta, write_meta
 
 MIN_T_ACC = 0.96
 """A wrong "no target" costs a user more than a wrong box: at most 4 % of what is there may be denied."""

@@ -42,10 +42,8 @@ from refcli.text.roles import RoleFinder, role_finder
 from refcli.weights.checks import LEARNT_OUTPUTS
 from refcli.weights.directory import save_weights
 from refcli.weights.locate import resolve
-from refcli.weights.pretraining_heads import load_pretraining_heads, save_pretraining_heads
-from refcli.weights.text_tokenizer import load_tokenizer
-from refcli.weights.transfer import start_from
-from refcli.weights.visual_tokenizer import save_visual_tokenizer
+from refcli.weights.tokenizers import load_tokenizer, save_visual_tokenizer
+from refcli.weights.transfer import load_pretraining_heads, save_pretraining_heads, start_from
 
 PICTURES_AT_ONCE = 16
 """How many images are loaded together where their patches are clustered."""

@@ -20,9 +20,9 @@ from refcli.recipes.data_record import run_facts
 from refcli.recipes.restarts import takes_over
 from refcli.recipes.training import open_data
 from refcli.recipes.validation_gates import check_best_by
-from refcli.weights.directory import MODEL_FILE
+from refcli.weights.layout import MODEL_FILE
 from refcli.weights.locate import resolve
-from refcli.weights.text_tokenizer import load_tokenizer
+from refcli.weights.tokenizers import load_tokenizer
 
 FOLDER = "stages"
 

@@ -10,16 +10,8 @@ from refcli.config.schema import TextSettings
 from refcli.errors import WeightsError
 from refcli.files import file_sha256
 from refcli.weights.catalog import TOKENIZER, Catalog, CatalogEntry, WeightsOrigin
-from refcli.weights.locate import (
-    BUILTIN,
-    BUILTIN_PATH,
-    META_FILE,
-    MODEL_FILE,
-    has_home,
-    is_file,
-    pulled_directory,
-    resolve,
-)
+from refcli.weights.layout import META_FILE, MODEL_FILE, is_file
+from refcli.weights.locate import BUILTIN, BUILTIN_PATH, has_home, pulled_directory, resolve
 from refcli.weights.pull import OFFICIAL_TOKENIZER, Pin, read_origin, read_pins
 
 if TYPE_CHECKING:
@@ -65,7 +57,7 @@ class ListedWeights:
 
 
 @dataclass(frozen=True)
-class Description:
+class WeightsDescription:
     """What is known about some weights: from the catalogue, from their files, or from both."""
 
     listed: ListedWeights | None
@@ -101,7 +93,7 @@ def convert_weights(
         RefcliError: as `refcli.weights.official.convert.convert`.
     """
     from refcli.weights.official.convert import convert
-    from refcli.weights.text_tokenizer import pulled_tokenizer
+    from refcli.weights.tokenizers import pulled_tokenizer
 
     def converted(tokenizer: Path | None) -> ConversionReport:
         return convert(file, out=out, kind=kind, dtype=dtype, image_size=image_size, heads=heads, tokenizer=tokenizer)
@@ -118,7 +110,7 @@ def convert_weights(
         return replace(report, notes=(*report.notes, f"the pulled tokenizer is left out: {problem.message}"))
 
 
-def describe_weights(name_or_path: str) -> Description:
+def describe_weights(name_or_path: str) -> WeightsDescription:
     """What the catalogue says about some weights, and what their files say if they are here.
 
     A directory of that name comes before the catalogue's weights, as for every other command.
@@ -130,11 +122,11 @@ def describe_weights(name_or_path: str) -> Description:
     from refcli.weights.checks import info
 
     if name_or_path != BUILTIN and is_file(Path(name_or_path) / MODEL_FILE):
-        return Description(None, info(Path(name_or_path)))
+        return WeightsDescription(None, info(Path(name_or_path)))
     listed = next((each for each in list_weights() if each.entry.name == name_or_path), None)
     if listed is not None and (listed.directory is None or listed.entry.kind == "tokenizer"):
-        return Description(listed, None)
-    return Description(listed, info(resolve(name_or_path)))
+        return WeightsDescription(listed, None)
+    return WeightsDescription(listed, info(resolve(name_or_path)))
 
 
 def verify_weights(name_or_path: str) -> tuple[Path, list[str]]:

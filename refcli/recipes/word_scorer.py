@@ -14,7 +14,7 @@ from refcli.heads.oneref.head import OneRefHead
 from refcli.pretraining.semantic_scores import FrozenTower
 from refcli.weights.directory import load_weights, read_settings, read_tower_settings
 from refcli.weights.locate import resolve
-from refcli.weights.text_tokenizer import load_tokenizer
+from refcli.weights.tokenizers import load_tokenizer
 
 SCORER_KEY = "mrefm.semantic_targets"
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from refcli.config.load import validate
 from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.config.schema import ModelSettings, Settings, TextSettings, TowerSettings
 from refcli.errors import RefcliError, WeightsError
@@ -22,13 +18,19 @@ from refcli.heads.table import head_outputs
 from refcli.model.beit3 import OneTower
 from refcli.model.visual_tokenizer import VisualTokenizer
 from refcli.text.tokenizer import Tokenizer
-from refcli.weights.directory import NoInitialisation, beside, check_tokenizer, read_config
-from refcli.weights.locate import BUILTIN, CONFIG_FILE, MODEL_FILE, is_file
-from refcli.weights.meta import read_meta
-from refcli.weights.misfits import misfits
-from refcli.weights.official.conversions.beit3 import TowerOnlySettings
-from refcli.weights.official.conversions.plan import HeadOnlySettings, is_parameter
-from refcli.weights.official.convert import PRETRAINING_HEADS_FILE
+from refcli.weights.directory import check_tokenizer, locate_tokenizer
+from refcli.weights.layout import (
+    MODEL_FILE,
+    PRETRAINING_HEADS_FILE,
+    HeadOnlySettings,
+    TowerOnlySettings,
+    is_file,
+    read_any_settings,
+    read_meta,
+)
+from refcli.weights.locate import BUILTIN
+from refcli.weights.official.conversions.plan import is_parameter
+from refcli.weights.tensors import NoInitialisation, StoredTensor, find_mismatches, non_finite_tensors, stored_tensors
 
 PRETRAINING_ARGS = (
     "enable_mrefm",
@@ -56,28 +58,6 @@ TRAINING_KEYS = (
     "existence_threshold_from",
 )
 """What meta.json says of weights that were trained here."""
-
-
-DAMAGE = (SafetensorError, OSError, ValueError, RuntimeError, LookupError)
-"""What reading a broken safetensors file raises: for types that it does not know, also what torch and Python do."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One tensor of a safetensors file."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    """As safetensors calls it, such as F32."""
-
-    def is_floating_point(self) -> bool:
-        """Whether it holds floating-point numbers."""
-        return self.dtype.startswith(("F", "BF"))
-
-    @property
-    def numel(self) -> int:
-        """Number of values."""
-        return prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -131,6 +111,7 @@ def info(directory: Path) -> WeightsInfo:
         WeightsError: it holds no weights, or files that cannot be read.
         ConfigError: a config.yaml with wrong settings.
     """
+    require_model(directory)
     settings, meta = read_any_settings(directory), read_meta(directory)
     stored = stored_tensors(directory / MODEL_FILE)
     apart = stored_tensors(directory / PRETRAINING_HEADS_FILE) if (directory / PRETRAINING_HEADS_FILE).is_file() else {}
@@ -147,7 +128,7 @@ def info(directory: Path) -> WeightsInfo:
         dtypes=tuple(sorted({tensor.dtype for tensor in stored.values()})),
         image_size=_image_size(settings),
         tokenizer=text.tokenizer if text else None,
-        tokenizer_is_there=text is not None and _is_there(beside(directory, text)),
+        tokenizer_is_there=text is not None and _is_there(locate_tokenizer(directory, text)),
         sha256=recorded if isinstance(recorded, str) else file_sha256(directory / MODEL_FILE),
         source=source,
         pretraining={name: args[name] for name in PRETRAINING_ARGS if name in args},
@@ -164,6 +145,7 @@ def answered_outputs(directory: Path, *, head: str) -> tuple[str, ...]:
     Raises:
         WeightsError, ConfigError: as `info`.
     """
+    require_model(directory)
     settings, meta = read_any_settings(directory), read_meta(directory)
     choice = settings.head if isinstance(settings, ModelSettings | HeadOnlySettings) else None
     if choice is None or choice.name != head:
@@ -184,25 +166,6 @@ def require_model(directory: Path) -> None:
         raise WeightsError("this is no weights directory", where=str(directory), hint=f"it has no {MODEL_FILE}")
 
 
-def read_any_settings(directory: Path) -> Settings:
-    """The settings in config.yaml: of a whole model, a tower, part of a head, or a visual tokenizer.
-
-    Raises:
-        WeightsError: it holds no weights, or no readable config.yaml.
-        ConfigError: wrong settings.
-    """
-    require_model(directory)
-    values = read_config(directory)
-    kinds: dict[str, type[Settings]] = {
-        "tower_dim": HeadOnlySettings,
-        "head": ModelSettings,
-        "tower": TowerOnlySettings,
-    }
-    kind: type[Settings] = next((kind for key, kind in kinds.items() if key in values), VisualTokenizerSettings)
-    settings: Settings = validate(kind, values, where=str(directory / CONFIG_FILE))
-    return settings
-
-
 def _kind(settings: Settings) -> str:
     if isinstance(settings, ModelSettings):
         return settings.head.name
@@ -217,25 +180,6 @@ def mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def stored_tensors(path: Path) -> dict[str, Stored]:
-    """Name, shape and type of everything in a safetensors file.
-
-    Raises:
-        WeightsError: the file is damaged.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            return {name: Stored(tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
-    except DAMAGE as problem:
-        raise damaged(path, problem) from problem
-
-
-def damaged(path: Path, problem: Exception) -> WeightsError:
-    """The error for a safetensors file that cannot be read."""
-    return WeightsError("the file is damaged", where=str(path), hint=str(problem))
-
-
 def _scores(meta: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The figures over all samples of each split, from the evaluation that a packaged model has in its meta.json."""
     splits = mapping(mapping(meta, "scores"), "splits")
@@ -246,7 +190,7 @@ def _scores(meta: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def _count(stored: Mapping[str, Stored], *, depth: int) -> dict[str, int]:
+def _count(stored: Mapping[str, StoredTensor], *, depth: int) -> dict[str, int]:
     parts: dict[str, int] = {}
     for name in filter(is_parameter, sorted(stored)):
         part = ".".join(name.split(".")[:depth])
@@ -334,31 +278,23 @@ def _misfits(directory: Path) -> list[str]:
         else:
             assert isinstance(settings, VisualTokenizerSettings)
             wanted = VisualTokenizer(settings).state_dict()
-    return [row.sentence() for row in misfits(wanted, stored)]
+    return [row.sentence() for row in find_mismatches(wanted, stored)]
 
 
 def _not_finite(directory: Path) -> list[str]:
     problems = []
-    for path in (directory / MODEL_FILE, directory / PRETRAINING_HEADS_FILE):
-        if not path.is_file():
-            continue
+    for path in filter(is_file, (directory / MODEL_FILE, directory / PRETRAINING_HEADS_FILE)):
         try:
-            with safe_open(path, "pt") as file:
-                tensors = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a mapping
-                problems += [f"{name} holds NaN or infinity" for name, tensor in tensors if not _is_finite(tensor)]
-        except DAMAGE as problem:
-            problems.append(_line(damaged(path, problem)))
+            problems += [f"{name} holds NaN or infinity" for name in non_finite_tensors(path)]
+        except WeightsError as problem:
+            problems.append(_line(problem))
     return problems
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _tokenizer_problems(directory: Path) -> list[str]:
     settings = read_any_settings(directory)
     if not isinstance(settings, ModelSettings | TowerOnlySettings):
         return []
-    tokenizer = Tokenizer.load(beside(directory, settings.text))
+    tokenizer = Tokenizer.load(locate_tokenizer(directory, settings.text))
     check_tokenizer(tokenizer, settings.tower, where=str(directory))
     return []

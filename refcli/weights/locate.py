@@ -13,13 +13,12 @@ from urllib.parse import quote, unquote
 from refcli.errors import UsageError, WeightsError
 from refcli.tables import did_you_mean
 from refcli.weights.catalog import Catalog
+from refcli.weights.layout import MODEL_FILE, is_file
 
 BUILTIN = "builtin"
 RUN_WEIGHTS = "weights"
 """How every training run calls the folder of its weights."""
 BUILTIN_PATH = Path(__file__).parent / "builtin"
-MODEL_FILE, CONFIG_FILE, META_FILE, TOKENIZER_FILE = "model.safetensors", "config.yaml", "meta.json", "tokenizer.spm"
-"""The files of a weights directory."""
 HOME_VARIABLE = "REFCLI_HOME"
 SCHEME = "hf://"
 URI_FORM = "hf://ORGANISATION/REPOSITORY[@REVISION]/FILE[#MEMBER]"
@@ -120,11 +119,6 @@ def pulled_directory(name_or_uri: str) -> Path:
         return home() / "weights" / address
     readable = re.sub(r"[^\w.+-]+", "--", address.removeprefix(SCHEME), flags=re.ASCII)
     return home() / "weights" / f"{readable[:150]}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; False, unlike `Path.is_file`, also for a name that is too long for any disk."""
-    return os.path.isfile(path)  # noqa: PTH113
 
 
 def resolve(name_or_path: str) -> Path:

@@ -14,27 +14,22 @@ from filelock import FileLock
 from pydantic import Field, ValidationError
 
 from refcli.config.schema import Settings, TextSettings
-from refcli.config.yaml_text import read_mapping
 from refcli.errors import RefcliError, UsageError, WeightsError
 from refcli.files import write_atomically
 from refcli.weights.catalog import KINDS_WITH_TEXT, TOKENIZER, Catalog, CatalogEntry
 from refcli.weights.hub import HubFile, NotOnHubError, fetch, waiting
-from refcli.weights.locate import (
+from refcli.weights.layout import (
     CONFIG_FILE,
-    HOME_VARIABLE,
-    META_FILE,
-    SCHEME,
     TOKENIZER_FILE,
-    HubUri,
-    canonical,
-    has_home,
-    home,
+    exit_on_sigterm,
+    explain_weights_write_errors,
     is_file,
-    pulled_directory,
+    read_config,
+    read_meta,
+    write_meta,
 )
-from refcli.weights.meta import read_meta
+from refcli.weights.locate import HOME_VARIABLE, SCHEME, HubUri, canonical, has_home, home, pulled_directory
 from refcli.weights.official.archives import extract_checkpoint, is_zip_of_weights
-from refcli.weights.writing import explain_weights_write_errors, undone_on_sigterm
 
 
 class Pin(Settings):
@@ -297,7 +292,7 @@ def _install(
     }
     temporary = directory.with_name(f".{directory.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)  # of a pull that was killed: nobody else holds the lock
-    with undone_on_sigterm():
+    with exit_on_sigterm():
         temporary.mkdir()
         try:
             built = temporary / "built"
@@ -322,7 +317,7 @@ def _build_tokenizer(wanted: Wanted, file: HubFile, built: Path, origin: Mapping
     with _named(wanted, file, copy):
         Tokenizer.load(TextSettings(tokenizer=str(copy)))
     meta = {"kind": "tokenizer", "files": {OFFICIAL_TOKENIZER: file.sha256}, "origin": origin}
-    (built / META_FILE).write_text(json.dumps(meta, indent=1) + "\n")
+    write_meta(built, meta)
 
 
 def _build_model(
@@ -379,7 +374,7 @@ def _notes(entry: CatalogEntry | None, built: Path) -> Iterator[str]:
     yield from meta.get("notes", ())
     if entry is None:
         return
-    config = read_mapping(built / CONFIG_FILE, what="the config.yaml of the weights", error=WeightsError)
+    config = read_config(built)
     tower = config.get("tower", config)
     size = tower.get("image_size")
     tasks = [answer for task, answer in ANSWERS.items() if task in entry.tasks]

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from refcli.config.load import validate
 from refcli.config.schema import ModelSettings, Settings, TowerSettings
 from refcli.errors import ConfigError, WeightsError
+from refcli.files import write_atomically
 from refcli.grounder import Grounder
 from refcli.model.positions import resample_vision_positions
 from refcli.text.tokenizer import Tokenizer
-from refcli.weights.directory import CONFIG_FILE, load_weights, read_config, read_state, read_tower_settings
+from refcli.weights.directory import load_weights, read_head_settings, read_tower_settings
+from refcli.weights.layout import PRETRAINING_HEADS_FILE, HeadOnlySettings, read_meta, write_meta
 from refcli.weights.locate import resolve
-from refcli.weights.misfits import misfits, summary
-from refcli.weights.official.conversions.plan import HeadOnlySettings
-from refcli.weights.text_tokenizer import load_tokenizer
+from refcli.weights.tensors import find_mismatches, read_state, summarize
+from refcli.weights.tokenizers import load_tokenizer
 
 VISION_POSITIONS = "vision_embedding.positions"
 TOWER_PREFIX = "tower."
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingWeights:
     """What a run can begin with: a tower, and a head where the weights have one."""
 
     tower_settings: TowerSettings
@@ -36,7 +41,7 @@ class Start:
     head: Mapping[str, Tensor]
 
 
-def read_start(name: str) -> Start:
+def read_starting_weights(name: str) -> StartingWeights:
     """The trained tensors of some weights.
 
     Raises:
@@ -47,11 +52,11 @@ def read_start(name: str) -> Start:
     if settings := read_tower_settings(directory):
         tokenizer = Tokenizer.load(settings.text)  # before the gigabytes: it may not be there
         tower = {key.removeprefix(TOWER_PREFIX): tensor for key, tensor in read_state(directory).items()}
-        return Start(settings.tower, tower, tokenizer, None, {})
+        return StartingWeights(settings.tower, tower, tokenizer, None, {})
     loaded = load_weights(name, device="cpu", dtype=torch.float32)
     grounder, model = loaded.grounder, loaded.settings
     tower = dict(grounder.tower.state_dict())
-    return Start(model.tower, tower, loaded.tokenizer, model.head.name, grounder.head.state_dict())
+    return StartingWeights(model.tower, tower, loaded.tokenizer, model.head.name, grounder.head.state_dict())
 
 
 def start_from(name: str, grounder: Grounder, settings: ModelSettings) -> tuple[str, ...]:
@@ -71,7 +76,7 @@ def start_from(name: str, grounder: Grounder, settings: ModelSettings) -> tuple[
         UsageError: no such weights.
         ConfigError: other tensors, other shapes, or another tokenizer.
     """
-    start = read_start(name)
+    start = read_starting_weights(name)
     if start.tokenizer.model != load_tokenizer(settings.text).model:
         raise ConfigError(
             "the weights were trained with another tokenizer",
@@ -116,9 +121,9 @@ def _listed(parts: set[str]) -> str:
 
 
 def _copy_state(module: nn.Module, given: Mapping[str, Tensor], *, part: str, name: str) -> None:
-    if rows := misfits(module.state_dict(), given):
+    if rows := find_mismatches(module.state_dict(), given):
         raise ConfigError(
-            f"the weights do not fit the settings {summary(rows, prefix=f'{part}.')}",
+            f"the weights do not fit the settings {summarize(rows, prefix=f'{part}.')}",
             where=f"train.init_weights {name}",
             hint=f"make model.{part} the same as in the weights' config.yaml",
         )
@@ -157,9 +162,9 @@ def start_head_from(name: str, grounder: Grounder, settings: ModelSettings) -> t
     parts = {_part(key) for key in given}
     expected = {key: tensor for key, tensor in wanted.items() if _part(key) in parts}
     differences = _differences(stored, grounder, settings)
-    if rows := misfits(expected, given):
+    if rows := find_mismatches(expected, given):
         raise ConfigError(
-            f"the weights of the head do not fit the settings {summary(rows, prefix=HEAD_PREFIX)}",
+            f"the weights of the head do not fit the settings {summarize(rows, prefix=HEAD_PREFIX)}",
             where=where,
             hint="the weights were made with " + ", ".join(differences) if differences else None,
         )
@@ -171,23 +176,6 @@ def start_head_from(name: str, grounder: Grounder, settings: ModelSettings) -> t
     notes += (f"not in these weights: {', '.join(HEAD_PREFIX + part for part in rest)}",) if rest else ()
     notes += (f"they were made with {', '.join(differences)}; the settings differ",) if differences else ()
     return notes
-
-
-def read_head_settings(directory: Path) -> HeadOnlySettings:
-    """The settings stored beside the weights of a head alone.
-
-    Raises:
-        WeightsError: the directory holds something else.
-        ConfigError: wrong settings.
-    """
-    values = read_config(directory)
-    if "tower_dim" not in values:
-        raise WeightsError(
-            "these weights are not those of a head alone",
-            where=str(directory),
-            hint="a tower or a whole model is for train.init_weights (--init)",
-        )
-    return validate(HeadOnlySettings, values, where=str(directory / CONFIG_FILE))
 
 
 def _part(key: str) -> str:
@@ -203,3 +191,57 @@ def _differences(stored: HeadOnlySettings, grounder: Grounder, settings: ModelSe
     said = [f"model.head.settings.{key}={theirs[key]}" for key in stored.head.settings if theirs[key] != ours[key]]
     wide = [] if stored.tower_dim == settings.tower.dim else [f"model.tower.dim={stored.tower_dim}"]
     return wide + said
+
+
+OFFICIAL_NAMES = (
+    (re.compile(r"^mim\."), "mim_head."),
+    (re.compile(r"^mlm\."), "mlm_head."),
+    (re.compile(r"^visual_target_relation\.(0|2|4)\."), "mim_vts_head.layers.{layer}."),
+    (re.compile(r"^semantic_target_relation\.(0|2|4)\."), "mlm_sts_head.layers.{layer}."),
+)
+"""Our name of a tensor -> the official one. Theirs counts the linear layers only, ours the ReLUs as well."""
+
+
+def official_name(name: str) -> str:
+    """The official name of one of `MRefMHeads`' tensors."""
+    for pattern, replacement in OFFICIAL_NAMES:
+        if match := pattern.match(name):
+            layer = int(match[1]) // 2 if match.groups() else 0
+            return replacement.format(layer=layer) + name[match.end() :]
+    raise KeyError(name)
+
+
+def save_pretraining_heads(directory: Path, heads: nn.Module) -> None:
+    """Write `pretraining_heads.safetensors` into a weights directory, after its sha256 in meta.json."""
+    state = {official_name(name): tensor.float().contiguous().cpu() for name, tensor in heads.state_dict().items()}
+    content, meta = save(state, metadata={"format": "pt"}), read_meta(directory)
+    meta["files"] = {**meta.get("files", {}), PRETRAINING_HEADS_FILE: hashlib.sha256(content).hexdigest()}
+    write_meta(directory, meta)
+    write_atomically(directory / PRETRAINING_HEADS_FILE, content)
+
+
+def load_pretraining_heads(directory: Path, heads: nn.Module) -> tuple[str, ...]:
+    """Copy the heads that lie beside some weights, as far as they are there and of the right size.
+
+    Returns:
+        What the user should know: which heads start fresh.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    path = directory / PRETRAINING_HEADS_FILE
+    given: Mapping[str, Tensor] = {}
+    if path.is_file():
+        try:
+            given = load_file(path)
+        except (SafetensorError, OSError) as problem:
+            raise WeightsError(f"the pre-training heads are damaged: {problem}", where=str(path)) from problem
+    fresh = []
+    for name, head in heads.named_children():
+        wanted = {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
+        found = {key: given[official_name(key)] for key in wanted if official_name(key) in given}
+        if find_mismatches(wanted, found):
+            fresh.append(name)
+        else:
+            head.load_state_dict({key.removeprefix(f"{name}."): tensor for key, tensor in found.items()})
+    return (f"start fresh: the pre-training heads {', '.join(fresh)}",) if fresh else ()

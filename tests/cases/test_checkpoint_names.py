@@ -137,8 +137,8 @@ def test_a_checkpoint_of_no_known_kind_is_refused_with_its_own_names(tmp_path, r
 KILLED = """
 import sys, time
 from pathlib import Path
-from refcli.weights.writing import appearing
-with appearing(Path(sys.argv[1])) as folder:
+from refcli.weights.layout import new_directory
+with new_directory(Path(sys.argv[1])) as folder:
     (folder / "model.safetensors").write_bytes(b"half")
     print(folder.name, flush=True)
     time.sleep(600)

@@ -13,7 +13,7 @@ import pytest
 from refcli.config.schema import TextSettings
 from refcli.text.tokenizer import Tokenizer
 from refcli.weights.locate import home
-from refcli.weights.text_tokenizer import find_tokenizer, load_tokenizer
+from refcli.weights.tokenizers import find_tokenizer, load_tokenizer
 
 NAME = "oneref-base-rec-refcoco"
 WAY_OUT = "set REFCLI_HOME or HOME"

@@ -11,7 +11,8 @@ from refcli.config.load import apply_overrides, load_finetune, load_pretrain, re
 from refcli.config.yaml_text import MAX_CHARACTERS
 from refcli.errors import ConfigError, ExitCode, WeightsError
 from refcli.weights.checks import info, verify
-from refcli.weights.directory import load_weights, read_config
+from refcli.weights.directory import load_weights
+from refcli.weights.layout import read_config
 from refcli.weights.locate import BUILTIN_PATH
 from refcli.weights.pull import read_origin
 

@@ -15,7 +15,8 @@ from pycocotools import mask as coco
 
 from refcli.data.sources.synthetic import SyntheticSettings, render_scene
 from refcli.data.sources.synthetic.write import write_synthetic
-from refcli.weights.directory import BUILTIN_PATH, MODEL_FILE
+from refcli.weights.layout import MODEL_FILE
+from refcli.weights.locate import BUILTIN_PATH
 
 pytestmark = pytest.mark.skipif(not (BUILTIN_PATH / MODEL_FILE).is_file(), reason="the packaged model is not there")
 

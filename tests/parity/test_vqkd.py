@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.errors import UsageError, WeightsError
 from refcli.model.visual_tokenizer import VisualTokenizer, signed_pixels
-from refcli.weights.misfits import KeyRow
 from refcli.weights.official.conversions.plan import KeyTableError
 from refcli.weights.official.conversions.vqkd import from_official, settings_of, to_official, why_left_out
+from refcli.weights.tensors import Mismatch
 
 HIDDEN, PIXELS, CODES = 2e-5, 1e-6, 1e-6
 HEADS = 2
@@ -123,19 +123,28 @@ def test_what_only_training_needs_is_left_out(official):
 @pytest.mark.parametrize(
     ("changed", "row"),
     [
-        ({"encoder.blocks.1.attn.q_bias": None}, KeyRow("encoder.blocks.1.attn.q_bias", "missing", wanted=(32,))),
-        ({"quantize.embedding.weight": None}, KeyRow("quantize.embedding.weight", "missing")),
-        ({"encoder.rel_pos_bias": torch.zeros(1)}, KeyRow("encoder.rel_pos_bias", "unexpected", (1,))),
+        (
+            {"encoder.blocks.1.attn.q_bias": None},
+            Mismatch("encoder.blocks.1.attn.q_bias", "missing", wanted=(32,)),
+        ),
+        ({"quantize.embedding.weight": None}, Mismatch("quantize.embedding.weight", "missing")),
+        ({"encoder.rel_pos_bias": torch.zeros(1)}, Mismatch("encoder.rel_pos_bias", "unexpected", (1,))),
         (
             {"encoder.blocks.0.norm1.bias": torch.zeros(31)},
-            KeyRow("encoder.blocks.0.norm1.bias", "wrong shape", (31,), (32,)),
+            Mismatch("encoder.blocks.0.norm1.bias", "wrong shape", (31,), (32,)),
         ),
         (
             {"encoder.blocks.0.mlp.fc2.bias": torch.zeros(32, dtype=torch.bool)},
-            KeyRow("encoder.blocks.0.mlp.fc2.bias", "wrong type", "bool", "floating-point numbers"),
+            Mismatch("encoder.blocks.0.mlp.fc2.bias", "wrong type", "bool", "floating-point numbers"),
         ),
-        ({"encoder.pos_embed": torch.zeros(1, 16, 32)}, KeyRow("encoder.pos_embed", "wrong shape", (1, 16, 32))),
-        ({"quantize.embedding.weight": torch.zeros(64)}, KeyRow("quantize.embedding.weight", "wrong shape", (64,))),
+        (
+            {"encoder.pos_embed": torch.zeros(1, 16, 32)},
+            Mismatch("encoder.pos_embed", "wrong shape", (1, 16, 32)),
+        ),
+        (
+            {"quantize.embedding.weight": torch.zeros(64)},
+            Mismatch("quantize.embedding.weight", "wrong shape", (64,)),
+        ),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(official, changed, row):

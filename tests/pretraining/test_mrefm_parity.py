@@ -22,7 +22,7 @@ from refcli.pretraining.mrefm import MRefM
 from refcli.pretraining.text_masking import MaskedWords
 from refcli.pretraining.visual_codes import VisualCodes
 from refcli.weights.official.conversions.oneref import from_official
-from refcli.weights.pretraining_heads import load_pretraining_heads, official_name, save_pretraining_heads
+from refcli.weights.transfer import load_pretraining_heads, official_name, save_pretraining_heads
 
 LOSSES, GRADIENTS = 1e-5, 1e-4
 NAMES = {

@@ -20,7 +20,7 @@ from refcli.pretraining.visual_codes import (
     visual_pixels,
 )
 from refcli.tables import lookup
-from refcli.weights.visual_tokenizer import save_visual_tokenizer
+from refcli.weights.tokenizers import save_visual_tokenizer
 
 TOWER = TowerSettings(image_size=(28, 42), patch_size=14)
 SIZES = VisualTokenizerSettings(

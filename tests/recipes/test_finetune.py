@@ -25,7 +25,7 @@ from refcli.heads.table import with_whole_head
 from refcli.model.positions import resample_vision_positions
 from refcli.recipes.finetune import build, finetune, preview
 from refcli.weights.directory import load_weights
-from refcli.weights.official.conversions.plan import HeadOnlySettings
+from refcli.weights.layout import HeadOnlySettings
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -12,8 +12,9 @@ from refcli.errors import UsageError, WeightsError
 from refcli.heads.cgformer.head import CGFormerHead, CGFormerSettings
 from refcli.weights.checks import info, verify
 from refcli.weights.directory import load_weights
+from refcli.weights.layout import HeadOnlySettings
 from refcli.weights.official.conversions.cgformer import from_official, plan, to_official, why_left_out
-from refcli.weights.official.conversions.plan import HeadOnlySettings, KeyTableError
+from refcli.weights.official.conversions.plan import KeyTableError
 from refcli.weights.official.convert import convert
 
 

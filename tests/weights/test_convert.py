@@ -14,10 +14,10 @@ from refcli.files import file_sha256
 from refcli.model.beit3 import OneTower
 from refcli.model.visual_tokenizer import VisualTokenizer
 from refcli.weights.directory import load_weights
-from refcli.weights.official.conversions.beit3 import TowerOnlySettings
+from refcli.weights.layout import PRETRAINING_HEADS_FILE, TowerOnlySettings
 from refcli.weights.official.conversions.oneref import from_official, to_official
 from refcli.weights.official.conversions.plan import heads_note
-from refcli.weights.official.convert import PRETRAINING_HEADS_FILE, convert, detect_kind
+from refcli.weights.official.convert import convert, detect_kind
 
 HEADS_OF_TINY = 4
 """The tiny models have attention heads of 16 channels; no shape shows it."""

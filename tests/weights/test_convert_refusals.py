@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 import refcli.text
 from refcli.errors import ConfigError, ExitCode, RefcliError, UsageError, WeightsError
-from refcli.weights.misfits import KeyRow
 from refcli.weights.official import convert as converting
 from refcli.weights.official.conversions.plan import KeyTableError
 from refcli.weights.official.convert import convert
+from refcli.weights.tensors import Mismatch
 
 HEADS_OF_TINY = 4
 BUILTIN_SPM = Path(refcli.text.__file__).with_name("builtin.spm")
@@ -37,37 +37,37 @@ def put(name, tensor):
     [
         (
             drop("bbox_embed.layers.1.bias"),
-            KeyRow("bbox_embed.layers.1.bias", "missing", wanted=(64,)),
+            Mismatch("bbox_embed.layers.1.bias", "missing", wanted=(64,)),
         ),
         (
             drop("beit3.encoder.layers.1.self_attn.k_proj.A.weight"),
-            KeyRow("beit3.encoder.layers.1.self_attn.k_proj.A.weight", "missing", wanted=(64, 64)),
+            Mismatch("beit3.encoder.layers.1.self_attn.k_proj.A.weight", "missing", wanted=(64, 64)),
         ),
-        (drop("beit3.text_embed.weight"), KeyRow("beit3.text_embed.weight", "missing")),
-        (put("resnet.conv1", torch.zeros(2)), KeyRow("resnet.conv1", "unexpected", (2,))),
+        (drop("beit3.text_embed.weight"), Mismatch("beit3.text_embed.weight", "missing")),
+        (put("resnet.conv1", torch.zeros(2)), Mismatch("resnet.conv1", "unexpected", (2,))),
         (
             put("beit3.encoder.layers.2.ffn.B.fc2.weight", torch.zeros(256, 64)),
-            KeyRow("beit3.encoder.layers.2.ffn.B.fc2.weight", "wrong shape", (256, 64), (64, 256)),
+            Mismatch("beit3.encoder.layers.2.ffn.B.fc2.weight", "wrong shape", (256, 64), (64, 256)),
         ),
         (
             put("beit3.encoder.embed_positions.A.weight", torch.zeros(18, 64)),
-            KeyRow("beit3.encoder.embed_positions.A.weight", "wrong shape", (18, 64)),
+            Mismatch("beit3.encoder.embed_positions.A.weight", "wrong shape", (18, 64)),
         ),
         (
             put("beit3.vision_embed.proj.weight", torch.zeros(64, 3)),
-            KeyRow("beit3.vision_embed.proj.weight", "wrong shape", (64, 3)),
+            Mismatch("beit3.vision_embed.proj.weight", "wrong shape", (64, 3)),
         ),
         (
             put("bbox_embed.layers.1.weight", torch.ones(64, 64, dtype=torch.int64)),
-            KeyRow("bbox_embed.layers.1.weight", "wrong type", "int64", "floating-point numbers"),
+            Mismatch("bbox_embed.layers.1.weight", "wrong type", "int64", "floating-point numbers"),
         ),
         (
             put("beit3.encoder.layers.0.ffn.A.fc1.weight", torch.ones(256, 64, dtype=torch.bool)),
-            KeyRow("beit3.encoder.layers.0.ffn.A.fc1.weight", "wrong type", "bool", "floating-point numbers"),
+            Mismatch("beit3.encoder.layers.0.ffn.A.fc1.weight", "wrong type", "bool", "floating-point numbers"),
         ),
         (
             put("visu_proj.bias", torch.full((64,), torch.nan)),
-            KeyRow("head.pool_projection.bias", "NaN or infinity", (64,)),
+            Mismatch("head.pool_projection.bias", "NaN or infinity", (64,)),
         ),
     ],
 )
@@ -173,8 +173,8 @@ def test_every_tensor_that_makes_no_visual_tokenizer_is_in_the_table(fixtures, t
     missing = official.keys() - broken.keys()
     assert len(missing) == 5
     assert set(caught.value.rows) == {
-        KeyRow("encoder.fc_norm.weight", "wrong type", "int64", "floating-point numbers"),
-        *(KeyRow(name, "missing", wanted=tuple(official[name].shape)) for name in missing),
+        Mismatch("encoder.fc_norm.weight", "wrong type", "int64", "floating-point numbers"),
+        *(Mismatch(name, "missing", wanted=tuple(official[name].shape)) for name in missing),
     }
     assert caught.value.message.startswith("6 tensors do not make a VQ-KD model:")
     assert caught.value.where == str(path)

@@ -260,7 +260,7 @@ def test_the_names_used_here_are_those_of_the_catalogue():
 
 def test_a_pulled_checkpoint_is_a_model_that_reads_expressions(hub, fixtures):
     from refcli.weights.directory import load_weights
-    from refcli.weights.transfer import read_start
+    from refcli.weights.transfer import read_starting_weights
 
     state = load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors")
     state["beit3.text_embed.weight"] = torch.zeros(64_010, 64)
@@ -277,7 +277,7 @@ def test_a_pulled_checkpoint_is_a_model_that_reads_expressions(hub, fixtures):
     assert any("attention heads of 64 channels" in line for line in said)
     loaded = load_weights(NAME)
     assert loaded.name == directory.name == NAME
-    assert read_start(NAME).head.keys() == loaded.grounder.head.state_dict().keys()
+    assert read_starting_weights(NAME).head.keys() == loaded.grounder.head.state_dict().keys()
     address = f"hf://{REPO}@main/{FILE}"
     pull(address)
     assert load_weights(address).meta["kind"] == "oneref"

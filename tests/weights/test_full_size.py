@@ -16,9 +16,10 @@ import refcli
 from refcli.config.schema import TextSettings
 from refcli.text.tokenizer import Tokenizer
 from refcli.weights.directory import load_weights
+from refcli.weights.layout import PRETRAINING_HEADS_FILE
 from refcli.weights.official import convert as converting
 from refcli.weights.official.conversions import beit3, oneref
-from refcli.weights.official.convert import PRETRAINING_HEADS_FILE, convert
+from refcli.weights.official.convert import convert
 
 pytestmark = pytest.mark.slow
 BUILTIN_SPM = Path(refcli.__file__).parent / "text" / "builtin.spm"

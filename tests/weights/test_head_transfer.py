@@ -11,7 +11,7 @@ from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.errors import ConfigError, WeightsError
 from refcli.grounder import Grounder
 from refcli.weights.directory import save_weights
-from refcli.weights.official.conversions.plan import HeadOnlySettings
+from refcli.weights.layout import HeadOnlySettings
 from refcli.weights.transfer import start_head_from
 
 SMALL = {"dim": 16, "pyramid_channels": [8, 8, 8, 16], "lite": True}
@@ -109,6 +109,6 @@ def test_weights_in_half_precision_are_copied_and_whole_numbers_are_not(tmp_path
 
 def test_a_whole_model_is_not_a_head(tmp_path):
     save_weights(tmp_path / "w", fresh(model(), seed=1), model(), meta={})
-    with pytest.raises(WeightsError, match="not those of a head alone") as caught:
+    with pytest.raises(WeightsError, match="a model, not a head without a tower") as caught:
         start_head_from(str(tmp_path / "w"), fresh(model(), seed=2), model())
     assert "--init" in caught.value.hint

@@ -10,7 +10,7 @@ from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.errors import RefcliError, UsageError, WeightsError
 from refcli.files import file_sha256
 from refcli.grounder import Grounder
-from refcli.weights import directory as loading
+from refcli.weights import layout
 from refcli.weights.checks import verify
 from refcli.weights.directory import load_weights, save_weights
 
@@ -65,14 +65,14 @@ def test_what_is_saved_states_what_it_is_and_the_sha256_of_every_file(saved):
 
 @pytest.mark.parametrize("file", ["meta.json", "config.yaml", "model.safetensors"])
 def test_a_crash_between_the_files_never_leaves_what_looks_whole(saved, monkeypatch, file):
-    directory, write = saved[1], loading.write_atomically
+    directory, write = saved[1], layout.write_atomically
 
     def write_until(path, content):
         if path.name == file:
             raise OSError("no space left on device")
         write(path, content)
 
-    monkeypatch.setattr(loading, "write_atomically", write_until)
+    monkeypatch.setattr(layout, "write_atomically", write_until)
     settings = SETTINGS.model_copy(update={"text": SETTINGS.text.model_copy(update={"max_tokens": 20})})
     torch.manual_seed(1)
     with pytest.raises(RefcliError, match="cannot be written: no space left"):

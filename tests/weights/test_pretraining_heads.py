@@ -8,8 +8,8 @@ from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.grounder import Grounder
 from refcli.weights.checks import verify
 from refcli.weights.directory import save_weights
-from refcli.weights.official.convert import PRETRAINING_HEADS_FILE
-from refcli.weights.pretraining_heads import load_pretraining_heads, save_pretraining_heads
+from refcli.weights.layout import PRETRAINING_HEADS_FILE
+from refcli.weights.transfer import load_pretraining_heads, save_pretraining_heads
 
 MODEL = ModelSettings(
     tower=TowerSettings(image_size=32, patch_size=8, dim=16, layers=1, heads=2, ffn_dim=16, vocabulary_size=650),

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from refcli.config.schema import TowerSettings
 from refcli.errors import UsageError, WeightsError
 from refcli.heads.rela.head import RelaHead, RelaSettings
-from refcli.weights.misfits import KeyRow
 from refcli.weights.official.conversions.plan import KeyTableError
 from refcli.weights.official.conversions.rela import (
     OLD_REGIONS,
@@ -21,6 +20,7 @@ from refcli.weights.official.conversions.rela import (
     to_official,
 )
 from refcli.weights.official.convert import convert
+from refcli.weights.tensors import Mismatch
 
 OTHERS = {"backbone.patch_embed.proj.weight": (128, 3, 4, 4), "text_encoder.encoder.layer.0.output.dense.bias": (768,)}
 NO_OPTIONS = {"args": {}, "heads": None, "image_size": None}
@@ -100,9 +100,9 @@ def test_what_does_not_fit_is_in_the_table():
     with pytest.raises(KeyTableError) as caught:
         plan(official, **NO_OPTIONS)
     assert set(caught.value.rows) == {
-        KeyRow(THEIR_REGIONS + "RLA_gate", "unexpected", (1,)),
-        KeyRow(THEIR_REGIONS + "lang_weight", "missing", wanted=()),
-        KeyRow(THEIR_REGIONS + "minimap_embed.weight", "wrong shape", (3, 16), (2, 16)),
+        Mismatch(THEIR_REGIONS + "RLA_gate", "unexpected", (1,)),
+        Mismatch(THEIR_REGIONS + "lang_weight", "missing", wanted=()),
+        Mismatch(THEIR_REGIONS + "minimap_embed.weight", "wrong shape", (3, 16), (2, 16)),
     }
 
 

@@ -14,7 +14,7 @@ from refcli.grounder import Grounder
 from refcli.text import tokenizer as text_tokenizer
 from refcli.weights.checks import info, verify
 from refcli.weights.directory import load_weights, read_settings, save_weights
-from refcli.weights.text_tokenizer import find_tokenizer, load_tokenizer
+from refcli.weights.tokenizers import find_tokenizer, load_tokenizer
 from refcli.weights.transfer import start_from
 
 OFFICIAL = TextSettings(tokenizer="beit3.spm")

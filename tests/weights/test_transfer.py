@@ -9,7 +9,7 @@ from refcli.errors import RefcliError, WeightsError
 from refcli.grounder import Grounder
 from refcli.weights.directory import load_weights, read_settings
 from refcli.weights.official.convert import convert
-from refcli.weights.transfer import read_start, start_from
+from refcli.weights.transfer import read_starting_weights, start_from
 
 
 def converted(fixtures, tmp_path, spm, name, *, keep=""):
@@ -23,7 +23,9 @@ def converted(fixtures, tmp_path, spm, name, *, keep=""):
 def fresh(directory, **head):
     """A new model with the tower and the tokenizer of some weights, and a head of its own."""
     text = {"tokenizer": str(directory / "tokenizer.spm")}
-    settings = ModelSettings(tower=read_start(str(directory)).tower_settings, text=text, head=HeadChoice(settings=head))
+    settings = ModelSettings(
+        tower=read_starting_weights(str(directory)).tower_settings, text=text, head=HeadChoice(settings=head)
+    )
     torch.manual_seed(0)
     return Grounder.from_settings(settings), settings
 
@@ -57,7 +59,7 @@ def test_a_mask_run_starts_from_a_pretrained_model_without_a_mask_head(fixtures,
 
 def test_a_tower_or_a_visual_tokenizer_cannot_be_asked(fixtures, tmp_path, spm):
     directory = converted(fixtures, tmp_path, spm, "oneref_tiny_rec", keep="beit3.")
-    with pytest.raises(WeightsError, match="a tower without a head, not a model that can be asked"):
+    with pytest.raises(WeightsError, match="a tower without a head, not a model that can answer"):
         load_weights(str(directory))
     torch.save(load_file(fixtures / "vqkd_tiny" / "weights.safetensors"), tmp_path / "v.pth")
     convert(tmp_path / "v.pth", out=tmp_path / "v", heads=2)

@@ -13,7 +13,7 @@ from refcli.files import file_sha256
 from refcli.model.visual_tokenizer import VisualTokenizer
 from refcli.weights.checks import info, verify
 from refcli.weights.official.convert import convert
-from refcli.weights.visual_tokenizer import load_visual_tokenizer, save_visual_tokenizer
+from refcli.weights.tokenizers import load_visual_tokenizer, save_visual_tokenizer
 
 SETTINGS = VisualTokenizerSettings(
     image_size=32, patch_size=8, dim=16, layers=2, heads=2, ffn_dim=32, num_codes=24, code_dim=4

@@ -96,7 +96,7 @@ def starts_torch_list(path: Path) -> bool:
             stream.seek(0)
             if magic in ZIP_MAGICS:
                 with archive_of(stream, where=where) as archive:
-                    start = archive.read_start(_data_member(archive), num_bytes=_START_BYTES)
+                    start = archive.read_starting_weights(_data_member(archive), num_bytes=_START_BYTES)
             else:
                 if not magic.startswith(pickle.PROTO) or _load(stream, path) != _TORCH_MAGIC:
                     return False

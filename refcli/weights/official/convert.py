@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,17 +20,24 @@ from refcli.errors import UsageError, WeightsError
 from refcli.files import file_sha256
 from refcli.tables import lookup
 from refcli.text.tokenizer import OFFICIAL_NUM_PIECES, Tokenizer
-from refcli.weights.directory import META_SCHEMA, check_tokenizer
-from refcli.weights.locate import CONFIG_FILE, META_FILE, MODEL_FILE, TOKENIZER_FILE
-from refcli.weights.misfits import KeyRow
+from refcli.weights.directory import check_tokenizer
+from refcli.weights.layout import (
+    CONFIG_FILE,
+    META_SCHEMA,
+    MODEL_FILE,
+    PRETRAINING_HEADS_FILE,
+    TOKENIZER_FILE,
+    TowerOnlySettings,
+    explain_weights_write_errors,
+    new_directory,
+    write_meta,
+)
 from refcli.weights.official.conversions import beit3, cgformer, oneref, rela, vqkd
-from refcli.weights.official.conversions.plan import KeyTableError, Plan, is_parameter
+from refcli.weights.official.conversions.plan import ConversionPlan, KeyTableError, is_parameter
 from refcli.weights.official.conversions.table import CONVERSIONS
 from refcli.weights.official.reading import Checkpoint, read_checkpoint
-from refcli.weights.writing import appearing, explain_weights_write_errors
+from refcli.weights.tensors import Mismatch, is_finite
 
-PRETRAINING_HEADS_FILE = "pretraining_heads.safetensors"
-"""Tensors of a checkpoint that the model has no place for, under their official names."""
 Dtype = Literal["fp32", "bf16", "keep"]
 DTYPES: Mapping[str, torch.dtype | None] = {"fp32": torch.float32, "bf16": torch.bfloat16, "keep": None}
 AUTO = "auto"
@@ -146,7 +152,7 @@ def convert(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     try:
         kind = detect_kind(checkpoint.state) if kind == AUTO else kind
-        make_plan: Callable[..., Plan] = lookup(CONVERSIONS, kind, what="kind of checkpoint")
+        make_plan: Callable[..., ConversionPlan] = lookup(CONVERSIONS, kind, what="kind of checkpoint")
         state, prefix = without_prefix(checkpoint.state)
         plan = make_plan(state, args=checkpoint.args, heads=heads, image_size=size)
         main, apart = _finished(plan.state, dtype, kind=kind), _finished(plan.kept_apart, dtype, kind=kind)
@@ -154,7 +160,7 @@ def convert(
         problem.where = str(path)
         raise
     settings = plan.settings.model_dump(mode="json")
-    reader = plan.settings if isinstance(plan.settings, ModelSettings | beit3.TowerOnlySettings) else None
+    reader = plan.settings if isinstance(plan.settings, ModelSettings | TowerOnlySettings) else None
     notes = plan.notes + _notes(checkpoint, apart, prefix)
     if tokenizer is not None and reader is None:
         notes, tokenizer = (*notes, "it reads no text: the tokenizer is left out"), None
@@ -174,7 +180,7 @@ def convert(
         notes=notes,
         needs_tokenizer=reader is not None and tokenizer is None,
     )
-    with appearing(out) as folder:
+    with new_directory(out) as folder:
         save_file(main, folder / MODEL_FILE, metadata={"format": "pt"})
         if apart:
             save_file(apart, folder / PRETRAINING_HEADS_FILE, metadata={"format": "pt"})
@@ -183,7 +189,7 @@ def convert(
         (folder / CONFIG_FILE).write_text(yaml.safe_dump(settings, sort_keys=False))
         sha256s = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
         meta = _meta(checkpoint, report, origin) | {"files": sha256s}
-        (folder / META_FILE).write_text(json.dumps(meta, indent=1) + "\n")
+        write_meta(folder, meta)
     return report
 
 
@@ -215,9 +221,9 @@ def _finished(tensors: dict[str, Tensor], dtype: Dtype, *, kind: str) -> dict[st
         owners.add(cast.untyped_storage().data_ptr())
         finished[name] = cast
     rows = [
-        KeyRow(name, "NaN or infinity", tuple(tensor.shape))
+        Mismatch(name, "NaN or infinity", tuple(tensor.shape))
         for name, tensor in finished.items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+        if not is_finite(tensor)
     ]
     if rows:
         raise KeyTableError(kind, rows)

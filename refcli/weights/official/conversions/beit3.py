@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import math
 import re
-import string
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from refcli.config.schema import Settings, TextSettings, TowerSettings
+from refcli.config.schema import TextSettings, TowerSettings
 from refcli.errors import UsageError, WeightsError
 from refcli.model.beit3 import OneTower
 from refcli.model.positions import NUM_EXTRA_ROWS, NUM_UNUSED_ROWS, resample_vision_positions
 from refcli.text.tokenizer import OFFICIAL_NAME
-from refcli.weights.misfits import KeyRow
-from refcli.weights.official.conversions.plan import KeyTableError, Plan, check_keys, count_heads, heads_note, size_of
+from refcli.weights.layout import TowerOnlySettings
+from refcli.weights.official.conversions.plan import (
+    ConversionPlan,
+    KeyTableError,
+    check_keys,
+    count_heads,
+    heads_note,
+    size_of,
+)
+from refcli.weights.official.conversions.renaming import Names, match_fields, our_names, rename
+from refcli.weights.tensors import Mismatch
 
-Names = tuple[tuple[str, str], ...]
-"""(official, ours) templates; {fields} stand for what both names share."""
 THEIR_LAYER, OUR_LAYER = "beit3.encoder.layers.{layer}.", "tower.encoder.blocks.{layer}."
 TOWER_NAMES: Names = (
     ("beit3.text_embed.weight", "tower.text_embedding.words.weight"),
@@ -42,17 +47,6 @@ STACKED = (
     OUR_LAYER + "attention.qkv.{expert}.{kind}",
 )
 """Query, key and value are three tensors there and one here, stacked in this order."""
-FIELDS = {
-    "layer": r"\d+",
-    "expert": "A|B|vision|language",
-    "kind": "weight|bias",
-    "token": "cls|mask",
-    "linear": "fc1|fc2",
-    "part": "[qkv]",
-    "statistic": r"\w+",
-}
-OTHER_SIDE = {"A": "vision", "B": "language", "vision": "A", "language": "B"}
-"""torchscale calls the vision expert A and the language expert B."""
 WORDS, PATCHES = "beit3.text_embed.weight", "beit3.vision_embed.proj.weight"
 VISION_ROWS, TEXT_ROWS = "beit3.encoder.embed_positions.A.weight", "beit3.encoder.embed_positions.B.weight"
 FIRST_FFN = THEIR_LAYER.format(layer=0) + "ffn.A.fc1.weight"
@@ -67,38 +61,11 @@ KEPT_APART = re.compile(
 """Heads that published BEiT-3 files carry beside the tower: its pretraining's, and those of its fine-tuned tasks."""
 
 
-class TowerOnlySettings(Settings):
-    """The config.yaml of a directory that holds a tower without a head."""
-
-    tower: TowerSettings
-    text: TextSettings
-
-
 class Renamed(NamedTuple):
     """A state dict under our names, and the official names that fit none of the templates."""
 
     state: dict[str, Tensor]
     unknown: tuple[str, ...]
-
-
-@cache
-def _pattern(template: str) -> re.Pattern[str]:
-    parsed = string.Formatter().parse(template)
-    return re.compile("".join(re.escape(text) + (f"(?P<{f}>{FIELDS[f]})" if f else "") for text, f, _, _ in parsed))
-
-
-def _fields(template: str, name: str) -> dict[str, str] | None:
-    """What the fields of a template stand for in a name that fits it, as the other side calls it."""
-    found = _pattern(template).fullmatch(name)
-    return {key: OTHER_SIDE.get(value, value) for key, value in found.groupdict().items()} if found else None
-
-
-def rename(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
-    """The second name of the first pair whose first template fits; the experts change sides."""
-    for template, other in pairs:
-        if (fields := _fields(template, name)) is not None:
-            return other.format(**fields)
-    return None
 
 
 def to_ours(official: Mapping[str, Tensor], names: Names) -> Renamed:
@@ -107,7 +74,7 @@ def to_ours(official: Mapping[str, Tensor], names: Names) -> Renamed:
     unknown: list[str] = []
     stacks: dict[str, dict[str, Tensor]] = {}
     for name, tensor in official.items():
-        if fields := _fields(STACKED[0], name):
+        if fields := match_fields(STACKED[0], name):
             stacks.setdefault(STACKED[1].format(**fields), {})[fields["part"]] = tensor
         elif ours := rename(name, names):
             state[ours] = tensor
@@ -127,7 +94,7 @@ def to_official(state: Mapping[str, Tensor], names: Names = TOWER_NAMES) -> dict
     official: dict[str, Tensor] = {}
     unknown: list[str] = []
     for name, tensor in state.items():
-        if fields := _fields(STACKED[1], name):
+        if fields := match_fields(STACKED[1], name):
             pieces = zip("qkv", tensor.chunk(3), strict=True)
             official |= {STACKED[0].format(part=part, **fields): piece for part, piece in pieces}
         elif theirs := rename(name, ((ours, theirs) for theirs, ours in names)):
@@ -141,11 +108,6 @@ def to_official(state: Mapping[str, Tensor], names: Names = TOWER_NAMES) -> dict
             hint="only models with the published heads and sizes can be written in the official layout",
         )
     return official
-
-
-def our_names(official: Iterable[str], names: Names) -> dict[str, str]:
-    """Official name -> ours, for names that fit a template."""
-    return {name: ours for name in official if (ours := rename(name, (STACKED, *names)))}
 
 
 def tower_settings(
@@ -172,7 +134,11 @@ def tower_settings(
     side = math.isqrt(max(rows - NUM_EXTRA_ROWS, 0))
     if side < 1 or side * side != rows - NUM_EXTRA_ROWS or text_rows <= NUM_UNUSED_ROWS:
         raise KeyTableError(
-            kind, [KeyRow(VISION_ROWS, "wrong shape", (rows, dim)), KeyRow(TEXT_ROWS, "wrong shape", (text_rows, dim))]
+            kind,
+            [
+                Mismatch(VISION_ROWS, "wrong shape", (rows, dim)),
+                Mismatch(TEXT_ROWS, "wrong shape", (text_rows, dim)),
+            ],
         )
     drop_path = args.get("drop_path")
     return TowerSettings(
@@ -225,7 +191,7 @@ def at_image_size(
 
 def plan(
     official: Mapping[str, Tensor], *, args: Mapping[str, Any], heads: int | None, image_size: tuple[int, int] | None
-) -> Plan:
+) -> ConversionPlan:
     """A tower without a head; other tensors of the file are kept apart.
 
     Raises:
@@ -239,10 +205,10 @@ def plan(
     check_keys("BEiT-3", official, expected, also_known=lambda name: bool(KEPT_APART.match(name)))
     renamed = to_ours({name: official[name] for name in expected}, TOWER_NAMES)
     state, resized, notes = at_image_size(renamed.state, tower, image_size)
-    return Plan(
+    return ConversionPlan(
         settings=TowerOnlySettings(tower=resized, text=text_settings(tower, args)),
         state=state,
-        names=our_names(expected, TOWER_NAMES),
+        names=our_names(expected, (STACKED, *TOWER_NAMES)),
         kept_apart={name: tensor for name, tensor in official.items() if name not in expected},
         notes=("a tower without a head: start `refcli finetune` from it", *notes, *heads_note(tower.dim, heads)),
     )

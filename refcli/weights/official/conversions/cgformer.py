@@ -13,10 +13,11 @@ from torch import Tensor
 from refcli.config.schema import HeadChoice, TowerSettings
 from refcli.errors import UsageError
 from refcli.heads.cgformer.head import CGFormerHead, CGFormerSettings
-from refcli.weights.misfits import KeyRow
+from refcli.weights.layout import HeadOnlySettings
 from refcli.weights.official.conversions import renaming
-from refcli.weights.official.conversions.beit3 import Names, our_names
-from refcli.weights.official.conversions.plan import HeadOnlySettings, KeyTableError, Plan, check_keys, size_of
+from refcli.weights.official.conversions.plan import ConversionPlan, KeyTableError, check_keys, size_of
+from refcli.weights.official.conversions.renaming import Names, our_names
+from refcli.weights.tensors import Mismatch
 
 KIND = "CGFormer"
 GROUPINGS = (
@@ -101,7 +102,7 @@ def why_left_out(name: str) -> str | None:
 
 def plan(
     official: Mapping[str, Tensor], *, args: Mapping[str, Any], heads: int | None, image_size: tuple[int, int] | None
-) -> Plan:
+) -> ConversionPlan:
     """The decoder and the projector of a head; nothing is read off `args`.
 
     Raises:
@@ -114,7 +115,7 @@ def plan(
     settings, tower_dim = _sizes(official)
     expected = to_official(_decoder_of(settings, tower_dim))
     check_keys(KIND, official, expected, also_known=lambda name: why_left_out(name) is not None)
-    return Plan(
+    return ConversionPlan(
         settings=HeadOnlySettings(
             tower_dim=tower_dim,
             head=HeadChoice(name="cgformer", settings=settings.model_dump(mode="json", exclude_defaults=True)),
@@ -139,7 +140,8 @@ def _sizes(official: Mapping[str, Tensor]) -> tuple[CGFormerSettings, int]:
     side = math.isqrt(places)
     if side * side != places or num_tokens < 2 or coarse < 3 or min(fine, finest) <= dim:
         raise KeyTableError(
-            KIND, [KeyRow(name, "wrong shape", tuple(official[name].shape)) for name in (TOKENS, POSITIONS, *FUSIONS)]
+            KIND,
+            [Mismatch(name, "wrong shape", tuple(official[name].shape)) for name in (TOKENS, POSITIONS, *FUSIONS)],
         )
     settings = CGFormerSettings(
         dim=dim,

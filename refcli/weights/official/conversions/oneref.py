@@ -13,16 +13,16 @@ from refcli.config.schema import HeadChoice, ModelSettings
 from refcli.errors import WeightsError
 from refcli.grounder import Grounder
 from refcli.weights.official.conversions.beit3 import (
+    STACKED,
     TOWER_NAMES,
-    Names,
     at_image_size,
-    our_names,
     text_settings,
     to_ours,
     tower_settings,
 )
 from refcli.weights.official.conversions.beit3 import to_official as to_official_names
-from refcli.weights.official.conversions.plan import Plan, check_keys, heads_note
+from refcli.weights.official.conversions.plan import ConversionPlan, check_keys, heads_note
+from refcli.weights.official.conversions.renaming import Names, our_names
 
 HEAD_NAMES: Names = (
     ("language_head.weight", "head.language_projection.weight"),
@@ -84,7 +84,7 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def plan(
     official: Mapping[str, Tensor], *, args: Mapping[str, Any], heads: int | None, image_size: tuple[int, int] | None
-) -> Plan:
+) -> ConversionPlan:
     """A whole model, with the heads that the file was trained for.
 
     Every published file has the box head, but only the REC recipes train it (`use_regress_box`): a file with a mask
@@ -115,10 +115,10 @@ def plan(
         notes += ("a pretrained model: its box head was not trained, fine-tune before asking it",)
     elif has_mask_head and not box_is_trained:
         notes += ("boxes are those of the masks: the file's box head was not trained",)
-    return Plan(
+    return ConversionPlan(
         settings=ModelSettings(tower=resized, text=text_settings(tower, args), head=choice),
         state=state,
-        names=our_names(expected, NAMES),
+        names=our_names(expected, (STACKED, *NAMES)),
         kept_apart={name: official[name] for name in left if PRETRAINING_HEADS.match(name)},
         dropped={name: why for name in left if (why := _why_dropped(name, head))},
         tasks=(("box",) * box_is_trained + ("mask",) * (has_mask_head and not is_pretraining)),

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from refcli.config.schema import HeadChoice, Settings, Width
+from refcli.config.schema import Settings
 from refcli.errors import UsageError, WeightsError
-from refcli.weights.misfits import KeyRow, misfits
+from refcli.weights.tensors import Mismatch, find_mismatches
 
 MAX_ROWS_SHOWN = 25
 HEAD_DIM = 64
@@ -20,16 +20,8 @@ NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 """Last words of the names of BatchNorm's buffers."""
 
 
-class HeadOnlySettings(Settings):
-    """The config.yaml of a directory that holds (part of) a head without its tower."""
-
-    tower_dim: Width
-    """Width of a tower that the tensors fit."""
-    head: HeadChoice
-
-
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """The tensors, settings and story of a converted checkpoint; nothing is written yet."""
 
     settings: Settings
@@ -51,7 +43,7 @@ class Plan:
 class KeyTableError(WeightsError):
     """A checkpoint whose tensors do not make the model; `rows` names every one of them."""
 
-    def __init__(self, kind: str, rows: Sequence[KeyRow]) -> None:
+    def __init__(self, kind: str, rows: Sequence[Mismatch]) -> None:
         self.rows = tuple(sorted(rows, key=lambda row: (row.problem, row.name)))
         shown = "".join(f"\n  {row}" for row in self.rows[:MAX_ROWS_SHOWN])
         more = f"\n  and {len(rows) - MAX_ROWS_SHOWN} more" if len(rows) > MAX_ROWS_SHOWN else ""
@@ -81,7 +73,9 @@ def check_keys(
     Raises:
         KeyTableError: with a row for every tensor that does not fit.
     """
-    rows = [row for row in misfits(expected, official) if row.problem != "unexpected" or not also_known(row.name)]
+    rows = [
+        row for row in find_mismatches(expected, official) if row.problem != "unexpected" or not also_known(row.name)
+    ]
     if rows:
         raise KeyTableError(kind, rows)
 
@@ -93,10 +87,10 @@ def size_of(official: Mapping[str, Tensor], name: str, *, rank: int, kind: str) 
         KeyTableError: missing, of another rank, or empty.
     """
     if name not in official:
-        raise KeyTableError(kind, [KeyRow(name, "missing")])
+        raise KeyTableError(kind, [Mismatch(name, "missing")])
     shape = tuple(official[name].shape)
     if len(shape) != rank or 0 in shape:
-        raise KeyTableError(kind, [KeyRow(name, "wrong shape", shape)])
+        raise KeyTableError(kind, [Mismatch(name, "wrong shape", shape)])
     return shape
 
 

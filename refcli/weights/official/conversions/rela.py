@@ -14,10 +14,11 @@ from refcli.config.schema import HeadChoice, TowerSettings
 from refcli.errors import UsageError
 from refcli.heads.rela.head import RelaHead, RelaSettings
 from refcli.heads.shared.pixel_decoder import CHANNELS_PER_GROUP, NUM_LEVELS
-from refcli.weights.misfits import KeyRow
+from refcli.weights.layout import HeadOnlySettings
 from refcli.weights.official.conversions import renaming
-from refcli.weights.official.conversions.beit3 import Names, our_names
-from refcli.weights.official.conversions.plan import HeadOnlySettings, KeyTableError, Plan, check_keys, size_of
+from refcli.weights.official.conversions.plan import ConversionPlan, KeyTableError, check_keys, size_of
+from refcli.weights.official.conversions.renaming import Names, our_names
+from refcli.weights.tensors import Mismatch
 
 KIND = "ReLA"
 PUBLISHED_HEADS = 8
@@ -119,7 +120,7 @@ def why_left_out(name: str) -> str | None:
 
 def plan(
     official: Mapping[str, Tensor], *, args: Mapping[str, Any], heads: int | None, image_size: tuple[int, int] | None
-) -> Plan:
+) -> ConversionPlan:
     """The pixel decoder and the region decoder of a head; nothing is read off `args`.
 
     Args:
@@ -139,7 +140,7 @@ def plan(
     settings, tower_dim = _sizes(official, PUBLISHED_HEADS if heads is None else heads)
     expected = to_official(_decoders_of(settings, tower_dim))
     check_keys(KIND, official, expected, also_known=lambda name: why_left_out(name) is not None)
-    return Plan(
+    return ConversionPlan(
         settings=HeadOnlySettings(
             tower_dim=tower_dim,
             head=HeadChoice(name="rela", settings=settings.model_dump(mode="json", exclude_defaults=True)),
@@ -158,7 +159,7 @@ def _sizes(official: Mapping[str, Tensor], heads: int) -> tuple[RelaSettings, in
     (num_points,) = size_of(official, POINTS, rank=1, kind=KIND)
     c4, c8, c16, c32 = (size_of(official, THEIR_PIXELS + name, rank=4, kind=KIND)[1] for name in FINE_TO_COARSE)
     if math.isqrt(num_regions) ** 2 != num_regions or dim % CHANNELS_PER_GROUP:
-        raise KeyTableError(KIND, [KeyRow(REGIONS, "wrong shape", (num_regions, dim))])
+        raise KeyTableError(KIND, [Mismatch(REGIONS, "wrong shape", (num_regions, dim))])
     if heads < 1 or dim % heads or num_points % (heads * NUM_LEVELS):
         raise UsageError(
             f"{dim} channels and {num_points} places on {NUM_LEVELS} levels do not divide into {heads} heads",

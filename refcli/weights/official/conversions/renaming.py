@@ -3,12 +3,53 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
 from torch import Tensor
 
 from refcli.errors import WeightsError
-from refcli.weights.official.conversions.beit3 import Names, our_names, rename
+
+Names = tuple[tuple[str, str], ...]
+"""(official, ours) templates; {fields} stand for what both names share."""
+FIELDS = {
+    "layer": r"\d+",
+    "expert": "A|B|vision|language",
+    "kind": "weight|bias",
+    "token": "cls|mask",
+    "linear": "fc1|fc2",
+    "part": "[qkv]",
+    "statistic": r"\w+",
+}
+OTHER_SIDE = {"A": "vision", "B": "language", "vision": "A", "language": "B"}
+"""torchscale calls the vision expert A and the language expert B."""
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    parsed = string.Formatter().parse(template)
+    return re.compile("".join(re.escape(text) + (f"(?P<{f}>{FIELDS[f]})" if f else "") for text, f, _, _ in parsed))
+
+
+def match_fields(template: str, name: str) -> dict[str, str] | None:
+    """What the fields of a template stand for in a name that fits it, as the other side calls it."""
+    found = _pattern(template).fullmatch(name)
+    return {key: OTHER_SIDE.get(value, value) for key, value in found.groupdict().items()} if found else None
+
+
+def rename(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
+    """The second name of the first pair whose first template fits; the experts change sides."""
+    for template, other in pairs:
+        if (fields := match_fields(template, name)) is not None:
+            return other.format(**fields)
+    return None
+
+
+def our_names(official: Iterable[str], names: Names) -> dict[str, str]:
+    """Official name -> ours, for names that fit a template."""
+    return {name: ours for name in official if (ours := rename(name, names))}
+
 
 LeftOut = Sequence[tuple[re.Pattern[str], str]]
 """How names begin that our model has no place for, and why."""

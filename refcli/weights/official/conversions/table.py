@@ -7,4 +7,4 @@ CONVERSIONS: dict[str, str] = {
     "rela": "refcli.weights.official.conversions.rela:plan",
     "vqkd": "refcli.weights.official.conversions.vqkd:plan",
 }
-"""Each row is called as `plan(official, args=, heads=, image_size=)` and gives a `Plan`."""
+"""Each row is called as `plan(official, args=, heads=, image_size=)` and gives a `ConversionPlan`."""

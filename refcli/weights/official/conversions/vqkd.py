@@ -13,10 +13,17 @@ from torch import Tensor
 from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.errors import UsageError
 from refcli.model.visual_tokenizer import VisualTokenizer
-from refcli.weights.misfits import KeyRow
 from refcli.weights.official.conversions import renaming
-from refcli.weights.official.conversions.beit3 import Names, our_names
-from refcli.weights.official.conversions.plan import KeyTableError, Plan, check_keys, count_heads, heads_note, size_of
+from refcli.weights.official.conversions.plan import (
+    ConversionPlan,
+    KeyTableError,
+    check_keys,
+    count_heads,
+    heads_note,
+    size_of,
+)
+from refcli.weights.official.conversions.renaming import Names, our_names
+from refcli.weights.tensors import Mismatch
 
 KIND = "VQ-KD"
 POSITIONS, PATCHES, CODEBOOK = "encoder.pos_embed", "encoder.patch_embed.proj.weight", "quantize.embedding.weight"
@@ -70,7 +77,7 @@ def settings_of(official: Mapping[str, Tensor], *, heads: int | None = None) -> 
     num_codes, code_dim = size_of(official, CODEBOOK, rank=2, kind=KIND)
     side = math.isqrt(rows - 1)
     if side < 1 or side * side != rows - 1:
-        raise KeyTableError(KIND, [KeyRow(POSITIONS, "wrong shape", tuple(official[POSITIONS].shape))])
+        raise KeyTableError(KIND, [Mismatch(POSITIONS, "wrong shape", tuple(official[POSITIONS].shape))])
     settings = VisualTokenizerSettings(
         image_size=side * patch_size,
         patch_size=patch_size,
@@ -112,7 +119,7 @@ def why_left_out(name: str) -> str | None:
 
 def plan(
     official: Mapping[str, Tensor], *, args: Mapping[str, Any], heads: int | None, image_size: tuple[int, int] | None
-) -> Plan:
+) -> ConversionPlan:
     """The encoder and its codebook; nothing is read off `args`.
 
     Raises:
@@ -126,7 +133,7 @@ def plan(
         )
     settings = settings_of(official, heads=heads)
     state = from_official(official)
-    return Plan(
+    return ConversionPlan(
         settings=settings,
         state=state,
         names=our_names(to_official(state), NAMES),

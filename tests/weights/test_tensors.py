@@ -2,24 +2,24 @@
 
 import torch
 
-from refcli.weights.misfits import KeyRow, misfits, summary
+from refcli.weights.tensors import Mismatch, find_mismatches, summarize
 
 WANTED = {"a": torch.zeros(2, 3), "b": torch.zeros(4), "count": torch.tensor(0)}
 
 
 def test_what_fits_has_no_row_whatever_its_precision():
     given = {"a": torch.zeros(2, 3).half(), "b": torch.zeros(4).double(), "count": torch.tensor(1, dtype=torch.int32)}
-    assert misfits(WANTED, given) == []
+    assert find_mismatches(WANTED, given) == []
 
 
 def test_each_tensor_has_one_row_that_says_what_is_wrong():
     given = {"b": torch.zeros(5, dtype=torch.int64), "count": torch.tensor(1.0), "odd": torch.zeros(1)}
-    rows = misfits(WANTED, given)
+    rows = find_mismatches(WANTED, given)
     assert rows == [
-        KeyRow("a", "missing", wanted=(2, 3)),
-        KeyRow("b", "wrong shape", (5,), (4,)),
-        KeyRow("count", "wrong type", "float32", "whole numbers"),
-        KeyRow("odd", "unexpected", (1,)),
+        Mismatch("a", "missing", wanted=(2, 3)),
+        Mismatch("b", "wrong shape", (5,), (4,)),
+        Mismatch("count", "wrong type", "float32", "whole numbers"),
+        Mismatch("odd", "unexpected", (1,)),
     ]
     assert [row.sentence("head.") for row in rows] == [
         "head.a is missing",
@@ -32,11 +32,11 @@ def test_each_tensor_has_one_row_that_says_what_is_wrong():
 def test_tensors_on_meta_will_do_on_either_side():
     wanted = {name: tensor.to("meta") for name, tensor in WANTED.items()}
     given = {**wanted, "a": torch.zeros(2, 3, dtype=torch.bool, device="meta")}
-    assert misfits(wanted, given) == [KeyRow("a", "wrong type", "bool", "floating-point numbers")]
+    assert find_mismatches(wanted, given) == [Mismatch("a", "wrong type", "bool", "floating-point numbers")]
 
 
 def test_a_summary_counts_what_it_does_not_name():
-    rows = misfits({f"t{number}": torch.zeros(1) for number in range(7)}, {})
-    assert summary(rows[:1], prefix="tower.") == "(1 tensor): tower.t0 is missing"
-    assert summary(rows).startswith("(7 tensors): t0 is missing; ")
-    assert summary(rows).endswith("t4 is missing; and 2 more")
+    rows = find_mismatches({f"t{number}": torch.zeros(1) for number in range(7)}, {})
+    assert summarize(rows[:1], prefix="tower.") == "(1 tensor): tower.t0 is missing"
+    assert summarize(rows).startswith("(7 tensors): t0 is missing; ")
+    assert summarize(rows).endswith("t4 is missing; and 2 more")

@@ -10,13 +10,13 @@ import threading
 import pytest
 
 from refcli.errors import RefcliError
-from refcli.weights.writing import appearing, undone_on_sigterm
+from refcli.weights.layout import exit_on_sigterm, new_directory
 
 SLOW = """
 import sys, time
 from pathlib import Path
-from refcli.weights.writing import appearing
-with appearing(Path(sys.argv[1])) as folder:
+from refcli.weights.layout import new_directory
+with new_directory(Path(sys.argv[1])) as folder:
     (folder / "model.safetensors").write_bytes(b"half")
     print("half", flush=True)
     time.sleep(60)
@@ -43,7 +43,7 @@ def test_a_program_with_a_handler_of_its_own_keeps_it(tmp_path):
     noted: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
     try:
-        with undone_on_sigterm():
+        with exit_on_sigterm():
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -56,11 +56,11 @@ def test_the_usual_end_is_put_back_and_other_threads_touch_no_signal():
     seen: list[object] = []
 
     def look() -> None:
-        with undone_on_sigterm():
+        with exit_on_sigterm():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     try:
-        with pytest.raises(SystemExit) as left, undone_on_sigterm():
+        with pytest.raises(SystemExit) as left, exit_on_sigterm():
             signal.raise_signal(signal.SIGTERM)
         seen.append(signal.getsignal(signal.SIGTERM))
         thread = threading.Thread(target=look)
@@ -76,5 +76,5 @@ def test_the_usual_end_is_put_back_and_other_threads_touch_no_signal():
 def test_a_link_that_leads_to_itself_is_what_the_disk_refuses(tmp_path):
     (tmp_path / "w").symlink_to(tmp_path / "w")
 
-    with pytest.raises(RefcliError, match="cannot be written"), appearing(tmp_path / "w" / "deep"):
+    with pytest.raises(RefcliError, match="cannot be written"), new_directory(tmp_path / "w" / "deep"):
         raise AssertionError("there is nowhere to write")

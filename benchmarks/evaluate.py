@@ -27,8 +27,7 @@ from refcli.evaluation.mask_frames import IMAGE, overlap_in
 from refcli.evaluation.metrics.conventions import choose_conventions
 from refcli.evaluation.predictions import score_file
 from refcli.evaluation.run import Scoring
-from refcli.evaluation.scores import score_sample
-from refcli.evaluation.truth import PassingSplit
+from refcli.evaluation.sample_score import score_sample
 from refcli.geometry.masks import decode_mask, encode_mask
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
@@ -88,7 +87,7 @@ def measure_masks() -> None:
 
 
 def measure_files(folder: Path) -> None:
-    split = PassingSplit(Store(folder / "store").split(SPLIT))
+    split = Store(folder / "store").split(SPLIT)
     with (folder / "truth.jsonl").open("w") as file:
         for one in (split[row] for row in range(len(split))):
             targets = tuple(Target(region.box_xyxy, 1.0, region.mask) for region in one.regions)
@@ -104,7 +103,7 @@ def measure_files(folder: Path) -> None:
 
 
 def measure_overlap(folder: Path) -> None:
-    split = PassingSplit(Store(folder / "store").split(SPLIT))
+    split = Store(folder / "store").split(SPLIT)
     predictor = Predictor("builtin")
     examples = [split[row] for row in range(len(split))]
     requests = [Request(one.id, one.image, one.expression, split.image_path(one)) for one in examples]

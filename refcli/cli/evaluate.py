@@ -142,6 +142,7 @@ def command(
     from refcli.cli.evaluate_checks import check_folder, check_systems, refuse_unused
     from refcli.cli.evaluate_folders import own_folder, report_folder, write_result
     from refcli.cli.output import write_line
+    from refcli.data.shard import Shard
     from refcli.errors import ExitCode, UsageError
     from refcli.evaluation.comparison import check_comparable
     from refcli.evaluation.gates import check_gates, parse_gates
@@ -149,7 +150,6 @@ def command(
     from refcli.evaluation.report.cases import NUM_CASES
     from refcli.evaluation.report.document import several_document
     from refcli.evaluation.run import Scoring, read_run
-    from refcli.evaluation.truth import parse_shard
     from refcli.recipes.evaluate import evaluate, evaluate_file, merge_evaluations, system_name
 
     if merge and (data or splits or weights or predictions or shard or limit or conventions):
@@ -165,7 +165,7 @@ def command(
     other = None if compare is None else read_run(compare)
     scoring = Scoring(choose_conventions(conventions or []), score_threshold, missing.value, gated)
     gates = parse_gates(fail_under or [], conventions=() if merge else scoring.conventions)
-    part = None if shard is None else parse_shard(shard)
+    part = None if shard is None else Shard.parse(shard)
     models = weights or ([] if predictions or merge else ["builtin"])
     refuse_unused(context, has_model=bool(models), merges=merge)
     check_systems(models, predictions or [])

@@ -12,7 +12,6 @@ from refcli.cli.options import Set
 
 if TYPE_CHECKING:
     from refcli.data.preparation.plan import Plan
-    from refcli.data.preparation.run import Shard
     from refcli.recipes.prepare_data import Preparation
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="The store to write to or add to.", metavar="STORE")]
@@ -105,6 +104,7 @@ def command(
 
     from refcli.config.load import apply_overrides
     from refcli.data.preparation.plan import plan_file, plan_named
+    from refcli.data.shard import Shard
     from refcli.recipes.prepare_data import Preparation
 
     how = Preparation(
@@ -112,7 +112,7 @@ def command(
         images=tuple(images or ()),
         splits=tuple(split) if split else None,
         workers=workers,
-        shard=_shard(shard),
+        shard=None if shard is None else Shard.parse(shard),
         check_images=check_images,
         strict=strict,
         force=force,
@@ -204,18 +204,6 @@ def _expressions(what: str) -> str:
             hint="--expressions category",
         )
     return what
-
-
-def _shard(text: str | None) -> Shard | None:
-    from refcli.data.preparation.run import Shard
-    from refcli.errors import UsageError
-
-    if text is None:
-        return None
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise UsageError("a shard is i/n with 1 <= i <= n", where=f"--shard {text}", hint="e.g. --shard 1/4")
-    return Shard(int(number), int(count))
 
 
 def _roles(pairs: Sequence[str] | None) -> dict[str, Path]:

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 from refcli.exports import lazy_exports
 
-__all__ = ["SampleScore", "Scores", "measure", "score_sample"]
+__all__ = ["SampleScore", "ScoreColumns", "measure", "score_sample"]
 
 if TYPE_CHECKING:
     from refcli.evaluation.metrics.figures import measure
-    from refcli.evaluation.samples import Scores
-    from refcli.evaluation.scores import SampleScore, score_sample
+    from refcli.evaluation.sample_score import SampleScore, score_sample
+    from refcli.evaluation.score_table import ScoreColumns
 else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
             "refcli.evaluation.metrics.figures": "measure",
-            "refcli.evaluation.samples": "Scores",
-            "refcli.evaluation.scores": "SampleScore score_sample",
+            "refcli.evaluation.score_table": "ScoreColumns",
+            "refcli.evaluation.sample_score": "SampleScore score_sample",
         },
     )

@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from refcli.answers.jsonl import as_written
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
 from refcli.evaluation.run import Scoring, SplitScores
-from refcli.evaluation.scores import SampleScore, score_sample, score_unanswered
-from refcli.evaluation.truth import Split
+from refcli.evaluation.sample_score import SampleScore, score_sample, score_unanswered
 from refcli.inference.postprocess import filter_targets
 from refcli.inference.predictor import AnsweredRequest
 from refcli.inference.requests import Request
@@ -22,6 +22,18 @@ from refcli.inference.unread_text import UnreadText
 
 MOST_WAITING = 256
 """Answers that may wait to be scored; then the model waits."""
+
+
+class Split(Protocol):
+    """Examples with images: what evaluation needs of a store's split."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+    def image_path(self, example: Example, /) -> Path:
+        """Where the example's image lies."""
+        ...
 
 
 class RawPredictor(Protocol):

@@ -19,7 +19,7 @@ _POSITION_DECIMALS = 9
 """Of places among cells, so that rounding does not make a pixel read a cell that has no weight."""
 
 
-class Overlap(NamedTuple):
+class MaskOverlap(NamedTuple):
     """Pixel counts of one sample."""
 
     intersection: int
@@ -55,14 +55,14 @@ class MaskFrame:
     keeps_aspect: bool
     cells: int | None = None
 
-    def overlap(self, truth: RLE | None, found: RLE | None, painted: Sequence[ModelMask] = ()) -> Overlap:
+    def overlap(self, truth: RLE | None, found: RLE | None, painted: Sequence[ModelMask] = ()) -> MaskOverlap:
         """Compare two masks of one image; None is an empty mask. `painted` is `found` as the model gave it."""
         true = self._resized(truth) if truth is not None else None
         drawn = self._drawn(found, painted) if found is not None else None
         true_area = 0 if true is None else int(np.count_nonzero(true))
         drawn_area = 0 if drawn is None else int(np.count_nonzero(drawn))
         intersection = 0 if true is None or drawn is None else int(np.count_nonzero(true & drawn))
-        return Overlap(intersection, true_area + drawn_area - intersection, true_area)
+        return MaskOverlap(intersection, true_area + drawn_area - intersection, true_area)
 
     def _drawn(self, mask: RLE, painted: Sequence[ModelMask]) -> Bool[np.ndarray, "columns rows"]:
         if self.cells is not None and painted:
@@ -139,7 +139,7 @@ FRAMES: Mapping[str, MaskFrame | None] = {
 }
 
 
-def overlap_in(frame: str, truth: RLE | None, found: RLE | None, painted: Sequence[ModelMask] = ()) -> Overlap:
+def overlap_in(frame: str, truth: RLE | None, found: RLE | None, painted: Sequence[ModelMask] = ()) -> MaskOverlap:
     """Pixel counts of two masks of one image in a row of `FRAMES`; None is an empty mask.
 
     Args:
@@ -154,4 +154,4 @@ def overlap_in(frame: str, truth: RLE | None, found: RLE | None, painted: Sequen
     true_area = 0 if truth is None else rle_area(truth)
     found_area = 0 if found is None else rle_area(found)
     intersection = 0 if truth is None or found is None else rle_intersection(truth, found)
-    return Overlap(intersection, true_area + found_area - intersection, true_area)
+    return MaskOverlap(intersection, true_area + found_area - intersection, true_area)

@@ -18,12 +18,12 @@ from refcli.answers.jsonl import answer_from_json
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
 from refcli.data.reading.streams import foreign_encoding, read_byte_lines
+from refcli.data.store.read import StoreSplit
 from refcli.errors import DataError, RefcliError
 from refcli.evaluation.evaluate import score
-from refcli.evaluation.metrics.overlaps import box_area, is_finite
-from refcli.evaluation.run import MOST_LISTED, WRONG_SIZE, LineProblems, Run, Scoring, SplitScores
-from refcli.evaluation.scores import SampleScore, score_unanswered
-from refcli.evaluation.truth import PassingSplit
+from refcli.evaluation.run import MOST_LISTED, WRONG_SIZE, RejectedLines, Run, Scoring, SplitScores
+from refcli.evaluation.sample_score import SampleScore, score_unanswered
+from refcli.geometry.boxes import box_area, is_finite
 from refcli.geometry.masks import check_run_lengths
 
 LINES_AT_ONCE = 2048
@@ -44,7 +44,7 @@ class Line(NamedTuple):
     num_bytes: int
 
 
-class Problems:
+class RejectionLog:
     """Lines that answer nothing, in any order: all are counted, the first of each sort quoted."""
 
     def __init__(self, file: str) -> None:
@@ -62,12 +62,40 @@ class Problems:
             insort(quoted, (number, f"{self._file}:{number}: {message}"))
             del quoted[MOST_LISTED:]
 
-    def listed(self) -> dict[str, LineProblems]:
+    def listed(self) -> dict[str, RejectedLines]:
         """By sort."""
         return {
-            sort: LineProblems(count, tuple(text for _, text in self._first[sort]))
+            sort: RejectedLines(count, tuple(text for _, text in self._first[sort]))
             for sort, count in self._counts.items()
         }
+
+
+class RowIndex:
+    """Rows by id, in sixteen bytes per row: the hashes are kept, not the ids.
+
+    Args:
+        hashes: Python's hash of the id of every row.
+    """
+
+    @classmethod
+    def of(cls, split: StoreSplit) -> RowIndex:
+        """Where each example of a split is."""
+        parts = [_hashes(table["id"].to_pylist()) for table in split.tables(["id"])]
+        return cls(np.concatenate(parts) if parts else np.empty(0, np.int64))
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        self._order = np.argsort(hashes, kind="stable")
+        self._sorted = hashes[self._order]
+
+    def candidates(self, ident: str) -> list[int]:
+        """Rows whose id has the same hash: the one that is meant, and hardly ever another."""
+        first, last = np.searchsorted(self._sorted, hash(ident)), np.searchsorted(self._sorted, hash(ident), "right")
+        rows: list[int] = self._order[first:last].tolist()
+        return rows
+
+
+def _hashes(ids: list[str]) -> np.ndarray:
+    return np.fromiter(map(hash, ids), np.int64, len(ids))
 
 
 class SplitScoring:
@@ -83,14 +111,14 @@ class SplitScoring:
 
     def __init__(
         self,
-        split: PassingSplit,
+        split: StoreSplit,
         rows: range,
         how: Scoring,
-        problems: Problems,
+        problems: RejectionLog,
         on_sample: Callable[[int, int], None] | None,
     ) -> None:
         self._split, self._rows, self._how, self._problems, self._on_sample = split, rows, how, problems, on_sample
-        self._index = split.row_index()
+        self._index = RowIndex.of(split)
         self._table = how.table()
         self._is_named = np.zeros(len(split), dtype=np.bool_)
         self._num_done = 0
@@ -138,7 +166,7 @@ class SplitScoring:
 
 def score_file(
     path: Path,
-    splits: Mapping[str, PassingSplit],
+    splits: Mapping[str, StoreSplit],
     *,
     rows: Mapping[str, range] | None = None,
     sizes: Mapping[str, int] | None = None,
@@ -168,7 +196,7 @@ def score_file(
     """
     how = scoring or Scoring()
     chosen = rows or {name: range(len(split)) for name, split in splits.items()}
-    problems = Problems(path.name)
+    problems = RejectionLog(path.name)
     start = time.perf_counter()
     parts = {
         name: SplitScoring(split, chosen[name], how, problems, partial(on_sample, name) if on_sample else None)
@@ -204,7 +232,7 @@ def score_file(
     )
 
 
-def read_lines(path: Path, problems: Problems) -> Iterator[Line]:
+def read_lines(path: Path, problems: RejectionLog) -> Iterator[Line]:
     """The usable lines of a prediction file; the others are noted.
 
     Raises:

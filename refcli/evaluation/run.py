@@ -19,8 +19,16 @@ from refcli.data.reading.json_files import parse_json
 from refcli.errors import DataError
 from refcli.evaluation.mask_frames import FRAMES
 from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL, frames_of
-from refcli.evaluation.samples import ROW, TYPES, SampleTable, Scores, check_table, gated_table, overlap_columns
-from refcli.evaluation.scores import SCORE_THRESHOLD
+from refcli.evaluation.sample_score import SCORE_THRESHOLD
+from refcli.evaluation.score_table import (
+    ROW,
+    TYPES,
+    ScoreColumns,
+    ScoreTable,
+    check_table,
+    gated_table,
+    overlap_columns,
+)
 from refcli.files import write_atomically
 
 PER_SAMPLE = "per_sample.parquet"
@@ -57,13 +65,13 @@ class Scoring:
         """Where masks are compared."""
         return frames_of(self.conventions)
 
-    def table(self) -> SampleTable:
+    def table(self) -> ScoreTable:
         """An empty table for samples scored like this."""
-        return SampleTable(self.frames)
+        return ScoreTable(self.frames)
 
 
 @dataclass(frozen=True)
-class LineProblems:
+class RejectedLines:
     """Lines of a prediction file that answer nothing, of one sort."""
 
     count: int
@@ -78,7 +86,7 @@ class SplitScores:
     name: str
     """`dataset:split`."""
     table: pa.Table
-    """One row per sample of the part, see `SampleTable`."""
+    """One row per sample of the part, see `ScoreTable`."""
     size: int
     """Samples that were to be scored, in all parts together."""
     total: int
@@ -105,9 +113,9 @@ class SplitScores:
         return self.all_gated or self.num_gated > 0
 
     @property
-    def scores(self) -> Scores:
+    def scores(self) -> ScoreColumns:
         """The samples that count."""
-        return Scores.from_table(self.table)
+        return ScoreColumns.from_table(self.table)
 
     @property
     def failures(self) -> tuple[tuple[str, str], ...]:
@@ -135,7 +143,7 @@ class Run:
     """Type of its weights; None for a prediction file."""
     scoring: Scoring
     splits: tuple[SplitScores, ...]
-    problems: Mapping[str, Mapping[str, LineProblems]] = field(default_factory=dict)
+    problems: Mapping[str, Mapping[str, RejectedLines]] = field(default_factory=dict)
     """By prediction file and sort."""
     warnings: tuple[str, ...] = ()
     """What looks wrong about the answers as a whole."""
@@ -276,7 +284,7 @@ def _run_of(table: pa.Table, facts: _Facts) -> Run:
             for name, about in facts.splits.items()
         ),
         problems={
-            file: {sort: LineProblems(one.count, tuple(one.first)) for sort, one in sorts.items()}
+            file: {sort: RejectedLines(one.count, tuple(one.first)) for sort, one in sorts.items()}
             for file, sorts in facts.problems.items()
         },
         warnings=tuple(facts.warnings),
@@ -320,7 +328,7 @@ def merge_runs(parts: Mapping[str, Run]) -> Run:
                 hint="evaluate every part with the same weights (or file), conventions and settings",
             )
     names = dict.fromkeys(split.name for run in parts.values() for split in run.splits)
-    problems: dict[str, dict[str, LineProblems]] = {}
+    problems: dict[str, dict[str, RejectedLines]] = {}
     for run in parts.values():
         for file, sorts in run.problems.items():
             _add_problems(problems.setdefault(file, {}), sorts, file)
@@ -329,7 +337,7 @@ def merge_runs(parts: Mapping[str, Run]) -> Run:
     return replace(first, splits=splits, problems=problems, warnings=warnings)
 
 
-def _add_problems(together: dict[str, LineProblems], part: Mapping[str, LineProblems], file: str) -> None:
+def _add_problems(together: dict[str, RejectedLines], part: Mapping[str, RejectedLines], file: str) -> None:
     """Add those of one more part to those of others."""
 
     def line_number(quoted: str) -> int:
@@ -341,7 +349,7 @@ def _add_problems(together: dict[str, LineProblems], part: Mapping[str, LineProb
             together[sort] = lines
         elif sort == WRONG_SIZE:
             first = sorted(before.first + lines.first, key=line_number)[:MOST_LISTED]
-            together[sort] = LineProblems(before.count + lines.count, tuple(first))
+            together[sort] = RejectedLines(before.count + lines.count, tuple(first))
 
 
 def _about(run: Run) -> str:

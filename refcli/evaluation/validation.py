@@ -13,7 +13,7 @@ from torch import Tensor
 from refcli.contracts.batch import Batch
 from refcli.contracts.prediction import Prediction
 from refcli.errors import DataError
-from refcli.geometry.boxes import box_iou_pairs, cxcywh_to_xyxy
+from refcli.geometry.box_tensors import box_iou_pairs, cxcywh_to_xyxy
 from refcli.grounder import Grounder
 
 HIT_IOU = 0.5
@@ -21,7 +21,7 @@ HIT_IOU = 0.5
 
 
 @dataclass
-class Scores:
+class ValidationScores:
     """One number per sample and metric, gathered batch by batch."""
 
     box_iou: list[Tensor] = field(default_factory=list)
@@ -63,7 +63,7 @@ def validate(grounder: Grounder, batches: Iterable[Batch], *, bf16: bool = False
         and `score`.
     """
     device = next(grounder.parameters()).device
-    scores = Scores()
+    scores = ValidationScores()
     for batch in batches:
         here = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -72,7 +72,7 @@ def validate(grounder: Grounder, batches: Iterable[Batch], *, bf16: bool = False
     return scores.metrics()
 
 
-def _add(scores: Scores, prediction: Prediction, batch: Batch) -> None:
+def _add(scores: ValidationScores, prediction: Prediction, batch: Batch) -> None:
     truth = batch.targets
     rows = torch.arange(len(truth.exists), device=truth.exists.device)
     best = prediction.scores.argmax(1)

@@ -1,46 +1,66 @@
-"""Box formats, IoU and GIoU of pairs, differentiable and without NaN on degenerate boxes."""
+"""Boxes as plain numbers: area, IoU and GIoU, and the box around several; for tensors see `box_tensors`."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
+
+BoxXYXY: TypeAlias = tuple[float, float, float, float]
+"""(left, top, right, bottom) in pixels."""
+_LARGEST_EDGE = 1e15
 
 
-def cxcywh_to_xyxy(boxes_cxcywh: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
-    """(centre x, centre y, width, height) -> (left, top, right, bottom), in the same unit."""
-    cx, cy, width, height = boxes_cxcywh.unbind(-1)
-    return torch.stack((cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), dim=-1)
+def is_finite(box: BoxXYXY) -> bool:
+    """Whether all four numbers are finite, and small enough that areas are too."""
+    return all(abs(edge) < _LARGEST_EDGE for edge in box)
 
 
-def box_areas(boxes_xyxy: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
-    """Areas; a box whose right (bottom) edge is not beyond its left (top) edge has area 0."""
-    sides = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)
-    return sides[..., 0] * sides[..., 1]
+def box_area(box: BoxXYXY) -> float:
+    """Area; 0 where the right (bottom) edge is not beyond the left (top) edge."""
+    return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
 
 
-def box_iou_pairs(a_xyxy: Float[Tensor, "*n 4"], b_xyxy: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
-    """Intersection over union of box i of `a` with box i of `b`, in 0..1 (0 where both are empty)."""
-    return _iou_and_union(a_xyxy, b_xyxy)[0]
+def box_iou(a: BoxXYXY, b: BoxXYXY) -> float:
+    """Intersection over union of two boxes; 0 where both are empty."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    intersection = max(width, 0.0) * max(height, 0.0)
+    union = box_area(a) + box_area(b) - intersection
+    return intersection / union if union > 0 else 0.0
 
 
-def giou_pairs(a_xyxy: Float[Tensor, "*n 4"], b_xyxy: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
-    """Generalised IoU of box i of `a` with box i of `b`, in -1..1 (Rezatofighi et al., CVPR 2019, eq. 6).
+def overlap_matrices(
+    found: Sequence[BoxXYXY], truth: Sequence[BoxXYXY]
+) -> tuple[Float[np.ndarray, "found truth"], Float[np.ndarray, "found truth"]]:
+    """(IoU, GIoU) of every found box with every true one (Rezatofighi et al., CVPR 2019, eq. 6).
 
-    IoU minus the share of the enclosing box that neither box covers.
+    The IoU is `box_iou`'s, for many boxes at once. Two empty boxes have IoU 0 and GIoU 0; a found box that is not
+    finite has IoU 0 and GIoU -1 with every true one.
     """
-    iou, union = _iou_and_union(a_xyxy, b_xyxy)
-    hull = box_areas(
-        torch.cat((torch.minimum(a_xyxy, b_xyxy)[..., :2], torch.maximum(a_xyxy, b_xyxy)[..., 2:]), dim=-1)
-    )
-    return iou - (hull - union) / torch.where(hull > 0, hull, 1.0)
+    a = np.array(found, dtype=np.float64).reshape(-1, 1, 4)
+    b = np.array(truth, dtype=np.float64).reshape(1, -1, 4)
+    is_box = np.array([is_finite(box) for box in found], dtype=np.bool_).reshape(-1, 1)
+    a = np.where(is_box[..., None], a, 0.0)
+    intersection = _areas(np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:]))
+    union = _areas(a[..., :2], a[..., 2:]) + _areas(b[..., :2], b[..., 2:]) - intersection
+    hull = _areas(np.minimum(a[..., :2], b[..., :2]), np.maximum(a[..., 2:], b[..., 2:]))
+    iou = intersection / np.where(union > 0, union, 1.0)
+    giou = iou - (hull - union) / np.where(hull > 0, hull, 1.0)
+    return np.where(is_box, iou, 0.0), np.where(is_box, giou, -1.0)
 
 
-def _iou_and_union(
-    a_xyxy: Float[Tensor, "*n 4"], b_xyxy: Float[Tensor, "*n 4"]
-) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
-    overlap = torch.cat((torch.maximum(a_xyxy, b_xyxy)[..., :2], torch.minimum(a_xyxy, b_xyxy)[..., 2:]), dim=-1)
-    intersection = box_areas(overlap)
-    union = box_areas(a_xyxy) + box_areas(b_xyxy) - intersection
-    # Two empty boxes: 0 / 1, so that neither the value nor the gradient is NaN.
-    return intersection / torch.where(union > 0, union, 1.0), union
+def _areas(top_left: np.ndarray, bottom_right: np.ndarray) -> np.ndarray:
+    sides = np.maximum(bottom_right - top_left, 0.0)
+    areas: np.ndarray = sides[..., 0] * sides[..., 1]
+    return areas
+
+
+def enclosing_box(boxes: Sequence[BoxXYXY]) -> BoxXYXY | None:
+    """The smallest box around all boxes; None where there are none."""
+    if not boxes:
+        return None
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return min(left), min(top), max(right), max(bottom)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refcli.geometry.boxes import cxcywh_to_xyxy, giou_pairs
+from refcli.geometry.box_tensors import cxcywh_to_xyxy, giou_pairs
 from refcli.losses.averages import mean_over
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refcli.config.pretraining import ImageMaskingSettings
-from refcli.geometry.boxes import cxcywh_to_xyxy
+from refcli.geometry.box_tensors import cxcywh_to_xyxy
 from refcli.pretraining.draws import random_integers, uniforms
 
 PATCH_STREAM, BLOCK_STREAM = 1, 2

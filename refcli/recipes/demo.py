@@ -15,7 +15,7 @@ from refcli.drawing.encoding import encode_png
 from refcli.engine.device import keep_freed_pages
 from refcli.errors import UsageError
 from refcli.evaluation.metrics.masks import mask_iou
-from refcli.evaluation.scores import score_sample
+from refcli.evaluation.sample_score import score_sample
 from refcli.inference.output_folder import OutputFolder
 from refcli.inference.output_manifest import SCENES, SHEET
 from refcli.inference.postprocess import filter_targets

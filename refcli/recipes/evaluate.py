@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from refcli.data.store.read import Store
+from refcli.data.shard import Shard
+from refcli.data.store.read import Store, StoreSplit
 from refcli.engine.device import keep_freed_pages
 from refcli.errors import ExitCode, UsageError
 from refcli.evaluation.comparison import compare_runs
@@ -16,13 +17,14 @@ from refcli.evaluation.predictions import score_file
 from refcli.evaluation.report.cases import Cases, ask_again, choose_cases, find_answers, make_cases
 from refcli.evaluation.report.document import RunReport, SplitReport, report_document, report_run
 from refcli.evaluation.run import PER_SAMPLE, Run, Scoring, SplitScores, gated_run, merge_runs, read_run, write_run
-from refcli.evaluation.samples import ROW
-from refcli.evaluation.truth import PassingSplit, Shard
+from refcli.evaluation.score_table import ROW
 from refcli.inference.device import Precision
 from refcli.inference.predictor import Predictor
 from refcli.inference.unread_text import UnreadText
 from refcli.weights.locate import BUILTIN, RUN_WEIGHTS, resolve
 
+GROUPS_KEPT = 4
+"""Row groups of a split in memory at a time; a store has at most 10,000 examples in each."""
 OnSample = Callable[[str, int, int], None]
 """Called with (split, samples done, samples of this part) after each sample."""
 
@@ -152,7 +154,7 @@ def evaluate(
     return _evaluation(run, out, cases)
 
 
-def _missing_images(scored: SplitScores, split: PassingSplit) -> list[str]:
+def _missing_images(scored: SplitScores, split: StoreSplit) -> list[str]:
     """What to do about the first failed sample, if its image is not there."""
     failed = scored.table.filter(scored.table["error"].is_valid())[ROW].slice(0, 1).to_pylist()
     place = split.image_path(split[failed[0]]) if failed else None
@@ -244,7 +246,7 @@ def _evaluation(run: Run, out: Path | None, cases: Mapping[str, Cases] | None = 
 
 def _open_splits(
     store_path: Path, names: Sequence[str], limit: int | None, shard: Shard
-) -> dict[str, tuple[PassingSplit, range, int]]:
+) -> dict[str, tuple[StoreSplit, range, int]]:
     """Each split, the rows of it that are scored here, and how many are scored in all parts together."""
     store = Store(store_path)
     if not names or len(set(names)) != len(names):
@@ -255,6 +257,6 @@ def _open_splits(
         )
     if limit is not None and limit < 1:
         raise UsageError(f"{limit} samples cannot be evaluated", where="--limit")
-    splits = {name: PassingSplit(store.split(name)) for name in names}
+    splits = {name: store.split(name, groups_kept=GROUPS_KEPT) for name in names}
     sizes = {name: len(split) if limit is None else min(limit, len(split)) for name, split in splits.items()}
     return {name: (split, shard.rows(sizes[name]), sizes[name]) for name, split in splits.items()}

@@ -17,8 +17,8 @@ from refcli.data.store.read import Store
 from refcli.engine.reporting.reporters import Reporter, Silence
 from refcli.errors import DataError, UsageError
 from refcli.evaluation.metrics.figures import measure
-from refcli.evaluation.samples import Scores
-from refcli.evaluation.scores import score_sample, score_unanswered
+from refcli.evaluation.sample_score import score_sample, score_unanswered
+from refcli.evaluation.score_table import ScoreColumns
 from refcli.recipes import evaluate as evaluation
 from refcli.recipes import finetune as finetuning
 from refcli.recipes import prepare_data as preparation
@@ -103,7 +103,7 @@ def score_predictions(answers: Iterable[Answer], examples: Iterable[Example]) ->
             scores.append(score_sample(example, found))
     if given:
         raise DataError(f"{len(given)} answers are to no example", where=next(iter(given)))
-    return dict(measure(Scores.of(scores)).metrics)
+    return dict(measure(ScoreColumns.of(scores)).metrics)
 
 
 def evaluate_predictions(

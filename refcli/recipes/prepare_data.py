@@ -16,8 +16,9 @@ from refcli.data.preparation.dataset_images import FileNames, Pictures
 from refcli.data.preparation.finish import Finishing, storable
 from refcli.data.preparation.origin import describe_origin, is_unchanged
 from refcli.data.preparation.plan import Plan
-from refcli.data.preparation.run import Prepared, Progress, Selected, Shard, paused_collector, run
+from refcli.data.preparation.run import Prepared, Progress, Selected, paused_collector, run
 from refcli.data.reading.json_files import parse_json
+from refcli.data.shard import Shard
 from refcli.data.sources.detect import refuse_foreign
 from refcli.data.sources.record import Problems, RawRecord
 from refcli.data.store.layout import MANIFEST, read_manifest

@@ -20,7 +20,6 @@ from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.metrics.conventions import choose_conventions
 from refcli.evaluation.report.document import report_split
 from refcli.evaluation.run import Scoring
-from refcli.evaluation.truth import PassingSplit
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import encode_mask
 from refcli.inference.postprocess import filter_targets, raw_answer
@@ -228,7 +227,7 @@ class DrawsAndDecides:
 def test_a_head_that_draws_nothing_where_it_states_a_target_still_states_it(score, store, decides):
     model = DrawsAndDecides(decides=decides)
     names = choose_conventions(["all"])
-    split = PassingSplit(Store(store).split("m:val"))
+    split = Store(store).split("m:val")
     scored = evaluate_split(model, split, name="m:val", scoring=Scoring(names))
     for name in CONVENTIONS:
         figures = report_split(scored, names).conventions[name].metrics

@@ -16,14 +16,13 @@ from refcli.answers.jsonl import answer_to_json
 from refcli.config.schema import ModelSettings, TowerSettings
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Prediction
-from refcli.data.store.read import Store
+from refcli.data.store.read import Store, StoreSplit
 from refcli.data.store.write import write_manifest, write_split
 from refcli.data.training.transforms import nearest_indices
 from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.report.document import report_split
 from refcli.evaluation.run import Scoring
-from refcli.evaluation.truth import PassingSplit
-from refcli.geometry.boxes import box_iou_pairs
+from refcli.geometry.box_tensors import box_iou_pairs
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import decode_mask, encode_mask, mask_box
 from refcli.inference.predictor import Predictor
@@ -75,7 +74,7 @@ def split(tmp_path):
         region = Region(mask_box(mask), mask)
         examples.append(Example(f"m/{number}", "m", "val", name, f"m:{number}", width, height, "it", (region,)))
     write_manifest(tmp_path / "store", [write_split(tmp_path / "store", "m", "val", examples)])
-    return PassingSplit(Store(tmp_path / "store").split("m:val"))
+    return Store(tmp_path / "store").split("m:val")
 
 
 def predictor(side: int, cells: int) -> Predictor:
@@ -94,7 +93,7 @@ def in_letterbox(mask: np.ndarray) -> np.ndarray:
     return canvas
 
 
-def published(split: PassingSplit, model: Spills) -> dict[str, float]:
+def published(split: StoreSplit, model: Spills) -> dict[str, float]:
     """OneRef's arithmetic in its own words: probability above a half at 192, bilinear to 384, above zero."""
     ious, intersections, unions, box_ious = [], 0, 0, []
     for number in range(len(split)):

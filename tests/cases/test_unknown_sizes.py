@@ -16,7 +16,7 @@ from refcli.contracts.prediction import Answer, Target
 from refcli.data.store.read import Store
 from refcli.data.training.dataset import GroundingDataset
 from refcli.errors import DataError
-from refcli.evaluation.scores import score_sample
+from refcli.evaluation.sample_score import score_sample
 from refcli.geometry.masks import encode_mask
 
 SIZES = {"no sizes": {}, "-1": {"width": -1, "height": -1}, "null": {"width": None, "height": None}}

@@ -34,13 +34,13 @@ def examples(store) -> list[Example]:
 
 
 @pytest.fixture
-def make_store(tmp_path) -> Callable[[list[Example]], Path]:
+def make_store(tmp_path) -> Callable[..., Path]:
     """Write examples as a store without pictures."""
 
-    def make(examples: list[Example]) -> Path:
+    def make(examples: list[Example], **settings: int) -> Path:
         out = tmp_path / "made"
         dataset, split = examples[0].dataset, examples[0].split
-        write_manifest(out, [write_split(out, dataset, split, examples)])
+        write_manifest(out, [write_split(out, dataset, split, examples, **settings)])
         return out
 
     return make

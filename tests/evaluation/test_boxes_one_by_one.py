@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
 from refcli.evaluation.metrics.figures import measure
-from refcli.evaluation.metrics.overlaps import first_hit, greedy_matches, overlap_matrices
-from refcli.evaluation.samples import Scores
-from refcli.evaluation.scores import score_sample
+from refcli.evaluation.sample_score import first_hit, greedy_matches, score_sample
+from refcli.evaluation.score_table import ScoreColumns
+from refcli.geometry.boxes import overlap_matrices
 
 LEFT, RIGHT, FAR = (0.0, 0.0, 100.0, 100.0), (200.0, 0.0, 300.0, 100.0), (400.0, 400.0, 500.0, 500.0)
 SHIFTED = (18.0, 0.0, 118.0, 100.0)  # with LEFT: IoU 82 / 118 = 0.69
@@ -30,7 +30,7 @@ def figures(*pairs: tuple[list, list], says_none: bool = False, score_threshold:
         example = Example(str(number), "d", "s", f"{number}", f"{number}", 600, 600, "x", regions)
         said = Answer(str(number), "i", "x", 600, 600, targets, says_none or not targets, None, "w")
         scores.append(score_sample(example, said, score_threshold=score_threshold))
-    return dict(measure(Scores.of(scores)).metrics)
+    return dict(measure(ScoreColumns.of(scores)).metrics)
 
 
 def test_giou_equals_the_published_matrix(fixtures):

@@ -15,7 +15,6 @@ from refcli.evaluation.comparison import compare_runs, compare_terms
 from refcli.evaluation.metrics.terms import Terms, share
 from refcli.evaluation.predictions import score_file
 from refcli.evaluation.run import Run
-from refcli.evaluation.truth import PassingSplit
 
 SPLIT = "synthetic:test"
 
@@ -70,7 +69,7 @@ def test_p_values_are_uniform_where_there_is_no_difference():
 @pytest.fixture
 def run(store, write_lines):
     def make(answers, name: str) -> Run:
-        return score_file(write_lines(answers, name), {SPLIT: PassingSplit(Store(store).split(SPLIT))})
+        return score_file(write_lines(answers, name), {SPLIT: Store(store).split(SPLIT)})
 
     return make
 

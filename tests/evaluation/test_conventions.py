@@ -17,9 +17,9 @@ from refcli.errors import UsageError
 from refcli.evaluation.mask_frames import FRAMES, MaskFrame
 from refcli.evaluation.metrics.conventions import CONVENTIONS, choose_conventions, frames_of
 from refcli.evaluation.metrics.figures import METRICS, measure
-from refcli.evaluation.samples import Scores
-from refcli.evaluation.scores import score_sample
-from refcli.geometry.boxes import box_iou_pairs
+from refcli.evaluation.sample_score import score_sample
+from refcli.evaluation.score_table import ScoreColumns
+from refcli.geometry.box_tensors import box_iou_pairs
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import encode_mask
 
@@ -32,7 +32,7 @@ def mask(rows: slice, columns: slice, *, height: int = 480, width: int = 480) ->
     return bitmap
 
 
-def scored(*samples: tuple[np.ndarray | None, np.ndarray | None, bool], existence: float | None = 0.5) -> Scores:
+def scored(*samples: tuple[np.ndarray | None, np.ndarray | None, bool], existence: float | None = 0.5) -> ScoreColumns:
     """Of (true mask or None, drawn mask or None, says none) in all frames."""
     rows = []
     for number, (truth, drawn, says_none) in enumerate(samples):
@@ -42,10 +42,10 @@ def scored(*samples: tuple[np.ndarray | None, np.ndarray | None, bool], existenc
         example = Example(str(number), "d", "s", str(number), "i", width, height, "x", regions)
         answer = Answer(str(number), "i", "x", width, height, targets, says_none, existence, "w")
         rows.append(score_sample(example, answer, frames=tuple(FRAMES)))
-    return Scores.of(rows)
+    return ScoreColumns.of(rows)
 
 
-def worked_example() -> Scores:
+def worked_example() -> ScoreColumns:
     """Nothing meant: none said, and 100 pixels drawn; 200 pixels meant: half of them drawn, and all, but none said."""
     hundred, two_hundred = mask(slice(0, 10), slice(0, 10)), mask(slice(0, 10), slice(0, 20))
     return scored(

@@ -25,7 +25,6 @@ from refcli.evaluation.report.cases import choose_cases, find_answers, make_case
 from refcli.evaluation.report.document import report_document, report_run
 from refcli.evaluation.report.page import render_report
 from refcli.evaluation.run import Scoring
-from refcli.evaluation.truth import PassingSplit
 
 SPLIT = "synthetic:test"
 EMPTY = frozenset({"meta", "img", "source", "br", "link", "hr"})
@@ -72,7 +71,7 @@ class Page(HTMLParser):
 
 def scored(store: Path, lines: Path, *, split: str = SPLIT, conventions: tuple[str, ...] = ("original",)):
     """A run over a prediction file and its split."""
-    truth = PassingSplit(Store(store).split(split))
+    truth = Store(store).split(split)
     return score_file(lines, {split: truth}, scoring=Scoring(conventions, missing="error")), truth
 
 

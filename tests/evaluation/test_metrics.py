@@ -13,10 +13,10 @@ from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
 from refcli.errors import DataError
 from refcli.evaluation.metrics.figures import measure
-from refcli.evaluation.metrics.overlaps import enclosing_box, pair_iou
 from refcli.evaluation.metrics.terms import Terms, intervals, share, values
-from refcli.evaluation.samples import Scores
-from refcli.evaluation.scores import score_sample
+from refcli.evaluation.sample_score import score_sample
+from refcli.evaluation.score_table import ScoreColumns
+from refcli.geometry.boxes import box_iou, enclosing_box
 from refcli.geometry.masks import encode_mask
 
 SIDE = 100
@@ -46,7 +46,7 @@ def answer(*targets: Target, says_none=False) -> Answer:
 
 
 def metrics(*pairs) -> dict[str, float]:
-    return dict(measure(Scores.of(score_sample(truth, said) for truth, said in pairs)).metrics)
+    return dict(measure(ScoreColumns.of(score_sample(truth, said) for truth, said in pairs)).metrics)
 
 
 LEFT, RIGHT = (0, 0, 50, 100), (50, 0, 100, 100)
@@ -68,7 +68,7 @@ def test_box_figures_equal_the_published_evaluation(golden):
         (example(Region(tuple(true.tolist()))), answer(Target(tuple(box.tolist()), 1.0)))
         for true, box in zip(truth, predicted, strict=True)
     ]
-    scores = Scores.of(score_sample(*pair) for pair in pairs)
+    scores = ScoreColumns.of(score_sample(*pair) for pair in pairs)
     np.testing.assert_allclose(scores.box_iou, tensors["box_iou"].numpy(), atol=1e-6)
     figures = measure(scores).metrics
     assert figures["acc50"] == meta["accuracy_at_0_5"]
@@ -84,7 +84,7 @@ def test_mask_figures_equal_the_published_evaluation_on_the_same_bitmaps(golden)
     side = truth.shape[-1]
     drawn = F.interpolate(sure, size=(side, side), mode="bilinear", align_corners=False)[:, 0] > 0
     box = (0.0, 0.0, 1.0, 1.0)
-    scores = Scores.of(
+    scores = ScoreColumns.of(
         score_sample(
             Example(str(n), "d", "s", "i", "i", side, side, "x", (Region(box, encode_mask(true.numpy())),)),
             Answer(str(n), "i", "x", side, side, (Target(box, 1.0, encode_mask(mask.numpy())),), False, None, "w"),
@@ -220,9 +220,8 @@ def test_two_empty_masks_of_something_that_is_meant_agree():
 
 def test_box_iou_of_degenerate_boxes_is_zero_and_never_nan():
     point = (5.0, 5.0, 5.0, 5.0)
-    assert pair_iou(point, point) == 0.0
-    assert pair_iou(LEFT, None) == 0.0
-    assert pair_iou(LEFT, (60.0, 0.0, 40.0, 100.0)) == 0.0
+    assert box_iou(point, point) == 0.0
+    assert box_iou(LEFT, (60.0, 0.0, 40.0, 100.0)) == 0.0
     assert enclosing_box([]) is None
 
 

@@ -21,14 +21,13 @@ from refcli.evaluation.metrics.conventions import CONVENTIONS, choose_convention
 from refcli.evaluation.predictions import score_file
 from refcli.evaluation.report.document import report_split
 from refcli.evaluation.run import Run, Scoring
-from refcli.evaluation.truth import PassingSplit
 from refcli.geometry.masks import decode_mask, encode_mask
 
 SPLIT = "synthetic:test"
 
 
 def score(path, store, split=SPLIT, **settings) -> Run:
-    return score_file(path, {split: PassingSplit(Store(store).split(split))}, scoring=Scoring(**settings))
+    return score_file(path, {split: Store(store).split(split)}, scoring=Scoring(**settings))
 
 
 def figures(run: Run, convention: str = "original") -> dict[str, float]:
@@ -181,7 +180,7 @@ def test_missing_answers_are_left_out_or_wrong_in_every_figure(store, examples, 
 
 
 def test_only_the_rows_asked_for_are_scored_and_ids_of_others_are_known(store, examples, truth_of, write_lines):
-    split = PassingSplit(Store(store).split(SPLIT))
+    split = Store(store).split(SPLIT)
     run = score_file(write_lines(map(truth_of, examples)), {SPLIT: split}, rows={SPLIT: range(5, 9)})
     assert run.splits[0].table["id"].to_pylist() == [example.id for example in examples[5:9]]
     assert run.problems == {}
@@ -215,7 +214,7 @@ def test_memory_does_not_grow_with_the_masks(make_store, write_lines, monkeypatc
         )
         path = write_lines(answers)
         del examples
-        split = PassingSplit(Store(out).split("noise:test"))
+        split = Store(out).split("noise:test")
         tracemalloc.start()
         score_file(path, {"noise:test": split})
         _, highest = tracemalloc.get_traced_memory()

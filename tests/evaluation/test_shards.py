@@ -10,13 +10,14 @@ import pytest
 
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
+from refcli.data.shard import Shard
 from refcli.data.store.read import RowReader, Store
 from refcli.errors import DataError, UsageError
 from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.metrics.conventions import choose_conventions
+from refcli.evaluation.predictions import RowIndex
 from refcli.evaluation.report.document import report_document, report_run
 from refcli.evaluation.run import PER_SAMPLE, Run, Scoring, merge_runs, read_run, write_run
-from refcli.evaluation.truth import PassingSplit, Shard, parse_shard
 from refcli.geometry.masks import encode_mask
 from refcli.inference.predictor import AnsweredRequest
 
@@ -56,7 +57,7 @@ def _sizes(examples):
 
 
 def run_of(store, shard: Shard, how: Scoring = HOW) -> Run:
-    split = PassingSplit(Store(store).split(SPLIT))
+    split = Store(store).split(SPLIT)
     rows = shard.rows(len(split))
     result = evaluate_split(Clumsy(), split, name=SPLIT, rows=rows, size=len(split), scoring=how)
     return Run("clumsy", "float32", how, (result,))
@@ -120,7 +121,7 @@ def test_parts_of_different_runs_are_refused(store):
 
 
 def test_a_part_with_another_limit_is_refused(store):
-    split = PassingSplit(Store(store).split(SPLIT))
+    split = Store(store).split(SPLIT)
     parts = {
         name: Run("w", "f", Scoring(), (evaluate_split(Clumsy(), split, name=SPLIT, rows=rows, size=size),))
         for name, rows, size in [("a", range(10), 20), ("b", range(10, 30), 30)]
@@ -137,23 +138,21 @@ def test_what_is_no_per_sample_file_is_refused(tmp_path, store):
 
 
 def test_shards_are_written_as_number_of_total():
-    assert parse_shard("2/7") == Shard(2, 7)
+    assert Shard.parse("2/7") == Shard(2, 7)
     for text in ("0/7", "8/7", "7", "a/b", "1/", "-1/2"):
         with pytest.raises(UsageError, match="I/N"):
-            parse_shard(text)
+            Shard.parse(text)
 
 
-def test_a_split_in_passing_gives_what_the_store_gives_and_forgets(make_store, examples, monkeypatch):
-    monkeypatch.setattr("refcli.data.store.write.ROWS_PER_GROUP", 10)
-    made = Store(make_store(examples)).split(SPLIT)
+def test_a_split_that_keeps_one_row_group_reads_the_others_again(make_store, examples, monkeypatch):
+    split = Store(make_store(examples, rows_per_group=10)).split(SPLIT, groups_kept=1)
     read = []
     monkeypatch.setattr("refcli.data.store.read.RowReader", lambda table: read.append(len(table)) or RowReader(table))
-    split = PassingSplit(made, groups_kept=1)
     assert [split[index] for index in range(len(split))] == examples
     assert read == [10, 10, 10, 10, 8]
     assert split[0] == examples[0]
     assert read[5:] == [10]
-    index = split.row_index()
+    index = RowIndex.of(split)
     assert [index.candidates(example.id) for example in examples] == [[row] for row in range(len(examples))]
     assert index.candidates("nobody/knows") == []
     with pytest.raises(IndexError):

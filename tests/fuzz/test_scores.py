@@ -19,7 +19,7 @@ from refcli.answers.jsonl import answer_to_json
 from refcli.cli.evaluate_tables import comparison_text, split_text, systems_text
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, FramedTarget, Target
-from refcli.data.store.read import Store
+from refcli.data.store.read import Store, StoreSplit
 from refcli.data.store.write import write_manifest, write_split
 from refcli.evaluation.comparison import compare_runs
 from refcli.evaluation.metrics.conventions import choose_conventions
@@ -27,7 +27,6 @@ from refcli.evaluation.output_folder import check_free, listed_files
 from refcli.evaluation.predictions import score_file
 from refcli.evaluation.report.document import report_document, report_run
 from refcli.evaluation.run import Run, Scoring, gated_run, merge_runs, read_run, write_run
-from refcli.evaluation.truth import PassingSplit
 from refcli.geometry.masks import encode_mask
 
 SPLIT = "m:val"
@@ -62,10 +61,10 @@ LINES = [answer_to_json(answer) for answer in ANSWERS]
 
 
 @pytest.fixture(scope="module")
-def truth(tmp_path_factory) -> PassingSplit:
+def truth(tmp_path_factory) -> StoreSplit:
     folder = tmp_path_factory.mktemp("store")
     write_manifest(folder, [write_split(folder, "m", "val", TRUTH)])
-    return PassingSplit(Store(folder).split(SPLIT))
+    return Store(folder).split(SPLIT)
 
 
 def look_at(run: Run) -> None:

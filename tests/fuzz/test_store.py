@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from refcli.contracts.example import Example, Region
 from refcli.data.audit.overlaps import audit_store, distinct_pictures
 from refcli.data.preparation.origin import is_unchanged, verify_store
+from refcli.data.shard import Shard
 from refcli.data.store.layout import SCHEMA, examples_to_table
 from refcli.data.store.read import Store
 from refcli.data.store.statistics import split_statistics
 from refcli.data.store.write import Listing, SplitWriter, list_splits, write_manifest, write_split
 from refcli.errors import RefcliError
-from refcli.evaluation.truth import PassingSplit
+from refcli.evaluation.predictions import RowIndex
 from refcli.geometry.masks import encode_mask
 
 SPLITS = ("train", "val")
@@ -61,7 +62,7 @@ def read_everything(folder):
         lambda: verify_store(folder),
         lambda: audit_store(store),
         lambda: distinct_pictures(store),
-        lambda: is_unchanged(folder, "toy", {}, part=(1, 2), strict=True),
+        lambda: is_unchanged(folder, "toy", {}, part=Shard(1, 2), strict=True),
     ]
     for name in store.names():
         attempts += [lambda name=name: read_split(store, name), lambda name=name: split_statistics(store.split(name))]
@@ -76,8 +77,8 @@ def read_everything(folder):
 
 def read_split(store, name):
     split = store.split(name)
-    passing = PassingSplit(split)
-    passing.row_index()
+    passing = store.split(name, groups_kept=4)
+    RowIndex.of(passing)
     for index in range(len(split)):
         split.image_path(passing[index])
     store.origin(name)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from refcli.data.preparation.origin import verify_store
 from refcli.data.preparation.plan import plan_file, plan_named
-from refcli.data.preparation.run import Shard
+from refcli.data.shard import Shard
 from refcli.data.store.layout import read_manifest
 from refcli.data.store.read import Store
 from refcli.errors import ConfigError, DataError, UsageError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from refcli.data.sources.record import BoxXYXY
 from refcli.errors import DataError
+from refcli.geometry.boxes import BoxXYXY, box_iou
 
 LEAST_AGREEMENT = 0.7
 """IoU of a box and its mask's extent below which the two are listed as disagreeing."""
@@ -71,13 +71,13 @@ class BoxEvidence:
     def saw_box_and_mask(self, box_xyxy: BoxXYXY, mask_box_xyxy: BoxXYXY, width: int, height: int) -> bool:
         """Count a box that has a mask; returns whether they agree."""
         self.counts["compared"] += 1
-        iou = agreement(_clipped(box_xyxy, width, height), mask_box_xyxy)
+        iou = box_iou(_clipped(box_xyxy, width, height), mask_box_xyxy)
         if iou >= LEAST_AGREEMENT:
             return True
         self.counts["disagreeing"] += 1
         self.counts["far"] += iou < FAR
         for name, others in _other_readings(box_xyxy).items():
-            fits = any(agreement(_clipped(other, width, height), mask_box_xyxy) >= LEAST_AGREEMENT for other in others)
+            fits = any(box_iou(_clipped(other, width, height), mask_box_xyxy) >= LEAST_AGREEMENT for other in others)
             self.counts[name] += fits
         return False
 
@@ -139,13 +139,6 @@ def _other_readings(box_xyxy: BoxXYXY) -> dict[str, tuple[BoxXYXY, ...]]:
         ),
         "swapped": ((y1, x1, y2, x2),),
     }
-
-
-def agreement(a: BoxXYXY, b: BoxXYXY) -> float:
-    """IoU of two boxes; 0 if one has no extent."""
-    shared = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return shared / (areas - shared) if shared else 0.0
 
 
 def _clipped(box: BoxXYXY, width: int, height: int) -> BoxXYXY:

@@ -18,10 +18,11 @@ from refcli.data.preparation.box_evidence import CLIP_TOLERANCE, BoxEvidence
 from refcli.data.preparation.image_roots import OTHER_SIZE, UNREADABLE, must_fit
 from refcli.data.reading.images import ImageFacts, decode, probe
 from refcli.data.sources.known_keys import excerpt
-from refcli.data.sources.record import BoxXYXY, Problems, RawRecord, RawRegion
+from refcli.data.sources.record import Problems, RawRecord, RawRegion
 from refcli.data.sources.rows import MAX_SIDE
 from refcli.errors import DataError, ImageError, RefcliError
 from refcli.files import is_plain_name
+from refcli.geometry.boxes import BoxXYXY
 from refcli.geometry.masks import check_run_lengths, mask_box, polygons_to_rle, rle_area, runs_to_rle, union_masks
 
 LOST_LETTER = "\ufffd"

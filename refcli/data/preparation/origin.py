@@ -12,6 +12,7 @@ from typing import Any
 
 import refcli
 from refcli.config.schema import Settings
+from refcli.data.shard import Shard
 from refcli.data.store.layout import MANIFEST, is_in_place, read_manifest
 from refcli.data.store.read import Store
 from refcli.errors import DataError
@@ -62,9 +63,7 @@ def tree_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def is_unchanged(
-    store: Path, dataset: str, origin: Mapping[str, Any], *, part: tuple[int, int] | None, strict: bool
-) -> bool:
+def is_unchanged(store: Path, dataset: str, origin: Mapping[str, Any], *, part: Shard | None, strict: bool) -> bool:
     """Whether doing a preparation again would change nothing.
 
     The store must have every split of it, from the same origin and whole; none may have left images out, which may
@@ -76,9 +75,9 @@ def is_unchanged(
     files = {name: facts for name, facts in splits.items() if facts.get("origin") == origin}
     if part is not None:
         files = {
-            name: facts["parts"].get(str(part[0])) or {}
+            name: facts["parts"].get(str(part.number)) or {}
             for name, facts in files.items()
-            if facts.get("num_parts") == part[1]
+            if facts.get("num_parts") == part.total
         }
     outcomes = [file.get("outcome", {}) for file in files.values()]
     return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,13 +11,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 
 from refcli.data.preparation.box_evidence import BoxEvidence
 from refcli.data.preparation.dataset_images import Pictures
 from refcli.data.preparation.finish import Finishing, PlacedRecord, finish
+from refcli.data.shard import Shard
 from refcli.data.sources.record import Problems, RawRecord
 from refcli.data.store.layout import examples_to_table
 from refcli.data.store.write import SplitSummary, SplitWriter, new_split
@@ -30,18 +29,6 @@ TASKS_AHEAD = 3
 
 Progress = Callable[[str, int], None]
 """Called with (data set, expressions read so far)."""
-
-
-class Shard(NamedTuple):
-    """One of several runs that share the work by images."""
-
-    number: int
-    """From 1."""
-    total: int
-
-    def holds(self, record: RawRecord) -> bool:
-        """Whether a record belongs to this run."""
-        return zlib.crc32(record.image.key.encode()) % self.total == self.number - 1
 
 
 @dataclass
@@ -85,7 +72,7 @@ class Selected:
             if self._splits is not None and record.split not in self._splits:
                 continue
             self.splits.add(record.split)
-            if self._shard is not None and not self._shard.holds(record):
+            if self._shard is not None and not self._shard.holds(record.image.key):
                 continue
             intake = self.intake.setdefault(record.split, Intake())
             intake.records += 1

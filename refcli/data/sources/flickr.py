@@ -15,9 +15,10 @@ from refcli.data.reading.streams import read_lines
 from refcli.data.reading.xml_files import parse_xml
 from refcli.data.sources.image_names import flickr_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, excerpt
-from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawRecord, RawRegion, Source
+from refcli.data.sources.record import Problems, RawExpression, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import valid_side, whole_number
 from refcli.errors import DataError
+from refcli.geometry.boxes import BoxXYXY
 
 SPLITS = ("train", "val", "test")
 NOT_VISUAL = "0"

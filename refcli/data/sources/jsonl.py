@@ -41,9 +41,10 @@ from refcli.data.reading.json_files import parse_json
 from refcli.data.sources.coco.instances import BoxXYWH, xywh_to_xyxy
 from refcli.data.sources.image_names import ImageOrigin, named_image
 from refcli.data.sources.known_keys import KnownKeys, check_meaning, decoded, excerpt
-from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
+from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import are_fractions, decode_row, read_json_lines, some_line_has, valid_side
 from refcli.errors import DataError
+from refcli.geometry.boxes import BoxXYXY
 from refcli.tables import did_you_mean
 
 

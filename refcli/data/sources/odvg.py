@@ -18,7 +18,7 @@ import msgspec
 from refcli.config.schema import Settings
 from refcli.data.sources.image_names import ImageOrigin, named_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError, WholeFileError
-from refcli.data.sources.record import CATEGORY, BoxXYXY, Problems, RawExpression, RawRecord, RawRegion, Source
+from refcli.data.sources.record import CATEGORY, Problems, RawExpression, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import (
     NUMBERS_OF_A_BOX,
     Row,
@@ -29,6 +29,7 @@ from refcli.data.sources.rows import (
     valid_side,
 )
 from refcli.errors import DataError
+from refcli.geometry.boxes import BoxXYXY
 
 
 class OdvgSettings(Settings):

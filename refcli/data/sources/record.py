@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from refcli.config.schema import Settings
 from refcli.contracts.example import RLE
+from refcli.geometry.boxes import BoxXYXY
 
 MAX_LISTED = 50
 """Places listed for each kind of problem; every occurrence is counted."""
@@ -19,7 +20,6 @@ CATEGORY = "category"
 
 LazyMask = Callable[[], RLE | None]
 """A picklable function that reads a mask when it is needed, such as a `functools.partial` of a reader."""
-BoxXYXY = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)

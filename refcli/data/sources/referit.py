@@ -21,17 +21,10 @@ from refcli.data.reading.json_files import parse_json, read_json
 from refcli.data.reading.streams import first_bytes, read_lines
 from refcli.data.sources.image_names import saiapr_image
 from refcli.data.sources.known_keys import excerpt
-from refcli.data.sources.record import (
-    BoxXYXY,
-    LazyMask,
-    Problems,
-    RawExpression,
-    RawRecord,
-    RawRegion,
-    Source,
-)
+from refcli.data.sources.record import LazyMask, Problems, RawExpression, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import UNREADABLE_BOX, UNREADABLE_VALUE, Rejections, valid_side
 from refcli.errors import DataError
+from refcli.geometry.boxes import BoxXYXY
 from refcli.geometry.masks import encode_mask
 
 SPLITS = ("train", "val", "test")

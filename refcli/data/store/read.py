@@ -71,11 +71,12 @@ class Store:
         entry: Mapping[str, Any] = self._datasets[dataset]["splits"][split]
         return entry
 
-    def split(self, name: str) -> StoreSplit:
+    def split(self, name: str, *, groups_kept: int | None = None) -> StoreSplit:
         """Open one split.
 
         Args:
             name: "dataset:split".
+            groups_kept: see `StoreSplit`.
 
         Raises:
             DataError: no such split (the hint names the nearest), or its file is missing or not the one listed.
@@ -93,6 +94,7 @@ class Store:
             name=name,
             files=tuple((stored_file(self.path, file["file"]), file["examples"]) for file in files),
             image_root=self.path / (entry.get("images_at") or name.rsplit(":", 1)[0]),
+            groups_kept=groups_kept,
         )
 
     def contents(self, name: str) -> dict[str, Any]:
@@ -115,10 +117,14 @@ class StoreSplit:
         name: "dataset:split".
         files: (Parquet file, number of its rows), in order.
         image_root: the folder that image paths are relative to.
+        groups_kept: number of row groups that stay in memory, those used last; None: all.
     """
 
-    def __init__(self, *, name: str, files: Sequence[tuple[Path, int]], image_root: Path) -> None:
+    def __init__(
+        self, *, name: str, files: Sequence[tuple[Path, int]], image_root: Path, groups_kept: int | None = None
+    ) -> None:
         self.name = name
+        self.groups_kept = groups_kept
         self.files = tuple(files)
         self.image_root = image_root
         self._open()
@@ -132,7 +138,8 @@ class StoreSplit:
             self._places += [(path, number) for number in range(len(groups))]
             sizes += groups
         self._starts = [0, *accumulate(sizes)]
-        self._groups: list[RowReader | None] = [None] * len(sizes)
+        self._groups: dict[int, RowReader] = {}
+        """The row groups in memory; where their number is limited, the one used last comes last."""
 
     @property
     def group_starts(self) -> Sequence[int]:
@@ -146,16 +153,22 @@ class StoreSplit:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} examples; there is no number {index}")
         group = bisect_right(self._starts, index) - 1
-        reader = self._groups[group]
+        return self._reader(group)[index - self._starts[group]]
+
+    def _reader(self, group: int) -> RowReader:
+        reader = self._groups.get(group)
         if reader is None:
-            self._groups[group] = reader = self.read_group(group)
-        return reader[index - self._starts[group]]
+            reader = self._groups[group] = self.read_group(group)
+        if self.groups_kept is not None:
+            self._groups[group] = self._groups.pop(group)
+            if len(self._groups) > self.groups_kept:
+                del self._groups[next(iter(self._groups))]
+        return reader
 
     def load(self) -> None:
         """Read all row groups now, so that processes forked later share the memory."""
-        for group, reader in enumerate(self._groups):
-            if reader is None:
-                self._groups[group] = self.read_group(group)
+        for group in range(len(self._places)):
+            self._reader(group)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A whole column, for filters over all examples at once."""
@@ -194,10 +207,10 @@ class StoreSplit:
         return RowReader(read_group(*self._places[group]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "files": self.files, "image_root": self.image_root}
+        return {name: getattr(self, name) for name in ("name", "files", "image_root", "groups_kept")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.name, self.files, self.image_root = state["name"], state["files"], state["image_root"]
+        self.__dict__.update(state)
         self._open()
 
 

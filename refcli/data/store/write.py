@@ -22,6 +22,7 @@ from jaxtyping import Int64
 from typing_extensions import Self
 
 from refcli.contracts.example import Example
+from refcli.data.shard import Shard
 from refcli.data.store.checks import check_table
 from refcli.data.store.layout import (
     MANIFEST,
@@ -72,7 +73,7 @@ class SplitWriter:
         out: the store.
         dataset: name of the data set.
         split: name of the split.
-        part: (number, count) if the split is written in parts: `<split>.1-of-4.parquet`.
+        part: which part this is, if the split is written in parts: `<split>.1-of-4.parquet`.
         rows_per_group: rows of a full row group.
         bytes_per_group: limit on the size of a row group in memory.
 
@@ -86,7 +87,7 @@ class SplitWriter:
         dataset: str,
         split: str,
         *,
-        part: tuple[int, int] | None = None,
+        part: Shard | None = None,
         rows_per_group: int = ROWS_PER_GROUP,
         bytes_per_group: int = BYTES_PER_GROUP,
     ) -> None:
@@ -98,7 +99,7 @@ class SplitWriter:
         self._out, self._dataset, self._split = Path(out), dataset, split
         self._is_part = part is not None
         self._rows_per_group, self._bytes_per_group = rows_per_group, bytes_per_group
-        suffix = f".{part[0]}-of-{part[1]}" if part else ""
+        suffix = f".{part.number}-of-{part.total}" if part else ""
         self.path = self._out / dataset / f"{split}{suffix}.parquet"
         if self.path.parent.is_symlink():
             raise DataError(
@@ -270,14 +271,14 @@ def write_manifest(
     images: str | None = None,
     origin: Mapping[str, Any] | None = None,
     outcome: Mapping[str, Any] | None = None,
-    part: tuple[int, int] | None = None,
+    part: Shard | None = None,
 ) -> Path:
     """List splits whose files already have their final names; see `list_splits`."""
     listings = [Listing(summary, images, origin or {}, outcome or {}) for summary in summaries]
     return list_splits(out, listings, part=part)
 
 
-def list_splits(out: Path, listings: Sequence[Listing], *, part: tuple[int, int] | None = None) -> Path:
+def list_splits(out: Path, listings: Sequence[Listing], *, part: Shard | None = None) -> Path:
     """Add splits to `<out>/manifest.json`, or replace those of the same name; other splits stay.
 
     Safe for concurrent processes. If anything fails or the process is killed, the store is unchanged or has all of the
@@ -287,7 +288,7 @@ def list_splits(out: Path, listings: Sequence[Listing], *, part: tuple[int, int]
     Args:
         out: the store.
         listings: the splits.
-        part: (number, count): the listings are one part of their splits; parts of another origin or count are dropped.
+        part: which one,: the listings are one part of their splits; parts of another origin or count are dropped.
 
     Raises:
         DataError: the existing manifest is damaged, or a file would lie outside the store.
@@ -309,7 +310,7 @@ def list_splits(out: Path, listings: Sequence[Listing], *, part: tuple[int, int]
     return out / MANIFEST
 
 
-def new_split(out: Path, dataset: str, split: str, *, part: tuple[int, int] | None = None) -> SplitWriter:
+def new_split(out: Path, dataset: str, split: str, *, part: Shard | None = None) -> SplitWriter:
     """A writer for a split, or part of one, whose file is new or replaces a file of the store.
 
     Raises:
@@ -341,7 +342,7 @@ def _write(out: Path, manifest: Mapping[str, Any]) -> None:
     write_atomically(out / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _enter(manifest: dict[str, Any], listing: Listing, part: tuple[int, int] | None) -> dict[str, Any]:
+def _enter(manifest: dict[str, Any], listing: Listing, part: Shard | None) -> dict[str, Any]:
     """Add a split to a manifest; returns the entry of its file."""
     summary = listing.summary
     splits = manifest["datasets"].setdefault(summary.dataset, {"splits": {}})["splits"]
@@ -436,10 +437,8 @@ def _remove(out: Path, file: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def _with_part(
-    old: Mapping[str, Any], facts: dict[str, Any], shared: Mapping[str, Any], part: tuple[int, int]
-) -> dict[str, Any]:
-    number, count = part
+def _with_part(old: Mapping[str, Any], facts: dict[str, Any], shared: Mapping[str, Any], part: Shard) -> dict[str, Any]:
+    number, count = part.number, part.total
     fits = old.get("num_parts") == count and all(old.get(key) == value for key, value in shared.items())
     parts = dict(old["parts"]) if fits else {}
     parts[str(number)] = facts

@@ -10,7 +10,8 @@ from PIL import Image, ImageEnhance
 
 from refcli.config.schema import AugmentSettings, TowerSettings
 from refcli.contracts.example import Example
-from refcli.data.training.transforms import View, enclosing_box
+from refcli.data.training.transforms import View
+from refcli.geometry.boxes import enclosing_box
 from refcli.geometry.frame import Frame
 from refcli.text.phrases import speaks_of_position
 
@@ -46,7 +47,7 @@ def jitter_colours(rng: random.Random, image: Image.Image, augment: AugmentSetti
 
 
 def _draw_crop(rng: random.Random, example: Example) -> tuple[int, int, int, int]:
-    enclosing = enclosing_box(example.regions)
+    enclosing = enclosing_box([region.box_xyxy for region in example.regions])
     spans = []
     for axis, size in ((0, example.width), (1, example.height)):
         first, last = 0, 0  # the pixels to keep along this axis

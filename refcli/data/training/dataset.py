@@ -21,8 +21,9 @@ from refcli.data.reading.images import open_image
 from refcli.data.store.read import Store, StoreSplit
 from refcli.data.training.augmentation import draw_view, jitter_colours
 from refcli.data.training.negatives import BorrowedExpressions, borrowing_generator, without_target
-from refcli.data.training.transforms import View, enclosing_box, normalise
+from refcli.data.training.transforms import View, normalise
 from refcli.errors import ConfigError, DataError, ImageError
+from refcli.geometry.boxes import enclosing_box
 from refcli.tables import did_you_mean
 from refcli.text.phrases import swap_left_right
 
@@ -259,10 +260,10 @@ def make_sample(
 
 
 def _box_target(example: Example, view: View) -> Float32[np.ndarray, " 4"]:
-    enclosing = enclosing_box(example.regions)
+    enclosing = enclosing_box([region.box_xyxy for region in example.regions])
     if enclosing is None:
         return np.zeros(4, dtype=np.float32)
-    x1, y1, x2, y2 = view.boxes(enclosing[None])[0]
+    x1, y1, x2, y2 = view.boxes(np.array([enclosing], dtype=np.float64))[0]
     width, height = view.frame.model_width, view.frame.model_height
     parts = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
     return np.array(parts, dtype=np.float32)

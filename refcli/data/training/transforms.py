@@ -113,11 +113,3 @@ def nearest_indices(num_source: int, num_target: int) -> Int[np.ndarray, " targe
     indices = np.floor(np.arange(num_target, dtype=np.float32) * scale).astype(np.int64)
     clipped: Int[np.ndarray, " target"] = np.minimum(indices, num_source - 1)
     return clipped
-
-
-def enclosing_box(regions: Sequence[Region]) -> Float[np.ndarray, " 4"] | None:
-    """The xyxy box around all regions; None without regions."""
-    if not regions:
-        return None
-    boxes = np.array([region.box_xyxy for region in regions], dtype=np.float64)
-    return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])

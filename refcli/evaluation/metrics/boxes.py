@@ -6,14 +6,14 @@ import numpy as np
 
 from refcli.evaluation.metrics.conventions import Convention
 from refcli.evaluation.metrics.terms import Terms, share
-from refcli.evaluation.samples import Scores
+from refcli.evaluation.score_table import ScoreColumns
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 RECALL_AT = (1, 5, 10)
 """Places of phrase grounding (MDETR, Flickr30k Entities)."""
 
 
-def box_terms(scores: Scores, convention: Convention) -> dict[str, Terms]:
+def box_terms(scores: ScoreColumns, convention: Convention) -> dict[str, Terms]:
     """Accuracies and mean IoU over the samples WITH a target.
 
     The answer's box (around all its targets) is compared with the box that encloses all referents.
@@ -35,7 +35,7 @@ def box_terms(scores: Scores, convention: Convention) -> dict[str, Terms]:
     return terms
 
 
-def recall_terms(scores: Scores) -> dict[str, Terms]:
+def recall_terms(scores: ScoreColumns) -> dict[str, Terms]:
     """Recall@k of phrase grounding over the samples WITH a target: boxes one by one, best score first, before the gate.
 
     - `recall{1,5,10}_any`: one of the first k boxes has IoU >= 0.5 with ANY box of the phrase (MDETR, GLIP).
@@ -49,7 +49,7 @@ def recall_terms(scores: Scores) -> dict[str, Terms]:
     }
 
 
-def grec_terms(scores: Scores) -> dict[str, Terms]:
+def grec_terms(scores: ScoreColumns) -> dict[str, Terms]:
     """Generalised comprehension (He et al., GREC, 2023): the boxes with enough score, against all regions.
 
     - `grec_pr_iou`: share of ALL samples whose kept boxes are exactly the regions: F1 = 1 of a greedy matching at

@@ -10,7 +10,7 @@ from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
 from refcli.evaluation.metrics.generalised import generalised_terms
 from refcli.evaluation.metrics.masks import mask_terms
 from refcli.evaluation.metrics.terms import Terms, values
-from refcli.evaluation.samples import Scores
+from refcli.evaluation.score_table import ScoreColumns
 
 METRICS = (
     *(f"acc{round(threshold * 100)}" for threshold in THRESHOLDS),
@@ -41,7 +41,7 @@ class Slice:
     metrics: Mapping[str, float]
 
 
-def metric_terms(scores: Scores, convention: str = ORIGINAL) -> dict[str, Terms]:
+def metric_terms(scores: ScoreColumns, convention: str = ORIGINAL) -> dict[str, Terms]:
     """The terms of all metrics that a convention reports."""
     rules = CONVENTIONS[convention]
     terms = box_terms(scores, rules) | mask_terms(scores, rules) | generalised_terms(scores, rules)
@@ -50,6 +50,6 @@ def metric_terms(scores: Scores, convention: str = ORIGINAL) -> dict[str, Terms]
     return {name: pair for name, pair in terms.items() if name in rules.metrics}
 
 
-def measure(scores: Scores, convention: str = ORIGINAL) -> Slice:
+def measure(scores: ScoreColumns, convention: str = ORIGINAL) -> Slice:
     """The figures of some samples."""
     return Slice(len(scores), int(scores.has_target.sum()), values(metric_terms(scores, convention)))

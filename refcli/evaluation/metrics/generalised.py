@@ -6,10 +6,10 @@ import numpy as np
 
 from refcli.evaluation.metrics.conventions import Convention
 from refcli.evaluation.metrics.terms import Terms, share
-from refcli.evaluation.samples import Scores
+from refcli.evaluation.score_table import ScoreColumns
 
 
-def says_none(scores: Scores, convention: Convention) -> np.ndarray:
+def says_none(scores: ScoreColumns, convention: Convention) -> np.ndarray:
     """Whether each answer is "no target": as the system says, or by the convention's rule for one that does not."""
     counts = scores.overlaps[convention.frame]
     drawn = counts.intersection + counts.union - counts.truth
@@ -18,7 +18,7 @@ def says_none(scores: Scores, convention: Convention) -> np.ndarray:
     return none
 
 
-def generalised_terms(scores: Scores, convention: Convention) -> dict[str, Terms]:
+def generalised_terms(scores: ScoreColumns, convention: Convention) -> dict[str, Terms]:
     """No-target accuracies, and IoUs that include samples without a target (Liu et al., GRES, CVPR 2023).
 
     - `n_acc`: share of the samples WITHOUT a target that are answered "no target".

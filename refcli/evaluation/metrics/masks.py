@@ -8,7 +8,7 @@ from refcli.evaluation.metrics.boxes import THRESHOLDS
 from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL, Convention
 from refcli.evaluation.metrics.generalised import says_none
 from refcli.evaluation.metrics.terms import Terms, share
-from refcli.evaluation.samples import Scores
+from refcli.evaluation.score_table import ScoreColumns
 
 
 def mask_iou(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
@@ -16,7 +16,7 @@ def mask_iou(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
     return CONVENTIONS[ORIGINAL].mask_iou(intersection, union)
 
 
-def mask_terms(scores: Scores, convention: Convention) -> dict[str, Terms]:
+def mask_terms(scores: ScoreColumns, convention: Convention) -> dict[str, Terms]:
     """IoU figures over the samples WITH a target whose masks are known.
 
     The union of the answer's masks is compared with the union of the referents', before the model's existence gate.

@@ -12,8 +12,8 @@ from refcli.contracts.example import RLE
 from refcli.data.reading.images import LARGE_PIXELS, open_scaled
 from refcli.drawing.colours import ANSWER_COLOUR, TRUTH_COLOUR, WHITE, Colour
 from refcli.drawing.encoding import encode_jpeg
-from refcli.evaluation.metrics.overlaps import Box, is_finite
 from refcli.evaluation.report.cases import Case
+from refcli.geometry.boxes import BoxXYXY, is_finite
 from refcli.geometry.masks import decode_mask, scaled_mask, union_masks
 
 FILL_OPACITY = 0.25
@@ -96,7 +96,7 @@ def _resized(mask: RLE, size: tuple[int, int]) -> np.ndarray:
     return inside
 
 
-def _draw_box(canvas: np.ndarray, box_xyxy: Box, factor: float, colour: Colour, *, width: int) -> None:
+def _draw_box(canvas: np.ndarray, box_xyxy: BoxXYXY, factor: float, colour: Colour, *, width: int) -> None:
     if not is_finite(box_xyxy):
         return
     height, right = canvas.shape[0], canvas.shape[1]

@@ -10,14 +10,13 @@ import numpy as np
 
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
-from refcli.evaluation.evaluate import RawPredictor
+from refcli.evaluation.evaluate import RawPredictor, Split
 from refcli.evaluation.mask_frames import IMAGE
 from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
-from refcli.evaluation.metrics.overlaps import box_area
-from refcli.evaluation.predictions import Problems, read_lines
+from refcli.evaluation.predictions import RejectionLog, read_lines
 from refcli.evaluation.run import SplitScores
-from refcli.evaluation.samples import ROW, Scores
-from refcli.evaluation.truth import Split
+from refcli.evaluation.score_table import ROW, ScoreColumns
+from refcli.geometry.boxes import box_area
 from refcli.inference.requests import Request
 
 NUM_CASES = 12
@@ -60,14 +59,14 @@ class Choice:
         return tuple(sorted({*self.worst, *self.random}))
 
 
-def mask_ious(scores: Scores) -> np.ndarray:
+def mask_ious(scores: ScoreColumns) -> np.ndarray:
     """Mask IoU per sample in pixels of the image, before the gate; NaN where nothing is meant or no mask is known."""
     counts = scores.overlaps[IMAGE]
     iou = CONVENTIONS[ORIGINAL].mask_iou(counts.intersection, counts.union)
     return np.where(scores.has_target & scores.mask_is_known, iou, np.nan)
 
 
-def quality(scores: Scores) -> np.ndarray:
+def quality(scores: ScoreColumns) -> np.ndarray:
     """How good each answer is, in 0..1: what "worst" is measured by.
 
     The mean of box IoU and (where known) mask IoU where something is meant, 0 after a wrong "no target". Where nothing
@@ -116,7 +115,7 @@ def find_answers(
         for row in choice.rows:
             wanted.setdefault(splits[name][row].id, []).append((name, row))
     answers: dict[str, dict[int, Answer]] = {name: {} for name in choices}
-    lines = read_lines(path, Problems(path.name))
+    lines = read_lines(path, RejectionLog(path.name))
     while wanted and (line := next(lines, None)) is not None:
         for name, row in wanted.pop(line.answer.id, []):  # the first line of an id counts
             answers[name][row] = _before_gate(line.answer)

@@ -13,7 +13,7 @@ from refcli.evaluation.metrics.figures import Slice, measure, metric_terms
 from refcli.evaluation.metrics.groups import break_down, by_kind
 from refcli.evaluation.metrics.terms import intervals
 from refcli.evaluation.report.published import published_on
-from refcli.evaluation.run import LineProblems, Run, SplitScores
+from refcli.evaluation.run import RejectedLines, Run, SplitScores
 
 EVALUATION_SCHEMA = "refcli.evaluation/1"
 SEVERAL_SCHEMA = "refcli.evaluations/1"
@@ -73,7 +73,7 @@ class RunReport:
     precision: str | None
     score_threshold: float
     splits: tuple[SplitReport, ...]
-    problems: Mapping[str, Mapping[str, LineProblems]] = field(default_factory=dict)
+    problems: Mapping[str, Mapping[str, RejectedLines]] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     """With the run that was given for comparison, split by split."""
     warnings: tuple[str, ...] = ()

@@ -28,7 +28,7 @@ from refcli.evaluation.report.document import (
 from refcli.evaluation.report.plots import INK, Plot, draw_plots
 from refcli.evaluation.report.published import published_on, published_size
 from refcli.evaluation.run import Run, SplitScores
-from refcli.evaluation.scores import says_none
+from refcli.evaluation.sample_score import says_none
 
 STYLESHEET = Path(__file__).with_name("page.css")
 MOST_LISTED = 50

@@ -17,7 +17,7 @@ from refcli.evaluation.metrics.figures import Slice
 from refcli.evaluation.report.cases import mask_ious
 from refcli.evaluation.report.document import SplitReport
 from refcli.evaluation.run import SplitScores
-from refcli.evaluation.samples import Scores
+from refcli.evaluation.score_table import ScoreColumns
 
 WIDTH = 5.4
 """Inches; 72 points each."""
@@ -76,7 +76,7 @@ def draw_plots(split: SplitScores, report: SplitReport) -> list[Plot]:
     return plots
 
 
-def _measured_ious(scores: Scores) -> dict[str, np.ndarray]:
+def _measured_ious(scores: ScoreColumns) -> dict[str, np.ndarray]:
     """IoU of the samples with a target, by what was measured."""
     mask = mask_ious(scores)
     found = {"box": np.nan_to_num(scores.box_iou[scores.has_target]), "mask": mask[~np.isnan(mask)]}

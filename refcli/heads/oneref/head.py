@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from refcli.config.schema import Settings, TowerSettings, Width
 from refcli.contracts.batch import Targets
 from refcli.contracts.prediction import Prediction
-from refcli.geometry.boxes import cxcywh_to_xyxy
+from refcli.geometry.box_tensors import cxcywh_to_xyxy
 from refcli.heads.base import Head, Learned, OutputName
 from refcli.heads.shared.calibration import Calibration
 from refcli.heads.shared.mlp import ThreeLayerMLP

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refcli.geometry.boxes import cxcywh_to_xyxy
+from refcli.geometry.box_tensors import cxcywh_to_xyxy
 
 
 def patch_truth(

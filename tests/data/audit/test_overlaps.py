@@ -7,6 +7,7 @@ from dataclasses import replace
 from audited_stores import BOX, OTHER_BOX, counts, make_store, only_overlap, two_data_sets
 
 from refcli.data.audit.overlaps import audit_store, distinct_pictures
+from refcli.data.shard import Shard
 from refcli.data.store.read import Store, StoreSplit
 from refcli.data.store.write import write_manifest, write_split
 
@@ -183,7 +184,7 @@ def test_texts_and_boxes_are_read_of_the_wanted_splits_and_of_those_that_share_t
 def test_a_split_whose_parts_are_not_all_there_is_named_and_the_others_are_audited(tmp_path):
     store = make_store(tmp_path, train=[("coco:1", "a", [BOX])], val=[("coco:1", "a", [BOX])])
     summary = write_split(tmp_path, "toy", "test", [replace(store.split("toy:val")[0], split="test")])
-    write_manifest(tmp_path, [summary], part=(1, 2))
+    write_manifest(tmp_path, [summary], part=Shard(1, 2))
     store = Store(tmp_path)
     audit = audit_store(store)
 

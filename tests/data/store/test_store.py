@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from refcli.contracts.example import Example, Region
+from refcli.data.shard import Shard
 from refcli.data.store.layout import examples_to_table, read_manifest
 from refcli.data.store.read import Store
 from refcli.data.store.write import SplitWriter, write_manifest, write_split
@@ -135,11 +136,11 @@ def test_examples_are_written_as_a_stream(tmp_path, monkeypatch):
 def test_parts_written_by_several_processes_make_one_split(tmp_path):
     examples = [example(number) for number in range(10)]
     for number, chosen in ((2, examples[6:]), (1, examples[:6])):
-        with SplitWriter(tmp_path, "toy", "train", part=(number, 2)) as writer:
+        with SplitWriter(tmp_path, "toy", "train", part=Shard(number, 2)) as writer:
             writer.write(examples_to_table(chosen))
             summary = writer.finish()
             writer.publish()
-        write_manifest(tmp_path, [summary], origin={"source": "toy"}, part=(number, 2))
+        write_manifest(tmp_path, [summary], origin={"source": "toy"}, part=Shard(number, 2))
         if number == 2:
             with pytest.raises(DataError, match=r"parts \[1\] of 2") as caught:
                 Store(tmp_path).split("toy:train")

@@ -4,6 +4,7 @@ import pytest
 from mixed_stores import example, family_store, images_of, spec, stored
 
 from refcli.data.preparation.counting import CountCheck
+from refcli.data.shard import Shard
 from refcli.data.store.layout import read_manifest
 from refcli.data.store.read import Store
 from refcli.data.store.write import SplitWriter, write_manifest, write_split
@@ -168,7 +169,7 @@ def test_who_keeps_leaks_or_mixes_no_training_split_needs_no_evaluation_splits(s
 
 def test_an_evaluation_split_whose_parts_are_not_all_there_is_missing(store):
     rows = [example("left", "val", "left/0", 1)]
-    write_manifest(store, [write_split(store, "left", "val", rows)], part=(1, 2))
+    write_manifest(store, [write_split(store, "left", "val", rows)], part=Shard(1, 2))
     with pytest.raises(DataError, match="not in the store: left:val"):
         write_mixture(store, "both", spec(), keep_leaks=False)
 

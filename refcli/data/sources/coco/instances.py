@@ -12,9 +12,10 @@ import msgspec
 
 from refcli.data.reading.json_files import parse_json, read_json
 from refcli.data.sources.known_keys import KeyLog, KnownKeys
-from refcli.data.sources.record import BoxXYXY, Problems, RawRegion
+from refcli.data.sources.record import Problems, RawRegion
 from refcli.data.sources.rows import UNREADABLE_BOX, Id, Rejections, comparable_id, decode_row, valid_side, whole_number
 from refcli.errors import DataError
+from refcli.geometry.boxes import BoxXYXY
 
 BoxXYWH = tuple[float, float, float, float]
 IMAGE_EXTRAS = frozenset({"license", "coco_url", "flickr_url", "date_captured", "flickr_640_url", "neg_category_ids"})

@@ -6,9 +6,9 @@ import msgspec
 
 from refcli.data.sources.coco.instances import ANNOTATION_EXTRAS, IMAGE_EXTRAS, NO_MASK, xywh_to_xyxy
 from refcli.data.sources.known_keys import KnownKeys
-from refcli.data.sources.record import BoxXYXY
 from refcli.data.sources.rows import NUMBERS_OF_A_BOX
 from refcli.errors import DataError
+from refcli.geometry.boxes import BoxXYXY
 
 Span = tuple[int, int]
 """Half-open range of characters of a caption."""

@@ -17,9 +17,10 @@ from refcli.data.sources.coco.instances import Instances, read_instances, xywh_t
 from refcli.data.sources.image_names import coco_id, coco_image, flickr_image, own_image, saiapr_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError, excerpt
 from refcli.data.sources.pth.tuples import Box, Family, PthRow, read_rows, sniff_rows
-from refcli.data.sources.record import BoxXYXY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
+from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import Id, Rejections, convert_row, valid_side
 from refcli.errors import DataError
+from refcli.geometry.boxes import BoxXYXY
 
 INSTANCES = "instances"
 ENOUGH_BOXES = 50

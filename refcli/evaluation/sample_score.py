@@ -7,28 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Float
 
 from refcli.contracts.example import RLE, Example
 from refcli.contracts.prediction import Answer, FramedTarget, Target
 from refcli.errors import DataError
-from refcli.evaluation.mask_frames import IMAGE, ModelMask, Overlap, overlap_in
-from refcli.evaluation.metrics.overlaps import (
-    Box,
-    box_area,
-    enclosing_box,
-    first_hit,
-    greedy_matches,
-    is_finite,
-    overlap_matrices,
-    pair_iou,
-)
+from refcli.evaluation.mask_frames import IMAGE, MaskOverlap, ModelMask, overlap_in
+from refcli.geometry.boxes import BoxXYXY, box_area, box_iou, enclosing_box, is_finite, overlap_matrices
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import check_run_lengths, union_masks
 
 SCORE_THRESHOLD = 0.7
 """GREC counts boxes from this score on (the published gRefCOCO evaluator)."""
+MATCH_OVERLAP = 0.5
+"""From this IoU (GIoU) on, a box is found (every paper of the field)."""
 ONEREF_SIDE = 384
-NO_OVERLAP = Overlap(0, 0, 0)
+NO_OVERLAP = MaskOverlap(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +79,7 @@ class SampleScore:
     """Place by score, from 1, of the first box that hits any region, or the box around all; 0: none does."""
     truth_has_masks: bool
     """Every region has a mask; True where there is none."""
-    overlaps: Mapping[str, Overlap] = field(default_factory=dict)
+    overlaps: Mapping[str, MaskOverlap] = field(default_factory=dict)
     """Pixel counts per frame; zeros where the truth has no masks."""
 
     @property
@@ -261,7 +255,7 @@ def _truth_has_masks(example: Example) -> bool:
     return all(region.mask is not None for region in example.regions)
 
 
-def _truth_box(example: Example) -> Box | None:
+def _truth_box(example: Example) -> BoxXYXY | None:
     return enclosing_box([region.box_xyxy for region in example.regions])
 
 
@@ -270,13 +264,15 @@ def _box_share(example: Example, width: int, height: int) -> float:
     return float("nan") if box is None or width <= 0 or height <= 0 else box_area(box) / (width * height)
 
 
-def _box_iou(example: Example, found: Box | None) -> float:
+def _box_iou(example: Example, found: BoxXYXY | None) -> float:
     truth = _truth_box(example)
-    return float("nan") if truth is None else pair_iou(truth, found)
+    if truth is None:
+        return float("nan")
+    return 0.0 if found is None else box_iou(truth, found)
 
 
 def _box_iou_oneref384(
-    example: Example, found: Box | None, in_frame: Sequence[FramedTarget], width: int, height: int
+    example: Example, found: BoxXYXY | None, in_frame: Sequence[FramedTarget], width: int, height: int
 ) -> float:
     """As OneRef counts: truth in whole x, y, width, height; the answer clipped to the letterbox, not to the image."""
     truth = _truth_box(example)
@@ -292,10 +288,10 @@ def _box_iou_oneref384(
     side = ONEREF_SIDE / frame.ratio
     x1, x2 = (min(max(edge, left), left + side) for edge in found[::2])
     y1, y2 = (min(max(edge, top), top + side) for edge in found[1::2])
-    return pair_iou(whole, (x1, y1, x2, y2))
+    return box_iou(whole, (x1, y1, x2, y2))
 
 
-def _box_around_image(in_frame: Sequence[FramedTarget], width: int, height: int) -> Box | None:
+def _box_around_image(in_frame: Sequence[FramedTarget], width: int, height: int) -> BoxXYXY | None:
     """The enclosing box of what the model said, in pixels of the image, over the padding where it reaches there."""
     boxes = []
     for target in in_frame:
@@ -306,7 +302,27 @@ def _box_around_image(in_frame: Sequence[FramedTarget], width: int, height: int)
     return enclosing_box(boxes)
 
 
-def _matches(kept: list[Box], example: Example) -> tuple[int, int]:
+def greedy_matches(overlaps: Float[np.ndarray, "found truth"]) -> int:
+    """How many pairs are matched when the largest overlap of at least 0.5 is taken again and again.
+
+    This is the published GREC evaluator's way (gRefCOCO). Where boxes crowd, a maximum matching can find more pairs.
+    """
+    left = overlaps.copy()
+    num_pairs = 0
+    while left.size and left.max() >= MATCH_OVERLAP:
+        found, truth = np.unravel_index(left.argmax(), left.shape)
+        left[found, :] = left[:, truth] = -np.inf
+        num_pairs += 1
+    return num_pairs
+
+
+def first_hit(ious_by_rank: Float[np.ndarray, "found truth"]) -> int:
+    """The place (from 1) of the first box with an IoU of at least 0.5 with any true box; 0 where there is none."""
+    hits = np.flatnonzero((ious_by_rank >= MATCH_OVERLAP).any(axis=1))
+    return int(hits[0]) + 1 if len(hits) else 0
+
+
+def _matches(kept: list[BoxXYXY], example: Example) -> tuple[int, int]:
     if not kept or not example.regions:
         return 0, 0
     iou, giou = overlap_matrices(kept, [region.box_xyxy for region in example.regions])
@@ -340,7 +356,7 @@ def _true_mask(example: Example) -> RLE | None:
 
 def _overlaps(
     example: Example, drawn: Sequence[RLE], frames: tuple[str, ...], in_frame: Sequence[FramedTarget] = ()
-) -> dict[str, Overlap]:
+) -> dict[str, MaskOverlap]:
     if not _truth_has_masks(example):
         return dict.fromkeys(frames, NO_OVERLAP)
     masks = [region.mask for region in example.regions if region.mask is not None]

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from refcli.evaluation.mask_frames import IMAGE, Overlap
-from refcli.evaluation.scores import SampleScore
+from refcli.evaluation.mask_frames import IMAGE, MaskOverlap
+from refcli.evaluation.sample_score import SampleScore
 
 ROWS_AT_ONCE = 4096
 _ROUNDING = 1e-9
@@ -104,10 +104,10 @@ def gated_table(table: pa.Table) -> pa.Table:
 
 def overlap_columns(frame: str) -> tuple[str, ...]:
     """Names of the three columns of a frame's pixel counts: plain for the image, else with the frame's name."""
-    return tuple(part if frame == IMAGE else f"{part}_{frame}" for part in Overlap._fields)
+    return tuple(part if frame == IMAGE else f"{part}_{frame}" for part in MaskOverlap._fields)
 
 
-class SampleTable:
+class ScoreTable:
     """Gathers scored samples; every few thousand rows become Arrow buffers.
 
     Args:
@@ -137,14 +137,14 @@ class SampleTable:
         columns += [[getattr(sample, name) for _, sample in self._rows] for name in TYPES]
         for frame in self._frames:
             overlaps = [sample.overlaps[frame] for _, sample in self._rows]
-            columns += [[overlap[part] for overlap in overlaps] for part in range(len(Overlap._fields))]
+            columns += [[overlap[part] for overlap in overlaps] for part in range(len(MaskOverlap._fields))]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
         self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
         self._rows.clear()
 
 
 @dataclass(frozen=True)
-class Overlaps:
+class MaskOverlaps:
     """Pixel counts of many samples in one frame, int64."""
 
     intersection: np.ndarray
@@ -153,7 +153,7 @@ class Overlaps:
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreColumns:
     """The samples that count, as numpy columns; see `SampleScore` for their meaning."""
 
     image: np.ndarray
@@ -179,20 +179,20 @@ class Scores:
     """Whether the sample is in mask figures: all its regions have masks, the split has regions with masks (or no
     regions at all), and the system draws any mask in this split (or finds nothing at all). A system that draws masks
     and leaves some out has drawn empty ones there."""
-    overlaps: Mapping[str, Overlaps]
+    overlaps: Mapping[str, MaskOverlaps]
     """By frame."""
 
     @classmethod
-    def of(cls, samples: Iterable[SampleScore]) -> Scores:
+    def of(cls, samples: Iterable[SampleScore]) -> ScoreColumns:
         """Collect single scores."""
         rows = list(samples)
-        table = SampleTable(tuple(rows[0].overlaps) if rows else (IMAGE,))
+        table = ScoreTable(tuple(rows[0].overlaps) if rows else (IMAGE,))
         for number, row in enumerate(rows):
             table.add(number, row)
         return cls.from_table(table.finish())
 
     @classmethod
-    def from_table(cls, table: pa.Table) -> Scores:
+    def from_table(cls, table: pa.Table) -> ScoreColumns:
         """The rows of one split that count."""
         table = table.filter(table["counts"])
         says_none, knows_existence = _existence(table)
@@ -209,7 +209,7 @@ class Scores:
             kind=np.array(table["kind"].to_pylist(), dtype=np.object_),
             mask_is_known=_masks_known(table),
             overlaps={
-                frame: Overlaps(*(table[name].to_numpy() for name in overlap_columns(frame))) for frame in frames
+                frame: MaskOverlaps(*(table[name].to_numpy() for name in overlap_columns(frame))) for frame in frames
             },
             **columns,
         )
@@ -222,14 +222,14 @@ class Scores:
     def __len__(self) -> int:
         return len(self.kind)
 
-    def __getitem__(self, rows: np.ndarray) -> Scores:
+    def __getitem__(self, rows: np.ndarray) -> ScoreColumns:
         """The same columns for a boolean mask or a list of row numbers."""
         columns = {name: getattr(self, name)[rows] for name in self.__dataclass_fields__ if name != "overlaps"}
         overlaps = {
-            frame: Overlaps(part.intersection[rows], part.union[rows], part.truth[rows])
+            frame: MaskOverlaps(part.intersection[rows], part.union[rows], part.truth[rows])
             for frame, part in self.overlaps.items()
         }
-        return Scores(overlaps=overlaps, **columns)
+        return ScoreColumns(overlaps=overlaps, **columns)
 
 
 def _numbered(names: list[str]) -> np.ndarray:

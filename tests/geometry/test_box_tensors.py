@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import load_file
 
-from refcli.geometry.boxes import box_areas, box_iou_pairs, cxcywh_to_xyxy, giou_pairs
+from refcli.geometry.box_tensors import box_areas, box_iou_pairs, cxcywh_to_xyxy, giou_pairs
 
 
 def test_iou_of_pairs_equals_the_published_evaluation(fixtures):

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 import refcli
 from refcli.cli import presets, weights
 from refcli.cli.errors import DEBUG_VARIABLE, report
-from refcli.cli.output import leave_closed_pipe, open_streams, say, settle_stdout, write_line
+from refcli.cli.output import leave_closed_pipe, log, open_streams, settle_stdout, write_line
 from refcli.errors import ExitCode, RefcliError, UsageError
 from refcli.tables import did_you_mean, lookup
 
@@ -99,7 +99,7 @@ def _show_usage_error(error: Exception) -> int | None:
         return None
     shown = io.StringIO()
     show(file=shown)
-    say(shown.getvalue().rstrip())
+    log(shown.getvalue().rstrip())
     return int(getattr(error, "exit_code", ExitCode.USAGE))
 
 

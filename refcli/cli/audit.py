@@ -39,7 +39,7 @@ def command(
     """
     import json
 
-    from refcli.cli.output import say, write_line
+    from refcli.cli.output import log, write_line
     from refcli.errors import ExitCode
     from refcli.recipes.audit import audit, refuse_overlap
 
@@ -50,9 +50,9 @@ def command(
     else:
         show_audit(result)
     for path, reason in list(result.unreadable_pictures.items())[:MOST_LISTED]:
-        say(f"unreadable: {path}: {reason}")
+        log(f"unreadable: {path}: {reason}")
     if result.unreadable_pictures:
-        say(f"{len(result.unreadable_pictures):,} images could not be compared")
+        log(f"{len(result.unreadable_pictures):,} images could not be compared")
     if fail_on_overlap:
         refuse_overlap(result)
     if result.unreadable_pictures:
@@ -61,24 +61,24 @@ def command(
 
 def show_audit(result: Audit) -> None:
     """Tables of the splits and of what pairs of them share."""
-    from refcli.cli.output import say
+    from refcli.cli.output import log
 
     splits = [
         (row.name, row.examples, row.images, row.objects, row.duplicate_expressions, row.ambiguous_expressions)
         for row in result.splits
     ]
     _print_table(("split", "examples", "images", "objects", "duplicates", "ambiguous"), splits, num_names=1)
-    say("")
+    log("")
     show_overlaps(result)
     for pair in (result.look_alikes or ())[:MOST_LISTED]:
-        say(f"look-alike: {pair.train} (training), {pair.evaluation} (evaluation), {pair.distance} bits differ")
+        log(f"look-alike: {pair.train} (training), {pair.evaluation} (evaluation), {pair.distance} bits differ")
     if result.look_alikes and len(result.look_alikes) > MOST_LISTED:
-        say(f"{len(result.look_alikes):,} look-alikes in all; --json lists them")
+        log(f"{len(result.look_alikes):,} look-alikes in all; --json lists them")
 
 
 def show_overlaps(result: Audit, datasets: Collection[str] | None = None) -> None:
     """What pairs of a training and an evaluation split share; only pairs that `datasets` are part of, if given."""
-    from refcli.cli.output import say
+    from refcli.cli.output import log
 
     pairs = [
         row
@@ -94,10 +94,10 @@ def show_overlaps(result: Audit, datasets: Collection[str] | None = None) -> Non
         ]
         _print_table(headings[: 5 if result.look_alikes is None else 6], counts, num_names=2)
     for name in result.not_audited:
-        say(f"not looked at: {name}, its parts are not all there yet")
+        log(f"not looked at: {name}, its parts are not all there yet")
     if pairs:
         shared = sum(bool(row.shared_images) for row in pairs)
-        say(f"{shared} of {len(pairs)} pairs of training and evaluation splits share images")
+        log(f"{shared} of {len(pairs)} pairs of training and evaluation splits share images")
 
 
 def _print_table(headings: tuple[str, ...], rows: Sequence[tuple[str | int | None, ...]], *, num_names: int) -> None:

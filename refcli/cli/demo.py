@@ -24,7 +24,7 @@ def command(
     """See it work, offline: draw new scenes, ask the builtin model about them, and look at its answers."""
     from shlex import quote
 
-    from refcli.cli.output import say, write_line
+    from refcli.cli.output import log, write_line
     from refcli.recipes.demo import demo
     from refcli.recipes.predict import Output
 
@@ -34,10 +34,10 @@ def command(
     for row in rows:
         write_line(_line(row, width))
     write_line(f"{sum(row.is_right for row in rows)} of {len(rows)} right")
-    say(f"look at {out / 'contact_sheet.png'}; scenes, overlays, masks and predictions.jsonl are beside it")
+    log(f"look at {out / 'contact_sheet.png'}; scenes, overlays, masks and predictions.jsonl are beside it")
     found = next((row for row in rows if not row.answer.no_target), rows[0])
     scene, mine = quote(str(out / found.scene)), quote(str(out / "mine"))
-    say(f'ask yourself: refcli predict {scene} -e "{found.expression}" --out {mine}')
+    log(f'ask yourself: refcli predict {scene} -e "{found.expression}" --out {mine}')
 
 
 def _line(row: DemoRow, width: int) -> str:

@@ -221,7 +221,7 @@ def command(
     else:
         _write_tables(reports, other=None if other is None else other.weights)
     for one in reports:
-        _say_failures(one)
+        _log_failures(one)
     check_gates(reports, gates)
     code = _worst(results)
     if code is not ExitCode.OK:
@@ -251,24 +251,24 @@ def _worst(results: Sequence[Evaluation]) -> ExitCode:
     return ExitCode.OK if codes == {ExitCode.OK} else ExitCode.PARTIAL
 
 
-def _say_failures(report: RunReport) -> None:
+def _log_failures(report: RunReport) -> None:
     """What could not be used, on stderr: counted in full, the first of each sort listed."""
-    from refcli.cli.output import say
+    from refcli.cli.output import log
 
     for warning in report.warnings:
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
     for split in report.splits:
         for sample, error in split.failures[:MOST_FAILURES_LISTED]:
-            say(f"failed: {sample}: {error}")
+            log(f"failed: {sample}: {error}")
         if split.failures:
-            say(f"{len(split.failures)} of {split.num_samples} samples of {split.name} failed and are in no figure")
+            log(f"{len(split.failures)} of {split.num_samples} samples of {split.name} failed and are in no figure")
         if split.num_wrong:
-            say(f"{split.num_wrong} of {split.num_samples} samples of {split.name} have no answer and count as wrong")
+            log(f"{split.num_wrong} of {split.num_samples} samples of {split.name} have no answer and count as wrong")
     for file, sorts in report.problems.items():
         for sort, lines in sorts.items():
             for line in lines.first[:MOST_FAILURES_LISTED]:
-                say(f"{sort}: {line}")
-            say(f"{lines.count} lines of {file} answer nothing: {sort}")
+                log(f"{sort}: {line}")
+            log(f"{lines.count} lines of {file} answer nothing: {sort}")
 
 
 class SampleBars:

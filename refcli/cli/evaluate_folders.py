@@ -45,7 +45,7 @@ def write_result(result: Evaluation, own: str, *, out: Path | None, report_at: P
     Raises:
         RefcliError: they cannot be written.
     """
-    from refcli.cli.output import say
+    from refcli.cli.output import log
     from refcli.errors import RefcliError
 
     try:
@@ -54,7 +54,7 @@ def write_result(result: Evaluation, own: str, *, out: Path | None, report_at: P
         if report_at is not None:
             from refcli.recipes.report import write_report
 
-            say(f"wrote {write_report(result, report_at / own)}")
+            log(f"wrote {write_report(result, report_at / own)}")
     except OSError as error:
         raise RefcliError(
             f"the results cannot be written: {error.strerror}",

@@ -65,23 +65,23 @@ def command(
     else:
         write_line(_tables(inspection.splits))
     if inspection.sample is not None:
-        _say_sample(inspection.sample)
+        _log_sample(inspection.sample)
     if inspection.exit_code:
         raise typer.Exit(int(inspection.exit_code))
 
 
-def _say_sample(sample: Sample) -> None:
-    from refcli.cli.output import say
+def _log_sample(sample: Sample) -> None:
+    from refcli.cli.output import log
 
     for failure in sample.failures[:MOST_FAILURES_LISTED]:
-        say(f"failed: {failure.split} {failure.id}: {failure.error}")
+        log(f"failed: {failure.split} {failure.id}: {failure.error}")
     if sample.failures:
         more = len(sample.failures) - MOST_FAILURES_LISTED
-        say(f"not drawn: {len(sample.failures)}" + (f", {more} more than are listed" if more > 0 else ""))
+        log(f"not drawn: {len(sample.failures)}" + (f", {more} more than are listed" if more > 0 else ""))
     if sample.sheet is None:
-        say("nothing could be drawn: are the images where `refcli prepare-data --images` found them?")
+        log("nothing could be drawn: are the images where `refcli prepare-data --images` found them?")
     else:
-        say(f"look at {sample.sheet}; the drawings are beside it, {len(sample.drawn)} in all")
+        log(f"look at {sample.sheet}; the drawings are beside it, {len(sample.drawn)} in all")
 
 
 def _tables(splits: Sequence[SplitStatistics]) -> str:

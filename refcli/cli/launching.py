@@ -118,7 +118,7 @@ def launch_if_requested(
             hint=f"HOST:PORT, with the name or an address of one machine and a port in 1..{LARGEST_PORT}",
         )
 
-    from refcli.cli.output import say
+    from refcli.cli.output import log
     from refcli.engine.distributed.launching import Launch, choose_num_processes, launch
 
     num_processes = choose_num_processes(nproc or "auto", device)
@@ -126,7 +126,7 @@ def launch_if_requested(
         return
     identity = identify() if rdzv_endpoint is not None else ""
     plan = Launch(num_processes, *nodes, rdzv_endpoint, max_restarts, identity)
-    raise typer.Exit(launch([sys.executable, *sys.orig_argv[1:]], plan, note=say))
+    raise typer.Exit(launch([sys.executable, *sys.orig_argv[1:]], plan, note=log))
 
 
 def _is_endpoint(text: str) -> bool:

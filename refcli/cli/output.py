@@ -123,7 +123,7 @@ def _abandon_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Write a message to stderr, taken literally (no markup) and line by line `printable`."""
     console_err.print(printable_lines(text), markup=False)
 

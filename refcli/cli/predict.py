@@ -92,7 +92,7 @@ def command(
     from functools import partial
 
     from refcli.answers.jsonl import answer_line
-    from refcli.cli.output import printable, say, write_line
+    from refcli.cli.output import log, printable, write_line
     from refcli.errors import UsageError
     from refcli.inference.predictor import Predictor
     from refcli.recipes.predict import Output, predict
@@ -112,7 +112,7 @@ def command(
 
         def show(answer: Answer) -> None:
             if weights == "builtin" and not counting.count:
-                say(BUILTIN_NOTE)
+                log(BUILTIN_NOTE)
             write_line(to_text(answer))
             counting.add()
 
@@ -123,9 +123,9 @@ def command(
             load=load,
             out=None if out is None else Output(out, force=force, resume=resume),
             on_answer=show,
-            on_note=lambda text: say(printable(f"note: {text}")),
+            on_note=lambda text: log(printable(f"note: {text}")),
         )
-    _say_summary(summary, out)
+    _log_summary(summary, out)
     if summary.exit_code:
         raise typer.Exit(int(summary.exit_code))
 
@@ -190,21 +190,21 @@ class Counting:
         sys.stderr.flush()
 
 
-def _say_summary(summary: PredictSummary, out: Path | None) -> None:
-    from refcli.cli.output import printable, say
+def _log_summary(summary: PredictSummary, out: Path | None) -> None:
+    from refcli.cli.output import log, printable
     from refcli.errors import shorten
 
     if not summary.num_answers:
-        say("there were no requests")
+        log("there were no requests")
     if summary.num_earlier:
-        say(f"resumed: {summary.num_earlier} of {summary.num_answers} answers were there already")
+        log(f"resumed: {summary.num_earlier} of {summary.num_answers} answers were there already")
     for name, error in summary.failures[:MOST_FAILURES_LISTED]:
-        say(printable(f"failed: {error}" if error.startswith(name) else f"failed: {shorten(name)}: {error}"))
+        log(printable(f"failed: {error}" if error.startswith(name) else f"failed: {shorten(name)}: {error}"))
     if len(summary.failures) > MOST_FAILURES_LISTED:
-        say(f'failed: and {len(summary.failures) - MOST_FAILURES_LISTED} more (every line with an "error")')
+        log(f'failed: and {len(summary.failures) - MOST_FAILURES_LISTED} more (every line with an "error")')
     if summary.failures:
-        say(f"{len(summary.failures)} of {summary.num_answers} requests failed")
+        log(f"{len(summary.failures)} of {summary.num_answers} requests failed")
     for note in summary.unread.notes():
-        say(printable(f"note: {note}"))
+        log(printable(f"note: {note}"))
     if out is not None:
-        say(f"wrote {out / 'predictions.jsonl'}, {out / 'overlays'} and {out / 'masks'}")
+        log(f"wrote {out / 'predictions.jsonl'}, {out / 'overlays'} and {out / 'masks'}")

@@ -181,13 +181,13 @@ def _kind(name: str) -> str:
 
 def _carry_out(plan: Plan, how: Preparation, dry_run: bool) -> list[dict[str, Any]]:
     from refcli.cli import prepare_report as show
-    from refcli.cli.output import say
+    from refcli.cli.output import log
     from refcli.recipes.prepare_data import prepare
 
     if dry_run:
         return show.plan(plan, how)
     for note in plan.notes:
-        say(note)
+        log(note)
     with show.Counting() as bar:
         report = prepare(plan, how, progress=bar.read)
     show.report(report)

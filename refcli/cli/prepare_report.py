@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from refcli.cli.output import console_err, printable, say, write_line
+from refcli.cli.output import console_err, log, printable, write_line
 from refcli.data.store.write import SplitSummary
 from refcli.errors import DataError
 
@@ -49,7 +49,7 @@ def verification(store: Path) -> None:
 
     wrong = verify_store(store)
     for line in wrong:
-        say(line)
+        log(line)
     if wrong:
         raise DataError(
             f"{len(wrong)} files are not as the manifest says", where=str(store), hint="prepare those splits again"
@@ -60,14 +60,14 @@ def verification(store: Path) -> None:
 def plan(of: Plan, how: Preparation) -> list[dict[str, Any]]:
     """What would be read and written."""
     for note in of.notes:
-        say(note)
-    say(f"{of.dataset}: format {of.source_name}, settings {of.settings.model_dump(mode='json')}")
+        log(note)
+    log(f"{of.dataset}: format {of.source_name}, settings {of.settings.model_dump(mode='json')}")
     for role, path in of.files.items():
-        say(f"  would read {role}: {path}")
+        log(f"  would read {role}: {path}")
     splits = how.splits or (tuple(of.spec.splits) if of.spec and of.spec.splits else ("every split of the files",))
-    say(f"  would write {', '.join(splits)} to {how.out / of.dataset}")
+    log(f"  would write {', '.join(splits)} to {how.out / of.dataset}")
     looked = ", ".join(map(str, how.images)) or "not looked for"
-    say(f"  images: {looked}")
+    log(f"  images: {looked}")
     files = {role: str(path) for role, path in of.files.items()}
     return [{"dataset": of.dataset, "status": "dry-run", "source": of.source_name, "files": files}]
 
@@ -75,19 +75,19 @@ def plan(of: Plan, how: Preparation) -> list[dict[str, Any]]:
 def report(of: DatasetReport) -> None:
     """Counts, differences and problems of one data set."""
     if of.status == "unchanged":
-        say(f"{of.dataset}: nothing has changed, nothing was done (--force does it again)")
+        log(f"{of.dataset}: nothing has changed, nothing was done (--force does it again)")
         return
     splits(of.splits)
     _counts(of.dataset, of.counts)
     for split, lost in of.lost.items():
-        say(f"{of.dataset}:{split}: {lost:,} expressions were left out")
+        log(f"{of.dataset}:{split}: {lost:,} expressions were left out")
     for split, lost_masks in of.lost_masks.items():
-        say(f"warning: {of.dataset}:{split}: {lost_masks:,} masks cannot be read and are not in the store")
+        log(f"warning: {of.dataset}:{split}: {lost_masks:,} masks cannot be read and are not in the store")
     for kind, count in of.problems.counts.most_common():
-        say(f"  {kind.replace('_', ' ')}: {count:,}")
+        log(f"  {kind.replace('_', ' ')}: {count:,}")
         for place in of.problems.places[kind][:SHOWN_PLACES]:
-            say(f"    {place}")
-    say(f"{of.dataset}: {of.seconds:.1f} s")
+            log(f"    {place}")
+    log(f"{of.dataset}: {of.seconds:.1f} s")
 
 
 def _counts(dataset: str, counts: Sequence[CountCheck]) -> None:
@@ -96,9 +96,9 @@ def _counts(dataset: str, counts: Sequence[CountCheck]) -> None:
         found = ", ".join(f"{check.found:,} {check.what}" for check in wrong)
         known = ", ".join(f"{check.expected:,}" for check in wrong)
         certainty = "are expected" if wrong[0].is_certain else "are remembered, not verified"
-        say(f"warning: {dataset}:{split} has {found}; {known} {certainty}")
+        log(f"warning: {dataset}:{split} has {found}; {known} {certainty}")
     if counts:
-        say(f"{dataset}: {sum(check.agrees for check in counts)} of {len(counts)} known counts agree")
+        log(f"{dataset}: {sum(check.agrees for check in counts)} of {len(counts)} known counts agree")
 
 
 def splits(rows: Iterable[SplitSummary]) -> None:
@@ -120,7 +120,7 @@ def generated(
     from refcli.recipes.generate_data import generate_data
 
     if dry_run:
-        say(
+        log(
             f"{name}: would draw {size} images with seed {seed} for "
             + ", ".join(how.splits or ("train", "val", "test"))
         )
@@ -148,7 +148,7 @@ def mixed(name: str, how: Preparation, *, keep_leaks: bool, allow_missing: bool,
     spec = load_spec(name)
     if dry_run:
         for split, members in spec.mixture.items():
-            say(f"{name}:{split} would be {' + '.join(members)}")
+            log(f"{name}:{split} would be {' + '.join(members)}")
         return [{"dataset": name, "status": "dry-run", "mixture": dict(spec.mixture)}]
     with Counting() as bar:
         made = write_mixture(
@@ -163,18 +163,18 @@ def mixed(name: str, how: Preparation, *, keep_leaks: bool, allow_missing: bool,
             progress=bar.wrote,
         )
     if made.status == "unchanged":
-        say(f"{name}: nothing has changed, nothing was done (--force does it again)")
+        log(f"{name}: nothing has changed, nothing was done (--force does it again)")
         return [{"dataset": name, **asdict(made)}]
     splits(made.summaries)
     _counts(name, made.counts)
     for member in made.members:
         verb = "kept" if keep_leaks else "left out"
-        say(
+        log(
             f"{name}:{member.split} from {member.member}: {member.rows:,} expressions; {member.leaking_rows:,} on "
             f"{member.leaking_images:,} images of evaluation splits {verb}"
         )
     for missing in made.missing_evaluation:
-        say(f"warning: {missing} is not in the store: its images may be in {name}'s training splits")
+        log(f"warning: {missing} is not in the store: its images may be in {name}'s training splits")
     return [{"dataset": name, **asdict(made)}]
 
 

@@ -64,7 +64,7 @@ def copy_command(
     file: Annotated[Path, typer.Argument(help="The file to write; it must not exist yet.")],
 ) -> None:
     """Copy a preset to a file of your own; give that file as --preset."""
-    from refcli.cli.output import say
+    from refcli.cli.output import log
     from refcli.config.presets import find_preset
     from refcli.errors import UsageError
     from refcli.files import write_atomically
@@ -75,7 +75,7 @@ def copy_command(
     if not file.parent.is_dir():
         raise UsageError("there is no such directory", where=str(file.parent))
     write_atomically(file, path.read_bytes())
-    say(f"wrote {file}")
+    log(f"wrote {file}")
 
 
 @app.command("check")

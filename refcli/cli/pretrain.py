@@ -30,7 +30,7 @@ def command(
     from functools import partial
 
     from refcli.cli.launching import launch_if_requested, report_from_one_rank
-    from refcli.cli.output import say, write_line
+    from refcli.cli.output import log, write_line
     from refcli.cli.training import ConsoleReporter, identify_run, resolve_request
     from refcli.config.explain import explain
     from refcli.config.load import load_pretrain
@@ -53,9 +53,9 @@ def command(
     if dry_run:
         write_line(explain(settings).rstrip("\n"))
         for line in preview(settings, store_path=request.store):
-            say(line)
+            log(line)
         return
     with report_from_one_rank(), ConsoleReporter() as talk:
         weights = pretrain(settings, store_path=request.store, out=out, resume=resume, force=force, reporter=talk)
-    say(f"weights: {weights}")
+    log(f"weights: {weights}")
     write_line(str(out))

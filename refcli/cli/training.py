@@ -116,9 +116,9 @@ class ConsoleReporter:
 
     def noted(self, text: str) -> None:
         """Print it."""
-        from refcli.cli.output import say
+        from refcli.cli.output import log
 
-        say(text)
+        log(text)
 
     def started(self, *, step: int, total: int) -> None:
         """Show a bar where there is a terminal to show it on."""

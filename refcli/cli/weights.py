@@ -71,10 +71,10 @@ def pull_command(
 
     Heeds HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and HF_HUB_CACHE. What broke off goes on where it stopped.
     """
-    from refcli.cli.output import say, write_line
+    from refcli.cli.output import log, write_line
     from refcli.weights.pull import pull
 
-    write_line(str(pull(name, revision=revision, pin=pin, force=force, say=say)))
+    write_line(str(pull(name, revision=revision, pin=pin, force=force, say=log)))
 
 
 @app.command("convert")
@@ -106,7 +106,7 @@ def convert_command(
     report = convert_weights(
         file, out=out, kind=kind, dtype=dtype.value, image_size=image_size, heads=heads, tokenizer=tokenizer
     )
-    _say_report(report)
+    _log_report(report)
     write_line(json.dumps(asdict(report), indent=1, default=str) if as_json else str(report.out))
 
 
@@ -138,25 +138,25 @@ def info_command(name_or_path: NameOrPath, as_json: AsJson = False) -> None:
 @app.command("verify")
 def verify_command(name_or_path: NameOrPath) -> None:
     """Check the files of weights: checksums, shapes, that every number is finite; prints the directory."""
-    from refcli.cli.output import printable, say, write_line
+    from refcli.cli.output import log, printable, write_line
     from refcli.recipes.weights import refuse_broken, verify_weights
     from refcli.weights.checks import unchecked
 
     directory, problems = verify_weights(name_or_path)
     for problem in problems:
-        say(printable(problem))
+        log(printable(problem))
     refuse_broken(directory, problems)
     for note in unchecked(directory):
-        say(f"note: {note}")
+        log(f"note: {note}")
     write_line(str(directory))
 
 
 def _note_no_home() -> None:
-    from refcli.cli.output import say
+    from refcli.cli.output import log
     from refcli.weights.locate import HOME_VARIABLE, has_home
 
     if not has_home():
-        say(f"note: without a home directory, no pulled weights can be found; set {HOME_VARIABLE} or HOME")
+        log(f"note: without a home directory, no pulled weights can be found; set {HOME_VARIABLE} or HOME")
 
 
 def _row(listed: ListedWeights) -> tuple[str, ...]:
@@ -236,18 +236,18 @@ def _in_words(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
-def _say_report(report: ConversionReport) -> None:
-    from refcli.cli.output import printable, say
+def _log_report(report: ConversionReport) -> None:
+    from refcli.cli.output import log, printable
     from refcli.weights.tokenizers import pulled_tokenizer
 
     tasks = ", ".join(report.tasks) or "none"
-    say(f"{report.kind}: {report.num_parameters:,} parameters as {report.dtype}; tasks: {tasks}")
+    log(f"{report.kind}: {report.num_parameters:,} parameters as {report.dtype}; tasks: {tasks}")
     for what, names in (("kept apart", report.kept_apart), ("left out", tuple(report.dropped))):
         if names:
             more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-            say(printable(f"{what}: {len(names)} ({', '.join(names[:SHOWN_NAMES])}{more})"))
+            log(printable(f"{what}: {len(names)} ({', '.join(names[:SHOWN_NAMES])}{more})"))
     for note in report.notes:
-        say(printable(note))
+        log(printable(note))
     if report.needs_tokenizer:
         or_pull = "" if pulled_tokenizer() else ", or `refcli weights pull beit3-tokenizer`"
-        say(f"it reads nothing yet: put its tokenizer into {report.out} as beit3.spm{or_pull}")
+        log(f"it reads nothing yet: put its tokenizer into {report.out} as beit3.spm{or_pull}")

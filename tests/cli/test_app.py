@@ -15,7 +15,7 @@ import pytest
 import refcli
 from refcli.cli import app as cli_app
 from refcli.cli.errors import report
-from refcli.cli.output import printable, say, write_line
+from refcli.cli.output import log, printable, write_line
 from refcli.engine.stopping import StoppedError
 from refcli.errors import ConfigError, DataError, DownloadError, GateError, RefcliError, WeightsError
 
@@ -132,7 +132,7 @@ def test_an_error_says_what_where_and_what_next_literally(run_with):
 
 def test_nothing_that_a_file_says_draws_on_the_terminal(run_with, monkeypatch, capsys):
     hostile = "\x1b[2Ja\x07\u202eb\x85\r"
-    say(f"first {hostile}\nsecond")
+    log(f"first {hostile}\nsecond")
     said = capsys.readouterr().err
     _, told = run_with(DataError(hostile, where=hostile, hint=f"{hostile}\nlast"))
     monkeypatch.setenv("REFCLI_DEBUG", "1")

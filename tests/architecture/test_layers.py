@@ -128,7 +128,12 @@ def test_only_the_command_line_prints():
 
 
 def test_a_file_can_be_read_in_one_sitting():
-    files = [*modules(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    files = [
+        *modules(),
+        *(ROOT / "tests").rglob("*.py"),
+        *(ROOT / "benchmarks").rglob("*.py"),
+        *(ROOT / "tools").rglob("*.py"),
+    ]
     long = {
         str(path.relative_to(ROOT)): count
         for path in files

@@ -1,14 +1,14 @@
-"""Train the packaged SentencePiece model on our own generated expressions.
+"""Train the packaged SentencePiece model on expressions of the synthetic generator.
 
-    python -m refcli.recipes.train_tokenizer refcli/text/builtin.spm
+    python tools/train_tokenizer.py refcli/text/builtin.spm
 
-The result depends on the generator's sentences only: same sentences, same pieces.
+The result depends only on the generator's expressions: the same expressions give the same pieces.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
-import sys
 from pathlib import Path
 
 import sentencepiece as spm
@@ -18,7 +18,7 @@ from refcli.files import write_atomically
 
 NUM_SENTENCES = 60_000
 NUM_PIECES = 640
-"""Every word of the generator as one piece, and single characters for all others."""
+"""Enough for every word of the generator as one piece, and for the single characters of all other words."""
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789'-,."
 
 
@@ -40,5 +40,14 @@ def train_tokenizer(path: Path, *, num_sentences: int = NUM_SENTENCES, num_piece
     write_atomically(path, model.getvalue())
 
 
+def main() -> None:
+    """Parse the arguments and train the tokenizer."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the file to write")
+    parser.add_argument("--sentences", type=int, default=NUM_SENTENCES, help="number of generated expressions")
+    given = parser.parse_args()
+    train_tokenizer(given.out, num_sentences=given.sentences)
+
+
 if __name__ == "__main__":
-    train_tokenizer(Path(sys.argv[1]))
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import inspect
 import json
 import textwrap
@@ -68,7 +69,7 @@ def cli_page() -> str:
         parts += [_escape(paragraph) for paragraph in _paragraphs(command.help or "")]
         for title, kind in (("Argument", "argument"), ("Option", "option")):
             records = [each.get_help_record(context) for each in command.get_params(context) if _is(each, kind)]
-            if rows := [(f"`{left}`", _escape(right)) for left, right in filter(None, records)]:
+            if rows := [(_code(left), _escape(right)) for left, right in filter(None, records)]:
                 parts.append(_table((title, "Meaning"), rows))
     return "\n\n".join(parts) + "\n"
 
@@ -123,14 +124,10 @@ def _settings(
             nested += _settings(inner, f"{prefix}{name}.", titles=titles)
             continue
         property_ = schema["properties"][name]
-        default = f"`{_plain(property_['default'])}`" if "default" in property_ else ""
+        default = _code(json.dumps(property_["default"], ensure_ascii=False)) if "default" in property_ else ""
         rows.append((f"`{prefix}{name}`", _type_of(property_, definitions), default, _escape(meanings.get(name, ""))))
     table = [_table(("Setting", "Type", "Default", "Meaning"), rows)] if rows else []
     return [*table, *nested]
-
-
-def _plain(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("|", "\\|")
 
 
 def _type_of(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
@@ -217,6 +214,11 @@ def _count(number: int | None) -> str:
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in lines)
+
+
+def _code(text: str) -> str:
+    """Text as code in a cell of a table, where a code span cannot hold a bar."""
+    return f"`{text}`" if "|" not in text else f"<code>{html.escape(text, quote=False).replace('|', '&#124;')}</code>"
 
 
 def _escape(text: str) -> str:

@@ -1,0 +1,85 @@
+"""Links resolve, the README stays short, and the site builds."""
+
+from __future__ import annotations
+
+import re
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from documentation import DOCS, NAMES, ROOT, prose_of
+
+MAX_README_LINES = 150
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#{1,6} (.+)$", re.M)
+
+
+@pytest.fixture(scope="module")
+def generated():
+    """Addresses of the pages that the site generates, with their contents."""
+    sys.path.insert(0, str(DOCS))
+    try:
+        import hooks
+    finally:
+        sys.path.remove(str(DOCS))
+    return {(DOCS / address).resolve(): write() for address, write in hooks.PAGES.items()}
+
+
+def test_the_readme_fits_on_one_screen_and_a_half():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_relative_link_of_a_page_resolves(name, generated):
+    page = ROOT / name
+    for target in LINK.findall(prose_of(page)):
+        if re.match(r"https?://|mailto:", target):
+            continue
+        address, _, anchor = target.partition("#")
+        linked = (page.parent / address).resolve() if address else page.resolve()
+        assert linked.exists() or linked in generated, f"{target} in {name}"
+        if anchor:
+            assert anchor in anchors_of(linked, generated), f"{target} in {name}"
+
+
+def anchors_of(page: Path, generated: dict[Path, str]) -> set[str]:
+    text = generated[page] if page in generated else prose_of(page)
+    plain = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in HEADING.findall(text)]
+    return {re.sub(r"[-\s]+", "-", heading) for heading in plain}
+
+
+@pytest.mark.parametrize(
+    "table", ["commands", "settings", "presets", "data-sets"], ids=lambda name: f"reference of {name}"
+)
+def test_the_generated_tables_are_whole(table, generated):
+    """Every line of a table has as many cells as its head."""
+    lines = generated[(DOCS / "reference" / f"{table}.md").resolve()].splitlines()
+    widths = [len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else None for line in lines]
+    assert any(widths)
+    for above, below in pairwise(widths):
+        assert None in (above, below) or above == below
+
+
+def test_the_reference_has_every_command_and_setting(generated):
+    commands = generated[(DOCS / "reference" / "commands.md").resolve()]
+    settings = generated[(DOCS / "reference" / "settings.md").resolve()]
+    for command in ("prepare-data", "pretrain", "finetune", "evaluate", "predict", "weights pull", "presets check"):
+        assert f"## refcli {command}\n" in commands
+    assert "| `--fail-under METRIC=X` |" in commands
+    assert "| `optim.lr` | number >= 0 | `0.0001` |" in settings
+    assert "`model.head.settings.mask_upsamples`" in settings
+
+
+def test_the_site_builds_without_a_warning(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("mkdocs", reason='mkdocs is in the extra "docs"')
+    pytest.importorskip("material", reason='mkdocs-material is in the extra "docs"')
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True)
+    config.plugins.on_startup(command="build", dirty=False)
+    build(config)
+    assert (tmp_path / "site" / "reference" / "commands" / "index.html").exists()
+    assert 'class="mermaid"' in (tmp_path / "site" / "architecture" / "index.html").read_text(encoding="utf-8")

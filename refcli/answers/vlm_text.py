@@ -239,7 +239,7 @@ def _of_range(largest: float) -> Callable[[ImageSizes], Placing]:
     return placing
 
 
-def _pixels(sizes: ImageSizes) -> Placing:  # noqa: ARG001 - every space has the same signature
+def _pixels(sizes: ImageSizes) -> Placing:
     return lambda x, y: (x, y)
 
 

@@ -1,0 +1,53 @@
+"""Answers as a CSV table, one row per target."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from refcli.answers.written import Written, usable
+from refcli.contracts.prediction import Answer
+from refcli.files import write_atomically
+from refcli.geometry.masks import rle_area
+
+FILE = "predictions.csv"
+COLUMNS = ("id", "image", "width", "height", "expression", "no_target", "score", "x1", "y1", "x2", "y2", "mask_area")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""Texts that begin so are run as formulas by spreadsheet programs."""
+
+
+def write_csv(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) -> Written:
+    """Write `predictions.csv`: a row per target, and one with empty numbers per answer without a target.
+
+    Args:
+        answers: in any order; those with an error are left out.
+        out: an existing folder.
+        min_score: of the targets that are written.
+    """
+    written = Written([FILE])
+    buffer = io.StringIO(newline="")
+    table = csv.writer(buffer)
+    table.writerow(COLUMNS)
+    for answer in usable(answers, written, min_score=min_score):
+        start = (
+            _text(answer.id),
+            _text(answer.image),
+            answer.width,
+            answer.height,
+            _text(answer.expression),
+            not answer.targets,
+        )
+        if not answer.targets:
+            table.writerow((*start, *[""] * (len(COLUMNS) - len(start))))
+        for target in answer.targets:
+            area = rle_area(target.mask) if target.mask else ""
+            table.writerow((*start, f"{target.score:.5f}", *(f"{side:.2f}" for side in target.box_xyxy), area))
+    write_atomically(out / FILE, buffer.getvalue().encode("utf-8", "backslashreplace"))
+    return written
+
+
+def _text(text: str) -> str:
+    """The text with an apostrophe in front where a spreadsheet would run it."""
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text

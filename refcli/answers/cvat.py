@@ -1,0 +1,91 @@
+"""Answers as CVAT's "images 1.1" XML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+import numpy as np
+
+from refcli.answers.written import AnsweredImage, Written, by_image, categories, usable
+from refcli.contracts.example import RLE
+from refcli.contracts.prediction import Answer, Target
+from refcli.files import write_atomically
+from refcli.geometry.masks import decode_mask, mask_box
+
+FILE = "annotations.xml"
+
+
+def write_cvat(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) -> Written:
+    """Write `annotations.xml`: a box per target, a mask per target that has one; the label is the expression.
+
+    Args:
+        answers: in any order; those with an error are left out.
+        out: an existing folder.
+        min_score: of the targets that are written.
+    """
+    written = Written([FILE])
+    images = by_image(usable(answers, written, min_score=min_score))
+    root = cvat_document(images)
+    indent(root)
+    write_atomically(out / FILE, tostring(root, encoding="utf-8", xml_declaration=True))
+    return written
+
+
+def cvat_document(images: list[AnsweredImage]) -> Element:
+    """The document; ids of images count from 0."""
+    root = Element("annotations")
+    SubElement(root, "version").text = "1.1"
+    labels = SubElement(SubElement(SubElement(root, "meta"), "task"), "labels")
+    for name in categories(images):
+        label = SubElement(labels, "label")
+        SubElement(label, "name").text = _xml_text(name)
+        attribute = SubElement(SubElement(label, "attributes"), "attribute")
+        for key, value in {"name": "score", "mutable": "False", "input_type": "text", "default_value": ""}.items():
+            SubElement(attribute, key).text = value
+    for number, image in enumerate(images):
+        sides = {"width": str(image.width), "height": str(image.height)}
+        element = SubElement(root, "image", {"id": str(number), "name": _xml_text(image.image), **sides})
+        for group, (answer, target) in enumerate(image.found, 1):
+            _add_shapes(element, group, answer, target)
+    return root
+
+
+def _add_shapes(parent: Element, group: int, answer: Answer, target: Target) -> None:
+    shared = {
+        "label": _xml_text(answer.expression),
+        "source": "auto",
+        "occluded": "0",
+        "z_order": "0",
+        "group_id": str(group),
+    }
+    corners = dict(zip(("xtl", "ytl", "xbr", "ybr"), (f"{side:.2f}" for side in target.box_xyxy), strict=True))
+    shapes = [SubElement(parent, "box", shared | corners)]
+    if target.mask is not None and (place := cvat_mask(target.mask)) is not None:
+        shapes.append(SubElement(parent, "mask", shared | place))
+    for shape in shapes:
+        SubElement(shape, "attribute", {"name": "score"}).text = f"{target.score:.5f}"
+
+
+def cvat_mask(mask: RLE) -> dict[str, str] | None:
+    """The attributes of a mask: its extent, and run lengths within it, row by row, background first; None if empty."""
+    left, top, right, bottom = (int(side) for side in mask_box(mask))
+    if right <= left:
+        return None
+    pixels = decode_mask(mask)[top:bottom, left:right].ravel(order="C")
+    edges = np.flatnonzero(np.diff(pixels)) + 1
+    runs = np.diff(np.concatenate(([0], edges, [pixels.size]))).tolist()
+    counts = [0, *runs] if pixels[0] else runs
+    return {
+        "rle": ", ".join(map(str, counts)),
+        "left": str(left),
+        "top": str(top),
+        "width": str(right - left),
+        "height": str(bottom - top),
+    }
+
+
+def _xml_text(text: str) -> str:
+    """The text without the control characters that XML cannot hold."""
+    return "".join(letter if letter.isprintable() or letter in "\t\n\r" else " " for letter in text)

@@ -1,0 +1,127 @@
+"""Answers as Label Studio tasks with pre-annotations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refcli.answers.written import AnsweredImage, Written, by_image, usable
+from refcli.contracts.example import RLE
+from refcli.contracts.prediction import Answer, Target
+from refcli.files import write_atomically
+from refcli.geometry.masks import decode_mask
+
+FILE = "label_studio.json"
+CONFIG_FILE = "label_studio.xml"
+IMAGE, BOXES, MASKS = "image", "box", "mask"
+"""Names of the tags of the labelling configuration."""
+LABELLING_CONFIG = """<View>
+  <Image name="image" value="$image"/>
+  <RectangleLabels name="box" toName="image">
+{labels}
+  </RectangleLabels>
+  <BrushLabels name="mask" toName="image">
+{labels}
+  </BrushLabels>
+</View>
+"""
+CHANNELS = 4
+"""A brush mask is run-length encoded as RGBA."""
+LONGEST_RUN = 1 << 16
+
+
+def write_label_studio(
+    answers: Iterable[Answer], out: Path, *, min_score: float = 0.0, image_url: str = "{image}"
+) -> Written:
+    """Write `label_studio.json`, one task per image, and `label_studio.xml`, a labelling configuration to paste.
+
+    Boxes are rectangles in percent of the image; masks are brush masks in Label Studio's own run lengths. The label is
+    the expression.
+
+    Args:
+        answers: in any order; those with an error are left out.
+        out: an existing folder.
+        min_score: of the targets that are written.
+        image_url: the address of an image in Label Studio; `{image}` stands for its path.
+    """
+    written = Written([FILE, CONFIG_FILE])
+    images = by_image(usable(answers, written, min_score=min_score))
+    tasks = [task(image, image_url=image_url) for image in images]
+    write_atomically(out / FILE, json.dumps(tasks).encode())
+    write_atomically(out / CONFIG_FILE, labelling_config(images).encode())
+    return written
+
+
+def task(image: AnsweredImage, *, image_url: str = "{image}") -> dict[str, Any]:
+    """The task of one image; the score of its prediction is the mean of the targets' scores."""
+    targets = list(image.found)
+    results = [result for number, (answer, target) in enumerate(targets) for result in _results(number, answer, target)]
+    score = sum(target.score for _, target in targets) / len(targets) if targets else None
+    return {
+        "data": {"image": image_url.replace("{image}", image.image)},
+        "predictions": [{"model_version": image.answers[0].weights or "refcli", "score": score, "result": results}],
+    }
+
+
+def labelling_config(images: Iterable[AnsweredImage]) -> str:
+    """The XML that declares the labels of these images."""
+    from xml.sax.saxutils import quoteattr
+
+    names = dict.fromkeys(answer.expression for image in images for answer in image.answers)
+    labels = "\n".join(f"    <Label value={quoteattr(name)}/>" for name in names)
+    return LABELLING_CONFIG.format(labels=labels)
+
+
+def _results(number: int, answer: Answer, target: Target) -> list[dict[str, Any]]:
+    shared = {
+        "to_name": IMAGE,
+        "original_width": answer.width,
+        "original_height": answer.height,
+        "image_rotation": 0,
+        "score": round(target.score, 5),
+    }
+    x1, y1, x2, y2 = target.box_xyxy
+    box = {
+        "x": 100 * x1 / answer.width,
+        "y": 100 * y1 / answer.height,
+        "width": 100 * (x2 - x1) / answer.width,
+        "height": 100 * (y2 - y1) / answer.height,
+        "rotation": 0,
+        "rectanglelabels": [answer.expression],
+    }
+    results = [shared | {"id": f"box-{number}", "from_name": BOXES, "type": "rectanglelabels", "value": box}]
+    if target.mask is not None:
+        brush = {"format": "rle", "rle": brush_run_lengths(target.mask), "brushlabels": [answer.expression]}
+        results.append(shared | {"id": f"mask-{number}", "from_name": MASKS, "type": "brushlabels", "value": brush})
+    return results
+
+
+def brush_run_lengths(mask: RLE) -> list[int]:
+    """A mask in the run lengths of Label Studio's brush, as a list of bytes.
+
+    The format is `rle-pack` of thi.ng/umbrella: 32 bits for the number of values, 5 for the word size less one, four
+    times 4 for the sizes of run lengths less one; then runs: a bit 1, two bits for which of the sizes follows, the
+    length less one, the value. The values are those of an RGBA image, row by row.
+    """
+    pixels = decode_mask(mask).ravel(order="C")
+    edges = np.flatnonzero(np.diff(pixels)) + 1
+    starts = np.concatenate(([0], edges))
+    lengths = CHANNELS * np.diff(np.concatenate((starts, [pixels.size])))
+    values = np.where(pixels[starts], 255, 0)
+    pieces = -(-lengths // LONGEST_RUN)
+    values, whole = np.repeat(values, pieces), np.full(int(pieces.sum()), LONGEST_RUN)
+    whole[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * LONGEST_RUN
+    header = _bits(np.array([CHANNELS * pixels.size]), 32), _bits(np.array([7]), 5), _bits(np.array([2, 3, 7, 15]), 4)
+    # every run: 1, size 3 (16 bits), length - 1, value
+    runs = np.concatenate([_bits(np.full(len(whole), 0b111), 3), _bits(whole - 1, 16), _bits(values, 8)], axis=1)
+    bits = np.concatenate([*(part.ravel() for part in header), runs.ravel()])
+    return [int(byte) for byte in np.packbits(bits)]
+
+
+def _bits(numbers: np.ndarray, count: int) -> np.ndarray:
+    """(numbers, count) bits, the highest first."""
+    return ((numbers[:, None] >> np.arange(count - 1, -1, -1)) & 1).astype(np.uint8)

@@ -1,0 +1,81 @@
+"""Answers as training data (pseudo-labels): refcli's own lines, and ODVG."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from refcli.answers.written import AnsweredImage, Written, by_image, usable
+from refcli.contracts.example import RLE
+from refcli.contracts.prediction import Answer
+from refcli.files import write_atomically
+
+DATA_FILE, ODVG_FILE = "data.jsonl", "odvg.jsonl"
+
+
+def write_data(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) -> Written:
+    """Write `data.jsonl`, a line per answer in the format that `refcli prepare-data` reads as `jsonl`.
+
+    Args:
+        answers: in any order; those with an error are left out.
+        out: an existing folder.
+        min_score: of the targets that are written; an answer without such a target is left out, for a low score is no
+            statement that there is no target.
+    """
+    written = Written([DATA_FILE])
+    lines = [json.dumps(data_line(answer)) for answer in usable(answers, written, min_score=min_score)]
+    write_atomically(out / DATA_FILE, "".join(f"{line}\n" for line in lines).encode())
+    return written
+
+
+def data_line(answer: Answer) -> dict[str, Any]:
+    """The record of one answer."""
+    record: dict[str, Any] = {
+        "image": answer.image,
+        "expression": answer.expression,
+        "width": answer.width,
+        "height": answer.height,
+    }
+    if not answer.targets:
+        return record | {"no_target": True}
+    record["boxes"] = [[round(side, 2) for side in target.box_xyxy] for target in answer.targets]
+    if any(target.mask is not None for target in answer.targets):
+        record["segmentation"] = [_run_lengths(target.mask) for target in answer.targets]
+    return record
+
+
+def write_odvg(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) -> Written:
+    """Write `odvg.jsonl`, a line per image: a caption of all expressions, and a region per target.
+
+    ODVG has no masks and no "no target": answers without a target add nothing.
+
+    Args:
+        answers: in any order; those with an error are left out.
+        out: an existing folder.
+        min_score: of the targets that are written.
+    """
+    written = Written([ODVG_FILE])
+    images = by_image(usable(answers, written, min_score=min_score))
+    lines = [json.dumps(odvg_line(image)) for image in images if any(True for _ in image.found)]
+    write_atomically(out / ODVG_FILE, "".join(f"{line}\n" for line in lines).encode())
+    return written
+
+
+def odvg_line(image: AnsweredImage) -> dict[str, Any]:
+    """The record of one image; a phrase's regions are the boxes of its answer."""
+    phrases: dict[str, list[list[float]]] = {}
+    for answer, target in image.found:
+        phrases.setdefault(answer.expression, []).append([round(side, 2) for side in target.box_xyxy])
+    regions = [{"phrase": name, "bbox": boxes[0] if len(boxes) == 1 else boxes} for name, boxes in phrases.items()]
+    return {
+        "filename": image.image,
+        "height": image.height,
+        "width": image.width,
+        "grounding": {"caption": ". ".join(phrases), "regions": regions},
+    }
+
+
+def _run_lengths(mask: RLE | None) -> dict[str, Any] | None:
+    return None if mask is None else {"size": list(mask.size), "counts": mask.counts.decode("ascii")}

@@ -1,0 +1,66 @@
+"""Answers as YOLO label files: a class per expression, boxes or outlines as fractions of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from refcli.answers.written import AnsweredImage, Written, by_image, categories, file_names, usable
+from refcli.contracts.example import RLE
+from refcli.contracts.prediction import Answer
+from refcli.files import write_atomically
+from refcli.geometry.masks import decode_mask
+
+LABELS = "labels"
+CLASSES = "classes.txt"
+
+
+def write_yolo(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0, outlines: bool = False) -> Written:
+    """Write `classes.txt` (one expression per line) and `labels/<image>.txt`.
+
+    A line is `class cx cy w h`, or with `outlines` `class x y x y ...`: the longest outline of the mask, which is all
+    that the format can hold of one (holes and further parts are lost). Numbers are fractions of the image. Images
+    without a target have an empty file.
+
+    Args:
+        answers: in any order; those with an error are left out.
+        out: an existing folder.
+        min_score: of the targets that are written.
+        outlines: masks instead of boxes, where a target has one.
+    """
+    written = Written([CLASSES])
+    images = by_image(usable(answers, written, min_score=min_score))
+    names = categories(images)
+    lines = [" ".join(name.split()) for name in names]
+    write_atomically(out / CLASSES, "".join(f"{line}\n" for line in lines).encode())
+    (out / LABELS).mkdir(exist_ok=True)
+    for image, name in zip(images, file_names(images, ".txt"), strict=True):
+        write_atomically(out / LABELS / name, _label_file(image, names, outlines=outlines).encode())
+        written.files.append(f"{LABELS}/{name}")
+    return written
+
+
+def _label_file(image: AnsweredImage, names: Mapping[str, int], *, outlines: bool) -> str:
+    lines = []
+    for answer, target in image.found:
+        outline = longest_outline(target.mask) if outlines and target.mask else None
+        x1, y1, x2, y2 = target.box_xyxy
+        numbers = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1] if outline is None else outline.ravel().tolist()
+        sides = (image.width, image.height)
+        fractions = (min(max(number / sides[place % 2], 0.0), 1.0) for place, number in enumerate(numbers))
+        lines.append(" ".join([str(names[answer.expression]), *(f"{fraction:.6f}" for fraction in fractions)]))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def longest_outline(mask: RLE) -> np.ndarray | None:
+    """The outline with the largest area as (n, 2) x and y in pixels, through pixel centres; None without three points."""
+    outlines, _ = cv2.findContours(
+        decode_mask(mask).astype(np.uint8, order="C"), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+    )
+    if not outlines:
+        return None
+    largest: np.ndarray = max(outlines, key=cv2.contourArea).reshape(-1, 2)
+    return largest + 0.5 if len(largest) >= 3 else None

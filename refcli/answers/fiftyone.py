@@ -65,7 +65,7 @@ def _detection(answer: Answer, target: Target) -> dict[str, Any]:
 
 
 def packed_mask(mask: RLE, box_xyxy: tuple[float, float, float, float]) -> dict[str, Any]:
-    """The part of a mask within the pixels of its box, as FiftyOne packs arrays: zlib over the bytes of an .npy file."""
+    """The part of a mask within the pixels of its box, packed as FiftyOne does: zlib over the bytes of an .npy file."""
     left, top, right, bottom = box_pixels(box_xyxy, *mask.size)
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(decode_mask(mask)[top:bottom, left:right]))

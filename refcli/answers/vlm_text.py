@@ -54,7 +54,8 @@ class TextFormat:
 REFUSAL = re.compile(
     r"""\b(?: no \s+ (?:such\s+)? (?:target|object|match|box|bounding\s+box|region|one|thing|person|item)s? \b
           | none \b
-          | (?:is|are|was|were) \s* (?:not|n't) \s+ (?:\w+\s+)? (?:present|visible|found|shown|in \s+ the \s+ (?:image|picture|photo)) \b
+          | (?:is|are|was|were) \s* (?:not|n't) \s+ (?:\w+\s+)? (?:present|visible|found|shown) \b
+          | (?:is|are) \s* (?:not|n't) \s+ in \s+ the \s+ (?:image|photo) \b
           | (?:does|do) \s* (?:not|n't) \s+ (?:exist|appear|contain|match|show|depict) \b
           | (?:can|could) \s* (?:not|n't) \s+ (?:be\s+)? (?:find|found|locate|located|see|detect|detected|identify) \b
           | there \s+ (?:is|are) \s+ no \b
@@ -92,9 +93,9 @@ def parse_answer(
 ) -> tuple[Box, ...]:
     """The boxes that a text answer states, in pixels of the image.
 
-    What a model thinks aloud (`<think>...</think>`) is not its answer; of `<answer>...</answer>` the last one counts.
-    The text is read in the one format and the one coordinate space that are declared: no other reading is tried, however
-    unlikely the result looks.
+    Reasoning (`<think>...</think>`) is not part of the answer; of several `<answer>...</answer>` the last one counts.
+    The text is read in the one format and the one coordinate space that are declared: no other reading is tried,
+    however unlikely the result looks.
 
     Args:
         text: what the model wrote.

@@ -47,15 +47,16 @@ def usable(answers: Iterable[Answer], written: Written, *, min_score: float = 0.
     Args:
         answers: in any order.
         written: is updated.
-        min_score: targets with a lower score are left out; an answer that loses all its targets is left out with them,
-            because a low score is no statement that there is no target.
+        min_score: targets with a lower score are left out. An answer that loses all its targets, here or when it was
+            made (`no_target_source: min_score`), is left out with them: a low score does not state that there is no
+            target.
     """
     for answer in answers:
         if answer.error is not None or answer.width <= 0 or answer.height <= 0:
             written.failed.append(answer.id)
             continue
         kept = tuple(target for target in answer.targets if target.score >= min_score)
-        if answer.targets and not kept:
+        if not kept and (answer.targets or answer.no_target_source == "min_score"):
             continue
         written.num_answers += 1
         written.num_targets += len(kept)

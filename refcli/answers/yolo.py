@@ -56,7 +56,7 @@ def _label_file(image: AnsweredImage, names: Mapping[str, int], *, outlines: boo
 
 
 def longest_outline(mask: RLE) -> np.ndarray | None:
-    """The outline with the largest area as (n, 2) x and y in pixels, through pixel centres; None without three points."""
+    """The outline with the largest area: (n, 2) x and y in pixels, at pixel centres; None under three points."""
     outlines, _ = cv2.findContours(
         decode_mask(mask).astype(np.uint8, order="C"), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )

@@ -26,6 +26,7 @@ COMMANDS = {
     "finetune": "refcli.cli.finetune:command",
     "evaluate": "refcli.cli.evaluate:command",
     "predict": "refcli.cli.predict:command",
+    "convert-answers": "refcli.cli.convert_answers:command",
     "demo": "refcli.cli.demo:command",
 }
 """In the order of a project's life. Each module imports nothing heavier than typer at its top."""

@@ -1,0 +1,50 @@
+"""`refcli convert-answers`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refcli.answers.table import WRITERS
+
+MOST_LISTED = 20
+
+
+def command(
+    file: Annotated[Path, typer.Argument(help="Prediction lines, such as OUT/predictions.jsonl.", metavar="FILE")],
+    to: Annotated[str, typer.Option("--to", help=f"One of: {', '.join(WRITERS)}.", metavar="FORMAT")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new or empty folder for the files.", metavar="FOLDER")],
+    min_score: Annotated[
+        float, typer.Option("--min-score", help="Leave out targets with a lower score.", min=0.0, max=1.0)
+    ] = 0.0,
+    outlines: Annotated[
+        bool, typer.Option("--outlines", help="YOLO: the outline of each mask instead of its box.")
+    ] = False,
+) -> None:
+    """Write the answers of a prediction file in the format of another tool.
+
+    coco: one JSON file with run-length masks; yolo: label files; label-studio: pre-annotated tasks; labelme: a JSON
+    file per image; cvat: XML ("images 1.1"); fiftyone: samples.json; csv: a table; odvg and refcli-data: training data
+    (pseudo-labels). Exit code 3: some lines or answers could not be converted (they are listed).
+    """
+    from refcli.cli.output import printable, say
+    from refcli.errors import ExitCode
+    from refcli.recipes.convert_answers import convert_answers
+
+    done = convert_answers(file, to, out, min_score=min_score, outlines=outlines)
+    for sort, problem in done.problems.items():
+        say(f"{problem.count:,} lines: {sort}")
+        for line in problem.first[:MOST_LISTED]:
+            say(printable(f"  {line}"))
+    for name in done.written.failed[:MOST_LISTED]:
+        say(printable(f"left out: {name}: it has an error, or no image size"))
+    if len(done.written.failed) > MOST_LISTED:
+        say(f"left out: {len(done.written.failed):,} answers altogether")
+    written = done.written
+    say(
+        f"wrote {written.num_answers:,} answers ({written.num_targets:,} targets, {len(written.files):,} files) to {out}"
+    )
+    if done.exit_code is not ExitCode.OK:
+        raise typer.Exit(int(done.exit_code))

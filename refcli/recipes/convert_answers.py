@@ -1,0 +1,68 @@
+"""convert-answers: prediction lines in, the files of another tool out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from refcli.answers.table import WRITERS
+from refcli.answers.written import Written
+from refcli.errors import DataError, ExitCode, UsageError
+from refcli.evaluation.predictions import Problems, read_lines
+from refcli.evaluation.run import LineProblems
+from refcli.files import explain_write_errors
+from refcli.inference.image_folders import SYSTEM_NAMES
+from refcli.tables import lookup
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of the lines.
+
+    Args:
+        written: files, answers and targets, and the answers that the format cannot hold.
+        problems: lines that are no predictions, by sort.
+    """
+
+    written: Written
+    problems: Mapping[str, LineProblems]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """3 where a line or an answer is missing from the files."""
+        return ExitCode.PARTIAL if self.problems or self.written.failed else ExitCode.OK
+
+
+def convert_answers(
+    file: Path, answers_format: str, out: Path, *, min_score: float = 0.0, outlines: bool = False
+) -> Conversion:
+    """Write the answers of a prediction file in the format of another tool.
+
+    Args:
+        file: lines of `refcli.prediction/1`, plain or gzipped.
+        answers_format: a name in `refcli.answers.table.WRITERS`.
+        out: a folder that is missing or empty.
+        min_score: targets with a lower score are left out.
+        outlines: YOLO: outlines of masks instead of boxes.
+
+    Raises:
+        UsageError: the folder is not empty; `outlines` for another format than YOLO.
+        DataError: the file cannot be read, or has no usable line.
+        ConfigError: there is no such format.
+    """
+    write = lookup(WRITERS, answers_format, what="answer format")
+    if outlines and answers_format != "yolo":
+        raise UsageError("only YOLO label files hold outlines", where="--outlines")
+    if out.exists() and (not out.is_dir() or any(entry.name.lower() not in SYSTEM_NAMES for entry in out.iterdir())):
+        raise UsageError("the output folder is not empty", where=f"--out {out}", hint="choose another --out")
+    problems = Problems(file.name)
+    answers = [line.answer for line in read_lines(file, problems)]
+    listed = problems.listed()
+    if not answers:
+        first = next((problem.first[0] for problem in listed.values() if problem.first), "the file is empty")
+        raise DataError("no line of the file is a prediction", where=str(file), hint=first)
+    with explain_write_errors("the answers", out):
+        out.mkdir(parents=True, exist_ok=True)
+        written = write(answers, out, min_score=min_score, **({"outlines": True} if outlines else {}))
+    return Conversion(written, listed)

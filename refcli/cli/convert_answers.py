@@ -29,22 +29,21 @@ def command(
     file per image; cvat: XML ("images 1.1"); fiftyone: samples.json; csv: a table; odvg and refcli-data: training data
     (pseudo-labels). Exit code 3: some lines or answers could not be converted (they are listed).
     """
-    from refcli.cli.output import printable, say
+    from refcli.cli.output import log, printable
     from refcli.errors import ExitCode
     from refcli.recipes.convert_answers import convert_answers
 
     done = convert_answers(file, to, out, min_score=min_score, outlines=outlines)
     for sort, problem in done.problems.items():
-        say(f"{problem.count:,} lines: {sort}")
+        log(f"{problem.count:,} lines: {sort}")
         for line in problem.first[:MOST_LISTED]:
-            say(printable(f"  {line}"))
+            log(printable(f"  {line}"))
     for name in done.written.failed[:MOST_LISTED]:
-        say(printable(f"left out: {name}: it has an error, or no image size"))
+        log(printable(f"left out: {name}: it has an error, or no image size"))
     if len(done.written.failed) > MOST_LISTED:
-        say(f"left out: {len(done.written.failed):,} answers altogether")
+        log(f"left out: {len(done.written.failed):,} answers altogether")
     written = done.written
-    say(
-        f"wrote {written.num_answers:,} answers ({written.num_targets:,} targets, {len(written.files):,} files) to {out}"
-    )
+    counts = f"{written.num_targets:,} targets, {len(written.files):,} files"
+    log(f"wrote {written.num_answers:,} answers ({counts}) to {out}")
     if done.exit_code is not ExitCode.OK:
         raise typer.Exit(int(done.exit_code))

@@ -9,8 +9,8 @@ from pathlib import Path
 from refcli.answers.table import WRITERS
 from refcli.answers.written import Written
 from refcli.errors import DataError, ExitCode, UsageError
-from refcli.evaluation.predictions import Problems, read_lines
-from refcli.evaluation.run import LineProblems
+from refcli.evaluation.predictions import RejectionLog, read_lines
+from refcli.evaluation.run import RejectedLines
 from refcli.files import explain_write_errors
 from refcli.inference.image_folders import SYSTEM_NAMES
 from refcli.tables import lookup
@@ -26,7 +26,7 @@ class Conversion:
     """
 
     written: Written
-    problems: Mapping[str, LineProblems]
+    problems: Mapping[str, RejectedLines]
 
     @property
     def exit_code(self) -> ExitCode:
@@ -56,7 +56,7 @@ def convert_answers(
         raise UsageError("only YOLO label files hold outlines", where="--outlines")
     if out.exists() and (not out.is_dir() or any(entry.name.lower() not in SYSTEM_NAMES for entry in out.iterdir())):
         raise UsageError("the output folder is not empty", where=f"--out {out}", hint="choose another --out")
-    problems = Problems(file.name)
+    problems = RejectionLog(file.name)
     answers = [line.answer for line in read_lines(file, problems)]
     listed = problems.listed()
     if not answers:

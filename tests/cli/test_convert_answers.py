@@ -18,7 +18,7 @@ LINE = {
     "expression": "the cup",
     "width": 20,
     "height": 10,
-    "targets": [{"box_xyxy": [1, 2, 5, 6], "score": 0.5, "mask": None, "box_source": "head"}],
+    "targets": [{"box": [1, 2, 5, 6], "score": 0.5, "mask": None, "box_source": "head"}],
     "no_target": False,
     "no_target_score": None,
     "weights": "demo",

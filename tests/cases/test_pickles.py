@@ -112,7 +112,7 @@ def test_each_pickle_of_the_old_container_is_looked_through(tmp_path):
 
 
 def test_a_small_gzip_file_of_a_huge_pickle_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("refcli.data.reading.pickle_survey.MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr("refcli.data.reading.pickles.MAX_UNPACKED", 1 << 20)
     content = b"\x80\x02](" + ONE * (2 << 20) + b"e."
     (tmp_path / "a.p").write_bytes(gzip.compress(content))
     with pytest.raises(DataError, match="expands to far more data"):

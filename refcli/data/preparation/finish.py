@@ -16,7 +16,7 @@ import msgspec
 from refcli.contracts.example import RLE, Example, Region
 from refcli.data.preparation.box_evidence import CLIP_TOLERANCE, BoxEvidence
 from refcli.data.preparation.image_roots import OTHER_SIZE, UNREADABLE, must_fit
-from refcli.data.reading.images import ImageFacts, decode, probe
+from refcli.data.reading.images import ImageFacts, probe, verify
 from refcli.data.sources.known_keys import excerpt
 from refcli.data.sources.record import Problems, RawRecord, RawRegion
 from refcli.data.sources.rows import MAX_SIDE
@@ -122,7 +122,7 @@ def _texts(record: RawRecord, problems: Problems) -> Iterator[tuple[str, str]]:
 
 @lru_cache(maxsize=256)
 def _picture_facts(path: Path, is_decoded: bool) -> ImageFacts:
-    return decode(path) if is_decoded else probe(path)
+    return verify(path) if is_decoded else probe(path)
 
 
 def _size(one: PlacedRecord, how: Finishing) -> tuple[int, int]:

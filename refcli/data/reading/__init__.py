@@ -1,1 +1,1 @@
-"""Reading files that strangers wrote: nothing in them is run, sizes are bounded, and every refusal names the file."""
+"""Reading untrusted files: nothing in them is executed, sizes are bounded, and errors name the file."""

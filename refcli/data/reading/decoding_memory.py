@@ -1,4 +1,4 @@
-"""What decoding an opened image takes in memory, and what its header must not claim."""
+"""The memory that decoding an opened image needs, and checks of what its header claims."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from PIL import Image
 
 BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1} | dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), 2)
 _BYTES_OF_COLOUR = 4
-"""Bytes of a pixel in Pillow's memory: four in every mode that is not in the table."""
+"""Bytes per pixel in Pillow's memory for every mode that is not in the table."""
 DECODER_BYTES = dict.fromkeys(
     ("BMP", "DIB", "GIF", "JPEG", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "TGA", "TIFF"), 0
 ) | {"SGI": 6, "AVIF": 12, "HEIF": 12, "WEBP": 12, "JPEG2000": 18}
-"""The formats that are read, and the bytes that the decoder of each takes per pixel beside the image itself (measured
-with Pillow 13). Others are refused: Pillow hands some to other programs (EPS), and some hold images of another size
-than their header says (ICO, ICNS)."""
-_MOST_SCANS = 500
-"""A progressive JPEG of more scans only costs time; encoders write about ten."""
+"""The formats that are read, and the bytes per pixel that each decoder needs beside the image itself (measured with
+Pillow 13). Others are refused: Pillow passes some to other programs (EPS), and some hold images of another size than
+their header claims (ICO, ICNS)."""
+_MAX_SCANS = 500
+"""More scans of a progressive JPEG only cost time; encoders write about ten."""
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 _FEW_PIXELS = 10_000_000
-"""A smaller JPEG is not searched for several scans unless its header says that it is progressive."""
+"""A smaller JPEG is searched for several scans only if its header declares it progressive."""
 _TILE_WIDTH, _TILE_LENGTH, _ROWS_PER_STRIP, _BITS, _SAMPLES, _COMPRESSION = 322, 323, 278, 258, 277, 259
 """TIFF tags."""
-_MOST_DRAFTED = 8
-"""libjpeg reduces by at most this factor."""
+_MAX_DRAFT = 8
+"""The largest factor by which libjpeg reduces."""
 
 
 def decoding_bytes(image: Image.Image, factor: int, *, is_turned: bool) -> int:
-    """About how many bytes decoding an opened image and converting it to RGB take at most.
+    """An upper estimate of the bytes needed to decode an opened image and convert it to RGB.
 
     Raises:
-        OSError: a progressive JPEG of very many scans.
+        OSError: a progressive JPEG has too many scans.
     """
     pixels = image.width * image.height
     of_mode = BYTES_OF_MODE.get(image.mode, _BYTES_OF_COLOUR)
     is_jpeg = image.format in ("JPEG", "MPO")
     total = pixels * (of_mode + DECODER_BYTES.get(str(image.format), 0))
     if factor > 1:
-        total = total // min(factor, _MOST_DRAFTED) ** 2 if is_jpeg else total
+        total = total // min(factor, _MAX_DRAFT) ** 2 if is_jpeg else total
         total += 2 * _BYTES_OF_COLOUR * pixels // factor**2
     else:
         total += _BYTES_OF_COLOUR * pixels * ((image.mode != "RGB") + is_turned)
@@ -49,14 +49,14 @@ def decoding_bytes(image: Image.Image, factor: int, *, is_turned: bool) -> int:
 
 
 def _coefficient_bytes(image: Image.Image) -> int:
-    """Of a JPEG of several scans, whose decoder keeps all coefficients, two bytes each.
+    """Memory for the coefficients of a JPEG of several scans, which its decoder keeps: two bytes each.
 
     Raises:
         OSError: it has more scans than any encoder writes.
     """
     num_scans = _num_scans(image)
-    if num_scans > _MOST_SCANS:
-        raise OSError(f"it has more than {_MOST_SCANS} scans")
+    if num_scans > _MAX_SCANS:
+        raise OSError(f"it has more than {_MAX_SCANS} scans")
     if num_scans == 1:
         return 0
     sampling: list[tuple[int, int]] = [(across, down) for _, across, down, _ in getattr(image, "layer", [])]
@@ -66,14 +66,14 @@ def _coefficient_bytes(image: Image.Image) -> int:
 
 
 def _num_scans(image: Image.Image) -> int:
-    """Scans of the file's first JPEG, counted to one more than are allowed; those of its thumbnails are not its own."""
+    """Number of scans of the file's first JPEG, without its thumbnails; counting stops above the allowed number."""
     file = image.fp  # type: ignore[attr-defined]  # of ImageFile
     position = file.tell()
     file.seek(2)
     while len(head := file.read(4)) == 4 and head[:2] != _START_OF_SCAN and head[0] == 0xFF:
         file.seek(max(int.from_bytes(head[2:], "big") - 2, 0), 1)
     num_scans, last = 1, b""
-    while num_scans <= _MOST_SCANS and (block := file.read(1 << 20)):
+    while num_scans <= _MAX_SCANS and (block := file.read(1 << 20)):
         scanned, end, _ = (last + block).partition(_END_OF_IMAGE)
         num_scans += scanned.count(_START_OF_SCAN)
         if end:
@@ -84,7 +84,7 @@ def _num_scans(image: Image.Image) -> int:
 
 
 def _tiff_piece_bytes(image: Image.Image) -> int:
-    """Of the largest strip or tile that the decoder unpacks at a time: what the file says, it may exceed the image."""
+    """Memory for the largest strip or tile that the decoder unpacks at once, as the file declares it."""
     tags = image.tag_v2  # type: ignore[attr-defined]  # of TiffImageFile
 
     def number(tag: int, default: int) -> int:
@@ -92,7 +92,7 @@ def _tiff_piece_bytes(image: Image.Image) -> int:
         largest = max(value, default=default) if isinstance(value, tuple) else value
         return largest if isinstance(largest, int) and largest > 0 else default
 
-    if tags.get(_COMPRESSION, 1) == 1:  # read as it lies there
+    if tags.get(_COMPRESSION, 1) == 1:  # read in place
         return 0
     width, height = image.size
     rows = min(number(_ROWS_PER_STRIP, height), height)
@@ -102,10 +102,10 @@ def _tiff_piece_bytes(image: Image.Image) -> int:
 
 
 def check_completeness(image: Image.Image) -> None:
-    """Refuse an uncompressed TIFF whose strips do not cover it: Pillow fills in black, gigabytes for a tiny file.
+    """Refuse an uncompressed TIFF whose strips do not cover it: Pillow would fill in black, gigabytes for a tiny file.
 
     Raises:
-        OSError: the strips leave a part of the image out.
+        OSError: the strips do not cover the image.
     """
     if image.format != "TIFF":
         return

@@ -1,4 +1,4 @@
-"""Reading one image, whatever its mode, into upright 8-bit RGB."""
+"""The one place that decodes images: any mode becomes upright 8-bit RGB, within limits of size and memory."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from refcli.data.reading.decoding_memory import BYTES_OF_MODE, DECODER_BYTES, ch
 from refcli.errors import ImageError
 
 MAX_PIXELS = 200_000_000
-"""Larger images are refused before they are decoded (a small file can claim any size)."""
+"""Larger images are refused before decoding (a small file can claim any size)."""
 MAX_DECODING_BYTES = 1_000_000_000
-"""Memory that decoding one image may need, and all threads that decode at a time together."""
+"""Memory that decoding may need: for one image, and for all threads that decode at the same time."""
 LARGE_PIXELS = 50_000_000
-"""Images of more pixels are reduced where `open_scaled` reads them; all others keep every pixel."""
+"""`open_scaled` reduces images with more pixels; all others keep every pixel."""
 _LARGE_BYTES = 1 << 27
-"""Memory of a decoded image that is given back to the system at once."""
+"""A decoded image of at least this size is returned to the system at once."""
 REDUCED_SIDE = 3072
-"""A reduced image keeps a longer side of at least this many pixels, several times what any model sees."""
+"""The least longer side of a reduced image in pixels; models use a fraction of it."""
 
 _ORIENTATION = 0x0112
 _TURNED = range(2, 9)
 _SIDEWAYS = range(5, 9)
-"""EXIF orientations that exchange width and height."""
+"""EXIF orientations that swap width and height."""
 _HEADER_IS_ENOUGH = frozenset({"JPEG", "MPO", "WEBP", "BMP", "GIF"})
-"""Formats whose orientation is known before the pixels (a PNG may have it behind them, Pillow turns TIFFs itself)."""
+"""Formats whose orientation is known before decoding (a PNG may store it after the pixels; Pillow turns TIFFs
+itself)."""
 _WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _HIGH_RANGE = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I", "F"})
 _UPRIGHT = {
@@ -51,24 +52,24 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings an image of an EXIF orientation upright."""
+"""EXIF orientation -> the operation that turns the image upright."""
 _LEVELS_OF_16_BITS = np.rint(np.arange(1 << 16) * (255.0 / 65535.0)).astype(np.uint8)
 _TILE_PIXELS, _TILE_SIDE = 1 << 21, 1 << 16
-"""Pixels that are converted at a time where a conversion needs several copies, and the most in one direction."""
+"""Size of the tiles in which conversions that need several copies run: pixels, and pixels in one direction."""
 _LARGEST_FACTOR = 64
-"""Images are reduced by no more, however long and thin they are; it divides the side of a tile."""
+"""The largest reduction, for very long and thin images; it divides the side of a tile."""
 
 _HEAD_BYTES = 512
 _OTHER_KINDS = (
     (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), "a HEIC image; convert it to JPEG or PNG"),
-    (re.compile(rb"version https://git-lfs"), "a pointer of Git LFS; fetch the image with `git lfs pull`"),
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer; fetch the image with `git lfs pull`"),
     (re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE), "a web page; download the image again"),
 )
-"""How files start that often stand where an image is expected, and what they are."""
+"""First bytes of files that are often mistaken for images, and what they are."""
 _PNG, _PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-"""How a PNG starts, and its chunks that say nothing about pixels or size."""
+"""The first bytes of a PNG, and the chunks that affect neither pixels nor size."""
 _REDUCED_FIRST = frozenset({"I", "F"})
-"""Modes that are averaged before they become 8 bits: their conversion is slow."""
+"""Modes that are averaged before the conversion to 8 bits, which is slow for them."""
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -84,11 +85,11 @@ _BROKEN = (
     zlib.error,
     Image.DecompressionBombError,
 )
-"""What Pillow's decoders raise on damaged files."""
+"""Exceptions that Pillow's decoders raise for damaged files."""
 
 
 class _NoPillowLimit:
-    """A context in which Pillow's own limit is off, which warns from 89 megapixels on: `MAX_PIXELS` holds instead."""
+    """A context that turns off Pillow's own limit, which warns from 89 megapixels on: `MAX_PIXELS` applies instead."""
 
     def __init__(self) -> None:
         self.reset()
@@ -113,7 +114,7 @@ class _NoPillowLimit:
 
 
 class _Budget:
-    """Bytes that all threads share: who needs more than is left waits, and one is always let through."""
+    """Memory shared by all threads: a thread that needs more than is left waits; one is always admitted."""
 
     def __init__(self) -> None:
         self.reset()
@@ -149,12 +150,12 @@ _budget = _Budget()
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """The size of an image as `read_image` returns it, in pixels, and how its file holds it."""
+    """The size of an image in pixels, as `read_image` returns it, and its orientation in the file."""
 
     width: int
     height: int
     orientation: int = 1
-    """EXIF: 1 if the file holds the image upright, 2 to 8 if it is turned or mirrored when it is read."""
+    """EXIF: 1 if the file stores the image upright; 2 to 8 if reading turns or mirrors it."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -169,26 +170,27 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class ScaledImage:
-    """An upright RGB image, which is reduced if its file has more than `LARGE_PIXELS` pixels."""
+    """An upright RGB image, reduced if its file has more than `LARGE_PIXELS` pixels."""
 
     image: Image.Image
     width: int
     height: int
-    """Of the upright file in pixels: the frame of boxes and masks."""
+    """Size of the upright original in pixels: the frame of boxes and masks."""
 
 
 def read_image(source: str | Path | bytes, *, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
-    """Read an image as RGB: EXIF orientation applied, transparency laid over white, high bit depths scaled down.
+    """Read an image as RGB: EXIF orientation applied, transparency composited over white, high bit depths scaled to 8
+    bits.
 
     Args:
         source: a path, or the bytes of an image file.
-        name: what to call the image in an error; default the path.
+        name: the image's name in errors; default: the path.
 
     Raises:
-        ImageError: there is no such file, it is no image, it is damaged, larger than `MAX_PIXELS`, or decoding it
-            needs more than `MAX_DECODING_BYTES`.
+        ImageError: the file is missing, not an image, damaged or larger than `MAX_PIXELS`, or decoding it needs more
+            than `MAX_DECODING_BYTES`.
     """
-    image = _decoded(source, name, lambda size: 1, spare_bytes=3).image
+    image = _decode(source, name, spare_bytes=3).image
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for tile in _tiles(image, 1):
         left, top, right, bottom = tile
@@ -197,57 +199,51 @@ def read_image(source: str | Path | bytes, *, name: str | None = None) -> UInt8[
 
 
 def open_image(source: str | Path | bytes, *, name: str | None = None) -> Image.Image:
-    """As `read_image`, but a decoded Pillow image of mode RGB."""
-    return _decoded(source, name, lambda size: 1).image
+    """As `read_image`, as a decoded Pillow image of mode RGB."""
+    return _decode(source, name).image
 
 
 def open_scaled(source: str | Path | bytes, *, name: str | None = None) -> ScaledImage:
-    """As `open_image` for up to `LARGE_PIXELS` pixels; larger images are reduced by 2, 4, 8 ... as they are decoded.
+    """As `open_image` for up to `LARGE_PIXELS` pixels; larger images are reduced by 2, 4, 8 ... while decoding.
 
-    For eyes and models, which see far fewer pixels: a JPEG of 200 million pixels then takes a sixteenth of the memory.
+    For viewing and for models, which use far fewer pixels: a JPEG of 200 million pixels needs a sixteenth of the
+    memory.
     """
-    return _decoded(source, name, _reduction)
+    return _decode(source, name, may_reduce=True)
 
 
 def probe(path: Path) -> ImageFacts:
-    """The size of an image, from its header where the format allows; damage behind that is not seen.
+    """The size of an image, from its header where the format allows; damaged pixels are then not noticed.
 
     Raises:
-        ImageError: as `decode`.
+        ImageError: as `verify`.
     """
-    with _opened(path, str(path)) as image:
-        is_told = image.format in _HEADER_IS_ENOUGH or (image.format == "PNG" and "exif" in image.info)
-        if is_told and image.width * image.height <= MAX_PIXELS:
+    with _open(path, str(path)) as image:
+        has_orientation = image.format in _HEADER_IS_ENOUGH or (image.format == "PNG" and "exif" in image.info)
+        if has_orientation and image.width * image.height <= MAX_PIXELS:
             orientation = _orientation(image)
             width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
             return ImageFacts(width, height, orientation)
-    return decode(path)
+    return verify(path)
 
 
-def decode(path: Path) -> ImageFacts:
-    """The size of an image that is decoded whole.
+def verify(path: Path) -> ImageFacts:
+    """The size of an image, found by decoding it completely.
 
     Raises:
-        ImageError: there is no such file, it is no image, damaged or too large.
+        ImageError: the file is missing, not an image, damaged or too large.
     """
-    whole = open_scaled(path)
-    with _opened(path, str(path)) as image:
-        return ImageFacts(whole.width, whole.height, _orientation(image))
+    scaled = open_scaled(path)
+    with _open(path, str(path)) as image:
+        return ImageFacts(scaled.width, scaled.height, _orientation(image))
 
 
-def _decoded(
-    source: str | Path | bytes,
-    name: str | None,
-    reduction: Callable[[tuple[int, int]], int],
-    *,
-    spare_bytes: int = 0,
+def _decode(
+    source: str | Path | bytes, name: str | None, *, may_reduce: bool = False, spare_bytes: int = 0
 ) -> ScaledImage:
-    """Open, check, decode and convert an image, reduced by the factor that `reduction` chooses for its size.
-
-    `spare_bytes` are needed beside it for every pixel.
-    """
+    """Open, check, decode and convert an image; `spare_bytes` is the caller's own memory per pixel."""
     where = name or ("image bytes" if isinstance(source, bytes) else str(source))
-    with _closing(_opened(source, where)) as image:
+    with _closing(_open(source, where)) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(
                 f"the image has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} million",
@@ -256,8 +252,8 @@ def _decoded(
             )
         try:
             check_completeness(image)
-            factor = reduction(image.size)
-            # A PNG may have its orientation behind the pixels, and Pillow would decode it to look there.
+            factor = _reduction(image.size) if may_reduce else 1
+            # A PNG may store its orientation after the pixels; Pillow would decode it to find out.
             is_turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) != 1
             num_bytes = decoding_bytes(image, factor, is_turned=is_turned)
             num_bytes += spare_bytes * image.width * image.height
@@ -270,9 +266,9 @@ def _decoded(
                     hint="scale it down, or save it as an 8-bit RGB JPEG",
                 )
             with _budget.hold(num_bytes), _no_pillow_limit:
-                scaled = _upright(image, factor)
+                scaled = _to_upright_rgb(image, factor)
                 if num_bytes >= _LARGE_BYTES:
-                    _return_memory()
+                    _release_memory()
                 return scaled
         except _BROKEN as error:
             raise ImageError(
@@ -289,10 +285,10 @@ def _closing(image: Image.Image) -> Iterator[Image.Image]:
             image.__exit__(None, None, None)
 
 
-def _upright(image: Image.Image, factor: int) -> ScaledImage:
+def _to_upright_rgb(image: Image.Image, factor: int) -> ScaledImage:
     width, height = image.size
     if factor > 1:
-        image.draft(image.mode, (-(-width // factor), -(-height // factor)))  # JPEG: the decoder leaves pixels out
+        image.draft(image.mode, (-(-width // factor), -(-height // factor)))  # a JPEG is decoded at a lower resolution
         factor //= max(1, round(width / image.width), round(height / image.height))
     drafted = image.size
     image.load()
@@ -301,7 +297,7 @@ def _upright(image: Image.Image, factor: int) -> ScaledImage:
     orientation = _orientation(image)
     rgb = _reduced(image, factor) if factor > 1 else _to_rgb(image)
     if rgb is not image:
-        image.close()  # which frees the pixels
+        image.close()  # frees the pixels
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
         width, height = (height, width) if orientation in _SIDEWAYS else (width, height)
@@ -309,7 +305,7 @@ def _upright(image: Image.Image, factor: int) -> ScaledImage:
 
 
 def _reduction(size: tuple[int, int]) -> int:
-    """The largest power of two (up to 64) that leaves a large image a side of `REDUCED_SIDE`; 1 for all others."""
+    """The largest power of two (up to 64) that leaves a large image a longer side of `REDUCED_SIDE`; 1 for others."""
     if size[0] * size[1] <= LARGE_PIXELS:
         return 1
     return min(1 << max(0, (max(size) // REDUCED_SIDE).bit_length() - 1), _LARGEST_FACTOR)
@@ -318,35 +314,35 @@ def _reduction(size: tuple[int, int]) -> int:
 def _orientation(image: Image.Image) -> int:
     try:
         given = image.getexif().get(_ORIENTATION)
-    except _BROKEN:  # metadata that cannot be read say nothing; the pixels may be whole
+    except _BROKEN:  # the pixels may be intact even if the metadata is not
         return 1
     return next((known for known in _TURNED if known == given), 1)
 
 
-def _opened(source: str | Path | bytes, where: str) -> Image.Image:
+def _open(source: str | Path | bytes, where: str) -> Image.Image:
     if not source:
         raise ImageError("the image is empty", where=where, hint="fetch or export the file again")
     try:
         with _no_pillow_limit:
             Image.init()
             formats = [name for name in DECODER_BYTES if name in Image.OPEN]
-            file = source if isinstance(source, bytes) else _regular(source)
+            file = source if isinstance(source, bytes) else _check_regular(source)
             try:
                 return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)
             except ValueError:
                 content = file if isinstance(file, bytes) else Path(file).read_bytes()
                 if not content.startswith(_PNG):
                     raise
-                return Image.open(io.BytesIO(_without_texts(content)), formats=formats)
+                return Image.open(io.BytesIO(_without_text_chunks(content)), formats=formats)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError("there is no such image", where=where, hint="check the path") from error
     except IsADirectoryError as error:
         raise ImageError("this is a directory, not an image", where=where, hint="name a file") from error
     except PermissionError as error:
-        raise ImageError("the image may not be read", where=where, hint="check its permissions") from error
+        raise ImageError("permission to read the image is denied", where=where, hint="check its permissions") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"the file is not an image that can be read{_kind_of_unreadable(source)}",
+            f"the file is not an image that can be read{_describe_other_kind(source)}",
             where=where,
             hint="use JPEG, PNG, WebP, TIFF, BMP or GIF",
         ) from error
@@ -357,8 +353,8 @@ def _opened(source: str | Path | bytes, where: str) -> Image.Image:
         ) from error
 
 
-def _kind_of_unreadable(source: str | Path | bytes) -> str:
-    """What a file is, if it is something that often stands where an image is expected: `: it is ...`."""
+def _describe_other_kind(source: str | Path | bytes) -> str:
+    """`: it is ...` for a file that is often mistaken for an image; else empty."""
     head = b""
     with suppress(OSError):
         if isinstance(source, bytes):
@@ -371,8 +367,8 @@ def _kind_of_unreadable(source: str | Path | bytes) -> str:
     return next((f": it is {kind}" for start, kind in _OTHER_KINDS if start.match(head)), "")
 
 
-def _without_texts(png: bytes) -> bytes:
-    """A PNG without texts and colour profile: Pillow refuses the file for long ones, and nobody reads them here."""
+def _without_text_chunks(png: bytes) -> bytes:
+    """A PNG without texts and colour profile, which are unused here: Pillow refuses a file if they are long."""
     kept, position = [_PNG], len(_PNG)
     while position + 8 <= len(png):
         end = position + 12 + int.from_bytes(png[position : position + 4], "big")
@@ -382,18 +378,18 @@ def _without_texts(png: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _return_memory() -> None:
-    """Give the pages of a large image back to the system; glibc may keep them for the thread that freed them."""
+def _release_memory() -> None:
+    """Return the memory of a large image to the system; glibc may keep it for the thread that freed it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
-def _regular(path: str | Path) -> str | Path:
-    """The path of an ordinary file: opening a pipe waits for its writer, reading a device may never end.
+def _check_regular(path: str | Path) -> str | Path:
+    """The path, if it is a regular file: opening a pipe waits for its writer, and reading a device may never end.
 
     Raises:
-        OSError: it is none, or there is none.
+        OSError: it is not a regular file, or does not exist.
         ValueError: no file can have such a name.
     """
     mode = os.stat(path).st_mode  # noqa: PTH116 - `path` may be text
@@ -407,18 +403,18 @@ def _regular(path: str | Path) -> str | Path:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and image.info.get("transparency") is None:
         return image
-    if not _is_costly(image):
+    if not _needs_copies(image):
         return image.convert("RGB")
     return _reduced(image, 1)
 
 
-def _is_costly(image: Image.Image) -> bool:
-    """Whether the conversion to RGB takes several copies."""
+def _needs_copies(image: Image.Image) -> bool:
+    """Whether the conversion to RGB needs several copies."""
     return image.mode in _HIGH_RANGE | _WITH_ALPHA or image.info.get("transparency") is not None
 
 
 def _reduced(image: Image.Image, factor: int) -> Image.Image:
-    """A decoded image as RGB, averaged over squares of `factor` pixels, band by band."""
+    """A decoded image as RGB, averaged over squares of `factor` pixels, tile by tile."""
     if image.mode in _REDUCED_FIRST and factor > 1:
         image, factor = image.reduce(factor), 1
     white = _white_level(image) if image.mode in _HIGH_RANGE else 0.0
@@ -427,7 +423,7 @@ def _reduced(image: Image.Image, factor: int) -> Image.Image:
         band = image.crop(tile)
         if band.mode in _HIGH_RANGE:
             band = Image.fromarray(_to_8_bits(np.asarray(band), white)).convert("RGB")
-        elif _is_costly(band):
+        elif _needs_copies(band):
             band = _over_white(band)
         else:
             band = band.convert("RGB")
@@ -436,7 +432,7 @@ def _reduced(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _tiles(image: Image.Image, factor: int) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes that cover an image; where one ends inside it, its sides are multiples of the factor."""
+    """Boxes that cover an image; sides are multiples of the factor, except at the right and bottom edge."""
     across = min(image.width, _TILE_SIDE)
     down = max(1, _TILE_PIXELS // across // factor) * factor
     for top in range(0, image.height, down):
@@ -451,9 +447,9 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _white_level(image: Image.Image) -> float:
-    """The grey value that becomes 255: the smallest of 1 (floats), 255 and 65535 that holds the maximum.
+    """The grey value that becomes 255: the smallest of 1 (floats only), 255 and 65535 that reaches the maximum.
 
-    16-bit files always have 65535; the maximum itself where it is larger.
+    It is always 65535 for 16-bit files, and the maximum itself if that is larger.
     """
     if BYTES_OF_MODE.get(image.mode) == np.uint16().itemsize:
         return 65535.0
@@ -463,7 +459,7 @@ def _white_level(image: Image.Image) -> float:
 
 
 def _to_8_bits(values: np.ndarray, white: float) -> UInt8[np.ndarray, "height width"]:
-    """Grey values of any range -> 0..255; negative ones are black."""
+    """Grey values of any range as 0..255; negative values are black."""
     if values.dtype.itemsize == np.uint16().itemsize:
         levels: np.ndarray = _LEVELS_OF_16_BITS[values.astype(np.uint16)]
         return levels

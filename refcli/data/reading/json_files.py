@@ -1,4 +1,4 @@
-"""JSON read straight into typed records, with errors that say where in the document they are."""
+"""JSON decoded into typed records; errors name the place in the document."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from refcli.errors import DataError
 T = TypeVar("T")
 _UTF8_BOM = b"\xef\xbb\xbf"
 _EXCERPT = 60
-"""Bytes of a document that a message shows."""
+"""Bytes of the document shown in a message."""
 _STRING_OR_EXTRA = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|-?(?:NaN|Infinity)\b', re.DOTALL)
-"""A string (one that never ends reaches to the end, so that the search stays linear), or a number of Python's."""
+"""A string (an unterminated one extends to the end, so that the search stays linear), or one of Python's extra
+numbers."""
 _PAIR_OR_HALF = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
 )
@@ -27,11 +28,10 @@ def read_json(path: Path, kind: type[T]) -> T:
 
     Args:
         path: the file.
-        kind: the shape wanted; fields that a `msgspec.Struct` does not name are skipped, numbers may be written as
-            strings.
+        kind: the expected shape; fields that a `msgspec.Struct` does not name are skipped, and numbers may be strings.
 
     Raises:
-        DataError: the file is missing, too large, no JSON, nested too deeply, or of another shape; the message has the
+        DataError: the file is missing, too large, not JSON, nested too deeply or of another shape; the message has the
             JSON path ("$.images[3].id").
     """
     return parse_json(read_bytes(path), kind, where=str(path))
@@ -40,8 +40,8 @@ def read_json(path: Path, kind: type[T]) -> T:
 def parse_json(data: bytes | msgspec.Raw, kind: type[T], *, where: str) -> T:
     """Parse JSON text as `read_json` does; `where` names the file and record in errors.
 
-    What Python's json module writes beyond JSON is read: NaN and Infinity become strings, which are numbers where
-    numbers are wanted; the half of a surrogate pair becomes U+FFFD, the sign of a lost letter.
+    Extensions of JSON that Python's json module writes are read: NaN and Infinity become strings, which convert to
+    numbers where numbers are expected; half of a surrogate pair becomes U+FFFD, the replacement character.
     """
     text = bytes(data).removeprefix(_UTF8_BOM)
     try:
@@ -98,7 +98,7 @@ def _repaired(found: re.Match[bytes]) -> bytes:
 
 
 def _not_json(text: bytes, error: Exception, where: str) -> DataError:
-    """What is wrong with a text, with its line and column where the parser says the place."""
+    """The error for invalid JSON, with line and column if the parser reports the place."""
     encoding = foreign_encoding(text)
     if encoding:
         return DataError(f"this is not valid JSON: it is {encoding}", where=where, hint="save it as UTF-8")
@@ -135,7 +135,7 @@ def _line_and_column(text: bytes, at: int) -> str:
 
 
 def _too_deep(where: str) -> DataError:
-    return DataError("the data is nested too deeply", where=where, hint="this is no annotation file")
+    return DataError("the data is nested too deeply", where=where, hint="this is not an annotation file")
 
 
 def _wrong_shape(error: msgspec.ValidationError, where: str) -> DataError:

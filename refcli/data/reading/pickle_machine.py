@@ -1,4 +1,4 @@
-"""An unpickler that builds nothing: what the opcodes of a pickle lead to, value by value."""
+"""Analyse a pickle without loading it: follow its opcodes, and know the size, depth and kind of every value."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ LAST_PROTOCOL = 5
 MAX_LINE = 1 << 16
 """Bytes of one line in the text opcodes of protocol 0."""
 MAX_MEMO_INDEX = 1 << 20
-"""Python's unpickler makes its memo as long as the largest index; a higher one needs as many opcodes before it."""
+"""Python's unpickler allocates its memo up to the largest index; a higher index needs as many opcodes before it."""
 MAX_DIGITS = 1_000
-"""Of a whole number; Python takes time by the square of them, and refuses 4,300."""
+"""Of a whole number; Python needs quadratic time to parse them, and refuses more than 4,300."""
 MAX_FRAME = 1 << 31
-"""Python's unpickler makes room for a frame before it reads it; the pickler's have 64 KiB."""
+"""Python's unpickler allocates a frame before it reads it; real frames have 64 KiB."""
 LETTERS_PER_WEIGHT = 64
 _CHUNK = 1 << 20
 _CHECKED_EVERY = 1024
 """Opcodes."""
 _POINTER, _FLOAT, _WHOLE, _TEXT, _LIST, _DICT, _DICT_ENTRY, _SET_ENTRY, _MEMO = 8, 32, 40, 56, 64, 184, 64, 80, 100
-"""Bytes of memory, about as in CPython."""
+"""Approximate bytes of memory in CPython."""
 _CODES = {
     code: name
     for name, code in vars(pickle).items()
     if name in pickle.__all__ and isinstance(code, bytes) and len(code) == 1
 }
 _LATER = {3: b"BC", 4: b"\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95", 5: b"\x96\x97\x98"}
-"""Opcodes by the protocol, beyond the second, that brought them."""
-SINCE = {code: protocol for protocol, codes in _LATER.items() for code in codes}
+"""Protocol above 2 -> the opcodes that it introduced."""
+PROTOCOL_OF = {code: protocol for protocol, codes in _LATER.items() for code in codes}
 _RUNS = {ord(start): re.compile(pattern, re.DOTALL) for start, pattern in ((b"G", rb"(?:G.{8})+"), (b"K", rb"(?:K.)+"))}
 _LENGTHS = {
     **dict.fromkeys(("SHORT_BINSTRING", "SHORT_BINUNICODE", "SHORT_BINBYTES"), ("TEXT", 1)),
@@ -40,23 +40,29 @@ _LENGTHS = {
     **dict.fromkeys(("BINUNICODE8", "BINBYTES8"), ("TEXT", 8)),
     "BYTEARRAY8": ("OTHER", 8),
 }
-"""Opcodes of text and bytes: the kind of value, and how many bytes its length takes."""
+"""Opcodes of text and bytes: the kind of value and the number of bytes of its length field."""
 
 
 @dataclass
-class Surveyed:
-    """What a pickle asks for."""
+class PickleSurvey:
+    """What a pickle refers to."""
 
     names: set[tuple[str, str]] = field(default_factory=set)
     """Every (module, name), under the names of Python 3."""
     storages: dict[str, int] = field(default_factory=dict)
-    """Bytes that each storage of torch is said to have, by its key."""
+    """Storage key -> bytes that the pickle declares for this torch storage."""
     num_bytes: int = 0
-    """Where the pickle ends in what was read."""
+    """Length of the pickle."""
+
+    def merge(self, other: PickleSurvey) -> None:
+        """Add the names and storages of another pickle of the same file."""
+        self.names |= other.names
+        for key, num_bytes in other.storages.items():
+            self.storages[key] = max(num_bytes, self.storages.get(key, 0))
 
 
-class RefusedError(Exception):
-    """Why a pickle that is not broken is not built."""
+class PickleRefusedError(Exception):
+    """The reason why a pickle that is not broken is refused."""
 
     def __init__(self, reason: str, hint: str | None = None) -> None:
         super().__init__(reason)
@@ -64,19 +70,21 @@ class RefusedError(Exception):
 
 
 class Value:
-    """What is known of a value without building it; it grows with the container that it stands for."""
+    """The known properties of a value that is not built; a container's properties change as it is filled."""
 
-    __slots__ = ("depth", "is_held", "kind", "largest", "name", "num_odd", "parts", "weight")
+    __slots__ = ("depth", "is_contained", "kind", "largest", "name", "num_slow_keys", "parts", "weight")
 
     def __init__(self, kind: str, weight: int = 1, *, largest: int = 0, name: str = "") -> None:
         self.kind, self.weight, self.largest, self.name = kind, weight, largest, name
-        self.depth = self.num_odd = 0
-        self.is_held = False
-        """Whether another value holds it, which goes by its weight: from then on it may not change."""
+        """`weight` counts values as often as they are met; `largest` is the largest number in the value."""
+        self.depth = self.num_slow_keys = 0
+        self.is_contained = False
+        """Whether it is part of another value, whose weight includes it: from then on it must not change."""
         self.parts: list[Value] = []
-        """Of a tuple or list; not kept in plain data."""
+        """Of a tuple or list in a checkpoint; not kept for plain data."""
 
-    def take(self, parts: Sequence[Value]) -> None:
+    def absorb(self, parts: Sequence[Value]) -> None:
+        """Become a container of these values too."""
         weight, largest, depth = self.weight, self.largest, self.depth
         for part in parts:  # the innermost loop of a large file
             weight += part.weight
@@ -84,12 +92,12 @@ class Value:
                 largest = part.largest
             if part.depth >= depth:
                 depth = part.depth + 1
-            part.is_held = True
+            part.is_contained = True
         self.weight, self.largest, self.depth = weight, largest, depth
 
 
-class Machine:
-    """An unpickler that builds nothing: its stack and memo hold what is known of the values."""
+class PickleMachine:
+    """An unpickler that builds nothing: its stack and memo hold `Value`s. Subclasses set the limits."""
 
     protocol: ClassVar[int] = LAST_PROTOCOL
     number: ClassVar[Value] = Value("NUMBER")
@@ -98,26 +106,27 @@ class Machine:
         self.max_depth = max_depth
         self.stream = io.BytesIO(content) if isinstance(content, bytes) else content
         self.data, self.at, self.before = b"", 0, 0
-        """What was read of the stream, the place in it, and how much was read before."""
+        """A block of the stream, the position in it, and the number of bytes before it."""
         self.stack: list[Value] = []
         self.outer: list[list[Value]] = []
         """The stacks below each mark."""
         self.memo: dict[int, Value] = {}
         self.texts: dict[int, Value] = {}
         self.steps = self.work = self.memory = self.declared = 0
-        """Opcodes; the weight of all that is hashed or handed to a call; bytes that the values take."""
-        self.found = Surveyed()
+        """Opcodes; the weight of everything hashed or passed to a call; bytes of memory that the values need; the
+        declared protocol."""
+        self.found = PickleSurvey()
         self.is_done = False
         self.table = self._table()
 
     def _table(self) -> list[Callable[[], None] | None]:
-        """What follows each opcode; None for those that are refused."""
+        """Opcode -> its method; None for refused opcodes."""
         table: list[Callable[[], None] | None] = [None] * 256
         for (code,), name in _CODES.items():
-            if SINCE.get(code, 0) > self.protocol:
+            if PROTOCOL_OF.get(code, 0) > self.protocol:
                 continue
-            if follow := getattr(self, f"_{name.lower()}", None):
-                table[code] = follow
+            if handle := getattr(self, f"_{name.lower()}", None):
+                table[code] = handle
             elif name in _LENGTHS:
                 table[code] = partial(self._counted, *_LENGTHS[name])
         return table
@@ -128,7 +137,8 @@ class Machine:
         """Follow the opcodes to the end.
 
         Raises:
-            RefusedError, and whatever a broken pickle leads to.
+            PickleRefusedError: the pickle breaks a rule.
+            Exception: of any class, for a broken pickle.
         """
         table = self.table
         while not self.is_done:
@@ -138,23 +148,24 @@ class Machine:
             else:
                 code = self.take(1)[0]
             self.steps += 1
-            follow = table[code]
-            if follow is None:
-                raise self.unknown(code)
-            follow()
+            handle = table[code]
+            if handle is None:
+                raise self.unsupported(code)
+            handle()
             if not self.steps % _CHECKED_EVERY:
                 self.check_bounds()
         self.check_bounds()
         self.found.num_bytes = self.before + self.at
 
-    def unknown(self, code: int) -> Exception:
+    def unsupported(self, code: int) -> Exception:
+        """The error for an opcode that has no method."""
         name = _CODES.get(code.to_bytes(1, "little"))
         if name:
-            return RefusedError(f"it uses the opcode {name}, which files of this kind do not need")
+            return PickleRefusedError(f"it uses the opcode {name}, which files of this kind do not need")
         return ValueError(f"at position {self.before + self.at - 1:,}: opcode {code:#x} unknown")
 
     def take(self, count: int) -> bytes:
-        """The next bytes of the pickle."""
+        """Read the next bytes of the pickle."""
         if self.at + count > len(self.data):
             self._refill(count)
         start, self.at = self.at, self.at + count
@@ -169,6 +180,7 @@ class Machine:
         self.data, self.at = rest + more, 0
 
     def skip(self, count: int) -> None:
+        """Skip bytes without keeping them."""
         if self.at + count <= len(self.data):
             self.at += count
             return
@@ -177,13 +189,15 @@ class Machine:
             self.take(step)
             count -= step
 
-    def whole(self, length: int) -> int:
+    def unsigned(self, length: int) -> int:
+        """Read a little-endian number of `length` bytes."""
         if length == 1 and self.at < len(self.data):
             self.at += 1
             return self.data[self.at - 1]
         return int.from_bytes(self.take(length), "little")
 
     def line(self) -> bytes:
+        """Read up to the next line end."""
         end = self.data.find(b"\n", self.at)
         if end < 0:
             if len(self.data) - self.at <= MAX_LINE:
@@ -194,60 +208,64 @@ class Machine:
         if end < 0 and len(self.data) - self.at <= MAX_LINE:
             raise EOFError("pickle exhausted before the end of a line")
         if end < 0 or end - self.at > MAX_LINE:
-            raise RefusedError(f"one of its lines is longer than {MAX_LINE:,} bytes")
+            raise PickleRefusedError(f"one of its lines is longer than {MAX_LINE:,} bytes")
         start, self.at = self.at, end + 1
         return self.data[start:end]
 
     # Values.
 
     def check_bounds(self) -> None:
+        """Raise `bomb` if the work or memory so far is beyond the limits."""
         raise NotImplementedError
 
     def push(self, value: Value) -> None:
         self.stack.append(value)
 
     def text_of(self, num_bytes: int) -> Value:
+        """The value of a text of this length; equal lengths share one object."""
         self.memory += _TEXT + num_bytes + (3 * num_bytes if num_bytes >= LETTERS_PER_WEIGHT else 0)
         weight = 1 + num_bytes // LETTERS_PER_WEIGHT
         if weight not in self.texts:
             self.texts[weight] = Value("TEXT", weight)
         return self.texts[weight]
 
-    def count(self, value: Value) -> None:
-        """Check a container that has just changed or been made."""
+    def check(self, value: Value) -> None:
+        """Check a container after it was made or filled."""
         if value.depth > self.max_depth:
             raise self.bomb()
 
-    def bomb(self) -> RefusedError:
+    def bomb(self) -> PickleRefusedError:
+        """The error for a pickle that expands beyond the limits."""
         raise NotImplementedError
 
     def add(self, target: Value, parts: Sequence[Value]) -> None:
-        """Let a container take values."""
-        if target.is_held or target in parts:
-            raise RefusedError("it changes a value that is already part of another one, as pickle bombs do")
-        target.take(parts)
-        self.count(target)
+        """Add values to a container."""
+        if target.is_contained or target in parts:
+            raise PickleRefusedError("it changes a value that is already part of another one, as pickle bombs do")
+        target.absorb(parts)
+        self.check(target)
 
     def pop_mark(self) -> list[Value]:
+        """Pop the values above the topmost mark."""
         items, self.stack = self.stack, self.outer.pop()
         return items
 
     def make(self, kind: str, parts: Sequence[Value], memory: int) -> None:
         value = Value(kind)
-        value.take(parts)
+        value.absorb(parts)
         self.memory += memory + _POINTER * len(parts)
-        self.count(value)
+        self.check(value)
         self.push(value)
 
     def hash(self, target: Value, key: Value) -> None:
-        """Count the work of a key: text hashes at random, and numbers can be chosen to meet in one place."""
+        """Count the work of hashing a key: text hashes are random, but other keys can be chosen to collide."""
         if key.kind in ("LIST", "DICT", "OTHER"):
             raise ValueError(f"a {key.kind.lower()} cannot be a key")
         if key.kind == "TEXT":
             self.work += key.weight
         else:
-            target.num_odd += 1
-            self.work += key.weight * target.num_odd
+            target.num_slow_keys += 1
+            self.work += key.weight * target.num_slow_keys
 
     def expect(self, value: Value, kind: str) -> None:
         if value.kind != kind:
@@ -256,12 +274,12 @@ class Machine:
     # Opcodes.
 
     def _proto(self) -> None:
-        self.declared = self.whole(1)
+        self.declared = self.unsigned(1)
         if self.declared > LAST_PROTOCOL:
             raise ValueError(f"unsupported pickle protocol: {self.declared}")
 
     def _frame(self) -> None:
-        if self.whole(8) > MAX_FRAME:
+        if self.unsigned(8) > MAX_FRAME:
             raise ValueError("a frame is too large")
 
     def _stop(self) -> None:
@@ -277,8 +295,11 @@ class Machine:
         self.stack = []
 
     def remember(self, index: int) -> None:
+        """Store the topmost value in the memo."""
         if index > max(MAX_MEMO_INDEX, self.steps):
-            raise RefusedError(f"it stores a value under the index {index:,}, far beyond the number of its values")
+            raise PickleRefusedError(
+                f"it stores a value under the index {index:,}, far beyond the number of its values"
+            )
         self.memory += _MEMO
         self.memo[index] = self.stack[-1]
 
@@ -292,15 +313,16 @@ class Machine:
         return int(text)
 
     def _binput(self) -> None:
-        self.remember(self.whole(1))
+        self.remember(self.unsigned(1))
 
     def _long_binput(self) -> None:
-        self.remember(self.whole(4))
+        self.remember(self.unsigned(4))
 
     def _memoize(self) -> None:
         self.remember(len(self.memo))
 
     def recall(self, index: int) -> None:
+        """Push a value of the memo."""
         self.memory += _POINTER
         self.push(self.memo[index])
 
@@ -308,13 +330,13 @@ class Machine:
         self.recall(self._index())
 
     def _binget(self) -> None:
-        self.recall(self.whole(1))
+        self.recall(self.unsigned(1))
 
     def _long_binget(self) -> None:
-        self.recall(self.whole(4))
+        self.recall(self.unsigned(4))
 
     def numbers(self, value: int, length: int, memory: int) -> None:
-        """A number, and those of its sort that follow it."""
+        """Push a number and all numbers of the same opcode that directly follow it."""
         run = _RUNS[value].match(self.data, self.at - 1) if self.at else None
         count = (run.end() - run.start()) // (1 + length) if run else 0
         if run and count:
@@ -341,21 +363,21 @@ class Machine:
         self.integer(int.from_bytes(self.take(4), "little", signed=True))
 
     def _binint2(self) -> None:
-        self.integer(self.whole(2))
+        self.integer(self.unsigned(2))
 
     def _long1(self) -> None:
-        self.integer(int.from_bytes(self.take(self.whole(1)), "little", signed=True))
+        self.integer(int.from_bytes(self.take(self.unsigned(1)), "little", signed=True))
 
     def _long4(self) -> None:
-        length = self.whole(4)
+        length = self.unsigned(4)
         if length > MAX_DIGITS:
-            raise RefusedError(f"it holds a whole number of {length:,} bytes")
+            raise PickleRefusedError(f"it holds a whole number of {length:,} bytes")
         self.integer(int.from_bytes(self.take(length), "little", signed=True))
 
     def _int(self) -> None:
         text = self.line()
         if len(text) > MAX_DIGITS:
-            raise RefusedError(f"it holds a whole number of {len(text):,} digits")
+            raise PickleRefusedError(f"it holds a whole number of {len(text):,} digits")
         self.integer(0)
 
     def _long(self) -> None:
@@ -373,7 +395,7 @@ class Machine:
         self._string()
 
     def _counted(self, kind: str, length: int) -> None:
-        size = self.whole(length)
+        size = self.unsigned(length)
         self.skip(size)
         value = self.text_of(size)
         self.push(value if kind == "TEXT" else Value(kind, value.weight))

@@ -1,4 +1,4 @@
-"""Pickles and torch-saved lists of plain data, read without running anything: every global is forbidden."""
+"""Pickles and torch-saved lists of plain data; every global is forbidden, so that nothing can be executed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from refcli.data.reading.archives import ZIP_MAGICS, Archive, archive_of
-from refcli.data.reading.pickle_survey import max_unpacked, survey_plain
+from refcli.data.reading.pickle_machine import PickleMachine, PickleRefusedError, Value
 from refcli.data.reading.streams import open_binary
 from refcli.errors import DataError
 
@@ -21,14 +21,25 @@ _TORCH_PROTOCOL = 1001
 _START_BYTES = 32
 _LIST_START = re.compile(rb"\x80.(?:\x95.{8})?\]|\(l", re.DOTALL)
 """PROTO, perhaps FRAME, EMPTY_LIST; or, in protocol 0, MARK and LIST."""
+MAX_DEPTH = 100
+"""Nesting of values; annotation files have 6."""
+MAX_WEIGHT, MAX_WEIGHT_PER_BYTE = 2_000_000, 16
+"""Weight allowed at all, and per byte of the pickle in addition; values that are not shared weigh 1 per byte at
+most."""
+MAX_MEMORY, MAX_MEMORY_PER_BYTE = 128 << 20, 48
+"""The same for the memory of the built values in bytes; known annotation files need 3 to 20 per byte."""
+MAX_MEMORY_PER_STORED_BYTE = 256
+"""And per byte of the file, in which the pickle may be compressed."""
+MAX_UNPACKED, MAX_UNPACKED_PER_BYTE = 64 << 20, 64
+"""The same for the decompressed pickle; annotations compress to an eighth."""
 _HINT = "re-save as JSON, or as a pickle of plain lists, dicts, strings and numbers"
 
 
 class _PlainUnpickler(pickle.Unpickler):
     """Builds lists, tuples, dicts, strings, bytes and numbers, and nothing else."""
 
-    def __init__(self, stream: BinaryIO, where: str, encoding: str) -> None:
-        super().__init__(stream, encoding=encoding)
+    def __init__(self, stream: BinaryIO, where: str) -> None:
+        super().__init__(stream, encoding="latin1")
         self._where = where
 
     def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
@@ -52,43 +63,44 @@ class _PlainUnpickler(pickle.Unpickler):
         )
 
 
-def read_pickle(path: Path, *, encoding: str = "latin1") -> object:
-    """Unpickle plain data, protocols 0 to 5, without ever importing or calling anything.
+def read_pickle(path: Path, *, max_bytes: int = MAX_PICKLE_BYTES) -> object:
+    """Unpickle plain data, protocols 0 to 5, without importing or calling anything.
+
+    Byte strings of Python 2 become text as Latin-1, which never fails and from which UTF-8 can be recovered.
 
     Args:
         path: the file, plain or gzip.
-        encoding: how byte strings of Python 2 become text; "latin1" never fails, and text that was UTF-8 can be
-            recovered from it.
+        max_bytes: largest decompressed size.
 
     Raises:
-        DataError: a global or persistent id is asked for, the pickle is truncated or broken, or the file is too large.
+        DataError: the pickle asks for a global or a persistent id, is truncated or broken, or is too large.
     """
-    with open_binary(path, max_bytes=MAX_PICKLE_BYTES) as stream:
-        return _load(stream, path, encoding)
+    with open_binary(path, max_bytes=max_bytes) as stream:
+        return _load(stream, path)
 
 
-def read_torch_list(path: Path) -> object:
-    """Read plain data that `torch.save` wrote, in its zip container or the one before torch 1.6, without torch.
+def read_torch_list(path: Path, *, max_bytes: int = MAX_PICKLE_BYTES) -> object:
+    """Read plain data written by `torch.save`, in its zip container or that of torch before 1.6, without torch.
 
     Raises:
         DataError: as `read_pickle`, or the file is neither container.
     """
     where = str(path)
-    with open_binary(path, max_bytes=MAX_PICKLE_BYTES) as stream:
+    with open_binary(path, max_bytes=max_bytes) as stream:
         magic = stream.read(len(ZIP_MAGICS[0]))
         stream.seek(0)
         if magic in ZIP_MAGICS:
-            return _load_zip(stream, path)
+            return _load_zip(stream, path, min(max_bytes, _max_unpacked(path.stat().st_size)))
         if _load(stream, path) != _TORCH_MAGIC:
             raise DataError("this is not a file written by torch.save", where=where, hint="check the file's format")
         if _load(stream, path) != _TORCH_PROTOCOL:
             raise DataError("the torch container has an unknown protocol", where=where, hint=_HINT)
-        _load(stream, path)  # the writer's byte order and integer sizes: they concern tensors only
+        _load(stream, path)  # byte order and integer sizes of the writer, which concern tensors only
         return _load(stream, path)
 
 
 def starts_torch_list(path: Path) -> bool:
-    """Whether a file is a list saved by torch, by the container and its first opcodes; False if it cannot be read."""
+    """Whether a file is a list saved by torch, by its container and first opcodes; False if it cannot be read."""
     where = str(path)
     try:
         with open_binary(path, max_bytes=MAX_PICKLE_BYTES) as stream:
@@ -117,27 +129,97 @@ def _data_member(archive: Archive) -> str:
     return names[0]
 
 
-def _load_zip(stream: BinaryIO, path: Path) -> object:
-    most = min(MAX_PICKLE_BYTES, max_unpacked(path.stat().st_size))
+def _load_zip(stream: BinaryIO, path: Path, max_bytes: int) -> object:
     with archive_of(stream, where=str(path)) as archive:
-        content = archive.read(_data_member(archive), max_bytes=most)
+        content = archive.read(_data_member(archive), max_bytes=max_bytes)
     return _load(io.BytesIO(content), path)
 
 
-def _load(stream: BinaryIO, path: Path, encoding: str = "latin1") -> object:
-    """Unpickle what a look at every opcode has shown to be in proportion; the stream is left at its end."""
+def _load(stream: BinaryIO, path: Path) -> object:
+    """Unpickle one pickle after a check of its opcodes; leaves the stream at the pickle's end."""
     start, where = stream.tell(), str(path)
-    end = start + survey_plain(stream, num_stored=path.stat().st_size, where=where)
+    end = start + _check_opcodes(stream, num_stored=path.stat().st_size, where=where)
     stream.seek(start)
     try:
-        content: object = _PlainUnpickler(stream, where, encoding).load()
+        content: object = _PlainUnpickler(stream, where).load()
     except DataError:
         raise
     except Exception as error:  # hostile bytes can make the unpickler raise any exception
-        raise DataError(
-            f"the pickle is truncated or broken ({type(error).__name__}: {error})",
-            where=where,
-            hint="copy or download the file again",
-        ) from error
+        raise _broken(error, where) from error
     stream.seek(end)
     return content
+
+
+def _check_opcodes(stream: BinaryIO, *, num_stored: int, where: str) -> int:
+    """Make sure that Python's unpickler, allowed no global, needs time and memory in proportion to the pickle.
+
+    Follows the pickle to its end, or to the first opcode that asks for a global or an external object, where such an
+    unpickler stops.
+
+    Args:
+        stream: the pickle.
+        num_stored: size of the file, in which the pickle may be compressed.
+        where: for the errors.
+
+    Returns:
+        Number of bytes of the pickle.
+
+    Raises:
+        DataError: the pickle is broken, or expands to far more than its size.
+    """
+    machine = _DataMachine(stream, num_stored)
+    try:
+        machine.run()
+    except PickleRefusedError as refusal:
+        raise DataError(
+            f"the pickle is not read: {refusal}", where=where, hint=f"nothing in it was loaded; {_HINT}"
+        ) from None
+    except DataError:  # of the stream
+        raise
+    except Exception as error:  # a broken pickle can fail in any way
+        raise _broken(error, where) from error
+    return machine.found.num_bytes
+
+
+def _broken(error: Exception, where: str) -> DataError:
+    return DataError(
+        f"the pickle is truncated or broken ({type(error).__name__}: {error})",
+        where=where,
+        hint="copy or download the file again",
+    )
+
+
+def _max_unpacked(num_stored: int) -> int:
+    """The largest pickle that a file of this size may hold in compressed form, in bytes."""
+    return MAX_UNPACKED + MAX_UNPACKED_PER_BYTE * num_stored
+
+
+class _DataMachine(PickleMachine):
+    """Analyses plain data: all limits are in proportion to the bytes read, and a global ends the pickle."""
+
+    def __init__(self, content: bytes | BinaryIO, num_stored: int) -> None:
+        super().__init__(content, max_depth=MAX_DEPTH)
+        self.num_stored = num_stored
+        self.weight = 0
+        """The largest weight of a value so far."""
+
+    def check(self, value: Value) -> None:
+        super().check(value)
+        self.weight = max(self.weight, value.weight)
+        if self.weight > MAX_WEIGHT:
+            self.check_bounds()
+
+    def check_bounds(self) -> None:
+        num_read = self.before + self.at
+        memory = MAX_MEMORY + min(MAX_MEMORY_PER_BYTE * num_read, MAX_MEMORY_PER_STORED_BYTE * self.num_stored)
+        weight = MAX_WEIGHT + MAX_WEIGHT_PER_BYTE * num_read
+        if max(self.weight, self.work) > weight or self.memory > memory or num_read > _max_unpacked(self.num_stored):
+            raise self.bomb()
+
+    def bomb(self) -> PickleRefusedError:
+        return PickleRefusedError("it expands to far more data, or deeper nesting, than annotations need")
+
+    def _forbidden(self) -> None:
+        self.is_done = True
+
+    _global = _stack_global = _inst = _persid = _binpersid = _forbidden

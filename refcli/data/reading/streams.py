@@ -156,7 +156,7 @@ def read_byte_lines(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iter
                 raise DataError(
                     f"line {number} is longer than {max_line_bytes >> 20} MiB",
                     where=str(path),
-                    hint="this file holds one record per line; is it one JSON document instead?",
+                    hint="expected one record per line; is the file a single JSON document?",
                 )
             if number == 1:
                 line = line.removeprefix(_UTF8_BOM)
@@ -203,5 +203,5 @@ def _decode(line: bytes) -> str:
 
 def _too_large(where: str, max_bytes: int) -> DataError:
     return DataError(
-        f"the file holds more than {max_bytes:,} bytes", where=where, hint="check that this is the file you meant"
+        f"the file holds more than {max_bytes:,} bytes", where=where, hint="check that this is the right file"
     )

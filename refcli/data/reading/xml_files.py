@@ -20,11 +20,11 @@ def parse_xml(data: bytes, *, where: str, max_bytes: int) -> Element:
     """Parse an XML document; `where` names the file in errors.
 
     Raises:
-        DataError: more than `max_bytes`, not well-formed, or with a document type or entities of its own.
+        DataError: the document is larger than `max_bytes`, not well-formed, or declares a document type or entities.
     """
     if len(data) > max_bytes:
         raise DataError(
-            f"the XML holds more than {max_bytes:,} bytes", where=where, hint="check that this is the file you meant"
+            f"the XML holds more than {max_bytes:,} bytes", where=where, hint="check that this is the right file"
         )
     try:
         root: Element = fromstring(data, forbid_dtd=True, forbid_entities=True, forbid_external=True)
@@ -38,6 +38,6 @@ def parse_xml(data: bytes, *, where: str, max_bytes: int) -> Element:
         raise DataError(f"this is not valid XML ({error})", where=where, hint=hint) from error
     except (ValueError, LookupError) as error:
         raise DataError(
-            "this is not valid XML: its encoding is not known", where=where, hint="save it as UTF-8"
+            "this is not valid XML: its encoding is unknown", where=where, hint="save it as UTF-8"
         ) from error
     return root

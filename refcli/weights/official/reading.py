@@ -15,8 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from refcli.data.reading.pickle_survey import FETCH_AGAIN
-from refcli.data.reading.torch_files import Container, container_of, survey_torch_file
+from refcli.data.reading.torch_files import FETCH_AGAIN, Container, container_of, survey_torch_file
 from refcli.errors import WeightsError
 from refcli.files import file_sha256
 

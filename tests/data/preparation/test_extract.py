@@ -9,7 +9,7 @@ from PIL import Image
 
 from refcli.data.preparation.dataset_images import extract_images, safe_path
 from refcli.data.preparation.image_roots import FoundImage, ImageRoots
-from refcli.data.reading.images import decode, probe, read_image
+from refcli.data.reading.images import probe, read_image, verify
 from refcli.data.sources.record import RawImage
 from refcli.errors import DataError, ImageError
 
@@ -120,7 +120,7 @@ def test_the_measured_size_is_that_of_the_picture_as_it_is_read(tmp_path, file_f
     height, width, _ = read_image(path).shape
 
     facts = probe(path)
-    assert facts == decode(path)
+    assert facts == verify(path)
     assert facts.size == (width, height)
     if file_format == "JPEG":
         assert facts.orientation == orientation
@@ -136,7 +136,7 @@ def test_a_truncated_picture_has_a_size_but_cannot_be_decoded(tmp_path):
 
     assert probe(path).size == (80, 60)
     with pytest.raises(ImageError):
-        decode(path)
+        verify(path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no picture"])
@@ -144,6 +144,6 @@ def test_what_is_no_picture_has_no_size(tmp_path, content):
     path = tmp_path / "picture.jpg"
     if content is not None:
         path.write_bytes(content)
-    for measure in (probe, decode):
+    for measure in (probe, verify):
         with pytest.raises(ImageError):
             measure(path)

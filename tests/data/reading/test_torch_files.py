@@ -1,4 +1,4 @@
-"""Small files that would unfold to hours or gigabytes are refused by their opcodes alone, and large models are not."""
+"""Small files that would expand to hours or gigabytes are refused by their opcodes alone, and large models are not."""
 
 import json
 import pickletools
@@ -9,7 +9,7 @@ import pytest
 import torch
 from handmade_pickles import Running, save, save_pickle, text
 
-from refcli.data.reading import pickle_survey, torch_files
+from refcli.data.reading.torch_files import MAX_PICKLE_BYTES, PickleLimits, survey_pickle
 from refcli.errors import ExitCode, WeightsError
 from refcli.weights.official.reading import read_checkpoint
 
@@ -64,18 +64,20 @@ def test_a_list_that_grows_after_it_was_made_an_argument_is_counted_as_it_is(tmp
     refused(path, "is already part of another one")
 
 
-def test_more_values_than_memory_is_meant_for_are_refused(tmp_path, monkeypatch):
-    path = save_pickle(tmp_path / "c.pth", b"\x80\x02(" + b"}" * 20_000 + b"t.")
-    refused(path, "holds a tuple, not a state dict")
-    monkeypatch.setattr(pickle_survey, "MAX_STEPS", 10_000)
-    refused(path, "expands to far more data")
+def test_more_opcodes_than_the_limit_are_refused():
+    pickle = b"\x80\x02(" + b"}" * 20_000 + b"t."
+    survey_pickle(pickle, num_bytes=len(pickle), where="c.pth", error=WeightsError)
+    with pytest.raises(WeightsError, match="expands to far more data"):
+        survey_pickle(
+            pickle, num_bytes=len(pickle), where="c.pth", error=WeightsError, limits=PickleLimits(steps=10_000)
+        )
 
 
-def test_a_pickle_that_is_larger_than_any_known_is_not_looked_at(tmp_path):
-    path = save_pickle(tmp_path / "c.pth", b"\x80\x02}" + text("x" * torch_files.MAX_PICKLE_BYTES) + NUMBER_1 + b"s.")
+def test_a_pickle_that_is_larger_than_any_known_one_is_refused(tmp_path):
+    path = save_pickle(tmp_path / "c.pth", b"\x80\x02}" + text("x" * MAX_PICKLE_BYTES) + NUMBER_1 + b"s.")
     refused(path, "pickle is too large")
     path = tmp_path / "legacy.pth"
-    path.write_bytes(b"\x80\x02" + text("x" * torch_files.MAX_PICKLE_BYTES) + b".")
+    path.write_bytes(b"\x80\x02" + text("x" * MAX_PICKLE_BYTES) + b".")
     refused(path, "pickle is too large")
 
 
@@ -122,7 +124,7 @@ def test_what_is_shared_within_reason_is_read(tmp_path):
     )
 
 
-def test_the_largest_model_with_its_optimiser_is_far_from_every_limit(tmp_path, fixtures, monkeypatch):
+def test_the_largest_model_with_its_optimiser_is_far_from_every_limit(tmp_path, fixtures):
     entries = json.loads((fixtures / "keys" / "oneref_large_384_res.json").read_text())["tensors"]
     zero, shapes = torch.zeros(()), [entry["shape"] for entry in entries.values()]
     state = {name: zero.expand(entry["shape"]) for name, entry in entries.items()}
@@ -134,11 +136,11 @@ def test_the_largest_model_with_its_optimiser_is_far_from_every_limit(tmp_path, 
     save(tmp_path / "c.pth", {"model": state, "optimizer": {"state": adam, "param_groups": groups}})
     with zipfile.ZipFile(tmp_path / "c.pth") as archive:
         pickle = archive.read("c/data.pkl")
-    for limit, factor in (("MAX_STEPS", 10), ("MAX_WEIGHT", 10), ("MAX_DEPTH", 50)):
-        monkeypatch.setattr(pickle_survey, limit, getattr(pickle_survey, limit) // factor)
+    usual = PickleLimits()
+    limits = PickleLimits(steps=usual.steps // 10, weight=usual.weight // 10, depth=usual.depth // 50)
 
-    asked = pickle_survey.survey(pickle, num_bytes=1 << 30, where="c.pth", error=WeightsError).names
+    names = survey_pickle(pickle, num_bytes=1 << 30, where="c.pth", error=WeightsError, limits=limits).names
 
-    assert ("torch", "FloatStorage") in asked
-    assert 10 * len(pickle) < torch_files.MAX_PICKLE_BYTES
+    assert ("torch", "FloatStorage") in names
+    assert 10 * len(pickle) < MAX_PICKLE_BYTES
     assert sum(1 for _ in pickletools.genops(pickle)) > 100_000

@@ -63,7 +63,7 @@ def command(
     settings = load_finetune(request.preset, request.overrides)
     floors: dict[str, float] = {}
     if fail_under:
-        from refcli.recipes.validation_gates import parse_floors
+        from refcli.recipes.validation import parse_floors
 
         floors = parse_floors(fail_under)
     launch_if_requested(

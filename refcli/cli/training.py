@@ -95,7 +95,7 @@ def identify_run(command: str, settings: FinetuneSettings | PretrainSettings, re
     Raises:
         DataError: no such store.
     """
-    from refcli.recipes.data_record import run_identity
+    from refcli.engine.checkpointing.resume import run_identity
 
     return run_identity(command, settings, store_path=request.store, out=out)
 

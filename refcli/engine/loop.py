@@ -9,196 +9,206 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from refcli.config.schema import OptimSettings, TrainSettings
 from refcli.contracts.batch import Batch
-from refcli.engine.checkpointing.run_dir import RunDir
-from refcli.engine.checkpointing.state import BatchLayout, TrainingState, seed_generators
+from refcli.engine.checkpointing.resume import resume
+from refcli.engine.checkpointing.state import BatchLayout, TrainingState
 from refcli.engine.compiling import compile_parts, explain_compile_errors
+from refcli.engine.context import TrainingContext
 from refcli.engine.device import keep_freed_pages
-from refcli.engine.distributed.sharding import whole
-from refcli.engine.distributed.world import World
+from refcli.engine.distributed.sharding import unsharded
 from refcli.engine.loading import explain_loading_errors
+from refcli.engine.objective import has_static_graph
 from refcli.engine.optimisation.moving_average import MovingAverage
 from refcli.engine.optimisation.optimizer import build_optimizer, set_lr
 from refcli.engine.optimisation.schedule import lr_factor
-from refcli.engine.optimisation.step import optimizer_step
-from refcli.engine.reporting.reporters import Reporter
-from refcli.engine.reporting.watching import Watch
+from refcli.engine.optimisation.step import StepResult, optimizer_step
+from refcli.engine.reporting.metrics import MetricsLog
 from refcli.engine.stopping import LoadingStalledError, StopSignals
+from refcli.engine.validation import ValidationTracker
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Where batches come from, and how the model is watched."""
+    """The data of a run: training batches, and how to validate."""
 
     batches: Callable[[int], Generator[Batch, None, None]]
     """Endless batches for this process, given how many it has already had."""
     validate: Callable[[nn.Module], dict[str, float]] | None = None
     """Metrics of a model in evaluation mode, a "score" among them."""
     signals: StopSignals = field(default_factory=StopSignals)
-    """Noted while training goes on; a validation that goes through its batches by them ends early."""
+    """Watched during training; a validation that iterates its batches through them ends early."""
 
 
 def train(
     objective: nn.Module,
     feed: Feed,
+    context: TrainingContext,
     *,
-    optim: OptimSettings,
-    settings: TrainSettings,
-    run: RunDir,
-    world: World,
-    reporter: Reporter,
     frozen: Sequence[nn.Module] = (),
     compiled: Sequence[nn.Module] = (),
-    static_graph: bool = False,
 ) -> nn.Module:
-    """Train for `settings.steps` optimiser steps, going on from the run's last checkpoint if there is one.
+    """Train until `train.steps` optimiser steps are done, from the run's last checkpoint if there is one.
 
-    With `settings.patience` it ends earlier, when so many validations have not improved on the best one.
+    With `train.patience` training ends earlier: once that many validations in a row have not improved on the best.
 
     Args:
         objective: see `engine.objective.Objective`; it is moved to the world's device.
         frozen: its parts that get no gradient and stay in evaluation mode (no dropout, no drop-path).
-        compiled: its parts to compile if `settings.compile`; by default the whole.
-        static_graph: every step uses the same of its parameters, which spares several processes a search.
+        compiled: its parts to compile if `train.compile`; by default all of it.
 
     Returns:
-        The averaged model if `settings.ema_decay`, else `objective`; of a sharded one a whole copy in the main process.
+        The averaged model if `train.ema_decay`, else `objective`; if that is sharded, an unsharded copy in the main
+        process.
 
     Raises:
         TrainingError: a loss is not finite (the batches are recorded in the run directory), the run directory cannot be
-            written, or compiling failed. In several processes, all of them raise.
-        StoppedError: SIGTERM, SIGUSR1 or SIGINT came to any process; the last whole step is saved.
+            written, or compiling failed. If there are several processes, all of them raise.
+        StoppedError: any process received SIGTERM, SIGUSR1 or SIGINT; the last complete step is saved.
     """
-    assert settings.precision != "auto"  # the recipes decide it
+    settings, world = context.train, context.world
+    assert settings.precision != "auto"
     if world.device.type == "cpu":
         keep_freed_pages()
     objective.to(world.device)
     for part in frozen:
         part.requires_grad_(False)
-    average = _averaged(objective, frozen, settings, world) if settings.ema_decay is not None else None
+    average = _build_average(objective, frozen, context)
     if settings.compile:
         compile_parts(compiled or (objective,))
-    is_static = static_graph and settings.accumulate == 1
+    is_static = has_static_graph(objective) and settings.accumulate == 1
     wrapped = world.wrap(objective, parallel=settings.parallel, static_graph=is_static)
-    state = TrainingState(objective, build_optimizer(objective, optim), None)
+    state = TrainingState(objective, build_optimizer(objective, context.optim), None)
     if average is not None:
         state.ema, state.frozen_names = average.module, average.frozen_names
     layout = BatchLayout(world.size, settings.batch_size, settings.accumulate)
-    watch = Watch(run, world, reporter, precision=settings.precision)
-    _take_up(state, layout, seed=settings.seed, run=run, watch=watch, reporter=reporter)
-    reporter.started(step=state.step, total=settings.steps)
-
-    _train_mode(objective, frozen)
-    batches = feed.batches(state.samples // layout.global_batch)
-    with feed.signals as signals, closing(batches), explain_loading_errors(), explain_compile_errors():
-        if feed.validate is not None and _is_to_be_validated(state, settings):  # something came before it
-            watch.validate(state, feed.validate)
-            _train_mode(objective, frozen)
-            if world.any(signals.received is not None):
-                signals.leave(state.step)
-        has_stalled = watch.has_stalled(state, settings.patience)
-        while state.step < settings.steps and not has_stalled:
-            before = time.perf_counter()
-            factor = lr_factor(
-                state.step,
-                total_steps=settings.steps,
-                warmup_steps=optim.warmup_steps,
-                final_ratio=optim.final_lr_ratio,
-            )
-            set_lr(state.optimizer, factor)
-            try:
-                result = optimizer_step(
-                    wrapped,
-                    objective,
-                    batches,
-                    state.optimizer,
-                    step=state.step,
-                    settings=settings,
-                    clip_grad_norm=optim.clip_grad_norm,
-                    world=world,
-                    run=run,
-                )
-            except LoadingStalledError:
-                if world.size > 1:  # the others wait in this step
-                    raise
-                if state.step not in run.checkpoints.steps():
-                    run.checkpoints.save(state, layout=layout, world=world)
-                signals.leave(state.step)
-            state.step += 1
-            state.samples += layout.global_batch * layout.accumulate
-            if average is not None:
-                average.update(objective, step=state.step)
-            seconds = time.perf_counter() - before
-            state.seconds += seconds
-            watch.add(result, seconds)
-            reporter.stepped(state.step)
-
-            is_end = state.step == settings.steps
-            if is_end or state.step % settings.log_every == 0:
-                watch.measure(state, lr=optim.lr * factor)
-            stop = world.any(signals.received is not None)
-            validate = feed.validate if _is_to_be_validated(state, settings) else None
-            if stop or is_end or validate is not None or state.step % settings.save_every == 0:
-                run.checkpoints.save(state, layout=layout, world=world)  # first: the validation may fail or take long
-                reporter.saved(state.step)
-            if validate is not None and not stop:
-                watch.validate(state, validate)
-                has_stalled = watch.has_stalled(state, settings.patience)
-                _train_mode(objective, frozen)
-                stop = world.any(signals.received is not None)
-            if stop:
-                signals.leave(state.step)
-    if has_stalled:
-        reporter.noted(f"ended after step {state.step}: {settings.patience} validations have not improved on the best")
-    return whole(state.trained)
+    resume(state, layout, context)
+    context.reporter.started(step=state.step, total=settings.steps)
+    loop = _Loop(context, feed, wrapped, state, layout, average, tuple(frozen))
+    with (
+        feed.signals,
+        closing(feed.batches(state.samples // layout.global_batch)) as batches,
+        explain_loading_errors(),
+        explain_compile_errors(),
+    ):
+        loop.run(batches)
+    return unsharded(state.trained)
 
 
-def _averaged(
-    objective: nn.Module, frozen: Sequence[nn.Module], settings: TrainSettings, world: World
-) -> MovingAverage:
-    """The average of the objective, spread over processes as the objective will be."""
-    assert settings.ema_decay is not None
+def _build_average(objective: nn.Module, frozen: Sequence[nn.Module], context: TrainingContext) -> MovingAverage | None:
+    """The moving average of the objective, if one is asked for; sharded if the objective will be."""
+    settings = context.train
+    if settings.ema_decay is None:
+        return None
     is_sharded = settings.parallel == "fsdp"
     average = MovingAverage(objective, decay=settings.ema_decay, frozen=frozen, is_shared=not is_sharded)
     if is_sharded:
-        world.wrap(average.module, parallel="fsdp")
+        context.world.wrap(average.module, parallel="fsdp")
     return average
 
 
-def _take_up(
-    state: TrainingState, layout: BatchLayout, *, seed: int, run: RunDir, watch: Watch, reporter: Reporter
-) -> None:
-    """Seed the random generators, and go on from the run's last checkpoint if there is one.
+@dataclass
+class _Loop:
+    """Optimiser steps and what happens between them: metrics, checkpoints, validation and stopping."""
 
-    A world of the same size goes on exactly. Another one goes on at the same sample, or up to one global batch before
-    it, with random generators seeded anew.
-    """
-    world = watch.world
-    pointer = run.checkpoints.pointer("last")
-    last = world.gather(pointer.step if pointer else None)[0]  # as the main process sees the disk
-    seed_generators(seed + world.rank + world.size * (last or 0))
-    if last is not None:
-        before = run.checkpoints.load(last, state, world=world)
-        state.samples -= state.samples % layout.global_batch
-        if before.processes != layout.processes:
-            reporter.noted(
-                f"the number of processes changed from {before.processes} to {layout.processes}: training goes on at "
-                f"sample {state.samples} with {layout.global_batch * layout.accumulate} samples per step instead of "
-                f"{before.global_batch * before.accumulate}, and draws new random numbers"
+    context: TrainingContext
+    feed: Feed
+    wrapped: nn.Module
+    """The objective as `World.wrap` returned it."""
+    state: TrainingState
+    layout: BatchLayout
+    average: MovingAverage | None
+    frozen: tuple[nn.Module, ...]
+
+    def __post_init__(self) -> None:
+        self.metrics = MetricsLog(self.context)
+        self.validation = ValidationTracker(self.context)
+
+    def run(self, batches: Generator[Batch, None, None]) -> None:
+        """Train until the steps are done, patience is exhausted, or a signal stops the run."""
+        settings, state = self.context.train, self.state
+        self._set_train_mode()
+        if self._is_validation_due():  # an earlier process saved this step and was stopped before the validation
+            self._validate()
+            self._stop_if(self._is_signalled())
+        has_stalled = self.validation.has_stalled(state)
+        while state.step < settings.steps and not has_stalled:
+            factor = lr_factor(
+                state.step,
+                total_steps=settings.steps,
+                warmup_steps=self.context.optim.warmup_steps,
+                final_ratio=self.context.optim.final_lr_ratio,
             )
-        watch.recall(state)
-    if world.is_main:
-        run.drop_metrics_after(state.step, validated=state.validated)
+            set_lr(state.optimizer, factor)
+            self._step(batches)
+            is_end = state.step == settings.steps
+            if is_end or state.step % settings.log_every == 0:
+                self.metrics.write(state, lr=self.context.optim.lr * factor)
+            stop, is_validation_due = self._is_signalled(), self._is_validation_due()
+            if stop or is_end or is_validation_due or state.step % settings.save_every == 0:
+                self._save()  # before the validation, which may fail or take long
+                self.context.reporter.saved(state.step)
+            if is_validation_due and not stop:
+                self._validate()
+                has_stalled = self.validation.has_stalled(state)
+                stop = self._is_signalled()
+            self._stop_if(stop)
+        if has_stalled:
+            self.context.reporter.noted(
+                f"ended after step {state.step}: {settings.patience} validations have not improved on the best"
+            )
 
+    def _step(self, batches: Generator[Batch, None, None]) -> None:
+        """One optimiser step, with everything that counts it."""
+        state, before = self.state, time.perf_counter()
+        result = self._optimizer_step(batches)
+        state.step += 1
+        state.samples += self.layout.global_batch * self.layout.accumulate
+        if self.average is not None:
+            self.average.update(state.objective, step=state.step)
+        seconds = time.perf_counter() - before
+        state.seconds += seconds
+        self.metrics.add(result, seconds)
+        self.context.reporter.stepped(state.step)
 
-def _is_to_be_validated(state: TrainingState, settings: TrainSettings) -> bool:
-    """Whether a validation is due after the step just done, and has not been made."""
-    is_due = settings.validate_every is not None and state.step % settings.validate_every == 0
-    return (is_due or state.step == settings.steps) and state.validated != state.step
+    def _optimizer_step(self, batches: Generator[Batch, None, None]) -> StepResult:
+        state, world = self.state, self.context.world
+        try:
+            return optimizer_step(
+                self.wrapped, state.objective, batches, state.optimizer, step=state.step, context=self.context
+            )
+        except LoadingStalledError:
+            if world.size > 1:  # the other processes wait inside this step
+                raise
+            if state.step not in self.context.run.checkpoints.steps():
+                self._save()
+            self._stop_if(True)
+            raise
 
+    def _save(self) -> None:
+        self.context.run.checkpoints.save(self.state, layout=self.layout, world=self.context.world)
 
-def _train_mode(objective: nn.Module, frozen: Sequence[nn.Module]) -> None:
-    objective.train()
-    for part in frozen:
-        part.eval()
+    def _is_validation_due(self) -> bool:
+        """Whether this step asks for a validation that has not run yet."""
+        settings, state = self.context.train, self.state
+        if self.feed.validate is None or state.validated == state.step:
+            return False
+        is_due = settings.validate_every is not None and state.step % settings.validate_every == 0
+        return is_due or state.step == settings.steps
+
+    def _validate(self) -> None:
+        assert self.feed.validate is not None
+        self.validation.run(self.state, self.feed.validate)
+        self._set_train_mode()
+
+    def _set_train_mode(self) -> None:
+        self.state.objective.train()
+        for part in self.frozen:
+            part.eval()
+
+    def _is_signalled(self) -> bool:
+        """Whether any process has received a stop signal."""
+        return self.context.world.any(self.feed.signals.received is not None)
+
+    def _stop_if(self, stop: bool) -> None:
+        if stop:
+            self.feed.signals.raise_stopped(self.state.step)

@@ -1,4 +1,4 @@
-"""What the loop can train: anything that turns a batch into named losses."""
+"""What the loop can train: any module that turns a batch into named losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refcli.model.flops import Work
 class Objective(Protocol):
     """A module whose `forward` does the whole training computation.
 
-    Losses computed outside the module that DistributedDataParallel wraps would leave its gradients out of step.
+    The losses must be computed inside the module that DistributedDataParallel wraps, or gradients are not synchronised.
     """
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -23,7 +23,7 @@ class Objective(Protocol):
 
 @runtime_checkable
 class HasDepth(Protocol):
-    """An objective that knows which of its parameters belong to the tower, and how deep they sit."""
+    """An objective that knows the depth of its parameters in the tower."""
 
     def param_depth(self, name: str) -> int | None:
         """0 for the tower's embeddings, 1..layers for its blocks, None for everything above the tower."""
@@ -31,7 +31,7 @@ class HasDepth(Protocol):
 
 @runtime_checkable
 class BeginsSteps(Protocol):
-    """An objective that changes something of its own between optimiser steps."""
+    """An objective with something to do before each optimiser step."""
 
     def begin_step(self, step: int) -> None:
         """Called once before each optimiser step, by every process."""
@@ -39,10 +39,10 @@ class BeginsSteps(Protocol):
 
 @runtime_checkable
 class HasWork(Protocol):
-    """An objective that knows what a batch takes; its lines of metrics have tokens per second and FLOPs utilisation."""
+    """An objective that knows the work of a batch; its metrics include tokens per second and FLOPs utilisation."""
 
     def work(self, batch: Batch) -> Work:
-        """Tokens and model FLOPs of one forward and backward pass on the batch; it may be on any device."""
+        """Tokens and model FLOPs of one forward and backward pass on the batch, which may be on any device."""
 
 
 @runtime_checkable
@@ -58,19 +58,24 @@ class HasMetrics(Protocol):
 
 @runtime_checkable
 class HasMasks(Protocol):
-    """An objective that hides parts of a batch from the tower."""
+    """An objective that masks parts of a batch."""
 
     def num_masked(self, batch: Batch, step: int) -> dict[str, int]:
-        """How many of what ("patches", "words") of the batch are hidden in a step."""
+        """Number of masked items in a step by kind: "patches", "words"."""
+
+
+def has_static_graph(objective: nn.Module) -> bool:
+    """Whether every step uses the same parameters, so that DistributedDataParallel need not look for unused ones."""
+    return bool(getattr(objective, "has_static_graph", False))
 
 
 def work_of(objective: nn.Module, batch: Batch) -> Work:
-    """What a batch takes; nothing for an objective that does not know."""
+    """The work of a batch; none if the objective does not know it."""
     return objective.work(batch) if isinstance(objective, HasWork) else Work()
 
 
 def read_metrics(objective: nn.Module) -> dict[str, float]:
-    """What an objective reports besides its losses; empty for one that reports nothing."""
+    """The metrics of an objective besides its losses; empty if it has none."""
     metrics = objective.metrics() if isinstance(objective, HasMetrics) else {}
     if not metrics:
         return {}

@@ -99,7 +99,7 @@ class StopSignals:
                 raise ValidationStoppedError(f"{self.received.name} arrived during the validation")
             yield batch
 
-    def leave(self, step: int) -> None:
+    def raise_stopped(self, step: int) -> None:
         """Raise the `StoppedError` of the noted signal (SIGTERM where it reached only another process).
 
         Raises:

@@ -1,73 +1,68 @@
-"""Which outputs of a head a run can train: one that sees no truth is off, so that no weights claim it."""
+"""Which outputs of a head a run can train: an output without ground truth is off, so that no weights claim it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
 
 from refcli.config.load import read_yaml, stages_of, validate
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings, HeadChoice, Settings
 from refcli.data.training.dataset import GroundingDataset
-from refcli.engine.distributed.world import World
-from refcli.engine.stopping import failing_together
-from refcli.errors import ConfigError, DataError
-from refcli.heads.base import OutputName, tells_existence
+from refcli.errors import ConfigError
+from refcli.heads.base import OutputName
 from refcli.heads.table import head_class, head_settings
-from refcli.recipes.restarts import takes_over
-from refcli.recipes.training import Data, open_data
+from refcli.recipes.training import Session, open_data
+from refcli.recipes.validation import check_calibration
 from refcli.weights.checks import answered_outputs
 from refcli.weights.locate import resolve
 from refcli.weights.tokenizers import load_tokenizer
 
 AnySettings = TypeVar("AnySettings", FinetuneSettings, PretrainSettings)
-PLACES: tuple[OutputName, ...] = ("box", "mask")
-"""Outputs that say where something is: a model needs one of them."""
-WAYS_OUT: Mapping[OutputName, str] = {
+REGION_OUTPUTS: tuple[OutputName, ...] = ("box", "mask")
+"""Outputs that locate a region; a model needs one of them."""
+REMEDIES: Mapping[OutputName, str] = {
     "box": "name splits with targets",
-    "mask": "prepare the data with masks, or start from weights that draw them (--init)",
+    "mask": "prepare the data with masks, or start from weights that predict them (--init)",
     "existence": "name splits with and without targets, or set data.augment.no_target=0.1",
 }
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What becomes of the outputs of a head in a run."""
+    """The outputs of a head in a run."""
 
     learnt: tuple[OutputName, ...]
-    """They see truth and have a loss."""
+    """They have ground truth and a loss."""
     off: dict[OutputName, str]
-    """They learn nothing, and no weights that the run starts from have learnt them; with the reason."""
+    """They learn nothing, and the initial weights have not learnt them either; with the reason."""
 
 
-def settle_outputs(
-    settings: FinetuneSettings, world: World, *, store_path: Path, out: Path | None, resume: bool
-) -> tuple[FinetuneSettings, tuple[str, ...]]:
+def resolve_outputs(settings: FinetuneSettings, session: Session) -> tuple[FinetuneSettings, tuple[str, ...]]:
     """The settings without the outputs that would learn nothing, the same in every process, and notes about them.
 
-    A run that goes on has the outputs that its run.yaml states.
+    A resumed run keeps the outputs that its run.yaml states.
 
     Raises:
-        RefcliError: the data or the initial weights cannot be read, or nothing that the head has to have is learnt.
+        RefcliError: the data or the initial weights cannot be read, or an output that the head needs learns nothing.
     """
     off: dict[OutputName, str] = {}
-    with failing_together(world):
-        if world.is_main:
-            goes_on = out is not None and (resume or takes_over(out)) and (out / "run.yaml").is_file()
-            data = open_data(settings, store_path=store_path, tokenizer=load_tokenizer(settings.model.text))
-            if settings.train.existence_min_t_acc is not None:
-                check_calibration(settings, data)
-            off = plan_outputs(settings, data.training, () if goes_on else _started_with(settings)).off
-            if out is not None and goes_on:
-                file = out / "run.yaml"
-                before = validate(FinetuneSettings, read_yaml(file), where=str(file))
-                off = _as_before(off, before.model.head)
-            _check(settings, off)
-    off = world.gather(off)[0]
+
+    def plan() -> None:
+        data = open_data(settings, store_path=session.store_path, tokenizer=load_tokenizer(settings.model.text))
+        check_calibration(settings, data.validation)
+        started_with = () if session.resumes else _learnt_before(settings)
+        planned = plan_outputs(settings, data.training, started_with).off
+        if session.resumes:
+            file = session.out / "run.yaml"
+            before = validate(FinetuneSettings, read_yaml(file), where=str(file))
+            planned = _still_off(planned, before.model.head)
+        _check_outputs(settings, planned)
+        off.update(planned)
+
+    session.on_main(plan)
+    off = session.world.gather(off)[0]
     outputs = head_class(settings.model.head.name).OUTPUTS
     notes = tuple(
         f"note: {reason}: the {name} output learns nothing and is off "
@@ -77,11 +72,24 @@ def settle_outputs(
     return without_outputs(settings, off), notes
 
 
+def check_predicts_regions(head: HeadChoice) -> None:
+    """Check that a head predicts boxes or masks.
+
+    Raises:
+        ConfigError: it predicts neither.
+    """
+    config = head_settings(head)
+    if not (getattr(config, "rec", True) or getattr(config, "res", True)):
+        raise ConfigError(
+            "the head predicts neither boxes nor masks", where="model.head.settings", hint="set rec=true or res=true"
+        )
+
+
 def plan_outputs(settings: AnySettings, data: GroundingDataset, started_with: Iterable[str]) -> Outputs:
-    """What becomes of each output that the settings ask for.
+    """Which of the outputs that the settings ask for a run can train.
 
     Args:
-        started_with: outputs that the weights have learnt from which the run starts.
+        started_with: outputs that the initial weights have learnt.
     """
     head = settings.model.head
     has_target = data.has_target()
@@ -109,7 +117,7 @@ def plan_outputs(settings: AnySettings, data: GroundingDataset, started_with: It
 
 
 def _weight(config: Settings, loss: str) -> float:
-    """How much a loss of a head counts, by its settings."""
+    """The weight of a loss in the settings of a head."""
     return float(config.model_dump()["loss_weights"][loss])
 
 
@@ -131,64 +139,48 @@ def without_outputs(settings: FinetuneSettings, off: Iterable[OutputName]) -> Fi
     return settings.model_copy(update={"model": model, "stages": stages})
 
 
-def check_calibration(settings: FinetuneSettings, data: Data) -> None:
-    """Make sure, before hours of training, that there will be something to calibrate and something to do it on.
-
-    Raises:
-        ConfigError: the head has no existence output.
-        DataError: the validation samples all have a target, or none has.
-    """
-    where = "train.existence_min_t_acc"
-    if not tells_existence(head_settings(settings.model.head)):
-        raise ConfigError("the head has no existence output", where=where, hint="model.head.settings.existence=true")
-    has_target = data.watched.has_target() if data.watched else np.zeros(0, dtype=bool)
-    if has_target.all() or not has_target.any():
-        raise DataError(
-            f"of the {len(has_target):,} validation samples {has_target.sum():,} have a target; a threshold needs both "
-            "kinds",
-            where=where,
-            hint="data.validation, data.validation_samples",
-        )
-
-
-def _started_with(settings: FinetuneSettings) -> set[str]:
-    """What the initial weights of a run have learnt of its head."""
+def _learnt_before(settings: FinetuneSettings) -> set[str]:
+    """The outputs of its head that the initial weights of a run have learnt."""
     names = [name for name in (settings.train.init_weights, settings.train.init_head) if name is not None]
     return {output for name in names for output in answered_outputs(resolve(name), head=settings.model.head.name)}
 
 
-def _as_before(off: Mapping[OutputName, str], head: HeadChoice) -> dict[OutputName, str]:
-    """Only what was off before is off."""
+def _still_off(off: Mapping[OutputName, str], head: HeadChoice) -> dict[OutputName, str]:
+    """The outputs that were off before as well."""
     outputs, config = head_class(head.name).OUTPUTS, head_settings(head)
     was_on = {name for name, output in outputs.items() if output.switch is None or getattr(config, output.switch)}
     return {name: reason for name, reason in off.items() if name not in was_on}
 
 
-def _check(settings: FinetuneSettings, off: Mapping[OutputName, str]) -> None:
-    """Refuse a run whose head would have no output left, or no existence output where that is to be calibrated."""
+def _check_outputs(settings: FinetuneSettings, off: Mapping[OutputName, str]) -> None:
+    """Check that the head keeps an output for regions, and its existence output if that is to be calibrated.
+
+    Raises:
+        ConfigError: it does not.
+    """
     head = settings.model.head
     outputs, config = head_class(head.name).OUTPUTS, head_settings(head)
     for name, reason in off.items():
         if outputs[name].switch is None:
             raise ConfigError(
-                f"{reason}, and the head {head.name!r} answers with nothing but a {name}",
+                f"{reason}, and the head {head.name!r} predicts nothing but a {name}",
                 where="data.train",
-                hint=f"{WAYS_OUT[name]}, or use the head 'oneref'",
+                hint=f"{REMEDIES[name]}, or use the head 'oneref'",
             )
-    places = [
+    regions = [
         name
-        for name in PLACES
+        for name in REGION_OUTPUTS
         if name in outputs and (outputs[name].switch is None or getattr(config, str(outputs[name].switch)))
     ]
-    if places and all(name in off for name in places):
+    if regions and all(name in off for name in regions):
         raise ConfigError(
-            f"the head would not learn to locate anything: {'; '.join(off[name] for name in places)}",
+            f"the head would not learn to locate anything: {'; '.join(off[name] for name in regions)}",
             where="data.train",
-            hint=f"{WAYS_OUT[places[0]]}" + (", or set model.head.settings.rec=true" if places == ["mask"] else ""),
+            hint=f"{REMEDIES[regions[0]]}" + (", or set model.head.settings.rec=true" if regions == ["mask"] else ""),
         )
     if "existence" in off and settings.train.existence_min_t_acc is not None:
         raise ConfigError(
             f"{off['existence']}: there is no existence output to calibrate",
             where="train.existence_min_t_acc",
-            hint=WAYS_OUT["existence"],
+            hint=REMEDIES["existence"],
         )

@@ -1,8 +1,8 @@
-"""Pre-train on a store: Mask Referring Modelling, or the visual tokenizer that it predicts."""
+"""Pre-train on a store: Mask Referring Modelling (MRefM), or the visual tokenizer that it predicts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from refcli.config.pretraining import PretrainSettings
-from refcli.data.training.sampling import OnePass
 from refcli.engine.checkpointing.state import seed_generators
 from refcli.engine.distributed.world import World
-from refcli.engine.loading import explain_loading_errors, iterate_batches
+from refcli.engine.loading import explain_loading_errors
 from refcli.engine.reporting.reporters import Reporter
 from refcli.engine.stopping import StopSignals, failing_together
 from refcli.grounder import Grounder
@@ -25,17 +24,20 @@ from refcli.pretraining.tokenizer_training import VisualTokenizerTraining
 from refcli.pretraining.visual_codes import TokenizerCodes, VisualCodes, build_visual_codes
 from refcli.pretraining.watching import mean_losses
 from refcli.recipes.outputs import plan_outputs
-from refcli.recipes.run_checks import settle_precision, settled_for_preview
+from refcli.recipes.precision import resolve_precision
+from refcli.recipes.preview import preview_training
 from refcli.recipes.training import (
     Data,
-    Parts,
+    TrainingParts,
+    check_room_for_batches,
     make_feed,
     open_data,
-    open_training_data,
-    preview_training,
-    run_in_world,
+    plan_run,
+    preview_session,
+    train_run,
+    training_batches,
     training_meta,
-    training_world,
+    training_session,
 )
 from refcli.recipes.word_scorer import check_word_scorer, make_word_scorer
 from refcli.text.roles import RoleFinder, role_finder
@@ -45,8 +47,8 @@ from refcli.weights.locate import resolve
 from refcli.weights.tokenizers import load_tokenizer, save_visual_tokenizer
 from refcli.weights.transfer import load_pretraining_heads, save_pretraining_heads, start_from
 
-PICTURES_AT_ONCE = 16
-"""How many images are loaded together where their patches are clustered."""
+IMAGES_PER_BATCH = 16
+"""How many images are loaded at a time to cluster their patches."""
 
 
 def pretrain(
@@ -58,59 +60,46 @@ def pretrain(
     force: bool = False,
     reporter: Reporter,
 ) -> Path:
-    """Train and write the run directory `out`; returns its weights directory, which `finetune --init` starts from.
+    """Train and write the run directory `out`; returns its weights directory, from which `finetune --init` starts.
 
     Raises:
-        RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (all saved).
+        RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (after saving).
     """
     settings = settings.model_copy(update={"model": with_whole_head(settings.model)})
-    weights = out / "weights"
-
-    def save(trained: nn.Module) -> None:
-        meta = training_meta(settings) | {"objective": settings.objective, "tasks": []}
-        if isinstance(trained, MRefM) and settings.mrefm.loss_weights.grounding:
-            data = open_training_data(settings, store_path=store_path)
-            meta[LEARNT_OUTPUTS] = list(plan_outputs(settings, data, ()).learnt)
-        if isinstance(trained, VisualTokenizerTraining):
-            save_visual_tokenizer(weights, trained.tokenizer, meta=meta)
-            return
-        assert isinstance(trained, MRefM)
-        save_weights(weights, trained.grounder, settings.model, meta=meta)
-        save_pretraining_heads(weights, trained.heads)
-
-    with training_world(settings.train.device, out) as world:
-        settings = settle_precision(settings, world, out, resume=resume, reporter=reporter)
-        run_in_world(
-            settings,
-            world,
-            store_path=store_path,
-            out=out,
-            resume=resume,
-            force=force,
-            reporter=reporter,
-            build=partial(build, settings, store_path),
-            save=save,
-        )
-    return weights
+    with training_session(
+        settings, store_path=store_path, out=out, resume=resume, force=force, reporter=reporter
+    ) as session:
+        resumed = out / "run.yaml" if session.resumes else None
+        settings, notes = resolve_precision(settings, session.world, resumed=resumed)
+        session.note(notes)
+        plan = plan_run(session, settings, out, resume=session.resume, force=session.force)
+        parts = build(settings, store_path, session.world, plan.starts)
+        trained = train_run(session, plan, parts)
+        session.on_main(partial(_save, trained, parts.data, settings, out / "weights"))
+    return out / "weights"
 
 
 def preview(settings: PretrainSettings, *, store_path: Path) -> list[str]:
-    """Lines that say what `pretrain` would train on what.
+    """Lines about what `pretrain` would train on what; nothing is written or trained.
 
     Raises:
-        RefcliError: as `pretrain`, as far as nothing is written or trained.
+        RefcliError: as `pretrain`.
     """
-    settings, lines = settled_for_preview(settings)
-    return [*lines, *preview_training(settings, lambda own, world: build(own, store_path, world))]
+    session = preview_session(settings, store_path)
+    settings, lines = resolve_precision(settings, session.world)
+    check_room_for_batches(settings, session.world)
+    data = settings.data.model_copy(update={"workers": 0})
+    parts = build(settings.model_copy(update={"data": data}), store_path, session.world)
+    return [*lines, *preview_training(parts, settings, session.world.device)]
 
 
-def build(settings: PretrainSettings, store_path: Path, world: World, starts: bool = True) -> Parts:
+def build(settings: PretrainSettings, store_path: Path, world: World, starts: bool = True) -> TrainingParts:
     """Open the data and make the objective; nothing is written.
 
     Args:
-        starts: read `train.init_weights` and cluster patches. A resumed run has everything in its checkpoint, visual
-            codes and word scorer as well; the weights that the settings name for these two are nevertheless read
-            again, for their sizes, before what the checkpoint has is put in.
+        starts: read `train.init_weights` and cluster patches. The checkpoint of a resumed run has everything, visual
+            codes and word scorer included; the weights that the settings name for these two are read again for their
+            sizes, before the checkpoint is loaded.
 
     Raises:
         RefcliError: settings, data or weights that do not fit.
@@ -119,13 +108,12 @@ def build(settings: PretrainSettings, store_path: Path, world: World, starts: bo
     if settings.objective == "mrefm" and starts:
         check_word_scorer(settings)
     data = open_data(settings, store_path=store_path, tokenizer=tokenizer, find_roles=_role_finder(settings))
+    feed = make_feed(settings, data, world, score=mean_losses)
+
     seed_generators(settings.train.seed)
-    signals = StopSignals()
-    validator = _validator(data, settings, signals) if data.watched else None
     if settings.objective == "visual_tokenizer":
         training = VisualTokenizerTraining(settings.visual_tokenizer, settings.model.tower)
-        feed = make_feed(settings, data, world, validator, signals)
-        return Parts(training, feed, data, {"visual tokenizer": training})
+        return TrainingParts(training, feed, data, {"visual tokenizer": training})
     grounder = Grounder.from_settings(settings.model)
     notes: tuple[str, ...] = ()
     origin = settings.train.init_weights if starts else None
@@ -144,25 +132,33 @@ def build(settings: PretrainSettings, store_path: Path, world: World, starts: bo
     )
     if origin:
         notes += load_pretraining_heads(resolve(origin), mrefm.heads)
-    if starts and isinstance(codes, PixelClusters):  # it takes longest, so that all that can be refused has been
+    if starts and isinstance(codes, PixelClusters):  # last, since it takes longest and all other checks have passed
         _fit(codes, settings, data, world)
-        notes += (f"{codes.num_codes} visual codes were found in the patches of the training images",)
-    named = {"tower": grounder.tower, f"head {settings.model.head.name}": grounder.head, "MRefM's heads": mrefm.heads}
-    named |= {"word scorer": mrefm.teacher} if mrefm.teacher else {}
-    named |= {"visual tokenizer": codes} if isinstance(codes, TokenizerCodes) else {}
-    return Parts(
+        notes += (f"clustered the patches of the training images into {codes.num_codes} visual codes",)
+    return TrainingParts(
         mrefm,
-        make_feed(settings, data, world, validator, signals),
+        feed,
         data,
-        named,
+        _named_parts(mrefm, settings),
         notes=notes,
         frozen=(*mrefm.frozen, *((grounder.tower,) if settings.train.freeze_tower else ())),
         compiled=(grounder.tower, grounder.head),
     )
 
 
+def _named_parts(mrefm: MRefM, settings: PretrainSettings) -> dict[str, nn.Module]:
+    grounder = mrefm.grounder
+    named: dict[str, nn.Module] = {"tower": grounder.tower, f"head {settings.model.head.name}": grounder.head}
+    named["MRefM's heads"] = mrefm.heads
+    if mrefm.teacher is not None:
+        named["word scorer"] = mrefm.teacher
+    if isinstance(mrefm.codes, TokenizerCodes):
+        named["visual tokenizer"] = mrefm.codes
+    return named
+
+
 def _role_finder(settings: PretrainSettings) -> RoleFinder | None:
-    """The parser, where subject and object are hidden first; None where nobody asks for them."""
+    """The parser, if subject and object are masked first; None if nothing uses them."""
     if settings.objective != "mrefm" or settings.mrefm.text_masking.prefer == "none":
         return None
     weights = settings.mrefm.loss_weights
@@ -171,35 +167,34 @@ def _role_finder(settings: PretrainSettings) -> RoleFinder | None:
 
 
 def _fit(codes: PixelClusters, settings: PretrainSettings, data: Data, world: World) -> None:
-    """Cluster the patches once, in the main process; the others take over what it found.
+    """Cluster the patches once, in the main process; the others get its result.
 
     Raises:
         RefcliError: images that cannot be read.
     """
     with failing_together(world), explain_loading_errors():
         if world.is_main:
-            codes.fit(_pictures(settings, data), seed=settings.train.seed)
+            codes.fit(_image_batches(settings, data), seed=settings.train.seed)
     codes.load_state_dict(world.gather(codes.state_dict())[0])
 
 
-def _pictures(settings: PretrainSettings, data: Data) -> Iterator[torch.Tensor]:
+def _image_batches(settings: PretrainSettings, data: Data) -> Iterator[torch.Tensor]:
     """Batches of training images, the same for every number of processes and every batch size."""
     alone = World(rank=0, size=1, device=torch.device("cpu"))
-    train = settings.train.model_copy(update={"batch_size": PICTURES_AT_ONCE})
-    with closing(make_feed(settings.model_copy(update={"train": train}), data, alone).batches(0)) as batches:
+    train = settings.train.model_copy(update={"batch_size": IMAGES_PER_BATCH})
+    settings = settings.model_copy(update={"train": train})
+    with closing(training_batches(settings, data, alone, StopSignals(), 0)) as batches:
         for batch in batches:
             yield batch.images
 
 
-def _validator(data: Data, settings: PretrainSettings, signals: StopSignals) -> Callable[[nn.Module], dict[str, float]]:
-    watched = data.watched
-    assert watched is not None
-
-    def run(model: nn.Module) -> dict[str, float]:
-        order = OnePass(len(watched), batch_size=settings.train.batch_size)
-        with closing(
-            iterate_batches(watched, order, data.collate, workers=settings.data.workers, signals=signals)
-        ) as batches:
-            return mean_losses(model, signals.interruptible(batches), bf16=settings.train.precision == "bf16")
-
-    return run
+def _save(trained: nn.Module, data: Data, settings: PretrainSettings, weights: Path) -> None:
+    meta = training_meta(settings) | {"objective": settings.objective, "tasks": []}
+    if isinstance(trained, VisualTokenizerTraining):
+        save_visual_tokenizer(weights, trained.tokenizer, meta=meta)
+        return
+    assert isinstance(trained, MRefM)
+    if settings.mrefm.loss_weights.grounding:
+        meta[LEARNT_OUTPUTS] = list(plan_outputs(settings, data.training, ()).learnt)
+    save_weights(weights, trained.grounder, settings.model, meta=meta)
+    save_pretraining_heads(weights, trained.heads)

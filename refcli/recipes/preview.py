@@ -1,59 +1,57 @@
-"""What a dry run tells: parameters, memory, time, and the first batch."""
+"""The dry run: parameters, first batch, memory and time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 
 import torch
 from torch import nn
 
-from refcli.config.pretraining import PretrainSettings
-from refcli.config.schema import FinetuneSettings
 from refcli.contracts.batch import Batch
-from refcli.engine.loop import Feed
 from refcli.engine.measuring.memory import MemoryEstimate, estimate_memory
 from refcli.engine.measuring.step_time import measure_step, step_seconds
 from refcli.engine.measuring.utilisation import gemm_peak
 from refcli.engine.objective import HasMasks, HasWork
+from refcli.recipes.training import AnySettings, TrainingParts, missing_images
 
-TRIED_BYTES = 2_000_000_000
-"""Activations of the samples that a step is tried on, on a CPU."""
+MAX_ACTIVATION_BYTES = 2_000_000_000
+"""Activations of the samples on which a step is measured, on a CPU."""
 STEPS = (0, 1)
-"""Steps whose masks are told: an objective may hide patches in even steps and words in odd ones."""
+"""Steps whose masked items are counted: an objective may mask patches in even steps and words in odd ones."""
 
 
-def preview_lines(
-    objective: nn.Module,
-    feed: Feed,
-    settings: FinetuneSettings | PretrainSettings,
-    *,
-    parts: Mapping[str, nn.Module],
-    frozen: Collection[nn.Module],
-    device: torch.device,
-) -> list[str]:
-    """What training would be; nothing is trained, but `objective` is moved, put into training mode and tried.
+def preview_training(parts: TrainingParts, settings: AnySettings, device: torch.device) -> list[str]:
+    """Lines about what would be trained on what; a few passes are measured.
 
     Args:
-        feed: training batches, read in this process.
-        parts: the parts of the objective whose parameters are counted, by what the user calls them.
-        frozen: modules that do not learn, as for `engine.loop.train`.
+        parts: the objective is moved to `device` and its weights may change; the feed loads in this process.
 
     Raises:
         RefcliError: the first batch cannot be read.
     """
-    objective.to(device).train()
-    for module in frozen:
+    return [
+        *parts.notes,
+        *missing_images(parts.data),
+        f"samples: {len(parts.data.training):,} for training, {parts.data.num_validation:,} for validation",
+        *preview_lines(parts, settings, device=device),
+    ]
+
+
+def preview_lines(parts: TrainingParts, settings: AnySettings, *, device: torch.device) -> list[str]:
+    """The lines about parameters, the first batch, memory and time."""
+    objective = parts.objective.to(device).train()
+    for module in parts.frozen:
         module.requires_grad_(False).eval()
-    with closing(feed.batches(0)) as batches:
+    with closing(parts.feed.batches(0)) as batches:
         batch = next(batches)
         before = time.perf_counter()
         next(batches)
         loading = time.perf_counter() - before
     memory = estimate_memory(objective, batch, optim=settings.optim, settings=settings.train, device=device)
     return [
-        *_parameter_lines(objective, parts),
+        *_parameter_lines(objective, parts.named),
         *_batch_lines(objective, batch),
         *_memory_lines(memory, settings),
         *_time_lines(objective, batch, settings, memory, loading=loading, device=device),
@@ -85,7 +83,7 @@ def _batch_lines(objective: nn.Module, batch: Batch) -> list[str]:
     return lines
 
 
-def _memory_lines(memory: MemoryEstimate, settings: FinetuneSettings | PretrainSettings) -> list[str]:
+def _memory_lines(memory: MemoryEstimate, settings: AnySettings) -> list[str]:
     has_checkpoints = settings.model.tower.checkpoint_activations
     now = memory.checkpointed if has_checkpoints else memory.activations
     other = memory.activations if has_checkpoints else memory.checkpointed
@@ -107,7 +105,7 @@ def _memory_lines(memory: MemoryEstimate, settings: FinetuneSettings | PretrainS
 def _time_lines(
     objective: nn.Module,
     batch: Batch,
-    settings: FinetuneSettings | PretrainSettings,
+    settings: AnySettings,
     memory: MemoryEstimate,
     *,
     loading: float,
@@ -116,24 +114,24 @@ def _time_lines(
     if not isinstance(objective, HasWork):
         return []
     train = settings.train
-    assert train.precision != "auto"  # decided by now
+    assert train.precision != "auto"  # resolved before
     most = len(batch.ids)
     if device.type == "cpu":
-        most = max(1, min(most, most * TRIED_BYTES // max(memory.activations, 1)))
-    tried = measure_step(objective, batch, optim=settings.optim, settings=train, most=most, device=device)
+        most = max(1, min(most, most * MAX_ACTIVATION_BYTES // max(memory.activations, 1)))
+    cost = measure_step(objective, batch, optim=settings.optim, settings=train, most=most, device=device)
     seconds = step_seconds(
-        tried, loading=loading, accumulate=train.accumulate, workers=settings.data.workers, device=device
+        cost, loading=loading, accumulate=train.accumulate, workers=settings.data.workers, device=device
     )
     flops = objective.work(batch).flops
-    peak = max(gemm_peak(device, train.precision), flops / tried.passes)
+    peak = max(gemm_peak(device, train.precision), flops / cost.passes)
     workers = f"{settings.data.workers} {'process' if settings.data.workers == 1 else 'processes'} beside it"
-    sample = f"measured on {tried.num_samples} of {len(batch.ids)} samples" + ", not compiled" * train.compile
+    sample = f"measured on {cost.num_samples} of {len(batch.ids)} samples" + ", not compiled" * train.compile
     return [
         f"time: about {_duration(1000 * seconds)} per 1,000 steps, {_duration(train.steps * seconds)} in all, "
         f"validation not included ({sample})",
-        f"a step: forward and backward {_duration(train.accumulate * tried.passes)}, update {_duration(tried.update)}, "
+        f"a step: forward and backward {_duration(train.accumulate * cost.passes)}, update {_duration(cost.update)}, "
         f"loading {_duration(train.accumulate * loading)} in {workers if settings.data.workers else 'this process'}",
-        f"arithmetic: {train.accumulate * flops / 1e9:,.1f} GFLOP a step at {flops / tried.passes / peak:.0%} of the "
+        f"arithmetic: {train.accumulate * flops / 1e9:,.1f} GFLOP a step at {flops / cost.passes / peak:.0%} of the "
         f"{peak / 1e9:,.0f} GFLOP/s that matrix products reach in {train.precision}",
     ]
 

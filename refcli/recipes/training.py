@@ -1,13 +1,14 @@
-"""What pre-training and fine-tuning share: data, processes, the run directory and the loop."""
+"""What pre-training and fine-tuning share: the session of processes, the data, the feed, and one run of the loop."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,11 +21,13 @@ from refcli.contracts.batch import Batch
 from refcli.data.store.read import Store
 from refcli.data.training.collate import Collate
 from refcli.data.training.dataset import GroundingDataset
-from refcli.data.training.sampling import EndlessSampler, WeightedSampler
+from refcli.data.training.sampling import EndlessSampler, OnePass, WeightedSampler
 from refcli.engine.checkpointing.checkpoint import FILES
+from refcli.engine.checkpointing.resume import changed_data, changed_schedule, is_restarted_run, run_facts
 from refcli.engine.checkpointing.run_dir import RunDir
 from refcli.engine.checkpointing.run_lock import lock_run_directory
 from refcli.engine.checkpointing.state import EMA, MODEL
+from refcli.engine.context import TrainingContext
 from refcli.engine.device import resolve_device
 from refcli.engine.distributed.world import World, join_world
 from refcli.engine.loading import check_shared_memory, explain_loading_errors, iterate_batches
@@ -34,142 +37,191 @@ from refcli.engine.reporting.tensorboard import TensorBoard
 from refcli.engine.stopping import StopSignals, failing_together
 from refcli.errors import ConfigError, DataError, ExpressionError
 from refcli.inference.unread_text import UnreadText
-from refcli.recipes.data_record import changed_data, run_facts
-from refcli.recipes.preview import preview_lines
-from refcli.recipes.restarts import takes_over
-from refcli.recipes.run_checks import S, changed_schedule, slow_precision
+from refcli.recipes.precision import slow_precision
 from refcli.text.roles import RoleFinder
 from refcli.text.tokenizer import Tokenizer
 
 AnySettings = FinetuneSettings | PretrainSettings
 FLOAT_BYTES = 4
-MOST_IMAGES_LOOKED_FOR = 2000
-"""Validation images; so many are found in seconds on any disk."""
+MAX_IMAGES_CHECKED = 2000
+"""Validation images whose files are looked for before training; that takes seconds on any disk."""
+MAX_EXPRESSIONS_CHECKED = 2000
+"""Training expressions that are tokenised before training, to warn of text that the tokenizer cannot read."""
 
-MOST_READ = 2000
-"""Training expressions that are looked at before the start."""
+
+class Score(Protocol):
+    """Computes the metrics of a model on validation batches, a "score" among them."""
+
+    def __call__(self, model: nn.Module, batches: Iterable[Batch], /, *, bf16: bool) -> dict[str, float]:
+        """Metrics by name."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """The processes of one training command, and what the command asks for."""
+
+    world: World
+    store_path: Path
+    out: Path
+    resume: bool
+    force: bool
+    reporter: Reporter
+
+    @property
+    def resumes(self) -> bool:
+        """Whether there is a run to resume, and it shall be."""
+        return self.resume and (self.out / "run.yaml").is_file()
+
+    def on_main(self, action: Callable[[], None]) -> None:
+        """Do something in the main process alone. If it fails, all processes fail."""
+        with failing_together(self.world), explain_loading_errors():
+            if self.world.is_main:
+                action()
+
+    def note(self, texts: Iterable[str]) -> None:
+        """Report texts, once for all processes."""
+        if self.world.is_main:
+            for text in texts:
+                self.reporter.noted(text)
+
+
+@contextmanager
+def training_session(
+    settings: AnySettings, *, store_path: Path, out: Path, resume: bool, force: bool, reporter: Reporter
+) -> Iterator[Session]:
+    """Join the world of processes and lock `out` for it.
+
+    A process that replaces a crashed one resumes its run.
+
+    Raises:
+        RefcliError: no such device, or another process is training into `out`.
+    """
+    world = join_world(settings.train.device)
+    try:
+        with lock_run_directory(out, world):
+            if world.any(is_restarted_run(out)):
+                resume, force = True, False
+            yield Session(world, store_path, out, resume, force, reporter)
+    finally:
+        world.close()
+
+
+def preview_session(settings: AnySettings, store_path: Path) -> Session:
+    """A session of this process alone that writes nothing."""
+    world = World(rank=0, size=1, device=resolve_device(settings.train.device))
+    return Session(world, store_path, Path(), resume=False, force=False, reporter=Silence())
 
 
 @dataclass(frozen=True)
 class Data:
-    """The splits of a run, opened."""
+    """The opened splits of a run."""
 
     training: GroundingDataset
-    watched: GroundingDataset | None
+    validation: GroundingDataset | None
     collate: Collate
 
     @property
-    def num_watched(self) -> int:
-        """Validation samples."""
-        return len(self.watched) if self.watched else 0
+    def num_validation(self) -> int:
+        """Number of validation samples."""
+        return len(self.validation) if self.validation else 0
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a run is made of."""
+class TrainingParts:
+    """The parts that training needs: an objective and its data."""
 
     objective: nn.Module
     feed: Feed
     data: Data
     named: Mapping[str, nn.Module]
-    """The parts of the objective, by what the user calls them."""
+    """Modules of the objective, by the names to show to the user."""
     notes: tuple[str, ...] = ()
     frozen: tuple[nn.Module, ...] = ()
-    """Parts of the objective that do not learn."""
+    """Modules of the objective that do not learn."""
     compiled: tuple[nn.Module, ...] = ()
-    """Parts of the objective to compile where that is asked for."""
+    """Modules of the objective to compile with `train.compile`."""
 
 
-@contextmanager
-def training_world(device: str, out: Path) -> Iterator[World]:
-    """The world of processes that trains into `out`, and nobody else meanwhile; it is left at the end.
+@dataclass(frozen=True)
+class RunPlan:
+    """One run of the loop: its settings, its directory, and how it begins."""
 
-    Raises:
-        RefcliError: no such device, or another process is training into `out`.
-    """
-    world = join_world(device)
-    try:
-        with lock_run_directory(out, world):
-            yield world
-    finally:
-        world.close()
+    settings: AnySettings
+    run: RunDir
+    resume: bool
+    force: bool
+    starts: bool
+    """Whether it starts from initial weights; otherwise it has a checkpoint."""
+    reporter: Reporter
 
 
-def run_in_world(
-    settings: AnySettings,
-    world: World,
-    *,
-    store_path: Path,
-    out: Path,
-    resume: bool,
-    force: bool,
-    reporter: Reporter,
-    build: Callable[[World, bool], Parts],
-    save: Callable[[nn.Module], None],
-) -> None:
-    """Train and write the run directory `out`, in processes that have joined already.
-
-    Args:
-        build: makes the parts for this process; the flag says whether the run starts, so that initial weights are
-            wanted (a resumed run has its own).
-        save: writes what was trained, once, in the main process.
+def plan_run(session: Session, settings: AnySettings, path: Path, *, resume: bool, force: bool) -> RunPlan:
+    """Check the run directory and the shared memory before anything costly is built.
 
     Raises:
-        RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (all saved).
+        RefcliError: the directory is occupied, TensorBoard is not installed, or there is too little shared memory.
     """
+    world, run, reporter = session.world, RunDir(path), session.reporter
     if settings.train.tensorboard:
-        reporter = TensorBoard(out / "tensorboard", reporter)  # opened by the main process alone, when it starts
-    run = RunDir(out)
-    if world.any(takes_over(out)):
-        resume, force = True, False
-    with failing_together(world):
-        if world.is_main and not resume:
-            run.check_free(force=force)  # before anything costly is built
-        if world.is_main:
-            check_room_for_batches(settings, world)
+        reporter = TensorBoard(path / "tensorboard", reporter)  # only the main process's opens, when training starts
+
+    def check() -> None:
+        if not resume:
+            run.check_free(force=force)
+        check_room_for_batches(settings, world)
+
+    session.on_main(check)
     starts = world.gather(not resume or run.checkpoints.pointer("last") is None)[0]  # as the main process sees the disk
-    parts = build(world, starts)
+    reporter = Logged(run, reporter) if world.is_main else Silence()
+    return RunPlan(settings, run, resume, force, starts, reporter)
+
+
+def train_run(session: Session, plan: RunPlan, parts: TrainingParts) -> nn.Module:
+    """Open the run directory and train; returns the model with the weights to keep (`train.keep`).
+
+    Raises:
+        RefcliError: settings or data that differ from the run's own; a loss that is not finite; a stop signal (after
+            saving).
+    """
+    world, settings, run = session.world, plan.settings, plan.run
     notes = list(parts.notes)
-    with failing_together(world):
-        if world.is_main:
-            notes += slow_precision(settings, world.device) if starts else changed_schedule(run, settings)
-            notes += [] if starts else changed_data(out, settings, store_path)
-            notes += missing_images(parts.data)
-            facts = run_facts(settings, store_path=store_path, processes=world.size)
-            RunDir.open(out, settings, resume=resume, force=force, facts=facts)
-    listener: Reporter = Logged(run, reporter) if world.is_main else Silence()
+
+    def open_run() -> None:
+        if plan.starts:
+            notes.extend(slow_precision(settings, world.device))
+        else:
+            notes.extend(changed_schedule(run, settings))
+            notes.extend(changed_data(run, settings, session.store_path))
+        notes.extend(missing_images(parts.data))
+        facts = run_facts(settings, store_path=session.store_path, processes=world.size)
+        RunDir.open(run.path, settings, resume=plan.resume, force=plan.force, facts=facts)
+
+    session.on_main(open_run)
     for note in notes:
-        listener.noted(note)
-    trained = train(
-        parts.objective,
-        parts.feed,
-        optim=settings.optim,
-        settings=settings.train,
-        run=run,
-        world=world,
-        reporter=listener,
-        frozen=parts.frozen,
-        compiled=parts.compiled,
-        static_graph=bool(getattr(parts.objective, "has_static_graph", False)),
-    )
-    with failing_together(world), explain_loading_errors():
-        if world.is_main:
-            if settings.train.keep == "best":
-                listener.noted(f"the weights are those of step {take_best(run, trained, settings)}, the best")
-            save(trained)
+        plan.reporter.noted(note)
+    context = TrainingContext(settings.optim, settings.train, run, world, plan.reporter)
+    trained = train(parts.objective, parts.feed, context, frozen=parts.frozen, compiled=parts.compiled)
+
+    def load_best() -> None:
+        step = load_best_checkpoint(run, trained, settings)
+        plan.reporter.noted(f"kept the weights of step {step}, the best")
+
+    if settings.train.keep == "best":
+        session.on_main(load_best)
+    return trained
 
 
-def take_best(run: RunDir, trained: nn.Module, settings: AnySettings) -> int:
-    """Put the best checkpoint of a run into its trained model; returns the checkpoint's step.
+def load_best_checkpoint(run: RunDir, trained: nn.Module, settings: AnySettings) -> int:
+    """Load the best checkpoint of a run into its trained model; returns the checkpoint's step.
 
     Raises:
         DataError: there is none, or it is damaged.
     """
     best = run.checkpoints.pointer("best")
-    hint = "--resume --set train.keep=last takes the last weights"
+    hint = "--resume --set train.keep=last keeps the last weights"
     if best is None:
         raise DataError("the best checkpoint is gone", where=str(run.checkpoints.root), hint=hint)
-    names = (MODEL,) if settings.train.ema_decay is None else (MODEL, EMA)  # what is averaged takes the other's place
+    names = (MODEL,) if settings.train.ema_decay is None else (MODEL, EMA)  # averaged tensors replace the others
     state: dict[str, Tensor] = {}
     file = run.checkpoints.path(best.step)
     try:
@@ -183,49 +235,29 @@ def take_best(run: RunDir, trained: nn.Module, settings: AnySettings) -> int:
 
 
 def check_room_for_batches(settings: AnySettings, world: World) -> None:
-    """Make sure that the batches which loading processes keep ready have room in shared memory.
+    """Check that shared memory has room for the batches that the loading processes keep ready.
 
     Raises:
-        TrainingError: they have not.
+        TrainingError: it has not.
     """
     height, width = settings.model.tower.image_size
-    a_sample = (3 * FLOAT_BYTES + 1) * height * width  # the image, and its mask
+    sample_bytes = (3 * FLOAT_BYTES + 1) * height * width  # the image and its mask
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    validates = bool(settings.data.validation)  # in the main process, while all of them hold on to their batches
+    validates = bool(settings.data.validation)  # in the main process, while all processes keep their training batches
     check_shared_memory(
-        a_sample * settings.train.batch_size,
+        sample_bytes * settings.train.batch_size,
         workers=settings.data.workers,
         loaders=processes_here + validates,
     )
 
 
 def missing_images(data: Data) -> list[str]:
-    """What the user should know of validation images that are not there; the first validation would end the run."""
-    missing = data.watched.missing_images(MOST_IMAGES_LOOKED_FOR) if data.watched else []
+    """A warning about validation images that are missing: the first validation would end the run."""
+    missing = data.validation.missing_images(MAX_IMAGES_CHECKED) if data.validation else []
     if not missing:
         return []
     number = "an image" if len(missing) == 1 else f"{len(missing):,} images"
     return [f"warning: {number} of the validation cannot be found, e.g. {missing[0]}: the first validation will fail"]
-
-
-def preview_training(settings: S, build: Callable[[S, World], Parts]) -> list[str]:
-    """Lines that say what would be trained on what; nothing is written or trained.
-
-    Raises:
-        RefcliError: settings, data or weights that do not fit.
-    """
-    world: World = World(rank=0, size=1, device=resolve_device(settings.train.device))
-    alone: S = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": 0})})
-    check_room_for_batches(settings, world)
-    parts: Parts = build(alone, world)
-    return [
-        *parts.notes,
-        *missing_images(parts.data),
-        f"samples: {len(parts.data.training):,} for training, {parts.data.num_watched:,} for validation",
-        *preview_lines(
-            parts.objective, parts.feed, settings, parts=parts.named, frozen=parts.frozen, device=world.device
-        ),
-    ]
 
 
 def open_data(
@@ -234,7 +266,7 @@ def open_data(
     """Open the splits that the settings name.
 
     Raises:
-        ConfigError: the tokenizer knows more ids than the tower embeds.
+        ConfigError: the tokenizer has more ids than the tower embeds.
         DataError: no such store or split.
     """
     model, data = settings.model, settings.data
@@ -244,27 +276,7 @@ def open_data(
             where="model.tower.vocabulary_size",
             hint=f"set it to {tokenizer.vocabulary_size} or more",
         )
-    store = _open_store(settings, store_path)
-    training = _training_samples(settings, store)
-    watched = None
-    if data.validation:
-        watched = GroundingDataset(
-            store, data.validation, tower=model.tower, augment=None, limit=data.validation_samples
-        )
-    return Data(training, watched, Collate(tokenizer, find_roles=find_roles))
-
-
-def open_training_data(settings: AnySettings, *, store_path: Path) -> GroundingDataset:
-    """The training samples that the settings name.
-
-    Raises:
-        DataError: no such store or split.
-    """
-    return _training_samples(settings, _open_store(settings, store_path))
-
-
-def _open_store(settings: AnySettings, path: Path) -> Store:
-    store, data = Store(path), settings.data
+    store = Store(store_path)
     unknown = [name for name in (*data.train, *data.validation) if name not in store.names()]
     if unknown:
         raise DataError(
@@ -272,18 +284,19 @@ def _open_store(settings: AnySettings, path: Path) -> Store:
             where=f"data.{'train' if unknown[0] in data.train else 'validation'}",
             hint=f"--set data.train=NAME --set data.validation=NAME; known: {', '.join(store.names()) or 'none'}",
         )
-    return store
-
-
-def _training_samples(settings: AnySettings, store: Store) -> GroundingDataset:
-    data = settings.data
-    return GroundingDataset(store, data.train, tower=settings.model.tower, augment=data.augment, kinds=data.kinds)
+    training = GroundingDataset(store, data.train, tower=model.tower, augment=data.augment, kinds=data.kinds)
+    validation = None
+    if data.validation:
+        validation = GroundingDataset(
+            store, data.validation, tower=model.tower, augment=None, limit=data.validation_samples
+        )
+    return Data(training, validation, Collate(tokenizer, find_roles=find_roles))
 
 
 def unread_text(data: Data, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """What the tokenizer cannot read of the first training expressions, as notes."""
+    """Notes about text in the first training expressions that the tokenizer cannot read."""
     unread = UnreadText()
-    for index in range(min(len(data.training), MOST_READ)):
+    for index in range(min(len(data.training), MAX_EXPRESSIONS_CHECKED)):
         expression = data.training.example(index).expression
         with suppress(ExpressionError):
             reading = tokenizer.read(expression)
@@ -291,25 +304,17 @@ def unread_text(data: Data, tokenizer: Tokenizer) -> tuple[str, ...]:
     return tuple(f"training expressions: {note}" for note in unread.notes())
 
 
-def make_feed(
-    settings: AnySettings,
-    data: Data,
-    world: World,
-    validate: Callable[[nn.Module], dict[str, float]] | None = None,
-    signals: StopSignals | None = None,
-) -> Feed:
-    """Endless training batches of this process, and how the model is watched.
-
-    Args:
-        signals: those by which `validate` ends early.
-    """
-    signals = signals or StopSignals()
-    return Feed(partial(_train_batches, settings, data, world, signals), validate, signals)
+def make_feed(settings: AnySettings, data: Data, world: World, *, score: Score) -> Feed:
+    """The training batches of this process, and a validation by `score` if there are validation samples."""
+    signals = StopSignals()
+    validate = partial(_validate, settings, data, signals, score) if data.validation else None
+    return Feed(partial(training_batches, settings, data, world, signals), validate, signals)
 
 
-def _train_batches(
+def training_batches(
     settings: AnySettings, data: Data, world: World, signals: StopSignals, start: int
 ) -> Generator[Batch, None, None]:
+    """Endless batches of one process of `world`, from its batch number `start` on."""
     place = {"rank": world.rank, "world": world.size, "start_step": start}
     size, seed = settings.train.batch_size, settings.train.seed
     order: EndlessSampler | WeightedSampler
@@ -321,8 +326,24 @@ def _train_batches(
     return iterate_batches(data.training, order, data.collate, workers=settings.data.workers, signals=signals)
 
 
+def validation_batches(
+    settings: AnySettings, data: Data, signals: StopSignals | None = None
+) -> Generator[Batch, None, None]:
+    """Every validation sample once."""
+    assert data.validation is not None
+    order = OnePass(len(data.validation), batch_size=settings.train.batch_size)
+    return iterate_batches(data.validation, order, data.collate, workers=settings.data.workers, signals=signals)
+
+
+def _validate(
+    settings: AnySettings, data: Data, signals: StopSignals, score: Score, model: nn.Module
+) -> dict[str, float]:
+    with closing(validation_batches(settings, data, signals)) as batches:
+        return score(model, signals.interruptible(batches), bf16=settings.train.precision == "bf16")
+
+
 def training_meta(settings: AnySettings) -> dict[str, object]:
-    """What meta.json says about how weights were trained."""
+    """How weights were trained, for meta.json."""
     init = settings.train.init_weights
     return {
         "refcli": refcli.__version__,
@@ -330,6 +351,6 @@ def training_meta(settings: AnySettings) -> dict[str, object]:
         "steps": settings.train.steps,
         "batch_size": settings.train.batch_size * settings.train.accumulate,
         "seed": settings.train.seed,
-        "init_weights": None if init is None else "/".join(Path(init).parts[-2:]),  # whose, not where they lay
+        "init_weights": None if init is None else "/".join(Path(init).parts[-2:]),  # not where they were on this disk
         "averaged": settings.train.ema_decay is not None,
     }

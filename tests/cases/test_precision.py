@@ -14,8 +14,8 @@ from refcli.cli.app import run
 from refcli.config.load import load_finetune, load_pretrain
 from refcli.config.presets import list_presets
 from refcli.engine.measuring.step_time import StepTime, step_seconds
-from refcli.engine.reporting import watching
-from refcli.recipes import run_checks
+from refcli.engine.reporting import metrics
+from refcli.recipes import precision
 
 CPU = torch.device("cpu")
 SHORT = [
@@ -39,7 +39,7 @@ def store(tmp_path_factory):
 @pytest.fixture
 def device_gains(monkeypatch):
     """Decide what is measured of the CPU."""
-    return lambda gains: monkeypatch.setattr(run_checks, "cpu_gains_from_bf16", lambda: gains)
+    return lambda gains: monkeypatch.setattr(precision, "cpu_gains_from_bf16", lambda: gains)
 
 
 def precision_of(path) -> str:
@@ -94,14 +94,14 @@ def test_pretraining_decides_in_the_same_way(refcli, store, tmp_path, device_gai
 
 @pytest.mark.parametrize(("has_bf16", "chosen"), [(True, "bf16"), (False, "fp32")])
 def test_gpus_without_bf16_of_their_own_train_in_fp32(monkeypatch, has_bf16, chosen):
-    monkeypatch.setattr(run_checks, "gpu_has_bf16", lambda: has_bf16)
-    assert run_checks.precision_on(torch.device("cuda"))[0] == chosen
+    monkeypatch.setattr(precision, "gpu_has_bf16", lambda: has_bf16)
+    assert precision.precision_on(torch.device("cuda"))[0] == chosen
 
 
 def test_a_gpu_that_emulates_bf16_is_named_where_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr(run_checks, "gpu_has_bf16", lambda: False)
+    monkeypatch.setattr(precision, "gpu_has_bf16", lambda: False)
     asked = load_finetune("synthetic_tiny", ["train.precision=bf16"])
-    (note,) = run_checks.slow_precision(asked, torch.device("cuda"))
+    (note,) = precision.slow_precision(asked, torch.device("cuda"))
     assert "emulates it" in note and "train.precision=fp32" in note
 
 
@@ -146,7 +146,7 @@ def test_slow_loading_decides_where_it_is_the_narrowest_place(monkeypatch):
 def test_utilisation_is_never_above_one_however_slow_the_device_was_when_measured(
     refcli, store, tmp_path, monkeypatch, head
 ):
-    monkeypatch.setattr(watching, "gemm_peak", lambda device, precision: 1.0)
+    monkeypatch.setattr(metrics, "gemm_peak", lambda device, precision: 1.0)
     preset = tmp_path / "own.yaml"
     values = load_finetune("synthetic_tiny").model_dump(mode="json")
     values["model"]["head"] = yaml.safe_load(head)

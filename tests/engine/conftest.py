@@ -18,6 +18,7 @@ from torch import nn
 from refcli.config.schema import FinetuneSettings, FinetuneTrainSettings, OptimSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.engine.checkpointing.run_dir import RunDir
+from refcli.engine.context import TrainingContext
 from refcli.engine.distributed.world import World
 from refcli.engine.loop import Feed, train
 from refcli.engine.reporting.reporters import Silence
@@ -124,11 +125,7 @@ def run_training(tmp_path, settings, notes) -> Callable[..., tuple[nn.Module, nn
         result = train(
             model,
             Feed(lambda start: (batch(number) for number in itertools.count(start)), validate),
-            optim=new.optim,
-            settings=new.train,
-            run=directory,
-            world=World(0, 1, torch.device("cpu")),
-            reporter=notes,
+            TrainingContext(new.optim, new.train, directory, World(0, 1, torch.device("cpu")), notes),
             **loop,
         )
         return model, result, directory

@@ -25,6 +25,7 @@ from refcli.contracts.batch import Batch, Targets
 from refcli.data.training.sampling import EndlessSampler
 from refcli.engine.checkpointing.run_dir import RunDir
 from refcli.engine.checkpointing.state import seed_generators
+from refcli.engine.context import TrainingContext
 from refcli.engine.distributed.world import join_world
 from refcli.engine.loading import iterate_batches
 from refcli.engine.loop import Feed, train
@@ -146,11 +147,7 @@ def train_here(out: str, *, settings=(), resume=False, force=False, poisoned=Non
         train(
             grounder,
             Feed(batches, score),
-            optim=chosen.optim,
-            settings=chosen.train,
-            run=RunDir(Path(out)),
-            world=world,
-            reporter=Talk(),
+            TrainingContext(chosen.optim, chosen.train, RunDir(Path(out)), world, Talk()),
         )
     finally:
         world.close()

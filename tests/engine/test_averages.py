@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from refcli.engine.distributed.world import World
-from refcli.engine.reporting.averages import Averages
+from refcli.engine.reporting.metrics import MetricAverages
 from refcli.model.flops import Work
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -23,7 +23,7 @@ class WithTwin(World):
 
 
 def test_a_term_is_averaged_over_the_steps_that_had_it():
-    averages = Averages()
+    averages = MetricAverages()
     for number, term in enumerate(("mim", "mlm", "mim")):
         averages.add({term: float(number), "loss": float(number)})
         averages.add_time(1.0, waited=0.0, num_samples=4)
@@ -33,7 +33,7 @@ def test_a_term_is_averaged_over_the_steps_that_had_it():
 
 
 def test_rates_are_by_the_whole_time_waiting_included():
-    averages = Averages()
+    averages = MetricAverages()
     averages.add_time(1.5, waited=0.5, num_samples=8, work=Work(600, 3e9))
     averages.add_time(2.5, waited=0.5, num_samples=8, work=Work(400, 5e9))
 
@@ -45,14 +45,14 @@ def test_rates_are_by_the_whole_time_waiting_included():
 
 
 def test_without_a_known_peak_there_is_no_utilisation():
-    averages = Averages()
+    averages = MetricAverages()
     averages.add_time(1.0, waited=0.0, num_samples=1)
 
     assert averages.line(ALONE).keys() == {"samples_per_second", "waiting_for_data"}
 
 
 def test_throughput_is_of_all_processes_and_utilisation_their_mean():
-    averages = Averages()
+    averages = MetricAverages()
     averages.add({"loss": 2.0})
     averages.add_time(2.0, waited=0.0, num_samples=8, work=Work(1000, 4e9))
 

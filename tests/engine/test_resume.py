@@ -172,7 +172,7 @@ def test_another_number_of_processes_goes_on_at_the_same_sample(run_training, ba
     run_training(resume=True, changes={"steps": 6}, batch=feed)
 
     assert asked[0] == 10, "ten whole batches of four are in 42 samples"
-    assert any("changed from 3 to 1: training goes on at sample 40" in text for text in notes.noted_texts)
+    assert any("changed from 3 to 1: training continues at sample 40" in text for text in notes.noted_texts)
 
 
 def test_a_resumed_run_with_other_settings_is_refused_by_key(run_training):

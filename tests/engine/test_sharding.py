@@ -20,7 +20,7 @@ from refcli.engine.distributed.sharding import (
     load_full_model_state,
     load_full_optimizer_state,
     shard,
-    whole,
+    unsharded,
 )
 from refcli.model.encoder import MultiwayEncoder
 from refcli.model.multiway import Rows
@@ -124,9 +124,9 @@ def test_the_whole_of_a_sharded_module_is_a_plain_copy(sharded):
     plain = Objective()
     train(plain, optimizer_of(plain), range(2))
     train(sharded, optimizer_of(sharded), range(2))
-    copy = whole(sharded.eval())
+    copy = unsharded(sharded.eval())
 
-    assert whole(plain) is plain
+    assert unsharded(plain) is plain
     assert not copy.training
     assert_same_state(dict(copy.named_parameters()), dict(plain.named_parameters()))
     assert {name: p.requires_grad for name, p in copy.named_parameters()} == {
@@ -150,7 +150,7 @@ TWO_PROCESSES = """
 import sys
 import torch
 from refcli.engine.distributed.world import join_world, no_gradient_sync
-from refcli.engine.distributed.sharding import full_model_state, full_optimizer_state, load_full_model_state, whole
+from refcli.engine.distributed.sharding import full_model_state, full_optimizer_state, load_full_model_state, unsharded
 sys.path.insert(0, sys.argv[1])
 from test_sharding import Objective, batch, optimizer_of
 torch.set_num_threads(1)
@@ -175,7 +175,7 @@ for step in range(3):
     torch.testing.assert_close(torch.tensor(norms), torch.tensor(norms[:1] * 3))
 states = {name: full_model_state(model) for name, model in wrapped.items()}
 adam = full_optimizer_state(ways["fsdp"], optimizers["fsdp"])
-copy = whole(ways["fsdp"])
+copy = unsharded(ways["fsdp"])
 assert world.is_main or (states["fsdp"], adam) == ({}, {})
 if world.is_main:
     assert states["alone"].keys() == states["ddp"].keys() == states["fsdp"].keys()

@@ -101,8 +101,9 @@ def test_a_signal_to_any_process_stops_all_and_the_resumed_world_ends_with_the_s
     stopped = len(losses_of(elastic))
     settings = [f"train.steps={stopped + 1}"]
     assert small_runs.run(elastic, resume=True, settings=settings) == [0], small_runs.said(elastic)
-    assert f"changed from 2 to 1: training goes on at sample {8 * stopped} with 4 samples per step" in small_runs.said(
-        elastic
+    assert (
+        f"changed from 2 to 1: training continues at sample {8 * stopped} with 4 samples per step"
+        in small_runs.said(elastic)
     )
     assert all(math.isfinite(value) for value in losses_of(elastic)[-1])
 

@@ -9,8 +9,8 @@ from harness import NUM_INPUTS, fuzz, mutated_json_bytes, mutated_lines
 
 from refcli.engine.checkpointing.checkpoint import Checkpoints
 from refcli.engine.checkpointing.run_dir import RunDir
-from refcli.engine.reporting.watching import read_validations
-from refcli.recipes.validation_gates import check_validation
+from refcli.engine.validation import read_validations
+from refcli.recipes.validation import check_floors
 
 FACTS = {"refcli": "0.1.0", "store": "/data/store", "processes": 1, "launch": None, "data": {"a:train": {"samples": 4}}}
 LINES = [
@@ -34,7 +34,7 @@ def test_any_metrics_are_read_as_far_as_they_can_be(tmp_path, num_inputs):
         (tmp_path / "metrics.jsonl").write_bytes(content)
         for metrics in read_validations(tmp_path).values():
             json.dumps(metrics)
-        check_validation(tmp_path, keep="last", floors={"score": 0.0} if read_validations(tmp_path) else {})
+        check_floors(tmp_path, keep="last", floors={"score": 0.0} if read_validations(tmp_path) else {})
         RunDir(tmp_path).drop_metrics_after(1, validated=1)
 
     fuzz(mutated_lines(LINES), read, num_inputs)

@@ -10,11 +10,11 @@ from refcli.config.load import apply_overrides, validate
 from refcli.config.schema import FinetuneSettings
 from refcli.engine.checkpointing.checkpoint import Checkpoints
 from refcli.engine.reporting.reporters import Silence
-from refcli.engine.reporting.watching import read_validations
+from refcli.engine.validation import read_validations
 from refcli.errors import ConfigError, DataError, ExitCode, GateError, UsageError
 from refcli.recipes import finetune as recipe
 from refcli.recipes.finetune import finetune
-from refcli.recipes.validation_gates import check_validation, parse_floors
+from refcli.recipes.validation import check_floors, parse_floors
 from refcli.weights.directory import load_weights
 
 BOX = {2: 0.5, 4: 0.3, 6: 0.4}
@@ -129,9 +129,9 @@ def test_floors_without_validation_are_refused_before_training(tmp_path, store, 
 
 
 def test_a_run_that_was_never_validated_reaches_no_floor(tmp_path):
-    check_validation(tmp_path, keep="last", floors={})
+    check_floors(tmp_path, keep="last", floors={})
     with pytest.raises(GateError, match="score was not measured"):
-        check_validation(tmp_path, keep="last", floors={"score": 0.0})
+        check_floors(tmp_path, keep="last", floors={"score": 0.0})
 
 
 @pytest.mark.parametrize(

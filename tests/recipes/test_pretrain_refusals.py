@@ -185,5 +185,5 @@ def test_a_resumed_run_of_another_length_says_where_the_learning_rate_goes(tmp_p
     (note,) = (note for note in longer.texts if "train.steps changed from 4 to 8" in note)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     rates = {line["step"]: line["lr"] for line in lines}  # that of step 5 is the first one of the longer schedule
-    assert f"at step 4 it goes from 0 to {rates[5]:.3g} at once" in note
+    assert f"at step 4 it jumps from 0 to {rates[5]:.3g}" in note
     assert rates[5] > rates[4]

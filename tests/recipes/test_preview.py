@@ -13,9 +13,11 @@ from refcli.grounder import Grounder
 from refcli.model.flops import training_work
 from refcli.recipes import preview
 from refcli.recipes.preview import preview_lines
+from refcli.recipes.training import Data, TrainingParts
 
 CPU = torch.device("cpu")
 PEAK = 4e9
+NO_DATA = Data(None, None, None)
 
 
 class Masking(Grounder):
@@ -45,16 +47,10 @@ def lines_of(monkeypatch, batch):
 
     def run(settings: FinetuneSettings, kind=Masking, *, frozen=False) -> tuple[list[str], Grounder]:
         grounder = kind.from_settings(settings.model)
-        parts = {"tower": grounder.tower, "head oneref": grounder.head}
-        lines = preview_lines(
-            grounder,
-            Feed(lambda start: (batch for _ in range(2))),
-            settings,
-            parts=parts,
-            frozen=[grounder.tower] if frozen else [],
-            device=CPU,
-        )
-        return lines, grounder
+        named = {"tower": grounder.tower, "head oneref": grounder.head}
+        feed = Feed(lambda start: (batch for _ in range(2)))
+        parts = TrainingParts(grounder, feed, NO_DATA, named, frozen=(grounder.tower,) if frozen else ())
+        return preview_lines(parts, settings, device=CPU), grounder
 
     return run
 

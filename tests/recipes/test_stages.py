@@ -194,11 +194,11 @@ def test_force_removes_what_an_earlier_launch_left_and_not_what_its_own_start_be
 
 
 def test_the_user_is_told_of_a_tower_that_is_frozen_as_it_was_drawn(tmp_path, store, staged, whole):
-    told = [note for note in run(staged, store, tmp_path / "run").notes if "drawn at random" in note]
+    told = [note for note in run(staged, store, tmp_path / "run").notes if "random weights" in note]
     given = run(changed(staged, f"train.init_weights={whole / 'weights'}"), store, tmp_path / "given").notes
 
     assert len(told) == 1
-    assert not any("drawn at random" in note for note in given)
+    assert not any("random weights" in note for note in given)
 
 
 def test_the_user_is_told_which_stage_it_is(tmp_path, store, staged):

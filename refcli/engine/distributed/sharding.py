@@ -46,7 +46,7 @@ def shard(module: nn.Module, device: torch.device) -> None:
     fully_shard(module, mesh=mesh)
 
 
-def whole(module: nn.Module) -> nn.Module:
+def unsharded(module: nn.Module) -> nn.Module:
     """The module with all its parameters, to validate or export; every process must ask for it.
 
     Returns:

@@ -13,10 +13,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from refcli.config.schema import TrainSettings
 from refcli.contracts.batch import Batch
-from refcli.engine.checkpointing.run_dir import BadBatch, RunDir
-from refcli.engine.distributed.world import World, no_gradient_sync
+from refcli.engine.checkpointing.run_dir import BadBatch
+from refcli.engine.context import TrainingContext
+from refcli.engine.distributed.world import no_gradient_sync
 from refcli.engine.objective import BeginsSteps, work_of
 from refcli.errors import ConfigError, TrainingError
 from refcli.model.flops import Work
@@ -24,7 +24,7 @@ from refcli.model.flops import Work
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimiser step tells."""
+    """The measurements of one optimiser step in this process."""
 
     values: dict[str, float]
     """Mean of each loss term over the accumulated batches, their sum as `loss`, the gradient norm before clipping."""
@@ -32,7 +32,7 @@ class StepResult:
     waited: float
     """Seconds spent waiting for data."""
     work: Work
-    """What this process's samples took."""
+    """Tokens and FLOPs of the samples."""
 
 
 def optimizer_step(
@@ -42,20 +42,18 @@ def optimizer_step(
     optimizer: Optimizer,
     *,
     step: int,
-    settings: TrainSettings,
-    clip_grad_norm: float | None,
-    world: World,
-    run: RunDir,
+    context: TrainingContext,
 ) -> StepResult:
-    """Train on the next `settings.accumulate` batches.
+    """Train on the next `train.accumulate` batches.
 
     Args:
-        wrapped: `objective` as `World.wrap` returns it.
+        wrapped: `objective` as `World.wrap` returned it.
 
     Raises:
-        TrainingError: a loss or the gradient is not finite in any process; raised in all of them, before the weights
-            are touched, and the batches are recorded.
+        TrainingError: a loss or the gradient is not finite in any process. All of them raise, before the weights
+            change, and the batches are recorded.
     """
+    settings, world = context.train, context.world
     optimizer.zero_grad(set_to_none=True)
     if isinstance(objective, BeginsSteps):
         objective.begin_step(step)
@@ -79,15 +77,16 @@ def optimizer_step(
             terms = torch.stack([term.float() for term in losses.values()])
             values = dict(zip(losses, terms.detach().tolist(), strict=True))
             if world.any(not _all_finite(values)):
-                _fail("a loss is not finite", step=step, ids=batch.ids, values=values, world=world, run=run)
+                _raise_non_finite("a loss is not finite", step=step, ids=batch.ids, values=values, context=context)
             torch.autograd.backward(terms.sum() / settings.accumulate)
         for name, value in {**values, "loss": sum(values.values())}.items():
             sums[name] = sums.get(name, 0.0) + value / settings.accumulate
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip_grad_norm is None else clip_grad_norm)
+    max_norm = context.optim.clip_grad_norm
+    norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
     sums["grad_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if not math.isfinite(sums["grad_norm"]):  # the same number in every process
-        _fail("the gradient is not finite", step=step, ids=ids, values=sums, world=world, run=run)
+        _raise_non_finite("the gradient is not finite", step=step, ids=ids, values=sums, context=context)
     optimizer.step()
     return StepResult(values=sums, num_samples=len(ids), waited=waited, work=work)
 
@@ -96,8 +95,11 @@ def _all_finite(values: dict[str, float]) -> bool:
     return all(math.isfinite(value) for value in values.values())
 
 
-def _fail(what: str, *, step: int, ids: tuple[str, ...], values: dict[str, float], world: World, run: RunDir) -> None:
-    """Record the batches of the processes where a value is not finite, and raise in all of them."""
+def _raise_non_finite(
+    what: str, *, step: int, ids: tuple[str, ...], values: dict[str, float], context: TrainingContext
+) -> None:
+    """Record the batches of the processes that have a value that is not finite, and raise in all processes."""
+    world, run = context.world, context.run
     everywhere = [BadBatch(process, *part) for process, part in enumerate(world.gather((values, ids)))]
     bad = [batch for batch in everywhere if not _all_finite(batch.losses)]
     if world.is_main:

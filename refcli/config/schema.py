@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,9 @@ NUM_UNUSED_ROWS = 2
 ValidationMetric = Literal["score", "box_iou", "box_accuracy", "mask_iou", "mask_accuracy", "existence_accuracy"]
 """What fine-tuning may be watched by, all 0..1: `box_accuracy` is Acc@0.5, `mask_iou` the mean over samples, `score`
 the mean of those among box_iou, mask_iou and existence_accuracy that the head and the data have."""
+
+
+AttentionImplementation: TypeAlias = Literal["auto", "sdpa", "explicit"]
 
 
 class Settings(BaseModel):
@@ -71,7 +74,7 @@ class TowerSettings(Settings):
     init: Literal["beit3", "scaled"] = "beit3"
     """`beit3`: the published initialisation. `scaled`: 1/sqrt(fan-in) weights and 2-D sine positions, for small towers
     trained from nothing."""
-    attention: Literal["auto", "sdpa", "explicit"] = "auto"
+    attention: AttentionImplementation = "auto"
     """`auto`: explicit matmuls when training short sequences on a CPU (its fused backward is slow), else the library's
     scaled_dot_product_attention."""
     checkpoint_activations: bool = False

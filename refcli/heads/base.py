@@ -1,4 +1,4 @@
-"""What every head is: three methods and a settings class."""
+"""The interface of every head: three methods, a settings class and a declaration of outputs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Output = TypeVar("Output")
 OutputName = Literal["box", "mask", "existence"]
 
 
-def tells_existence(config: Settings) -> bool:
-    """Whether a head with these settings can answer "no target": where `existence` is on, or where there is a threshold
-    for it but no such switch, for the head always does (ReLA)."""
+def has_existence_output(config: Settings) -> bool:
+    """Whether a head with these settings can answer "no target": `existence` is on, or the settings have a threshold
+    for existence but no switch."""
     return bool(getattr(config, "existence", hasattr(config, "existence_threshold")))
 
 
 class Learned(NamedTuple):
-    """How an output of a head comes to know anything."""
+    """How an output of a head is switched and trained."""
 
     switch: str | None
-    """The setting that leaves it out; None: the head always has it."""
+    """The setting that switches it off; None: the head always has it."""
     losses: tuple[str, ...]
-    """The `loss_weights` that train it; with all of them at 0 it learns nothing."""
+    """The keys of `loss_weights` that train it; with all of them at 0 it learns nothing."""
 
 
 class Head(nn.Module, ABC, Generic[Output]):
@@ -40,17 +40,17 @@ class Head(nn.Module, ABC, Generic[Output]):
 
     Config: ClassVar[type[Settings]]
     OUTPUTS: ClassVar[Mapping[OutputName, Learned]]
-    """What it answers with these settings or others."""
+    """The outputs that the head has with some settings."""
     config: Any
-    """The settings it was built from, a `Config`."""
+    """The settings that the head was built from, a `Config`."""
     OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Setting -> the modules that exist only where it is on; they may start fresh, or be left behind."""
+    """Setting -> the modules that exist only where it is on; weights may lack them, or have them in vain."""
     hidden_layers: tuple[int, ...] = ()
-    """Layers of the tower whose rows before its final norm the head reads in `Features.hidden`; 0 is the embedding."""
+    """Layers of the tower whose tokens before the final norm the head reads in `Features.hidden`; 0: the embedding."""
 
     @abstractmethod
     def forward(self, features: Features) -> Output:
-        """The head's private output; only its own `losses` and `predict` read it."""
+        """The head's private output, which only its own `losses` and `predict` read."""
 
     @abstractmethod
     def losses(self, output: Output, targets: Targets) -> dict[str, Tensor]:
@@ -58,4 +58,4 @@ class Head(nn.Module, ABC, Generic[Output]):
 
     @abstractmethod
     def predict(self, output: Output) -> Prediction:
-        """The answer in the model frame."""
+        """The prediction in the model frame."""

@@ -1,4 +1,4 @@
-"""A head's arithmetic, counted by torch on shapes alone."""
+"""FLOPs of a head, counted by torch on the meta device."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from refcli.config.schema import TowerSettings
 from refcli.heads.base import Head
 from refcli.model.beit3 import Features
-from refcli.model.multiway import Rows
+from refcli.model.multiway import Tokens
 
 COUNTED_WORDS = (8, 24, 48)
-"""A head's products grow with the number of words, those of its attention with the square: three counts suffice."""
+"""A head's FLOPs are a polynomial of degree 2 in the number of words (attention), so three counts determine it."""
 
 
 class HeadFlops:
@@ -45,7 +45,7 @@ class HeadFlops:
             vision = torch.empty(1, 1 + grid[0] * grid[1], self.tower.dim)
             text = torch.empty(1, num_words, self.tower.dim)
             is_pad = torch.empty(1, num_words, dtype=torch.bool)
-        hidden = dict.fromkeys(self._head.hidden_layers, Rows(vision, text))
+        hidden = dict.fromkeys(self._head.hidden_layers, Tokens(vision, text))
         with FlopCounterMode(display=False) as counter:
             self._head.forward(Features(vision, text, is_pad, grid, image_size, hidden))
         return int(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""OneTower: the BEiT-3 multiway transformer that every head sits on."""
+"""OneTower: the BEiT-3 multiway transformer below every head."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from torch import Tensor, nn
 from refcli.config.schema import TowerSettings
 from refcli.model.embeddings import TextEmbedding, VisionEmbedding
 from refcli.model.encoder import MultiwayEncoder
-from refcli.model.multiway import Rows
+from refcli.model.multiway import Tokens
 from refcli.model.positions import NUM_EXTRA_ROWS, sine_positions_2d
 
 BEIT3_INIT_STD = 0.02
-"""Linear weights: normal with this deviation, cut at plus and minus one deviation (the published wrapper)."""
+"""Standard deviation of fresh linear weights; cut at plus and minus one deviation (the published wrapper)."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the tower knows about a batch of (image, expression) pairs, after the final LayerNorm."""
+    """The tower's output for a batch of (image, expression) pairs, after the final LayerNorm."""
 
     vision: Float[Tensor, "batch vision_tokens dim"]
     """Class token first, then the patches row-major."""
     text: Float[Tensor, "batch words dim"]
-    """Row 0 is <s>, which stands for the whole expression."""
+    """Word pieces; number 0 is <s>, which stands for the whole expression."""
     token_is_pad: Bool[Tensor, "batch words"]
     grid: tuple[int, int]
     """(rows, columns) of patches."""
     image_size: tuple[int, int]
     """(height, width) of the model frame in pixels."""
-    hidden: dict[int, Rows] = field(default_factory=dict)
-    """Rows before the final norm, by layer, for the layers that were asked for."""
+    hidden: dict[int, Tokens] = field(default_factory=dict)
+    """Tokens before the final norm by layer, for the requested layers."""
 
     @property
     def patches(self) -> Float[Tensor, "batch patches dim"]:
-        """The vision rows without the class token."""
+        """The vision tokens without the class token."""
         return self.vision[:, 1:]
 
 
@@ -61,7 +61,7 @@ class OneTower(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw fresh weights, by `settings.init`; on the meta device there are none to draw."""
+        """Draw fresh weights by `settings.init`; on the meta device nothing is drawn."""
         if self.vision_embedding.positions.is_meta:
             return
         scaled = self.settings.init == "scaled"
@@ -95,23 +95,23 @@ class OneTower(nn.Module):
         """Encode images and expressions together.
 
         Args:
-            images: the model frame, any multiple of the patch size.
+            images: normalised, in the model frame; the sides are multiples of the patch size.
             token_ids: word pieces with <s> first; trim them to the batch's longest expression.
-            token_is_pad: True at padding, which no token attends to.
+            token_is_pad: True at padding, to which no token attends.
             patch_is_masked: patches replaced by the mask token (MRefM pre-training).
-            keep_hidden: layers (0 = embedding) whose rows before the final norm are wanted.
+            keep_hidden: layers (0 = embedding) whose tokens before the final norm are returned in `Features.hidden`.
         """
         vision, grid = self.vision_embedding(images, patch_is_masked)
         text = self.text_embedding(token_ids, token_is_pad).to(vision.dtype)
         vision_is_real = token_is_pad.new_ones(vision.shape[:2])
         key_is_real = torch.cat([vision_is_real, ~token_is_pad], 1)[:, None, None]
-        last, hidden = self.encoder(Rows(vision, text), key_is_real, keep_hidden)
+        last, hidden = self.encoder(Tokens(vision, text), key_is_real, keep_hidden)
         return Features(last.vision, last.text, token_is_pad, grid, (images.shape[2], images.shape[3]), hidden)
 
     def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch vision_tokens dim"]:
         """Encode images alone."""
         vision, _ = self.vision_embedding(images)
-        last: Rows = self.encoder(Rows(vision, vision[:, :0]), None)[0]
+        last: Tokens = self.encoder(Tokens(vision, vision[:, :0]), None)[0]
         return last.vision
 
     def encode_texts(
@@ -119,5 +119,5 @@ class OneTower(nn.Module):
     ) -> Float[Tensor, "batch words dim"]:
         """Encode expressions alone."""
         text = self.text_embedding(token_ids, token_is_pad)
-        last: Rows = self.encoder(Rows(text[:, :0], text), ~token_is_pad[:, None, None])[0]
+        last: Tokens = self.encoder(Tokens(text[:, :0], text), ~token_is_pad[:, None, None])[0]
         return last.text

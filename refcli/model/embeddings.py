@@ -1,4 +1,4 @@
-"""Patches and words become rows of the tower's width."""
+"""Embeddings of patches and words."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class VisionEmbedding(nn.Module):
     ) -> tuple[Float[Tensor, "batch vision_tokens dim"], tuple[int, int]]:
         """Embed images of any size that is a multiple of the patch.
 
-        Masked patches are replaced by the mask token before positions are added. Positions of another grid than the
-        table's are resampled.
+        Masked patches are replaced by the mask token before positions are added. For another grid than the table's,
+        positions are resampled.
 
         Returns:
             [class token, patches row-major] with positions, and the grid (rows, columns).
@@ -46,7 +46,7 @@ class VisionEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """Word-piece table and text positions; padded rows are zero."""
+    """Word-piece table and text positions; embeddings of padding are zero."""
 
     def __init__(self, tower: TowerSettings) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class TextEmbedding(nn.Module):
     def forward(
         self, token_ids: Int[Tensor, "batch words"], token_is_pad: Bool[Tensor, "batch words"]
     ) -> Float[Tensor, "batch words dim"]:
-        """Embed token ids; positions restart at row 2, independent of the image."""
+        """Embed token ids; positions start at row 2 of their own table, independent of the image."""
         positions = self.positions[NUM_UNUSED_ROWS : NUM_UNUSED_ROWS + token_ids.shape[1]]
         embedded: Tensor = self.words(token_ids) + positions
         return embedded.masked_fill(token_is_pad.unsqueeze(-1), 0.0)

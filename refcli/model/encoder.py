@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from refcli.config.schema import TowerSettings
 from refcli.model.attention import MultiwayAttention
-from refcli.model.multiway import Multiway, Rows
+from refcli.model.multiway import Multiway, Tokens
 
 
 class FeedForward(nn.Module):
@@ -25,13 +25,13 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Transform every row by itself."""
+        """Transform every token by itself."""
         out: Tensor = self.fc2(self.norm(F.gelu(self.fc1(x))))
         return out
 
 
 class KeptSamples(NamedTuple):
-    """Stochastic depth of one block: for each of its two changes 1 / (1 - rate) where a sample keeps it, else 0."""
+    """Stochastic depth of one block: 1 / (1 - rate) for samples that keep a residual branch, 0 for the others."""
 
     attention: Float[Tensor, "batch 1 1"]
     ffn: Float[Tensor, "batch 1 1"]
@@ -40,39 +40,39 @@ class KeptSamples(NamedTuple):
 class MultiwayBlock(nn.Module):
     """x + attention(norm x), then x + ffn(norm x); only the softmax inside attention mixes the modalities.
 
-    What stochastic depth drops is drawn outside, so that all blocks of a tower are one program to a compiler.
+    Stochastic depth is drawn outside, so that all blocks of a tower compile to one program.
     """
 
     def __init__(self, tower: TowerSettings) -> None:
         super().__init__()
         eps = tower.layer_norm_eps
         self.attention_norm = Multiway.of(lambda: nn.LayerNorm(tower.dim, eps=eps))
-        self.attention = MultiwayAttention(tower.dim, tower.heads, layer_norm_eps=eps, how=tower.attention)
+        self.attention = MultiwayAttention(
+            tower.dim, tower.heads, layer_norm_eps=eps, attention_implementation=tower.attention
+        )
         self.ffn_norm = Multiway.of(lambda: nn.LayerNorm(tower.dim, eps=eps))
         self.ffn = Multiway.of(lambda: FeedForward(tower.dim, tower.ffn_dim, layer_norm_eps=eps))
 
     def forward(
-        self, rows: Rows, key_is_real: Bool[Tensor, "batch 1 1 tokens"] | None, kept: KeptSamples | None = None
-    ) -> Rows:
+        self, tokens: Tokens, key_is_real: Bool[Tensor, "batch 1 1 tokens"] | None, kept: KeptSamples | None = None
+    ) -> Tokens:
         """One layer of the tower; `kept` of None drops nothing."""
-        rows = _add(rows, self.attention(self.attention_norm(rows), key_is_real), kept and kept.attention)
-        return _add(rows, self.ffn(self.ffn_norm(rows)), kept and kept.ffn)
+        tokens = _add(tokens, self.attention(self.attention_norm(tokens), key_is_real), kept and kept.attention)
+        return _add(tokens, self.ffn(self.ffn_norm(tokens)), kept and kept.ffn)
 
 
-def _add(rows: Rows, change: Rows, kept: Float[Tensor, "batch 1 1"] | None) -> Rows:
-    """Residual sum; a whole sample's change may be dropped."""
+def _add(tokens: Tokens, change: Tokens, kept: Float[Tensor, "batch 1 1"] | None) -> Tokens:
+    """The residual sum, without the change of dropped samples."""
     if kept is not None:
         kept = kept.to(change.vision.dtype)
-        change = Rows(change.vision * kept, change.text * kept)
-    return Rows(rows.vision + change.vision, rows.text + change.text)
+        change = Tokens(change.vision * kept, change.text * kept)
+    return Tokens(tokens.vision + change.vision, tokens.text + change.text)
 
 
 def draw_kept(rate: float, like: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch 1 1"]:
-    """1 / (1 - rate) for the samples that keep a change, else 0, at `rate`."""
-    share, dtype = (
-        1 - rate,
-        torch.promote_types(like.dtype, torch.float32),
-    )  # rounded once, to what it is multiplied with
+    """For each sample of a batch: 0 with probability `rate`, else 1 / (1 - rate)."""
+    share = 1 - rate
+    dtype = torch.promote_types(like.dtype, torch.float32)  # rounded only once, to the type of the product
     return like.new_empty(like.shape[0], 1, 1, dtype=dtype).bernoulli_(share).div_(share)
 
 
@@ -82,32 +82,32 @@ class MultiwayEncoder(nn.Module):
     def __init__(self, tower: TowerSettings) -> None:
         super().__init__()
         self.drop_rates = tuple(tower.drop_path * i / max(tower.layers - 1, 1) for i in range(tower.layers))
-        """Of each block's changes, in training."""
+        """Of each block, in training."""
         self.blocks = nn.ModuleList(MultiwayBlock(tower) for _ in range(tower.layers))
         self.norm = Multiway.of(lambda: nn.LayerNorm(tower.dim, eps=tower.layer_norm_eps))
         self.checkpoint_activations = tower.checkpoint_activations
 
     def forward(
-        self, rows: Rows, key_is_real: Bool[Tensor, "batch 1 1 tokens"] | None, keep_hidden: tuple[int, ...] = ()
-    ) -> tuple[Rows, dict[int, Rows]]:
+        self, tokens: Tokens, key_is_real: Bool[Tensor, "batch 1 1 tokens"] | None, keep_hidden: tuple[int, ...] = ()
+    ) -> tuple[Tokens, dict[int, Tokens]]:
         """Run every block.
 
         Args:
-            rows: embedded tokens.
-            key_is_real: False at padded words; None when nothing is padded.
-            keep_hidden: layers whose output (before the final norm) is wanted; 0 is the embedding.
+            tokens: embedded.
+            key_is_real: False at padded words; None without padding.
+            keep_hidden: layers whose output before the final norm is returned; 0 is the embedding.
 
         Returns:
-            The rows after the final norm, and the kept hidden rows by layer.
+            The tokens after the final norm, and the hidden ones by layer.
         """
-        hidden = {0: rows} if 0 in keep_hidden else {}
+        hidden = {0: tokens} if 0 in keep_hidden else {}
         for layer, (block, rate) in enumerate(zip(self.blocks, self.drop_rates, strict=True), start=1):
             drops = self.training and rate > 0
-            kept = KeptSamples(draw_kept(rate, rows.vision), draw_kept(rate, rows.vision)) if drops else None
+            kept = KeptSamples(draw_kept(rate, tokens.vision), draw_kept(rate, tokens.vision)) if drops else None
             if self.checkpoint_activations and torch.is_grad_enabled():
-                rows = checkpoint(block, rows, key_is_real, kept, use_reentrant=False)
+                tokens = checkpoint(block, tokens, key_is_real, kept, use_reentrant=False)
             else:
-                rows = block(rows, key_is_real, kept)
+                tokens = block(tokens, key_is_real, kept)
             if layer in keep_hidden:
-                hidden[layer] = rows
-        return self.norm(rows), hidden
+                hidden[layer] = tokens
+        return self.norm(tokens), hidden

@@ -1,4 +1,4 @@
-"""The tower's arithmetic, counted from its sizes and a batch's shapes."""
+"""FLOPs of the tower, counted from its sizes and the shapes of a batch."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from refcli.contracts.batch import Batch
 from refcli.model.beit3 import OneTower
 
 BACKWARD_FACTOR = 2
-"""A backward pass multiplies twice per product of the forward pass: for the inputs' gradient and for the weights'."""
+"""The backward pass has two products per product of the forward pass: gradients of the inputs and of the weights."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What training on some batches takes, whatever the machine makes of it."""
+    """Tokens and FLOPs of training on some batches, independent of the machine."""
 
     num_tokens: int = 0
     """Class tokens, patches and words; padding is not counted."""
     flops: float = 0.0
-    """Model FLOPs: two for each multiply-add of the tower's and the head's products. Norms, activation functions,
-    models that only give targets, and what activation checkpointing computes again are not counted."""
+    """Model FLOPs: two per multiply-add of the tower's and the head's products. Norms, activation functions, models
+    that only compute targets, and recomputation by activation checkpointing are not counted."""
 
     def __add__(self, other: Work) -> Work:
         return Work(self.num_tokens + other.num_tokens, self.flops + other.flops)
@@ -29,8 +29,8 @@ class Work:
 def forward_flops(tower: TowerSettings, *, num_patches: int, num_words: int) -> int:
     """FLOPs of the tower's forward pass for one image and one expression; `num_words` counts padding as well.
 
-    A block has 4 dim^2 weights for attention's projections and 2 dim ffn_dim for its feed-forward network, which every
-    token meets once; scores and weighted sums are tokens^2 dim multiply-adds each.
+    A block has 4 dim^2 weights in attention's projections and 2 dim ffn_dim in its feed-forward network, each used once
+    per token; scores and weighted sums are tokens^2 dim multiply-adds each.
     """
     tokens = 1 + num_patches + num_words
     projections = tokens * (4 * tower.dim**2 + 2 * tower.dim * tower.ffn_dim)
@@ -40,10 +40,10 @@ def forward_flops(tower: TowerSettings, *, num_patches: int, num_words: int) -> 
 
 
 def training_work(tower: OneTower, batch: Batch, *, passes: int = 1) -> Work:
-    """What a training step on `batch` takes: forward and backward, or forward alone where the tower is frozen.
+    """Tokens and FLOPs of a training step on `batch`: forward and backward, or forward alone for a frozen tower.
 
     Args:
-        passes: how often the step sends the batch through the tower.
+        passes: forward passes of the tower per step.
     """
     settings = tower.settings
     pairs, _, height, width = batch.images.shape

@@ -1,4 +1,4 @@
-"""Multiway experts: vision rows and text rows each go through a module of their own."""
+"""Multiway experts: one module for vision tokens and one for text tokens."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class Rows(NamedTuple):
-    """The token rows of a batch, apart by modality; either may have length 0."""
+class Tokens(NamedTuple):
+    """The tokens of a batch by modality; either may have length 0."""
 
     vision: Float[Tensor, "batch vision_tokens dim"]
     """Class token first, then the patches row-major."""
@@ -20,7 +20,7 @@ class Rows(NamedTuple):
 class Multiway(nn.Module):
     """Two experts of one shape: `vision` for image tokens, `language` for words (BEiT-3, section 2.1).
 
-    The split between the two is an argument (the pair of rows), never state of the module.
+    The split between the two is an argument (the pair of tensors), never state of the module.
     """
 
     def __init__(self, vision: nn.Module, language: nn.Module) -> None:
@@ -30,9 +30,9 @@ class Multiway(nn.Module):
 
     @classmethod
     def of(cls, make: Callable[[], nn.Module]) -> Multiway:
-        """A pair of experts made alike."""
+        """A pair of equally built experts."""
         return cls(make(), make())
 
-    def forward(self, rows: Rows) -> Rows:
+    def forward(self, tokens: Tokens) -> Tokens:
         """Send each modality through its expert."""
-        return Rows(self.vision(rows.vision), self.language(rows.text))
+        return Tokens(self.vision(tokens.vision), self.language(tokens.text))

@@ -20,8 +20,8 @@ def resample_vision_positions(
 ) -> Float[Tensor, "new_rows dim"]:
     """Resample the patch rows of a vision position table to another grid.
 
-    The first three rows are kept; the others, row-major over the grid, go through float32 bicubic interpolation by
-    target size, `align_corners=False`, without antialiasing: the arithmetic of the official 224 -> 384 start.
+    The first three rows stay; the others, row-major over the grid, are interpolated bicubically in float32 by target
+    size, with `align_corners=False` and without antialiasing, as the official code does from 224 to 384 pixels.
     """
     if old_grid == new_grid:
         return table

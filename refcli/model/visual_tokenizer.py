@@ -1,4 +1,4 @@
-"""VQ-KD, the visual tokenizer of BEiT v2: every patch of a picture becomes one id of a fixed codebook."""
+"""VQ-KD, the visual tokenizer of BEiT v2: every patch of an image becomes one id of a fixed codebook."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from refcli.model.attention import scaled_attention
 
 MAX_BYTE = 255.0
 GRID_MARGIN = 0.1
-"""Added to the new grid's sides when positions are resampled (DINO's guard against rounding down); the official ids
-depend on it."""
+"""Added to the sides of the new grid when positions are resampled (DINO's guard against rounding down). The official
+ids depend on it."""
 
 
 def signed_pixels(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
     """Pixels in -1..1 (float32), from pixels in 0..1 or in 0..255.
 
-    They are taken for 0..1 when none in the whole batch is above 1: the official rule.
+    They are read as 0..1 if none in the whole batch is above 1, which is the official rule.
     """
     pixels = images.float()
     return pixels * torch.where(pixels.amax() <= 1, MAX_BYTE, 1.0) / (MAX_BYTE / 2) - 1
@@ -30,8 +30,8 @@ def resample_tokenizer_positions(
 ) -> Float[Tensor, "1 new_rows dim"]:
     """Resample the patch rows of the tokenizer's position table to another grid.
 
-    The class row is kept; the others, row-major over the grid, go through float32 bicubic interpolation by the scale
-    factor (new + 0.1) / old. This samples elsewhere than interpolation by target size, which is the tower's rule.
+    The class row stays; the others, row-major over the grid, are interpolated bicubically in float32 by the scale
+    factor (new + 0.1) / old. This samples other points than interpolation by target size, which the tower uses.
     """
     if old_grid == new_grid:
         return table
@@ -66,10 +66,10 @@ class TokenizerEmbedding(nn.Module):
         """[class token, patches row-major] with positions.
 
         Raises:
-            ValueError: a side of the picture is no multiple of the patch.
+            ValueError: a side of the image is not a multiple of the patch.
         """
         if any(side % self.patch_size for side in pixels.shape[2:]):
-            raise ValueError(f"image sides {tuple(pixels.shape[2:])} are no multiples of the patch {self.patch_size}")
+            raise ValueError(f"image sides {tuple(pixels.shape[2:])} are not multiples of the patch {self.patch_size}")
         patches: Tensor = self.projection(pixels)
         grid = (patches.shape[2], patches.shape[3])
         tokens = patches.flatten(2).transpose(1, 2)
@@ -94,7 +94,7 @@ class TokenizerAttention(nn.Module):
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         joined = F.linear(x, self.qkv.weight, bias)
         query, key, value = joined.view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = scaled_attention(query, key, value, None, how="sdpa")
+        mixed = scaled_attention(query, key, value, None, attention_implementation="sdpa")
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, tokens, -1))
         return out
 
@@ -120,8 +120,8 @@ class TokenizerBlock(nn.Module):
 class VisualTokenizer(nn.Module):
     """The encoder half of VQ-KD and its codebook (Peng et al. 2022, BEiT v2, section 2.2).
 
-    It names what masked image modelling has to predict. It is never trained here: no decoder, no teacher, no moving
-    averages of the codebook.
+    It gives the targets of masked image modelling. This class is not trained: it has no decoder, no teacher and no
+    moving averages of the codebook.
     """
 
     codebook: Float[Tensor, "codes code_dim"]
@@ -138,10 +138,10 @@ class VisualTokenizer(nn.Module):
         self.register_buffer("codebook", F.normalize(torch.randn(settings.num_codes, settings.code_dim), dim=-1))
 
     def patch_features(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patches dim"]:
-        """The encoder's normalised output at the patches, row-major; the class token only takes part in attention.
+        """The encoder's normalised output at the patches, row-major; the class token takes part in attention only.
 
         Args:
-            images: RGB in 0..1 or 0..255, not normalised by any mean, padding black (0); any multiple of the patch.
+            images: RGB in 0..1 or 0..255, not normalised, padding black (0); the sides are multiples of the patch.
         """
         tokens: Tensor = self.embedding(signed_pixels(images).to(self.codebook.dtype))
         for block in self.blocks:
@@ -158,7 +158,7 @@ class VisualTokenizer(nn.Module):
     def code_ids(self, images: Float[Tensor, "batch 3 height width"]) -> Int[Tensor, "batch patches"]:
         """The id, in 0..num_codes - 1, of the code nearest to every patch's unit vector, row-major.
 
-        Computed in the weights' own precision also inside autocast: bfloat16 would change ids. `images` as in
+        Computed in the precision of the weights, also inside autocast, since bfloat16 would change ids. `images` as in
         `patch_features`.
         """
         with torch.autocast(images.device.type, enabled=False):

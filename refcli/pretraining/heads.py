@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from refcli.config.schema import TowerSettings
-from refcli.heads.shared.mlp import ThreeLayerMLP
+from refcli.heads.shared.layers import ThreeLayerMLP
 from refcli.model.beit3 import draw_as_published
 
 

@@ -16,7 +16,7 @@ from refcli.engine.validation import read_validations
 from refcli.errors import ConfigError, DataError, GateError, UsageError
 from refcli.evaluation.calibration import Calibrated, calibrate_on
 from refcli.grounder import Grounder
-from refcli.heads.base import tells_existence
+from refcli.heads.base import has_existence_output
 from refcli.heads.table import head_class, head_settings
 from refcli.recipes.training import Data, validation_batches
 from refcli.tables import did_you_mean
@@ -79,7 +79,7 @@ def check_calibration(settings: FinetuneSettings, samples: GroundingDataset | No
     where = "train.existence_min_t_acc"
     if settings.train.existence_min_t_acc is None:
         return
-    if not tells_existence(head_settings(settings.model.head)):
+    if not has_existence_output(head_settings(settings.model.head)):
         raise ConfigError("the head has no existence output", where=where, hint="model.head.settings.existence=true")
     has_target = samples.has_target() if samples else np.zeros(0, dtype=bool)
     if has_target.all() or not has_target.any():

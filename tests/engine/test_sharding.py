@@ -23,7 +23,7 @@ from refcli.engine.distributed.sharding import (
     unsharded,
 )
 from refcli.model.encoder import MultiwayEncoder
-from refcli.model.multiway import Rows
+from refcli.model.multiway import Tokens
 
 TOWER = TowerSettings(image_size=16, dim=12, layers=2, heads=2, ffn_dim=20, drop_path=0.0)
 
@@ -42,7 +42,7 @@ class Objective(nn.Module):
         self.register_buffer("mean", torch.tensor([1.0, 2.0, 3.0]))
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        rows, _ = self.encoder(Rows(x[:, :5] + self.frozen, x[:, 5:]), None)
+        rows, _ = self.encoder(Tokens(x[:, :5] + self.frozen, x[:, 5:]), None)
         error = (self.head(rows.vision) - self.mean) * self.log_scale.exp()
         return {"square": error.square().mean(), "text": rows.text.cumsum(-1).square().mean()}
 

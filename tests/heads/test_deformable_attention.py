@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from refcli.heads.shared.deformable_attention import DeformableAttention, places_of, read_bilinear, sample_levels
+from refcli.heads.rela.deformable_attention import DeformableAttention, places_of, read_bilinear, sample_levels
 
 SIZES = ((2, 3), (4, 5), (7, 9))
 NUM_TOKENS = sum(rows * columns for rows, columns in SIZES)

@@ -7,8 +7,8 @@ from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.errors import ConfigError
 from refcli.grounder import Grounder
-from refcli.heads.shared.truth import filled_boxes
-from refcli.heads.shared.upsampler import Upsampler
+from refcli.heads.oneref.losses import filled_boxes
+from refcli.heads.oneref.upsampler import Upsampler
 
 TOWER = TowerSettings(
     image_size=32, patch_size=8, dim=32, layers=2, heads=2, ffn_dim=64, vocabulary_size=50, drop_path=0.0, init="scaled"

@@ -15,9 +15,8 @@ from refcli.contracts.batch import Targets
 from refcli.grounder import Grounder
 from refcli.heads.rela.head import RelaHead, RelaOutput, RelaSettings
 from refcli.heads.rela.losses import rela_losses
-from refcli.heads.rela.region_decoder import Memory, RegionAttention, RegionDecoder, places_inside
-from refcli.heads.shared.pixel_decoder import PixelDecoder, PixelMaps
-from refcli.heads.shared.positions import sine_positions
+from refcli.heads.rela.pixel_decoder import PixelDecoder, PixelMaps, sine_positions
+from refcli.heads.rela.region_decoder import Memory, RegionAttention, RegionDecoder, RegionLayerSettings, places_inside
 from refcli.heads.shared.simple_pyramid import SWIN_BASE_CHANNELS, PyramidMaps
 from refcli.model.beit3 import Features
 from refcli.weights.official.conversions.rela import OUR_REGIONS, THEIR_REGIONS, from_official, to_official
@@ -72,8 +71,8 @@ def test_decoder_losses_and_gradients_are_those_of_the_published_code(fixtures, 
     narrowing = {name: theirs.pop(name).requires_grad_() for name in sorted(theirs) if name.startswith("input_proj")}
     ours = from_official({THEIR_REGIONS + name: tensor for name, tensor in theirs.items()})
     decoder = RegionDecoder(
-        32, text_dim=768, mask_dim=16, num_regions=100, num_layers=4, heads=4, ffn_dim=48,
-        pre_norm=kind == "prenorm", how="explicit",
+        RegionLayerSettings(32, heads=4, ffn_dim=48, pre_norm=kind == "prenorm", attention_implementation="explicit"),
+        num_layers=4, text_dim=768, mask_dim=16, num_regions=100,
     )  # fmt: skip
     decoder.load_state_dict({name.removeprefix(OUR_REGIONS): tensor for name, tensor in ours.items()})
     levels = tuple(
@@ -158,7 +157,10 @@ def test_the_read_outs_start_as_torchs_linear_layers_and_the_rest_as_xaviers():
 
 def test_an_attention_of_regions_is_torchs_own_within_what_is_open():
     torch.manual_seed(0)
-    ours, theirs = RegionAttention(12, 3, pre_norm=False, how="sdpa"), nn.MultiheadAttention(12, 3, batch_first=True)
+    ours, theirs = (
+        RegionAttention(RegionLayerSettings(12, heads=3, ffn_dim=12, pre_norm=False, attention_implementation="sdpa")),
+        nn.MultiheadAttention(12, 3, batch_first=True),
+    )
     theirs.in_proj_weight.data, theirs.in_proj_bias.data = ours.qkv.weight.data, ours.qkv.bias.data
     theirs.out_proj.weight.data, theirs.out_proj.bias.data = ours.out.weight.data, ours.out.bias.data
     x, positions, keys, values = (torch.randn(2, n, 12) for n in (4, 4, 6, 6))

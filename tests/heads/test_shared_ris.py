@@ -14,13 +14,12 @@ from refcli.contracts.batch import Targets
 from refcli.errors import ConfigError
 from refcli.grounder import Grounder
 from refcli.heads.shared.existence import ExistenceOutput
-from refcli.heads.shared.mask_prediction import predict_from_mask
-from refcli.heads.shared.self_attention import ResidualSelfAttention
-from refcli.heads.shared_ris.fpn import SharedFPN
+from refcli.heads.shared.masks import predict_from_mask
+from refcli.heads.shared_ris.fpn import ResidualSelfAttention, SharedFPN
 from refcli.heads.shared_ris.head import SharedRISHead, SharedRISOutput, SharedRISSettings
 from refcli.heads.shared_ris.mask_decoder import SharedMaskDecoder
 from refcli.model.beit3 import Features
-from refcli.model.multiway import Rows
+from refcli.model.multiway import Tokens
 
 BASE = TowerSettings(image_size=480, attention="explicit")
 LARGE = TowerSettings(image_size=480, dim=1024, layers=24, heads=16, ffn_dim=4096, attention="explicit")
@@ -47,7 +46,7 @@ def tiny_head(**settings) -> SharedRISHead:
 
 def tiny_features(batch=2, words=5) -> Features:
     torch.manual_seed(1)
-    rows = {layer: Rows(torch.randn(batch, 17, 32), torch.randn(batch, words, 32)) for layer in range(1, 5)}
+    rows = {layer: Tokens(torch.randn(batch, 17, 32), torch.randn(batch, words, 32)) for layer in range(1, 5)}
     pad = torch.zeros(batch, words, dtype=torch.bool)
     pad[-1, 3:] = True
     return Features(torch.randn(batch, 17, 32), torch.randn(batch, words, 32), pad, (4, 4), (32, 32), rows)
@@ -83,8 +82,8 @@ def test_the_fpn_of_two_three_and_four_stages_has_4_6_and_8_million_parameters(s
 @pytest.mark.parametrize(("num_stages", "giga_macs"), [(2, 4.89), (3, 7.34), (4, 9.78)])
 def test_the_fpn_costs_what_its_closed_form_says(num_stages, giga_macs):
     with torch.device("meta"):
-        fpn = SharedFPN(768, 512, num_stages=num_stages, heads=8, multiway=True, how="explicit")
-        rows = Rows(torch.empty(1, 901, 768), torch.empty(1, WORDS, 768))
+        fpn = SharedFPN(768, 512, num_stages=num_stages, heads=8, multiway=True, attention_implementation="explicit")
+        rows = Tokens(torch.empty(1, 901, 768), torch.empty(1, WORDS, 768))
     with FlopCounterMode(display=False) as counter:
         fpn([rows] * num_stages, key_is_real=None)
     assert counter.get_total_flops() / 2e9 == pytest.approx(giga_macs, rel=0.01)
@@ -96,7 +95,7 @@ def test_the_fpn_costs_what_its_closed_form_says(num_stages, giga_macs):
 )
 def test_the_decoder_has_the_papers_size_and_cost(num_layers, num_parameters, giga_macs):
     with torch.device("meta"):
-        decoder = SharedMaskDecoder(512, num_layers=num_layers, heads=8, how="explicit")
+        decoder = SharedMaskDecoder(512, num_layers=num_layers, heads=8, attention_implementation="explicit")
         tokens = torch.empty(1, 901 + WORDS, 512)
     with FlopCounterMode(display=False) as counter:
         mask_logits = decoder(tokens, GRID, key_is_real=None)
@@ -118,7 +117,10 @@ def test_the_whole_model_costs_what_the_paper_prints(tower, giga_macs):
 @pytest.mark.parametrize("how", ["sdpa", "explicit"])
 def test_the_attention_is_torchs_own_with_padded_keys_left_out(how):
     torch.manual_seed(0)
-    ours, theirs = ResidualSelfAttention(12, 3, how=how), nn.MultiheadAttention(12, 3, batch_first=True)
+    ours, theirs = (
+        ResidualSelfAttention(12, 3, attention_implementation=how),
+        nn.MultiheadAttention(12, 3, batch_first=True),
+    )
     theirs.in_proj_weight.data, theirs.in_proj_bias.data = ours.qkv.weight.data, ours.qkv.bias.data
     theirs.out_proj.weight.data, theirs.out_proj.bias.data = ours.out.weight.data, ours.out.bias.data
     x, is_pad = torch.randn(2, 7, 12), torch.zeros(2, 7, dtype=torch.bool)
@@ -130,8 +132,8 @@ def test_the_attention_is_torchs_own_with_padded_keys_left_out(how):
 
 def test_multiway_projections_send_words_and_patches_through_experts_of_their_own():
     torch.manual_seed(0)
-    fpn = SharedFPN(8, 4, num_stages=1, heads=2, multiway=True, how="explicit")
-    rows = Rows(torch.randn(1, 5, 8), torch.randn(1, 3, 8))
+    fpn = SharedFPN(8, 4, num_stages=1, heads=2, multiway=True, attention_implementation="explicit")
+    rows = Tokens(torch.randn(1, 5, 8), torch.randn(1, 3, 8))
     experts = fpn.projections[0].linear
     expected = torch.cat([experts.vision(rows.vision), experts.language(rows.text)], 1)
     expected = fpn.merge(fpn.attentions[0](expected, None))
@@ -140,7 +142,7 @@ def test_multiway_projections_send_words_and_patches_through_experts_of_their_ow
 
 def test_the_mask_logit_of_a_place_is_its_product_with_the_expression():
     torch.manual_seed(0)
-    decoder = SharedMaskDecoder(8, num_layers=1, heads=2, how="explicit").eval()
+    decoder = SharedMaskDecoder(8, num_layers=1, heads=2, attention_implementation="explicit").eval()
     tokens = torch.randn(2, 1 + 6 + 3, 8)
     mask_logits = decoder(tokens, (2, 3), None)
     decoded = decoder.layers[0](tokens, None)
@@ -173,7 +175,7 @@ def test_the_normed_top_layer_takes_the_place_of_the_raw_one():
     assert (raw.hidden_layers, normed.hidden_layers) == ((2, 4), (2,))
     same_top = Features(
         features.vision, features.text, features.token_is_pad, (4, 4), (32, 32),
-        {2: features.hidden[2], 4: Rows(features.vision, features.text)},
+        {2: features.hidden[2], 4: Tokens(features.vision, features.text)},
     )  # fmt: skip
     assert torch.equal(normed(features).mask_logits, raw(same_top).mask_logits)
     assert not torch.equal(raw(features).mask_logits, raw(same_top).mask_logits)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from refcli.heads.shared.truth import patch_truth
+from refcli.heads.oneref.losses import patch_truth
 from refcli.losses.averages import mean_over
 from refcli.losses.boxes import box_giou, box_l1
 from refcli.losses.contrast import clip_contrast

@@ -28,5 +28,5 @@ def test_closed_keys_take_no_part(how, rows):
     key, value = torch.randn(2, BATCH, HEADS, KEYS, DIM)
     is_open = torch.rand(BATCH, 1, rows, KEYS) < 0.5
     is_open[..., 0] = True  # every query needs an open key
-    mixed = scaled_attention(query, key, value, is_open, how=how)
+    mixed = scaled_attention(query, key, value, is_open, attention_implementation=how)
     torch.testing.assert_close(mixed, one_by_one(query, key, value, is_open))

@@ -5,7 +5,7 @@ import torch
 
 from refcli.config.schema import TowerSettings
 from refcli.model.beit3 import OneTower
-from refcli.model.multiway import Rows
+from refcli.model.multiway import Tokens
 
 TINY = {"image_size": 32, "patch_size": 8, "dim": 32, "layers": 2, "heads": 2, "ffn_dim": 64, "vocabulary_size": 50}
 
@@ -125,7 +125,7 @@ def test_drop_path_draws_for_attention_and_ffn_of_each_layer_in_turn(checkpointe
     out = tower(images, ids, is_pad).vision
     after = torch.get_rng_state()
     torch.manual_seed(3)
-    rows = Rows(tower.vision_embedding(images)[0], tower.text_embedding(ids, is_pad))
+    rows = Tokens(tower.vision_embedding(images)[0], tower.text_embedding(ids, is_pad))
     is_real = torch.cat([torch.ones(2, 17, dtype=torch.bool), ~is_pad], 1)[:, None, None]
     for block, rate in zip(tower.encoder.blocks, (0.0, 0.25, 0.5), strict=True):
         rows = add(rows, block.attention(block.attention_norm(rows), is_real), rate)

@@ -116,8 +116,8 @@ def test_a_batch_gives_what_its_pictures_give_alone(tokenizer):
     assert torch.equal(tokenizer.code_ids(images), torch.cat([tokenizer.code_ids(image[None]) for image in images]))
 
 
-def test_a_picture_that_patches_do_not_fill_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="no multiples of the patch 8"):
+def test_an_image_that_is_not_whole_patches_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="not multiples of the patch 8"):
         tokenizer.code_ids(torch.rand(1, 3, 32, 36))
 
 

@@ -1,4 +1,4 @@
-"""Consecutive decoder: from the coarsest map to the finest, fuse maps, load words into tokens, group (CGFormer)."""
+"""CGFormer's consecutive decoder: from the coarsest map to the finest, fuse maps, load words into tokens, group."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Fusion(nn.Sequential):
 
 
 class Load(nn.Module):
-    """Words into tokens: the referent token attends to the words, then every token goes through an MLP.
+    """Load words into tokens: the referent token attends to the words, then every token passes an MLP.
 
     One attention head, no biases but the output's; dropout on the attention weights and on the output.
     """
@@ -67,7 +67,7 @@ class Load(nn.Module):
 
 
 class Level(nn.Module):
-    """Fusion of the running map with a lateral one, positions, and (but for the first level) loading of words."""
+    """Fusion of the running map with a lateral one, positions, and (except on the first level) loading of words."""
 
     def __init__(self, in_dim: int, dim: int, grid: tuple[int, int], load: Load | None) -> None:
         super().__init__()
@@ -79,13 +79,13 @@ class Level(nn.Module):
     def fuse(
         self, running: Float[Tensor, "batch dim rows columns"], lateral: Float[Tensor, "batch dim2 rows2 columns2"]
     ) -> Float[Tensor, "batch dim3 rows2 columns2"]:
-        """Bring the running map to the lateral one's size and join the two."""
+        """Resize the running map to the lateral one and fuse both."""
         running = F.interpolate(running, size=lateral.shape[-2:], mode="bilinear", align_corners=True)
         fused: Tensor = self.fusion(torch.cat([running, lateral.to(running.dtype)], 1))
         return fused
 
     def positions_on(self, grid: tuple[int, int]) -> Float[Tensor, "places dim"]:
-        """The position table, row-major; resampled (bicubic, in float32) where the map is of another size."""
+        """The position table, row-major; resampled (bicubic, in float32) for maps of another size."""
         if grid == self.grid:
             return self.positions
         table = self.positions.float().reshape(1, *self.grid, -1).permute(0, 3, 1, 2)
@@ -95,7 +95,7 @@ class Level(nn.Module):
 
 @dataclass(frozen=True)
 class Decoded:
-    """The decoder's result."""
+    """The output of the decoder."""
 
     maps: Float[Tensor, "batch dim rows columns"]
     """At four times the grid."""
@@ -113,7 +113,7 @@ class ConsecutiveDecoder(nn.Module):
         dim: width of tokens and maps.
         channels: of the pyramid's maps, finest first.
         text_dim: width of the words.
-        grid: patches that the position tables are made for.
+        grid: (rows, columns) of patches of the position tables.
         num_tokens: query tokens; the last is the referent.
         dropout: in the attention's projections and the groupings' MLP.
         noise, published_temperature: see `Grouping`.

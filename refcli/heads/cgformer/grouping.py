@@ -1,4 +1,4 @@
-"""Grouping: every place of a map goes to one query token, and every token learns from its places (CGFormer)."""
+"""CGFormer's grouping: assign every place of a map to one query token, then update every token from its places."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Noise = Literal["never", "training", "always"]
-"""When Gumbel noise is added to the similarities before places are assigned."""
+"""When Gumbel noise is added to the similarities before places are assigned to tokens."""
 MLP_RATIO = 2
 NORM_EPS = 1e-12
-"""Added to the length of a vector before it is divided by it, as published."""
+"""Added to the length of a vector before dividing by it, as published."""
 LEAST_TEMPERATURE = 0.01
 SOFTPLUS_OF_ONE = math.log(math.expm1(1 - LEAST_TEMPERATURE))
-"""The raw temperature that stands for a temperature of 1, where the published code starts (and stays)."""
+"""The raw parameter of a temperature of 1, at which the published code starts (and stays)."""
 LEAST_UNIFORM = 1e-20
 """Keeps the logarithms of Gumbel noise finite."""
 
@@ -40,11 +40,11 @@ class TokenMLP(nn.Sequential):
 
 @dataclass(frozen=True)
 class Grouped:
-    """What one grouping did."""
+    """The output of one grouping."""
 
     tokens: Float[Tensor, "batch tokens dim"]
     assignment: Float[Tensor, "batch tokens places"]
-    """1 at the places of a token, else 0; gradients pass as through the softmax over the tokens."""
+    """1 at the places of a token, else 0; gradients are those of the softmax over the tokens."""
     referent_logits: Float[Tensor, "batch places"]
     """Logit of the noise-free softmax probability that a place belongs to the last token, the referent."""
 
@@ -52,13 +52,13 @@ class Grouped:
 class Grouping(nn.Module):
     """Hard assignment of places to tokens by cosine similarity, and the update of the tokens (CGFormer, group layer).
 
-    The temperature only scales gradients: the closest token is the same at any. It is softplus(tau) + 0.01; as
-    published it is exp(min(tau, 0)) from tau = 1, which no gradient ever moves.
+    The temperature only scales gradients: it does not change the closest token. It is softplus(tau) + 0.01; as
+    published, it is exp(min(tau, 0)) with tau starting at 1, where its gradient is always 0.
 
     Args:
         dim: width of tokens and maps.
         dropout: after the output projection and in the MLP.
-        noise: when to add Gumbel noise; the published code always does, at test time too.
+        noise: when Gumbel noise is added; in the published code always, at test time too.
         published_temperature: see above.
     """
 
@@ -76,7 +76,7 @@ class Grouping(nn.Module):
         self.mlp = TokenMLP(dim, dropout=dropout)
 
     def temperature(self) -> Float[Tensor, " 1"]:
-        """What similarities are divided by."""
+        """The divisor of the similarities."""
         tau = self.tau.float()
         return tau.clamp(max=0).exp() if self.published_temperature else F.softplus(tau) + LEAST_TEMPERATURE
 

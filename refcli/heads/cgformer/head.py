@@ -1,4 +1,4 @@
-"""CGFormer: query tokens that gather their places of the image, level by level, and a mask from one of them."""
+"""CGFormer: query tokens that group the places of the image level by level, and a mask from one of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, model_validator
@@ -18,12 +19,10 @@ from refcli.heads.base import Head, Learned, OutputName
 from refcli.heads.cgformer.consecutive_decoder import ConsecutiveDecoder, Decoded
 from refcli.heads.cgformer.grouping import Noise
 from refcli.heads.cgformer.losses import grouping_dice, token_contrast
-from refcli.heads.cgformer.projector import Projector
 from refcli.heads.shared.existence import ExistenceOutput, existence_bce
-from refcli.heads.shared.mask_losses import mask_bce_and_dice
-from refcli.heads.shared.mask_prediction import predict_from_mask
+from refcli.heads.shared.layers import NUM_DOUBLINGS, BilinearUpsampler
+from refcli.heads.shared.masks import mask_bce_and_dice, predict_from_mask
 from refcli.heads.shared.simple_pyramid import SWIN_BASE_CHANNELS, SimplePyramid
-from refcli.heads.shared.upsampler import NUM_DOUBLINGS
 from refcli.model.beit3 import Features
 
 
@@ -43,26 +42,25 @@ GridSide = Annotated[int, Field(ge=1, le=256)]
 
 
 class CGFormerSettings(Settings):
-    """Settings of the CGFormer head. The defaults are the published sizes with the published code's slips repaired."""
+    """Settings of the CGFormer head. The defaults are the published sizes with the published code's slips fixed."""
 
     dim: Width = 512
     """Width of everything after the pyramid."""
     pyramid_channels: tuple[Width, Width, Width, Width] = SWIN_BASE_CHANNELS
-    """Of its maps, finest first; the default is Swin-B's, which the published decoder reads."""
+    """Channels of the pyramid's maps, finest first; the default is Swin-B's, which the published decoder reads."""
     tokens: int = Field(2, ge=2, le=1024)
     """Query tokens; the last is the referent."""
     lite: bool = False
-    """Make the mask at 4 times the grid instead of 16 times: 120 instead of 857 G multiply-accumulates at 480 pixels,
-    4.7M fewer parameters, and a sixteenth of the memory that the largest maps need. Not what was published: not with
-    `legacy`."""
+    """Predict the mask at 4 instead of 16 times the grid: 120 instead of 857 G multiply-accumulates at 480 pixels, 4.7M
+    fewer parameters, and a sixteenth of the memory of the largest maps. Not as published, so not with `legacy`."""
     dropout: float = Field(0.1, ge=0, lt=1)
     noise: Noise | None = None
-    """When Gumbel noise takes part in assigning places to tokens; None means while training (with `legacy`: always)."""
+    """When Gumbel noise takes part in assigning places to tokens; None: while training (with `legacy`: always)."""
     legacy: bool = False
-    """Compute what the published code does: noise at test time too, a temperature that never learns, a mask with a
-    frame of one pixel that is then shrunk to the image, and dice on the hard assignment as if it were a logit."""
+    """Compute what the published code does: noise at test time too, a temperature that is never trained, a mask with a
+    frame of one pixel that is then resized to the image, and dice on the hard assignment as if it were a logit."""
     position_grid: tuple[GridSide, GridSide] | None = None
-    """(rows, columns) of patches that the position tables are for; None means the tower's. Other sizes resample."""
+    """(rows, columns) of patches of the position tables; None: the tower's. Other sizes resample them."""
     mask_threshold: float = Field(0.5, gt=0, lt=1)
     """A place belongs to the mask above this probability."""
     existence: bool = False
@@ -73,7 +71,7 @@ class CGFormerSettings(Settings):
     @model_validator(mode="after")
     def _fits(self) -> CGFormerSettings:
         if self.legacy and self.lite:
-            raise ValueError("legacy is what was published, and lite is not: choose one")
+            raise ValueError("legacy computes what was published, which lite changes: choose one")
         return self
 
 
@@ -88,8 +86,36 @@ class CGFormerOutput:
     existence_logits: Float[Tensor, " batch"] | None
 
 
+class Projector(nn.Module):
+    """Mask logit of a place = <its vector, w> + b, where [w, b] is a linear function of the referent token.
+
+    Args:
+        dim: width of maps and token.
+        doublings: of the maps' resolution first; with 2, these convolutions are most of the head's cost.
+        stray_padding: apply the 1x1 kernel with a padding of 1, as the published code does; the mask gets a frame of
+            one pixel with logit b.
+    """
+
+    def __init__(self, dim: int, *, doublings: int, stray_padding: bool) -> None:
+        super().__init__()
+        self.stray_padding = stray_padding
+        self.upsampler = BilinearUpsampler(dim, doublings=doublings)
+        self.kernel = nn.Linear(dim, dim + 1)
+
+    def forward(
+        self, maps: Float[Tensor, "batch dim rows columns"], referent: Float[Tensor, "batch dim"]
+    ) -> Float[Tensor, "batch mask_rows mask_columns"]:
+        """Mask logits."""
+        maps = self.upsampler(maps)
+        kernel: Tensor = self.kernel(referent).to(maps.dtype)
+        logits = torch.einsum("bdhw,bd->bhw", maps, kernel[:, :-1])
+        if self.stray_padding:
+            logits = F.pad(logits, (1, 1, 1, 1))
+        return logits + kernel[:, -1, None, None]
+
+
 class CGFormerHead(Head[CGFormerOutput]):
-    """Pyramid, consecutive decoder, projector (Tang et al. 2023). It draws a mask; its box is that of the mask."""
+    """Pyramid, consecutive decoder, projector (Tang et al. 2023). It predicts a mask; its box is that of the mask."""
 
     Config: ClassVar[type[Settings]] = CGFormerSettings
     config: CGFormerSettings
@@ -124,7 +150,7 @@ class CGFormerHead(Head[CGFormerOutput]):
             self.sentence_projection = nn.Linear(tower.dim, config.dim)
 
     def forward(self, features: Features) -> CGFormerOutput:
-        """Mask logits (at 16 times the grid unless the settings say less), and what the losses need."""
+        """Mask logits, at 16 times the grid (`lite`: 4 times), and the inputs of the losses."""
         decoded = self.decoder(self.pyramid(features.patches, features.grid), features.text, features.token_is_pad)
         logits = self.projector(decoded.maps, decoded.tokens[:, -1])
         if self.config.legacy:
@@ -140,10 +166,8 @@ class CGFormerHead(Head[CGFormerOutput]):
         return CGFormerOutput(logits, decoded, sentences, existence)
 
     def losses(self, output: CGFormerOutput, targets: Targets) -> dict[str, Tensor]:
-        """Cross-entropy and dice of the mask at the image's resolution; dice of each level's grouping.
-
-        Contrast and existence where the settings ask for them.
-        """
+        """Cross-entropy and dice of the mask at the model frame's resolution, dice of each level's grouping, and the
+        optional contrast and existence."""
         weights = self.config.loss_weights
         raw = mask_bce_and_dice(output.mask_logits, targets, size="image")
         if output.sentences is not None:

@@ -1,4 +1,4 @@
-"""CGFormer's losses beside the mask's: dice of each level's grouping, and contrast of tokens and sentences."""
+"""CGFormer's own losses: dice of each level's grouping, and contrast of tokens and sentences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refcli.losses.averages import mean_over
 from refcli.losses.masks import dice
 
 CONTRAST_TEMPERATURE = 0.07
-"""InfoNCE's usual one (He et al. 2020); the paper does not say."""
+"""The usual one of InfoNCE (He et al. 2020); the paper does not state it."""
 
 
 def grouping_dice(
@@ -45,8 +45,8 @@ def token_contrast(
 ) -> Float[Tensor, ""]:
     """InfoNCE of the referent token: its own sentence against the batch's other sentences and its own other tokens.
 
-    The paper describes such a loss and the published code has none; this form of it is ours. Samples without a
-    referent do not count.
+    The paper describes such a loss, the published code has none; this form is ours. Samples without a referent do not
+    count.
     """
     tokens, sentences = F.normalize(tokens.float(), dim=-1), F.normalize(sentences.float(), dim=-1)
     referents, others = tokens[:, -1], tokens[:, :-1]

@@ -1,4 +1,4 @@
-"""OneRef (NeurIPS 2024): a box (REC) and a mask (RES) straight from the features of the tower."""
+"""OneRef (NeurIPS 2024): a box (REC) and a mask (RES) directly from the features of the tower."""
 
 from __future__ import annotations
 

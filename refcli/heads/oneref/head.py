@@ -1,4 +1,4 @@
-"""OneRef's heads (NeurIPS 2024, section 3.3): a box (REC) and a mask (RES) straight from the tower's features."""
+"""OneRef's heads (NeurIPS 2024, section 3.3): a box (REC) and a mask (RES) directly from the tower's features."""
 
 from __future__ import annotations
 
@@ -18,14 +18,11 @@ from refcli.contracts.batch import Targets
 from refcli.contracts.prediction import Prediction
 from refcli.geometry.box_tensors import cxcywh_to_xyxy
 from refcli.heads.base import Head, Learned, OutputName
-from refcli.heads.shared.calibration import Calibration
-from refcli.heads.shared.mlp import ThreeLayerMLP
-from refcli.heads.shared.truth import filled_boxes, patch_truth
-from refcli.heads.shared.upsampler import Upsampler
+from refcli.heads.oneref.losses import box_losses, filled_boxes, mask_losses, similarity_losses
+from refcli.heads.oneref.upsampler import Upsampler
+from refcli.heads.shared.layers import Calibration, ThreeLayerMLP
 from refcli.losses.averages import mean_over
-from refcli.losses.boxes import box_giou, box_l1
 from refcli.losses.contrast import clip_contrast
-from refcli.losses.masks import dice, sigmoid_focal
 from refcli.model.beit3 import Features, draw_as_published
 
 CLIP_INITIAL_SCALE = 1 / 0.07
@@ -42,7 +39,7 @@ class OneRefLossWeights(Settings):
     mask_dice: NonNegativeFloat = 2.0
     existence_bce: NonNegativeFloat = 0.2
     contrast: NonNegativeFloat = 0.0
-    """CLIP loss between the two class vectors, of the samples with a referent; no official recipe uses it."""
+    """CLIP loss between the two class vectors, over the samples with a referent; no official recipe uses it."""
 
 
 class OneRefSettings(Settings):
@@ -57,7 +54,7 @@ class OneRefSettings(Settings):
     existence_threshold: float = Field(0.5, ge=0, le=1)
     similarity_scale: float | None = Field(None, gt=0)
     """Start value of a learnable inverse temperature (and bias) on the patch similarities. None: the raw cosine is the
-    logit, as published; training from nothing needs a scale."""
+    logit, as published; training from scratch needs a scale."""
     mask_scale: float | None = Field(None, gt=0)
     """The same for the mask logits."""
     mask_upsamples: int = Field(3, ge=1, le=6)
@@ -65,7 +62,7 @@ class OneRefSettings(Settings):
     mask_dim: Width | None = None
     """Channels of the upsampled map; None means the tower's width, as published."""
     similarity_truth: Literal["box", "mask"] = "box"
-    """What the patch similarities are trained to be: inside the box (official REC) or on the mask."""
+    """The truth of the patch similarities: the box (official REC) or the mask."""
     loss_weights: OneRefLossWeights = OneRefLossWeights()
 
 
@@ -137,7 +134,7 @@ class OneRefHead(Head[OneRefOutput]):
                 draw_as_published(projection)
 
     def forward(self, features: Features) -> OneRefOutput:
-        """Boxes, masks and existence for every pair of the batch, as far as the settings ask for them."""
+        """Boxes, masks and existence of every pair of the batch; outputs that the settings switch off are None."""
         vision = F.normalize(self.vision_projection(features.vision), dim=-1)
         language = F.normalize(self.language_projection(features.text[:, 0]), dim=-1)
         similarity = (vision[:, 1:] @ language.unsqueeze(-1)).squeeze(-1)
@@ -174,25 +171,16 @@ class OneRefHead(Head[OneRefOutput]):
         raw: dict[str, Tensor] = {}
         exists = targets.exists
         if output.boxes_cxcywh is not None:
-            raw["box_l1"] = box_l1(output.boxes_cxcywh, targets.boxes_cxcywh, exists)
-            raw["box_giou"] = box_giou(output.boxes_cxcywh, targets.boxes_cxcywh, exists)
+            raw |= box_losses(output.boxes_cxcywh, targets)
         if weights.similarity_focal or weights.similarity_dice:
             pixels = (
                 filled_boxes(targets.boxes_cxcywh, output.image_size) & exists[:, None, None]
                 if self.config.similarity_truth == "box"
                 else targets.masks
             )
-            truth, logits = patch_truth(pixels, output.grid).flatten(1), output.similarity_logits.float()
-            raw["similarity_focal"] = sigmoid_focal(logits, truth).mean()
-            raw["similarity_dice"] = mean_over(dice(logits, truth), exists)
+            raw |= similarity_losses(output.similarity_logits, pixels, exists, grid=output.grid)
         if output.mask_logits is not None:
-            truth = targets.masks.flatten(1).float()
-            size = targets.masks.shape[-2:]
-            logits = F.interpolate(output.mask_logits[:, None].float(), size, mode="bilinear", align_corners=False)
-            logits = logits.flatten(1)
-            known = targets.mask_is_known
-            raw["mask_focal"] = mean_over(sigmoid_focal(logits, truth), known)
-            raw["mask_dice"] = mean_over(dice(logits, truth), known & exists)
+            raw |= mask_losses(output.mask_logits, targets)
         if output.existence_logits is not None:
             raw["existence_bce"] = F.binary_cross_entropy_with_logits(output.existence_logits, exists.float())
         if weights.contrast:
@@ -206,7 +194,7 @@ class OneRefHead(Head[OneRefOutput]):
         """One target per expression.
 
         Its score is the existence probability where the model has one; otherwise the highest patch similarity,
-        mapped from -1..1 to 0..1 (an uncalibrated figure: the official model has none).
+        mapped from -1..1 to 0..1 (uncalibrated; the official model has no score).
         """
         height, width = output.image_size
         boxes = None

@@ -1,4 +1,4 @@
-"""ReLA: regions of the image that look at image, words and one another decide together what is meant, or nothing."""
+"""ReLA: regions of the image attend to the image, the words and one another, and vote for a mask or "no target"."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from refcli.config.schema import InnerWidth, Layers, NumHeads, Settings, TowerSe
 from refcli.contracts.batch import Targets
 from refcli.contracts.prediction import Prediction
 from refcli.heads.base import Head, Learned, OutputName
+from refcli.heads.rela.deformable_attention import DeformableAttention
 from refcli.heads.rela.losses import MinimapTruth, rela_losses
-from refcli.heads.rela.region_decoder import RegionDecoder
-from refcli.heads.shared.deformable_attention import DeformableAttention
-from refcli.heads.shared.mask_prediction import predict_from_mask
-from refcli.heads.shared.pixel_decoder import CHANNELS_PER_GROUP, PixelDecoder
+from refcli.heads.rela.pixel_decoder import CHANNELS_PER_GROUP, PixelDecoder
+from refcli.heads.rela.region_decoder import RegionDecoder, RegionLayerSettings
+from refcli.heads.shared.masks import predict_from_mask
 from refcli.heads.shared.simple_pyramid import SWIN_BASE_CHANNELS, SimplePyramid
 from refcli.model.beit3 import Features
 
@@ -35,34 +35,34 @@ class RelaLossWeights(Settings):
 
 
 class RelaSettings(Settings):
-    """Settings of the ReLA head. The defaults are the published sizes, with the words' padding left out."""
+    """Settings of the ReLA head. The defaults are the published sizes, without attention to padded words."""
 
     dim: int = Field(256, ge=8, le=1 << 16)
     """Width of pixel decoder and region decoder; a multiple of 8 (for positions and GroupNorm) and of `heads`."""
     heads: NumHeads = 8
     regions: int = Field(10, ge=1, le=256)
-    """P: the image is cut into P x P regions. The paper tries 4, 8, 10 and 12."""
+    """P: the image has P x P regions. The paper tries 4, 8, 10 and 12."""
     decoder_layers: Layers = 9
     decoder_ffn_dim: InnerWidth = 2048
     pixel_layers: int = Field(6, ge=0, le=256)
     """Layers of deformable attention in the pixel decoder."""
     pixel_ffn_dim: InnerWidth = 1024
     points: int = Field(4, ge=1, le=256)
-    """Places that a head of the deformable attention reads on each level."""
+    """Points that a head of the deformable attention samples on each level."""
     pyramid_channels: tuple[Width, Width, Width, Width] = SWIN_BASE_CHANNELS
-    """Of the maps between tower and pixel decoder, finest first."""
+    """Channels of the maps between tower and pixel decoder, finest first."""
     mean_of_regions: bool | None = None
-    """Divide the sum of all regions' masks, which is the published mask, by their number: with 100 of them its
-    logits then begin at the order of 1 instead of 100, and training from nothing at a high learning rate is steady.
-    None: where the tower is one to be trained from nothing (`init: scaled`), but not with `legacy`."""
+    """Divide the sum of all regions' masks, which is the published mask, by their number: with 100 regions its logits
+    then start at the order of 1 instead of 100, and training from scratch at a high learning rate is stable. None: on
+    for towers that are trained from scratch (`init: scaled`), unless `legacy` is on."""
     pre_norm: bool = False
-    """Normalise what goes into a layer of the region decoder (published code, by choice) instead of what comes out."""
+    """Normalise the input of the region decoder's layers (an option of the published code) instead of the output."""
     legacy: bool = False
-    """Exactly as published: padded words are attended to, and a cell's truth is that of its centre."""
+    """Exactly as published: regions attend to padded words, and the truth of a cell is that of its centre."""
     minimap_truth: MinimapTruth | None = None
     """None: `area`, or with `legacy` the published `centre`."""
     existence: bool = True
-    """Answer "no target". The published head always does; off is for weights whose data had no such samples."""
+    """Answer "no target", as the published head always does; off for weights whose data had no such samples."""
     existence_threshold: float = Field(0.5, ge=0, le=1)
     loss_weights: RelaLossWeights = RelaLossWeights()
 
@@ -75,18 +75,18 @@ class RelaSettings(Settings):
 
 @dataclass(frozen=True)
 class RelaOutput:
-    """What the head computed; logits of the foreground less those of the background."""
+    """What the head computed: logits of the foreground minus those of the background."""
 
     mask_logits: Float[Tensor, "batch mask_rows mask_columns"]
     minimap_logits: Float[Tensor, "batch regions"]
-    """Of the cells of the grid of regions, row-major."""
+    """Of the cells of the region grid, row-major."""
     existence_logits: Float[Tensor, " batch"] | None
 
 
 class RelaHead(Head[RelaOutput]):
     """Pyramid, pixel decoder, region decoder (Liu et al., GRES: Generalized Referring Expression Segmentation).
 
-    It draws one mask of everything that is meant, and says whether anything is; its box is that of the mask.
+    It predicts one mask of all referred regions, and whether there is any; its box is that of the mask.
     """
 
     Config: ClassVar[type[Settings]] = RelaSettings
@@ -110,24 +110,20 @@ class RelaHead(Head[RelaOutput]):
             num_points=config.points,
         )
         self.decoder = RegionDecoder(
-            config.dim,
+            RegionLayerSettings(config.dim, config.heads, config.decoder_ffn_dim, config.pre_norm, tower.attention),
+            num_layers=config.decoder_layers,
             text_dim=tower.dim,
             mask_dim=config.dim,
             num_regions=config.regions**2,
-            num_layers=config.decoder_layers,
-            heads=config.heads,
-            ffn_dim=config.decoder_ffn_dim,
             mean_of_regions=is_fresh if config.mean_of_regions is None else config.mean_of_regions,
-            pre_norm=config.pre_norm,
-            how=tower.attention,
         )
         self._reset_parameters(scaled=tower.init == "scaled")
 
     def _reset_parameters(self, *, scaled: bool) -> None:
-        """Draw fresh weights as published: Xavier's, without biases, but for the three read-outs, which keep torch's.
+        """Draw fresh weights as published: Xavier's, with zero biases, except for the three read-outs (torch's).
 
-        As published, the words start silent and the deformable attention starts as an even star. In a tower trained
-        from nothing (`scaled`) both depend on what they see from the first step on.
+        As published, the words have no effect at first, and deformable attention weighs its points equally. With a
+        tower trained from scratch (`scaled`), both depend on their input from the first step on.
         """
         read_outs = (self.decoder.mask_filter, self.decoder.minimap, self.decoder.no_target)
         kept = {module for part in read_outs for module in part.modules()}
@@ -157,18 +153,18 @@ class RelaHead(Head[RelaOutput]):
 
     def losses(self, output: RelaOutput, targets: Targets) -> dict[str, Tensor]:
         """Weighted cross-entropies of the mask (at the model frame's resolution), of the minimap and of no-target."""
-        weights, how = self.config.loss_weights, self.config.minimap_truth
+        weights = self.config.loss_weights
         raw = rela_losses(
             output.mask_logits,
             output.minimap_logits,
             output.existence_logits,
             targets,
-            minimap=how or ("centre" if self.config.legacy else "area"),
+            minimap=self.config.minimap_truth or ("centre" if self.config.legacy else "area"),
         )
         return {name: loss * getattr(weights, name) for name, loss in raw.items() if getattr(weights, name)}
 
     def predict(self, output: RelaOutput) -> Prediction:
-        """One target per expression, its box from its mask (`boxes_xyxy` is None), its score that it exists."""
+        """One target per expression, with the box of its mask (`boxes_xyxy` is None); see `predict_from_mask`."""
         return predict_from_mask(
             output.mask_logits,
             output.existence_logits,

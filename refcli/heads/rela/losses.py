@@ -22,9 +22,9 @@ CENTRE_SLACK = 1e-4
 """Rounding of four weights that sum to 1; a pixel that counts at all weighs more (1 / (2 side) squared)."""
 
 MinimapTruth = Literal["centre", "area", "soft"]
-"""`centre`: the published one; a cell is 1 if the pixels around its centre are all in the mask, so that small things
-may have no cell. `area`: if at least half of it is in the mask, or, where no cell is covered that far, the fullest one
-is. `soft`: the part of the cell that is in the mask."""
+"""`centre`, as published: a cell is 1 if the pixels around its centre are all in the mask, so small objects may have no
+cell. `area`: a cell is 1 if at least half of it is in the mask; where no cell is, the one with the largest part is.
+`soft`: the part of the cell that is in the mask."""
 
 
 def rela_losses(
@@ -40,11 +40,11 @@ def rela_losses(
     A sample without a referent has an empty mask and an empty minimap, and counts like the others.
 
     Args:
-        mask_logits: of the foreground, less those of the background; so are the cells'.
+        mask_logits: of the foreground minus those of the background, as are the cells'.
         minimap_logits: of a square grid of cells, row-major.
-        existence_logits: of there being something; None leaves out `no_target_ce`.
+        existence_logits: that there is a target; None leaves out `no_target_ce`.
         targets: the truth.
-        minimap: how a cell's truth is made.
+        minimap: how the truth of a cell is defined.
     """
     height_width = targets.masks.shape[-2:]
     enlarged = F.interpolate(mask_logits[:, None].float(), size=height_width, mode="bilinear", align_corners=False)
@@ -55,8 +55,8 @@ def rela_losses(
         "minimap_ce": balanced_cross_entropy(minimap_logits.float(), cells, known),
     }
     if existence_logits is not None:
-        nothing, everywhere = (~targets.exists[:, None]).float(), torch.ones_like(targets.exists)
-        losses["no_target_ce"] = balanced_cross_entropy(-existence_logits[:, None].float(), nothing, everywhere)
+        is_absent, all_count = (~targets.exists[:, None]).float(), torch.ones_like(targets.exists)
+        losses["no_target_ce"] = balanced_cross_entropy(-existence_logits[:, None].float(), is_absent, all_count)
     return losses
 
 
@@ -68,9 +68,9 @@ def balanced_cross_entropy(
     In a group of N processes the divisor is that of all of them, divided by N (as in `mean_over`).
 
     Args:
-        logits: of the foreground, less that of the background.
+        logits: of the foreground minus that of the background.
         truth: probability of the foreground.
-        counts: which samples do.
+        counts: which samples count.
     """
     chosen = counts[:, None].float()
     ratio = logits.new_tensor(FOREGROUND_WEIGHT / BACKGROUND_WEIGHT)
@@ -84,21 +84,21 @@ def balanced_cross_entropy(
 
 
 def minimap_truth(
-    masks: Bool[Tensor, "batch height width"], side: int, how: MinimapTruth
+    masks: Bool[Tensor, "batch height width"], side: int, kind: MinimapTruth
 ) -> Float[Tensor, "batch cells"]:
-    """How far each of the `side` x `side` cells (row-major) belongs to the mask, 0..1."""
-    if how == "centre":
+    """To what degree each of the `side` x `side` cells (row-major) belongs to the mask, 0..1."""
+    if kind == "centre":
         sampled = F.interpolate(masks[:, None].float(), (side, side), mode="bilinear", align_corners=False)
         return (sampled > 1 - CENTRE_SLACK).float().flatten(1)
     covered = _cell_means(masks, side)
-    if how == "soft":
+    if kind == "soft":
         return covered
     fullest = covered.amax(-1, keepdim=True)
     return ((covered >= HALF) | ((covered == fullest) & (fullest > 0) & (fullest < HALF))).float()
 
 
 def _cell_means(masks: Bool[Tensor, "batch height width"], side: int) -> Float[Tensor, "batch cells"]:
-    """Which part of each cell's pixels is set; a pixel is of the cell that its corner lies in. 0 for a cell without."""
+    """The part of each cell's pixels that is set (0 without pixels); a pixel belongs to the cell of its corner."""
     row_of, column_of = (torch.arange(n, device=masks.device) * side // n for n in masks.shape[1:])
     pixels = masks.float()
     strips = pixels.new_zeros(masks.shape[0], side, masks.shape[2]).index_add(1, row_of, pixels)

@@ -1,22 +1,37 @@
-"""ReLA's region decoder: each region of the image looks at the image, at the words and at the other regions."""
+"""ReLA's region decoder: each region of the image attends to the image, to the words and to the other regions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from refcli.heads.shared.mlp import ThreeLayerMLP
-from refcli.heads.shared.pixel_decoder import NUM_LEVELS, PixelMaps
-from refcli.heads.shared.positions import sine_positions
+from refcli.config.schema import AttentionImplementation
+from refcli.heads.rela.pixel_decoder import NUM_LEVELS, PixelMaps, sine_positions
+from refcli.heads.shared.layers import ThreeLayerMLP
 from refcli.model.attention import scaled_attention
 
 LANGUAGE_GAIN = 0.1
 """The published weight of the words, before the learned gate (which starts at a half)."""
+
+
+class RegionLayerSettings(NamedTuple):
+    """What all layers of the region decoder have in common."""
+
+    dim: int
+    """Width of regions and maps."""
+    heads: int
+    """Of every attention."""
+    ffn_dim: int
+    """Hidden width of the MLPs."""
+    pre_norm: bool
+    """Normalise the input of a layer instead of its output."""
+    attention_implementation: AttentionImplementation
+    """See `scaled_attention`."""
 
 
 class RegionAnswer(NamedTuple):
@@ -31,48 +46,41 @@ class RegionAnswer(NamedTuple):
 class RegionDecoder(nn.Module):
     """Region-image and region-language cross attention (Liu et al., GRES, CVPR 2023), as in the published code.
 
-    Not as in the paper's figure: the words come in once, in the first layer; region self-attention is in every layer.
+    Unlike in the paper's figure, the words enter once, in the first layer, and every layer has region self-attention.
 
     Args:
-        dim: width of regions and maps.
+        layer: settings of every layer.
+        num_layers: layer i attends to level i mod 3, coarse first.
         text_dim: width of the words.
         mask_dim: channels of the mask features.
         num_regions: cells of the grid.
-        num_layers: of the decoder; layer i looks at level i mod 3, coarse first.
-        heads: of every attention.
-        ffn_dim: hidden width of the MLPs.
         mean_of_regions: divide the mask, a sum over the regions, by their number.
-        pre_norm: see `RegionAttention`.
-        how: see `scaled_attention`.
     """
 
     def __init__(
         self,
-        dim: int,
+        layer: RegionLayerSettings,
         *,
+        num_layers: int,
         text_dim: int,
         mask_dim: int,
         num_regions: int,
-        num_layers: int,
-        heads: int,
-        ffn_dim: int,
         mean_of_regions: bool = False,
-        pre_norm: bool,
-        how: Literal["auto", "sdpa", "explicit"],
     ) -> None:
         super().__init__()
         self.share = 1 / num_regions if mean_of_regions else 1.0
+        dim = layer.dim
 
-        def attentions(number: int) -> nn.ModuleList:
-            return nn.ModuleList(RegionAttention(dim, heads, pre_norm=pre_norm, how=how) for _ in range(number))
+        def attentions() -> nn.ModuleList:
+            return nn.ModuleList(RegionAttention(layer) for _ in range(num_layers))
 
         self.region_queries = nn.Parameter(torch.randn(num_regions, dim))
         self.region_positions = nn.Parameter(torch.randn(num_regions, dim))
         self.level_embedding = nn.Parameter(torch.randn(NUM_LEVELS, dim))
-        self.image_attentions, self.region_attentions = attentions(num_layers), attentions(num_layers)
-        self.mlps = nn.ModuleList(RegionMLP(dim, ffn_dim, pre_norm=pre_norm) for _ in range(num_layers))
+        self.image_attentions, self.region_attentions = attentions(), attentions()
+        self.mlps = nn.ModuleList(RegionMLP(layer) for _ in range(num_layers))
         self.language_projection = nn.Linear(text_dim, dim, bias=False)
-        self.language_attention = RegionAttention(dim, heads, pre_norm=pre_norm, how=how)
+        self.language_attention = RegionAttention(layer)
         self.language_gate = nn.Parameter(torch.zeros(()))
         self.norm = nn.LayerNorm(dim)
         self.mask_filter = ThreeLayerMLP(dim, mask_dim)
@@ -85,7 +93,7 @@ class RegionDecoder(nn.Module):
         text: Float[Tensor, "batch words text_dim"],
         word_is_open: Bool[Tensor, "batch 1 1 words"] | None,
     ) -> RegionAnswer:
-        """Regions look only where their own mask of the layer before lies."""
+        """Decode; a region attends only to the places inside its own mask of the previous layer."""
         regions = self.region_queries.to(text.dtype).expand(text.shape[0], -1, -1)
         memories = self._memories(maps.levels)
         # A mask is linear in the features, so these are resized once, instead of every region's mask in every layer.
@@ -101,8 +109,8 @@ class RegionDecoder(nn.Module):
             is_open = places_inside(self._region_masks(regions, small_features[level]))
             regions = image(regions, memories[level]._replace(is_open=is_open), positions=self.region_positions)
             if layer == 0:
-                spoken = self.language_attention(regions, Memory(words, words, word_is_open), positions=None)
-                regions = regions + LANGUAGE_GAIN * self.language_gate.sigmoid() * spoken
+                read = self.language_attention(regions, Memory(words, words, word_is_open), positions=None)
+                regions = regions + LANGUAGE_GAIN * self.language_gate.sigmoid() * read
             regions = mlp(among(regions, None, positions=self.region_positions))
         return self._read_out(regions, maps.mask_features)
 
@@ -117,17 +125,17 @@ class RegionDecoder(nn.Module):
     def _region_masks(
         self, regions: Float[Tensor, "batch regions dim"], mask_features: Float[Tensor, "batch mask_dim rows columns"]
     ) -> Float[Tensor, "batch regions rows columns"]:
-        """Mask logits of every region; they only say where it looks next.
+        """Mask logits of every region, which decide the places that it attends to next; no gradient flows through them.
 
-        Detached afterwards, not under `no_grad`: there older releases of torch keep the weights that autocast rounds,
-        and then train them nowhere.
+        Detached at the end instead of computed under `no_grad`: older releases of torch cache weights that autocast
+        rounds there, and then do not train them.
         """
         return torch.einsum("bqc,bchw->bqhw", self.mask_filter(self.norm(regions)), mask_features).detach()
 
     def _read_out(
         self, regions: Float[Tensor, "batch regions dim"], mask_features: Float[Tensor, "batch mask_dim rows columns"]
     ) -> RegionAnswer:
-        """The mask's filter is the sum (or mean) of the regions' filters, each weighted by its minimap logits."""
+        """The filter of the mask is the sum (or mean) of the regions' filters, each weighted by its minimap logits."""
         normed = self.norm(regions)
         minimap = self.minimap(normed)
         filters = self.share * torch.einsum("bqa,bqc->bac", minimap, self.mask_filter(normed))
@@ -136,31 +144,24 @@ class RegionDecoder(nn.Module):
 
 
 class Memory(NamedTuple):
-    """What regions look at."""
+    """What regions attend to."""
 
     keys: Float[Tensor, "batch places dim"]
     values: Float[Tensor, "batch places dim"]
     is_open: Bool[Tensor, "batch 1 regions_or_1 places"] | None
-    """False at what a region must not see; every region sees something. None: everything is open."""
+    """False at places that a region must not attend to; every region has an open place. None: all are open."""
 
 
 class RegionAttention(nn.Module):
-    """LN(x + MHA(x + positions, keys, values)), or with pre-norm x + MHA(LN(x) + positions, keys, values).
+    """LN(x + MHA(x + positions, keys, values)), or with pre-norm x + MHA(LN(x) + positions, keys, values)."""
 
-    Args:
-        dim: width of regions and memory.
-        heads: of the attention.
-        pre_norm: normalise what goes in instead of what comes out.
-        how: see `scaled_attention`.
-    """
-
-    def __init__(self, dim: int, heads: int, *, pre_norm: bool, how: Literal["auto", "sdpa", "explicit"]) -> None:
+    def __init__(self, layer: RegionLayerSettings) -> None:
         super().__init__()
-        self.heads, self.pre_norm = heads, pre_norm
-        self.how: Literal["auto", "sdpa", "explicit"] = how
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim)
+        self.heads, self.pre_norm = layer.heads, layer.pre_norm
+        self.attention_implementation = layer.attention_implementation
+        self.qkv = nn.Linear(layer.dim, 3 * layer.dim)
+        self.out = nn.Linear(layer.dim, layer.dim)
+        self.norm = nn.LayerNorm(layer.dim)
 
     def forward(
         self,
@@ -169,7 +170,7 @@ class RegionAttention(nn.Module):
         *,
         positions: Float[Tensor, "regions dim"] | None,
     ) -> Float[Tensor, "batch regions dim"]:
-        """Attend to the memory, or (None) to the regions themselves, whose positions then mark the keys as well."""
+        """Attend to the memory, or (None) to the regions themselves, with positions added to the keys as well."""
         regions = self.norm(x) if self.pre_norm else x
         placed = regions if positions is None else regions + positions
         keys, values, is_open = memory or Memory(placed, regions, None)
@@ -178,7 +179,7 @@ class RegionAttention(nn.Module):
             F.linear(tokens, weight, bias).reshape(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
             for tokens, weight, bias in zip((placed, keys, values), weights, biases, strict=True)
         )
-        mixed = scaled_attention(query, key, value, is_open, how=self.how)
+        mixed = scaled_attention(query, key, value, is_open, attention_implementation=self.attention_implementation)
         summed: Tensor = x + self.out(mixed.transpose(1, 2).flatten(2))
         return summed if self.pre_norm else self.norm(summed)
 
@@ -186,14 +187,14 @@ class RegionAttention(nn.Module):
 class RegionMLP(nn.Module):
     """LN(x + MLP(x)), or with pre-norm x + MLP(LN(x))."""
 
-    def __init__(self, dim: int, hidden_dim: int, *, pre_norm: bool) -> None:
+    def __init__(self, layer: RegionLayerSettings) -> None:
         super().__init__()
-        self.pre_norm = pre_norm
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
-        self.norm = nn.LayerNorm(dim)
+        self.pre_norm = layer.pre_norm
+        self.mlp = nn.Sequential(nn.Linear(layer.dim, layer.ffn_dim), nn.ReLU(), nn.Linear(layer.ffn_dim, layer.dim))
+        self.norm = nn.LayerNorm(layer.dim)
 
     def forward(self, x: Float[Tensor, "batch regions dim"]) -> Float[Tensor, "batch regions dim"]:
-        """Change every region by itself."""
+        """Transform every region by itself."""
         summed: Tensor = x + self.mlp(self.norm(x) if self.pre_norm else x)
         return summed if self.pre_norm else self.norm(summed)
 
@@ -201,6 +202,6 @@ class RegionMLP(nn.Module):
 def places_inside(
     mask_logits: Float[Tensor, "batch regions mask_rows mask_columns"],
 ) -> Bool[Tensor, "batch 1 regions places"]:
-    """Where each region's mask has a probability of a half or more; everywhere if that is nowhere."""
+    """Where each region's mask has a probability of a half or more; everywhere if there is no such place."""
     inside = (mask_logits >= 0).flatten(2)
     return (inside | ~inside.any(-1, keepdim=True)).unsqueeze(1)

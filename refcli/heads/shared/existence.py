@@ -1,4 +1,4 @@
-"""Whether the expression refers to anything, for heads that have no such output of their own."""
+"""The existence output, for heads whose papers have none: does the expression refer to anything?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEAST_WEIGHT = 1e-6
 class ExistenceOutput(nn.Module):
     """LayerNorm and one linear layer on [vector of <s>; mean of the patches weighted by the predicted mask].
 
-    The mask only says where to look: the existence loss does not change it.
+    The mask is detached, so the existence loss does not train it.
     """
 
     def __init__(self, dim: int) -> None:

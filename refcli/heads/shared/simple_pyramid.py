@@ -1,4 +1,4 @@
-"""Four maps of different resolution from the one map of a plain transformer (ViTDet, Li et al. 2022)."""
+"""Four maps of different resolution from the single map of a plain transformer (ViTDet, Li et al. 2022)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 SWIN_BASE_CHANNELS = (128, 256, 512, 1024)
-"""What CGFormer's and ReLA's decoders are built for."""
+"""The input widths of CGFormer's and ReLA's published decoders."""
 NORM_EPS = 1e-6
 """ViTDet's."""
 
@@ -39,8 +39,8 @@ class ChannelNorm(nn.LayerNorm):
 class SimplePyramid(nn.Module):
     """Four, two, one times and half the resolution of the patches.
 
-    The layout is ours: CGFormer's input widths, and a size that makes the totals which Shared-RIS prints for
-    "CGFormer on BEiT-3" (269M parameters, 955 GFLOPs; Table VI).
+    The layout is ours: CGFormer's input widths, and a size that gives the totals which Shared-RIS prints for "CGFormer
+    on BEiT-3" (269M parameters, 955 GFLOPs; Table VI).
 
     Args:
         dim: width of the tower.
@@ -61,7 +61,7 @@ class SimplePyramid(nn.Module):
         self.stride32 = nn.Sequential(nn.Conv2d(dim, channels[3], 1), ChannelNorm(channels[3]))
 
     def forward(self, patches: Float[Tensor, "batch patches dim"], grid: tuple[int, int]) -> PyramidMaps:
-        """Make the maps of `patches`, which are row-major over `grid`; the coarsest of an odd side is rounded up."""
+        """The maps of `patches`, which are row-major over `grid`; odd sides are rounded up for the coarsest map."""
         maps = patches.reshape(patches.shape[0], *grid, -1).permute(0, 3, 1, 2)
         pooled = F.max_pool2d(maps, 2, 2, ceil_mode=True)
         return PyramidMaps(self.stride4(maps), self.stride8(maps), self.stride16(maps), self.stride32(pooled))

@@ -1,4 +1,4 @@
-"""Shared-RIS: one fusion and one decoder shared by image and words, on top of the tower's hidden layers."""
+"""Shared-RIS: one fusion network and one decoder for image and words, on the tower's hidden layers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from refcli.contracts.batch import Targets
 from refcli.contracts.prediction import Prediction
 from refcli.errors import ConfigError
 from refcli.heads.base import Head, Learned, OutputName
-from refcli.heads.shared.calibration import Calibration
 from refcli.heads.shared.existence import ExistenceOutput, existence_bce
-from refcli.heads.shared.mask_losses import LossSize, mask_bce_and_dice
-from refcli.heads.shared.mask_prediction import predict_from_mask
-from refcli.heads.shared_ris.fpn import RowProjection, SharedFPN
+from refcli.heads.shared.layers import Calibration
+from refcli.heads.shared.masks import LossSize, mask_bce_and_dice, predict_from_mask
+from refcli.heads.shared_ris.fpn import SharedFPN, TokenProjection
 from refcli.heads.shared_ris.mask_decoder import SharedMaskDecoder
 from refcli.model.beit3 import BEIT3_INIT_STD, Features
-from refcli.model.multiway import Rows
+from refcli.model.multiway import Tokens
 
 NUM_STAGES = 4
 """Layers 3, 6, 9 and 12 of 12 are the paper's best choice."""
@@ -41,29 +40,29 @@ class SharedRISSettings(Settings):
     """Settings of the Shared-RIS head. The defaults are the paper's equations read literally, at its sizes."""
 
     dim: Width = 512
-    """d_w, the width of everything in the head."""
+    """d_w, the width of all layers of the head."""
     heads: NumHeads = 8
-    """Attention heads; the paper does not say (ours: 64 channels each, as in the tower)."""
+    """Attention heads. The paper does not state them; ours have 64 channels each, as in the tower."""
     fpn: Literal["shared", "none"] = "shared"
-    """`none`: the tower's last rows, projected (an ablation); `stages` and `norm_last` then say nothing."""
+    """`none`: the tower's last tokens, projected (an ablation); `stages` and `norm_last` then have no effect."""
     stages: tuple[int, ...] | None = None
-    """Layers of the tower that the FPN fuses; None means those at a quarter, half, three quarters and the top.
-    Only with an FPN."""
+    """Layers of the tower that the FPN fuses; None: those at a quarter, half, three quarters and the top. Only with an
+    FPN."""
     multiway_proj: bool = False
-    """A projection W_j each for image tokens and words: not in the equations, but in the printed parameter counts."""
+    """A projection W_j each for image tokens and words: not in the paper's equations but in its parameter counts."""
     norm_last: bool = False
-    """Take the tower's top layer after its final LayerNorm, which the equations leave out (and then untrained).
-    Only with an FPN: without one the last rows are always normed."""
+    """Read the tower's top layer after its final LayerNorm, which the equations leave out (and so never train). Only
+    with an FPN: without one, the last tokens are always normed."""
     decoder_layers: int = Field(1, ge=0, le=256)
     """The paper tries 0 to 3."""
     mask_scale: float | None = Field(None, gt=0)
-    """Start value of a learnable scale (and bias) on the mask logits; None, as in the paper: they are the product."""
+    """Initial value of a learnable scale (and bias) on the mask logits; None, as in the paper: they are the product."""
     mask_threshold: float = Field(0.35, gt=0, lt=1)
     """A place belongs to the mask above this probability."""
     threshold_first: bool = False
-    """Threshold before the mask is enlarged, as the paper does, instead of after."""
+    """Threshold before the mask is resized, as the paper does, instead of after."""
     loss_size: LossSize = "image"
-    """Where the mask losses are computed: at the model frame's resolution, or at the mask's own (CRIS's way)."""
+    """Resolution of the mask losses: the model frame's, or the mask's own (as CRIS does)."""
     existence: bool = False
     """Predict whether the expression refers to anything in the image (not in the paper)."""
     existence_threshold: float = Field(0.5, ge=0, le=1)
@@ -87,7 +86,7 @@ class SharedRISOutput:
 
 
 class SharedRISHead(Head[SharedRISOutput]):
-    """Shared FPN, then Shared Mask Decoder (Yu et al., Shared-RIS). It draws a mask; its box is that of the mask.
+    """Shared FPN, then Shared Mask Decoder (Yu et al., Shared-RIS). It predicts a mask; its box is that of the mask.
 
     Raises:
         ConfigError: a stage that the tower does not have.
@@ -122,12 +121,12 @@ class SharedRISHead(Head[SharedRISOutput]):
                 num_stages=len(self.stages),
                 heads=config.heads,
                 multiway=config.multiway_proj,
-                how=tower.attention,
+                attention_implementation=tower.attention,
             )
         else:
-            self.projection = RowProjection(tower.dim, config.dim, multiway=config.multiway_proj)
+            self.projection = TokenProjection(tower.dim, config.dim, multiway=config.multiway_proj)
         self.decoder = SharedMaskDecoder(
-            config.dim, num_layers=config.decoder_layers, heads=config.heads, how=tower.attention
+            config.dim, num_layers=config.decoder_layers, heads=config.heads, attention_implementation=tower.attention
         )
         self.mask_calibration = Calibration(config.mask_scale)
         if config.existence:
@@ -147,13 +146,13 @@ class SharedRISHead(Head[SharedRISOutput]):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: Features) -> SharedRISOutput:
-        """Mask logits at four times the grid, and existence where the settings ask for it."""
+        """Mask logits at four times the grid, and existence where it is on."""
         vision_is_real = features.token_is_pad.new_ones(features.vision.shape[:2])
         key_is_real = torch.cat([vision_is_real, ~features.token_is_pad], 1)[:, None, None]
-        last = Rows(features.vision, features.text)
+        last = Tokens(features.vision, features.text)
         if self.config.fpn == "shared":
-            rows = [last if self._is_normed(stage) else features.hidden[stage] for stage in self.stages]
-            tokens = self.fpn(rows, key_is_real)
+            stages = [last if self._is_normed(stage) else features.hidden[stage] for stage in self.stages]
+            tokens = self.fpn(stages, key_is_real)
         else:
             tokens = self.projection(last)
         logits = self.mask_calibration(self.decoder(tokens, features.grid, key_is_real))
@@ -181,7 +180,7 @@ class SharedRISHead(Head[SharedRISOutput]):
         )
 
     def _is_normed(self, stage: int) -> bool:
-        """Whether a stage is taken after the tower's final LayerNorm."""
+        """Whether a stage is read after the tower's final LayerNorm."""
         return self.config.norm_last and stage == self.num_layers
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from refcli.heads.shared.self_attention import ResidualSelfAttention
-from refcli.heads.shared.upsampler import NUM_DOUBLINGS, BilinearUpsampler
+from refcli.config.schema import AttentionImplementation
+from refcli.heads.shared.layers import NUM_DOUBLINGS, BilinearUpsampler
+from refcli.heads.shared_ris.fpn import ResidualSelfAttention
 
 MLP_RATIO = 4
 
@@ -17,9 +16,9 @@ MLP_RATIO = 4
 class DecoderLayer(nn.Module):
     """u' = MSA(LN z) + z, u = MLP(LN u') + u'; image tokens and words share everything, the MLP too."""
 
-    def __init__(self, dim: int, heads: int, *, how: Literal["auto", "sdpa", "explicit"]) -> None:
+    def __init__(self, dim: int, heads: int, *, attention_implementation: AttentionImplementation) -> None:
         super().__init__()
-        self.attention = ResidualSelfAttention(dim, heads, how=how)
+        self.attention = ResidualSelfAttention(dim, heads, attention_implementation=attention_implementation)
         self.mlp = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, MLP_RATIO * dim), nn.GELU(), nn.Linear(MLP_RATIO * dim, dim)
         )
@@ -36,13 +35,17 @@ class DecoderLayer(nn.Module):
 class SharedMaskDecoder(nn.Module):
     """Mask logit of a place = <its upsampled vector, MLP(vector of <s>)> (Shared-RIS, section on the decoder).
 
-    The paper does not say what is in the query's MLP, nor that a 1x1 convolution ends the upsampling; two linear
-    layers with ReLU and that convolution are what its tables of parameters and operations leave room for.
+    The paper specifies neither the query's MLP nor a 1x1 convolution after the upsampling; two linear layers with ReLU
+    and that convolution fit its tables of parameters and operations.
     """
 
-    def __init__(self, dim: int, *, num_layers: int, heads: int, how: Literal["auto", "sdpa", "explicit"]) -> None:
+    def __init__(
+        self, dim: int, *, num_layers: int, heads: int, attention_implementation: AttentionImplementation
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(dim, heads, how=how) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(dim, heads, attention_implementation=attention_implementation) for _ in range(num_layers)
+        )
         self.upsampler = BilinearUpsampler(dim, doublings=NUM_DOUBLINGS)
         self.query = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
 
@@ -57,7 +60,7 @@ class SharedMaskDecoder(nn.Module):
         Args:
             tokens: class token of the image, patches row-major, then the words with <s> first.
             grid: (rows, columns) of patches.
-            key_is_real: False at padded words; None when nothing is padded.
+            key_is_real: False at padded words; None without padding.
         """
         for layer in self.layers:
             tokens = layer(tokens, key_is_real)

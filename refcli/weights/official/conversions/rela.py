@@ -13,7 +13,7 @@ from torch import Tensor
 from refcli.config.schema import HeadChoice, TowerSettings
 from refcli.errors import UsageError
 from refcli.heads.rela.head import RelaHead, RelaSettings
-from refcli.heads.shared.pixel_decoder import CHANNELS_PER_GROUP, NUM_LEVELS
+from refcli.heads.rela.pixel_decoder import CHANNELS_PER_GROUP, NUM_LEVELS
 from refcli.weights.layout import HeadOnlySettings
 from refcli.weights.official.conversions import renaming
 from refcli.weights.official.conversions.plan import ConversionPlan, KeyTableError, check_keys, size_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,21 +10,24 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refcli.heads.shared.deformable_attention import DeformableAttention, Places, places_of
-from refcli.heads.shared.positions import sine_positions
+from refcli.heads.rela.deformable_attention import DeformableAttention, Places, places_of
 from refcli.heads.shared.simple_pyramid import PyramidMaps
 
 NUM_LEVELS = 3
-"""Strides 32, 16 and 8: coarse to fine, here and in everything that reads them."""
+"""Strides 32, 16 and 8, in this order everywhere."""
 CHANNELS_PER_GROUP = 8
 """Of the GroupNorms: 32 groups at the published width of 256."""
 
 
+TEMPERATURE, POSITION_EPS = 10000.0, 1e-6
+"""Of the sine positions (Parmar et al. 2018; Carion et al. 2020)."""
+
+
 class PixelMaps(NamedTuple):
-    """What the pixel decoder gives."""
+    """The output of the pixel decoder."""
 
     mask_features: Float[Tensor, "batch dim rows4 columns4"]
-    """At stride 4: a mask is a product with these."""
+    """At stride 4; a mask is the product of a filter and these."""
     levels: tuple[Float[Tensor, "batch dim _ _"], ...]
     """At strides 32, 16 and 8."""
 
@@ -56,7 +60,7 @@ class PixelDecoder(nn.Module):
         heads: of the deformable attention.
         num_layers: of deformable attention.
         ffn_dim: hidden width of their MLPs.
-        num_points: places that a head reads on a level.
+        num_points: points that a head samples on a level.
     """
 
     def __init__(
@@ -82,7 +86,7 @@ class PixelDecoder(nn.Module):
         self.mask_features = nn.Conv2d(dim, dim, 1)
 
     def forward(self, pyramid: PyramidMaps) -> PixelMaps:
-        """Let the three coarser maps see one another, then carry the finest of them to stride 4."""
+        """Attend across the three coarser maps, then carry the finest of them to stride 4."""
         coarse_first = (pyramid.stride32, pyramid.stride16, pyramid.stride8)
         maps = [project(each) for project, each in zip(self.projections, coarse_first, strict=True)]
         sizes = [(each.shape[2], each.shape[3]) for each in maps]
@@ -107,3 +111,24 @@ class PixelDecoder(nn.Module):
 
 def _group_norm(dim: int) -> nn.GroupNorm:
     return nn.GroupNorm(dim // CHANNELS_PER_GROUP, dim)
+
+
+def sine_positions(size: tuple[int, int], dim: int, *, like: Tensor) -> Float[Tensor, "places dim"]:
+    """Row-major positions: the first half of the channels encodes y, the second x; sine and cosine alternate.
+
+    Args:
+        size: (rows, columns); the last row and the last column are at 2 pi, the first are one step from 0.
+        dim: a multiple of 4.
+        like: a tensor of the wanted device and dtype.
+    """
+    half = dim // 2
+    wavelengths = TEMPERATURE ** (torch.arange(0, half, 2, device=like.device) / half)
+
+    def waves(steps: int) -> Float[Tensor, "steps half"]:
+        places = torch.arange(1, steps + 1, device=like.device) * (2 * math.pi / (steps + POSITION_EPS))
+        angles = places[:, None] / wavelengths
+        return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
+
+    rows, columns = size
+    y, x = waves(rows).repeat_interleave(columns, 0), waves(columns).repeat(rows, 1)
+    return torch.cat([y, x], -1).to(like.dtype)

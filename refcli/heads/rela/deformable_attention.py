@@ -26,7 +26,7 @@ class Places(NamedTuple):
 
 
 def places_of(sizes: Sequence[Size], *, device: torch.device) -> Places:
-    """The places of maps of these sizes; made once for all layers, for it waits for the device."""
+    """The places of maps of these sizes; computed once for all layers, since it synchronises with the device."""
     centres = []
     for rows, columns in sizes:
         y = (torch.arange(rows, device=device) + 0.5) / rows
@@ -37,13 +37,13 @@ def places_of(sizes: Sequence[Size], *, device: torch.device) -> Places:
 
 
 class DeformableAttention(nn.Module):
-    """Every token reads a few places of every level, which it chooses itself, around its own place.
+    """Every token samples a few points of every level, at learned offsets from its own place.
 
     Args:
         dim: width of the tokens.
         heads: of `dim / heads` channels.
         num_levels: maps of different resolution.
-        num_points: places read per head and level.
+        num_points: points sampled per head and level.
     """
 
     def __init__(self, dim: int, *, heads: int, num_levels: int, num_points: int) -> None:
@@ -57,10 +57,10 @@ class DeformableAttention(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, *, even: bool = True) -> None:
-        """Start as a star: head h looks along the angle 2 pi h / heads, its i-th point i + 1 places away.
+        """Start as a star: point i of head h lies i + 1 places away at the angle 2 pi h / heads.
 
         Args:
-            even: all points weigh the same at first, as published; else their weights depend on the query.
+            even: all points weigh the same at first, as published; else the weights depend on the query.
         """
         nn.init.zeros_(self.offsets.weight)
         nn.init.zeros_(self.weights.bias)
@@ -86,7 +86,7 @@ class DeformableAttention(nn.Module):
         values = self.value(tokens).view(batch, num_tokens, self.heads, -1)
         offsets = self.offsets(queries).view(batch, num_tokens, self.heads, self.num_levels, self.num_points, 2)
         weights = self.weights(queries).view(batch, num_tokens, self.heads, -1).float().softmax(-1)
-        # Autocast leaves this in float32, for nothing in it is a matrix product.
+        # Autocast keeps this in float32, since it has no matrix product.
         points = places.centres_xy[:, None, None, None] + offsets.float() / places.sides_xy[:, None]
         sampled = sample_levels(values.float(), places.sizes, points, weights.view(offsets.shape[:-1]))
         attended: Tensor = self.out(sampled.to(values.dtype))
@@ -99,7 +99,7 @@ def sample_levels(
     points_xy: Float[Tensor, "batch queries heads levels points 2"],
     weights: Float[Tensor, "batch queries heads levels points"],
 ) -> Float[Tensor, "batch queries dim"]:
-    """Weighted sum of what lies at the points: bilinear between the centres of places, zero outside of the map.
+    """Weighted sum of the values at the points: bilinear between the centres of places, zero outside the map.
 
     Args:
         values: the maps of the levels, row-major, one after the other.
@@ -125,9 +125,9 @@ def sample_levels(
 def read_bilinear(
     maps: Float[Tensor, "maps channels rows columns"], points_xy: Float[Tensor, "maps queries points 2"]
 ) -> Float[Tensor, "maps channels queries points"]:
-    """What lies at the points (fractions of the frame): `grid_sample` made of gathers.
+    """The values at the points (fractions of the frame): `grid_sample` by gathers.
 
-    For mps, where that has no gradient in older releases of torch (see pytorch's pull request 179756, of April 2026).
+    For mps, where `grid_sample` has no gradient in older releases of torch (pytorch pull request 179756, April 2026).
     """
     rows, columns = maps.shape[2:]
     x, y = points_xy[..., 0] * columns - 0.5, points_xy[..., 1] * rows - 0.5

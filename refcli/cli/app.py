@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 import refcli
 from refcli.cli import presets, weights
-from refcli.cli.errors import DEBUG_VARIABLE, report
+from refcli.cli.errors import DEBUG_VARIABLE, report_error
 from refcli.cli.output import leave_closed_pipe, log, open_streams, settle_stdout, write_line
 from refcli.errors import ExitCode, RefcliError, UsageError
 from refcli.tables import did_you_mean, lookup
@@ -29,14 +29,14 @@ COMMANDS = {
     "convert-answers": "refcli.cli.convert_answers:command",
     "demo": "refcli.cli.demo:command",
 }
-"""In the order of a project's life. Each module imports nothing heavier than typer at its top."""
+"""In the order of a project's steps. Each module imports nothing heavier than typer at its top."""
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 class CommandTable(TyperGroup):
-    """Imports a command's module when the command is named, so that one command never pays for another.
+    """Imports a command's module on first use, so that no command pays for the imports of another.
 
-    The contexts and commands are click's; typer brings click itself or a copy of it, so they are not named here.
+    Contexts and commands are click's; typer ships click itself or a copy of it, so their classes are not named here.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401
@@ -52,7 +52,7 @@ class CommandTable(TyperGroup):
         return typer.main.get_command(single)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
-        """As click does it, but an unknown command gets the nearest name.
+        """As click's, but the error about an unknown command suggests the nearest name.
 
         Raises:
             UsageError: there is no such command.
@@ -76,7 +76,7 @@ app.add_typer(weights.app, name="weights")
 
 
 def run() -> NoReturn:
-    """Run the command line on `sys.argv` and leave with a documented exit code (see `refcli.errors.ExitCode`)."""
+    """Run the command line on `sys.argv` and exit with a documented code (see `refcli.errors.ExitCode`)."""
     try:
         open_streams()
         code = app(prog_name="refcli", standalone_mode=False)
@@ -85,15 +85,15 @@ def run() -> NoReturn:
     except BrokenPipeError:
         leave_closed_pipe()
     except Exception as error:
-        code = _show_usage_error(error) or report(error)
+        code = _show_usage_error(error) or report_error(error)
     settle_stdout()
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 
 def _show_usage_error(error: Exception) -> int | None:
-    """Let click say what is wrong with the command line; None if that is not what `error` is about.
+    """Log click's message about an invalid command line; None if `error` is no such error.
 
-    typer brings click itself or a copy of it, depending on its version, hence no `isinstance` of click's class.
+    typer ships click itself or a copy of it, depending on its version, hence no `isinstance` with click's class.
     """
     show = getattr(error, "show", None)
     if show is None or isinstance(error, RefcliError):
@@ -118,11 +118,11 @@ def _switch_on_debug(wanted: bool) -> None:
 @app.callback()
 def _global_options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
     debug: Annotated[
         bool,
         typer.Option("--debug", help=f"Show tracebacks (also {DEBUG_VARIABLE}=1).", callback=_switch_on_debug),
     ] = False,
 ) -> None:
-    """Visual grounding: say what you mean in an image, get the box and the mask."""
+    """Visual grounding: describe something in an image, get its box and its mask."""

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", metavar="DIR")] = Path("refcli-demo"),
-    scenes: Annotated[int, typer.Option("--scenes", help="How many scenes to draw.", min=1, max=500)] = 6,
-    seed: Annotated[int, typer.Option("--seed", help="Other seeds give other scenes.", min=0)] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The output folder.", metavar="DIR")] = Path("refcli-demo"),
+    scenes: Annotated[int, typer.Option("--scenes", help="Number of scenes to draw.", min=1, max=500)] = 6,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the scenes.", min=0)] = 0,
     device: Device = None,
     resume: OutResume = False,
     force: OutForce = False,
 ) -> None:
-    """See it work, offline: draw new scenes, ask the builtin model about them, and look at its answers."""
+    """Try refcli offline: draw new scenes and let the builtin model find what expressions refer to."""
     from shlex import quote
 
     from refcli.cli.output import log, write_line
@@ -34,10 +34,10 @@ def command(
     for row in rows:
         write_line(_line(row, width))
     write_line(f"{sum(row.is_right for row in rows)} of {len(rows)} right")
-    log(f"look at {out / 'contact_sheet.png'}; scenes, overlays, masks and predictions.jsonl are beside it")
+    log(f"wrote {out / 'contact_sheet.png'}; scenes, overlays, masks and predictions.jsonl are in the same folder")
     found = next((row for row in rows if not row.answer.no_target), rows[0])
     scene, mine = quote(str(out / found.scene)), quote(str(out / "mine"))
-    log(f'ask yourself: refcli predict {scene} -e "{found.expression}" --out {mine}')
+    log(f'to ask your own: refcli predict {scene} -e "{found.expression}" --out {mine}')
 
 
 def _line(row: DemoRow, width: int) -> str:
@@ -46,7 +46,7 @@ def _line(row: DemoRow, width: int) -> str:
     score = answer.no_target_score if answer.no_target else answer.targets[0].score
     certainty = "" if score is None else f"{score:.0%}"
     if row.iou is None:
-        outcome = f"{'right' if row.is_right else 'wrong'}: nothing is meant"
+        outcome = f"{'right' if row.is_right else 'wrong'}: there is no target"
     else:
         outcome = f"{row.iou:.2f}{'' if row.is_right else '  (missed)'}"
     return f"{row.expression:{width}}  {row.kind:11}  {verdict:9}  {certainty:>5}  {outcome}"

@@ -1,4 +1,4 @@
-"""From an exception to what the user reads and the exit code the shell gets."""
+"""From an exception to the message on stderr and the exit code."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from refcli.cli.output import console_err, printable, printable_lines
 from refcli.errors import ExitCode, RefcliError
 
 DEBUG_VARIABLE = "REFCLI_DEBUG"
-"""Set to 1 (or give `refcli --debug`) for tracebacks."""
+"""Set it to 1 (or give `refcli --debug`) to see tracebacks."""
 
 
-def report(error: BaseException) -> int:
-    """Report an error on stderr; returns the exit code that goes with it."""
+def report_error(error: BaseException) -> int:
+    """Report an error on stderr and return its exit code."""
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         console_err.print(printable_lines("".join(traceback.format_exception(error))), markup=False, end="")
     if isinstance(error, RefcliError):
@@ -22,15 +22,15 @@ def report(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno is not None:
         _print_parts(
             "error",
-            f"the system refuses: {error.strerror}",
+            f"the operating system reports: {error.strerror}",
             where=str(error.filename) if error.filename is not None else None,
-            hint="is there room, and may you write there?",
+            hint="check the free space and the permissions there",
         )
         return int(ExitCode.FAILED)
     if isinstance(error, UnicodeEncodeError):
         _print_parts(
             "error",
-            "a name or text is not valid Unicode, which this step needs",
+            "a name or text is not valid Unicode, which this step requires",
             where=str(error.object),
             hint="rename the file or folder",
         )

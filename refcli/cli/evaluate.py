@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES, Data, Device
-from refcli.cli.predict import BatchSize, Precision, PrecisionChoice
+from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES, BatchSize, Data, Device, Precision, PrecisionChoice
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

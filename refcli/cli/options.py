@@ -1,15 +1,28 @@
-"""Options that several commands share, said once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 WEIGHTS_NAMES = "a NAME of `refcli weights list`, a pulled hf://... address, or a directory such as RUN/weights"
-"""What every command takes that reads weights."""
+"""What every command accepts that reads weights."""
 WEIGHTS_METAVAR = "NAME|hf://...|DIR"
+
+
+class PrecisionChoice(str, Enum):
+    """Type of the model's weights."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+Precision = Annotated[PrecisionChoice, typer.Option("--precision", help="Type of the weights; auto is the fastest.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Pairs per forward pass.", min=1)]
 Preset = Annotated[
     str | None,
     typer.Option(
@@ -23,24 +36,29 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Change one setting; may be given several times.", metavar="KEY.SUB=VALUE"),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", metavar="DEVICE")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps. Default: auto.", metavar="DEVICE")
+]
 Nproc = Annotated[
     str | None,
-    typer.Option("--nproc", help="Train in so many processes on this machine; auto: one per GPU.", metavar="N|auto"),
+    typer.Option("--nproc", help="Number of training processes on this machine; auto: one per GPU.", metavar="N|auto"),
 ]
 Nnodes = Annotated[
     str | None,
-    typer.Option("--nnodes", help="On so many machines; give the same command to each.", metavar="N|MIN:MAX"),
+    typer.Option("--nnodes", help="Number of machines; run the same command on each.", metavar="N|MIN:MAX"),
 ]
 RdzvEndpoint = Annotated[
     str | None,
-    typer.Option("--rdzv-endpoint", help="Where several machines meet: one of them and a port.", metavar="HOST:PORT"),
+    typer.Option(
+        "--rdzv-endpoint", help="Rendezvous address of several machines: one of them and a port.", metavar="HOST:PORT"
+    ),
 ]
 MaxRestarts = Annotated[
-    int, typer.Option("--max-restarts", min=0, help="Go on from the last checkpoint after so many crashes.")
+    int,
+    typer.Option("--max-restarts", min=0, help="Resume from the last checkpoint after at most this many crashes."),
 ]
 PrintSbatch = Annotated[
     bool, typer.Option("--print-sbatch", help="Print a SLURM script for this command line; start nothing.")
 ]
-OutForce = Annotated[bool, typer.Option("--force", help="Remove what refcli wrote in --out before, and nothing else.")]
+OutForce = Annotated[bool, typer.Option("--force", help="Remove what refcli wrote to --out before, and nothing else.")]
 OutResume = Annotated[bool, typer.Option("--resume", help="Complete the earlier run in --out.")]

@@ -14,14 +14,14 @@ from rich.console import Console
 from refcli.errors import ExitCode, RefcliError, UsageError
 
 console_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-"""Where everything goes that is not the answer itself."""
+"""The console for messages: everything that is not data."""
 
 
 def open_streams() -> None:
-    """Make stdin, stdout and stderr usable, whatever the program was started with.
+    """Make stdin, stdout and stderr usable, however the program was started.
 
-    A closed descriptor is opened on the null device, so that no file gets its number and, with it, what libraries
-    print. Messages that stderr cannot take (closed, full, another encoding) never end the program.
+    A closed descriptor is opened on the null device, so that no file gets its number and then the output of libraries.
+    Messages that cannot be written to stderr (closed, full, another encoding) never end the program.
 
     Raises:
         UsageError: stdout is closed.
@@ -39,7 +39,7 @@ def open_streams() -> None:
 
 
 def settle_stdout() -> None:
-    """Flush stdout, or drop what it does not take: the interpreter would end with a code of its own."""
+    """Flush stdout, or drop what cannot be written: otherwise the interpreter exits with its own code."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -72,7 +72,7 @@ class _Unfailing:
 
 
 def _escape_unknown(stream: TextIO) -> None:
-    """Let a stream escape the characters that its encoding does not have."""
+    """Make a stream escape the characters that its encoding lacks."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
 
@@ -84,11 +84,11 @@ def _null_device() -> TextIO:
 def write_line(text: str) -> None:
     """Write one line of data (or several) to stdout and flush it.
 
-    It is UTF-8, whatever the encoding of stdout, with halves of surrogate pairs escaped as in JSON. What a table shows
-    of a file must be `printable`. A closed pipe (`| head`) ends the program quietly.
+    It is UTF-8, whatever the encoding of stdout, with halves of surrogate pairs escaped as in JSON. Text from files
+    must be made `printable` first. A closed pipe (`| head`) ends the program quietly.
 
     Raises:
-        RefcliError: stdout does not take it.
+        RefcliError: stdout cannot be written.
     """
     try:
         binary = getattr(sys.stdout, "buffer", None)
@@ -103,12 +103,12 @@ def write_line(text: str) -> None:
     except OSError as error:
         _abandon_stdout()
         raise RefcliError(
-            f"cannot write to stdout: {error.strerror}", hint="is the disk full that it is redirected to?"
+            f"cannot write to stdout: {error.strerror}", hint="if it is redirected to a file: is the disk full?"
         ) from error
 
 
 def leave_closed_pipe() -> NoReturn:
-    """End the program without a word: whoever read stdout has had enough.
+    """Exit without a message: the reader of stdout has closed the pipe.
 
     Raises:
         SystemExit: always, with code 0.
@@ -118,18 +118,18 @@ def leave_closed_pipe() -> NoReturn:
 
 
 def _abandon_stdout() -> None:
-    """Discard what is left in the buffers of stdout, which the interpreter flushes when it ends."""
+    """Discard what is left in the buffers of stdout, which the interpreter flushes at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def log(text: str) -> None:
-    """Write a message to stderr, taken literally (no markup) and line by line `printable`."""
+    """Write a message to stderr, without markup and with each line made `printable`."""
     console_err.print(printable_lines(text), markup=False)
 
 
 def printable(text: str) -> str:
-    """One line of text in which nothing draws on a terminal: what is not printable, line feeds too, is escaped."""
+    """One line of text without control sequences: unprintable characters, also line feeds, are escaped."""
     return text if text.isprintable() else "".join(map(_printable_letter, text))
 
 

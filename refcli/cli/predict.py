@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES, Device, OutForce, OutResume
+from refcli.cli.options import (
+    WEIGHTS_METAVAR,
+    WEIGHTS_NAMES,
+    BatchSize,
+    Device,
+    OutForce,
+    OutResume,
+    Precision,
+    PrecisionChoice,
+)
 
 if TYPE_CHECKING:
     from refcli.contracts.prediction import Answer
     from refcli.recipes.predict import PredictSummary
 
 BUILTIN_NOTE = (
-    "note: the builtin weights know synthetic scenes only; for photographs pick a NAME of `refcli weights list`, "
-    "run `refcli weights pull NAME` and give --weights NAME"
+    "note: the builtin weights were trained on synthetic scenes only; for photographs choose a NAME of "
+    "`refcli weights list`, run `refcli weights pull NAME` and give --weights NAME"
 )
-MOST_FAILURES_LISTED = 20
-SECONDS_BETWEEN_NEWS = 0.2
+MAX_FAILURES_LISTED = 20
+SECONDS_BETWEEN_UPDATES = 0.2
 
 
 class Format(str, Enum):
-    """How answers look on stdout."""
+    """The form of the answers on stdout."""
 
     jsonl = "jsonl"
     table = "table"
 
 
-class PrecisionChoice(str, Enum):
-    """Type of the model's weights."""
+@dataclass(frozen=True)
+class PredictOptions:
+    """The options of one call."""
 
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-Weights = Annotated[
-    str,
-    typer.Option("--weights", "-w", help=f"The model to ask: {WEIGHTS_NAMES}.", metavar=WEIGHTS_METAVAR),
-]
-Precision = Annotated[PrecisionChoice, typer.Option("--precision", help="Type of the weights; auto is the fastest.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Pairs per forward pass.", min=1)]
+    inputs: Sequence[str]
+    expressions: Sequence[str]
+    request_files: Sequence[str]
+    weights: str
+    out: Path | None
+    format: Format
+    min_score: float | None
+    device: str
+    precision: PrecisionChoice
+    batch_size: int | None
+    resume: bool
+    force: bool
 
 
 def command(
@@ -59,7 +72,7 @@ def command(
         typer.Option(
             "--expression",
             "-e",
-            help="What to look for; may be given several times. Request lines may have their own.",
+            help="What to look for; may be given several times. Request lines may have expressions of their own.",
             metavar="TEXT",
         ),
     ] = None,
@@ -69,14 +82,17 @@ def command(
             "--requests", "-r", help='File of lines {"image": ..., "expression": ...}, or -.', metavar="FILE|-"
         ),
     ] = None,
-    weights: Weights = "builtin",
+    weights: Annotated[
+        str,
+        typer.Option("--weights", "-w", help=f"The model to use: {WEIGHTS_NAMES}.", metavar=WEIGHTS_METAVAR),
+    ] = "builtin",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Write drawings, masks and predictions.jsonl here.", metavar="DIR"),
+        typer.Option("--out", "-o", help="Write drawings, masks and predictions.jsonl to this folder.", metavar="DIR"),
     ] = None,
-    format_: Annotated[Format, typer.Option("--format", "-f", help="What stdout gets.")] = Format.jsonl,
+    format_: Annotated[Format, typer.Option("--format", "-f", help="Output format on stdout.")] = Format.jsonl,
     min_score: Annotated[
-        float | None, typer.Option("--min-score", help="Drop targets below this confidence.", min=0, max=1)
+        float | None, typer.Option("--min-score", help="Drop targets with a lower confidence.", min=0, max=1)
     ] = None,
     device: Device = None,
     precision: Precision = PrecisionChoice.auto,
@@ -84,11 +100,33 @@ def command(
     resume: OutResume = False,
     force: OutForce = False,
 ) -> None:
-    """Find what expressions mean in images: one JSON line per (image, expression) on stdout.
+    """Find the regions that expressions refer to: one JSON line per (image, expression) on stdout.
 
     Boxes are xyxy pixels of the image; masks are COCO run lengths.
-    Exit code 3: some requests failed (they have "error" and are listed on stderr); 1: all did.
+    Exit code 3: some requests failed (they have "error" and are listed on stderr); 1: all failed.
     """
+    options = PredictOptions(
+        inputs=inputs or (),
+        expressions=expressions or (),
+        request_files=requests or (),
+        weights=weights,
+        out=out,
+        format=format_,
+        min_score=min_score,
+        device=device or "auto",
+        precision=precision,
+        batch_size=batch_size,
+        resume=resume,
+        force=force,
+    )
+    summary = _run(options)
+    _log_summary(summary, out)
+    if summary.exit_code:
+        raise typer.Exit(int(summary.exit_code))
+
+
+def _run(options: PredictOptions) -> PredictSummary:
+    """Answer all requests; answers go to stdout as they arrive."""
     from functools import partial
 
     from refcli.answers.jsonl import answer_line
@@ -97,43 +135,40 @@ def command(
     from refcli.inference.predictor import Predictor
     from refcli.recipes.predict import Output, predict
 
-    if out is None and (resume or force):
-        raise UsageError(f"{'--resume' if resume else '--force'} needs an output folder", hint="give --out DIR")
-    to_text = answer_line if format_ is Format.jsonl else table_line
-    load = partial(
-        Predictor,
-        weights,
-        device=device or "auto",
-        precision=precision.value,
-        batch_size=batch_size,
-        min_score=min_score,
-    )
-    with Counting() as counting:
+    if options.out is None and (options.resume or options.force):
+        option = "--resume" if options.resume else "--force"
+        raise UsageError(f"{option} needs an output folder", hint="give --out DIR")
+    to_text = answer_line if options.format is Format.jsonl else table_line
+    with AnswerCounter() as counter:
 
         def show(answer: Answer) -> None:
-            if weights == "builtin" and not counting.count:
+            if options.weights == "builtin" and not counter.count:
                 log(BUILTIN_NOTE)
             write_line(to_text(answer))
-            counting.add()
+            counter.add()
 
-        summary = predict(
-            inputs or [],
-            expressions or [],
-            request_files=requests or [],
-            load=load,
-            out=None if out is None else Output(out, force=force, resume=resume),
+        return predict(
+            options.inputs,
+            options.expressions,
+            request_files=options.request_files,
+            load=partial(
+                Predictor,
+                options.weights,
+                device=options.device,
+                precision=options.precision.value,
+                batch_size=options.batch_size,
+                min_score=options.min_score,
+            ),
+            out=None if options.out is None else Output(options.out, force=options.force, resume=options.resume),
             on_answer=show,
             on_note=lambda text: log(printable(f"note: {text}")),
         )
-    _log_summary(summary, out)
-    if summary.exit_code:
-        raise typer.Exit(int(summary.exit_code))
 
 
 def table_line(answer: Answer) -> str:
     """An answer as aligned columns: verdict, score, box, image, expression; a line for every target.
 
-    A box that the head did not give, the tight one of its mask, is marked as such.
+    A box that is not the head's, but the tight box of its mask, is marked.
     """
     from refcli.cli.output import printable
     from refcli.errors import shorten
@@ -156,17 +191,17 @@ def table_line(answer: Answer) -> str:
     return "\n".join(lines)
 
 
-class Counting:
-    """A running count on stderr where it is a terminal and stdout is not (the lines are then their own progress)."""
+class AnswerCounter:
+    """A running count on stderr if stderr is a terminal and stdout is not (lines on a terminal show the progress)."""
 
     def __init__(self) -> None:
         import sys
 
         self._is_shown = sys.stderr.isatty() and not sys.stdout.isatty()
         self.count = 0
-        self._next_news = 0.0
+        self._next_update = 0.0
 
-    def __enter__(self) -> Counting:
+    def __enter__(self) -> AnswerCounter:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -174,13 +209,13 @@ class Counting:
             self._write("")
 
     def add(self) -> None:
-        """One more answer."""
+        """Count one more answer."""
         import time
 
         self.count += 1
-        if self._is_shown and time.monotonic() >= self._next_news:
+        if self._is_shown and time.monotonic() >= self._next_update:
             self._write(f"{self.count} answered")
-            self._next_news = time.monotonic() + SECONDS_BETWEEN_NEWS
+            self._next_update = time.monotonic() + SECONDS_BETWEEN_UPDATES
 
     @staticmethod
     def _write(text: str) -> None:
@@ -197,11 +232,11 @@ def _log_summary(summary: PredictSummary, out: Path | None) -> None:
     if not summary.num_answers:
         log("there were no requests")
     if summary.num_earlier:
-        log(f"resumed: {summary.num_earlier} of {summary.num_answers} answers were there already")
-    for name, error in summary.failures[:MOST_FAILURES_LISTED]:
+        log(f"resumed: {summary.num_earlier} of {summary.num_answers} answers are from the earlier run")
+    for name, error in summary.failures[:MAX_FAILURES_LISTED]:
         log(printable(f"failed: {error}" if error.startswith(name) else f"failed: {shorten(name)}: {error}"))
-    if len(summary.failures) > MOST_FAILURES_LISTED:
-        log(f'failed: and {len(summary.failures) - MOST_FAILURES_LISTED} more (every line with an "error")')
+    if len(summary.failures) > MAX_FAILURES_LISTED:
+        log(f'failed: and {len(summary.failures) - MAX_FAILURES_LISTED} more (every line with an "error")')
     if summary.failures:
         log(f"{len(summary.failures)} of {summary.num_answers} requests failed")
     for note in summary.unread.notes():

@@ -86,7 +86,7 @@ def check_command(
     ] = None,
 ) -> None:
     """Check presets against what the program knows: one line for each good one, exit code 2 if one has a mistake."""
-    from refcli.cli.errors import report
+    from refcli.cli.errors import report_error
     from refcli.cli.output import write_line
     from refcli.config.presets import find_preset, list_presets, preset_groups
     from refcli.errors import ConfigError, ExitCode
@@ -100,7 +100,7 @@ def check_command(
             check_preset(path, group=group_of(path) if is_file else path.parent.name)
         except ConfigError as error:
             failed = True
-            report(error)
+            report_error(error)
         else:
             write_line(f"ok {name}")
     if failed:

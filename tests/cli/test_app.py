@@ -14,7 +14,7 @@ import pytest
 
 import refcli
 from refcli.cli import app as cli_app
-from refcli.cli.errors import report
+from refcli.cli.errors import report_error
 from refcli.cli.output import log, printable, write_line
 from refcli.engine.stopping import StoppedError
 from refcli.errors import ConfigError, DataError, DownloadError, GateError, RefcliError, WeightsError
@@ -118,10 +118,13 @@ def test_every_kind_of_end_has_its_exit_code(run_with, error, code):
     assert run_with(error)[0] == code
 
 
-def test_what_the_system_refuses_is_no_bug(run_with):
-    code, said = run_with(PermissionError(errno.EACCES, "Permission denied", "/sys/s"))
+def test_an_error_of_the_operating_system_is_no_bug(run_with):
+    code, message = run_with(PermissionError(errno.EACCES, "Permission denied", "/sys/s"))
 
-    assert (code, said.splitlines()[:2]) == (1, ["error: the system refuses: Permission denied", "where: /sys/s"])
+    assert (code, message.splitlines()[:2]) == (
+        1,
+        ["error: the operating system reports: Permission denied", "where: /sys/s"],
+    )
 
 
 def test_an_error_says_what_where_and_what_next_literally(run_with):
@@ -163,8 +166,8 @@ def test_a_bug_is_one_line_and_a_hint_unless_debugging(run_with, monkeypatch):
     assert "Traceback" in long
 
 
-def test_report_returns_the_code_of_the_error(capsys):
-    assert report(ConfigError("no")) == 2
+def test_reporting_an_error_returns_its_code(capsys):
+    assert report_error(ConfigError("no")) == 2
 
 
 def test_the_debug_option_shows_the_traceback_of_a_user_mistake_too(tmp_path):

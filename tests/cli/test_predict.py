@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from refcli.cli.app import run
-from refcli.weights import directory as load
+from refcli.weights import locate
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_min_score_drops_targets(refcli, pictures, weights):
 
 
 def test_the_builtin_model_says_once_that_it_knows_synthetic_scenes_only(refcli, pictures, weights, monkeypatch):
-    monkeypatch.setattr(load, "BUILTIN_PATH", type(load.BUILTIN_PATH)(weights))
+    monkeypatch.setattr(locate, "BUILTIN_PATH", type(locate.BUILTIN_PATH)(weights))
     code, out, err = refcli("predict", "a.png", "b.jpg", "-e", "x")
     assert code == 0
     assert err.count("synthetic scenes only") == 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +23,8 @@ from refcli.data.sources.synthetic.settings import SyntheticSettings
 from refcli.data.sources.table import SOURCES
 from refcli.data.spec import list_specs, load_spec
 from refcli.errors import ConfigError
+from refcli.evaluation.metrics.conventions import choose_conventions
+from refcli.heads.table import head_settings
 from refcli.tables import lookup
 from refcli.weights.catalog import Catalog
 
@@ -88,22 +93,29 @@ def check(command: str, values: dict[str, Any]) -> None:
         names = [each for each in values.get("names", ()) or () if not PLACEHOLDER.fullmatch(each)]
         for name in names:
             check_source_settings(name, overrides)
+    if command == "evaluate":
+        choose_conventions(values.get("convention") or ())
 
 
 def check_settings(command: str, preset: str, overrides: list[str]) -> None:
     """A named preset takes the overrides; a placeholder or a file stands for any preset that does."""
     if not PLACEHOLDER.fullmatch(preset) and not preset.endswith(".yaml"):
-        HOME_OF_PRESETS[command](preset, overrides)
+        load(command, preset, overrides)
         return
     problems = []
     for candidate in list_presets(command):
         try:
-            HOME_OF_PRESETS[command](candidate, overrides)
+            load(command, candidate, overrides)
         except ConfigError as error:
             problems.append(error)
         else:
             return
     raise problems[0]
+
+
+def load(command: str, preset: str, overrides: list[str]) -> None:
+    """Read a preset as the command does, with the settings of its head."""
+    head_settings(HOME_OF_PRESETS[command](preset, overrides).model.head)
 
 
 def check_source_settings(name: str, overrides: list[str]) -> None:
@@ -113,6 +125,8 @@ def check_source_settings(name: str, overrides: list[str]) -> None:
         validate(SyntheticSettings, given, where=name)
     elif spec.source is not None:
         validate(lookup(SOURCES, spec.source, what="source").settings, {**spec.settings, **given}, where=name)
+    elif given:
+        raise ConfigError("a mixture has no settings", where=name)
 
 
 @every_page
@@ -124,6 +138,29 @@ def test_every_inline_refcli_command_names_commands_and_options_that_exist(name)
         command, _, rest = command_of(words[1:])
         unknown = {word for word in rest if word.startswith("-") and word != "-"} - options_of(command)
         assert not unknown, f"`{span}` in {name}"
+
+
+@every_page
+def test_every_inline_override_fits_a_command(name):
+    for span in code_spans(ROOT / name):
+        words = shlex.split(span) if span.startswith(("--set ", "-s ")) else []
+        overrides = [word for word in words if "=" in word and word.partition("=")[0].islower()]
+        assert not overrides or fits_a_command(overrides), f"`{span}` in {name}"
+
+
+def fits_a_command(overrides: list[str]) -> bool:
+    checks = [partial(check_settings, command, "PRESET") for command in HOME_OF_PRESETS]
+    checks += [partial(check_source_settings, name) for name in list_specs()]
+    checks += [partial(check_format_settings, name) for name in SOURCES]
+    for check_overrides in checks:
+        with suppress(ConfigError):
+            check_overrides(overrides)
+            return True
+    return False
+
+
+def check_format_settings(name: str, overrides: list[str]) -> None:
+    validate(lookup(SOURCES, name, what="source").settings, apply_overrides({}, overrides), where=name)
 
 
 @every_page

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from documentation import DOCS, NAMES, ROOT, prose_of
+from documentation import DOCS, NAMES, ROOT, blocks_of, code_spans, prose_of
 
 MAX_README_LINES = 150
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -69,6 +70,21 @@ def test_the_reference_has_every_command_and_setting(generated):
     assert "| `--fail-under METRIC=X` |" in commands
     assert "| `optim.lr` | number >= 0 | `0.0001` |" in settings
     assert "`model.head.settings.mask_upsamples`" in settings
+
+
+def test_the_architecture_page_shows_the_layers_that_are_enforced():
+    source = (ROOT / "tests" / "architecture" / "test_layers.py").read_text(encoding="utf-8")
+    assignments = [node for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)]
+    (layers,) = [ast.literal_eval(node.value) for node in assignments if node.target.id == "LAYERS"]
+    enforced = " -> ".join(" | ".join(row) for row in layers)
+    shown = [" ".join(block.text.split()) for block in blocks_of(DOCS / "architecture.md") if block.language == "text"]
+    assert enforced in shown
+
+
+def test_the_architecture_page_names_every_room():
+    spans = set(code_spans(DOCS / "architecture.md"))
+    rooms = {path.parent.name for path in (ROOT / "refcli").glob("*/__init__.py")}
+    assert {f"refcli/{room}" for room in rooms} <= spans
 
 
 def test_the_site_builds_without_a_warning(tmp_path, monkeypatch, caplog):

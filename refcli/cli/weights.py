@@ -74,7 +74,7 @@ def pull_command(
     from refcli.cli.output import log, write_line
     from refcli.weights.pull import pull
 
-    write_line(str(pull(name, revision=revision, pin=pin, force=force, say=log)))
+    write_line(str(pull(name, revision=revision, pin=pin, force=force, report=log)))
 
 
 @app.command("convert")
@@ -139,13 +139,13 @@ def info_command(name_or_path: NameOrPath, as_json: AsJson = False) -> None:
 def verify_command(name_or_path: NameOrPath) -> None:
     """Check the files of weights: checksums, shapes, that every number is finite; prints the directory."""
     from refcli.cli.output import log, printable, write_line
-    from refcli.recipes.weights import refuse_broken, verify_weights
+    from refcli.recipes.weights import require_intact, verify_weights
     from refcli.weights.checks import unchecked
 
     directory, problems = verify_weights(name_or_path)
     for problem in problems:
         log(printable(problem))
-    refuse_broken(directory, problems)
+    require_intact(directory, problems)
     for note in unchecked(directory):
         log(f"note: {note}")
     write_line(str(directory))

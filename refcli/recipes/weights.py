@@ -1,4 +1,4 @@
-"""weights: what there is, what it holds, and from an official checkpoint to a directory that refcli loads."""
+"""The `weights` commands: list, describe, convert and verify weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refcli.files import file_sha256
 from refcli.weights.catalog import TOKENIZER, Catalog, CatalogEntry, WeightsOrigin
 from refcli.weights.layout import META_FILE, MODEL_FILE, is_file
 from refcli.weights.locate import BUILTIN, BUILTIN_PATH, has_home, pulled_directory, resolve
-from refcli.weights.pull import OFFICIAL_TOKENIZER, Pin, read_origin, read_pins
+from refcli.weights.pull import Pin, read_origin, read_pins
 
 if TYPE_CHECKING:
     from refcli.weights.checks import WeightsInfo
@@ -28,7 +28,7 @@ class ListedWeights:
     entry: CatalogEntry
     origin: WeightsOrigin
     directory: Path | None
-    """Where it lies; None if it was not pulled."""
+    """Its weights directory; None if it was not pulled."""
     pin: Pin | None
 
     @property
@@ -41,7 +41,7 @@ class ListedWeights:
         return "known" if self.entry.sha256 is not None else UNVERIFIED
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain data; null stands for "not verified"."""
+        """All fields as plain data; null means "not verified"."""
         tables, scores = Catalog.load().tables, self.entry.scores
         return {
             **self.entry.model_dump(mode="json"),
@@ -58,14 +58,14 @@ class ListedWeights:
 
 @dataclass(frozen=True)
 class WeightsDescription:
-    """What is known about some weights: from the catalogue, from their files, or from both."""
+    """What is known about weights: from the catalogue, from their files, or from both."""
 
     listed: ListedWeights | None
     info: WeightsInfo | None
 
 
 def list_weights() -> tuple[ListedWeights, ...]:
-    """Every set of weights that has a name, in the catalogue's order.
+    """Every set of weights in the catalogue, in its order.
 
     Raises:
         WeightsError: the lock file is damaged.
@@ -87,7 +87,7 @@ def convert_weights(
     heads: int | None = None,
     tokenizer: Path | None = None,
 ) -> ConversionReport:
-    """Convert an official checkpoint; a tokenizer that was pulled is put beside a model that it fits.
+    """Convert an official checkpoint; the pulled tokenizer is added to a model that it fits.
 
     Raises:
         RefcliError: as `refcli.weights.official.convert.convert`.
@@ -103,20 +103,20 @@ def convert_weights(
         return converted(tokenizer)
     try:
         return converted(pulled)
-    except WeightsError as problem:  # a tokenizer is looked at before anything is written
+    except WeightsError as problem:  # the tokenizer is checked before anything is written
         if problem.where != str(pulled):
             raise
         report = converted(None)
-        return replace(report, notes=(*report.notes, f"the pulled tokenizer is left out: {problem.message}"))
+        return replace(report, notes=(*report.notes, f"the pulled tokenizer is not used: {problem.message}"))
 
 
 def describe_weights(name_or_path: str) -> WeightsDescription:
-    """What the catalogue says about some weights, and what their files say if they are here.
+    """The catalogue entry of weights, and a description of their files if this machine has them.
 
-    A directory of that name comes before the catalogue's weights, as for every other command.
+    A directory of that name takes precedence over the catalogue, as in every other command.
 
     Raises:
-        UsageError: neither knows them.
+        UsageError: neither exists.
         WeightsError: the files cannot be read.
     """
     from refcli.weights.checks import info
@@ -130,30 +130,34 @@ def describe_weights(name_or_path: str) -> WeightsDescription:
 
 
 def verify_weights(name_or_path: str) -> tuple[Path, list[str]]:
-    """Check the files of some weights or of the pulled tokenizer; returns their directory and everything that is wrong.
+    """Check the files of weights or of the pulled tokenizer.
+
+    Returns:
+        Their directory, and a description of each problem.
 
     Raises:
-        WeightsError: they are not here.
+        WeightsError: they were not pulled.
         UsageError: there are no such weights.
     """
+    from refcli.text.tokenizer import OFFICIAL_NAME
     from refcli.weights.checks import verify
 
     directory = pulled_directory(TOKENIZER) if name_or_path == TOKENIZER else Path(name_or_path)
-    if is_file(directory / OFFICIAL_TOKENIZER) and not is_file(directory / MODEL_FILE):
-        return directory, _tokenizer_problems(directory)
+    if is_file(directory / OFFICIAL_NAME) and not is_file(directory / MODEL_FILE):
+        return directory, _tokenizer_problems(directory / OFFICIAL_NAME)
     directory = resolve(name_or_path)
     return directory, verify(directory)
 
 
-def _tokenizer_problems(directory: Path) -> list[str]:
+def _tokenizer_problems(file: Path) -> list[str]:
     from refcli.text.tokenizer import Tokenizer
 
-    file, origin = directory / OFFICIAL_TOKENIZER, read_origin(directory)
+    origin = read_origin(file.parent)
     problems = []
     if origin is None:
-        problems.append(f"{META_FILE} does not tell where {OFFICIAL_TOKENIZER} came from")
+        problems.append(f"{META_FILE} does not state the origin of {file.name}")
     elif file_sha256(file) != origin["sha256"]:
-        problems.append(f"{OFFICIAL_TOKENIZER} is not the file that was pulled: its sha256 differs from {META_FILE}'s")
+        problems.append(f"{file.name} is not the file that was pulled: its sha256 differs from {META_FILE}'s")
     try:
         Tokenizer.load(TextSettings(tokenizer=str(file)))
     except WeightsError as problem:
@@ -161,18 +165,18 @@ def _tokenizer_problems(directory: Path) -> list[str]:
     return problems
 
 
-def refuse_broken(directory: Path, problems: list[str]) -> None:
-    """Do nothing if nothing is wrong.
+def require_intact(directory: Path, problems: list[str]) -> None:
+    """Check that there are no problems.
 
     Raises:
-        WeightsError: something is.
+        WeightsError: there are.
     """
     if problems:
-        number = "1 thing is" if len(problems) == 1 else f"{len(problems)} things are"
+        number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise WeightsError(
-            f"these weights are not whole: {number} wrong",
+            f"these weights are not intact: {number}",
             where=str(directory),
-            hint="pull or convert them again, unless a line above says what else to do",
+            hint="pull or convert them again, unless a line above gives other advice",
         )
 
 

@@ -1,4 +1,4 @@
-"""One file from the Hugging Face hub into the hub's own cache: resumed where it broke off, checked, explained."""
+"""Fetch one file from the Hugging Face Hub into the Hub's own cache, with resumed and verified downloads."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from refcli.files import file_sha256, write_atomically
 from refcli.weights.locate import HubUri, home
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
-"""The hub's etag of a large file is its sha256."""
+"""The Hub's etag of a large file is its sha256."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ETAG = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._-]{0,127}")
-"""What may name a file in the cache: it leads nowhere else."""
+"""An etag that is safe as a file name."""
 PARTIAL_SUFFIX = ".refcli-partial"
 SPARE_BYTES = 1 << 30
-"""Left free on the disk after a download; as much as the file has, if that is less."""
-DEFAULT_BRANCH = "main"
+"""Left free on the disk after a download; the size of the file if that is less."""
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+Report = Callable[[str], None]
+"""Receives one line of progress."""
 
 
 class NotOnHubError(DownloadError):
-    """The hub has no such repository, revision or file, or hides it."""
+    """The Hub has no such repository, revision or file, or hides it."""
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file in the hub's cache, and exactly which one it is."""
+    """A file in the Hub's cache, with its exact origin."""
 
     path: Path
     repo: str
@@ -44,66 +45,107 @@ class HubFile:
     num_bytes: int
 
 
-def fetch(
-    uri: HubUri, *, sha256: str | None = None, force: bool = False, say: Callable[[str], None] = lambda text: None
-) -> HubFile:
-    """Find a file in the hub's cache, or download it there, and check it.
+@dataclass(frozen=True)
+class _CacheSlot:
+    """Where the Hub's cache keeps one file of one commit: a link in a snapshot to a blob that the etag names.
 
-    huggingface_hub (since 1.31) throws a broken download away; its parts are kept here and continued by the next call.
+    huggingface_hub offers no function that adds a file to its cache. `hf_hub_download` would add it, but it discards
+    partial downloads (since 1.31), and the path that it writes to is whatever etag the server sends at that moment.
+    The layout is documented: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    """
+
+    link: Path
+    """As `hf_hub_download(dry_run=True)` returns it."""
+    repo: Path
+    """The folder of the repository."""
+
+    def blob(self, etag: str) -> Path:
+        return self.repo / "blobs" / etag
+
+    def fill(self, blob: Path) -> None:
+        """Link to a blob, or move it to the link's place on a disk without links."""
+        self.link.parent.mkdir(parents=True, exist_ok=True)
+        self.link.unlink(missing_ok=True)
+        try:
+            self.link.symlink_to(os.path.relpath(blob, self.link.parent))
+        except OSError:
+            blob.replace(self.link)
+
+    def etag(self) -> str:
+        """The name of the blob; empty on a disk without links."""
+        return self.link.readlink().name if self.link.is_symlink() else ""
+
+    def record_revision(self, revision: str, commit: str) -> None:
+        """Record the commit of a branch or tag, for offline use; skipped in a read-only cache."""
+        ref = self.repo / "refs" / revision
+        with suppress(OSError):
+            if revision != commit and not (ref.is_file() and ref.read_text() == commit):
+                ref.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(ref, commit.encode())
+
+
+def fetch(
+    uri: HubUri, *, sha256: str | None = None, force: bool = False, report: Report = lambda line: None
+) -> HubFile:
+    """Find a file in the Hub's cache, or download it there, and verify it.
+
+    A download that fails keeps what it has received, and the next call resumes it.
 
     Args:
-        sha256: what the file must have, where that is known.
+        uri: the file.
+        sha256: its expected checksum, if known.
         force: download it even if it is cached.
-        say: gets a line of talk now and then.
+        report: receives a line of progress now and then.
 
     Raises:
         NotOnHubError: no such repository, revision or file.
-        DownloadError: no access, no connection, interrupted, no room.
-        WeightsError: not the file that `sha256` stands for, or a hub that names files as no hub does.
+        DownloadError: no access, no connection, an interrupted download, or no room for it.
+        WeightsError: the checksum differs, or the server sends names that a Hub never uses.
     """
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when it is imported
-    if os.path.expanduser("~") == "~" and "XDG_CACHE_HOME" not in os.environ:  # noqa: PTH111
-        os.environ.setdefault("HF_HOME", str(home() / "huggingface"))  # else it makes a folder called ~
+    _prepare_environment()
     try:
         from huggingface_hub import constants, hf_hub_download
-    except ValueError as problem:  # it takes the variable apart when it is imported
-        raise DownloadError(f"HF_ENDPOINT is no address: {problem}", where=os.environ.get("HF_ENDPOINT")) from problem
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # where it was imported before
-    fresh: str | None = None
-    with explained(uri):
+        from huggingface_hub.file_download import repo_folder_name
+    except ValueError as problem:  # huggingface_hub parses the variable when it is imported
+        raise DownloadError(
+            f"HF_ENDPOINT is not an address: {problem}", where=os.environ.get("HF_ENDPOINT")
+        ) from problem
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # where it was imported before the variable was set
+    downloaded: str | None = None
+    with explain_download_errors(uri):
         found = hf_hub_download(uri.repo, uri.file, revision=uri.revision, dry_run=True)
         if not COMMIT.fullmatch(found.commit_hash):
-            raise _impossible(uri, "commit", found.commit_hash)
-        path = Path(found.local_path)
-        cache = path.parents[uri.file.count("/") + 2]
-        if force or not path.exists():
-            fresh = _download(uri, found.commit_hash, path, cache / "blobs", sha256=sha256, force=force, say=say)
-        _note_branch(cache / "refs" / (uri.revision or DEFAULT_BRANCH), found.commit_hash)
-    etag = path.readlink().name if path.is_symlink() else ""
-    digest = fresh if fresh and fresh == etag else file_sha256(path)
+            raise _unsafe_name(uri, "commit", found.commit_hash)
+        repo = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=uri.repo, repo_type="model")
+        slot = _CacheSlot(Path(found.local_path), repo)
+        if force or not slot.link.exists():
+            downloaded = _download(uri, found.commit_hash, slot, sha256=sha256, force=force, report=report)
+        slot.record_revision(uri.revision or constants.DEFAULT_REVISION, found.commit_hash)
+    etag = slot.etag()
+    digest = downloaded if downloaded and downloaded == etag else file_sha256(slot.link)
     if SHA256.fullmatch(etag) and etag != digest:
         raise WeightsError(
-            "the cached file is damaged", where=str(path), hint=f"pull again with --force (its sha256 is {digest})"
+            "the cached file is damaged", where=str(slot.link), hint=f"pull again with --force (its sha256 is {digest})"
         )
     if sha256 is not None and digest != sha256:
         raise _other_file(uri, digest, sha256)
-    return HubFile(path, uri.repo, found.commit_hash, digest, path.stat().st_size)
+    return HubFile(slot.link, uri.repo, found.commit_hash, digest, slot.link.stat().st_size)
+
+
+def _prepare_environment() -> None:
+    """Set the variables that huggingface_hub reads when it is imported."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if os.path.expanduser("~") == "~" and "XDG_CACHE_HOME" not in os.environ:  # noqa: PTH111
+        os.environ.setdefault("HF_HOME", str(home() / "huggingface"))  # otherwise it creates a folder called ~
 
 
 def _download(
-    uri: HubUri,
-    commit: str,
-    pointer: Path,
-    blobs: Path,
-    *,
-    sha256: str | None,
-    force: bool,
-    say: Callable[[str], None],
+    uri: HubUri, commit: str, slot: _CacheSlot, *, sha256: str | None, force: bool, report: Report
 ) -> str | None:
-    """Download into the cache's `blobs`, and let `pointer`, where `hf_hub_download` looks for the file, lead there.
+    """Download the file into its slot of the cache.
 
     Returns:
-        The sha256, if the hub had stated it and it was right.
+        Its sha256, if the Hub states it and the file was verified.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -112,23 +154,24 @@ def _download(
     url = hf_hub_url(uri.repo, uri.file, revision=commit)
     facts = get_hf_file_metadata(url)
     if facts.etag is None:
-        raise DownloadError("the hub does not say which file this is", where=str(uri), hint="is HF_ENDPOINT right?")
+        raise DownloadError("the Hub does not identify this file", where=str(uri), hint="is HF_ENDPOINT right?")
     if not ETAG.fullmatch(facts.etag):
-        raise _impossible(uri, "file", facts.etag)
-    if sha256 is not None and SHA256.fullmatch(facts.etag) and facts.etag != sha256:
+        raise _unsafe_name(uri, "file", facts.etag)
+    states_sha256 = SHA256.fullmatch(facts.etag) is not None
+    if sha256 is not None and states_sha256 and facts.etag != sha256:
         raise _other_file(uri, facts.etag, sha256)
-    blobs.mkdir(parents=True, exist_ok=True)
-    blob, partial = blobs / facts.etag, blobs / (facts.etag + PARTIAL_SUFFIX)
-    with waiting(FileLock(f"{partial}.lock"), say, f"another refcli is downloading {uri.file}; waiting for it"):
+    blob, partial = slot.blob(facts.etag), slot.blob(facts.etag + PARTIAL_SUFFIX)
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    with wait_for(FileLock(f"{partial}.lock"), report, f"another refcli is downloading {uri.file}; waiting for it"):
         if blob.exists() and not force:
-            _point(pointer, blob)
+            slot.fill(blob)
             return None
         if force or (partial.exists() and facts.size is not None and partial.stat().st_size > facts.size):
             partial.unlink(missing_ok=True)
         done = partial.stat().st_size if partial.exists() else 0
-        _check_space(uri, blobs, facts.size or 0, done)
+        _check_space(uri, blob.parent, facts.size or 0, done)
         if done:
-            say(f"continuing {uri.file} after {_size(done)}")
+            report(f"continuing {uri.file} after {_size(done)}")
         with partial.open("ab") as file:
             http_get(
                 url,
@@ -138,44 +181,25 @@ def _download(
                 expected_size=facts.size,
                 displayed_filename=uri.file,
             )
-        states_sha256 = SHA256.fullmatch(facts.etag) is not None
         if states_sha256 and (digest := file_sha256(partial)) != facts.etag:
             partial.unlink()
             raise WeightsError(
-                "the file arrived damaged, and was thrown away",
+                "the file arrived damaged and was deleted",
                 where=str(uri),
-                hint=f"pull again (sha256 {digest}, the hub says {facts.etag})",
+                hint=f"pull again (sha256 {digest}, the Hub states {facts.etag})",
             )
         partial.replace(blob)
-        _point(pointer, blob)
+        slot.fill(blob)
         return facts.etag if states_sha256 else None
 
 
-def _point(pointer: Path, blob: Path) -> None:
-    """As huggingface_hub does it; not by it, for it would ask the hub for the blob's name again, and believe it."""
-    pointer.parent.mkdir(parents=True, exist_ok=True)
-    pointer.unlink(missing_ok=True)
-    try:
-        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-    except OSError:  # a disk without links
-        blob.replace(pointer)
-
-
-def _note_branch(ref: Path, commit: str) -> None:
-    """Note where a branch stands, for whoever works offline; a cache that may only be read does without."""
-    with suppress(OSError):
-        if ref.name != commit and not (ref.is_file() and ref.read_text() == commit):
-            ref.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(ref, commit.encode())
-
-
 @contextmanager
-def waiting(lock: FileLock, say: Callable[[str], None], text: str) -> Iterator[None]:
-    """Hold a lock; says `text` if it has to wait for it."""
+def wait_for(lock: FileLock, report: Report, message: str) -> Iterator[None]:
+    """Hold a lock; `message` is reported if another process holds it."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(text)
+        report(message)
         lock.acquire()
     try:
         yield
@@ -198,36 +222,35 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / factor:.{2 if factor > 1 else 0}f} {unit}"
 
 
-def _impossible(uri: HubUri, what: str, name: str) -> WeightsError:
+def _unsafe_name(uri: HubUri, what: str, name: str) -> WeightsError:
     return WeightsError(
-        f"the hub gives the {what} a name that no hub would give: {name[:200]!a}",
+        f"the server gives the {what} a name that the Hub never uses: {name[:200]!a}",
         where=str(uri),
-        hint="nothing was written; is HF_ENDPOINT a hub that you trust?",
+        hint="nothing was written; is HF_ENDPOINT a server that you trust?",
     )
 
 
 def _other_file(uri: HubUri, found: str, wanted: str) -> WeightsError:
     return WeightsError(
-        "this is not the file that was expected: the checksums differ",
+        "this is not the expected file: the checksums differ",
         where=f"{uri}: sha256 {found}, expected {wanted}",
         hint="if you trust the new file, accept it with `--revision REVISION --pin`",
     )
 
 
 @contextmanager
-def explained(uri: HubUri) -> Iterator[None]:
-    """Turn everything that can go wrong between here and the hub into an error with advice."""
+def explain_download_errors(uri: HubUri) -> Iterator[None]:
+    """Turn every failure between this machine and the Hub into a DownloadError with a hint."""
     try:
         yield
     except RefcliError:
         raise
     except Exception as problem:
-        # Any exception: which HTTP library huggingface_hub stands on, and so what it raises, differs by version.
-        raise explain(problem, uri) from problem
+        # Any exception: the HTTP library of huggingface_hub, and so the classes that it raises, differ by version.
+        raise _explained(problem, uri) from problem
 
 
-def explain(problem: Exception, uri: HubUri) -> DownloadError:
-    """What a failure means to the user."""
+def _explained(problem: Exception, uri: HubUri) -> DownloadError:
     from huggingface_hub import constants, errors
 
     where, page = str(uri), f"{constants.ENDPOINT}/{uri.repo}"
@@ -235,16 +258,18 @@ def explain(problem: Exception, uri: HubUri) -> DownloadError:
         problem = problem.__cause__
     status = problem.response.status_code if isinstance(problem, errors.HfHubHTTPError) else None
     if isinstance(problem, errors.HFValidationError):
-        return NotOnHubError(f"{uri.repo} is no name of a repository", where=where, hint="ORGANISATION/REPOSITORY")
+        return NotOnHubError(
+            f"{uri.repo} is not a valid repository name", where=where, hint="write ORGANISATION/REPOSITORY"
+        )
     if isinstance(problem, errors.GatedRepoError):
         return DownloadError(
-            "only users whom the owners let in may download this",
+            "the owners of this repository must grant you access first",
             where=where,
             hint=f"ask for access at {page}, then set HF_TOKEN (or run `hf auth login`) and pull again",
         )
     if isinstance(problem, errors.RepositoryNotFoundError):
         return NotOnHubError(
-            f"there is no repository {uri.repo} that you may see",
+            f"there is no repository {uri.repo}, or it is private",
             where=where,
             hint="check the name; a private repository needs HF_TOKEN (or `hf auth login`)",
         )
@@ -256,17 +281,24 @@ def explain(problem: Exception, uri: HubUri) -> DownloadError:
         return DownloadError(
             "HF_HUB_OFFLINE is set, and the file is not in the cache",
             where=where,
-            hint=f"unset HF_HUB_OFFLINE, or bring {constants.HF_HUB_CACHE} from a machine that has it",
+            hint=f"unset HF_HUB_OFFLINE, or copy {constants.HF_HUB_CACHE} from a machine that has the file",
         )
     if isinstance(problem, errors.EntryNotFoundError) and not isinstance(problem, errors.LocalEntryNotFoundError):
         return NotOnHubError(f"{uri.repo} has no file {uri.file!r}", where=where, hint=f"see {page}/tree/main")
     if status in (401, 403):
         return DownloadError(
-            f"the hub refuses access ({status})",
+            f"the Hub denies access ({status})",
             where=where,
             hint=f"set HF_TOKEN to a token that may read {uri.repo}; see {page}",
         )
-    said = " ".join(str(problem).split()) or type(problem).__name__
+    return _explained_transfer(problem, status, where=where)
+
+
+def _explained_transfer(problem: Exception, status: int | None, *, where: str) -> DownloadError:
+    """The error for a download that failed although the file exists and may be read."""
+    from huggingface_hub import constants
+
+    reason = (" ".join(str(problem).split()) or type(problem).__name__)[:200]
     if status is None and isinstance(problem, OSError) and problem.errno is not None:
         return DownloadError(
             f"the cache cannot be written: {problem.strerror}",
@@ -275,12 +307,12 @@ def explain(problem: Exception, uri: HubUri) -> DownloadError:
         )
     if status is not None:
         return DownloadError(
-            f"the hub answered with an error ({status})",
+            f"the Hub answered with an error ({status})",
             where=where,
-            hint=f"pull again later, what has arrived is kept ({said[:200]})",
+            hint=f"pull again later; the part that has arrived is kept ({reason})",
         )
     return DownloadError(
-        "the download broke off or the hub cannot be reached",
+        "the download was interrupted, or the Hub cannot be reached",
         where=where,
-        hint=f"check the connection and HF_ENDPOINT, then pull again: what has arrived is kept ({said[:200]})",
+        hint=f"check the connection and HF_ENDPOINT, then pull again; the part that has arrived is kept ({reason})",
     )

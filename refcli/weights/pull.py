@@ -1,4 +1,4 @@
-"""Pull published weights: find out which file, fetch it, convert it, and put the directory in place at once."""
+"""Pull published weights: identify the file, download it, convert it, and put the complete directory in place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refcli.config.schema import Settings, TextSettings
 from refcli.errors import RefcliError, UsageError, WeightsError
 from refcli.files import write_atomically
 from refcli.weights.catalog import KINDS_WITH_TEXT, TOKENIZER, Catalog, CatalogEntry
-from refcli.weights.hub import HubFile, NotOnHubError, fetch, waiting
+from refcli.weights.hub import HubFile, NotOnHubError, Report, fetch, wait_for
 from refcli.weights.layout import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -30,10 +30,11 @@ from refcli.weights.layout import (
 )
 from refcli.weights.locate import HOME_VARIABLE, SCHEME, HubUri, canonical, has_home, home, pulled_directory
 from refcli.weights.official.archives import extract_checkpoint, is_zip_of_weights
+from refcli.weights.official.conversions.table import AUTO
 
 
 class Pin(Settings):
-    """Exactly which file some weights came from."""
+    """The exact file that weights came from."""
 
     repo: str
     file: str
@@ -51,12 +52,12 @@ class LockFile(Settings):
 
 
 def lock_path() -> Path:
-    """Where pins are kept; the file may be copied to other machines."""
+    """The lock file, which holds the pins; it may be copied to other machines."""
     return home() / "weights.lock.json"
 
 
 def read_pins() -> Mapping[str, Pin]:
-    """Every pin; empty if nothing was ever pinned.
+    """All pins; empty if nothing was pinned.
 
     Raises:
         WeightsError: the lock file is damaged.
@@ -72,12 +73,12 @@ def read_pins() -> Mapping[str, Pin]:
         raise WeightsError(
             "the lock file cannot be read",
             where=str(path),
-            hint=f"mend or remove it ({' '.join(str(problem).split())[:200]})",
+            hint=f"fix or remove it ({' '.join(str(problem).split())[:200]})",
         ) from problem
 
 
 def write_pin(name: str, pin: Pin) -> None:
-    """Add or replace one pin, also while others write theirs; errors as `read_pins`."""
+    """Add or replace one pin, safely while other processes write theirs; errors as `read_pins`."""
     path = lock_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
@@ -85,97 +86,85 @@ def write_pin(name: str, pin: Pin) -> None:
         write_atomically(path, (json.dumps(content.model_dump(), indent=2, sort_keys=True) + "\n").encode())
 
 
-AUTO = "auto"
-"""Kind of a file that nobody has told anything about."""
-Say = Callable[[str], None]
-
-
 @dataclass(frozen=True)
-class Wanted:
-    """What a name or an address asks for."""
+class PullTarget:
+    """The file that a name or an address stands for."""
 
     name: str
     uris: tuple[HubUri, ...]
-    """The same file in several repositories, best first."""
+    """The same file in several repositories, in the order in which they are tried."""
     kind: str
+    """A row of `CONVERSIONS`, `tokenizer`, or `auto` to detect it."""
     sha256: str | None
+    """The expected checksum, if known."""
     licence: str | None
     entry: CatalogEntry | None = None
-    """What the catalogue says about it."""
+    """Its entry in the catalogue, if it has one."""
 
 
-def ask(name_or_uri: str, *, revision: str | None, pinned: Pin | None, pin: bool) -> Wanted:
-    """Settle the revision and the checksum. A pin is obeyed, unless --revision and --pin together replace it.
+def find_target(name_or_uri: str, *, revision: str | None, pinned: Pin | None, pin: bool) -> PullTarget:
+    """Decide which file, revision and checksum to expect: those of the pin, unless --revision and --pin replace it.
 
     Raises:
-        UsageError: unknown name, malformed address, two revisions, or weights that are inside refcli.
+        UsageError: unknown name, malformed address, two revisions, or weights that are part of refcli.
     """
-    entry, uri, known_revision, known_sha256 = None, None, None, None
     if name_or_uri.startswith(SCHEME):
         uri = HubUri.parse(name_or_uri)
         if revision and uri.revision and revision != uri.revision:
             raise UsageError("two revisions are given", where=f"--revision {revision}", hint=f"{name_or_uri} has one")
-        known_revision = uri.revision
+        repos: tuple[str, ...] = (uri.repo,)
+        entry, file, member, licence = None, uri.file, uri.member, None
+        known_revision, known_sha256 = uri.revision, None
     else:
         entry = Catalog.load().find(name_or_uri)
         if entry.file is None:
-            raise UsageError(f"{name_or_uri} is inside refcli", where=name_or_uri, hint="there is nothing to pull")
+            raise UsageError(f"{name_or_uri} is part of refcli", where=name_or_uri, hint="there is nothing to pull")
+        origin = Catalog.load().origin(entry)
+        repos, file, member, licence = origin.repos, entry.file, entry.member, origin.licence
         known_revision, known_sha256 = entry.revision, entry.sha256
+        if pinned is not None:  # the commits of a repository exist in no other
+            repos = (pinned.repo, *(repo for repo in repos if repo != pinned.repo))
     if pinned is not None:
         known_revision, known_sha256 = pinned.revision, pinned.sha256
-    asked = revision or known_revision
     if revision and revision != known_revision and (pin or pinned is None):
         known_sha256 = None
-    if uri is not None:
-        return Wanted(name_or_uri, (HubUri(uri.repo, uri.file, asked, uri.member),), AUTO, known_sha256, None)
-    assert entry is not None
-    assert entry.file is not None
-    origin = Catalog.load().origin(entry)
-    uris = tuple(HubUri(repo, entry.file, asked, entry.member) for repo in _repos(entry, pinned))
-    return Wanted(name_or_uri, uris, entry.kind, known_sha256, origin.licence, entry)
+    uris = tuple(HubUri(repo, file, revision or known_revision, member) for repo in repos)
+    return PullTarget(name_or_uri, uris, entry.kind if entry else AUTO, known_sha256, licence, entry)
 
 
-def _repos(entry: CatalogEntry, pinned: Pin | None) -> tuple[str, ...]:
-    """The repositories to try: the pinned one first, for its commits are its own."""
-    repos = Catalog.load().origin(entry).repos
-    return repos if pinned is None else (pinned.repo, *(repo for repo in repos if repo != pinned.repo))
-
-
-def fetch_first(wanted: Wanted, *, force: bool, say: Say) -> HubFile:
+def fetch_first(target: PullTarget, *, force: bool, report: Report) -> HubFile:
     """Fetch from the first repository that has the file; errors as `fetch`."""
     missing: NotOnHubError | None = None
-    for uri in wanted.uris:
+    for uri in target.uris:
         try:
-            say(f"looking for {uri}")
-            return fetch(uri, sha256=wanted.sha256, force=force, say=say)
+            report(f"looking for {uri}")
+            return fetch(uri, sha256=target.sha256, force=force, report=report)
         except NotOnHubError as problem:
-            say(problem.message)
+            report(problem.message)
             missing = missing or problem
     assert missing is not None
     raise missing
 
 
-def pin_of(wanted: Wanted, file: HubFile) -> Pin:
-    """Exactly which file came."""
+def pin_of(target: PullTarget, file: HubFile) -> Pin:
+    """The pin of a downloaded file."""
     return Pin(
         repo=file.repo,
-        file=wanted.uris[0].file,
+        file=target.uris[0].file,
         revision=file.revision,
         sha256=file.sha256,
         num_bytes=file.num_bytes,
     )
 
 
-OFFICIAL_TOKENIZER = "beit3.spm"
-"""Name of the file in the directory of a pulled tokenizer; `Tokenizer.load` counts the pieces of a file called so."""
-ANSWERS = {"rec": "box", "res": "mask"}
-"""Task of the catalogue -> what a conversion calls its answer."""
+TASK_NAMES = {"rec": "box", "res": "mask"}
+"""Task in the catalogue -> the same task in the meta.json of converted weights."""
 WIDTHS = {"base": 768, "large": 1024}
 ORIGIN_KEYS = frozenset({*Pin.model_fields, "member", "tokenizer"})
-"""What `read_origin` gives at the least."""
+"""Keys that every origin has."""
 
 Converter = Callable[..., Any]
-"""`refcli.weights.official.convert.convert(path, kind=, out=, tokenizer=, origin=)`, or what stands for it."""
+"""`refcli.weights.official.convert.convert(path, kind=, out=, tokenizer=, origin=)`, or a replacement."""
 
 
 def pull(
@@ -184,32 +173,32 @@ def pull(
     revision: str | None = None,
     pin: bool = False,
     force: bool = False,
-    say: Say = lambda text: None,
+    report: Report = lambda line: None,
     convert: Converter | None = None,
 ) -> Path:
-    """Download, check and convert some weights; what is already there is used again.
+    """Download, verify and convert weights; what this machine already has is reused.
 
     Args:
         name_or_uri: a name of the catalogue or `hf://org/repo@rev/file`.
         revision: the branch, tag or commit; else the pinned one, else the catalogue's, else the default branch.
-        pin: write down the commit and checksum that came, also of the tokenizer; later pulls want the same, unless a
-            `revision` is given together with `pin`.
+        pin: record the commit and the checksum, also of the tokenizer; later pulls require the same, unless
+            `revision` and `pin` are given together.
         force: download and convert again.
-        say: gets a line of talk now and then.
-        convert: makes a weights directory of a checkpoint; refcli's own by default.
+        report: receives a line of progress now and then.
+        convert: converts a checkpoint to a weights directory; None: `refcli.weights.official.convert.convert`.
 
     Returns:
         The directory: model.safetensors, config.yaml, meta.json and tokenizer.spm; or meta.json and beit3.spm.
 
     Raises:
         UsageError: unknown name, malformed address, or nothing to pull.
-        DownloadError: no access, no connection, no such file, no room for it.
-        WeightsError: wrong checksum, or a file that is not what it should be.
-        RefcliError: the disk refuses.
+        DownloadError: no access, no connection, no such file, or no room for it.
+        WeightsError: wrong checksum, or a file of another kind.
+        RefcliError: the files cannot be written.
     """
     name = canonical(name_or_uri)
     pinned = read_pins().get(name)
-    wanted = ask(name, revision=revision, pinned=pinned, pin=pin)
+    target = find_target(name, revision=revision, pinned=pinned, pin=pin)
     directory = pulled_directory(name)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -221,29 +210,29 @@ def pull(
         ) from problem
     with explain_weights_write_errors(directory):
         lock = FileLock(directory.with_name(f".{directory.name}.lock"))
-        with waiting(lock, say, f"another refcli is pulling {name}; waiting for it"):
-            there = None if force else read_origin(directory)
-            if there is None or not _is_enough(there, wanted, revision=revision):
-                file = fetch_first(wanted, force=force, say=say)
-                if there is None or there["sha256"] != file.sha256 or there["member"] != wanted.uris[0].member:
-                    there = _install(wanted, file, directory, force=force, say=say, convert=convert)
-                else:
-                    there |= {"repo": file.repo, "revision": file.revision}
-                    say(f"the file is the one that {directory} was made from")
+        with wait_for(lock, report, f"another refcli is pulling {name}; waiting for it"):
+            origin = None if force else read_origin(directory)
+            if origin is not None and _is_up_to_date(origin, target, revision=revision):
+                report(f"already here: {directory}")
             else:
-                say(f"already here: {directory}")
+                file = fetch_first(target, force=force, report=report)
+                if origin is None or origin["sha256"] != file.sha256 or origin["member"] != target.uris[0].member:
+                    origin = _install(target, file, directory, force=force, report=report, convert=convert)
+                else:
+                    origin |= {"repo": file.repo, "revision": file.revision}
+                    report(f"{directory} was made from this very file")
         if pin:
-            _write_pins(name, there)
-    if not pin and pinned is None and wanted.sha256 is None:
-        say(f"unverified: no checksum is known for {name}; --pin keeps this one ({there['sha256']})")
+            _write_pins(name, origin)
+    if not pin and pinned is None and target.sha256 is None:
+        report(f"unverified: no checksum is known for {name}; --pin records this one ({origin['sha256']})")
     return directory
 
 
 def read_origin(directory: Path) -> dict[str, Any] | None:
-    """Where pulled weights came from: name, repo, file, member, revision, sha256, num_bytes, licence, tokenizer.
+    """The origin of pulled weights: name, repo, file, member, revision, sha256, num_bytes, licence, tokenizer.
 
-    `tokenizer` is None, or the `Pin` (as a mapping) of the tokenizer beside a model that reads text.
-    None for a directory that was not pulled, or that lacks one of its files.
+    `tokenizer` is the `Pin` (as a mapping) of the tokenizer of a model that reads text, else None.
+    The result is None for a directory that was not pulled, or that lacks one of its files.
     """
     try:
         meta = read_meta(directory)
@@ -259,7 +248,7 @@ def read_origin(directory: Path) -> dict[str, Any] | None:
 
 
 def _is_origin(values: Mapping[str, Any]) -> bool:
-    """Whether these are of the form that `read_origin` gives."""
+    """Whether the values have the form that `read_origin` describes."""
     if not values.keys() >= ORIGIN_KEYS or not isinstance(values["member"], str | None):
         return False
     try:
@@ -271,35 +260,41 @@ def _is_origin(values: Mapping[str, Any]) -> bool:
     return True
 
 
-def _is_enough(there: dict[str, Any], wanted: Wanted, *, revision: str | None) -> bool:
-    """Whether the directory is certainly what is wanted, without asking the hub; `revision` is the user's own."""
-    if there["member"] != wanted.uris[0].member or wanted.sha256 not in (None, there["sha256"]):
+def _is_up_to_date(origin: Mapping[str, Any], target: PullTarget, *, revision: str | None) -> bool:
+    """Whether a directory of that origin certainly is the target, without asking the Hub.
+
+    Args:
+        origin: as `read_origin` returns it.
+        target: what to pull.
+        revision: the one that the user asked for.
+    """
+    if origin["member"] != target.uris[0].member or target.sha256 not in (None, origin["sha256"]):
         return False
-    is_same_file = wanted.sha256 is not None and revision is None
-    return is_same_file or wanted.uris[0].revision in (None, there["revision"])
+    is_same_file = target.sha256 is not None and revision is None
+    return is_same_file or target.uris[0].revision in (None, origin["revision"])
 
 
 def _install(
-    wanted: Wanted, file: HubFile, directory: Path, *, force: bool, say: Say, convert: Converter | None
+    target: PullTarget, file: HubFile, directory: Path, *, force: bool, report: Report, convert: Converter | None
 ) -> dict[str, Any]:
-    """Build the directory beside its place and move it there; returns what `read_origin` will."""
+    """Build the directory beside its final place and move it there; returns its origin."""
     origin: dict[str, Any] = {
-        "name": wanted.name,
-        **pin_of(wanted, file).model_dump(),
-        "member": wanted.uris[0].member,
-        "licence": wanted.licence,
+        "name": target.name,
+        **pin_of(target, file).model_dump(),
+        "member": target.uris[0].member,
+        "licence": target.licence,
         "tokenizer": None,
     }
     temporary = directory.with_name(f".{directory.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a pull that was killed: nobody else holds the lock
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed pull: this process holds the lock
     with exit_on_sigterm():
         temporary.mkdir()
         try:
             built = temporary / "built"
-            if wanted.kind == "tokenizer":
-                _build_tokenizer(wanted, file, built, origin)
+            if target.kind == "tokenizer":
+                _build_tokenizer(target, file, built, origin)
             else:
-                _build_model(wanted, file, built, origin, force=force, say=say, convert=convert)
+                _build_model(target, file, built, origin, force=force, report=report, convert=convert)
             if directory.exists():
                 directory.rename(temporary / "replaced")
             built.rename(directory)
@@ -308,68 +303,77 @@ def _install(
     return origin
 
 
-def _build_tokenizer(wanted: Wanted, file: HubFile, built: Path, origin: Mapping[str, Any]) -> None:
-    from refcli.text.tokenizer import Tokenizer
+def _build_tokenizer(target: PullTarget, file: HubFile, built: Path, origin: Mapping[str, Any]) -> None:
+    from refcli.text.tokenizer import OFFICIAL_NAME, Tokenizer
 
     built.mkdir()
-    copy = built / OFFICIAL_TOKENIZER
+    copy = built / OFFICIAL_NAME
     shutil.copyfile(file.path, copy)
-    with _named(wanted, file, copy):
+    with _errors_naming(target, file, copy):
         Tokenizer.load(TextSettings(tokenizer=str(copy)))
-    meta = {"kind": "tokenizer", "files": {OFFICIAL_TOKENIZER: file.sha256}, "origin": origin}
-    write_meta(built, meta)
+    write_meta(built, {"kind": "tokenizer", "files": {OFFICIAL_NAME: file.sha256}, "origin": origin})
 
 
 def _build_model(
-    wanted: Wanted,
+    target: PullTarget,
     file: HubFile,
     built: Path,
     origin: dict[str, Any],
     *,
     force: bool,
-    say: Say,
+    report: Report,
     convert: Converter | None,
 ) -> None:
-    checkpoint = _checkpoint(wanted, file, built.parent, say)
-    with _named(wanted, file, checkpoint):
-        kind = _kind_of(checkpoint) if wanted.kind == AUTO else wanted.kind
+    """Convert the file, with the tokenizer that it needs; `origin` receives the pin of the tokenizer."""
+    from refcli.weights.official import convert as official
+    from refcli.weights.official.reading import read_checkpoint
+
+    checkpoint = _extracted(target, file, built.parent, report)
+    with _errors_naming(target, file, checkpoint):
+        kind = official.detect_kind(read_checkpoint(checkpoint).state) if target.kind == AUTO else target.kind
     tokenizer = None
     if kind in KINDS_WITH_TEXT:
-        asked = ask(TOKENIZER, revision=None, pinned=read_pins().get(TOKENIZER), pin=False)
+        needed = find_target(TOKENIZER, revision=None, pinned=read_pins().get(TOKENIZER), pin=False)
         try:
-            found = fetch_first(asked, force=force, say=say)
+            found = fetch_first(needed, force=force, report=report)
         except RefcliError as problem:
             problem.message = f"the tokenizer that this model needs cannot be fetched: {problem.message}"
             raise
-        tokenizer, origin["tokenizer"] = found.path, pin_of(asked, found).model_dump()
-    say(f"converting {checkpoint.name}")
-    converter = convert or _own_converter()
-    with _named(wanted, file, checkpoint):
-        converter(checkpoint, kind=kind, out=built, tokenizer=tokenizer, origin=origin)
-    for note in _notes(wanted.entry, built):
-        say(note)
+        tokenizer, origin["tokenizer"] = found.path, pin_of(needed, found).model_dump()
+    report(f"converting {checkpoint.name}")
+    with _errors_naming(target, file, checkpoint):
+        (convert or official.convert)(checkpoint, kind=kind, out=built, tokenizer=tokenizer, origin=origin)
+    for note in _notes(target.entry, built):
+        report(note)
 
 
-def _kind_of(checkpoint: Path) -> str:
-    from refcli.weights.official.convert import detect_kind
-    from refcli.weights.official.reading import read_checkpoint
-
-    return detect_kind(read_checkpoint(checkpoint).state)
+def _extracted(target: PullTarget, file: HubFile, temporary: Path, report: Report) -> Path:
+    """The checkpoint itself, extracted if it is in a zip."""
+    member = target.uris[0].member
+    if not is_zip_of_weights(file.path):
+        if member is not None:
+            raise WeightsError(
+                "this is not a zip of checkpoints", where=str(file.path), hint=f"it should hold {member}"
+            )
+        return file.path
+    out = temporary / "checkpoint.pth"
+    report(f"extracted {extract_checkpoint(file.path, member, out)} from {file.path.name}")
+    return out
 
 
 @contextmanager
-def _named(wanted: Wanted, file: HubFile, copy: Path) -> Iterator[None]:
-    """Let what is wrong with a file that will be gone by then be about the one that was downloaded."""
+def _errors_naming(target: PullTarget, file: HubFile, copy: Path) -> Iterator[None]:
+    """Make errors about a temporary copy name the downloaded file."""
     try:
         yield
     except WeightsError as problem:
         if (problem.where or "").startswith((str(copy), "state dict")):
-            problem.where = f"{wanted.uris[0]} ({file.path})"
+            problem.where = f"{target.uris[0]} ({file.path})"
         raise
 
 
 def _notes(entry: CatalogEntry | None, built: Path) -> Iterator[str]:
-    """What the user should know about converted weights: the conversion's notes, and what the catalogue says else."""
+    """The notes of the conversion, and where the converted weights differ from the catalogue."""
     meta = read_meta(built)
     yield from meta.get("notes", ())
     if entry is None:
@@ -377,36 +381,18 @@ def _notes(entry: CatalogEntry | None, built: Path) -> Iterator[str]:
     config = read_config(built)
     tower = config.get("tower", config)
     size = tower.get("image_size")
-    tasks = [answer for task, answer in ANSWERS.items() if task in entry.tasks]
+    tasks = [name for task, name in TASK_NAMES.items() if task in entry.tasks]
     for what, found, stated in (
         ("image size", size[0] if isinstance(size, list) else size, entry.image_size),
         ("width", tower.get("dim"), WIDTHS.get(entry.tower or "")),
         ("tasks", meta.get("tasks"), tasks),
     ):
         if None not in (found, stated) and found != stated:
-            yield f"not what the catalogue says: {what} {found} instead of {stated}"
-
-
-def _own_converter() -> Converter:
-    from refcli.weights.official.convert import convert
-
-    return convert
-
-
-def _checkpoint(wanted: Wanted, file: HubFile, temporary: Path, say: Say) -> Path:
-    """The checkpoint itself, out of its zip if it is in one."""
-    member = wanted.uris[0].member
-    if not is_zip_of_weights(file.path):
-        if member is not None:
-            raise WeightsError("this is no zip of checkpoints", where=str(file.path), hint=f"it should hold {member}")
-        return file.path
-    out = temporary / "checkpoint.pth"
-    say(f"took {extract_checkpoint(file.path, member, out)} out of {file.path.name}")
-    return out
+            yield f"differs from the catalogue: {what} {found} instead of {stated}"
 
 
 def _write_pins(name: str, origin: Mapping[str, Any]) -> None:
-    """Pin what is there; its tokenizer too, unless that has a pin already."""
+    """Pin the file of the weights, and that of their tokenizer if it has no pin yet."""
     write_pin(name, Pin(**{key: origin[key] for key in Pin.model_fields}))
     if origin["tokenizer"] is not None and TOKENIZER not in read_pins():
         write_pin(TOKENIZER, Pin(**origin["tokenizer"]))

@@ -202,7 +202,7 @@ def test_verify_lists_what_is_wrong_and_fails(tmp_path, capsys):
     (tmp_path / "model.safetensors").write_bytes((BUILTIN_PATH / "model.safetensors").read_bytes()[:-4])
     (tmp_path / "config.yaml").write_bytes((BUILTIN_PATH / "config.yaml").read_bytes())
 
-    with pytest.raises(WeightsError, match="not whole") as broken:
+    with pytest.raises(WeightsError, match="not intact") as broken:
         verify_command(str(tmp_path))
 
     captured = capsys.readouterr()
@@ -259,7 +259,7 @@ def test_a_misspelt_name_is_not_pulled(capsys):
         pull_command("oneref-large-rec-refcco")
 
     assert f"did you mean {NAME!r}" in unknown.value.hint
-    with pytest.raises(UsageError, match="inside refcli"):
+    with pytest.raises(UsageError, match="is part of refcli"):
         pull_command("builtin")
 
 

@@ -91,7 +91,7 @@ def test_a_name_inside_a_model_cannot_fake_a_line_of_verify(tmp_path, capsys, fi
     convert(save(fixtures, tmp_path / "c.pth"), out=tmp_path / "w", heads=4)
     state = load_file(tmp_path / "w" / "model.safetensors")
     save_file(state | {"odd\nall is well\x1b[2J": torch.zeros(1)}, tmp_path / "w" / "model.safetensors")
-    with pytest.raises(WeightsError, match="not whole"):
+    with pytest.raises(WeightsError, match="not intact"):
         verify_command(str(tmp_path / "w"))
 
     err = capsys.readouterr().err

@@ -41,7 +41,7 @@ def test_a_pulled_tokenizer_that_does_not_fit_is_left_out_and_only_a_given_one_i
 
     report = convert_weights(tmp_path / "c.pth", out=tmp_path / "out", heads=4)
 
-    assert report.notes[-1].startswith("the pulled tokenizer is left out: the tokenizer has 64,002 ids, more than")
+    assert report.notes[-1].startswith("the pulled tokenizer is not used: the tokenizer has 64,002 ids, more than")
     assert report.needs_tokenizer
     assert not (tmp_path / "out" / "tokenizer.spm").exists()
     with pytest.raises(WeightsError, match="more than the tower embeds"):
@@ -74,6 +74,6 @@ def test_verify_checks_a_pulled_tokenizer_by_its_name_and_by_its_directory():
     (directory / "beit3.spm").write_bytes(b"import os")
     (directory / "meta.json").unlink()
     assert verify_weights("beit3-tokenizer")[1] == [
-        "meta.json does not tell where beit3.spm came from",
+        "meta.json does not state the origin of beit3.spm",
         "this is not a SentencePiece model",
     ]

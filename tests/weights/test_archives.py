@@ -139,5 +139,5 @@ def test_a_torch_checkpoint_which_is_a_zip_too_is_left_whole(hub, pulled):
 def test_a_zip_was_promised_and_a_checkpoint_came(hub, pulled):
     commit_zip(hub, noise(3))
 
-    with pytest.raises(WeightsError, match="no zip of checkpoints"):
+    with pytest.raises(WeightsError, match="not a zip of checkpoints"):
         pulled(ZIPPED)

@@ -63,12 +63,12 @@ def test_a_name_becomes_a_directory_with_model_tokenizer_and_origin(hub, pulled)
 def test_what_is_there_is_used_again_without_asking_the_hub(hub, pulled):
     pulled()
     num_requests = len(hub.requests)
-    said: list[str] = []
+    lines: list[str] = []
 
-    pulled(say=said.append)
+    pulled(report=lines.append)
 
     assert len(hub.requests) == num_requests
-    assert any("already here" in line for line in said)
+    assert any("already here" in line for line in lines)
 
 
 def test_another_branch_with_the_same_file_is_not_converted_again(hub, pulled):
@@ -250,7 +250,7 @@ def test_two_different_revisions_are_a_usage_error(hub, pulled):
 
 
 def test_there_is_nothing_to_pull_for_the_packaged_model(hub, pulled):
-    with pytest.raises(UsageError, match="inside refcli"):
+    with pytest.raises(UsageError, match="is part of refcli"):
         pulled("builtin")
 
 
@@ -268,13 +268,13 @@ def test_a_pulled_checkpoint_is_a_model_that_reads_expressions(hub, fixtures):
     torch.save({"model": state, "epoch": 3, "args": Namespace(use_regress_box=True)}, content)
     hub.commit(REPO, {FILE: content.getvalue(), SPM: TOKENIZER})
 
-    said: list[str] = []
-    directory = pull(NAME, say=said.append)
+    lines: list[str] = []
+    directory = pull(NAME, report=lines.append)
 
-    assert "not what the catalogue says: width 64 instead of 1024" in said
-    assert "not what the catalogue says: image size 64 instead of 384" in said
-    assert not any("tasks" in line for line in said)
-    assert any("attention heads of 64 channels" in line for line in said)
+    assert "differs from the catalogue: width 64 instead of 1024" in lines
+    assert "differs from the catalogue: image size 64 instead of 384" in lines
+    assert not any("tasks" in line for line in lines)
+    assert any("attention heads of 64 channels" in line for line in lines)
     loaded = load_weights(NAME)
     assert loaded.name == directory.name == NAME
     assert read_starting_weights(NAME).head.keys() == loaded.grounder.head.state_dict().keys()

@@ -90,11 +90,11 @@ def test_a_file_that_is_not_the_pinned_one_is_not_even_downloaded(hub, pulled):
 
 
 def test_who_has_not_pinned_is_told_that_nothing_was_verified(hub, pulled):
-    said: list[str] = []
+    lines: list[str] = []
 
-    pulled(say=said.append)
+    pulled(report=lines.append)
 
-    assert f"unverified: no checksum is known for {NAME}; --pin keeps this one ({sha256(noise(1))})" in said
+    assert f"unverified: no checksum is known for {NAME}; --pin records this one ({sha256(noise(1))})" in lines
 
 
 @pytest.mark.parametrize("content", ['{"weights": {"x": 3}}', '{"version": 2, "weights": {}}', "{"])

@@ -34,13 +34,12 @@ from refcli.weights.layout import (
 )
 from refcli.weights.official.conversions import beit3, cgformer, oneref, rela, vqkd
 from refcli.weights.official.conversions.plan import ConversionPlan, KeyTableError, is_parameter
-from refcli.weights.official.conversions.table import CONVERSIONS
+from refcli.weights.official.conversions.table import AUTO, CONVERSIONS
 from refcli.weights.official.reading import Checkpoint, read_checkpoint
 from refcli.weights.tensors import Mismatch, is_finite
 
 Dtype = Literal["fp32", "bf16", "keep"]
 DTYPES: Mapping[str, torch.dtype | None] = {"fp32": torch.float32, "bf16": torch.bfloat16, "keep": None}
-AUTO = "auto"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The kinds of official checkpoint by name, and what makes a plan of each."""
+"""The kinds of official checkpoints by name, with the function that converts each."""
 
 CONVERSIONS: dict[str, str] = {
     "oneref": "refcli.weights.official.conversions.oneref:plan",
@@ -7,4 +7,6 @@ CONVERSIONS: dict[str, str] = {
     "rela": "refcli.weights.official.conversions.rela:plan",
     "vqkd": "refcli.weights.official.conversions.vqkd:plan",
 }
-"""Each row is called as `plan(official, args=, heads=, image_size=)` and gives a `ConversionPlan`."""
+"""Each row is called as `plan(official, args=, heads=, image_size=)` and returns a `ConversionPlan`."""
+AUTO = "auto"
+"""In place of a kind: detect it from the names of the tensors."""

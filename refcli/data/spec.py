@@ -1,4 +1,4 @@
-"""What is known about a data set before it is prepared: its file in `data_specs/datasets`."""
+"""Specifications of data sets: the files in `data_specs/datasets`."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from refcli.tables import did_you_mean, lookup
 
 
 class SplitCounts(Settings):
-    """How much a split holds as its files have it, before anything is left out; None where it is not known."""
+    """The size of a split as published, before anything is left out; None if unknown."""
 
     images: int | None = Field(None, ge=1)
-    """Distinct pictures that have an expression."""
+    """Distinct images with an expression."""
     refs: int | None = Field(None, ge=1)
     """Records: regions, or groups of regions, that expressions refer to."""
     expressions: int | None = Field(None, ge=1)
     basis: Literal["verified", "published", "remembered"]
-    """`verified`: counted, or found alike in several independent places; `published`: its authors say so;
-    `remembered`: only a hint, a difference is no failure."""
+    """`verified`: counted, or the same in several independent sources; `published`: stated by the authors;
+    `remembered`: only a hint; a difference is not a failure."""
 
 
 class CountsIf(Settings):
-    """The counts of a data set that is read with other settings than its own."""
+    """The counts of a data set when it is read with other settings."""
 
     settings: dict[str, Any] = Field(min_length=1)
-    """Those that differ from the data set's and change what is counted; all of them together."""
+    """All settings that differ from the data set's own and change the counts."""
     splits: dict[str, SplitCounts] = Field(default_factory=dict)
-    """Empty: they change the counts, but nobody has published these."""
+    """Empty: the counts with these settings are unknown."""
 
 
 class Obtain(Settings):
-    """One thing to get from its authors; nothing is ever downloaded from here."""
+    """A file that the user obtains from its authors; refcli does not download it."""
 
     what: str
     url: str | None = None
@@ -50,48 +50,48 @@ class Obtain(Settings):
         return self.what + (f": {self.url}" if self.url else "") + (f" ({self.note})" if self.note else "")
 
 
-class Pictures(Settings):
-    """Which photographs a data set is about."""
+class ImageCollection(Settings):
+    """The image collection that a data set annotates."""
 
     what: str
     note: str | None = None
 
 
 class DatasetSpec(Settings):
-    """One data set: either files that a source reads, a mixture of prepared splits, or generated scenes."""
+    """A data set: files that a source reads, a mixture of prepared splits, or generated scenes."""
 
     description: str
     """One line."""
     licence: str
     origin: str
-    """Who made it, and where it comes from."""
+    """Authors and history."""
     citation: str | None = None
     """The reference, in one line."""
     homepage: str | None = None
     obtain: tuple[Obtain, ...] = ()
-    images: Pictures | None = None
+    images: ImageCollection | None = None
 
     source: str | None = None
     """Row of the table of sources (or generators); None for a mixture."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """For the source's own settings class."""
+    """Settings of the source."""
     folders: tuple[str, ...] = ()
-    """Names that the data set's folder goes by, inside the folder of raw data."""
+    """Usual names of the data set's folder inside the folder of raw data."""
     files: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Role -> names of its file (or folder), best first; tried in each of `folders`, then in the raw folder itself."""
 
     splits: dict[str, SplitCounts] = Field(default_factory=dict)
-    """With the settings above."""
+    """Counts with the settings above."""
     counts_if: tuple[CountsIf, ...] = ()
-    """Counts with other settings. A setting that no entry names changes no count."""
+    """Counts with other settings. A setting that no entry names does not change them."""
 
     mixture: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Split -> its members, as "dataset:split"."""
     family: tuple[str, ...] = ()
-    """Data sets whose evaluation pictures must stay out of the mixture's training splits."""
+    """Data sets whose evaluation images must stay out of the mixture's training splits."""
 
     @model_validator(mode="after")
-    def _is_whole(self) -> DatasetSpec:
+    def _check_consistency(self) -> DatasetSpec:
         if (self.source is None) != bool(self.mixture):
             raise ValueError("a data set has either a source or a mixture")
         if self.counts_if and self.source is None:
@@ -110,9 +110,9 @@ class DatasetSpec(Settings):
 
 
 def is_train_like(split: str) -> bool:
-    """Whether models are trained on a split, by its name: "train", "train2014", "trainval", "train_pseudo", "focus"...
+    """Whether a split is for training: its name starts with "train" or "focus", in any case.
 
-    Every name that starts with "train" or "focus", in any case, is train-like; scores are reported on all others.
+    Examples: "train", "train2014", "trainval", "train_pseudo", "focus". Scores are reported on all other splits.
     """
     return split.casefold().startswith(("train", "focus"))
 
@@ -131,7 +131,7 @@ def load_spec(name: str) -> DatasetSpec:
     """The specification of a data set that ships with refcli.
 
     Raises:
-        ConfigError: there is no such data set (the hint names the nearest), or its file does not fit.
+        ConfigError: there is no such data set (the hint names the nearest), or its file is invalid.
     """
     known = list_specs()
     if name not in known:
@@ -145,16 +145,16 @@ def load_spec(name: str) -> DatasetSpec:
 
 
 def find_files(spec: DatasetSpec, raw: Path, *, splits: Collection[str] | None = None) -> dict[str, Path]:
-    """Where the files of a data set lie, by role; those that the source can do without only if they are there.
+    """The files of a data set by role; optional ones only if they exist.
 
-    A role that is named after one of the published splits is needed if the split is in `splits` (None: all).
+    A role named after a published split is required if the split is in `splits` (None: all).
 
     Every name is tried in the data set's own folders first and then in `raw` itself, plain and with ".gz"; the first
-    that exists wins. `raw` itself is passed over if it bears the name of another data set's folder: the same file
-    names occur in several of them.
+    that exists is used. `raw` itself is skipped if it has the name of another data set's folder, because several data
+    sets use the same file names.
 
     Raises:
-        DataError: a role has no file; the hint lists every place tried and where the files can be had.
+        DataError: a role has no file; the hint lists every place tried and where to obtain the files.
     """
     if not raw.is_dir():
         raise DataError("there is no such folder of raw data", where=str(raw), hint=_how_to_obtain(spec))
@@ -174,7 +174,7 @@ def find_files(spec: DatasetSpec, raw: Path, *, splits: Collection[str] | None =
     if missing:
         lines = [f"{role}: tried {', '.join(names)} (each also with .gz)" for role, names in missing.items()]
         if foreign:
-            lines.append("the folder itself was passed over, because it bears the name of another data set")
+            lines.append("the folder itself was skipped because it has the name of another data set")
         raise DataError(
             f"{len(missing)} of {len(spec.files)} files are missing: {', '.join(missing)}; {spec.description}",
             where=str(raw),

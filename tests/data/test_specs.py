@@ -197,7 +197,7 @@ def test_the_folder_of_another_data_set_is_not_taken_for_its_own(tmp_path):
     assert find_files(load_spec("refcoco_plus_unc"), raw)["refs"] == raw / "refs(unc).p"
     with pytest.raises(DataError) as caught:
         find_files(load_spec("refcoco_unc"), raw)
-    assert "bears the name of another data set" in caught.value.hint
+    assert "has the name of another data set" in caught.value.hint
 
 
 def test_missing_files_are_reported_with_every_place_tried_and_where_to_get_them(tmp_path):

@@ -22,7 +22,7 @@ from refcli.data.sources.synthetic import (
 )
 from refcli.data.sources.synthetic.dice import generator
 from refcli.data.sources.synthetic.palette import COLOURS
-from refcli.data.sources.synthetic.render import paint
+from refcli.data.sources.synthetic.render import render
 from refcli.data.sources.synthetic.scene import Scene, SceneObject, draw_scene
 from refcli.data.sources.synthetic.settings import KINDS
 from refcli.data.sources.synthetic.shapes import SHAPES, shape_table
@@ -98,7 +98,7 @@ def test_boxes_are_the_extent_of_masks_and_masks_are_visible_enough() -> None:
             assert region.box_xyxy == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
             item = rendered.scene.objects[int(region.source_id)]
             alone = Scene(**{**_fields(rendered.scene), "objects": (item,), "shadow": None})
-            whole = np.count_nonzero(paint(alone, np.random.default_rng(0)).owner == 0)
+            whole = np.count_nonzero(render(alone, np.random.default_rng(0)).owner == 0)
             assert settings.min_visible * whole <= len(rows) <= whole
 
 
@@ -110,7 +110,7 @@ def test_a_painted_circle_has_the_area_and_place_of_a_circle() -> None:
     scene = draw_scene(SyntheticSettings(canvas=(200, 200)), generator(0, "x", 0, 0, "layout"))
     assert scene is not None
     circle = SceneObject("circle", "red", "solid", None, 60.0, 100.25, 80.5, 0.0, 30.0, 30.0)
-    picture = paint(Scene(**{**_fields(scene), "objects": (circle,), "shadow": None}), np.random.default_rng(0))
+    picture = render(Scene(**{**_fields(scene), "objects": (circle,), "shadow": None}), np.random.default_rng(0))
     rows, columns = np.nonzero(picture.owner == 0)
     assert len(rows) == pytest.approx(np.pi * 30**2, rel=0.01)
     assert (columns.mean() + 0.5, rows.mean() + 0.5) == pytest.approx((100.25, 80.5), abs=0.15)

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from refcli.data.sources.synthetic import RenderedScene, SyntheticSettings, render_scene
 from refcli.data.sources.synthetic.dice import generator
-from refcli.data.sources.synthetic.render import paint
+from refcli.data.sources.synthetic.render import render
 
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "black", "white", "gray")
 SHAPES = ("circle", "square", "triangle", "rectangle", "oval", "star", "heart", "diamond", "cross", "ring", "crescent")
@@ -221,7 +221,7 @@ def test_relations_and_superlatives_hold_in_the_visible_masks_by_a_margin(scenes
     """Occlusion must not turn "leftmost" into a lie: the visible box's centre is still the leftmost of its group."""
     checked = 0
     for rendered in scenes:
-        picture = paint(rendered.scene, generator(5, "train", 0, 0, "picture"))
+        picture = render(rendered.scene, generator(5, "train", 0, 0, "picture"))
         seen = look(rendered)
         for example, said in zip(rendered.examples, rendered.utterances, strict=True):
             if example.kind == "superlative" and said.term.axis in ("left", "right"):

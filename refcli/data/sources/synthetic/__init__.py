@@ -1,4 +1,4 @@
-"""Synthetic scenes: pictures of simple objects, with expressions whose truth is certain."""
+"""Synthetic scenes: images of simple objects, with expressions whose targets are certain."""
 
 from refcli.data.sources.synthetic.examples import RenderedScene, render_scene
 from refcli.data.sources.synthetic.language import iterate_expressions

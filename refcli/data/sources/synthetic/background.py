@@ -14,12 +14,12 @@ from refcli.data.sources.synthetic.dice import Dice
 PATTERNS = ("plain", "gradient", "clouds", "checker", "bands", "speckle")
 GRAIN_SIDE = 512
 GRAIN_SEED = 7
-"""The grain is one fixed tile, cut at a random place: drawing it anew would cost as much as all the rest."""
+"""Seed of the grain: one fixed tile, cut at a random place; drawing it anew would double the cost of a scene."""
 
 
 @dataclass(frozen=True)
 class Backdrop:
-    """What lies behind the objects."""
+    """The background of a scene."""
 
     pattern: str
     colours: np.ndarray
@@ -27,7 +27,7 @@ class Backdrop:
 
 
 def draw_backdrop(dice: Dice) -> Backdrop:
-    """A random backdrop: pale, dark or of middle brightness, and never strongly coloured."""
+    """A random backdrop: pale, dark or of medium brightness, and never strongly coloured."""
     tone = dice.weighted(("pale", "dark", "middle"), (0.55, 0.25, 0.2))
     hue = dice.unit()
     if tone == "pale":
@@ -69,7 +69,7 @@ def grain(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _mix(pattern: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Float32[height, width] in 0..1: how far the backdrop is on the way to its second colour."""
+    """Float32[height, width] in 0..1: the share of the backdrop's second colour."""
     angle = rng.uniform(0, 2 * np.pi)
     along_x = np.arange(width, dtype=np.float32)[None] * np.float32(np.cos(angle))
     along_y = np.arange(height, dtype=np.float32)[:, None] * np.float32(np.sin(angle))

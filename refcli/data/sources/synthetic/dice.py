@@ -11,17 +11,20 @@ import numpy as np
 T = TypeVar("T")
 
 BLOCK = 192
-"""Uniform numbers drawn at once: one numpy call per scalar would cost ten times as much."""
+"""Uniform numbers drawn at once: one numpy call per number would cost ten times as much."""
 
 
 def generator(seed: int, split: str, index: int, attempt: int, purpose: str) -> np.random.Generator:
-    """The independent random stream of one purpose ("layout", "language", "picture") in one scene."""
+    """The independent random stream of one purpose in one scene.
+
+    The purposes are "layout", "language" and "picture"; they are part of the seed and must not change.
+    """
     entropy = [seed, crc32(split.encode()), index, attempt, crc32(purpose.encode())]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
 
 class Dice:
-    """Uniform numbers of one generator, handed out one at a time."""
+    """Scalar random draws from one generator."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -50,7 +53,7 @@ class Dice:
         return items[int(self.unit() * len(items))]
 
     def weighted(self, items: Sequence[T], weights: Sequence[float]) -> T:
-        """One of the items, likely in proportion to its weight."""
+        """One of the items, with a probability in proportion to its weight."""
         point = self.unit() * sum(weights)
         for item, weight in zip(items, weights, strict=True):
             point -= weight

@@ -1,4 +1,4 @@
-"""From a scene to records: the picture, and an Example per expression with exact boxes and masks."""
+"""From a scene to examples: the image, and one Example per expression with exact boxes and masks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from refcli.contracts.example import RLE, Example, Region
 from refcli.data.sources.synthetic.dice import Dice, generator
 from refcli.data.sources.synthetic.graph import graph_of
 from refcli.data.sources.synthetic.language import Utterance, describe
-from refcli.data.sources.synthetic.render import Picture, paint
+from refcli.data.sources.synthetic.render import RenderedImage, render
 from refcli.data.sources.synthetic.scene import Scene, draw_scene
 from refcli.data.sources.synthetic.settings import SyntheticSettings
 from refcli.errors import ConfigError
@@ -19,12 +19,12 @@ from refcli.errors import ConfigError
 DATASET = "synthetic"
 SCENES_PER_FOLDER = 1000
 MAX_ATTEMPTS = 500
-"""Layouts drawn for a scene before its settings are called impossible; by default the first nearly always fits."""
+"""Layouts tried for a scene before its settings are reported as impossible; by default the first nearly always fits."""
 
 
 @dataclass(frozen=True)
 class RenderedScene:
-    """A picture and what is said about it."""
+    """An image and its expressions."""
 
     image: np.ndarray
     """UInt8[height, width, 3], RGB."""
@@ -35,14 +35,14 @@ class RenderedScene:
 
 
 def image_path(split: str, index: int) -> str:
-    """Where a scene's picture lies below the data set's folder."""
+    """Path of a scene's image below the data set's folder."""
     return f"images/{split}/{index // SCENES_PER_FOLDER:03d}/{index:06d}.jpg"
 
 
 def render_scene(settings: SyntheticSettings, split: str, index: int) -> RenderedScene:
     """Scene number `index` of a split: always the same for the same settings.
 
-    A layout in which an object would be hidden too much is drawn again.
+    If an object would be hidden too much, another layout is drawn.
 
     Raises:
         ConfigError: the settings leave no room for so many objects.
@@ -50,8 +50,8 @@ def render_scene(settings: SyntheticSettings, split: str, index: int) -> Rendere
     for attempt in range(MAX_ATTEMPTS):
         scene = draw_scene(settings, generator(settings.seed, split, index, attempt, "layout"))
         if scene is not None:
-            picture = paint(scene, generator(settings.seed, split, index, attempt, "picture"))
-            if min(picture.visible_share) >= settings.min_visible:
+            rendered = render(scene, generator(settings.seed, split, index, attempt, "picture"))
+            if min(rendered.visible_share) >= settings.min_visible:
                 break
     else:
         raise ConfigError(
@@ -61,7 +61,7 @@ def render_scene(settings: SyntheticSettings, split: str, index: int) -> Rendere
         )
     dice = Dice(generator(settings.seed, split, index, attempt, "language"))
     utterances = describe(graph_of(scene), settings, dice)
-    regions = _regions(scene, picture)
+    regions = _regions(scene, rendered)
     image_id = f"{DATASET}/{split}/{index:06d}"
     examples = tuple(
         Example(
@@ -72,19 +72,19 @@ def render_scene(settings: SyntheticSettings, split: str, index: int) -> Rendere
             image_id=image_id,
             width=scene.width,
             height=scene.height,
-            expression=said.text,
-            regions=tuple(regions[referent] for referent in said.referents),
-            kind=said.kind,
+            expression=utterance.text,
+            regions=tuple(regions[referent] for referent in utterance.referents),
+            kind=utterance.kind,
         )
-        for number, said in enumerate(utterances)
+        for number, utterance in enumerate(utterances)
     )
-    return RenderedScene(picture.image, examples, scene, utterances)
+    return RenderedScene(rendered.image, examples, scene, utterances)
 
 
-def _regions(scene: Scene, picture: Picture) -> list[Region]:
+def _regions(scene: Scene, rendered: RenderedImage) -> list[Region]:
     """The visible part of every object."""
     numbers = np.arange(len(scene.objects), dtype=np.int8)
-    masks = (np.ascontiguousarray(picture.owner.T)[None] == numbers[:, None, None]).view(np.uint8).T
+    masks = (np.ascontiguousarray(rendered.owner.T)[None] == numbers[:, None, None]).view(np.uint8).T
     regions = []
     for number, run_lengths in enumerate(coco_mask.encode(masks)):
         left, top, width, height = coco_mask.toBbox(run_lengths).tolist()

@@ -1,4 +1,4 @@
-"""The scene graph: sets of objects as bits of an int, and the relations between them."""
+"""The scene graph: sets of objects as bits of an integer, and relations between objects."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from refcli.data.sources.synthetic.scene import Scene, SceneObject
 
 SIDES = ("left", "right", "top", "bottom")
 CLEAR_RANK = 0.08
-"""Centres differ by at least this share of the short side where an order is spoken of."""
+"""Least distance of centres, as a share of the short side, for an order to be clear."""
 CLEAR_RELATION = 0.10
-"""Strictly left (right, above, below) of: by this share of the short side, and more than in the other direction."""
+"""Strictly left (right, above, below) of: by this share of the short side, and by more than in the other direction."""
 VAGUE_RELATION = -0.03
-"""Loosely left of: by at least this share, that is even if level or slightly right of."""
+"""Loosely left of: by at least this share, which includes level with and slightly right of."""
 CLEAR_SIZE = 1.25
-"""The biggest object is so many times the size of the next."""
+"""Least ratio of the biggest object's size to the next."""
 
 
-class Description(NamedTuple):
+class ObjectDescription(NamedTuple):
     """Attributes by which objects are described; None leaves one open."""
 
     size: str | None = None
@@ -28,7 +28,7 @@ class Description(NamedTuple):
 
 
 class Denotation(NamedTuple):
-    """The objects meant by a term, as bits: those surely meant, and those that a generous reader might accept."""
+    """The objects that a term refers to, as bits: the certain ones, and those that a generous reader might accept."""
 
     strict: int
     loose: int
@@ -40,7 +40,7 @@ def members(bits: int) -> list[int]:
 
 
 class Graph:
-    """Attribute sets and spatial relations of objects on a scene's canvas: its own, or an altered copy of them."""
+    """Attributes and spatial relations of the objects on a scene's canvas: its own objects or an altered copy."""
 
     def __init__(self, objects: tuple[SceneObject, ...], scene: Scene) -> None:
         self.objects = objects
@@ -55,25 +55,25 @@ class Graph:
                     self._bits[word] = self._bits.get(word, 0) | 1 << number
         self._related: dict[tuple[str, int], Denotation] = {}
 
-    def description_of(self, number: int) -> Description:
-        """Everything that can be said of an object."""
+    def description_of(self, number: int) -> ObjectDescription:
+        """All attributes of an object."""
         item = self.objects[number]
-        return Description(item.size_class, item.fill, item.colour, item.shape)
+        return ObjectDescription(item.size_class, item.fill, item.colour, item.shape)
 
     def having(self, word: str) -> int:
         """The objects with this attribute value."""
         return self._bits.get(word, 0)
 
-    def matching(self, description: Description) -> int:
-        """The objects that fit a description. A size word fits no object where sizes are not of two clear classes."""
+    def matching(self, description: ObjectDescription) -> int:
+        """The objects that fit a description. A size word fits none if the sizes do not form two clear classes."""
         bits = self.everything
         for word in description:
             if word:
                 bits &= self._bits.get(word, 0)
         return bits
 
-    def described(self, description: Description) -> Denotation:
-        """As `matching`; loosely, a size word fits every object where sizes are not of two clear classes."""
+    def described(self, description: ObjectDescription) -> Denotation:
+        """As `matching`; loosely, a size word fits every object if the sizes do not form two clear classes."""
         strict = self.matching(description)
         if description.size and not self.has_size_classes:
             return Denotation(strict, self.matching(description._replace(size=None)))

@@ -1,23 +1,22 @@
-"""The expressions of a scene: balanced kinds, distinct sentences, certain truth."""
+"""The expressions of a scene: balanced kinds, distinct sentences, certain targets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from refcli.data.sources.synthetic.absent import propose_absent
 from refcli.data.sources.synthetic.dice import Dice, generator
 from refcli.data.sources.synthetic.graph import Graph, graph_of, members
-from refcli.data.sources.synthetic.proposals import PROPOSALS
+from refcli.data.sources.synthetic.proposals import PROPOSALS, propose_absent
 from refcli.data.sources.synthetic.scene import draw_scene
 from refcli.data.sources.synthetic.settings import SyntheticSettings
-from refcli.data.sources.synthetic.terms import Term, means_surely
+from refcli.data.sources.synthetic.terms import Term, certain_targets
 from refcli.data.sources.synthetic.wording import sentence
 
 TRIES_PER_KIND = 14
 """Proposals of one kind before another kind is tried."""
 SENTENCES_ONLY = "sentences"
-"""The split name of scenes that are only talked about."""
+"""The split name of scenes that are not rendered."""
 
 
 class Utterance(NamedTuple):
@@ -26,30 +25,30 @@ class Utterance(NamedTuple):
     text: str
     kind: str
     referents: tuple[int, ...]
-    """Numbers of the objects meant, ascending; none for "no_target"."""
+    """Numbers of the target objects, ascending; none for "no_target"."""
     term: Term
 
 
 def describe(graph: Graph, settings: SyntheticSettings, dice: Dice) -> tuple[Utterance, ...]:
-    """Up to `expressions_per_scene` expressions, no two alike, of kinds drawn by `kind_weights`."""
+    """Up to `expressions_per_scene` different expressions, of kinds drawn by `kind_weights`."""
     kinds = list(settings.kind_weights)
     weights = list(settings.kind_weights.values())
-    told: dict[str, Utterance] = {}
+    uttered: dict[str, Utterance] = {}
     for _ in range(3 * settings.expressions_per_scene):
-        if len(told) == settings.expressions_per_scene:
+        if len(uttered) == settings.expressions_per_scene:
             break
         kind = dice.weighted(kinds, weights)
         new = _utter_absent(graph, settings, dice) if kind == "no_target" else _utter(graph, kind, dice)
-        if new and new.text not in told and all(new.term != old.term for old in told.values()):
-            told[new.text] = new
-    return tuple(told.values())
+        if new and new.text not in uttered and all(new.term != old.term for old in uttered.values()):
+            uttered[new.text] = new
+    return tuple(uttered.values())
 
 
 def _utter(graph: Graph, kind: str, dice: Dice) -> Utterance | None:
     for _ in range(TRIES_PER_KIND):
         term = PROPOSALS[kind](graph, graph.everything, dice)
-        if term is not None and (meant := means_surely(term, graph)):
-            return Utterance(sentence(term, dice), kind, tuple(members(meant)), term)
+        if term is not None and (targets := certain_targets(term, graph)):
+            return Utterance(sentence(term, dice), kind, tuple(members(targets)), term)
     return None
 
 
@@ -63,7 +62,7 @@ def _utter_absent(graph: Graph, settings: SyntheticSettings, dice: Dice) -> Utte
 
 
 def iterate_expressions(settings: SyntheticSettings, count: int) -> Iterator[str]:
-    """`count` expressions without pictures, such as a tokenizer is trained on."""
+    """`count` expressions without images, for training a tokenizer."""
     index, left = 0, count
     while left > 0:
         scene = draw_scene(settings, generator(settings.seed, SENTENCES_ONLY, index, 0, "layout"))

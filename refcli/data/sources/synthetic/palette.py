@@ -32,12 +32,12 @@ PATTERN_TONES: dict[str, tuple[int, int, int]] = {
     "white": (150, 150, 156),
     "gray": (232, 232, 234),
 }
-"""Second tone of stripes and dots where lightening the colour would not contrast."""
+"""Second tone of stripes and dots, for colours that would not contrast with their lighter tone."""
 
 FILLS = ("solid", "striped", "dotted", "outlined")
 
 COLOUR_JITTER = 9
-"""Largest change of an object's colour channel from the palette's value."""
+"""Largest difference of an object's colour channel from the palette."""
 
 MIN_CONTRAST = 38.0
 """Least CIELAB distance between an object's colour and every colour of the background."""
@@ -51,7 +51,7 @@ def pattern_tone(colour: str) -> tuple[int, int, int]:
 
 
 def outline_core(colour: str) -> tuple[int, int, int]:
-    """The RGB inside an outlined object: its colour, made very pale (white and gray get a dark core)."""
+    """The RGB inside an outlined object: its colour, made very pale; white gets a dark core."""
     if colour in ("white", "gray"):
         return (60, 60, 64) if colour == "white" else (236, 236, 238)
     return _lightened(colour, 0.84)

@@ -1,12 +1,27 @@
-"""Finding something to say: one function per kind proposes a term about a scene graph."""
+"""Proposing expressions: one function per kind proposes a term about a scene graph, or one without a target."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from refcli.data.sources.synthetic.dice import Dice
-from refcli.data.sources.synthetic.graph import SIDES, Description, Graph, members
-from refcli.data.sources.synthetic.terms import Extreme, Many, Nth, Pair, Plain, Related, Term, Without
+from refcli.data.sources.synthetic.graph import SIDES, Graph, ObjectDescription, members
+from refcli.data.sources.synthetic.palette import FILLS
+from refcli.data.sources.synthetic.scene import FILL_WEIGHTS, SceneObject, allowed_fills
+from refcli.data.sources.synthetic.shapes import SHAPES
+from refcli.data.sources.synthetic.terms import (
+    Extreme,
+    Many,
+    Nth,
+    Pair,
+    Plain,
+    Related,
+    Term,
+    Without,
+    certain_targets,
+    denote,
+)
 
 DIRECTIONS = ("left", "right", "above", "below")
 SUBSETS = tuple(
@@ -16,17 +31,25 @@ SUBSETS = tuple(
 """Every choice of attributes."""
 GROUP_SUBSETS = (("shape",), ("colour",), ("colour", "shape"), ("fill", "shape"), ("fill",), ("size", "shape"), ())
 GROUP_WEIGHTS = (0.42, 0.14, 0.2, 0.08, 0.05, 0.06, 0.05)
-"""How groups are described that something is then singled out of."""
+"""Descriptions of the groups from which an object is singled out."""
 EXCLUDED = ("shape", "colour", "fill")
+TRIES_PER_COPY = 4
+COPIES = 12
+CHANGE_WEIGHTS = {"superlative": (0.15, 0.75, 0.1), "plural": (0.3, 0.6, 0.1)}
+"""Kind -> weights of the changes; kinds about groups need changes of whole groups."""
+
 
 Focus = int
 """Bits of the objects that the term should be about."""
+Objects = list[SceneObject]
+Palette = tuple[str, ...]
+"""Colours that the scene could have."""
 
 
-def keep(description: Description, attributes: tuple[str, ...]) -> Description:
+def keep(description: ObjectDescription, attributes: tuple[str, ...]) -> ObjectDescription:
     """The description reduced to some of its attributes."""
     size, fill, colour, shape = description
-    return Description(
+    return ObjectDescription(
         size if "size" in attributes else None,
         fill if "fill" in attributes else None,
         colour if "colour" in attributes else None,
@@ -34,18 +57,18 @@ def keep(description: Description, attributes: tuple[str, ...]) -> Description:
     )
 
 
-def _weight(description: Description) -> float:
-    """How natural a description is: with a noun, and not "solid"."""
+def _weight(description: ObjectDescription) -> float:
+    """How natural a description is: more so with a noun and without "solid"."""
     weight = 1.0 if description.shape else 0.3
     return weight * (0.35 if description.fill == "solid" else 1.0)
 
 
-def _single_out(graph: Graph, number: int, dice: Dice, *, minimal: float) -> Description | None:
-    """A description that fits one object alone; with probability `minimal` one without a needless word."""
+def _single_out(graph: Graph, number: int, dice: Dice, *, minimal: float) -> ObjectDescription | None:
+    """A description that fits only this object; with probability `minimal` one without a redundant word."""
     full, wanted = graph.description_of(number), 1 << number
     if graph.matching(full) != wanted:
         return None
-    fitting: list[tuple[tuple[str, ...], Description]] = []
+    fitting: list[tuple[tuple[str, ...], ObjectDescription]] = []
     for attributes in SUBSETS[1:]:
         if "size" in attributes and not full.size:
             continue
@@ -59,14 +82,14 @@ def _single_out(graph: Graph, number: int, dice: Dice, *, minimal: float) -> Des
     return dice.weighted(descriptions, [_weight(description) for description in descriptions])
 
 
-def _group(graph: Graph, focus: Focus, dice: Dice) -> Description:
+def _group(graph: Graph, focus: Focus, dice: Dice) -> ObjectDescription:
     """A description of a group, taken from one of the objects in focus."""
     full = graph.description_of(dice.pick(members(focus)))
     return keep(full, dice.weighted(GROUP_SUBSETS, GROUP_WEIGHTS))
 
 
 def propose_attribute(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
-    """One object by its attributes; of two candidates the one that needs more words."""
+    """One object by its attributes; of two candidates mostly the one that needs more words."""
     found = []
     for number in dice.sample(members(focus), 2):
         description = _single_out(graph, number, dice, minimal=0.6)
@@ -79,7 +102,7 @@ def propose_attribute(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
 
 
 def propose_superlative(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
-    """The extreme of a group of two or more."""
+    """The extreme member of a group of two or more."""
     description = _group(graph, focus, dice)
     group = graph.matching(description)
     axis = dice.pick((*SIDES, *SIDES, "big", "small", "big", "small"))
@@ -89,7 +112,7 @@ def propose_superlative(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
 
 
 def _is_half(graph: Graph, group: int, axis: str) -> bool:
-    """True where a group of two straddles the picture, with a member on either side of the middle."""
+    """Whether a group of two has one member on either side of the middle of the image."""
     if axis not in ("left", "right") or group.bit_count() != 2:
         return False
     first, second = (graph.objects[number].x / graph.scene.width for number in graph.ranked(group, "left"))
@@ -107,12 +130,12 @@ def propose_ordinal(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
 
 
 def propose_relation(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
-    """An object by its place relative to another that is described alone."""
+    """An object by its place relative to another one, which is described by its attributes."""
     return _relate(graph, focus, dice, _plain_anchor)
 
 
 def propose_nested(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
-    """An object by its place relative to another that is itself described by its place."""
+    """An object by its place relative to another one, which is itself described by its place."""
     return _relate(graph, focus, dice, _placed_anchor)
 
 
@@ -154,7 +177,7 @@ def _plain_anchor(graph: Graph, number: int, dice: Dice) -> Anchor | None:
 
 
 def _placed_anchor(graph: Graph, number: int, dice: Dice) -> Anchor | None:
-    """A term for an object that its attributes alone (as said) do not single out."""
+    """A term that describes an object by its place, because its attributes do not single it out."""
     if dice.chance(0.4):
         description = keep(graph.description_of(number), dice.pick((("shape",), ("shape",), ("colour", "shape"))))
         axes = [axis for axis in (*SIDES, "big", "small") if graph.extreme(graph.matching(description), axis).strict]
@@ -171,7 +194,7 @@ def _placed_anchor(graph: Graph, number: int, dice: Dice) -> Anchor | None:
 
 
 def propose_exclusion(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
-    """The only one of a group that lacks what the others have."""
+    """The only member of a group that lacks an attribute of the others."""
     number = dice.pick(members(focus))
     full = graph.description_of(number)
     attributes = dice.weighted(GROUP_SUBSETS, GROUP_WEIGHTS)
@@ -197,7 +220,7 @@ def propose_plural(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
         return _propose_pair(graph, focus, dice)
     description = _group(graph, focus, dice)
     group = graph.matching(description)
-    if description == Description():
+    if description == ObjectDescription():
         return None
     if form == "exception":
         return _propose_exception(graph, description, group, dice)
@@ -208,7 +231,7 @@ def propose_plural(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
     return Many(description, quantifier, count)
 
 
-def _propose_exception(graph: Graph, description: Description, group: int, dice: Dice) -> Term | None:
+def _propose_exception(graph: Graph, description: ObjectDescription, group: int, dice: Dice) -> Term | None:
     odd = graph.description_of(dice.pick(members(group)))
     free = [name for name in EXCLUDED if getattr(description, name) is None and getattr(odd, name) != "solid"]
     if not free:
@@ -240,3 +263,82 @@ PROPOSALS: dict[str, Callable[[Graph, Focus, Dice], Term | None]] = {
     "exclusion": propose_exclusion,
     "plural": propose_plural,
 }
+
+
+def propose_absent(graph: Graph, kind: str, dice: Dice) -> Term | None:
+    """A term of a kind that certainly has a target in an altered copy of the scene, and certainly none in the scene.
+
+    The same functions propose it as propose terms with a target, so that the wording does not reveal the difference.
+    """
+    for _ in range(COPIES):
+        copy, focus = _alter(graph, kind, dice)
+        if not focus:
+            continue
+        for _ in range(TRIES_PER_COPY):
+            term = PROPOSALS[kind](copy, focus, dice)
+            if term is not None and not denote(term, graph).loose and certain_targets(term, copy):
+                return term
+    return None
+
+
+def _alter(graph: Graph, kind: str, dice: Dice) -> tuple[Graph, int]:
+    """A copy of the scene in which some objects look different, and the bits of these objects."""
+    change = dice.weighted((_alter_some, _replace_value, _swap_values), CHANGE_WEIGHTS.get(kind, (0.5, 0.3, 0.2)))
+    objects = change(list(graph.objects), graph.scene.palette, dice)
+    focus = sum(1 << number for number, item in enumerate(objects) if item != graph.objects[number])
+    return Graph(tuple(objects), graph.scene), focus
+
+
+def _fitting(item: SceneObject) -> SceneObject:
+    """The object, with a fill that its shape allows."""
+    return item if item.fill in allowed_fills(item.shape) else replace(item, fill="solid")
+
+
+def _other_value(objects: Objects, palette: Palette, attribute: str, value: str, dice: Dice) -> str:
+    """Another value of an attribute: mostly one that occurs in the scene, else one that could."""
+    values: set[str] = {getattr(item, attribute) for item in objects}
+    present = sorted(values - {value})
+    if present and dice.chance(0.7):
+        return dice.pick(present)
+    if attribute == "fill":
+        others = [other for other in FILLS if other != value]
+        return dice.weighted(others, [FILL_WEIGHTS[other] for other in others])
+    return dice.pick([other for other in (SHAPES if attribute == "shape" else palette) if other != value])
+
+
+def _altered(objects: Objects, palette: Palette, item: SceneObject, attribute: str, dice: Dice) -> SceneObject:
+    if attribute == "shape":
+        return _fitting(replace(item, shape=_other_value(objects, palette, attribute, item.shape, dice)))
+    if attribute == "colour":
+        return replace(item, colour=_other_value(objects, palette, attribute, item.colour, dice))
+    if attribute == "fill":
+        return _fitting(replace(item, fill=_other_value(objects, palette, attribute, item.fill, dice)))
+    other = next((other for other in objects if other.size_class not in (None, item.size_class)), item)
+    return replace(item, size=other.size, size_class=other.size_class)
+
+
+def _alter_some(objects: Objects, palette: Palette, dice: Dice) -> Objects:
+    """Change one or two attributes of one to three objects."""
+    for number in dice.sample(range(len(objects)), dice.weighted((1, 2, 3), (0.5, 0.3, 0.2))):
+        for attribute in dice.sample(("shape", "shape", "colour", "colour", "fill", "size"), dice.whole(1, 2)):
+            objects[number] = _altered(objects, palette, objects[number], attribute, dice)
+    return objects
+
+
+def _replace_value(objects: Objects, palette: Palette, dice: Dice) -> Objects:
+    """Replace one value of an attribute everywhere."""
+    model = dice.pick(objects)
+    if dice.chance(0.4):
+        colour = _other_value(objects, palette, "colour", model.colour, dice)
+        return [replace(item, colour=colour) if item.colour == model.colour else item for item in objects]
+    shape = _other_value(objects, palette, "shape", model.shape, dice)
+    return [_fitting(replace(item, shape=shape)) if item.shape == model.shape else item for item in objects]
+
+
+def _swap_values(objects: Objects, palette: Palette, dice: Dice) -> Objects:
+    """Swap the looks of two objects: the same objects in other places."""
+    first, second = dice.sample(range(len(objects)), 2)
+    one, two = objects[first], objects[second]
+    objects[first] = replace(one, shape=two.shape, colour=two.colour, fill=two.fill)
+    objects[second] = replace(two, shape=one.shape, colour=one.colour, fill=one.fill)
+    return objects

@@ -1,4 +1,4 @@
-"""Painting a scene: anti-aliased objects over a backdrop, and the mask of what stays visible of each."""
+"""Rendering a scene: anti-aliased objects over a backdrop, and the visible mask of each object."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from refcli.data.sources.synthetic.scene import Scene, SceneObject
 from refcli.data.sources.synthetic.shapes import shape_table, turned
 
 OVERSAMPLING = 4
-"""Silhouettes are drawn so many times larger and averaged down."""
+"""Factor by which silhouettes are drawn larger before they are averaged down."""
 FIXED_POINT_BITS = 4
 BORDER_GROWTH = 0.36
-"""Pixels by which `cv2.fillPoly` widens a figure: it also fills every oversampled pixel that the border touches."""
+"""Pixels by which `cv2.fillPoly` widens a figure: it also fills oversampled pixels that the border touches."""
 OUTLINE_SHARE = 0.13
 """Width of the outline of an outlined object relative to its size."""
 EDGE_SHARE = 0.045
-"""Width of the plain edge around stripes and dots: without it their pale parts would melt into a pale backdrop."""
+"""Width of the plain edge around stripes and dots: without it their pale parts would blend into a pale backdrop."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A painted scene."""
+class RenderedImage:
+    """A rendered scene."""
 
     image: np.ndarray
     """UInt8[height, width, 3], RGB."""
@@ -35,7 +35,7 @@ class Picture:
     """Of each object: visible pixels over the pixels of its whole silhouette."""
 
 
-def paint(scene: Scene, rng: np.random.Generator) -> Picture:
+def render(scene: Scene, rng: np.random.Generator) -> RenderedImage:
     """Paint the backdrop, then the objects in their order."""
     height, width = scene.height, scene.width
     canvas = paint_backdrop(scene.backdrop, height, width, rng)
@@ -56,13 +56,13 @@ def paint(scene: Scene, rng: np.random.Generator) -> Picture:
     canvas += grain(height, width, rng)
     seen = np.bincount((owner.ravel() + 1).astype(np.intp), minlength=len(whole) + 1)[1:]
     share = tuple(float(part) / max(full, 1) for part, full in zip(seen.tolist(), whole, strict=True))
-    return Picture(np.clip(canvas + 0.5, 0, 255).astype(np.uint8), owner, share)
+    return RenderedImage(np.clip(canvas + 0.5, 0, 255).astype(np.uint8), owner, share)
 
 
 def _silhouette(
     item: SceneObject, left: int, top: int, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Coverage of each pixel of the object's patch, Float32[height, width] in 0..1, and that of its plain edge."""
+    """The object's coverage of its patch, Float32[height, width] in 0..1, and that of its plain edge."""
     unit = shape_table()[item.shape]
     large = np.zeros((height * OVERSAMPLING, width * OVERSAMPLING), dtype=np.uint8)
     middle = np.array([item.x - left, item.y - top])
@@ -89,7 +89,7 @@ def _silhouette(
 def _cast_shadow(
     canvas: np.ndarray, coverage: np.ndarray, item: SceneObject, left: int, top: int, shadow: tuple[float, float, float]
 ) -> None:
-    """Darken what lies beside the object."""
+    """Darken the canvas beside the object."""
     shift_x, shift_y = round(shadow[0] * item.size), round(shadow[1] * item.size)
     soft = cv2.blur(cv2.copyMakeBorder(coverage, 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=0), (5, 5))
     y0, x0 = top + shift_y - 3, left + shift_x - 3

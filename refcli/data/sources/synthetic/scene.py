@@ -1,4 +1,4 @@
-"""Scenes: which objects stand where, before anything is drawn or said."""
+"""Scenes: the objects and their places, before rendering and expressions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FILL_WEIGHTS = {"solid": 0.4, "striped": 0.22, "dotted": 0.2, "outlined": 0.18}
 PLACE_TRIES = 30
 """Random positions tried for one object before it is left out."""
 CLEAR = 1.06
-"""Centres are so many times the sum of both reaches apart where objects must not touch; always for equal colours."""
+"""Least distance of centres, in sums of both radii, if objects must not touch; always applies to equal colours."""
 CLASS_GAP = 1.45
-"""Every "big" object is at least so many times the size of every "small" one."""
+"""Least ratio of the size of a "big" object to that of a "small" one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's content; later objects lie on top of earlier ones."""
+    """The content of an image; later objects lie on top of earlier ones."""
 
     width: int
     height: int
@@ -64,7 +64,7 @@ class Scene:
 
 @cache
 def allowed_fills(shape: str) -> tuple[str, ...]:
-    """The fills that this shape comes in."""
+    """The fills of this shape."""
     return shape_table()[shape].fills
 
 
@@ -77,7 +77,7 @@ def _half_extent(shape: str, degrees: int) -> tuple[float, float]:
 
 
 def draw_scene(settings: SyntheticSettings, rng: np.random.Generator) -> Scene | None:
-    """A random scene, or None where too few objects found a place."""
+    """A random scene; None if too few objects found a place."""
     dice = Dice(rng)
     width, height = _draw_canvas(settings.canvas, dice)
     backdrop, colours = _draw_backdrop_and_colours(dice)
@@ -111,7 +111,7 @@ def _draw_backdrop_and_colours(dice: Dice) -> tuple[Backdrop, list[str]]:
 
 
 def _draw_attributes(count: int, colours: list[str], dice: Dice) -> list[tuple[str, str, str]]:
-    """(shape, colour, fill) of every object, from small pools: so that objects share attributes."""
+    """(shape, colour, fill) of every object, from small pools, so that objects share attributes."""
     shapes = dice.sample(SHAPES, dice.weighted((2, 3, 4, 5), (0.3, 0.35, 0.25, 0.1)))
     colours = dice.sample(colours, dice.weighted((2, 3, 4, 5), (0.3, 0.35, 0.25, 0.1)))
     fills = {dice.weighted(FILLS, [FILL_WEIGHTS[fill] for fill in FILLS]) for _ in range(dice.whole(1, 3))}
@@ -129,7 +129,7 @@ def _draw_attributes(count: int, colours: list[str], dice: Dice) -> list[tuple[s
 
 
 def _draw_sizes(count: int, short_side: int, dice: Dice) -> list[tuple[float, str | None]]:
-    """(size in pixels, size class) of every object: all alike, two classes, or every size its own."""
+    """(size in pixels, size class) of every object: all alike, two classes, or all different."""
     room = max(0.0, min(1.0, (9 - count) / 6))
     low, high = 0.165 + 0.04 * room, 0.225 + 0.105 * room
     layout = dice.weighted(("alike", "classes", "graded"), (0.3, 0.5, 0.2))
@@ -155,7 +155,7 @@ def _place(
     crowding: float,
     dice: Dice,
 ) -> list[SceneObject]:
-    """Find a place for each object, the largest first; one that finds none is left out. The order is then shuffled."""
+    """Place the objects, the largest first, and shuffle them; objects that do not fit are left out."""
     table = shape_table()
     placed: list[SceneObject] = []
     reach: list[float] = []

@@ -1,4 +1,4 @@
-"""What can be set about the synthetic scenes."""
+"""Settings of the synthetic scenes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ KINDS = ("attribute", "superlative", "ordinal", "relation", "nested", "exclusion
 
 
 class SyntheticSettings(Settings):
-    """One distribution of scenes and expressions; with the same settings scene (split, index) is always the same."""
+    """A distribution of scenes and expressions; the same settings always give the same scene (split, index)."""
 
     seed: int = Field(0, ge=0)
     objects: tuple[int, int] = (3, 9)
     """Fewest and most objects in a scene, both inclusive."""
     canvas: tuple[int, int] = (160, 240)
-    """Shortest and longest side of a picture in pixels, both inclusive; the aspect ratio stays within 3:4 and 4:3."""
+    """Shortest and longest side of an image in pixels, both inclusive; aspect ratios are between 3:4 and 4:3."""
     expressions_per_scene: int = Field(6, ge=1)
-    """Distinct expressions about one scene; a scene that has less to say gets fewer."""
+    """Distinct expressions per scene; a scene that offers fewer gets fewer."""
     kind_weights: dict[str, float] = Field(
         default_factory=lambda: {
             "attribute": 0.22,
@@ -32,7 +32,7 @@ class SyntheticSettings(Settings):
             "no_target": 0.12,
         }
     )
-    """How often each kind is tried; a kind that a scene cannot offer is replaced by another."""
+    """Relative frequency of each kind; a kind that a scene does not offer is replaced by another."""
     min_visible: float = Field(0.65, gt=0, le=1)
     """Least share of an object's silhouette that stays uncovered."""
     overlap: float = Field(0.4, ge=0, le=1)

@@ -25,7 +25,7 @@ class Shape:
     rotations: tuple[float, ...]
     """Main orientations in degrees."""
     wobble: float
-    """Largest departure from a main orientation in degrees."""
+    """Largest rotation away from a main orientation in degrees."""
     fills: tuple[str, ...] = ("solid", "striped", "dotted", "outlined")
     """Fills that keep the shape recognisable."""
 
@@ -109,7 +109,7 @@ def _unit(
 
 @cache
 def shape_table() -> dict[str, Shape]:
-    """Shape word -> outline; orientations are limited so that no shape can pass for another."""
+    """Shape word -> outline; orientations are limited so that no shape looks like another."""
     box = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], dtype=float)
     massive = ("solid", "striped", "dotted")
     return {

@@ -1,52 +1,52 @@
-"""What an expression means: small terms that denote a set of objects in any scene graph."""
+"""The meaning of expressions: terms that denote a set of objects in any scene graph."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from refcli.data.sources.synthetic.graph import Denotation, Description, Graph, members
+from refcli.data.sources.synthetic.graph import Denotation, Graph, ObjectDescription, members
 
 
 @dataclass(frozen=True, slots=True)
 class Plain:
     """The small red star."""
 
-    description: Description
+    description: ObjectDescription
 
 
 @dataclass(frozen=True, slots=True)
 class Extreme:
-    """The leftmost red star; `axis` is a side of the picture, "big" or "small"."""
+    """The leftmost red star; `axis` is a side of the image, "big" or "small"."""
 
-    description: Description
+    description: ObjectDescription
     axis: str
     is_half: bool = False
-    """The one meant lies in the half of the picture named by `axis`, and no other of its group does."""
+    """Whether the target is the only one of its group in the half of the image named by `axis`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nth:
     """The second star from the left; `rank` counts from 1."""
 
-    description: Description
+    description: ObjectDescription
     rank: int
     side: str
 
 
 @dataclass(frozen=True, slots=True)
 class Related:
-    """The star left of (right of, above, below) what `anchor` means."""
+    """The star left of (right of, above, below) the target of `anchor`."""
 
-    description: Description
+    description: ObjectDescription
     direction: str
     anchor: Plain | Extreme | Related
 
 
 @dataclass(frozen=True, slots=True)
 class Without:
-    """The star that is not red: `attribute` is a field of Description, `value` its excluded value."""
+    """The star that is not red: `attribute` is a field of ObjectDescription, `value` its excluded value."""
 
-    description: Description
+    description: ObjectDescription
     attribute: str
     value: str
 
@@ -55,11 +55,11 @@ class Without:
 class Many:
     """All stars (that are not red, or: except the red one); `quantifier` is "all", "both", "every", "number" or ""."""
 
-    description: Description
+    description: ObjectDescription
     quantifier: str
     number: int
-    exclusion: Description | None = None
-    """Attributes of those excluded."""
+    exclusion: ObjectDescription | None = None
+    """Attributes of the excluded objects."""
     num_excluded: int = 0
 
 
@@ -75,7 +75,7 @@ Term = Plain | Extreme | Nth | Related | Without | Many | Pair
 
 
 def denote(term: Term, graph: Graph) -> Denotation:
-    """The objects that a term means in a scene: empty where it means nothing there."""
+    """The objects that a term refers to in a scene; empty if there are none."""
     if isinstance(term, Plain):
         return graph.described(term.description)
     if isinstance(term, Extreme):
@@ -100,19 +100,19 @@ def _denote_related(term: Related, graph: Graph) -> Denotation:
     loose = 0
     for number in members(anchor.loose):
         loose |= graph.related(term.direction, number).loose & group.loose
-    is_sure = anchor.strict == anchor.loose and anchor.strict.bit_count() == 1
-    if not is_sure:
+    is_certain = anchor.strict == anchor.loose and anchor.strict.bit_count() == 1
+    if not is_certain:
         return Denotation(0, loose)
     return Denotation(graph.related(term.direction, members(anchor.strict)[0]).strict & group.strict, loose)
 
 
 def is_plural(term: Term) -> bool:
-    """True for terms that must mean two objects or more."""
+    """Whether a term must refer to two objects or more."""
     return isinstance(term, Many | Pair)
 
 
-def means_surely(term: Term, graph: Graph) -> int:
-    """The objects that a term means beyond doubt, as bits; 0 where there is doubt, none, or the wrong number."""
+def certain_targets(term: Term, graph: Graph) -> int:
+    """The objects that a term certainly refers to, as bits; 0 if there is doubt, no object or the wrong number."""
     strict, loose = denote(term, graph)
     if strict != loose:
         return 0

@@ -1,9 +1,9 @@
-"""Putting terms into words, with some variety."""
+"""Wording: terms become expressions, with some variety."""
 
 from __future__ import annotations
 
 from refcli.data.sources.synthetic.dice import Dice
-from refcli.data.sources.synthetic.graph import Description
+from refcli.data.sources.synthetic.graph import ObjectDescription
 from refcli.data.sources.synthetic.palette import COLOURS, FILLS
 from refcli.data.sources.synthetic.shapes import SHAPES
 from refcli.data.sources.synthetic.terms import Extreme, Many, Nth, Pair, Plain, Related, Term, Without
@@ -18,7 +18,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "gray": ("gray", "gray", "grey"),
 }
 TRAILING = {"striped": "with stripes", "dotted": "with dots", "outlined": "with an outline"}
-"""Fills that can be said after the noun."""
+"""Fills that can follow the noun."""
 GENERIC_NOUNS = ("object", "object", "thing", "shape", "one")
 PLURALS = {"cross": "crosses", "plus": "pluses"}
 RANKS = ("first", "second", "third", "fourth")
@@ -44,53 +44,53 @@ TELEGRAPHIC = 0.12
 
 def sentence(term: Term, dice: Dice) -> str:
     """An expression for a term: one of several wordings, lower case."""
-    text = _say(term, dice)
+    text = _word(term, dice)
     if dice.chance(TELEGRAPHIC):
         text = " ".join(word for word in text.split() if word != "the")
     return text
 
 
-def _say(term: Term, dice: Dice) -> str:
+def _word(term: Term, dice: Dice) -> str:
     if isinstance(term, Plain):
         return "the " + noun_phrase(term.description, dice, may_have_clause=True)
     if isinstance(term, Extreme):
-        return "the " + _say_extreme(term, dice)
+        return "the " + _word_extreme(term, dice)
     if isinstance(term, Nth):
         rank, noun = RANKS[term.rank - 1], noun_phrase(term.description, dice, noun_first=True)
         return f"the {rank} {noun} from the {term.side}"
     if isinstance(term, Related):
         relation = dice.pick(RELATIONS[term.direction])
         link = dice.pick(("that is ", "which is ")) if dice.chance(0.2) else ""
-        return f"the {noun_phrase(term.description, dice)} {link}{relation} {_say_anchor(term.anchor, dice)}"
+        return f"the {noun_phrase(term.description, dice)} {link}{relation} {_word_anchor(term.anchor, dice)}"
     if isinstance(term, Without):
-        return f"the {noun_phrase(term.description, dice)} {_say_exclusion(term.attribute, term.value, False, dice)}"
+        return f"the {noun_phrase(term.description, dice)} {_word_exclusion(term.attribute, term.value, False, dice)}"
     if isinstance(term, Pair):
-        return f"{_say_anchor(term.first, dice)} and {_say_anchor(term.second, dice)}"
-    return _say_many(term, dice)
+        return f"{_word_anchor(term.first, dice)} and {_word_anchor(term.second, dice)}"
+    return _word_many(term, dice)
 
 
-def _say_anchor(term: Plain | Extreme | Related, dice: Dice) -> str:
-    return "the " + noun_phrase(term.description, dice) if isinstance(term, Plain) else _say(term, dice)
+def _word_anchor(term: Plain | Extreme | Related, dice: Dice) -> str:
+    return "the " + noun_phrase(term.description, dice) if isinstance(term, Plain) else _word(term, dice)
 
 
-def _say_extreme(term: Extreme, dice: Dice) -> str:
+def _word_extreme(term: Extreme, dice: Dice) -> str:
     patterns = EXTREMES[term.axis]
     if term.is_half and term.axis in HALVES and dice.chance(0.5):
         patterns = HALVES[term.axis]
     return dice.pick(patterns).format(noun_phrase(term.description, dice, noun_first=True))
 
 
-def _say_exclusion(attribute: str, value: str, is_plural: bool, dice: Dice) -> str:
+def _word_exclusion(attribute: str, value: str, is_plural: bool, dice: Dice) -> str:
     """ "that is not red", "which are not stars", "without stripes"."""
-    said = _choose(value, dice)
+    words = _choose(value, dice)
     if attribute == "fill" and value in ("striped", "dotted") and dice.chance(0.3):
         return "without stripes" if value == "striped" else "without dots"
     if attribute == "shape":
-        said = plural(said) if is_plural else f"{article(said)} {said}"
-    return f"{dice.pick(('that', 'that', 'which'))} {'are' if is_plural else 'is'} not {said}"
+        words = plural(words) if is_plural else f"{article(words)} {words}"
+    return f"{dice.pick(('that', 'that', 'which'))} {'are' if is_plural else 'is'} not {words}"
 
 
-def _say_many(term: Many, dice: Dice) -> str:
+def _word_many(term: Many, dice: Dice) -> str:
     is_singular = term.quantifier == "every"
     noun = noun_phrase(term.description, dice, is_plural=not is_singular, may_be_one=False)
     number = NUMBERS[term.number]
@@ -101,22 +101,22 @@ def _say_many(term: Many, dice: Dice) -> str:
         "number": dice.pick((f"the {number} ", f"all {number} ")) if term.number > 2 else f"the {number} ",
         "": "the ",
     }[term.quantifier]
-    return head + noun + _say_exception(term, dice)
+    return head + noun + _word_exception(term, dice)
 
 
-def _say_exception(term: Many, dice: Dice) -> str:
+def _word_exception(term: Many, dice: Dice) -> str:
     if term.exclusion is None:
         return ""
     if term.quantifier == "":
         attribute, value = next((name, value) for name, value in term.exclusion._asdict().items() if value)
-        return " " + _say_exclusion(attribute, value, True, dice)
+        return " " + _word_exclusion(attribute, value, True, dice)
     is_several = term.num_excluded != 1
     others = noun_phrase(term.exclusion, dice, is_plural=is_several, noun="one")
     return f" {dice.pick(('except', 'except', 'but'))} the {others}"
 
 
 def noun_phrase(
-    description: Description,
+    description: ObjectDescription,
     dice: Dice,
     *,
     is_plural: bool = False,
@@ -128,12 +128,12 @@ def noun_phrase(
     """A description without its article, such as "small red star with stripes".
 
     Args:
-        description: what to say; without a shape the noun is a generic one.
+        description: the attributes; without a shape the noun is a generic one.
         dice: decides between wordings.
         is_plural: use the noun's plural.
         may_have_clause: one attribute may follow as "that is red".
         may_be_one: the generic noun may be "one".
-        noun_first: something follows that must stay close to the noun: no trailing "with stripes".
+        noun_first: the next words must directly follow the noun: no trailing "with stripes".
         noun: the noun to use where the description has no shape.
     """
     size, fill, colour, shape = description
@@ -146,13 +146,13 @@ def noun_phrase(
     if fill and fill in TRAILING and not noun_first and dice.chance(0.25):
         after, fill = " " + TRAILING[fill], None
     clause = may_have_clause and not after and (fill or colour) and dice.chance(0.15)
-    said = [_choose(word, dice) for word in (fill, colour) if word]
-    if len(said) == 2 and dice.chance(0.2):
-        said.reverse()
+    words = [_choose(word, dice) for word in (fill, colour) if word]
+    if len(words) == 2 and dice.chance(0.2):
+        words.reverse()
     if clause:
-        after = f" {dice.pick(('that', 'that', 'which'))} is {said.pop()}"
+        after = f" {dice.pick(('that', 'that', 'which'))} is {words.pop()}"
     noun = plural(noun) if is_plural else noun
-    return " ".join([*before, *said, noun]) + after
+    return " ".join([*before, *words, noun]) + after
 
 
 def _choose(word: str, dice: Dice) -> str:

@@ -1,4 +1,4 @@
-"""Writing synthetic splits: images and store, the same bytes whatever the number of workers."""
+"""Writing synthetic splits: images and store; the bytes do not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from refcli.files import temporary_file
 
 SCENES_PER_TASK = 50
 HELD_OUT_SHARE = 20
-"""Validation and test splits are so many times smaller than the training split."""
+"""Ratio of the training split's size to that of the validation and test splits."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with (split, scenes written, scenes in all)."""
+"""Called with (split, scenes written, total scenes)."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ def write_synthetic(
     """Generate scenes into the store `out`: images below `<out>/synthetic/images`, splits in the manifest.
 
     Args:
-        out: the store, made where it does not exist.
+        out: the store, created if it does not exist.
         size: scenes in each named split, or in train.
         seed: replaces the seed of `settings`.
         splits: names of the splits; None for train, val and test.
         workers: processes that render; the result does not depend on it.
         settings: the distribution of scenes.
-        progress: told after every chunk of scenes.
+        progress: called after every chunk of scenes.
 
     Raises:
         UsageError: `size` or `workers` below 1.
@@ -94,10 +94,9 @@ def write_synthetic(
 
 
 def _image_root(out: Path, split: str, origin: Mapping[str, Any]) -> str | None:
-    """The image root of a split, as the manifest has it: another one where other images have been drawn.
+    """The image root of a split, as in the manifest: a new one if the existing images are of another origin.
 
-    Images that a split of the store needs are not overwritten before the new split is listed, nor after it: other
-    splits may have been made from the old one.
+    Images that a split of the store needs are never overwritten: other splits may have been made from the old one.
     """
     if not (out / MANIFEST).is_file():
         return None

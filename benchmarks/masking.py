@@ -1,9 +1,9 @@
-"""CPU time of masking a batch and of its relation targets, beside a plain Python loop over patches and words.
+"""CPU time of masking a batch and of its relation targets, compared with a plain Python loop over patches and words.
 
     python benchmarks/masking.py [BATCH] [GRID]
 
-One thread, `time.process_time`, median of many calls: other processes slow the figures less than they slow the clock.
-The loops read the same random numbers, which they are given for nothing, and give the same masks.
+One thread, `time.process_time`, median of many calls, so that other processes affect the figures little. The loops get
+the same random numbers precomputed, and give the same masks.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from refcli.config.pretraining import ImageMaskingSettings, TextMaskingSettings
-from refcli.pretraining.draws import random_integers, sample_keys, uniforms
+from refcli.pretraining.draws import SampleDraws, sample_keys
 from refcli.pretraining.image_masking import BLOCK_ROUNDS, BLOCK_STREAM, PATCH_STREAM, mask_patches
-from refcli.pretraining.target_relation import visual_target_relation
 from refcli.pretraining.text_masking import FATE_STREAM, ORDER_STREAM, REPLACEMENT_STREAM, mask_words
+from refcli.pretraining.visual_target_relation import visual_target_relation
 
 NUM_WORDS = 16
 MASK_ID, VOCABULARY = 64001, (4, 64001)
@@ -129,26 +129,25 @@ def main(batch: int = 64, side: int = 24) -> int:
     torch.set_num_threads(1)
     grid = side, side
     keys = sample_keys([f"sample {number}" for number in range(batch)])
-    middle = 0.2 + 0.6 * uniforms(0, 0, keys, stream=100, num=2)
-    boxes = torch.cat([middle, 0.1 + 0.5 * uniforms(0, 0, keys, stream=101, num=2)], dim=1)
+    middle = 0.2 + 0.6 * SampleDraws(0, 0, keys).uniforms(2, stream=100)
+    boxes = torch.cat([middle, 0.1 + 0.5 * SampleDraws(0, 0, keys).uniforms(2, stream=101)], dim=1)
     exists = torch.ones(batch, dtype=torch.bool)
-    lengths = 4 + (uniforms(0, 0, keys, stream=102, num=1) * (NUM_WORDS - 3)).long()
+    lengths = 4 + (SampleDraws(0, 0, keys).uniforms(1, stream=102) * (NUM_WORDS - 3)).long()
     is_pad = torch.arange(NUM_WORDS) >= lengths
     ids = (100 + torch.arange(NUM_WORDS)).repeat(batch, 1).masked_fill(is_pad, 1)
     roles = torch.tensor([0, 0, 1, 2] + [0] * (NUM_WORDS - 4)).repeat(batch, 1)
     text = TextMaskingSettings()
-    drawn = {"seed": 0, "step": 1, "keys": keys}
+    draws = SampleDraws(0, 1, keys)
 
     def vectorised(image: ImageMaskingSettings) -> tuple[Tensor, ...]:
-        words = mask_words(ids, is_pad, roles, text, mask_id=MASK_ID, vocabulary=VOCABULARY, **drawn)
+        words = mask_words(ids, is_pad, roles, text, mask_id=MASK_ID, vocabulary=VOCABULARY, draws=draws)
         relation = visual_target_relation(boxes, grid, place="corner")
-        return mask_patches(boxes, exists, grid, image, **drawn), relation, words.token_ids, words.is_masked
+        return mask_patches(boxes, exists, grid, image, draws), relation, words.token_ids, words.is_masked
 
-    order = random_integers(stream=PATCH_STREAM, num=side * side, **drawn).tolist()
-    blocks = uniforms(stream=BLOCK_STREAM, num=4 * BLOCK_ROUNDS, **drawn).tolist()
+    order = draws.integers(side * side, stream=PATCH_STREAM).tolist()
+    blocks = draws.uniforms(4 * BLOCK_ROUNDS, stream=BLOCK_STREAM).tolist()
     word_draws = [
-        uniforms(stream=stream, num=NUM_WORDS, **drawn).tolist()
-        for stream in (ORDER_STREAM, FATE_STREAM, REPLACEMENT_STREAM)
+        draws.uniforms(NUM_WORDS, stream=stream).tolist() for stream in (ORDER_STREAM, FATE_STREAM, REPLACEMENT_STREAM)
     ]
     plain_boxes, plain_words = boxes.tolist(), list(zip(ids.tolist(), is_pad.tolist(), roles.tolist(), strict=True))
 

@@ -10,12 +10,13 @@ __all__ = [
     "box_giou",
     "box_l1",
     "clip_contrast",
-    "code_cross_entropy",
     "dice",
-    "distribution_divergence",
     "mean_over",
+    "mim_loss",
+    "mlm_loss",
     "sigmoid_focal",
-    "word_divergence",
+    "sts_loss",
+    "vts_loss",
 ]
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from refcli.losses.boxes import box_giou, box_l1
     from refcli.losses.contrast import clip_contrast
     from refcli.losses.masks import dice, sigmoid_focal
-    from refcli.losses.tokens import code_cross_entropy, distribution_divergence, word_divergence
+    from refcli.losses.mrefm import mim_loss, mlm_loss, sts_loss, vts_loss
 else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
@@ -32,6 +33,6 @@ else:
             "refcli.losses.boxes": "box_giou box_l1",
             "refcli.losses.contrast": "clip_contrast",
             "refcli.losses.masks": "dice sigmoid_focal",
-            "refcli.losses.tokens": "code_cross_entropy distribution_divergence word_divergence",
+            "refcli.losses.mrefm": "mim_loss mlm_loss sts_loss vts_loss",
         },
     )

@@ -11,15 +11,15 @@ __all__ = ["MRefM", "PixelClusters", "TokenizerCodes", "VisualCodes", "VisualTok
 if TYPE_CHECKING:
     from refcli.pretraining.mrefm import MRefM
     from refcli.pretraining.pixel_clusters import PixelClusters
-    from refcli.pretraining.tokenizer_training import VisualTokenizerTraining
     from refcli.pretraining.visual_codes import TokenizerCodes, VisualCodes
+    from refcli.pretraining.visual_tokenizer_training import VisualTokenizerTraining
 else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
             "refcli.pretraining.mrefm": "MRefM",
             "refcli.pretraining.pixel_clusters": "PixelClusters",
-            "refcli.pretraining.tokenizer_training": "VisualTokenizerTraining",
+            "refcli.pretraining.visual_tokenizer_training": "VisualTokenizerTraining",
             "refcli.pretraining.visual_codes": "TokenizerCodes VisualCodes",
         },
     )

@@ -1,4 +1,4 @@
-"""Referring-aware dynamic image masking: which patches the tower does not see (OneRef section 3.2, Algorithm 1)."""
+"""Referring-aware dynamic image masking: which patches are hidden (OneRef section 3.2, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from refcli.config.pretraining import ImageMaskingSettings
 from refcli.geometry.box_tensors import cxcywh_to_xyxy
-from refcli.pretraining.draws import random_integers, uniforms
+from refcli.pretraining.draws import SampleDraws
 
 PATCH_STREAM, BLOCK_STREAM = 1, 2
-"""Streams of random numbers; text_masking has the ones after them."""
+"""Streams of random numbers; text_masking has the next ones."""
 BLOCK_ROUNDS = 12
-"""Blocks that `block` draws: 93 % of what it masks in a rectangle as large as a frame of 24 x 24 patches, 98 % in one
-of 5 x 5, almost all in smaller ones; the rest are single patches, as the last blocks of the algorithm are too."""
+"""Blocks that `block` draws. They cover 93 % of the masked patches in a rectangle of 24 x 24 patches, 98 % in one of
+5 x 5, almost all in smaller ones; the rest are single patches, as are the last blocks of the algorithm."""
 _AGE_SHIFT = 58
 """Bits below a patch's age in its rank, enough for `BLOCK_ROUNDS` ages above it."""
 
@@ -56,31 +56,27 @@ def mask_patches(
     exists: Bool[Tensor, " batch"],
     grid: tuple[int, int],
     settings: ImageMaskingSettings,
-    *,
-    keys: Int[Tensor, " batch"],
-    seed: int,
-    step: int,
+    draws: SampleDraws,
 ) -> Bool[Tensor, "batch patches"]:
     """True at the masked patches, row by row.
 
-    First n - int(n (1 - beta)) of all n patches are masked at random; then the referred rectangle of l patches is
-    masked anew: exactly l - int(l (1 - gamma)) of its own, whatever the method. `uniform` takes them one by one, as
-    the official code does. `vanilla`, and samples without a referent, keep the first step.
+    First, n - int(n (1 - beta)) of all n patches are masked at random. Then the mask inside the referred rectangle of l
+    patches is drawn again: exactly l - int(l (1 - gamma)) patches, with every method. `uniform` draws single patches,
+    as the official code does. `vanilla`, and samples without a referent, keep the first step.
 
-    `block` is the paper's Algorithm 1: blocks of random size s in 1..(patches still wanted), aspect h/w in a..1/a
-    (logarithmically uniform, as in BEiT) at random places of the rectangle. It ends after `BLOCK_ROUNDS` blocks;
-    what is then still wanting is filled with single patches at random. Where rounding makes the last block larger
-    than what was wanting, a random part of it is taken, so that the number is exact.
+    `block` is the paper's Algorithm 1: blocks of random size s in 1..(patches still missing) and aspect h/w in a..1/a
+    (logarithmically uniform, as in BEiT) at random places of the rectangle. It ends after `BLOCK_ROUNDS` blocks; single
+    patches at random make up what is then missing. Where rounding makes the last block too large, a random part of it
+    is used, so that the number is exact.
 
     Args:
         boxes_cxcywh, exists, grid: see `referred_rectangle`.
         settings: method, ratios and margin.
-        keys: one for each sample (`sample_keys`), on the boxes' device.
-        seed, step: of the run; the same (seed, step, key) is always masked alike.
+        draws: the random numbers, on the device of the boxes; equal draws give equal masks.
     """
     rows, columns = grid
     num_patches = rows * columns
-    order = random_integers(seed, step, keys, stream=PATCH_STREAM, num=num_patches)
+    order = draws.integers(num_patches, stream=PATCH_STREAM)
     num_context = num_patches - int(num_patches * (1 - settings.context_ratio))
     context = order.topk(num_context, largest=False, sorted=False).indices
     masked = torch.zeros_like(order, dtype=torch.bool).scatter_(1, context, True)
@@ -91,8 +87,8 @@ def mask_patches(
     num_inside = inside.sum(1)
     num_wanted = num_inside - (num_inside.double() * (1 - settings.region_ratio)).long()
     if settings.method == "block":
-        draws = uniforms(seed, step, keys, stream=BLOCK_STREAM, num=4 * BLOCK_ROUNDS)
-        age = _block_age(rectangle, grid, num_wanted, draws, min_aspect=settings.min_aspect).flatten(1)
+        blocks = draws.uniforms(4 * BLOCK_ROUNDS, stream=BLOCK_STREAM)
+        age = _block_age(rectangle, grid, num_wanted, blocks, min_aspect=settings.min_aspect).flatten(1)
         order = (order >> (63 - _AGE_SHIFT)) + ((BLOCK_ROUNDS - age) << _AGE_SHIFT)
     order = order.masked_fill(~inside, torch.iinfo(order.dtype).max).argsort(1)
     first = torch.arange(num_patches, device=order.device) < num_wanted.unsqueeze(1)
@@ -114,7 +110,7 @@ def _block_age(
     *,
     min_aspect: float,
 ) -> Int[Tensor, "batch rows columns"]:
-    """For how many rounds a patch has been covered by a block: 0 never, `BLOCK_ROUNDS` since the first one.
+    """The number of rounds since a block first covered a patch: 0 never, `BLOCK_ROUNDS` since the first round.
 
     Args:
         draws: uniform in [0, 1); each round uses four: size, aspect, row and column.

@@ -1,4 +1,4 @@
-"""Visual codes that need nothing trained: the nearest of some mean patches that k-means finds in the pictures."""
+"""Visual codes that need nothing trained: the nearest of some mean patches that k-means finds in the images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from refcli.model.visual_tokenizer import nearest_codes
 from refcli.pretraining.visual_codes import WEIGHTS_KEY, VisualCodes, cut_patches, visual_pixels
 
 PATCHES_PER_CODE = 64
-"""How many patches k-means sees for each mean (it needs some dozens; faiss warns below 39)."""
-PATCHES_PER_PICTURE = 16
-"""At most so many of them are from one picture."""
+"""Patches per mean that k-means is fitted to (it needs some dozens; faiss warns below 39)."""
+PATCHES_PER_IMAGE = 16
+"""At most this many of them come from one image."""
 MAX_ROUNDS = 25
-"""Rounds of k-means, unless the means stand still before."""
+"""Maximum rounds of k-means, which ends earlier when the means no longer change."""
 PATCHES_AT_ONCE = 16384
-"""Distances to all means are held for so many patches at a time."""
+"""Patches whose distances to all means are in memory at a time."""
 
 
 class PixelClusters(VisualCodes):
@@ -29,7 +29,7 @@ class PixelClusters(VisualCodes):
 
     means: Float[Tensor, "codes patch_values"]
     is_fitted: Bool[Tensor, ""]
-    """Whether the means are those of pictures: False until `fit`, or until a state is loaded that was fitted."""
+    """False until `fit` ran, or until a fitted state was loaded."""
 
     def __init__(self, num_codes: int, patch_size: int) -> None:
         super().__init__()
@@ -50,43 +50,45 @@ class PixelClusters(VisualCodes):
         return cls(settings.num_codes, tower.patch_size)
 
     @torch.no_grad()
-    def fit(self, pictures: Iterable[Float[Tensor, "batch 3 height width"]], *, seed: int) -> None:
-        """Find the means in the first pictures. The same pictures and seed give the same means, bit for bit on one
-        machine alone: of several processes one has to do it, and the others take over its state.
+    def fit(self, images: Iterable[Float[Tensor, "batch 3 height width"]], *, seed: int) -> None:
+        """Find the means in the first images.
+
+        The same images and seed give the same means, bit for bit on one machine only: among several processes, one has
+        to fit and the others load its state.
 
         Args:
-            pictures: batches of normalised model-frame images, endless or not. Of each batch's pictures
-                `PATCHES_PER_PICTURE` random patches are taken, until there are `PATCHES_PER_CODE` for every code.
-            seed: of the patches taken and of the means that k-means starts from.
+            images: batches of normalised model-frame images, endless or not. `PATCHES_PER_IMAGE` random patches of each
+                image are sampled, until there are `PATCHES_PER_CODE` for every code.
+            seed: of the sampled patches and of the means that k-means starts from.
         """
         generator = torch.Generator(self.means.device).manual_seed(seed)
-        self.means.copy_(k_means(self._sample(pictures, generator), self.num_codes, generator=generator))
+        self.means.copy_(k_means(self._sample(images, generator), self.num_codes, generator=generator))
         self.is_fitted.fill_(True)
 
     def ids_of_pixels(self, pixels: Float[Tensor, "batch 3 height width"]) -> Int[Tensor, "batch patches"]:
         """The mean nearest to every patch."""
         if not self.is_fitted:
-            raise RuntimeError("pixel clusters are asked for codes before they are fitted")
+            raise RuntimeError("pixel clusters have no codes before they are fitted")
         return nearest_codes(cut_patches(pixels, self.patch_size), self.means)
 
-    def _sample(self, pictures: Iterable[Tensor], generator: torch.Generator) -> Float[Tensor, "patches patch_values"]:
-        taken: list[Tensor] = []
-        for images in pictures:
+    def _sample(self, batches: Iterable[Tensor], generator: torch.Generator) -> Float[Tensor, "patches patch_values"]:
+        sampled: list[Tensor] = []
+        for images in batches:
             patches = cut_patches(visual_pixels(images.to(self.means.device)), self.patch_size)
             order = torch.rand(patches.shape[:2], generator=generator, device=patches.device).argsort(1)
             rows = torch.arange(len(patches), device=patches.device)[:, None]
-            taken.append(patches[rows, order[:, :PATCHES_PER_PICTURE]].flatten(0, 1))
-            if sum(map(len, taken)) >= PATCHES_PER_CODE * self.num_codes:
+            sampled.append(patches[rows, order[:, :PATCHES_PER_IMAGE]].flatten(0, 1))
+            if sum(map(len, sampled)) >= PATCHES_PER_CODE * self.num_codes:
                 break
-        return torch.cat(taken)
+        return torch.cat(sampled)
 
 
 def k_means(
     vectors: Float[Tensor, "vectors dim"], num_means: int, *, generator: torch.Generator
 ) -> Float[Tensor, "means dim"]:
-    """Lloyd's algorithm from a k-means++ start; a mean that has lost all its vectors moves to one that lies far off.
+    """Lloyd's algorithm from a k-means++ start; a mean without vectors moves to a vector far from its own mean.
 
-    With fewer different vectors than means some of the means are equal, and only the first of them is ever nearest.
+    With fewer different vectors than means, some means are equal, and only the first of them is ever the nearest.
     """
     means = spread_start(vectors, num_means, generator=generator)
     for _ in range(MAX_ROUNDS):
@@ -105,7 +107,7 @@ def k_means(
 def spread_start(
     vectors: Float[Tensor, "vectors dim"], num_means: int, *, generator: torch.Generator
 ) -> Float[Tensor, "means dim"]:
-    """Vectors to start k-means from, far from each other (k-means++; Arthur and Vassilvitskii 2007).
+    """Initial means far from each other (k-means++; Arthur and Vassilvitskii 2007).
 
     The first is any vector; each further one is drawn with a probability proportional to its squared distance from the
     nearest one so far.
@@ -113,10 +115,10 @@ def spread_start(
     means = vectors.new_empty(num_means, vectors.shape[1])
     squared = vectors.new_ones(len(vectors))
     for number in range(num_means):
-        # Where every vector has been chosen already, all are as good.
+        # Once every vector has been chosen, all are equally likely.
         drawn = torch.multinomial(squared + (squared.sum() == 0), 1, generator=generator)
         means[number] = vectors[drawn[0]]
-        # Not by matrix products: their rounding would keep a vector's distance from itself above 0.
+        # Without matrix products, whose rounding would give a vector a distance above 0 from itself.
         apart = torch.cdist(vectors, vectors[drawn], compute_mode="donot_use_mm_for_euclid_dist").squeeze(1).square()
         squared = apart if number == 0 else torch.minimum(squared, apart)
     return means

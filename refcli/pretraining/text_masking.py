@@ -1,4 +1,4 @@
-"""Referring-aware text masking: which words the tower does not see, subject and object first (OneRef section 3.2)."""
+"""Referring-aware text masking: which words are hidden, subject and object first (OneRef section 3.2)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from refcli.config.pretraining import TextMaskingSettings
-from refcli.pretraining.draws import uniforms
+from refcli.pretraining.draws import SampleDraws
 
 ORDER_STREAM, FATE_STREAM, REPLACEMENT_STREAM = 3, 4, 5
-"""Streams of random numbers; image_masking has the ones before them."""
+"""Streams of random numbers; image_masking has the first ones."""
 _OTHER_WORD, _NEVER = 3, 9
 """Ranks after the subject's 1 and the object's 2."""
 
@@ -22,9 +22,9 @@ class MaskedWords:
     """An expression with some of its words hidden."""
 
     token_ids: Int[Tensor, "batch words"]
-    """What the tower reads."""
+    """The ids that the tower reads."""
     is_masked: Bool[Tensor, "batch words"]
-    """Where the true word is to be told; some of these words are shown nevertheless, or another in their place."""
+    """The words to predict; some of them are shown nevertheless, or replaced by another word."""
 
 
 def mask_words(
@@ -35,14 +35,12 @@ def mask_words(
     *,
     mask_id: int,
     vocabulary: tuple[int, int],
-    keys: Int[Tensor, " batch"],
-    seed: int,
-    step: int,
+    draws: SampleDraws,
 ) -> MaskedWords:
     """Hide max(1, int((n - 1) ratio + 0.5)) of an expression's n pieces, <s> and </s> counted.
 
-    The subject's pieces are taken first, then the object's, then the others at random. </s> may be taken, <s> and
-    padding never. A taken piece becomes <mask>, a random piece, or stays as it is (BERT's rule).
+    The subject's pieces are chosen first, then the object's, then others at random. </s> may be chosen, <s> and padding
+    never. A chosen piece becomes <mask>, a random piece, or stays as it is (BERT's rule).
 
     Args:
         token_ids: <s>, pieces, </s>, padding.
@@ -50,8 +48,7 @@ def mask_words(
         settings: ratio, preference and shares.
         mask_id: id of <mask>.
         vocabulary: random pieces are drawn from low <= id < high.
-        keys: one for each sample (`sample_keys`), on the tokens' device.
-        seed, step: of the run; the same (seed, step, key) is always masked alike.
+        draws: the random numbers, on the device of the tokens; equal draws give equal masks.
     """
     num_words = token_ids.shape[1]
     may_be_masked = ~token_is_pad
@@ -62,13 +59,13 @@ def mask_words(
     if word_roles is not None and settings.prefer == "referents":
         rank = torch.where(word_roles > 0, word_roles, rank)
     rank = rank.masked_fill(~may_be_masked, _NEVER)
-    order = (rank + uniforms(seed, step, keys, stream=ORDER_STREAM, num=num_words)).argsort(dim=1, stable=True)
+    order = (rank + draws.uniforms(num_words, stream=ORDER_STREAM)).argsort(dim=1, stable=True)
     first = torch.arange(num_words, device=order.device) < num_wanted.unsqueeze(1)
     is_masked = torch.zeros_like(token_is_pad).scatter_(1, order, first)
 
     low, high = vocabulary
-    fate = uniforms(seed, step, keys, stream=FATE_STREAM, num=num_words)
-    replacement = uniforms(seed, step, keys, stream=REPLACEMENT_STREAM, num=num_words)
+    fate = draws.uniforms(num_words, stream=FATE_STREAM)
+    replacement = draws.uniforms(num_words, stream=REPLACEMENT_STREAM)
     random_ids = low + (replacement * (high - low)).long()
     shown = torch.where(fate < settings.mask_share + settings.random_share, random_ids, token_ids)
     shown = shown.masked_fill(fate < settings.mask_share, mask_id)

@@ -1,4 +1,4 @@
-"""What masked image modelling predicts: the code of every patch in some visual vocabulary."""
+"""Targets of masked image modelling: the code of every patch in a visual vocabulary."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ PROVIDERS: dict[str, str] = {
 
 
 def visual_pixels(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-    """The pixels behind normalised images: RGB in 0..1 (float32), padding black, as the official tokenizer sees it.
+    """The pixels of normalised images: RGB in 0..1 (float32), with black padding as for the official tokenizer.
 
-    Padding is 0 in all three channels. No pixel is: 255 times the mean is whole in no channel, so none of the 256
-    levels is normalised to 0.
+    Padding is 0 in all three channels, and no pixel is: 255 times the mean is not an integer in any channel, so none of
+    the 256 levels is normalised to 0.
     """
     mean, std = (images.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     is_padding = (images == 0).all(1, keepdim=True)
@@ -44,7 +44,7 @@ def cut_patches(
 
 
 class VisualCodes(nn.Module, ABC):
-    """A fixed vocabulary of patches; whatever is learnt about it is learnt elsewhere."""
+    """A fixed visual vocabulary of patches."""
 
     num_codes: int
 
@@ -65,10 +65,10 @@ class VisualCodes(nn.Module, ABC):
     def code_ids(self, images: Float[Tensor, "batch 3 height width"]) -> Int[Tensor, "batch patches"]:
         """The id, in 0..num_codes - 1, of every patch of the tower's grid, row-major.
 
-        Computed in float32 also inside autocast: bfloat16 would change ids.
+        Computed in float32, also inside autocast, since bfloat16 would change ids.
 
         Args:
-            images: normalised, in the model frame, padding 0: what the tower sees.
+            images: normalised, in the model frame, padding 0, as for the tower.
         """
         with torch.autocast(images.device.type, enabled=False):
             return self.ids_of_pixels(visual_pixels(images))
@@ -77,7 +77,7 @@ class VisualCodes(nn.Module, ABC):
 class TokenizerCodes(VisualCodes):
     """The codes of a frozen VQ-KD tokenizer (OneRef section 3.2; BEiT v2).
 
-    Where its patches are not of the tower's size, the picture is resized so that both grids are the same.
+    Where its patches have another size than the tower's, the image is resized so that both grids are equal.
     """
 
     def __init__(self, tokenizer: VisualTokenizer, tower: TowerSettings) -> None:
@@ -103,18 +103,18 @@ class TokenizerCodes(VisualCodes):
         """The tokenizer's ids, on the tower's grid."""
         if tuple(pixels.shape[2:]) != self.size:
             resized = F.interpolate(pixels, self.size, mode="bilinear", align_corners=False, antialias=True)
-            pixels = resized.clamp(0, 1)  # rounding above 1 would make the tokenizer take the batch for 0..255
+            pixels = resized.clamp(0, 1)  # rounding above 1 would make the tokenizer read the batch as 0..255
         return self.tokenizer.code_ids(pixels)
 
 
 def build_visual_codes(
     settings: VisualCodeSettings, tower: TowerSettings, *, device: torch.device | str
 ) -> VisualCodes:
-    """The provider that `settings.source` names; `pixel_clusters` still has to be fitted.
+    """The provider that `settings.source` names; `pixel_clusters` has to be fitted afterwards.
 
     Raises:
         ConfigError: settings that do not fit.
-        WeightsError: the tokenizer's weights are missing, damaged or of another kind.
+        WeightsError: the weights of the tokenizer are missing, damaged or of another kind.
     """
     provider: type[VisualCodes] = lookup(PROVIDERS, settings.source, what="source of visual codes")
     return provider.from_settings(settings, tower).to(device)

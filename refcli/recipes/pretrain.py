@@ -20,9 +20,9 @@ from refcli.grounder import Grounder
 from refcli.heads.table import with_whole_head
 from refcli.pretraining.mrefm import MRefM
 from refcli.pretraining.pixel_clusters import PixelClusters
-from refcli.pretraining.tokenizer_training import VisualTokenizerTraining
+from refcli.pretraining.validation import mean_losses
 from refcli.pretraining.visual_codes import TokenizerCodes, VisualCodes, build_visual_codes
-from refcli.pretraining.watching import mean_losses
+from refcli.pretraining.visual_tokenizer_training import VisualTokenizerTraining
 from refcli.recipes.outputs import plan_outputs
 from refcli.recipes.precision import resolve_precision
 from refcli.recipes.preview import preview_training

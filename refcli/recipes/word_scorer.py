@@ -11,7 +11,7 @@ from refcli.config.pretraining import PretrainSettings
 from refcli.errors import ConfigError
 from refcli.grounder import Grounder
 from refcli.heads.oneref.head import OneRefHead
-from refcli.pretraining.semantic_scores import FrozenTower
+from refcli.pretraining.semantic_target_relation import FrozenTower
 from refcli.weights.directory import load_weights, read_settings, read_tower_settings
 from refcli.weights.locate import resolve
 from refcli.weights.tokenizers import load_tokenizer

@@ -5,7 +5,7 @@ from hashlib import blake2b
 import pytest
 import torch
 
-from refcli.pretraining.draws import random_integers, sample_keys, uniforms
+from refcli.pretraining.draws import SampleDraws, sample_keys
 
 KEYS = sample_keys(["one", "two", "three"])
 WORD = 2**64
@@ -32,18 +32,18 @@ def test_the_integers_are_splitmix64_started_at_a_hash_of_seed_step_stream_and_k
     for word in (13, 70_000, 2):
         state = sequence((state + word) % WORD, 1)[0]
     expected = [[number >> 1 for number in sequence(splitmix64((key + state) % WORD), 5)] for key in KEYS.tolist()]
-    assert random_integers(13, 70_000, KEYS, stream=2, num=5).tolist() == expected
+    assert SampleDraws(13, 70_000, KEYS).integers(5, stream=2).tolist() == expected
 
 
 def test_uniforms_are_the_leading_bits_of_the_integers():
-    integers = random_integers(1, 2, KEYS, stream=3, num=100)
-    assert uniforms(1, 2, KEYS, stream=3, num=100).tolist() == [
+    integers = SampleDraws(1, 2, KEYS).integers(100, stream=3)
+    assert SampleDraws(1, 2, KEYS).uniforms(100, stream=3).tolist() == [
         [(number >> 39) / 2**24 for number in row] for row in integers.tolist()
     ]
 
 
 def test_uniforms_are_uniform_and_uncorrelated():
-    draws = uniforms(0, 0, sample_keys([str(n) for n in range(1000)]), stream=0, num=1000)
+    draws = SampleDraws(0, 0, sample_keys([str(n) for n in range(1000)])).uniforms(1000, stream=0)
     assert draws.dtype == torch.float32
     assert 0 <= draws.min() < 1e-5 and 1 - 1e-5 < draws.max() < 1
     counts = torch.histc(draws, bins=100, min=0, max=1)
@@ -53,14 +53,17 @@ def test_uniforms_are_uniform_and_uncorrelated():
 
 
 def test_neither_the_rest_of_the_batch_nor_the_length_changes_a_number():
-    all_three = uniforms(5, 6, KEYS, stream=7, num=50)
-    assert torch.equal(uniforms(5, 6, KEYS[[2, 0]], stream=7, num=20), all_three[[2, 0], :20])
+    all_three = SampleDraws(5, 6, KEYS).uniforms(50, stream=7)
+    assert torch.equal(SampleDraws(5, 6, KEYS[[2, 0]]).uniforms(20, stream=7), all_three[[2, 0], :20])
 
 
 @pytest.mark.parametrize("other", [(6, 6, 7), (5, 7, 7), (5, 6, 8), (6, 5, 7), (5, 7, 6)])
 def test_seed_step_and_stream_each_change_all_numbers(other):
     seed, step, stream = other
-    here, there = uniforms(5, 6, KEYS, stream=7, num=50), uniforms(seed, step, KEYS, stream=stream, num=50)
+    here, there = (
+        SampleDraws(5, 6, KEYS).uniforms(50, stream=7),
+        SampleDraws(seed, step, KEYS).uniforms(50, stream=stream),
+    )
     assert not (here == there).any()
 
 
@@ -73,5 +76,5 @@ def test_keys_are_stable_hashes_of_the_ids():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_draws_the_same_numbers():
-    here = random_integers(5, 6, KEYS, stream=7, num=500)
-    assert torch.equal(random_integers(5, 6, KEYS.cuda(), stream=7, num=500).cpu(), here)
+    here = SampleDraws(5, 6, KEYS).integers(500, stream=7)
+    assert torch.equal(SampleDraws(5, 6, KEYS.cuda()).integers(500, stream=7).cpu(), here)

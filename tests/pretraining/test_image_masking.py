@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from refcli.config.pretraining import ImageMaskingSettings
-from refcli.pretraining.draws import random_integers, sample_keys, uniforms
+from refcli.pretraining.draws import SampleDraws, sample_keys
 from refcli.pretraining.image_masking import (
     BLOCK_ROUNDS,
     BLOCK_STREAM,
@@ -30,8 +30,8 @@ def keys(num: int) -> torch.Tensor:
 
 def boxes(num: int) -> torch.Tensor:
     """Boxes of all sizes; some stick out of the frame."""
-    middle = uniforms(0, 0, keys(num), stream=50, num=2)
-    sides = uniforms(0, 0, keys(num), stream=51, num=2)
+    middle = SampleDraws(0, 0, keys(num)).uniforms(2, stream=50)
+    sides = SampleDraws(0, 0, keys(num)).uniforms(2, stream=51)
     return torch.cat([middle, sides**2], dim=1)
 
 
@@ -50,7 +50,7 @@ def test_rectangles_and_counts_are_the_official_ones(fixtures):
         box = all_boxes[case["box"]].repeat(num, 1)
         rectangle = [int(edge[0]) for edge in referred_rectangle(box[:1], yes(1), grid, margin=1)]
         assert rectangle == case["rect_x0y0x1y1"]
-        masks = mask_patches(box, yes(num), grid, settings, keys=keys(num), seed=0, step=0).unflatten(1, grid)
+        masks = mask_patches(box, yes(num), grid, settings, SampleDraws(0, 0, keys(num))).unflatten(1, grid)
         x0, y0, x1, y1 = rectangle
         inside = masks[:, y0:y1, x0:x1].sum((1, 2))
         assert case["masked_in_min"] == inside.min() == inside.max() == case["masked_in_max"]
@@ -69,10 +69,10 @@ def test_masks_equal_those_of_a_plain_loop(method, grid):
     loop_mask = runpy.run_path(str(ROOT / "benchmarks" / "masking.py"))["loop_mask"]
     settings = ImageMaskingSettings(method=method, region_ratio=0.6)
     exists = torch.arange(40) % 5 > 0
-    drawn = {"seed": 3, "step": 11, "keys": keys(40)}
-    masks = mask_patches(boxes(40), exists, grid, settings, **drawn)
-    order = random_integers(stream=PATCH_STREAM, num=grid[0] * grid[1], **drawn).tolist()
-    blocks = uniforms(stream=BLOCK_STREAM, num=4 * BLOCK_ROUNDS, **drawn).tolist()
+    draws = SampleDraws(3, 11, keys(40))
+    masks = mask_patches(boxes(40), exists, grid, settings, draws)
+    order = draws.integers(grid[0] * grid[1], stream=PATCH_STREAM).tolist()
+    blocks = draws.uniforms(4 * BLOCK_ROUNDS, stream=BLOCK_STREAM).tolist()
     samples = zip(boxes(40).tolist(), exists.tolist(), order, blocks, strict=True)
     assert masks.tolist() == [
         loop_mask(box, there, grid, settings, ranks, draws) for box, there, ranks, draws in samples
@@ -82,14 +82,12 @@ def test_masks_equal_those_of_a_plain_loop(method, grid):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sample_is_masked_alone_as_in_any_batch(method):
     settings = ImageMaskingSettings(method=method)
-    everything = mask_patches(boxes(9), yes(9), (14, 20), settings, keys=keys(9), seed=1, step=2)
+    everything = mask_patches(boxes(9), yes(9), (14, 20), settings, SampleDraws(1, 2, keys(9)))
     for chosen in ([4], [8, 4, 0]):
-        some = mask_patches(
-            boxes(9)[chosen], yes(len(chosen)), (14, 20), settings, keys=keys(9)[chosen], seed=1, step=2
-        )
+        some = mask_patches(boxes(9)[chosen], yes(len(chosen)), (14, 20), settings, SampleDraws(1, 2, keys(9)[chosen]))
         assert torch.equal(some, everything[chosen])
     for seed, step in ((1, 3), (2, 2)):
-        other = mask_patches(boxes(9), yes(9), (14, 20), settings, keys=keys(9), seed=seed, step=step)
+        other = mask_patches(boxes(9), yes(9), (14, 20), settings, SampleDraws(seed, step, keys(9)))
         assert (other != everything).any(1).all()
 
 
@@ -97,9 +95,7 @@ def test_a_sample_is_masked_alone_as_in_any_batch(method):
 @pytest.mark.parametrize("method", ["uniform", "block"])
 def test_the_number_masked_in_the_rectangle_is_exact(method, gamma):
     settings = ImageMaskingSettings(method=method, region_ratio=gamma, context_ratio=0.5)
-    masks = mask_patches(boxes(200), yes(200), (24, 24), settings, keys=keys(200), seed=0, step=0).unflatten(
-        1, (24, 24)
-    )
+    masks = mask_patches(boxes(200), yes(200), (24, 24), settings, SampleDraws(0, 0, keys(200))).unflatten(1, (24, 24))
     for mask, x0, y0, x1, y1 in zip(masks, *referred_rectangle(boxes(200), yes(200), (24, 24), margin=1), strict=True):
         num_patches = int((x1 - x0) * (y1 - y0))
         assert mask[y0:y1, x0:x1].sum() == num_patches - int(num_patches * (1 - gamma))
@@ -108,17 +104,17 @@ def test_the_number_masked_in_the_rectangle_is_exact(method, gamma):
 @pytest.mark.parametrize("method", METHODS)
 def test_without_a_referent_the_context_rate_holds_everywhere(method):
     settings = ImageMaskingSettings(method=method)
-    masks = mask_patches(torch.zeros(2000, 4), ~yes(2000), (24, 24), settings, keys=keys(2000), seed=0, step=0)
+    masks = mask_patches(torch.zeros(2000, 4), ~yes(2000), (24, 24), settings, SampleDraws(0, 0, keys(2000)))
     assert (masks.sum(1) == 202).all()
     rate = 202 / 576
     assert ((masks.float().mean(0) - rate).abs() < 5 * (rate * (1 - rate) / 2000) ** 0.5).all()
 
 
 def test_vanilla_masking_does_not_look_at_the_box():
-    drawn = {"keys": keys(5), "seed": 0, "step": 0}
+    draws = SampleDraws(0, 0, keys(5))
     settings = ImageMaskingSettings(method="vanilla", context_ratio=0.4)
-    masks = mask_patches(boxes(5), yes(5), (14, 14), settings, **drawn)
-    assert torch.equal(masks, mask_patches(boxes(5).flip(0), ~yes(5), (14, 14), settings, **drawn))
+    masks = mask_patches(boxes(5), yes(5), (14, 14), settings, draws)
+    assert torch.equal(masks, mask_patches(boxes(5).flip(0), ~yes(5), (14, 14), settings, draws))
 
 
 def test_blocks_leave_larger_holes_than_single_patches():
@@ -126,7 +122,7 @@ def test_blocks_leave_larger_holes_than_single_patches():
         """Share of the masked patches whose right neighbour is masked too, half of a 24 x 24 frame being masked."""
         settings = ImageMaskingSettings(method=method, region_ratio=0.5)
         box = torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(300, 1)
-        masks = mask_patches(box, yes(300), (24, 24), settings, keys=keys(300), seed=0, step=0).unflatten(1, (24, 24))
+        masks = mask_patches(box, yes(300), (24, 24), settings, SampleDraws(0, 0, keys(300))).unflatten(1, (24, 24))
         return float((masks[:, :, 1:] & masks[:, :, :-1]).sum() / masks[:, :, :-1].sum())
 
     assert neighbours("uniform") == pytest.approx(0.5, abs=0.01)
@@ -144,8 +140,8 @@ def test_every_referent_has_a_patch_even_without_a_margin():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_gpu_masks_the_same_patches(method):
     settings = ImageMaskingSettings(method=method)
-    here = mask_patches(boxes(64), yes(64), (24, 24), settings, keys=keys(64), seed=1, step=2)
-    there = mask_patches(boxes(64).cuda(), yes(64).cuda(), (24, 24), settings, keys=keys(64).cuda(), seed=1, step=2)
+    here = mask_patches(boxes(64), yes(64), (24, 24), settings, SampleDraws(1, 2, keys(64)))
+    there = mask_patches(boxes(64).cuda(), yes(64).cuda(), (24, 24), settings, SampleDraws(1, 2, keys(64).cuda()))
     assert torch.equal(there.cpu(), here)
 
 
@@ -157,7 +153,7 @@ def test_blocks_cover_93_percent_of_what_is_masked_in_the_whole_frame_and_more_i
         rectangle = referred_rectangle(box, yes(2000), (24, 24), margin=0)
         num_inside = (rectangle.x1 - rectangle.x0) * (rectangle.y1 - rectangle.y0)
         num_wanted = num_inside - (num_inside.double() * (1 - ImageMaskingSettings().region_ratio)).long()
-        draws = uniforms(0, 0, keys(2000), stream=BLOCK_STREAM, num=4 * BLOCK_ROUNDS)
+        draws = SampleDraws(0, 0, keys(2000)).uniforms(4 * BLOCK_ROUNDS, stream=BLOCK_STREAM)
         age = _block_age(rectangle, (24, 24), num_wanted, draws, min_aspect=ImageMaskingSettings().min_aspect)
         covered = (age > 0).sum((1, 2)).minimum(num_wanted)
         return float(covered.sum() / num_wanted.sum())

@@ -9,7 +9,7 @@ import torch
 from refcli.config.pretraining import VisualCodeSettings
 from refcli.config.schema import TowerSettings
 from refcli.data.training.transforms import letterbox
-from refcli.pretraining.pixel_clusters import PATCHES_PER_PICTURE, PixelClusters, k_means, spread_start
+from refcli.pretraining.pixel_clusters import PATCHES_PER_IMAGE, PixelClusters, k_means, spread_start
 from refcli.pretraining.visual_codes import build_visual_codes, cut_patches, visual_pixels
 
 TOWER = TowerSettings(image_size=16, patch_size=4)
@@ -130,7 +130,7 @@ def test_an_endless_stream_is_read_only_as_far_as_needed():
     read = []
     stream = (read.append(number) or checkered(number)[0] for number in itertools.count())
     PixelClusters(5, 4).fit(stream, seed=0)
-    assert len(read) == -(-5 * 64 // (8 * PATCHES_PER_PICTURE))
+    assert len(read) == -(-5 * 64 // (8 * PATCHES_PER_IMAGE))
 
 
 def test_clusters_that_were_not_fitted_have_no_codes():

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from refcli.config.pretraining import SemanticTargetSettings
-from refcli.pretraining.target_relation import crop_regions, semantic_target_relation, visual_target_relation
+from refcli.pretraining.semantic_target_relation import crop_regions, semantic_target_relation
+from refcli.pretraining.visual_target_relation import visual_target_relation
 
 ROOT = Path(__file__).resolve().parents[2]
 BOXES = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.2, 0.7, 0.35, 0.25], [0.03, 0.98, 0.02, 0.02], [0.0, 0.0, 0.0, 0.0]])

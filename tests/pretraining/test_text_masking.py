@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from refcli.config.pretraining import TextMaskingSettings
-from refcli.pretraining.draws import sample_keys, uniforms
+from refcli.pretraining.draws import SampleDraws, sample_keys
 from refcli.pretraining.text_masking import FATE_STREAM, ORDER_STREAM, REPLACEMENT_STREAM, mask_words
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ def expressions(num: int, lengths: torch.Tensor, width: int) -> tuple[torch.Tens
 
 def mask(ids, is_pad, roles, *, settings=TextMaskingSettings(), keys, seed=0, step=0):  # noqa: B008 - frozen
     return mask_words(
-        ids, is_pad, roles, settings, mask_id=MASK_ID, vocabulary=VOCABULARY, keys=keys, seed=seed, step=step
+        ids, is_pad, roles, settings, mask_id=MASK_ID, vocabulary=VOCABULARY, draws=SampleDraws(seed, step, keys)
     )
 
 
@@ -75,7 +75,7 @@ def test_masks_equal_those_of_a_plain_loop():
     settings = TextMaskingSettings(ratio=0.5, mask_share=0.3, random_share=0.5)
     masked = mask(ids, is_pad, roles, settings=settings, keys=keys(num), seed=4, step=9)
     draws = [
-        uniforms(4, 9, keys(num), stream=stream, num=width).tolist()
+        SampleDraws(4, 9, keys(num)).uniforms(width, stream=stream).tolist()
         for stream in (ORDER_STREAM, FATE_STREAM, REPLACEMENT_STREAM)
     ]
     samples = zip(ids.tolist(), is_pad.tolist(), roles.tolist(), *draws, strict=True)
@@ -135,7 +135,9 @@ def test_a_sample_is_masked_alone_as_in_a_batch_with_longer_expressions():
 def test_random_words_come_from_the_whole_vocabulary_and_nowhere_else():
     ids, is_pad = expressions(4000, torch.full((4000,), 8), 8)
     settings = TextMaskingSettings(ratio=1.0, mask_share=0.0, random_share=1.0)
-    masked = mask_words(ids, is_pad, None, settings, mask_id=99, vocabulary=(10, 20), keys=keys(4000), seed=0, step=0)
+    masked = mask_words(
+        ids, is_pad, None, settings, mask_id=99, vocabulary=(10, 20), draws=SampleDraws(0, 0, keys(4000))
+    )
     shares = torch.bincount(masked.token_ids[masked.is_masked], minlength=20) / (4000 * 7)
     assert shares[:10].sum() == 0 and len(shares) == 20
     assert (shares[10:] - 0.1).abs().max() < 0.01

@@ -1,4 +1,4 @@
-"""How a pre-training objective is watched: its losses on pictures that it is not trained on."""
+"""Validation of a pre-training objective: its losses on samples that it is not trained on."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from torch import nn
 from refcli.contracts.batch import Batch
 
 EVEN_AND_ODD = (0, 1)
-"""Objectives that alternate hide patches in even steps and words in odd ones; both are watched."""
+"""Objectives that alternate hide patches in even steps and words in odd ones; both are validated."""
 
 
 def mean_losses(objective: nn.Module, batches: Iterable[Batch], *, bf16: bool = False) -> dict[str, float]:
-    """Mean of every loss term over one pass, and `score`, their negative sum, which chooses the best checkpoint.
+    """Mean of every loss term over one pass, and `score`, their negative sum, which selects the best checkpoint.
 
-    What is hidden depends on the sample only, so that every validation asks the same. Batches are weighted by their
-    samples. A term is itself a mean over what counts for it in a batch (hidden patches, hidden words, referents), of
-    which equal numbers of samples may have unequal numbers, so the means depend a little on the batch size; within a
-    run that stays the same.
+    Masks depend on the sample only, so all validations are comparable. Batches are weighted by their samples. A term is
+    itself a mean over the masked patches, masked words or referents of a batch, whose numbers differ between batches,
+    so the means depend slightly on the batch size, which is constant within a run.
     """
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)

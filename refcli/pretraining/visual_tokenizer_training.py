@@ -1,4 +1,4 @@
-"""A visual tokenizer of one's own: codes that tell enough about a picture to give its patches back."""
+"""Training of a visual tokenizer: codes from which a decoder can reconstruct the patches of an image."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from refcli.model.visual_tokenizer import TokenizerBlock, VisualTokenizer, neare
 from refcli.pretraining.visual_codes import cut_patches, visual_pixels
 
 GRACE = 2.0
-"""A code that was moved counts as used so many times the threshold: unless it is used, it is moved again after
+"""The usage of a revived code starts at this many times the threshold: while it stays unused, it is revived again after
 ln(2) / (1 - decay) steps."""
 
 
 class PatchDecoder(nn.Module):
-    """Codes -> pixels: a small transformer over the patches of a picture."""
+    """Codes -> pixels: a small transformer over the patches of an image."""
 
     def __init__(self, sizes: VisualTokenizerSettings, layers: int) -> None:
         super().__init__()
@@ -45,16 +45,16 @@ class PatchDecoder(nn.Module):
 class VisualTokenizerTraining(nn.Module):
     """An Objective that trains a `VisualTokenizer` with unit-length codes (BEiT v2 section 2.2), from pixels alone.
 
-    The teacher of VQ-KD is replaced by the picture itself: a decoder gives back the pixels of every patch. Gradients
-    pass the choice of a code straight through; codes are no parameters but moving averages of the vectors that chose
-    them, over all processes.
+    Instead of VQ-KD's teacher, the image itself is the target: a decoder reconstructs the pixels of every patch. The
+    gradient of choosing a code is straight-through. Codes are not parameters but moving averages of the vectors that
+    chose them, over all processes.
 
     Args:
-        settings: sizes, and how the codebook moves.
-        tower: its image size is that of the pictures.
+        settings: sizes, and how the codebook is updated.
+        tower: gives the size of the images.
 
     Raises:
-        ConfigError: the pictures are not of the size that the tokenizer's positions are for.
+        ConfigError: the images do not have the size of the tokenizer's positions.
     """
 
     has_static_graph = True
@@ -79,23 +79,23 @@ class VisualTokenizerTraining(nn.Module):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """`reconstruction`: mean squared error of the pixels; `commitment`: squared distance of vectors and codes.
 
-        In training mode the codebook moves as well. Step 0 starts its averages from its own batch.
+        In training mode, the codebook is updated as well. The moving averages start with the batch of step 0.
         """
         pixels = visual_pixels(batch.images)
         vectors = F.normalize(self.tokenizer.code_vectors(pixels).float(), dim=-1)
         with torch.autocast(pixels.device.type, enabled=False):
             ids = nearest_codes(vectors.detach(), self.tokenizer.codebook)
         codes = self.tokenizer.codebook[ids]
-        restored = self.decoder(vectors + (codes - vectors).detach())
+        reconstructed = self.decoder(vectors + (codes - vectors).detach())
         if self.training:
-            self._move_codebook(vectors.detach().flatten(0, 1), ids.flatten(), decay=self._decay(step))
+            self._update_codebook(vectors.detach().flatten(0, 1), ids.flatten(), decay=self._decay(step))
         return {
-            "reconstruction": F.mse_loss(restored.float(), cut_patches(pixels, self.settings.sizes.patch_size)),
+            "reconstruction": F.mse_loss(reconstructed.float(), cut_patches(pixels, self.settings.sizes.patch_size)),
             "commitment": self.settings.commitment * (vectors - codes).square().sum(-1).mean(),
         }
 
     def metrics(self) -> dict[str, Tensor]:
-        """`code_perplexity`: e to the entropy of the usage, the number of codes if all were used equally often."""
+        """`code_perplexity`: e to the entropy of the usage; the number of codes if all are used equally often."""
         shares = self.usage / self.usage.sum()
         return {"code_perplexity": torch.special.entr(shares).sum().exp()}
 
@@ -103,13 +103,13 @@ class VisualTokenizerTraining(nn.Module):
         return self.settings.codebook_decay if step > 0 else 0.0
 
     @torch.no_grad()
-    def _move_codebook(
+    def _update_codebook(
         self, vectors: Float[Tensor, "patches code_dim"], ids: Int[Tensor, " patches"], *, decay: float
     ) -> None:
-        """Move every code towards the mean direction of the vectors that chose it, and idle ones to some vector."""
+        """Move every code towards the mean direction of the vectors that chose it; revive idle ones at random vectors."""
         codebook = self.tokenizer.codebook
         sums = vectors.new_zeros(len(codebook), vectors.shape[1] + 1)
-        sums.index_add_(0, ids, F.pad(vectors, (0, 1), value=1.0))  # the last column counts
+        sums.index_add_(0, ids, F.pad(vectors, (0, 1), value=1.0))  # the last column counts the vectors
         places = vectors[torch.randint(len(vectors), (len(codebook),), device=vectors.device)]
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)

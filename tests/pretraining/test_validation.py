@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from refcli.contracts.batch import Batch, Targets
-from refcli.pretraining.watching import mean_losses
+from refcli.pretraining.validation import mean_losses
 
 
 class MeanPixel(nn.Module):

@@ -1,4 +1,4 @@
-"""Losses over vocabularies: visual codes and masked words."""
+"""The losses of MRefM pre-training (OneRef section 3.2): referring MIM and MLM, and the scores VTS and STS."""
 
 from __future__ import annotations
 
@@ -12,31 +12,41 @@ from torch import Tensor
 from refcli.losses.averages import mean_over
 
 
-def code_cross_entropy(logits: Float[Tensor, "patches codes"], code_ids: Int[Tensor, " patches"]) -> Float[Tensor, ""]:
-    """Cross-entropy of the visual codes, mean over the masked patches of the batch; 0 when none is masked."""
+def mim_loss(logits: Float[Tensor, "patches codes"], code_ids: Int[Tensor, " patches"]) -> Float[Tensor, ""]:
+    """Referring MIM: cross-entropy of the visual codes, mean over the masked patches of the batch; 0 without any."""
     each = F.cross_entropy(logits.float(), code_ids, reduction="none")
     return mean_over(each, torch.ones_like(code_ids, dtype=torch.bool))
 
 
-def word_divergence(
+def vts_loss(
+    predicted: Float[Tensor, "batch patches 4"],
+    truth: Float[Tensor, "batch patches 4"],
+    exists: Bool[Tensor, " batch"],
+) -> Float[Tensor, ""]:
+    """Visual target-relation score: sum of the four absolute differences, mean over the patches and over the samples
+    with a referent. See `visual_target_relation` for the truth."""
+    return mean_over((predicted.float() - truth).abs().sum(-1).mean(-1), exists)
+
+
+def mlm_loss(
     logits: Float[Tensor, "words vocabulary"],
     token_ids: Int[Tensor, " words"],
     *,
     label_smoothing: float,
     drop_worst_ratio: float,
 ) -> Float[Tensor, ""]:
-    """KL(truth | prediction) of the masked words with label smoothing eps, mean over those that are kept.
+    """Referring MLM: KL(truth | prediction) of the masked words with label smoothing eps, mean over those that count.
 
-    0 when no word is masked. The truth is 1 - eps at the word and eps / (vocabulary - 1) at every other (BEiT-3's
-    language loss).
+    0 without masked words. The truth is 1 - eps at the word and eps / (vocabulary - 1) at all others (BEiT-3's language
+    loss).
 
     Args:
         logits: at the masked positions of the whole batch.
-        token_ids: what stood there.
+        token_ids: the true words.
         label_smoothing: eps.
-        drop_worst_ratio: this part of the words, those with the largest loss, counts for nothing; one is always kept.
-            They are chosen within the process, so with a ratio above 0 the loss depends on how a batch is spread over
-            processes.
+        drop_worst_ratio: this part of the words, those with the largest loss, does not count; at least one word does.
+            They are chosen within the process, so with a ratio above 0 the loss depends on how a batch is distributed
+            over processes.
     """
     log_probabilities = logits.float().log_softmax(-1)
     num_others = logits.shape[-1] - 1
@@ -50,16 +60,20 @@ def word_divergence(
     return mean_over(each, is_kept)
 
 
-def distribution_divergence(
+def sts_loss(
     logits: Float[Tensor, "batch words"],
     truth: Float[Tensor, "batch words"],
     counts: Bool[Tensor, "batch words"],
     exists: Bool[Tensor, " batch"],
 ) -> Float[Tensor, ""]:
-    """KL(truth | softmax(logits)) over the words that count, mean over the samples that exist.
+    """Semantic target-relation score: KL(truth | softmax(logits)) over the words, mean over samples with a referent.
 
     Args:
-        truth: sums to 1 over the words that count; its entropy is subtracted, so that 0 is a perfect prediction.
+        logits: of all word pieces.
+        truth: see `semantic_target_relation`; sums to 1 over the words that count. Its entropy is subtracted, so the
+            loss of a perfect prediction is 0.
+        counts: word pieces that take part.
+        exists: samples with a referent.
     """
     log_probabilities = logits.float().masked_fill(~counts, -torch.inf).log_softmax(-1).masked_fill(~counts, 0.0)
     divergence = (torch.special.xlogy(truth, truth) - truth * log_probabilities).sum(-1)

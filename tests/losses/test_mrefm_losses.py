@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from refcli.losses.tokens import code_cross_entropy, distribution_divergence, word_divergence
+from refcli.losses.mrefm import mim_loss, mlm_loss, sts_loss
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -32,14 +32,14 @@ def loop_word_divergence(logits: torch.Tensor, token_ids: torch.Tensor, smoothin
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_word_divergence_is_the_divergence_of_the_smoothed_truth_without_the_worst_words(smoothing, dropped):
     logits, token_ids = draw(11, 7), torch.arange(11) % 7
-    loss = word_divergence(logits, token_ids, label_smoothing=smoothing, drop_worst_ratio=dropped)
+    loss = mlm_loss(logits, token_ids, label_smoothing=smoothing, drop_worst_ratio=dropped)
     assert loss.item() == pytest.approx(loop_word_divergence(logits, token_ids, smoothing, dropped), abs=1e-5)
 
 
 def test_without_smoothing_and_dropping_it_is_cross_entropy_with_its_gradient():
     ours, theirs = draw(5, 9).requires_grad_(), draw(5, 9).requires_grad_()
     token_ids = torch.tensor([0, 8, 3, 3, 1])
-    loss = word_divergence(ours, token_ids, label_smoothing=0.0, drop_worst_ratio=0.0)
+    loss = mlm_loss(ours, token_ids, label_smoothing=0.0, drop_worst_ratio=0.0)
     loss.backward()
     truth = F.cross_entropy(theirs, token_ids)
     truth.backward()
@@ -50,7 +50,7 @@ def test_without_smoothing_and_dropping_it_is_cross_entropy_with_its_gradient():
 def test_a_prediction_equal_to_the_smoothed_truth_costs_nothing():
     logits = torch.full((1, 5), math.log(0.1 / 4))
     logits[0, 2] = math.log(0.9)
-    loss = word_divergence(logits, torch.tensor([2]), label_smoothing=0.1, drop_worst_ratio=0.0)
+    loss = mlm_loss(logits, torch.tensor([2]), label_smoothing=0.1, drop_worst_ratio=0.0)
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
@@ -58,15 +58,15 @@ def test_a_dropped_word_has_no_gradient():
     logits, token_ids = torch.zeros(5, 4), torch.tensor([0, 1, 2, 3, 0])
     logits[3, 0] = 9.0  # sure of the wrong word
     logits.requires_grad_()
-    word_divergence(logits, token_ids, label_smoothing=0.1, drop_worst_ratio=0.2).backward()
+    mlm_loss(logits, token_ids, label_smoothing=0.1, drop_worst_ratio=0.2).backward()
     assert logits.grad.abs().sum(1).gt(0).tolist() == [True, True, True, False, True]
 
 
 @pytest.mark.parametrize("dropped", [0.2, 0.99])
 def test_a_single_word_is_kept_whatever_share_is_dropped(dropped):
     logits = draw(1, 6).requires_grad_()
-    loss = word_divergence(logits, torch.tensor([4]), label_smoothing=0.1, drop_worst_ratio=dropped)
-    whole = word_divergence(logits, torch.tensor([4]), label_smoothing=0.1, drop_worst_ratio=0.0)
+    loss = mlm_loss(logits, torch.tensor([4]), label_smoothing=0.1, drop_worst_ratio=dropped)
+    whole = mlm_loss(logits, torch.tensor([4]), label_smoothing=0.1, drop_worst_ratio=0.0)
     assert loss.item() == whole.item() > 0
     loss.backward()
     assert logits.grad.abs().sum() > 0
@@ -75,8 +75,8 @@ def test_a_single_word_is_kept_whatever_share_is_dropped(dropped):
 @pytest.mark.parametrize("dropped", [0.0, 0.2])
 def test_without_masked_words_or_patches_the_loss_is_zero_and_has_a_gradient(dropped):
     logits, none = torch.zeros(0, 6, requires_grad=True), torch.zeros(0, dtype=torch.int64)
-    words = word_divergence(logits, none, label_smoothing=0.1, drop_worst_ratio=dropped)
-    codes = code_cross_entropy(logits, none)
+    words = mlm_loss(logits, none, label_smoothing=0.1, drop_worst_ratio=dropped)
+    codes = mim_loss(logits, none)
     (words + codes).backward()
     assert words.item() == codes.item() == 0
     assert logits.grad.shape == (0, 6)
@@ -84,7 +84,7 @@ def test_without_masked_words_or_patches_the_loss_is_zero_and_has_a_gradient(dro
 
 def test_code_cross_entropy_is_torchs():
     logits, code_ids = draw(8, 5), torch.arange(8) % 5
-    torch.testing.assert_close(code_cross_entropy(logits, code_ids), F.cross_entropy(logits, code_ids))
+    torch.testing.assert_close(mim_loss(logits, code_ids), F.cross_entropy(logits, code_ids))
 
 
 COUNTS = torch.tensor([[0, 1, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0]]).bool()
@@ -103,14 +103,14 @@ def test_distribution_divergence_is_torchs_kl_div_over_the_words_that_count():
     expected = [
         F.kl_div(logits[row, COUNTS[row]].log_softmax(-1), truth[row, COUNTS[row]], reduction="sum") for row in (0, 1)
     ]
-    loss = distribution_divergence(logits, truth, COUNTS, exists)
+    loss = sts_loss(logits, truth, COUNTS, exists)
     torch.testing.assert_close(loss, torch.stack(expected).mean())
 
 
 def test_distribution_divergence_has_the_gradient_of_softmax_and_none_outside():
     logits, truth = draw(4, 6).requires_grad_(), scores()
     exists = torch.tensor([True, True, True, True])
-    distribution_divergence(logits, truth, COUNTS, exists).backward()
+    sts_loss(logits, truth, COUNTS, exists).backward()
     softmax = logits.detach().masked_fill(~COUNTS, -torch.inf).softmax(-1).nan_to_num()
     torch.testing.assert_close(logits.grad, (softmax - truth) / 3)  # three samples have words that count
     assert logits.grad[~COUNTS].eq(0).all()
@@ -120,5 +120,5 @@ def test_distribution_divergence_is_zero_at_the_truth_and_where_nothing_exists()
     truth = scores()
     logits = truth.clamp(min=1e-30).log()
     everywhere = torch.ones(4, dtype=torch.bool)
-    assert distribution_divergence(logits, truth, COUNTS, everywhere).item() == pytest.approx(0, abs=1e-6)
-    assert distribution_divergence(draw(4, 6), truth, COUNTS, ~everywhere) == 0
+    assert sts_loss(logits, truth, COUNTS, everywhere).item() == pytest.approx(0, abs=1e-6)
+    assert sts_loss(draw(4, 6), truth, COUNTS, ~everywhere) == 0

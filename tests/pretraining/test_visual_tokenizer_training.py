@@ -13,8 +13,8 @@ from refcli.config.pretraining import VisualTokenizerTrainingSettings
 from refcli.config.schema import TowerSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.errors import ConfigError
-from refcli.pretraining.tokenizer_training import VisualTokenizerTraining
 from refcli.pretraining.visual_codes import cut_patches, visual_pixels
+from refcli.pretraining.visual_tokenizer_training import VisualTokenizerTraining
 
 TOWER = TowerSettings(image_size=32, patch_size=8)
 SIZES = {

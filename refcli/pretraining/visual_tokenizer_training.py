@@ -106,7 +106,7 @@ class VisualTokenizerTraining(nn.Module):
     def _update_codebook(
         self, vectors: Float[Tensor, "patches code_dim"], ids: Int[Tensor, " patches"], *, decay: float
     ) -> None:
-        """Move every code towards the mean direction of the vectors that chose it; revive idle ones at random vectors."""
+        """Move every code towards the mean direction of the vectors that chose it; revive idle ones at some vector."""
         codebook = self.tokenizer.codebook
         sums = vectors.new_zeros(len(codebook), vectors.shape[1] + 1)
         sums.index_add_(0, ids, F.pad(vectors, (0, 1), value=1.0))  # the last column counts the vectors

@@ -19,8 +19,7 @@ OVERLAY_COLOURS: tuple[Colour, ...] = (
 """Target n is drawn in colour n (the first follows the last); vivid tones that are rare in photographs."""
 TRUTH_COLOUR: Colour = (0, 140, 255)
 ANSWER_COLOUR: Colour = (255, 150, 0)
-"""Blue and orange, where truth and answer are drawn over one another: colour-blind readers can tell them apart (Okabe
-and Ito)."""
+"""Blue and orange, where truth and answer overlap: distinguishable for colour-blind readers (Okabe and Ito)."""
 WHITE: Colour = (255, 255, 255)
 """Edges of lines, and text on dark ground."""
 INK: Colour = (22, 25, 33)

@@ -1,4 +1,4 @@
-"""The images that a folder or a pattern stands for, and what in it is left out."""
+"""The images in a folder or of a pattern, and what a search skips."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ UNREADABLE_IMAGES = frozenset({
     ".raf", ".rw2", ".pef", ".raw", ".rwl", ".3fr", ".x3f",
 })
 # fmt: on
-"""Suffixes of images that Pillow does not know by itself."""
-NO_IMAGES = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
-"""Formats of other data that Pillow has a name for."""
+"""Suffixes of images that Pillow has no name for."""
+OTHER_DATA = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
+"""Formats that Pillow has a name for and that are no images."""
 SYSTEM_NAMES = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "system volume information", ".ds_store", "thumbs.db", "desktop.ini"}
 )
-"""What operating systems put beside a user's files."""
-MOST_NAMED = 5
-"""So many suffixes or paths are named in a note."""
+"""Entries that operating systems add to a user's folders."""
+MAX_NAMED = 5
+"""Suffixes or paths that a note names."""
 
 
 @cache
 def readable_suffixes() -> frozenset[str]:
-    """Suffixes of the image formats that are read with the installed Pillow, in lower case with their full stop."""
+    """Suffixes of the image formats that the installed Pillow reads, in lower case with their full stop."""
     Image.init()
     opened = (Image.OPEN.keys() | OPENED_AS_JPEG) & DECODER_BYTES.keys()
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in opened)
@@ -46,40 +46,40 @@ def readable_suffixes() -> frozenset[str]:
 
 @cache
 def unreadable_suffixes() -> frozenset[str]:
-    """Suffixes of images that are not read here, though they are images."""
+    """Suffixes of image formats that are not supported."""
     Image.init()
-    known = {suffix for suffix, name in Image.registered_extensions().items() if name not in NO_IMAGES}
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name not in OTHER_DATA}
     return (UNREADABLE_IMAGES | known) - readable_suffixes()
 
 
-class LeftOut:
-    """What a search passes by, counted."""
+class Skipped:
+    """What a search skips, counted."""
 
     def __init__(self) -> None:
         self.unreadable: Counter[str] = Counter()
-        """Images of a kind that cannot be read, by suffix."""
+        """Images in unsupported formats, by suffix."""
         self.other_files: Counter[str] = Counter()
-        """Files that are no images by their suffix."""
+        """Files whose suffix is not that of an image, by suffix."""
         self.hidden = 0
-        self.answers: list[str] = []
+        self.outputs: list[str] = []
         """Folders and files that refcli wrote."""
         self.links: list[str] = []
         """Linked folders."""
         self.special: list[str] = []
-        """What has the name of an image and is no file: pipes, devices, sockets."""
+        """Pipes, devices and sockets with the name of an image."""
         self.broken: list[str] = []
-        """Links that lead nowhere."""
+        """Broken links."""
         self.closed: list[str] = []
         """Folders that cannot be read."""
 
     def __str__(self) -> str:
         parts = (
-            _counted("image{} of a kind that cannot be read here", sum(self.unreadable.values()))
+            _counted("image{} in unsupported formats", sum(self.unreadable.values()))
             + _suffixes(self.unreadable, end="; convert to JPEG or PNG"),
             _counted("other file{}", sum(self.other_files.values())) + _suffixes(self.other_files),
             _counted("hidden or system entr{}", self.hidden, endings=("y", "ies")),
-            _counted("output{} of refcli", len(self.answers)) + _names(self.answers),
-            _counted("linked folder{}", len(self.links)) + _names(self.links, end="; name it to search it"),
+            _counted("output{} of refcli", len(self.outputs)) + _names(self.outputs),
+            _counted("linked folder{}", len(self.links)) + _names(self.links, end="; give it as input to search it"),
             _counted("special file{}", len(self.special)) + _names(self.special),
             _counted("broken link{}", len(self.broken)) + _names(self.broken),
             _counted("folder{} that cannot be read", len(self.closed)) + _names(self.closed),
@@ -87,62 +87,62 @@ class LeftOut:
         return ", ".join(part for part in parts if part)
 
 
-def images_below(folder: Path, left_out: LeftOut, *, without: Path | None = None) -> list[str]:
+def images_below(folder: Path, skipped: Skipped, *, exclude: Path | None = None) -> list[str]:
     """The images in a folder and its sub-folders, sorted by path.
 
-    An image is known by its suffix. Left out are hidden entries and what operating systems add, folders of answers that
-    refcli wrote, and linked folders; linked files are read.
+    An image is recognised by its suffix. Hidden entries, those of operating systems, output folders of refcli and
+    linked folders are skipped; linked files are read.
 
     Args:
-        folder: where to search, itself whatever it is called; of a folder of answers, all but its drawings and masks.
-        left_out: gets what is passed by.
-        without: a folder whose contents are no images to read: where the answers go.
+        folder: where to search, under any name; of an output folder, all but its drawings and masks.
+        skipped: collects what is skipped.
+        exclude: a folder that is not searched: where the answers go.
     """
     found: list[str] = []
-    if without is not None and _is_same(folder, without):
-        left_out.answers.append(str(folder))
+    if exclude is not None and _is_same(folder, exclude):
+        skipped.outputs.append(str(folder))
         return found
-    for path, mode in _walk(folder, left_out, without=without):
+    for path, mode in _walk(folder, skipped, exclude=exclude):
         suffix = path.suffix.lower()
         if suffix in readable_suffixes():
-            if mode is None or stat.S_ISREG(mode):  # a link that leads nowhere is answered with an error
+            if mode is None or stat.S_ISREG(mode):  # a broken link is answered with an error
                 found.append(str(path))
             else:
-                left_out.special.append(str(path))
+                skipped.special.append(str(path))
         elif suffix in unreadable_suffixes():
-            left_out.unreadable[suffix] += 1
+            skipped.unreadable[suffix] += 1
         else:
-            left_out.other_files[suffix] += 1
+            skipped.other_files[suffix] += 1
     return sorted(found)
 
 
-def files_matching(pattern: str, left_out: LeftOut, *, without: Path | None = None) -> list[str]:
-    """The files that a pattern (`*`, `?`, `[a-z]`, `**` for any folders) means, sorted.
+def files_matching(pattern: str, skipped: Skipped, *, exclude: Path | None = None) -> list[str]:
+    """The files that match a pattern (`*`, `?`, `[a-z]`, `**` for any folders), sorted.
 
-    A part of the pattern that exists as it is written is no pattern. `*` does not match hidden names, and no folders.
+    A part of the pattern that exists literally is taken literally. `*` matches neither hidden names nor folders.
 
     Raises:
         UsageError: there are none.
     """
     found: set[str] = set()
-    for path in _matches(Path(), Path(pattern).parts, left_out, without):
+    for path in _matches(Path(), Path(pattern).parts, skipped, exclude):
         mode = file_mode(path)
         if mode is None:
-            left_out.broken += [str(path)] * _exists(path)
+            skipped.broken += [str(path)] * _exists(path)
         elif stat.S_ISREG(mode):
             found.add(str(path))
         elif not stat.S_ISDIR(mode):
-            left_out.special.append(str(path))
+            skipped.special.append(str(path))
     if not found:
-        hint = f"left out: {left_out}" if str(left_out) else "check the pattern"
+        hint = f"skipped: {skipped}" if str(skipped) else "check the pattern"
         raise UsageError("the pattern matches no file", where=pattern, hint=hint)
     return sorted(found)
 
 
-def _walk(folder: Path, left_out: LeftOut, *, without: Path | None) -> Iterator[tuple[Path, int | None]]:
-    """(path, type) of all entries that are no folders; None for a link that leads nowhere."""
+def _walk(folder: Path, skipped: Skipped, *, exclude: Path | None) -> Iterator[tuple[Path, int | None]]:
+    """(path, type) of all entries that are no folders; the type of a broken link is None."""
     visited: set[tuple[int, int]] = set()
-    is_answers = is_output_folder(folder)
+    is_output = is_output_folder(folder)
     waiting = [folder]
     while waiting:
         here = waiting.pop()
@@ -151,20 +151,20 @@ def _walk(folder: Path, left_out: LeftOut, *, without: Path | None) -> Iterator[
             with os.scandir(here) as scanned:
                 entries = list(scanned)
         except OSError:
-            left_out.closed.append(str(here))
+            skipped.closed.append(str(here))
             continue
-        if (facts.st_dev, facts.st_ino) in visited:  # mounted twice, or a junction
+        if (facts.st_dev, facts.st_ino) in visited:  # mounted twice, or reached through a junction
             continue
         visited.add((facts.st_dev, facts.st_ino))
         for entry in entries:
             path, mode = Path(entry.path), _mode_of(entry)
             if _is_hidden(path):
-                left_out.hidden += 1
-            elif is_answers and here == folder and path.name in (DRAWINGS, MASKS, SHEET):
-                left_out.answers.append(str(path))
+                skipped.hidden += 1
+            elif is_output and here == folder and path.name in (DRAWINGS, MASKS, SHEET):
+                skipped.outputs.append(str(path))
             elif mode is None or not stat.S_ISDIR(mode):
                 yield path, mode
-            elif _enters(path, left_out, without):
+            elif _is_searched(path, skipped, exclude):
                 waiting.append(path)
 
 
@@ -173,7 +173,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _mode_of(entry: os.DirEntry[str]) -> int | None:
-    """As `file_mode`; what the scan has said about an entry is not asked for again."""
+    """As `file_mode`, without a further system call where the scan already knows the type."""
     try:
         if entry.is_file(follow_symlinks=False):
             return stat.S_IFREG
@@ -184,46 +184,46 @@ def _mode_of(entry: os.DirEntry[str]) -> int | None:
     return file_mode(Path(entry.path))
 
 
-def _enters(path: Path, left_out: LeftOut, without: Path | None) -> bool:
+def _is_searched(path: Path, skipped: Skipped, exclude: Path | None) -> bool:
     """Whether a folder is searched."""
     if path.is_symlink():
-        left_out.links.append(str(path))
-    elif (without is not None and _is_same(path, without)) or is_output_folder(path):
-        left_out.answers.append(str(path))
+        skipped.links.append(str(path))
+    elif (exclude is not None and _is_same(path, exclude)) or is_output_folder(path):
+        skipped.outputs.append(str(path))
     else:
         return True
     return False
 
 
-def _matches(here: Path, parts: Sequence[str], left_out: LeftOut, without: Path | None) -> Iterator[Path]:
+def _matches(here: Path, parts: Sequence[str], skipped: Skipped, exclude: Path | None) -> Iterator[Path]:
     if not parts:
         yield here
         return
     head, *rest = parts
     if not glob.has_magic(head) or _exists(here / head):
-        yield from _matches(here / head, rest, left_out, without)
+        yield from _matches(here / head, rest, skipped, exclude)
     elif head == "**":
         while rest and rest[0] == head:
             del rest[0]
-        for folder in _folders(here, left_out, without):
-            yield from _matches(folder, rest or ["*"], left_out, without)
+        for folder in _folders(here, skipped, exclude):
+            yield from _matches(folder, rest or ["*"], skipped, exclude)
     else:
         for path in _entries(here):
             if fnmatch.fnmatch(path.name, head) and (head.startswith(".") or not path.name.startswith(".")):
-                if rest and without is not None and _is_same(path, without):
-                    left_out.answers.append(str(path))
+                if rest and exclude is not None and _is_same(path, exclude):
+                    skipped.outputs.append(str(path))
                 else:
-                    yield from _matches(path, rest, left_out, without)
+                    yield from _matches(path, rest, skipped, exclude)
 
 
-def _folders(here: Path, left_out: LeftOut, without: Path | None) -> Iterator[Path]:
-    """A folder and all folders below it that are neither hidden nor a system's."""
+def _folders(here: Path, skipped: Skipped, exclude: Path | None) -> Iterator[Path]:
+    """A folder and all folders below it, without hidden ones and those of operating systems."""
     waiting = [here]
     while waiting:
         folder = waiting.pop()
         yield folder
         for path in _entries(folder):
-            if not _is_hidden(path) and is_folder(path) and _enters(path, left_out, without):
+            if not _is_hidden(path) and is_folder(path) and _is_searched(path, skipped, exclude):
                 waiting.append(path)
 
 
@@ -235,7 +235,7 @@ def _entries(here: Path) -> list[Path]:
 
 
 def file_mode(path: Path) -> int | None:
-    """Type and permissions of what a path leads to; None where there is nothing."""
+    """Type and permissions of the target of a path; None if there is none."""
     try:
         return path.stat().st_mode
     except (OSError, ValueError):
@@ -243,7 +243,7 @@ def file_mode(path: Path) -> int | None:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path leads to a folder."""
+    """Whether the target of a path is a folder."""
     mode = file_mode(path)
     return mode is not None and stat.S_ISDIR(mode)
 
@@ -267,12 +267,12 @@ def _counted(what: str, count: int, *, endings: tuple[str, str] = ("", "s")) -> 
 
 
 def _suffixes(counts: Counter[str], *, end: str = "") -> str:
-    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_NAMED]
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MAX_NAMED]
     return _listed([f"{suffix or 'no suffix'} {count:,}" for suffix, count in most], len(counts), end)
 
 
 def _names(names: Sequence[str], *, end: str = "") -> str:
-    return _listed(sorted(names)[:MOST_NAMED], len(names), end)
+    return _listed(sorted(names)[:MAX_NAMED], len(names), end)
 
 
 def _listed(named: Sequence[str], count: int, end: str) -> str:

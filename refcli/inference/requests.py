@@ -1,4 +1,4 @@
-"""What a user wants to know: requests from files, folders, globs and JSON lines."""
+"""Requests: one expression about one image, from files, folders, globs and JSON lines."""
 
 from __future__ import annotations
 
@@ -16,19 +16,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from refcli.errors import DataError, UsageError
-from refcli.inference.image_folders import LeftOut, file_mode, files_matching, images_below, is_folder
+from refcli.inference.image_folders import Skipped, file_mode, files_matching, images_below, is_folder
 from refcli.inference.image_sources import ImageSource
 from refcli.tables import nearest
 
 REQUEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 STDIN = "-"
-MAX_LINE_BYTES = 16 << 20
-"""Longer request lines are answered with an error."""
-MAX_BYTES = 4 << 30
-"""A line that goes on for longer than this ends the reading."""
-SKIPPED_BYTES = 1 << 20
-"""Read at once of the rest of a line that is too long."""
-MOST_DIGITS = 4000
+MAX_DIGITS = 4000
+"""Of a number in a request line: Python's own limit can be switched off."""
 _GZIP = b"\x1f\x8b"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -40,12 +35,24 @@ class Request:
 
     id: str
     image: str
-    """The image as the user named it; it is echoed in the answer."""
+    """The image as the user named it; the answer repeats it."""
     expression: str
     source: ImageSource | None = None
-    """What is opened; None means the file called `image`."""
+    """What to open; None means the file called `image`."""
     error: str | None = None
-    """Set where the request itself is malformed; it is answered with this error."""
+    """Why the request itself is malformed; its answer has this error."""
+
+
+@dataclass(frozen=True)
+class LineLimits:
+    """How long a line of requests may be, in bytes."""
+
+    line: int = 16 << 20
+    """A longer line is answered with an error."""
+    endless: int = 4 << 30
+    """Reading stops at a line that is longer than this."""
+    block: int = 1 << 20
+    """Read at once of the rest of a line that is too long."""
 
 
 def read_requests(
@@ -53,18 +60,18 @@ def read_requests(
     expressions: Sequence[str] = (),
     request_files: Sequence[str] = (),
     *,
-    without: Path | None = None,
-    note: Callable[[str], None] = lambda _: None,
+    exclude: Path | None = None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Request]:
-    """Turn command-line inputs into requests, in order, one line at a time.
+    """Turn command-line inputs into requests, in order, reading request files line by line.
 
     Args:
         inputs: image files, folders (searched recursively, sorted), globs, request files (`.jsonl`), or `-` (request
             lines on stdin).
-        expressions: asked of every image, and of every request line that has no expression of its own.
-        request_files: further files of request lines, whatever their suffix, or `-`.
-        without: the folder that the answers go to, which is no input though it may lie in one.
-        note: called with what was left out of each folder or pattern.
+        expressions: for every image, and for every request line without an expression.
+        request_files: further files of request lines, with any suffix, or `-`.
+        exclude: the output folder, which may lie inside an input and is never searched.
+        on_note: called with a summary of the skipped entries of each folder or pattern.
 
     Raises:
         UsageError: an input that can never give a request. Everything else becomes a request with `error`.
@@ -72,24 +79,22 @@ def read_requests(
     plans: list[tuple[str, list[str] | None]] = []
     notes: list[str] = []
     for name in inputs:
-        images = None if _is_request_file(name) else expand_images(name, without=without, note=notes.append)
+        images = None if _is_request_file(name) else expand_images(name, exclude=exclude, on_note=notes.append)
         plans.append((name, images))
     plans += [(name, None) for name in request_files]
     if not plans:
-        raise UsageError("there is nothing to look at", hint="give an image, a folder, a request file or -")
+        raise UsageError("there is no input", hint="give an image, a folder, a request file or -")
     if not any(images is None or images for _, images in plans):
-        raise UsageError(
-            "no input holds images that can be read", where=plans[0][0], hint="; ".join(notes) or "it is empty"
-        )
+        raise UsageError("no input contains readable images", where=plans[0][0], hint="; ".join(notes) or "it is empty")
     for text in notes:
-        note(text)
+        on_note(text)
     if sum(name == STDIN for name, _ in plans) > 1:
         raise UsageError("stdin can be read only once", where=STDIN)
     for name, images in plans:
         if images is None:
             _check_request_file(name)
     if not expressions and any(images is not None for _, images in plans):
-        raise UsageError("there is no expression to look for", hint='say what you mean: -e "the red mug on the left"')
+        raise UsageError("there is no expression", hint='state what to look for: -e "the red mug on the left"')
     return _requests(plans, [_typed(expression) for expression in expressions])
 
 
@@ -112,50 +117,53 @@ def _is_request_file(name: str) -> bool:
 def _check_request_file(name: str) -> None:
     if name == STDIN:
         if sys.stdin is None:
-            raise UsageError("stdin is closed", where=STDIN, hint="give it the request lines: < FILE")
+            raise UsageError("stdin is closed", where=STDIN, hint="redirect the request lines to it: < FILE")
     elif is_folder(Path(name)):
         raise UsageError("this is a folder, not a request file", where=name)
     elif file_mode(Path(name)) is None:
         raise UsageError("there is no such request file", where=name)
 
 
-def expand_images(name: str, *, without: Path | None = None, note: Callable[[str], None] = lambda _: None) -> list[str]:
-    """The image files that one command-line input stands for.
+def expand_images(
+    name: str, *, exclude: Path | None = None, on_note: Callable[[str], None] = lambda _: None
+) -> list[str]:
+    """The image files of one command-line input.
 
     Args:
         name: an image file, a folder or a pattern.
-        without: a folder that is left out.
-        note: called with what else is left out.
+        exclude: a folder that is not searched.
+        on_note: called with a summary of what else was skipped.
 
     Raises:
         UsageError: an empty name, or a pattern that matches nothing.
     """
     if not name:
-        raise UsageError("an input is an empty text", hint="give an image, a folder, a request file or -")
-    left_out = LeftOut()
+        raise UsageError("one of the inputs is empty text", hint="give an image, a folder, a request file or -")
+    skipped = Skipped()
     if is_folder(Path(name)):
-        found = images_below(Path(name), left_out, without=without)
+        found = images_below(Path(name), skipped, exclude=exclude)
         if not found:
-            note(
-                f"{name}: the folder holds no images that can be read"
-                + (f"; left out {left_out}" if str(left_out) else "")
+            on_note(
+                f"{name}: the folder contains no readable images" + (f"; skipped {skipped}" if str(skipped) else "")
             )
             return found
     elif glob.has_magic(name) and _problem_of_path(name) is None and not os.path.lexists(name):
-        found = files_matching(name, left_out, without=without)
+        found = files_matching(name, skipped, exclude=exclude)
     else:
         return [name]
-    if text := str(left_out):
-        note(f"{name}: left out {text}")
+    if text := str(skipped):
+        on_note(f"{name}: skipped {text}")
     return found
 
 
-def read_request_file(name: str, expressions: Sequence[str] = ()) -> Iterator[Request]:
+def read_request_file(
+    name: str, expressions: Sequence[str] = (), *, limits: LineLimits = LineLimits()
+) -> Iterator[Request]:
     """Stream requests from a file of JSON lines, or from stdin for `-`.
 
     A line is `{"image": path, "expression": text}` or `{"image": path, "expressions": [text, ...]}`, optionally with an
-    `"id"`; other keys are left alone, blank lines are skipped. Relative paths are looked for in the current
-    directory first, then beside the file, then, if it lies in a store, among the store's images. A malformed line
+    `"id"`; other keys are ignored, blank lines are skipped. Relative paths are resolved against the current directory
+    first, then against the file's folder, then, if it lies in a store, against the store's images. A malformed line
     becomes a request with `error`.
 
     Raises:
@@ -165,46 +173,61 @@ def read_request_file(name: str, expressions: Sequence[str] = ()) -> Iterator[Re
     try:
         # Not sys.stdin.buffer: a thread that waits in it when the program ends would make the interpreter abort.
         with open(sys.stdin.fileno() if name == STDIN else name, "rb", closefd=name != STDIN) as lines:
-            yield from parse_request_lines(_bounded_lines(lines, where), where, folder, expressions)
+            yield from parse_request_lines(
+                _bounded_lines(lines, where, limits), where, folder, expressions, max_line_bytes=limits.line
+            )
     except OSError as error:
         raise UsageError(f"the request file cannot be read: {error.strerror or error}", where=where) from error
 
 
-def _bounded_lines(file: BinaryIO, where: str) -> Iterator[bytes]:
-    """The lines of a file. Of one that is longer than `MAX_LINE_BYTES`, that many bytes and one more.
+def _bounded_lines(file: BinaryIO, where: str, limits: LineLimits) -> Iterator[bytes]:
+    """The lines of a file; of one that is longer than `limits.line`, that many bytes and one more.
 
     Raises:
-        UsageError: a line that does not end within `MAX_BYTES`.
+        UsageError: a line that does not end within `limits.endless`.
     """
     number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
+    while line := file.readline(limits.line + 1):
         number += 1
         yield line
-        passed = len(line)
-        while passed > MAX_LINE_BYTES and line and not line.endswith(b"\n"):
-            line = file.readline(SKIPPED_BYTES)
-            passed += len(line)
-            if passed > MAX_BYTES:
+        length = len(line)
+        while length > limits.line and line and not line.endswith(b"\n"):
+            line = file.readline(limits.block)
+            length += len(line)
+            if length > limits.endless:
                 raise UsageError(
-                    f"line {number} does not end within {MAX_BYTES >> 30} GiB",
+                    f"line {number} does not end within {limits.endless >> 30} GiB",
                     where=where,
                     hint="a request is one line of JSON",
                 )
 
 
 def parse_request_lines(
-    lines: Iterable[bytes], name: str, folder: Path | None, expressions: Sequence[str] = ()
+    lines: Iterable[bytes],
+    name: str,
+    folder: Path | None,
+    expressions: Sequence[str] = (),
+    *,
+    max_line_bytes: int = LineLimits.line,
 ) -> Iterator[Request]:
-    """Requests of JSON lines; `name` is how errors call the file, `folder` where its relative paths may start."""
+    """Requests from JSON lines.
+
+    Args:
+        lines: the lines of a file.
+        name: the name of the file in errors and ids.
+        folder: where its relative paths may start.
+        expressions: for lines without one.
+        max_line_bytes: a longer line becomes a request with `error`.
+    """
     for number, line in enumerate(lines, start=1):
-        if len(line) > MAX_LINE_BYTES or line.strip():
-            yield from _parse_line(line, f"{name}:{number}", folder, expressions)
+        where = f"{name}:{number}"
+        if len(line) > max_line_bytes:
+            yield _malformed(where, f"the line is longer than {max_line_bytes >> 20} MiB")
+        elif line.strip():
+            yield from _parse_line(line, where, folder, expressions)
 
 
 def _parse_line(line: bytes, where: str, folder: Path | None, expressions: Sequence[str]) -> Iterator[Request]:
-    if len(line) > MAX_LINE_BYTES:
-        yield _malformed(where, f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
-        return
     try:
         record = json.loads(line.decode("utf-8-sig").rstrip(), parse_int=_integer)
     except (ValueError, RecursionError) as error:
@@ -235,7 +258,7 @@ def _parse_line(line: bytes, where: str, folder: Path | None, expressions: Seque
 
 
 def _other_form(line: bytes) -> str:
-    """What else than a line of JSON a line looks like."""
+    """What a line that is not JSON may be."""
     if line.startswith(_GZIP):
         return "; is it gzip? Unpack it first"
     num_zeros = line.count(0)
@@ -243,18 +266,18 @@ def _other_form(line: bytes) -> str:
 
 
 def _integer(digits: str) -> int:
-    """A whole number of a line.
+    """A whole number in a line.
 
     Raises:
-        ValueError: it has more digits than Python reads.
+        ValueError: it has too many digits.
     """
-    if len(digits) > MOST_DIGITS:
+    if len(digits) > MAX_DIGITS:
         raise ValueError(f"a number of {len(digits):,} digits")
     return int(digits)
 
 
 def _expressions_of(record: dict[str, object], default: Sequence[str]) -> Sequence[str] | str:
-    """The expressions that a request line asks for, or what is wrong with them."""
+    """The expressions of a request line, or what is wrong with them."""
     if "expression" in record and "expressions" in record:
         return 'give "expression" or "expressions", not both'
     if "expression" in record:
@@ -274,12 +297,12 @@ def _typo(key: str, record: dict[str, object]) -> str:
 
 
 def _readable(expression: str) -> str:
-    """An expression without halves of surrogate pairs, which are no characters: U+FFFD stands for them."""
+    """An expression with U+FFFD for halves of surrogate pairs, which are no characters."""
     return _SURROGATE.sub("\ufffd", expression)
 
 
 def _typed(expression: str) -> str:
-    """An expression of the command line: bytes that the locale does not know are read as UTF-8."""
+    """An expression from the command line: bytes that the locale cannot decode are read as UTF-8."""
     if _SURROGATE.search(expression):
         with suppress(UnicodeEncodeError):
             return os.fsencode(expression).decode("utf-8", "replace")
@@ -291,8 +314,8 @@ def _malformed(where: str, message: str, *, ident: str | None = None, image: str
 
 
 def _locate(image: str, folder: Path | None) -> Path:
-    """The file that a request line means: in the current directory if it is there, else beside the request file, else
-    where the images of the store lie that the request file was put into."""
+    """The file that a request line names: in the current directory, else in the folder of the request file, else among
+    the images of the store that contains the request file."""
     path = Path(image)
     if folder is None or path.is_absolute() or file_mode(path) is not None:
         return path
@@ -302,7 +325,7 @@ def _locate(image: str, folder: Path | None) -> Path:
 
 @cache
 def _image_roots(folder: Path) -> tuple[Path, ...]:
-    """Where the images lie of the store that `folder` is, or of the data set in it whose folder it is."""
+    """The image roots of a store, or of one data set of a store, if `folder` is one."""
     from refcli.data.store.layout import MANIFEST
     from refcli.data.store.read import Store
 
@@ -314,17 +337,17 @@ def _image_roots(folder: Path) -> tuple[Path, ...]:
             store = Store(store_path)
             names = [name for name in store.names() if dataset in (None, name.rpartition(":")[0])]
             return tuple(dict.fromkeys(store.split(name).image_root for name in names))
-        except DataError:  # a file called manifest.json that is none of ours
+        except DataError:  # a manifest.json of another program
             return ()
     return ()
 
 
 def _problem_of_path(image: str) -> str | None:
-    """Why a text cannot be the path of a file; None if it can."""
+    """Why a text cannot be a path; None if it can."""
     try:
         os.lstat(image)
     except ValueError:
-        return "the path holds characters that no name of a file can have"
+        return "the path contains characters that no file name can have"
     except OSError as error:
         if image[: len("data:")].lower() == "data:":
             return "this is a data URI, not the path of an image; write it to a file first"
@@ -344,7 +367,7 @@ def _ask(
     numbered: bool | None = None,
     error: str | None = None,
 ) -> Iterator[Request]:
-    """One request per expression; ids get a number where one name has several expressions."""
+    """One request per expression; ids are numbered if a request line or an image has several expressions."""
     several = len(expressions) > 1 if numbered is None else numbered or len(expressions) > 1
     for number, expression in enumerate(expressions):
         yield Request(f"{ident}#{number}" if several else ident, image, expression, source, error)

@@ -82,8 +82,8 @@ def predict(
         on_answer: called with every new answer as it comes.
         on_note: called with what is left out of folders and patterns.
     """
-    without = None if out is None else out.path
-    requests = read_requests(inputs, expressions, request_files, without=without, note=on_note)
+    exclude = None if out is None else out.path
+    requests = read_requests(inputs, expressions, request_files, exclude=exclude, on_note=on_note)
     summary = PredictSummary()
     with nullcontext() if out is None else OutputFolder(out.path, force=out.force, resume=out.resume) as folder:
         if folder is not None:

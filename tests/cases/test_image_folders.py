@@ -1,4 +1,4 @@
-"""Folders and patterns: every image that can be read and nothing else, and a note of what was left out."""
+"""Folders and patterns: every image that can be read and nothing else, and a note of what was skipped."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def make(folder: Path, *names: str, content: bytes = b"") -> None:
         (folder / name).write_bytes(content)
 
 
-def found(*inputs: object, without: Path | None = None) -> tuple[list[str], str]:
-    """The images that inputs mean, and the notes."""
+def found(*inputs: object, exclude: Path | None = None) -> tuple[list[str], str]:
+    """The images of the inputs, and the notes."""
     notes: list[str] = []
-    requests = read_requests([str(name) for name in inputs], ["x"], without=without, note=notes.append)
+    requests = read_requests([str(name) for name in inputs], ["x"], exclude=exclude, on_note=notes.append)
     return [request.image for request in requests], "\n".join(notes)
 
 
@@ -38,7 +38,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_sidecars_hidden_and_system_entries_are_left_out_and_counted(here):
+def test_sidecars_hidden_and_system_entries_are_skipped_and_counted(here):
     make(here, "in/a.jpg", "in/export.png/b.jpg", "in/deep/c.jpg")
     make(here, "in/._a.jpg", "in/__MACOSX/._b.jpg", "in/__MACOSX/b.jpg", "in/.thumbnails/a.jpg", content=APPLE_DOUBLE)
     make(here, "in/.hidden.png", "in/Thumbs.db", "in/@eaDir/a.jpg/SYNOPHOTO_THUMB.jpg")
@@ -62,7 +62,7 @@ def test_every_format_that_pillow_reads_is_an_image_and_the_rest_is_named_by_suf
     make(here, "in/notes.txt", "in/boxes.json", "in/README", "in/v.mpg")
     images, note = found("in")
     assert images == sorted(f"in/x.{kind}" for kind in kinds)
-    assert "4 images of a kind that cannot be read here (.heic 2, .dng 1, .ico 1; convert to JPEG or PNG)" in note
+    assert "4 images in unsupported formats (.heic 2, .dng 1, .ico 1; convert to JPEG or PNG)" in note
     assert "4 other files" in note
     assert ".txt 1" in note
 
@@ -110,20 +110,20 @@ def test_inputs_without_images_are_noted_and_refused_only_if_there_are_no_others
     make(here, "in/a.jpg", "in/__MACOSX/._b.jpg", "in/docs/notes.txt", "in/o/overlays/00000-a-x.png")
     make(here, "set.jsonl/a.jpg")
     inputs = ["in/__MACOSX", "in/a.jpg", "in/docs", "in/o", "set.jsonl"]
-    images, note = found(*inputs, without=here / "in/o")
+    images, note = found(*inputs, exclude=here / "in/o")
     assert images == ["in/a.jpg", "set.jsonl/a.jpg"]
-    assert note.count("holds no images that can be read") == 3
-    assert "in/o: the folder holds no images that can be read; left out 1 output of refcli (in/o)" in note
-    with pytest.raises(UsageError, match="no images"):
-        found("in/__MACOSX", "in/docs", "in/o", without=here / "in/o")
+    assert note.count("contains no readable images") == 3
+    assert "in/o: the folder contains no readable images; skipped 1 output of refcli (in/o)" in note
+    with pytest.raises(UsageError, match="no input contains readable images"):
+        found("in/__MACOSX", "in/docs", "in/o", exclude=here / "in/o")
 
 
 def test_a_folder_that_is_going_to_get_the_answers_is_no_input(here):
     make(here, "in/a.jpg", "in/o/b.jpg", "in/o/deep/c.jpg", "in/p/d.jpg")
-    assert found("in", without=here / "in/o")[0] == ["in/a.jpg", "in/p/d.jpg"]
-    assert found("in/*/*.jpg", without=here / "in/o")[0] == ["in/p/d.jpg"]
-    assert found("in/**/*.jpg", without=here / "in/o")[0] == ["in/a.jpg", "in/p/d.jpg"]
-    assert found("in/o", without=here / "in")[0] == ["in/o/b.jpg", "in/o/deep/c.jpg"], "an input below --out"
+    assert found("in", exclude=here / "in/o")[0] == ["in/a.jpg", "in/p/d.jpg"]
+    assert found("in/*/*.jpg", exclude=here / "in/o")[0] == ["in/p/d.jpg"]
+    assert found("in/**/*.jpg", exclude=here / "in/o")[0] == ["in/a.jpg", "in/p/d.jpg"]
+    assert found("in/o", exclude=here / "in")[0] == ["in/o/b.jpg", "in/o/deep/c.jpg"], "an input below --out"
 
 
 def test_of_a_demo_the_scenes_are_read_and_the_drawings_are_not(here):
@@ -156,14 +156,14 @@ def test_linked_files_are_read_linked_folders_are_not_and_loops_end(here):
     (here / "in/self.jpg").symlink_to("self.jpg")
     images, note = found("in")
     assert images == ["in/a.jpg", "in/broken.jpg", "in/deep/b.jpg", "in/self.jpg"]
-    assert "5 linked folders (in/deep/loop, in/deep/loop2, in/linked, in/linked.png, in/loop; name it" in note
+    assert "5 linked folders (in/deep/loop, in/deep/loop2, in/linked, in/linked.png, in/loop; give it" in note
     assert found("in/**/*.jpg")[0] == ["in/a.jpg", "in/deep/b.jpg"]
     (here / "link").symlink_to(here / "elsewhere")
     assert found("link")[0] == ["link/x.jpg"], "a link that is named is followed"
 
 
 @needs_links
-def test_what_a_pattern_passes_by_is_counted(here):
+def test_what_a_pattern_skips_is_counted(here):
     make(here, "in/a.jpg", "in/x.jpg/b.jpg")
     (here / "in/broken.jpg").symlink_to(here / "none.jpg")
     (here / "in/zero.jpg").symlink_to("/dev/zero")
@@ -184,7 +184,7 @@ def test_an_empty_text_is_not_the_current_folder(here, inputs):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
-def test_a_pipe_or_a_device_in_a_folder_is_passed_by(here):
+def test_a_pipe_or_a_device_in_a_folder_is_skipped(here):
     make(here, "in/a.jpg")
     os.mkfifo(here / "in/b.jpg")
     (here / "in/c.png").symlink_to("/dev/zero")
@@ -230,7 +230,7 @@ def test_a_note_of_many_is_short_and_printable(refcli, here, monkeypatch):
     Image.new("RGB", (30, 20)).save("in/a.png")
     code, out, err = refcli("predict", "in", "-e", "x")
     assert (code, len(out.splitlines())) == (0, 1)
-    (note,) = [line for line in err.splitlines() if "left out" in line]
+    (note,) = [line for line in err.splitlines() if "skipped" in line]
     assert "10 other files" in note
     assert "(.\\nfake 1, .\\x1b[31m 1, .a 1, .b 1, .c 1, ...)" in note
     assert note.isprintable()
@@ -246,7 +246,7 @@ def test_a_deep_folder_ends_no_search(here):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() == 0, reason="the superuser may read everything")
-def test_a_folder_that_may_not_be_read_is_said(here):
+def test_a_folder_without_read_permission_is_reported(here):
     make(here, "in/a.jpg", "in/closed/b.jpg")
     (here / "in/closed").chmod(0)
     images, note = found("in")

@@ -74,10 +74,10 @@ def test_what_needs_a_home_says_what_to_set(refcli, nameless, arguments):
 
 def test_a_home_of_an_unknown_user_is_named(refcli, nameless, monkeypatch):
     monkeypatch.setattr(pwd, "getpwnam", lambda name: (_ for _ in ()).throw(KeyError(name)))
-    monkeypatch.setenv("REFCLI_HOME", "~nobody-of-this-name/refcli")
+    monkeypatch.setenv("REFCLI_HOME", "~unknown-user/refcli")
     code, _, err = refcli("weights", "pull", NAME)
     assert code == 2
-    assert "REFCLI_HOME=~nobody-of-this-name/refcli" in err
+    assert "REFCLI_HOME=~unknown-user/refcli" in err
 
 
 def test_the_hub_keeps_its_files_in_refclis_home_where_there_is_no_other(nameless, tmp_path):
@@ -89,8 +89,8 @@ def test_the_hub_keeps_its_files_in_refclis_home_where_there_is_no_other(nameles
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
     environment |= {"REFCLI_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    nobody = "import pwd\ndef unknown(number): raise KeyError(number)\npwd.getpwuid = unknown\n"
-    done = subprocess.run([sys.executable, "-c", nobody + code], env=environment, cwd=tmp_path, capture_output=True)
+    no_user = "import pwd\ndef unknown(number): raise KeyError(number)\npwd.getpwuid = unknown\n"
+    done = subprocess.run([sys.executable, "-c", no_user + code], env=environment, cwd=tmp_path, capture_output=True)
     assert done.stdout.decode().strip() == str(tmp_path / "huggingface" / "hub"), done.stderr.decode()
     assert not (tmp_path / "~").exists()
 

@@ -153,14 +153,14 @@ def test_a_run_killed_at_any_moment_is_completed_without_gaps_or_duplicates(ask,
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 def test_a_process_killed_while_it_writes_leaves_a_folder_that_can_be_completed(tmp_path):
-    ready, tell = os.pipe()
+    ready, done = os.pipe()
     child = os.fork()
     if not child:
         with OutputFolder(tmp_path / "o") as folder:
             folder.begin({"weights": "w"})
             for number in range(10_000):
                 folder.add(failed(number), None)
-                os.write(tell, b".")
+                os.write(done, b".")
         os._exit(0)
     for _ in range(3):
         os.read(ready, 1)

@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 
 from refcli.errors import LONGEST_SHOWN, UsageError
-from refcli.inference import requests
 from refcli.inference.read_ahead import DecodedImage, ReadAhead
-from refcli.inference.requests import Request, parse_request_lines, read_requests
+from refcli.inference.requests import LineLimits, Request, parse_request_lines, read_request_file, read_requests
 
 GOOD = {"image": "a.png", "expression": "the red circle"}
 NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
@@ -50,9 +49,9 @@ def test_no_encoding_is_guessed_for_other_bytes(line):
         ({"image": "a.png", "expressions": ["x \udc00\udc00"]}, None),
         ({"image": "a.png", "expression": "the red circle", "id": "x\udc00"}, None),
         ({"image": "a.png", "expression": "a\u2028b\x85c\x00d\x1b[31me\x7f"}, None),
-        ({"image": "a\ud83d.png", "expression": "x"}, "no name of a file"),
+        ({"image": "a\ud83d.png", "expression": "x"}, "no file name can have"),
         ({"image": "a\udce9.png", "expression": "x"}, "no such"),
-        ({"image": "a\x00.png", "expression": "x"}, "no name of a file"),
+        ({"image": "a\x00.png", "expression": "x"}, "no file name can have"),
         ({"image": "a" * 5000, "expression": "x"}, "too long"),
         ({"image": "a/" * 5000 + "b.png", "expression": "x"}, "too long"),
         ({"image": "data:image/png;base64," + "iVBORw0KGgo" * 3000, "expression": "x"}, "data URI"),
@@ -70,7 +69,7 @@ def test_no_encoding_is_guessed_for_other_bytes(line):
         (b"\x00" * 100, "not a line of JSON"),
     ],
 )
-def test_an_odd_request_is_answered_and_the_rest_goes_on(ask, line, error):
+def test_an_odd_request_is_answered_and_the_rest_continues(ask, line, error):
     code, (first, odd, last), err = ask(line)
     assert first["error"] is last["error"] is None
     assert code == (0 if error is None else 3)
@@ -103,17 +102,15 @@ def test_an_expression_of_the_command_line_is_utf8_also_where_the_locale_does_no
         assert request.expression == read
 
 
-def test_a_line_of_any_length_takes_bounded_memory_and_is_answered(ask, monkeypatch):
-    monkeypatch.setattr(requests, "MAX_LINE_BYTES", 1000)
-    monkeypatch.setattr(requests, "SKIPPED_BYTES", 64)
-    code, (first, odd, last), _ = ask(b"x" * 5000)
-    assert code == 3
-    assert first["error"] is last["error"] is None
-    assert "longer than" in odd["error"]
-    assert (odd["id"], last["id"]) == ("r.jsonl:2", "r.jsonl:3")
-    for length in (998, 999, 1000, 1001, 1063, 1064, 1065, 1066):
-        _, answers, _ = ask(b" " * length + b"{}")
-        assert len(answers) == 3
+def test_a_line_of_any_length_takes_bounded_memory_and_is_answered(tmp_path):
+    limits = LineLimits(line=1000, block=64)
+    for length in (5000, 998, 999, 1000, 1001, 1063, 1064, 1065, 1066):
+        middle = b"x" * length if length == 5000 else b" " * length + b"{}"
+        (tmp_path / "r.jsonl").write_bytes(b"\n".join([json.dumps(GOOD).encode(), middle, json.dumps(GOOD).encode()]))
+        first, odd, last = read_request_file(str(tmp_path / "r.jsonl"), limits=limits)
+        assert first.error is last.error is None
+        assert [request.id.rpartition(":")[2] for request in (first, odd, last)] == ["1", "2", "3"]
+        assert ("longer than" in odd.error) == (len(middle + b"\n") > 1000)
 
 
 def test_a_line_that_never_ends_ends_the_reading(monkeypatch, tmp_path):
@@ -125,13 +122,9 @@ def test_a_line_that_never_ends_ends_the_reading(monkeypatch, tmp_path):
             buffer[:] = b"x" * len(buffer)
             return len(buffer)
 
-    monkeypatch.setattr(requests, "MAX_LINE_BYTES", 1 << 10)
-    monkeypatch.setattr(requests, "SKIPPED_BYTES", 1 << 10)
-    monkeypatch.setattr(requests, "MAX_BYTES", 1 << 14)
     monkeypatch.setattr("builtins.open", lambda *_, **__: io.BufferedReader(Endless()))
-    (tmp_path / "r.jsonl").touch()
     with pytest.raises(UsageError, match="does not end"):
-        list(read_requests([str(tmp_path / "r.jsonl")]))
+        list(read_request_file("r.jsonl", limits=LineLimits(line=1 << 10, block=1 << 10, endless=1 << 14)))
 
 
 def test_an_exception_of_any_kind_ends_no_stream():

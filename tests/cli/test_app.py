@@ -127,23 +127,23 @@ def test_an_error_of_the_operating_system_is_no_bug(run_with):
     )
 
 
-def test_an_error_says_what_where_and_what_next_literally(run_with):
-    _, said = run_with(DataError("the [bold]file[/bold] is cut", where="a[0].jpg", hint="fetch it again"))
+def test_an_error_states_message_place_and_hint_literally(run_with):
+    _, message = run_with(DataError("the [bold]file[/bold] is cut", where="a[0].jpg", hint="fetch it again"))
 
-    assert said == "error: the [bold]file[/bold] is cut\nwhere: a[0].jpg\nhint: fetch it again\n"
+    assert message == "error: the [bold]file[/bold] is cut\nwhere: a[0].jpg\nhint: fetch it again\n"
 
 
-def test_nothing_that_a_file_says_draws_on_the_terminal(run_with, monkeypatch, capsys):
+def test_no_text_of_a_file_controls_the_terminal(run_with, monkeypatch, capsys):
     hostile = "\x1b[2Ja\x07\u202eb\x85\r"
     log(f"first {hostile}\nsecond")
-    said = capsys.readouterr().err
-    _, told = run_with(DataError(hostile, where=hostile, hint=f"{hostile}\nlast"))
+    logged = capsys.readouterr().err
+    _, reported = run_with(DataError(hostile, where=hostile, hint=f"{hostile}\nlast"))
     monkeypatch.setenv("REFCLI_DEBUG", "1")
     _, traced = run_with(ValueError(hostile))
 
     escaped = "\\x1b[2Ja\\x07\\u202eb\\x85\\r"
-    assert said == f"first {escaped}\nsecond\n"
-    assert told == f"error: {escaped}\nwhere: {escaped}\nhint: {escaped}\nlast\n"
+    assert logged == f"first {escaped}\nsecond\n"
+    assert reported == f"error: {escaped}\nwhere: {escaped}\nhint: {escaped}\nlast\n"
     assert "Traceback" in traced
     assert all(line.isprintable() for line in traced.split("\n"))
     assert printable(f"é 日本 {hostile}\n") == f"é 日本 {escaped}\\n"

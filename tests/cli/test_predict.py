@@ -1,4 +1,4 @@
-"""`refcli predict`: lines on stdout, talk on stderr, and exit codes that say how it went."""
+"""`refcli predict`: lines on stdout, messages on stderr, and exit codes for the outcome."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -22,12 +21,12 @@ def weights(random_weights):
 
 
 @pytest.fixture
-def pictures(tmp_path, monkeypatch):
-    """The current directory with two pictures and a broken one."""
+def images(tmp_path, monkeypatch):
+    """The current directory with two images and a broken one."""
     monkeypatch.chdir(tmp_path)
     for name, size in (("a.png", (60, 40)), ("b.jpg", (30, 50))):
         Image.new("RGB", size, "white").save(name)
-    (tmp_path / "broken.jpg").write_text("no picture")
+    (tmp_path / "broken.jpg").write_text("no image")
     return tmp_path
 
 
@@ -49,7 +48,7 @@ def records(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_every_line_of_stdout_is_a_prediction_record(refcli, pictures, weights):
+def test_every_line_of_stdout_is_a_prediction_record(refcli, images, weights):
     code, out, err = refcli("predict", "a.png", "b.jpg", "-e", "the cup", "-e", "le café", "-w", weights)
     answers = records(out)
     assert code == 0
@@ -62,7 +61,7 @@ def test_every_line_of_stdout_is_a_prediction_record(refcli, pictures, weights):
     assert err == ""
 
 
-def test_some_failures_give_code_3_and_are_listed_and_only_failures_give_code_1(refcli, pictures, weights):
+def test_some_failures_give_code_3_and_are_listed_and_only_failures_give_code_1(refcli, images, weights):
     code, out, err = refcli("predict", "broken.jpg", "a.png", "-e", "x", "-w", weights)
     assert code == 3
     assert [answer["error"] is None for answer in records(out)] == [False, True]
@@ -73,13 +72,13 @@ def test_some_failures_give_code_3_and_are_listed_and_only_failures_give_code_1(
     assert len(records(out)) == 1
 
 
-def test_request_lines_come_from_a_file_an_option_or_stdin(refcli, pictures, weights, monkeypatch):
+def test_request_lines_come_from_a_file_an_option_or_stdin(refcli, images, weights, monkeypatch):
     first, last = '{"image": "a.png", "expression": "x", "id": 1}', '{"image": "b.jpg", "expression": "y", "id": 2}'
     lines = f"{first}\nbad\n{last}\n"
-    (pictures / "r.jsonl").write_text(lines)
-    (pictures / "r.txt").write_text(lines)
+    (images / "r.jsonl").write_text(lines)
+    (images / "r.txt").write_text(lines)
     for arguments in (["r.jsonl"], ["--requests", "r.txt"], ["-"], ["-r", "-"]):
-        with (pictures / "r.txt").open() as stdin:
+        with (images / "r.txt").open() as stdin:
             monkeypatch.setattr(sys, "stdin", stdin)
             code, out, err = refcli("predict", *arguments, "-w", weights)
         first, bad, last = records(out)
@@ -89,24 +88,24 @@ def test_request_lines_come_from_a_file_an_option_or_stdin(refcli, pictures, wei
         assert ":2: not a line of JSON" in err
 
 
-def test_no_requests_are_no_failure(refcli, pictures, weights):
-    (pictures / "r.jsonl").write_text("\n")
+def test_no_requests_are_no_failure(refcli, images, weights):
+    (images / "r.jsonl").write_text("\n")
     code, out, err = refcli("predict", "r.jsonl", "-w", weights)
     assert (code, out) == (0, "")
     assert "no requests" in err
 
 
-def test_out_gets_drawings_masks_and_the_same_lines_as_stdout(refcli, pictures, weights):
+def test_out_gets_drawings_masks_and_the_same_lines_as_stdout(refcli, images, weights):
     code, out, _ = refcli("predict", "a.png", "b.jpg", "-e", "x", "-w", weights, "--out", "o")
     assert code == 0
-    assert (pictures / "o/predictions.jsonl").read_text() == out
-    assert len(list((pictures / "o/overlays").iterdir())) == 2
-    for path, size in zip(sorted((pictures / "o/masks").iterdir()), [(60, 40), (30, 50)], strict=True):
+    assert (images / "o/predictions.jsonl").read_text() == out
+    assert len(list((images / "o/overlays").iterdir())) == 2
+    for path, size in zip(sorted((images / "o/masks").iterdir()), [(60, 40), (30, 50)], strict=True):
         with Image.open(path) as mask:
             assert (mask.mode, mask.size) == ("1", size)
 
 
-def test_the_table_has_a_line_per_target_and_error(refcli, pictures, weights):
+def test_the_table_has_a_line_per_target_and_error(refcli, images, weights):
     code, out, _ = refcli("predict", "a.png", "broken.jpg", "-e", "the  cup", "-w", weights, "--format", "table")
     found, error = out.splitlines()
     assert code == 3
@@ -115,14 +114,14 @@ def test_the_table_has_a_line_per_target_and_error(refcli, pictures, weights):
     assert error.startswith("error")
 
 
-def test_min_score_drops_targets(refcli, pictures, weights):
+def test_min_score_drops_targets(refcli, images, weights):
     _, out, _ = refcli("predict", "a.png", "-e", "x", "-w", weights, "--min-score", "1")
     (answer,) = records(out)
     assert answer["no_target"]
     assert answer["targets"] == []
 
 
-def test_the_builtin_model_says_once_that_it_knows_synthetic_scenes_only(refcli, pictures, weights, monkeypatch):
+def test_the_builtin_model_says_once_that_it_knows_synthetic_scenes_only(refcli, images, weights, monkeypatch):
     monkeypatch.setattr(locate, "BUILTIN_PATH", type(locate.BUILTIN_PATH)(weights))
     code, out, err = refcli("predict", "a.png", "b.jpg", "-e", "x")
     assert code == 0
@@ -133,7 +132,7 @@ def test_the_builtin_model_says_once_that_it_knows_synthetic_scenes_only(refcli,
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "nothing to look at"),
+        ([], 2, "there is no input"),
         (["a.png"], 2, "no expression"),
         (["a.png", "-e", "x", "--device", "abacus"], 2, "no device"),
         (["a.png", "-e", "x", "--batch-size", "0"], 2, "batch"),
@@ -143,8 +142,8 @@ def test_the_builtin_model_says_once_that_it_knows_synthetic_scenes_only(refcli,
         (["a.png", "-e", "x", "--out", "a.png/o"], 2, "cannot be made"),
     ],
 )
-def test_mistakes_are_told_on_stderr_with_a_code_and_leave_stdout_empty(
-    refcli, pictures, weights, arguments, code, message
+def test_mistakes_are_reported_on_stderr_with_a_code_and_leave_stdout_empty(
+    refcli, images, weights, arguments, code, message
 ):
     given = arguments if "--weights" in arguments else [*arguments, "-w", weights]
     actual, out, err = refcli("predict", *given)
@@ -158,8 +157,8 @@ def start(*arguments: str, **pipes) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "refcli", *arguments], stderr=subprocess.PIPE, text=True, **pipes)
 
 
-def test_a_closed_pipe_ends_the_program_quietly(pictures, weights):
-    (pictures / "r.jsonl").write_text('{"image": "a.png", "expression": "x"}\n' * 20_000)
+def test_a_closed_pipe_ends_the_program_quietly(images, weights):
+    (images / "r.jsonl").write_text('{"image": "a.png", "expression": "x"}\n' * 20_000)
     process = start("predict", "r.jsonl", "-w", weights, stdout=subprocess.PIPE)
     first = process.stdout.readline()
     process.stdout.close()
@@ -168,7 +167,7 @@ def test_a_closed_pipe_ends_the_program_quietly(pictures, weights):
     assert process.stderr.read() == ""
 
 
-def test_a_dialogue_over_pipes_is_answered_line_by_line(pictures, weights):
+def test_a_dialogue_over_pipes_is_answered_line_by_line(images, weights):
     process = start("predict", "-", "-w", weights, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     for expression in ("the cup", "the dog"):
         process.stdin.write(json.dumps({"image": "a.png", "expression": expression}) + "\n")
@@ -178,7 +177,7 @@ def test_a_dialogue_over_pipes_is_answered_line_by_line(pictures, weights):
     assert process.wait(timeout=60) == 0
 
 
-def test_ctrl_c_while_waiting_for_lines_ends_with_130(pictures, weights):
+def test_ctrl_c_while_waiting_for_lines_ends_with_130(images, weights):
     import signal
 
     process = start(
@@ -188,7 +187,6 @@ def test_ctrl_c_while_waiting_for_lines_ends_with_130(pictures, weights):
     process.stdin.write('{"image": "a.png", "expression": "x"}\n')
     process.stdin.flush()
     process.stdout.readline()
-    time.sleep(0.2)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=30) == 130
     assert "Traceback" not in process.stderr.read()
@@ -203,14 +201,14 @@ def test_help_does_not_load_the_model_code():
     assert "--expression" in done.stdout
 
 
-def test_predicting_never_imports_timm(pictures, weights):
+def test_predicting_never_imports_timm(images, weights):
     code = "import sys\nfrom refcli.inference.predictor import Predictor\n"
     code += f"Predictor({weights!r}).predict('a.png', 'x')\nassert 'timm' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_random_pictures_never_break_the_schema(refcli, pictures, weights):
+def test_random_images_never_break_the_schema(refcli, images, weights):
     random = np.random.default_rng(0)
     for number in range(5):
         width, height = random.integers(1, 400, 2)

@@ -28,7 +28,7 @@ def changed(drawing: Image.Image, pixels: np.ndarray) -> np.ndarray:
     return (np.asarray(drawing)[: pixels.shape[0]] != pixels).any(-1)
 
 
-def test_a_box_is_drawn_on_its_edges_and_leaves_the_rest_of_the_picture_as_it_is():
+def test_a_box_is_drawn_on_its_edges_and_leaves_the_rest_of_the_image_as_it_is():
     pixels = np.full((600, 800, 3), 128, np.uint8)
     drawing = draw_answer(pixels, answer(target((300, 200, 500, 400), mask=False)))
     touched = changed(drawing, pixels)
@@ -54,14 +54,14 @@ def test_several_targets_have_the_colours_of_the_palette_in_order():
         np.testing.assert_allclose(drawn[150, box[0]], colour, atol=3)
 
 
-def test_without_a_target_the_picture_stays_untouched_above_the_caption():
+def test_without_a_target_the_image_stays_untouched_above_the_caption():
     pixels = np.random.default_rng(0).integers(0, 255, (600, 800, 3), np.uint8)
     drawing = draw_answer(pixels, answer())
     assert not changed(drawing, pixels).any()
     assert drawing.height > 600
 
 
-def test_small_pictures_are_enlarged_and_large_ones_keep_their_size():
+def test_small_images_are_enlarged_and_large_ones_keep_their_size():
     small = draw_answer(np.zeros((100, 160, 3), np.uint8), answer(width=160, height=100))
     assert small.width == SMALLEST_DRAWING
     large = draw_answer(np.zeros((900, 2000, 3), np.uint8), answer(width=2000, height=900))
@@ -85,7 +85,7 @@ def test_degenerate_boxes_and_empty_masks_are_drawn():
 
 
 def test_an_error_is_shown_on_a_grey_field():
-    drawing = draw_answer(blank_image(), answer(error="the picture is damaged"))
+    drawing = draw_answer(blank_image(), answer(error="the image is damaged"))
     plain = draw_answer(blank_image(), answer())
     assert drawing.tobytes() != plain.tobytes()
 

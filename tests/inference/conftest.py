@@ -57,7 +57,7 @@ def finds_white():
 
 @pytest.fixture
 def white_box():
-    """A black picture with one white box: (width, height, box xyxy) -> uint8 RGB."""
+    """A black image with one white box: (width, height, box xyxy) -> uint8 RGB."""
 
     def paint(width: int, height: int, box: tuple[int, int, int, int]) -> np.ndarray:
         pixels = np.zeros((height, width, 3), dtype=np.uint8)

@@ -42,7 +42,7 @@ SETTINGS = {
 }  # fmt: skip
 MASK_ONLY = ("cgformer", "rela", "shared_ris")
 FRAME = Frame.fit(64, 64, SIDE, SIDE)
-"""Pictures are twice as large as the model frame."""
+"""Images are twice as large as the model frame."""
 ASKED = Request("1", "a.png", "the red cups")
 every_head = pytest.mark.parametrize("name", sorted(HEADS))
 
@@ -116,8 +116,8 @@ def test_a_mask_of_nothing_is_no_target_even_if_the_head_believes_in_one(name):
 def test_a_whole_model_answers_by_the_threshold_that_its_settings_have(name, threshold):
     settings, grounder = make(name, existence_threshold=threshold)
     loaded = LoadedWeights(grounder, settings, Tokenizer.load(settings.text), "tiny", {})
-    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    answers = Predictor(loaded, precision="fp32").predict(picture, ["a cup", "two red cups left of it"])
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    answers = Predictor(loaded, precision="fp32").predict(image, ["a cup", "two red cups left of it"])
 
     for answer in answers:
         record = answer_to_json(answer)

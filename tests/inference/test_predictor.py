@@ -1,4 +1,4 @@
-"""The Predictor finds what is there, in the pixels of the original picture."""
+"""The Predictor finds what is there, in the pixels of the original image."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def iou(mask: np.ndarray, truth: np.ndarray) -> float:
         (1000, 90, (5, 10, 995, 80)),
     ],
 )
-def test_boxes_and_masks_come_back_in_the_pixels_of_the_original_picture(finds_white, white_box, width, height, box):
+def test_boxes_and_masks_come_back_in_the_pixels_of_the_original_image(finds_white, white_box, width, height, box):
     pixels = white_box(width, height, box)
     (answer,) = Predictor(finds_white()).predict(pixels, "it")
     pixel_of_the_model = max(width, height) / 96
@@ -43,7 +43,7 @@ def test_boxes_and_masks_come_back_in_the_pixels_of_the_original_picture(finds_w
     assert iou(decode_mask(answer.targets[0].mask), truth) > 0.85
 
 
-def test_a_picture_gives_the_same_answer_as_path_bytes_array_and_pillow_image(finds_white, white_box, tmp_path):
+def test_an_image_gives_the_same_answer_as_path_bytes_array_and_pillow_image(finds_white, white_box, tmp_path):
     pixels = white_box(120, 80, (20, 10, 60, 50))
     path = tmp_path / "a.png"
     Image.fromarray(pixels).save(path)
@@ -65,7 +65,7 @@ def test_pillow_images_of_any_mode_are_understood(finds_white, white_box, mode):
     np.testing.assert_allclose(answer.targets[0].box_xyxy, (20, 10, 60, 50), atol=2)
 
 
-def test_exif_orientation_is_applied_so_that_boxes_fit_the_upright_picture(finds_white, white_box, tmp_path):
+def test_exif_orientation_is_applied_so_that_boxes_fit_the_upright_image(finds_white, white_box, tmp_path):
     upright = Image.fromarray(white_box(80, 120, (10, 20, 70, 40)))
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side, to be turned clockwise when shown
@@ -119,11 +119,11 @@ def test_a_head_without_boxes_that_draws_nothing_says_no_target(finds_white):
     assert answer.targets == ()
 
 
-def test_broken_requests_are_answered_with_an_error_and_the_rest_goes_on_in_order(finds_white, white_box, tmp_path):
+def test_broken_requests_are_answered_with_an_error_and_the_rest_continues_in_order(finds_white, white_box, tmp_path):
     whole = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)).save(whole, "JPEG")
     (tmp_path / "half.jpg").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
-    (tmp_path / "text.jpg").write_text("this is not a picture")
+    (tmp_path / "text.jpg").write_text("this is not a image")
     pixels = white_box(60, 40, (5, 5, 35, 35))
     requests = [
         Request("good", "a", "it", pixels),
@@ -147,7 +147,7 @@ def test_broken_requests_are_answered_with_an_error_and_the_rest_goes_on_in_orde
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (3000, 2)])
-def test_extreme_shapes_are_answered_inside_the_picture(finds_white, size):
+def test_extreme_shapes_are_answered_inside_the_image(finds_white, size):
     width, height = size
     (answer,) = Predictor(finds_white()).predict(np.full((height, width, 3), 255, np.uint8), "it")
     left, top, right, bottom = answer.targets[0].box_xyxy
@@ -180,7 +180,7 @@ def test_batching_and_neighbours_do_not_change_an_answer(tmp_path):
         assert one.no_target_score == pytest.approx(other.no_target_score, abs=1e-5)
 
 
-def test_batches_are_full_across_pictures(finds_white, white_box):
+def test_batches_are_full_across_images(finds_white, white_box):
     loaded = finds_white()
     requests = [Request(str(n), "", "it", white_box(30, 30, (n, 0, 30, 30))) for n in range(10)]
     assert len(list(Predictor(loaded, batch_size=4).predict_many(requests))) == 10

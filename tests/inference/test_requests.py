@@ -17,7 +17,7 @@ def parse(*lines: bytes | dict, folder: Path | None = None, expressions: tuple[s
     return list(parse_request_lines(raw, "r.jsonl", folder, expressions))
 
 
-def test_every_picture_is_asked_every_expression_in_order():
+def test_every_image_is_asked_every_expression_in_order():
     requests = list(read_requests(["a.jpg", "b.jpg"], ["x", "y"]))
     assert [(request.image, request.expression) for request in requests] == [
         ("a.jpg", "x"), ("a.jpg", "y"), ("b.jpg", "x"), ("b.jpg", "y"),
@@ -45,7 +45,7 @@ def test_globs_are_expanded_and_a_file_with_brackets_is_itself(tmp_path):
 @pytest.mark.parametrize(
     ("inputs", "expressions", "files", "message"),
     [
-        ([], ["x"], [], "nothing to look at"),
+        ([], ["x"], [], "there is no input"),
         (["a.jpg"], [], [], "no expression"),
         (["*.nothing"], ["x"], [], "matches no file"),
         (["none.jsonl"], [], [], "no such request file"),
@@ -61,7 +61,7 @@ def test_what_can_never_be_answered_is_refused_before_anything_runs(
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="holds no images"):
+    with pytest.raises(UsageError, match="no input contains readable images"):
         read_requests([str(tmp_path)], ["x"])
 
 
@@ -98,7 +98,7 @@ def test_lines_without_an_expression_take_those_of_the_command_line():
         (b'{"image": "a", "expression": "x", "expressions": ["y"]}', "not both"),
     ],
 )
-def test_a_malformed_line_becomes_an_error_with_its_number_and_the_rest_goes_on(line, message):
+def test_a_malformed_line_becomes_an_error_with_its_number_and_the_rest_continues(line, message):
     before, bad, after = parse({"image": "a", "expression": "x"}, line, {"image": "b", "expression": "y"})
     assert before.error is None
     assert after.error is None

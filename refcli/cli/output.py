@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TextIO
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from refcli.errors import ExitCode, RefcliError, UsageError
 
@@ -126,6 +129,16 @@ def _abandon_stdout() -> None:
 def log(text: str) -> None:
     """Write a message to stderr, without markup and with each line made `printable`."""
     console_err.print(printable_lines(text), markup=False)
+
+
+def log_table(headings: Sequence[str], rows: Iterable[Sequence[str | int | None]], *, num_names: int = 1) -> None:
+    """Write a table to stderr; all columns but the first `num_names` are aligned to the right."""
+    table = Table(box=None, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < num_names else "right")
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(printable(str(cell))) for cell in row))
+    console_err.print(table)
 
 
 def printable(text: str) -> str:

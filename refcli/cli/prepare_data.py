@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from refcli.cli.options import Set
+from refcli.cli.output import log, log_table, write_line
+from refcli.errors import DataError, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from refcli.data.preparation.plan import Plan
-    from refcli.recipes.prepare_data import Preparation
+    from refcli.data.preparation.counts import CountCheck
+    from refcli.data.preparation.plan import FilePlan, GeneratedPlan, MixturePlan, Plan
+    from refcli.data.store.write import SplitSummary
+    from refcli.data.training.mixtures import MixtureReport
+    from refcli.recipes.prepare_data import DatasetReport, Preparation, Report
 
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="The store to write to or add to.", metavar="STORE")]
-Raw = Annotated[Path | None, typer.Option("--raw", "-r", help="Folder with the files as published.", metavar="DIR")]
-Images = Annotated[
-    list[Path] | None,
-    typer.Option("--images", "-i", help="Folder, zip or tar with images; may be given several times.", metavar="DIR"),
-]
+SHOWN_PLACES = 3
+"""Places of each kind of problem on the screen; the report file has more."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """The options of the command."""
+
+    names: tuple[str, ...]
+    file: Path | None
+    format: str
+    dataset: str | None
+    beside: tuple[str, ...]
+    """Further files of a custom data set, as ROLE=FILE."""
+    overrides: tuple[str, ...]
+    expressions: str | None
+    raw: Path | None
+    out: Path | None
+    images: tuple[Path, ...]
+    splits: tuple[str, ...]
+    check_images: bool
+    strict: bool
+    keep_leaks: bool
+    allow_missing: bool
+    workers: int
+    shard: str | None
+    size: int
+    seed: int
+    force: bool
+    dry_run: bool
+    as_json: bool
 
 
 def command(
@@ -27,19 +59,28 @@ def command(
         list[str] | None,
         typer.Argument(help="Data sets, e.g. refcoco_unc; see --list.", metavar="[NAME]..."),
     ] = None,
-    raw: Raw = None,
-    out: Out = None,
-    images: Images = None,
+    raw: Annotated[
+        Path | None, typer.Option("--raw", "-r", help="Folder with the files as published.", metavar="DIR")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The store to write to or add to.", metavar="STORE")
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--images", "-i", help="Folder, zip or tar with images; may be given several times.", metavar="DIR"
+        ),
+    ] = None,
     split: Annotated[
         list[str] | None, typer.Option("--split", help="Only this split; may be given several times.")
     ] = None,
     from_: Annotated[
-        Path | None, typer.Option("--from", help="A file of your own instead of a NAME.", metavar="FILE")
+        Path | None, typer.Option("--from", help="A custom file instead of a NAME.", metavar="FILE")
     ] = None,
     format_: Annotated[
         str, typer.Option("--format", help="auto, refer, grefcoco, referit, flickr, pth, coco, odvg or jsonl.")
     ] = "auto",
-    name: Annotated[str | None, typer.Option("--name", help="What to call the data set of --from.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the data set of --from.")] = None,
     with_: Annotated[
         list[str] | None,
         typer.Option("--with", help="A further file for --from, e.g. instances=FILE.", metavar="ROLE=FILE"),
@@ -51,152 +92,216 @@ def command(
     ] = None,
     check_images: Annotated[bool, typer.Option("--check-images", help="Decode every image, compare sizes.")] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Fail, writing nothing, where anything is missing, broken or miscounted.")
+        bool, typer.Option("--strict", help="Fail, writing nothing, if anything is missing, broken or miscounted.")
     ] = False,
     reproduce_paper: Annotated[
         bool, typer.Option("--reproduce-paper", help="Mixtures keep training images that are in evaluation splits.")
     ] = False,
     allow_missing: Annotated[
         bool,
-        typer.Option("--allow-missing", help="Mixtures are made although evaluation splits to keep out are missing."),
+        typer.Option("--allow-missing", help="Write mixtures although some evaluation splits are not in the store."),
     ] = False,
-    workers: Annotated[int, typer.Option("--workers", help="Processes that work.", min=1)] = 1,
+    workers: Annotated[int, typer.Option("--workers", help="Number of processes.", min=1)] = 1,
     shard: Annotated[
         str | None, typer.Option("--shard", help="Prepare only part i of n; the parts make one split.", metavar="i/n")
     ] = None,
     size: Annotated[int, typer.Option("--size", help="synthetic: images in each --split, or in train.", min=1)] = 2000,
-    seed: Annotated[int, typer.Option("--seed", help="synthetic: other seeds give other images.", min=0)] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Do again what is unchanged.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be read and written.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="synthetic: another seed gives other images.", min=0)] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Repeat unchanged work.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be read and written.")] = False,
     verify: Annotated[
-        Path | None, typer.Option("--verify", help="Compare a store with its manifest and leave.", metavar="STORE")
+        Path | None, typer.Option("--verify", help="Compare a store with its manifest and exit.", metavar="STORE")
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the data sets and leave.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the data sets and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
     """Read expressions, boxes and masks of data sets, check them, and write them into a store.
 
     Splits that the store already has stay; one of the same name is replaced, unless nothing has changed.
     """
-    from refcli.cli import prepare_report as show
-    from refcli.cli.output import write_line
-    from refcli.errors import ExitCode, UsageError
-
     if list_:
-        show.data_sets(as_json)
+        _list_datasets(as_json)
         return
     if verify is not None:
-        show.verification(verify)
+        _verify(verify)
         return
-    if bool(names) == bool(from_):
-        raise UsageError(
-            "name data sets, or give one file with --from", where="NAME", hint="see `refcli prepare-data --list`"
+    _prepare(
+        PrepareOptions(
+            names=tuple(names or ()),
+            file=from_,
+            format=format_,
+            dataset=name,
+            beside=tuple(with_ or ()),
+            overrides=tuple(set_ or ()),
+            expressions=expressions,
+            raw=raw,
+            out=out,
+            images=tuple(images or ()),
+            splits=tuple(split or ()),
+            check_images=check_images,
+            strict=strict,
+            keep_leaks=reproduce_paper,
+            allow_missing=allow_missing,
+            workers=workers,
+            shard=shard,
+            size=size,
+            seed=seed,
+            force=force,
+            dry_run=dry_run,
+            as_json=as_json,
         )
-    if out is None:
-        raise UsageError("no store is named", where="--out", hint="add --out STORE")
-    if out.exists() and not out.is_dir():
-        raise UsageError("the store must be a directory", where=f"--out {out}", hint="name another place")
-    if split and len(set(split)) < len(split):
-        raise UsageError(f"a split is named twice: {', '.join(split)}", where="--split")
-    for root in images or ():
-        if not root.exists():
-            raise UsageError("there is no such folder or archive", where=f"--images {root}")
-
-    from refcli.config.load import apply_overrides
-    from refcli.data.preparation.plan import plan_file, plan_named
-    from refcli.data.shard import Shard
-    from refcli.recipes.prepare_data import Preparation
-
-    how = Preparation(
-        out=out,
-        images=tuple(images or ()),
-        splits=tuple(split) if split else None,
-        workers=workers,
-        shard=None if shard is None else Shard.parse(shard),
-        check_images=check_images,
-        strict=strict,
-        force=force,
     )
-    overrides = apply_overrides({}, set_ or [])
-    if expressions is not None:
-        overrides["expressions"] = _expressions(expressions)
-    kind_of = {each: _kind(each) for each in names or ()}
-    kinds = set(kind_of.values()) or {"file"}
-    for is_given, option, users in (
-        (raw is not None, "--raw", {"published"}),
-        (bool(images), "--images", {"published", "file"}),
-        (shard is not None, "--shard", {"published", "file"}),
-        (expressions is not None, "--expressions", {"published", "file"}),
-        (bool(set_), "--set", {"published", "file", "generated"}),
-        (name is not None, "--name", {"file"}),
-        (bool(with_), "--with", {"file"}),
-        (format_ != "auto", "--format", {"file"}),
-        (reproduce_paper, "--reproduce-paper", {"mixture"}),
-        (allow_missing, "--allow-missing", {"mixture"}),
-    ):
-        if is_given and not kinds & users:
-            raise UsageError(
-                f"{option} does nothing here", where=option, hint=f"it is for {' and '.join(sorted(users))} data sets"
-            )
-    if check_images and not images and kinds & {"published", "file"}:
-        raise UsageError("there are no images to check", where="--check-images", hint="add --images DIR")
-    done: list[dict[str, Any]] = []
-    if from_ is not None:
-        if not name:
-            raise UsageError("the data set of --from has no name", where="--name", hint="add --name my_set")
-        only = split[0] if split else None
-        plan = plan_file(from_, name=name, form=format_, split=only, beside=_roles(with_), overrides=overrides)
-        done += _carry_out(plan, how, dry_run)
-    for each, kind in kind_of.items():
-        if kind == "mixture":
-            done += show.mixed(each, how, keep_leaks=reproduce_paper, allow_missing=allow_missing, dry_run=dry_run)
-        elif kind == "generated":
-            done += show.generated(each, how, size=size, seed=seed, overrides=overrides, dry_run=dry_run)
-        elif raw is None:
-            hint = f"refcli prepare-data {each} --raw DIR ..."
-            raise UsageError(f"{each} is read from its published files", where="--raw", hint=hint)
-        else:
-            done += _carry_out(plan_named(each, raw=raw, splits=split, overrides=overrides), how, dry_run)
-    audit = None
-    if not dry_run:
-        audit = show.overlaps(out, {one["dataset"] for one in done}, check_images=check_images, workers=workers)
+
+
+def _list_datasets(as_json: bool) -> None:
+    from refcli.data.spec import list_specs, load_spec
+
+    specs = {name: load_spec(name) for name in list_specs()}
     if as_json:
-        show.as_json(out, done, audit)
-    elif not dry_run:
-        write_line(str(out))
-    if any(one.get("lost_masks") for one in done):
+        write_line(json.dumps([{"name": name, **spec.model_dump(mode="json")} for name, spec in specs.items()]))
+        return
+    for name, spec in specs.items():
+        write_line(f"{name}  {spec.description} [{spec.licence}]")
+
+
+def _verify(store: Path) -> None:
+    from refcli.data.preparation.origin import verify_store
+
+    differences = verify_store(store)
+    for line in differences:
+        log(line)
+    if differences:
+        raise DataError(
+            f"{len(differences)} files differ from the manifest", where=str(store), hint="prepare those splits again"
+        )
+    write_line(str(store))
+
+
+def _prepare(options: PrepareOptions) -> None:
+    from refcli.cli.audit import show_overlaps
+    from refcli.cli.progress import ProgressBars
+    from refcli.data.preparation.plan import FilePlan
+    from refcli.recipes.audit import audit
+    from refcli.recipes.prepare_data import DatasetReport, prepare
+
+    preparation = _preparation(options)
+    _refuse_unused(options)
+    if options.dry_run:
+        documents = [_show_plan(plan, preparation) for plan in _plans(options)]
+        if options.as_json:
+            write_line(json.dumps({"store": str(options.out), "datasets": documents, "audit": None}))
+        return
+    reports = []
+    for plan in _plans(options):
+        for note in plan.notes if isinstance(plan, FilePlan) else ():
+            log(note)
+        with ProgressBars() as bars:
+            reports.append(prepare(plan, preparation, progress=bars.show))
+        _show_report(reports[-1])
+    datasets = {report.dataset for report in reports}
+    found = audit(preparation.out, only=datasets, check_images=options.check_images, workers=options.workers)
+    show_overlaps(found, datasets)
+    if options.as_json:
+        documents = [report.to_json() for report in reports]
+        write_line(json.dumps({"store": str(options.out), "datasets": documents, "audit": found.to_json()}))
+    else:
+        write_line(str(options.out))
+    if any(isinstance(report, DatasetReport) and report.exit_code for report in reports):
         raise typer.Exit(int(ExitCode.PARTIAL))
 
 
-def _kind(name: str) -> str:
-    """Where a data set comes from: "published" files, a "mixture" of splits, or "generated"."""
-    from refcli.data.sources.table import GENERATORS
-    from refcli.data.spec import load_spec
+def _preparation(options: PrepareOptions) -> Preparation:
+    """The settings that all data sets share.
 
-    spec = load_spec(name)
-    if spec.mixture:
-        return "mixture"
-    return "generated" if spec.source in GENERATORS else "published"
+    Raises:
+        UsageError: an option is missing or has an impossible value.
+    """
+    from refcli.data.shard import Shard
+    from refcli.recipes.prepare_data import Preparation
+
+    if bool(options.names) == (options.file is not None):
+        raise UsageError(
+            "name data sets, or give one file with --from", where="NAME", hint="see `refcli prepare-data --list`"
+        )
+    if options.out is None:
+        raise UsageError("no store is named", where="--out", hint="add --out STORE")
+    for root in options.images:
+        if not root.exists():
+            raise UsageError("there is no such folder or archive", where=f"--images {root}")
+    return Preparation(
+        out=options.out,
+        images=options.images,
+        splits=options.splits or None,
+        workers=options.workers,
+        shard=None if options.shard is None else Shard.parse(options.shard),
+        check_images=options.check_images,
+        strict=options.strict,
+        force=options.force,
+    )
 
 
-def _carry_out(plan: Plan, how: Preparation, dry_run: bool) -> list[dict[str, Any]]:
-    from refcli.cli import prepare_report as show
-    from refcli.cli.output import log
-    from refcli.recipes.prepare_data import prepare
+def _refuse_unused(options: PrepareOptions) -> None:
+    """Refuse options that have no effect on any of the data sets.
 
-    if dry_run:
-        return show.plan(plan, how)
-    for note in plan.notes:
-        log(note)
-    with show.Counting() as bar:
-        report = prepare(plan, how, progress=bar.read)
-    show.report(report)
-    return [report.to_json()]
+    Raises:
+        UsageError: there is such an option.
+    """
+    from refcli.data.preparation.plan import origin_of
+
+    origins = {str(origin_of(name)) for name in options.names} or {"file"}
+    for is_given, option, users in (
+        (options.raw is not None, "--raw", {"published"}),
+        (bool(options.images), "--images", {"published", "file"}),
+        (options.shard is not None, "--shard", {"published", "file"}),
+        (options.expressions is not None, "--expressions", {"published", "file"}),
+        (bool(options.overrides), "--set", {"published", "file", "generated"}),
+        (options.dataset is not None, "--name", {"file"}),
+        (bool(options.beside), "--with", {"file"}),
+        (options.format != "auto", "--format", {"file"}),
+        (options.keep_leaks, "--reproduce-paper", {"mixture"}),
+        (options.allow_missing, "--allow-missing", {"mixture"}),
+    ):
+        if is_given and not origins & users:
+            raise UsageError(
+                f"{option} does nothing here", where=option, hint=f"it is for {' and '.join(sorted(users))} data sets"
+            )
+    if options.check_images and not options.images and origins & {"published", "file"}:
+        raise UsageError("there are no images to check", where="--check-images", hint="add --images DIR")
+
+
+def _plans(options: PrepareOptions) -> Iterator[Plan]:
+    """The plans, in order; a plan is made when its turn comes, so that an error stops only the data sets after it."""
+    from refcli.config.load import apply_overrides
+    from refcli.data.preparation.plan import plan_file, plan_named
+
+    overrides = apply_overrides({}, list(options.overrides))
+    if options.expressions is not None:
+        overrides["expressions"] = _expressions(options.expressions)
+    if options.file is not None:
+        if not options.dataset:
+            raise UsageError("the data set of --from has no name", where="--name", hint="add --name my_set")
+        yield plan_file(
+            options.file,
+            name=options.dataset,
+            form=options.format,
+            split=options.splits[0] if options.splits else None,
+            beside=_roles(options.beside),
+            overrides=overrides,
+        )
+    for name in options.names:
+        yield plan_named(
+            name,
+            raw=options.raw,
+            splits=options.splits or None,
+            overrides=overrides,
+            size=options.size,
+            seed=options.seed,
+            keep_leaks=options.keep_leaks,
+            allow_missing=options.allow_missing,
+        )
 
 
 def _expressions(what: str) -> str:
-    from refcli.errors import UsageError
-
     if what not in ("given", "category"):
         raise UsageError(
             "expressions are the texts in the file (given) or the names of classes (category)",
@@ -206,13 +311,121 @@ def _expressions(what: str) -> str:
     return what
 
 
-def _roles(pairs: Sequence[str] | None) -> dict[str, Path]:
-    from refcli.errors import UsageError
-
+def _roles(pairs: Sequence[str]) -> dict[str, Path]:
     roles = {}
-    for pair in pairs or ():
+    for pair in pairs:
         role, equals, file = pair.partition("=")
         if not (role and equals and file):
             raise UsageError("a further file is role=FILE", where=f"--with {pair}", hint="--with instances=FILE")
         roles[role] = Path(file)
     return roles
+
+
+def _show_plan(plan: Plan, preparation: Preparation) -> dict[str, Any]:
+    """Show what would be read and written; returns it as plain data."""
+    from refcli.data.preparation.plan import FilePlan, MixturePlan
+
+    if isinstance(plan, FilePlan):
+        _show_file_plan(plan, preparation)
+    elif isinstance(plan, MixturePlan):
+        _show_mixture_plan(plan)
+    else:
+        _show_generated_plan(plan, preparation)
+    return plan.to_json()
+
+
+def _show_file_plan(plan: FilePlan, preparation: Preparation) -> None:
+    for note in plan.notes:
+        log(note)
+    log(f"{plan.dataset}: format {plan.source_name}, settings {plan.settings.model_dump(mode='json')}")
+    for role, path in plan.files.items():
+        log(f"  would read {role}: {path}")
+    known = tuple(plan.spec.splits) if plan.spec else ()
+    splits = preparation.splits or known or ("every split of the files",)
+    log(f"  would write {', '.join(splits)} to {preparation.out / plan.dataset}")
+    log(f"  images: {', '.join(map(str, preparation.images)) or 'not searched for'}")
+
+
+def _show_mixture_plan(plan: MixturePlan) -> None:
+    for split, members in plan.spec.mixture.items():
+        log(f"{plan.dataset}:{split} would be {' + '.join(members)}")
+
+
+def _show_generated_plan(plan: GeneratedPlan, preparation: Preparation) -> None:
+    splits = ", ".join(preparation.splits or ("train", "val", "test"))
+    log(f"{plan.dataset}: would generate {plan.size} images with seed {plan.settings.seed} for {splits}")
+
+
+def _show_report(report: Report) -> None:
+    from refcli.data.training.mixtures import MixtureReport
+    from refcli.recipes.prepare_data import DatasetReport
+
+    if isinstance(report, MixtureReport):
+        _show_mixture_report(report)
+    elif isinstance(report, DatasetReport):
+        _show_dataset_report(report)
+    else:
+        _show_splits(report.splits)
+
+
+def _show_dataset_report(report: DatasetReport) -> None:
+    name = report.dataset
+    if report.status == "unchanged":
+        _show_unchanged(name)
+        return
+    _show_splits(report.splits)
+    _show_counts(name, report.counts)
+    for split, lost in report.lost.items():
+        log(f"{name}:{split}: {lost:,} expressions were left out")
+    for split, lost_masks in report.lost_masks.items():
+        log(f"warning: {name}:{split}: {lost_masks:,} masks cannot be read and are not in the store")
+    for kind, count in report.problems.counts.most_common():
+        log(f"  {kind.replace('_', ' ')}: {count:,}")
+        for place in report.problems.places[kind][:SHOWN_PLACES]:
+            log(f"    {place}")
+    log(f"{name}: {report.seconds:.1f} s")
+
+
+def _show_mixture_report(report: MixtureReport) -> None:
+    name = report.dataset
+    if report.status == "unchanged":
+        _show_unchanged(name)
+        return
+    _show_splits(report.summaries)
+    _show_counts(name, report.counts)
+    verb = "kept" if report.keep_leaks else "left out"
+    for member in report.members:
+        log(
+            f"{name}:{member.split} from {member.member}: {member.rows:,} expressions; {member.leaking_rows:,} on "
+            f"{member.leaking_images:,} images of evaluation splits {verb}"
+        )
+    for missing in report.missing_evaluation:
+        log(f"warning: {missing} is not in the store: its images may be in {name}'s training splits")
+
+
+def _show_unchanged(name: str) -> None:
+    log(f"{name}: unchanged, nothing to do (--force repeats it)")
+
+
+def _show_counts(dataset: str, counts: Sequence[CountCheck]) -> None:
+    for split in dict.fromkeys(check.split for check in counts if not check.agrees):
+        wrong = [check for check in counts if check.split == split and not check.agrees]
+        found = ", ".join(f"{check.found:,} {check.what}" for check in wrong)
+        known = ", ".join(f"{check.expected:,}" for check in wrong)
+        certainty = "are expected" if wrong[0].is_certain else "are remembered, not verified"
+        log(f"warning: {dataset}:{split} has {found}; {known} {certainty}")
+    if counts:
+        log(f"{dataset}: {sum(check.agrees for check in counts)} of {len(counts)} known counts agree")
+
+
+def _show_splits(splits: Sequence[SplitSummary]) -> None:
+    headings = ("split", "images", "examples", "regions", "masks", "no target", "MB")
+    rows = [
+        (
+            f"{split.dataset}:{split.split}",
+            *(split.images, split.examples, split.regions, split.masks, split.no_target),
+            f"{split.bytes / 1e6:.1f}",
+        )
+        for split in splits
+    ]
+    log_table(headings, rows)

@@ -11,8 +11,7 @@ from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
-from refcli.data.preparation.plan import plan_file, plan_named
-from refcli.data.sources.table import GENERATORS
+from refcli.data.preparation.plan import DEFAULT_SIZE, Plan, origin_of, plan_file, plan_named
 from refcli.data.store.read import Store
 from refcli.engine.reporting.reporters import Reporter, Silence
 from refcli.errors import DataError, UsageError
@@ -23,7 +22,6 @@ from refcli.recipes import evaluate as evaluation
 from refcli.recipes import finetune as finetuning
 from refcli.recipes import prepare_data as preparation
 from refcli.recipes import pretrain as pretraining
-from refcli.recipes.generate_data import generate_data
 
 
 def prepare(
@@ -42,10 +40,10 @@ def prepare(
     What was left out, and why, is in the report beside the splits: `OUT/NAME/report.json`.
 
     Args:
-        name: a data set that refcli knows (`refcli prepare-data --list`), or the name to give to `file`.
+        name: a known data set (`refcli prepare-data --list`), or the name for the data set of `file`.
         out: the store; it is created where it does not exist, and its other splits stay.
-        raw: folder with the published files of a known data set; generated ones, such as "synthetic", need none.
-        file: a file of your own, in any format that refcli reads, instead of a known data set.
+        raw: folder with the published files; generated data sets and mixtures need none.
+        file: a custom file, in any supported format, instead of a known data set.
         images: folders, zips or tars with the images.
         splits: only these; None for all.
         workers: number of processes.
@@ -55,24 +53,25 @@ def prepare(
         RefcliError: an unknown data set or setting; missing, damaged or contradictory files.
     """
     out, given = Path(out), dict(settings or {})
-    if file is None and name in GENERATORS:
-        if raw is not None or images:
-            raise UsageError(f"{name} is generated, not read from files", where=name, hint="leave out raw and images")
-        size, seed = int(given.pop("size", 2000)), int(given.pop("seed", 0))
-        generate_data(name, out=out, size=size, seed=seed, splits=splits, workers=workers, overrides=given)
-        return Store(out)
-    if file is not None and raw is not None:
-        raise UsageError("file and raw exclude each other", where=name)
-    if file is not None:
-        plan = plan_file(Path(file), name=name, split=splits[0] if splits else None, overrides=given)
-    elif raw is not None:
-        plan = plan_named(name, raw=Path(raw), splits=splits, overrides=given)
-    else:
-        raise UsageError(f"{name} is read from its published files", where="raw", hint="give their folder as raw=")
-    how = preparation.Preparation(
+    chosen = preparation.Preparation(
         out=out, images=tuple(map(Path, images)), splits=tuple(splits) if splits else None, workers=workers
     )
-    preparation.prepare(plan, how)
+    plan: Plan
+    if file is not None:
+        if raw is not None:
+            raise UsageError("file and raw exclude each other", where=name)
+        plan = plan_file(Path(file), name=name, split=splits[0] if splits else None, overrides=given)
+    elif origin_of(name) == "published":
+        if raw is None:
+            raise UsageError(f"{name} is read from its published files", where="raw", hint="give their folder as raw=")
+        plan = plan_named(name, raw=Path(raw), splits=splits, overrides=given)
+    else:
+        if raw is not None or images:
+            what = "generated" if origin_of(name) == "generated" else "a mixture"
+            raise UsageError(f"{name} is {what}, not read from files", where=name, hint="leave out raw and images")
+        size, seed = int(given.pop("size", DEFAULT_SIZE)), int(given.pop("seed", 0))
+        plan = plan_named(name, splits=splits, overrides=given, size=size, seed=seed)
+    preparation.prepare(plan, chosen)
     return Store(out)
 
 

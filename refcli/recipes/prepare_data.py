@@ -1,4 +1,4 @@
-"""prepare-data: read the files of data sets, check them, and write them into a store."""
+"""prepare-data: read, mix or generate data sets, check them, and write them into a store."""
 
 from __future__ import annotations
 
@@ -11,20 +11,29 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from refcli.data.preparation.counting import CountCheck, check_counts
-from refcli.data.preparation.dataset_images import FileNames, Pictures
-from refcli.data.preparation.finish import Finishing, storable
+from refcli.data.preparation.counts import CountCheck, check_counts
+from refcli.data.preparation.finish import FinishSettings, storable
+from refcli.data.preparation.images import DatasetImages, FileNames
 from refcli.data.preparation.origin import describe_origin, is_unchanged
-from refcli.data.preparation.plan import Plan
-from refcli.data.preparation.run import Prepared, Progress, Selected, paused_collector, run
+from refcli.data.preparation.plan import FilePlan, GeneratedPlan, MixturePlan, Plan
+from refcli.data.preparation.run import (
+    Progress,
+    SelectedRecords,
+    UnpublishedSplits,
+    paused_collector,
+    write_splits,
+)
 from refcli.data.reading.json_files import parse_json
 from refcli.data.shard import Shard
 from refcli.data.sources.detect import refuse_foreign
 from refcli.data.sources.record import Problems, RawRecord
+from refcli.data.sources.table import GENERATORS
 from refcli.data.store.layout import MANIFEST, read_manifest
 from refcli.data.store.write import Listing, SplitSummary, list_splits
+from refcli.data.training.mixtures import MixtureReport, write_mixture
 from refcli.errors import DataError, ExitCode, UsageError
 from refcli.files import is_plain_name, write_atomically
+from refcli.tables import lookup
 
 TOLERATED = frozenset(
     {
@@ -50,9 +59,9 @@ TOLERATED = frozenset(
         "caption_not_utf8",
     }
 )
-"""Problems that well-made releases have; any other ends a strict preparation."""
+"""Problems of well-made releases; any other ends a strict preparation."""
 _IMAGE_PROBLEMS = ("missing_image", "image_of_another_size", "unusable_picture", "rotated_picture")
-"""Problems that may be gone without a change of the data set's files."""
+"""Problems that can disappear without a change of the data set's files."""
 _HINTS = {
     "missing_image": "check --images",
     "image_of_another_size": "give the images that the annotations were made on, or annotations of these images",
@@ -61,17 +70,21 @@ _HINTS = {
     "degenerate_box": "are the boxes fractions of the image instead of pixels?",
     "box_outside_the_image": "are the boxes in pixels of these images, and not of larger ones?",
 }
-"""What to look at where a kind of problem left nothing."""
+"""Kind of problem -> hint if it left no usable record."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How to prepare data sets; the same for all that are named."""
+    """Settings that all data sets of one call share.
+
+    Raises:
+        UsageError: `out` is a file, or a split is named twice.
+    """
 
     out: Path
-    """The store; made where it does not exist."""
+    """The store; created if missing."""
     images: tuple[Path, ...] = ()
-    """Folders, zips or tars to look for images in; none: images are not looked for."""
+    """Folders, zips or tars that hold the images; empty: images are not searched for."""
     splits: tuple[str, ...] | None = None
     """Only these; None for all."""
     workers: int = 1
@@ -79,14 +92,20 @@ class Preparation:
     check_images: bool = False
     """Decode every image."""
     strict: bool = False
-    """Any serious problem or count that differs ends the preparation before anything is published."""
+    """Fail on any serious problem or wrong count, before anything is published."""
     force: bool = False
-    """Do again what is unchanged."""
+    """Repeat unchanged work."""
+
+    def __post_init__(self) -> None:
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError("the store must be a directory", where=f"--out {self.out}", hint="name another place")
+        if self.splits and len(set(self.splits)) < len(self.splits):
+            raise UsageError(f"a split is named twice: {', '.join(self.splits)}", where="--split")
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What became of one data set."""
+    """The result for a data set that is read from files."""
 
     dataset: str
     status: Literal["written", "unchanged"]
@@ -97,11 +116,11 @@ class DatasetReport:
     problems: Problems = field(default_factory=Problems)
     seconds: float = 0.0
     lost_masks: Mapping[str, int] = field(default_factory=dict)
-    """Splits most of whose masks are not in the store -> how many are not."""
+    """Splits that lost most of their masks -> number of lost masks."""
 
     @property
     def exit_code(self) -> ExitCode:
-        """`PARTIAL` if most of the masks of a split were lost; records that are left out and listed are no failure."""
+        """`PARTIAL` if a split lost most of its masks; reported records that were left out are no failure."""
         return ExitCode.PARTIAL if self.lost_masks else ExitCode.OK
 
     def to_json(self) -> dict[str, Any]:
@@ -119,113 +138,143 @@ class DatasetReport:
         }
 
 
-def prepare(plan: Plan, how: Preparation, *, progress: Progress | None = None) -> DatasetReport:
+@dataclass(frozen=True)
+class GeneratedReport:
+    """The result for a generated data set."""
+
+    dataset: str
+    splits: tuple[SplitSummary, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return {"dataset": self.dataset, "status": "written", "splits": [asdict(split) for split in self.splits]}
+
+
+Report = DatasetReport | MixtureReport | GeneratedReport
+
+
+def prepare(plan: Plan, preparation: Preparation, *, progress: Progress | None = None) -> Report:
     """Carry out a plan; splits that are already in the store stay, or are replaced by name.
 
     Raises:
-        UsageError: the data set has a name that no folder of a store can have.
-        DataError: unsafe, damaged or contradictory files; every image is missing; or, if strict, anything serious.
-            The store is then as it was.
+        UsageError: the name of the data set cannot be that of a folder of the store, or it has no such split.
+        DataError: unsafe, damaged or contradictory files; all images are missing; members of a mixture are missing; or,
+            if strict, any serious problem. The store is then unchanged.
     """
-    start = time.perf_counter()
-    if not is_plain_name(plan.dataset) or plan.dataset == MANIFEST:
-        raise UsageError(
-            f"{plan.dataset!r} cannot be the name of a data set", where="--name", hint="use letters, digits and _-+."
+    if isinstance(plan, FilePlan):
+        return prepare_files(plan, preparation, progress=progress)
+    if isinstance(plan, MixturePlan):
+        return write_mixture(
+            preparation.out,
+            plan,
+            strict=preparation.strict,
+            force=preparation.force,
+            splits=preparation.splits,
+            progress=progress,
         )
+    return _generate(plan, preparation, progress)
+
+
+def _generate(plan: GeneratedPlan, preparation: Preparation, progress: Progress | None) -> GeneratedReport:
+    write = lookup(GENERATORS, plan.dataset, what="data set")
+    summaries = write(
+        preparation.out,
+        size=plan.size,
+        splits=preparation.splits,
+        workers=preparation.workers,
+        settings=plan.settings,
+        progress=progress,
+    )
+    return GeneratedReport(plan.dataset, summaries)
+
+
+def prepare_files(plan: FilePlan, preparation: Preparation, *, progress: Progress | None = None) -> DatasetReport:
+    """Prepare a data set that is read from files; see `prepare`."""
+    start = time.perf_counter()
+    out, shard = preparation.out, preparation.shard
+    report_path = out / plan.dataset / _report_name(preparation)
+    _check_place(plan, out, report_path)
     for path in plan.files.values():
         refuse_foreign(path)
     origin = describe_origin(
         source=plan.source_name,
         settings=plan.settings,
         files=plan.files,
-        images=how.images,
-        check_images=how.check_images,
-        splits=how.splits,
+        images=preparation.images,
+        check_images=preparation.check_images,
+        splits=preparation.splits,
     )
-    if (how.out / MANIFEST).exists():
-        read_manifest(how.out)  # a store that cannot be added to is refused before hours of work
-    report_path = how.out / plan.dataset / _report_name(how)
-    if not _is_free_for_report(report_path):
-        raise UsageError(
-            "a file that refcli did not write has the name of the report",
-            where=str(report_path),
-            hint="move it, or give another --out or --name",
-        )
-    if not how.force and is_unchanged(how.out, plan.dataset, origin, part=how.shard, strict=how.strict):
+    is_done = not preparation.force and is_unchanged(out, plan.dataset, origin, part=shard, strict=preparation.strict)
+    if is_done:
         return DatasetReport(plan.dataset, "unchanged", seconds=time.perf_counter() - start)
-    how.out.mkdir(parents=True, exist_ok=True)
-    pictures = Pictures.unlooked()
-    if how.images:
-        pictures = Pictures.below(
-            how.images,
-            (record.image for record in Selected(_records(plan, Problems()), how.splits, how.shard)),
-            extract_to=how.out / plan.dataset / "images",
-            file_names=FileNames(lambda: (record.image for record in _records(plan, Problems()))),
-        )
+    out.mkdir(parents=True, exist_ok=True)
+    images = _find_images(plan, preparation)
     problems = Problems()
     with ExitStack() as stack, paused_collector():
-        prepared = run(
-            Selected(_records(plan, problems), how.splits, how.shard),
-            pictures,
+        splits = write_splits(
+            SelectedRecords(_read(plan, problems), preparation.splits, shard),
+            images,
+            FinishSettings(plan.dataset, preparation.check_images),
+            out=out,
             stack=stack,
-            out=how.out,
-            how=Finishing(plan.dataset, how.check_images),
             problems=problems,
-            workers=how.workers,
-            shard=how.shard,
+            workers=preparation.workers,
             progress=progress,
         )
-        counts: tuple[CountCheck, ...] = ()
-        if plan.spec and not how.shard:
-            settings = plan.settings.model_dump(mode="json")
-            counts = tuple(check_counts(plan.spec, prepared.intake, settings=settings, splits=how.splits))
-        _refuse_nothing(plan, prepared, how)
-        contradiction = _contradiction(plan, prepared, is_strict=False)
-        if contradiction is not None:
-            raise contradiction
-        _list_doubts(plan, prepared)
-        refused = _refused_if_strict(plan, prepared, counts)
-        if refused and how.strict:
-            raise refused
-        lost_masks = {split: one.lost_masks for split, one in prepared.evidence.items() if one.masks_are_lost}
+        counts = _check_counts(plan, splits, preparation)
+        refused = _check_splits(plan, splits, counts, preparation)
+        lost_masks = {split: one.lost_masks for split, one in splits.evidence.items() if one.masks_are_lost}
         outcome = {
-            "splits": sorted(summary.split for summary in prepared.summaries),
+            "splits": sorted(summary.split for summary in splits.summaries),
             "missing_images": sum(problems.counts[kind] for kind in _IMAGE_PROBLEMS),
             "lost_masks": sum(lost_masks.values()),
             "refused_if_strict": refused.message if refused else None,
         }
-        finished = zip(prepared.summaries, prepared.writers, strict=True)
-        root = _image_root(pictures, how.out)
-        list_splits(
-            how.out,
-            [Listing(summary, root, origin, outcome, writer) for summary, writer in finished],
-            part=how.shard,
-        )
+        root = _image_root(images, out)
+        finished = zip(splits.summaries, splits.writers, strict=True)
+        list_splits(out, [Listing(summary, root, origin, outcome, writer) for summary, writer in finished], part=shard)
     report = DatasetReport(
-        plan.dataset,
-        "written",
-        prepared.summaries,
-        counts,
-        dict(prepared.lost),
-        prepared.problems,
-        time.perf_counter() - start,
-        lost_masks,
+        dataset=plan.dataset,
+        status="written",
+        splits=splits.summaries,
+        counts=counts,
+        lost=dict(splits.lost),
+        problems=splits.problems,
+        seconds=time.perf_counter() - start,
+        lost_masks=lost_masks,
     )
     text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
     write_atomically(report_path, text.encode("utf-8", "backslashreplace"))
     return report
 
 
-def _report_name(how: Preparation) -> str:
-    shard = f".{how.shard.number}-of-{how.shard.total}" if how.shard else ""
-    name = f"report.{'+'.join(how.splits)}{shard}.json" if how.splits else f"report{shard}.json"
+def _check_place(plan: FilePlan, out: Path, report_path: Path) -> None:
+    """Refuse a store that the data set cannot be added to, before hours of work."""
+    if not is_plain_name(plan.dataset) or plan.dataset == MANIFEST:
+        raise UsageError(
+            f"{plan.dataset!r} cannot be the name of a data set", where="--name", hint="use letters, digits and _-+."
+        )
+    if (out / MANIFEST).exists():
+        read_manifest(out)
+    if not _is_free_for_report(report_path):
+        raise UsageError(
+            "a file that refcli did not write has the name of the report",
+            where=str(report_path),
+            hint="move it, or give another --out or --name",
+        )
+
+
+def _report_name(preparation: Preparation) -> str:
+    splits, part = preparation.splits, preparation.shard
+    shard = f".{part.number}-of-{part.total}" if part else ""
+    name = f"report.{'+'.join(splits)}{shard}.json" if splits else f"report{shard}.json"
     if is_plain_name(name):
         return name
-    return f"report.{len(how.splits or ())}-splits-{sha256(name.encode()).hexdigest()[:12]}{shard}.json"
+    return f"report.{len(splits or ())}-splits-{sha256(name.encode()).hexdigest()[:12]}{shard}.json"
 
 
 def _is_free_for_report(path: Path) -> bool:
-    """Whether there is no file, or a report that may be replaced."""
+    """Whether a path does not exist, or is a report that may be replaced."""
     if not path.exists():
         return True
     try:
@@ -235,27 +284,69 @@ def _is_free_for_report(path: Path) -> bool:
     return report.keys() >= {"dataset", "status", "problems"}
 
 
-def _records(plan: Plan, problems: Problems) -> Iterable[RawRecord]:
+def _find_images(plan: FilePlan, preparation: Preparation) -> DatasetImages:
+    if not preparation.images:
+        return DatasetImages.not_searched()
+    selected = SelectedRecords(_read(plan, Problems()), preparation.splits, preparation.shard)
+    return DatasetImages.below(
+        preparation.images,
+        (record.image for record in selected),
+        extract_to=preparation.out / plan.dataset / "images",
+        file_names=FileNames(lambda: (record.image for record in _read(plan, Problems()))),
+    )
+
+
+def _read(plan: FilePlan, problems: Problems) -> Iterable[RawRecord]:
     records = plan.source.read(plan.files, plan.settings, dataset=plan.dataset, problems=problems)
     return storable(records, problems)
 
 
-def _refuse_nothing(plan: Plan, prepared: Prepared, how: Preparation) -> None:
-    missing = [split for split in how.splits or () if split not in prepared.intake]
-    if missing and how.shard is None:
+def _check_counts(plan: FilePlan, splits: UnpublishedSplits, preparation: Preparation) -> tuple[CountCheck, ...]:
+    if plan.spec is None or preparation.shard is not None:
+        return ()
+    settings = plan.settings.model_dump(mode="json")
+    return tuple(check_counts(plan.spec, splits.intake, settings=settings, splits=preparation.splits))
+
+
+def _check_splits(
+    plan: FilePlan, splits: UnpublishedSplits, counts: Sequence[CountCheck], preparation: Preparation
+) -> DataError | None:
+    """Report doubts about the boxes; returns the error that strictness raises, if any.
+
+    Raises:
+        UsageError: a wanted split does not exist.
+        DataError: a split has no usable record, or its boxes contradict its masks; if strict, any serious problem.
+    """
+    _refuse_empty(plan, splits, preparation)
+    contradiction = _contradiction(plan, splits, is_strict=False)
+    if contradiction is not None:
+        raise contradiction
+    for split, evidence in splits.evidence.items():
+        doubt = evidence.doubt()
+        if doubt is not None:
+            splits.problems.add("boxes_may_be_corners", f"{plan.dataset}:{split}", doubt)
+    refused = _refused_if_strict(plan, splits, counts)
+    if refused is not None and preparation.strict:
+        raise refused
+    return refused
+
+
+def _refuse_empty(plan: FilePlan, splits: UnpublishedSplits, preparation: Preparation) -> None:
+    if preparation.shard is not None:
+        return
+    missing = [split for split in preparation.splits or () if split not in splits.intake]
+    if missing:
         raise UsageError(
             f"{plan.dataset} has no split {missing[0]!r}",
             where="--split",
             hint="it has: " + (", ".join(sorted(plan.spec.splits)) if plan.spec else "none of that name"),
         )
-    if how.shard is not None:
-        return
-    written = {summary.split for summary in prepared.summaries}
-    empty = [split for split in prepared.intake if split not in written]
+    written = {summary.split for summary in splits.summaries}
+    empty = [split for split in splits.intake if split not in written]
     if written and not empty:
         return
     name = f"{plan.dataset}:{empty[0]}" if written else plan.dataset
-    problems = prepared.problems
+    problems = splits.problems
     kind = next((kind for kind in problems.counts if kind not in TOLERATED), next(iter(problems.counts), "no_record"))
     places = [place for place in problems.places.get(kind, ()) if kind not in TOLERATED or place]
     raise DataError(
@@ -265,46 +356,39 @@ def _refuse_nothing(plan: Plan, prepared: Prepared, how: Preparation) -> None:
     )
 
 
-def _contradiction(plan: Plan, prepared: Prepared, *, is_strict: bool) -> DataError | None:
-    """Why the boxes of a split cannot be what they are read as."""
-    for split, evidence in prepared.evidence.items():
+def _contradiction(plan: FilePlan, splits: UnpublishedSplits, *, is_strict: bool) -> DataError | None:
+    """The error if the boxes of a split cannot have the format in which they were read."""
+    for split, evidence in splits.evidence.items():
         contradiction = evidence.contradiction(f"{plan.dataset}:{split}", is_strict=is_strict)
         if contradiction is not None:
-            places = prepared.problems.places.get("mask_disagrees_with_box", [])
+            places = splits.problems.places.get("mask_disagrees_with_box", [])
             contradiction.where = next(iter([*places, *map(str, plan.files.values())]))
             return contradiction
     return None
 
 
-def _list_doubts(plan: Plan, prepared: Prepared) -> None:
-    for split, evidence in prepared.evidence.items():
-        doubt = evidence.doubt()
-        if doubt is not None:
-            prepared.problems.add("boxes_may_be_corners", f"{plan.dataset}:{split}", doubt)
-
-
-def _refused_if_strict(plan: Plan, prepared: Prepared, counts: Sequence[CountCheck]) -> DataError | None:
+def _refused_if_strict(plan: FilePlan, splits: UnpublishedSplits, counts: Sequence[CountCheck]) -> DataError | None:
     for check in counts:
         if not check.agrees and check.is_certain:
             return DataError(
                 f"{plan.dataset}:{check.split} has {check.found:,} {check.what}, {check.expected:,} are expected",
                 where=", ".join(map(str, plan.files.values())),
-                hint="the files are not the published ones; without --strict they are taken as they are",
+                hint="the files are not the published ones; without --strict they are used as they are",
             )
-    for kind, places in prepared.problems.places.items():
+    for kind, places in splits.problems.places.items():
         if kind not in TOLERATED:
             return DataError(
-                f"{plan.dataset}: {kind.replace('_', ' ')}, {prepared.problems.counts[kind]} times",
+                f"{plan.dataset}: {kind.replace('_', ' ')}, {splits.problems.counts[kind]} times",
                 where=places[0],
                 hint="without --strict such records are left out and counted",
             )
-    return _contradiction(plan, prepared, is_strict=True)
+    return _contradiction(plan, splits, is_strict=True)
 
 
-def _image_root(pictures: Pictures, out: Path) -> str | None:
+def _image_root(images: DatasetImages, out: Path) -> str | None:
     """The image root for the manifest: relative if it lies in the store, which can then be moved."""
-    if pictures.base is None:
+    if images.base is None:
         return None
     store = out.resolve()
-    inside = pictures.base.is_relative_to(store)
-    return pictures.base.relative_to(store).as_posix() if inside else str(pictures.base)
+    inside = images.base.is_relative_to(store)
+    return images.base.relative_to(store).as_posix() if inside else str(images.base)

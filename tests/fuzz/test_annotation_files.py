@@ -14,7 +14,8 @@ import pytest
 from harness import NASTY, NUM_INPUTS, damaged, fuzz, map_bytes, mutated_json, mutated_json_bytes, mutated_lines
 from hypothesis import strategies as st
 
-from refcli.data.preparation.finish import Finishing, PlacedRecord, storable
+from refcli.data.preparation.finish import FinishSettings, storable
+from refcli.data.preparation.images import Place
 from refcli.data.preparation.plan import plan_file
 from refcli.data.preparation.run import finish_chunk
 from refcli.data.sources.record import Problems
@@ -103,8 +104,8 @@ def read(file: Path, form: str, settings: Mapping[str, Any] | None = None) -> No
     plan = plan_file(file, name="fuzzed", form=form, overrides=settings)
     problems = Problems()
     records = storable(plan.source.read(plan.files, plan.settings, dataset="fuzzed", problems=problems), problems)
-    chunk = [PlacedRecord(record, record.image.names[0], None) for record in records]
-    tables, found, evidence = finish_chunk(chunk, Finishing("fuzzed"))
+    chunk = [(record, Place(record.image.names[0], None)) for record in records]
+    tables, found, evidence = finish_chunk(chunk, FinishSettings("fuzzed"))
     for split, table in tables.items():
         check_table(table, dataset="fuzzed", split=split)
         evidence[split].contradiction(split, is_strict=True)

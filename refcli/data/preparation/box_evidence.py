@@ -1,4 +1,4 @@
-"""What a whole split shows about the form of its boxes: whether masks agree with them, and as what they would agree."""
+"""Evidence about the box format of a split: do masks agree with the boxes, and in which format would they agree?"""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ from refcli.errors import DataError
 from refcli.geometry.boxes import BoxXYXY, box_iou
 
 LEAST_AGREEMENT = 0.7
-"""IoU of a box and its mask's extent below which the two are listed as disagreeing."""
+"""IoU of a box and the extent of its mask below which they are reported as disagreeing."""
 CLIP_TOLERANCE = 0.5
-"""Pixels that a box may reach out of its image without being listed."""
+"""Pixels by which a box may extend beyond its image without being reported."""
 MOST = 0.9
-"""Share of the boxes of a split that decides what all of them are."""
+"""Share of the boxes of a split that decides for all of them."""
 HALF = 0.5
-"""The same share where the masks speak for one other form: boxes that are near the origin, or almost square, agree with
-their masks in both forms."""
-ENOUGH_OF_A_FORM = 5
-"""So many boxes that all agree with their masks in one other form are no chance."""
+"""The same share if the masks fit one other format: boxes near the origin, or almost square, agree in both formats."""
+ENOUGH_OF_A_FORMAT = 5
+"""Number of boxes that agree with their masks in one other format; so many cannot be chance."""
 FAR = 0.3
-"""IoU below which a box and its mask's extent are of different places, and not only drawn loosely."""
+"""IoU below which a box and the extent of its mask are at different places, not only drawn loosely."""
 ENOUGH_FAR = 2
 ENOUGH_DISAGREEING = 10
-"""So many masks that all are far from their boxes, or disagree with them, are no chance."""
+"""Numbers of masks that are all far from their boxes, or disagree with them; so many cannot be chance."""
 ENOUGH_BOXES = 10
 OFTEN = 0.3
-"""Share of boxes that reach out of their images, of which boxes in their own form have next to none."""
+"""Share of boxes that extend beyond their images; in the correct format there are hardly any."""
 
-
-_FORMS = {
+_FORMATS = {
     "as_corners": "they were read as x, y, width, height, but the masks fit them as corners, x1, y1, x2, y2: "
     "write width and height instead of the second corner",
     "as_sizes": "they were read as corners, x1, y1, x2, y2, but the masks fit them as x, y, width, height: "
@@ -37,26 +35,26 @@ _FORMS = {
     "as_centres": "the masks fit them if x and y are the centre of the box: write its left and top edge",
     "swapped": "the masks fit them if y comes before x: write x first",
 }
-"""Other forms of boxes -> what to do if the masks speak for them."""
+"""Other formats of boxes -> hint if the masks fit them."""
 
 
 @dataclass
 class BoxEvidence:
-    """Counts of one split; those of its parts add up."""
+    """Counts of one split; the counts of its parts can be added."""
 
     counts: Counter[str] = field(default_factory=Counter)
 
     def merge(self, other: BoxEvidence) -> None:
-        """Add what another part of the work has found."""
+        """Add the counts of another part of the split."""
         self.counts.update(other.counts)
 
-    def saw_mask(self, *, is_read: bool) -> None:
-        """Count a mask that the file has."""
+    def add_mask(self, *, is_read: bool) -> None:
+        """Count a mask of the file."""
         self.counts["masks"] += 1
         self.counts["lost_masks"] += not is_read
 
-    def saw_box(self, box_xyxy: BoxXYXY, width: int, height: int) -> None:
-        """Count a box; a size of 0 is not known."""
+    def add_box(self, box_xyxy: BoxXYXY, width: int, height: int) -> None:
+        """Count a box; an image size of 0 is unknown."""
         x1, y1, x2, y2 = box_xyxy
         self.counts["all_boxes"] += 1
         self.counts["fractions"] += min(box_xyxy) >= 0 and max(box_xyxy) <= 1
@@ -68,8 +66,8 @@ class BoxEvidence:
         fits = x1 < other_x2 <= width + CLIP_TOLERANCE and y1 < other_y2 <= height + CLIP_TOLERANCE
         self.counts["fitting_as_corners"] += fits
 
-    def saw_box_and_mask(self, box_xyxy: BoxXYXY, mask_box_xyxy: BoxXYXY, width: int, height: int) -> bool:
-        """Count a box that has a mask; returns whether they agree."""
+    def add_box_and_mask(self, box_xyxy: BoxXYXY, mask_box_xyxy: BoxXYXY, width: int, height: int) -> bool:
+        """Count a box with a mask; returns whether they agree."""
         self.counts["compared"] += 1
         iou = box_iou(_clipped(box_xyxy, width, height), mask_box_xyxy)
         if iou >= LEAST_AGREEMENT:
@@ -83,16 +81,16 @@ class BoxEvidence:
 
     @property
     def lost_masks(self) -> int:
-        """Masks of the file that could not be read, drawn, or held anything."""
+        """Number of masks of the file that are unreadable or empty."""
         return self.counts["lost_masks"]
 
     @property
     def masks_are_lost(self) -> bool:
-        """Whether most of the masks that the file has are not in the store."""
+        """Whether most of the masks of the file are not in the store."""
         return 2 * self.counts["lost_masks"] > self.counts["masks"]
 
     def contradiction(self, name: str, *, is_strict: bool) -> DataError | None:
-        """Why the boxes of the split `name` cannot be what they are read as; None: they can."""
+        """The error if the boxes of the split `name` cannot have the format in which they were read; None otherwise."""
         if self.counts["fractions"] and self.counts["fractions"] == self.counts["all_boxes"]:
             return DataError(
                 f"all {self.counts['fractions']:,} boxes of {name} lie between 0 and 1",
@@ -102,9 +100,9 @@ class BoxEvidence:
         compared, disagreeing = self.counts["compared"], self.counts["disagreeing"]
         if not disagreeing:
             return None
-        hint = next((_FORMS[form] for form in _FORMS if self.counts[form] >= MOST * disagreeing), None)
-        is_other_form = hint is not None and disagreeing >= max(HALF * compared, ENOUGH_OF_A_FORM)
-        if disagreeing < MOST * compared and not is_other_form:
+        hint = next((_FORMATS[name] for name in _FORMATS if self.counts[name] >= MOST * disagreeing), None)
+        is_other_format = hint is not None and disagreeing >= max(HALF * compared, ENOUGH_OF_A_FORMAT)
+        if disagreeing < MOST * compared and not is_other_format:
             return None
         is_no_chance = disagreeing >= ENOUGH_DISAGREEING or self.counts["far"] == compared >= ENOUGH_FAR
         if hint is None and not is_strict and not is_no_chance:
@@ -116,7 +114,7 @@ class BoxEvidence:
         )
 
     def doubt(self) -> str | None:
-        """What speaks against the form of the boxes where no masks do; None: nothing."""
+        """The evidence against the format of the boxes that does not come from masks; None if there is none."""
         boxes, reaching_out = self.counts["boxes"], self.counts["reaching_out"]
         if boxes < ENOUGH_BOXES or reaching_out < OFTEN * boxes or self.counts["fitting_as_corners"] < boxes:
             return None
@@ -127,7 +125,7 @@ class BoxEvidence:
 
 
 def _other_readings(box_xyxy: BoxXYXY) -> dict[str, tuple[BoxXYXY, ...]]:
-    """Where a box would be if its four numbers were of another form, whether they were read as corners or as sizes."""
+    """The box in other formats of its four numbers, whether they were read as corners or as sizes."""
     x1, y1, x2, y2 = box_xyxy
     width, height = x2 - x1, y2 - y1
     return {

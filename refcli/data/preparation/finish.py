@@ -1,4 +1,4 @@
-"""From raw records to examples: text repaired, masks rasterised, boxes clipped and checked."""
+"""Turn raw records into examples: repair text, rasterise masks, clip and check boxes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +17,10 @@ import msgspec
 from refcli.contracts.example import RLE, Example, Region
 from refcli.data.preparation.box_evidence import CLIP_TOLERANCE, BoxEvidence
 from refcli.data.preparation.image_roots import OTHER_SIZE, UNREADABLE, must_fit
+from refcli.data.preparation.images import Place
 from refcli.data.reading.images import ImageFacts, probe, verify
 from refcli.data.sources.known_keys import excerpt
-from refcli.data.sources.record import Problems, RawRecord, RawRegion
+from refcli.data.sources.record import Problems, RawImage, RawRecord, RawRegion
 from refcli.data.sources.rows import MAX_SIDE
 from refcli.errors import DataError, ImageError, RefcliError
 from refcli.files import is_plain_name
@@ -26,67 +28,70 @@ from refcli.geometry.boxes import BoxXYXY
 from refcli.geometry.masks import check_run_lengths, mask_box, polygons_to_rle, rle_area, runs_to_rle, union_masks
 
 LOST_LETTER = "\ufffd"
-"""What programs write in the place of a letter that they could not read."""
+"""Programs write it in place of a character that they cannot read."""
+UNSTORABLE = "unstorable_record"
+LONGEST_TEXT = 1 << 16
+"""Characters of an id or a kind."""
+_LONGEST_PATH = 4096
+_LONGEST_PART = 255
+"""Limits of operating systems on a path and each of its parts, in bytes."""
+_CONTROL = re.compile("[\0-\x1f\x7f]")
+_NUMBERS_OF_A_TRIANGLE = 6
+_decode = msgspec.json.Decoder().decode
+_BLANKS = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Categories of characters that become a blank: controls, halves of surrogate pairs, line and paragraph ends."""
+_WINDOWS = {code: bytes([code]).decode("cp1252", errors="ignore") or " " for code in range(0x80, 0xA0)}
+"""Windows-1252 characters at the codes of latin-1's control characters."""
+
+PlacedRecord = tuple[RawRecord, Place]
+"""A raw record and the place of its image."""
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedRecord:
-    """A raw record whose image was found, or not looked for."""
-
-    record: RawRecord
-    image: str
-    """Path relative to the data set's image root."""
-    path: Path | None
-    """Where the image lies; None if images were not looked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finishing:
-    """What `finish` has to know."""
+class FinishSettings:
+    """Settings of `finish`."""
 
     dataset: str
     check_images: bool = False
-    """Decode every image whole and compare its size with the annotation's."""
+    """Decode every image completely and compare its size with the annotation's."""
 
 
-class _RotatedPictureError(DataError):
-    """An image that is turned when it is read, but not its annotation."""
+class _RotatedImageError(DataError):
+    """An image that is rotated when it is read, while its annotation refers to the stored orientation."""
 
 
 class _OtherSizeError(DataError):
-    """An image of another size than its annotation says."""
+    """An image of another size than its annotation states."""
 
 
-_KINDS: dict[type[RefcliError], str] = {_RotatedPictureError: "rotated_picture", _OtherSizeError: OTHER_SIZE}
+_KINDS: dict[type[RefcliError], str] = {_RotatedImageError: "rotated_picture", _OtherSizeError: OTHER_SIZE}
 
 
 def finish(
     placed: Sequence[PlacedRecord],
-    how: Finishing,
+    settings: FinishSettings,
     problems: Problems,
     evidence: Mapping[str, BoxEvidence] | None = None,
 ) -> Iterator[Example]:
-    """Examples of records, in order.
+    """Yield the examples of records, in order.
 
-    What cannot be used is left out and reported to `problems`: empty expressions; records with an image that is broken
-    or of another size, or whose boxes refer to it as it is before it is turned upright (only of images that are
-    looked into: all if they are checked, else those that `must_fit`); records with a region whose box is inverted,
-    degenerate, not finite or outside the image. Reported and kept: boxes that were clipped, masks that
-    cannot be read or disagree with their box, text that was repaired. What boxes and masks show about each other is
-    counted in `evidence`, by split.
+    Left out and reported to `problems`: empty expressions; records whose image is broken, has another size, or is
+    annotated before its EXIF rotation (only for images that are opened: all if `check_images`, else those that
+    `must_fit`); records with a region whose box is inverted, degenerate, not finite or outside the image. Reported and
+    kept: clipped boxes, masks that are unreadable or disagree with their box, repaired text. `evidence` counts how
+    boxes and masks agree, by split.
     """
     evidence = defaultdict(BoxEvidence) if evidence is None else evidence
-    for one in placed:
-        record = one.record
+    for record, place in placed:
         texts = list(_texts(record, problems))
         if not texts:
             continue
         try:
-            width, height = _size(one, how)
+            width, height = _size(record.image, place, settings)
         except (ImageError, DataError) as error:
             kind = _KINDS.get(type(error), UNREADABLE)
             for _ in texts:
-                problems.add(kind, record.where, f"{one.image}: {error.message}")
+                problems.add(kind, record.where, f"{place.image}: {error.message}")
             continue
         regions = _regions(record, width, height, problems, evidence[record.split])
         if regions is None:
@@ -94,10 +99,10 @@ def finish(
             continue
         for identity, text in texts:
             yield Example(
-                id=f"{how.dataset}/{identity}",
-                dataset=how.dataset,
+                id=f"{settings.dataset}/{identity}",
+                dataset=settings.dataset,
                 split=record.split,
-                image=one.image,
+                image=place.image,
                 image_id=record.image.key,
                 width=width,
                 height=height,
@@ -121,49 +126,50 @@ def _texts(record: RawRecord, problems: Problems) -> Iterator[tuple[str, str]]:
 
 
 @lru_cache(maxsize=256)
-def _picture_facts(path: Path, is_decoded: bool) -> ImageFacts:
+def _image_facts(path: Path, is_decoded: bool) -> ImageFacts:
     return verify(path) if is_decoded else probe(path)
 
 
-def _size(one: PlacedRecord, how: Finishing) -> tuple[int, int]:
+def _size(image: RawImage, place: Place, settings: FinishSettings) -> tuple[int, int]:
     """(width, height): the annotation's, else the image's, else (0, 0) for unknown."""
-    image = one.record.image
-    told = (image.width or 0, image.height or 0)
-    if one.path is None or (all(told) and not how.check_images and not must_fit(image)):
-        return told if all(told) else (0, 0)
-    found = _picture_facts(one.path, how.check_images)
-    if all(told) and found.orientation != 1 and told == found.raw_size:
-        raise _RotatedPictureError(
-            f"its EXIF orientation is {found.orientation}, but its boxes refer to the unturned image of "
-            f"{told[0]} x {told[1]}: save it again without the tag (jpegtran -copy none)"
+    stated = (image.width or 0, image.height or 0)
+    if place.path is None or (all(stated) and not settings.check_images and not must_fit(image)):
+        return stated if all(stated) else (0, 0)
+    found = _image_facts(place.path, settings.check_images)
+    if all(stated) and found.orientation != 1 and stated == found.raw_size:
+        raise _RotatedImageError(
+            f"its EXIF orientation is {found.orientation}, but its boxes refer to the unrotated image of "
+            f"{stated[0]} x {stated[1]}: save it again without the tag (jpegtran -copy none)"
         )
-    if all(told) and told != found.size:
-        raise _OtherSizeError(f"the image is {found.width} x {found.height}, its annotation says {told[0]} x {told[1]}")
+    if all(stated) and stated != found.size:
+        raise _OtherSizeError(
+            f"the image is {found.width} x {found.height}, its annotation says {stated[0]} x {stated[1]}"
+        )
     return found.size
 
 
 def _regions(
     record: RawRecord, width: int, height: int, problems: Problems, evidence: BoxEvidence
 ) -> tuple[Region, ...] | None:
-    """The regions of a record; None if one of them cannot be used."""
+    """The regions of a record; None if one of them is unusable."""
     regions = []
     for raw in record.regions:
         mask = _mask(raw, width, height, record.where, problems)
         if raw.segmentation is not None or raw.has_lost_mask:
-            evidence.saw_mask(is_read=mask is not None)
+            evidence.add_mask(is_read=mask is not None)
         box = raw.box_xyxy or (mask_box(mask) if mask is not None else None)
         wrong = _wrong(box, width, height)
         if box is None or wrong:
             problems.add(wrong or "region_without_box", record.where, f"{raw.source_id or ''} {box}".strip())
             return None
-        evidence.saw_box(box, width, height)
+        evidence.add_box(box, width, height)
         if width:
             clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height)))
             if max(abs(a - b) for a, b in zip(box, clipped, strict=True)) > CLIP_TOLERANCE:
                 problems.add("clipped_box", record.where, f"{box} in an image of {width} x {height}")
             if mask is not None and raw.box_xyxy is not None:
                 extent = mask_box(mask)
-                if not evidence.saw_box_and_mask(box, extent, width, height):
+                if not evidence.add_box_and_mask(box, extent, width, height):
                     problems.add("mask_disagrees_with_box", record.where, f"box {clipped}, mask {extent}")
             box = clipped
         regions.append(Region(box, mask, raw.source_id))
@@ -202,17 +208,8 @@ def _wrong(box: BoxXYXY | None, width: int, height: int) -> str | None:
     return None
 
 
-UNSTORABLE = "unstorable_record"
-LONGEST_TEXT = 1 << 16
-"""Characters of an id or a kind."""
-_LONGEST_PATH = 4096
-_LONGEST_PART = 255
-"""Bytes that systems allow a path and each of its parts."""
-_CONTROL = re.compile("[\0-\x1f\x7f]")
-
-
 def storable(records: Iterable[RawRecord], problems: Problems) -> Iterator[RawRecord]:
-    """The records that a store can hold; the others are listed as `unstorable_record`."""
+    """The records that a store can hold; the others are reported as `unstorable_record`."""
     for record in records:
         fault = _fault(record)
         if fault is None:
@@ -248,7 +245,7 @@ def _is_path(name: str) -> bool:
 
 
 def _is_text(text: str) -> bool:
-    """Whether a text can be written as UTF-8, and is none that fills a disk."""
+    """Whether a text can be encoded as UTF-8 and is not extremely long."""
     if len(text) > LONGEST_TEXT:
         return False
     try:
@@ -258,20 +255,15 @@ def _is_text(text: str) -> bool:
     return True
 
 
-_NUMBERS_OF_A_TRIANGLE = 6
-_decode = msgspec.json.Decoder().decode
-
-
 def region_mask(region: RawRegion, height: int, width: int) -> RLE | None:
     """The mask of a raw region at its image's size; None if it has none.
 
-    Polygons (also one polygon by itself) are united and rasterised as COCO does; those of fewer than three points or
-    with a half point are left out, and if none remains there is no mask. Lists of run lengths are united (a
-    pixel of any is a pixel).
+    Polygons (also a single one) are united and rasterised as COCO does; those of fewer than three points or with an odd
+    number of coordinates are ignored, and if none remains there is no mask. Lists of run lengths are united.
 
     Raises:
-        DataError: what is there is no segmentation, is one of another image size or lies far outside of the image, or
-            has run lengths that do not fill it.
+        DataError: the segmentation is invalid, has another image size, lies far outside the image, or has run lengths
+            that do not fill it.
     """
     given = region.segmentation
     if given is None:
@@ -340,29 +332,20 @@ def _check_size(size: tuple[int, ...], height: int, width: int) -> None:
         raise DataError(f"the mask has the size {tuple(size)}, the image {(height, width)}")
 
 
-_BLANKS = frozenset({"Cc", "Cs", "Zl", "Zp"})
-"""Categories of characters that become a blank: controls, halves of surrogate pairs, line and paragraph ends."""
-_WINDOWS = {code: bytes([code]).decode("cp1252", errors="ignore") or " " for code in range(0x80, 0xA0)}
-"""What the codes of latin-1's control characters mean in Windows-1252."""
-
-
 def repair_text(text: str) -> str:
-    """The text as it was meant: NFC, single blanks, no control characters or halves of surrogate pairs, UTF-8 or
-    Windows-1252 that was read as latin-1 mended.
+    """Repair a text: NFC, single blanks, no control characters or halves of surrogate pairs, correct encoding.
 
-    Spelling, case and punctuation stay.
+    UTF-8 or Windows-1252 that was read as latin-1 is decoded again. Spelling, case and punctuation stay.
     """
     if not text.isascii():
-        text = unicodedata.normalize("NFC", _mend_encoding(text))
+        text = unicodedata.normalize("NFC", _repair_encoding(text))
     if not text.isprintable():
         text = "".join(" " if unicodedata.category(letter) in _BLANKS else letter for letter in text)
     return " ".join(text.split())
 
 
-def _mend_encoding(text: str) -> str:
-    """Text whose UTF-8 or Windows-1252 bytes were taken for latin-1, read right; any other text as it is."""
-    try:
+def _repair_encoding(text: str) -> str:
+    """Decode text again whose UTF-8 or Windows-1252 bytes were read as latin-1; other text is unchanged."""
+    with suppress(UnicodeError):
         text = text.encode("latin-1").decode("utf-8")
-    except UnicodeError:
-        return text.translate(_WINDOWS)
     return text.translate(_WINDOWS)

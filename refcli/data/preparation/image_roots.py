@@ -1,4 +1,4 @@
-"""Where images lie: an index by file name of everything below some folders and archives."""
+"""Image roots: an index, by file name, of all files below folders and in archives."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from refcli.errors import DataError, ImageError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MISSING, OTHER_SIZE, UNREADABLE = "missing_image", "image_of_another_size", "unusable_picture"
-"""Why an image was not found: kinds of problems."""
+"""Kinds of problems: reasons why an image was not found."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+[^/]*/")
-"""The beginning of a URL, up to the path; a drive of Windows is one letter."""
+"""The beginning of a URL, up to the path; a Windows drive is a single letter."""
 _DRIVE = re.compile(r"[A-Za-z]:")
 _SPLIT_FOLDER = re.compile(r"train|val|test|dev", re.IGNORECASE)
 
@@ -34,12 +34,12 @@ class FoundImage:
     archive: Path | None = None
     member: str | None = None
     is_by_name_only: bool = False
-    """The folders of the image's name lead elsewhere; see `ImageRoots.find`."""
+    """The folders of the image's name do not match those of the file; see `ImageRoots.find`."""
 
 
 class _Place(NamedTuple):
     container: int
-    """Which of the roots and archives."""
+    """Index of the root or archive."""
     relative: str
     """Path below the root, or the member's name."""
 
@@ -53,18 +53,18 @@ class _Container:
 
     @property
     def folders(self) -> list[str]:
-        """The folders that lead to what it holds; an archive counts as a folder of its name."""
+        """The folders on the path to its files; an archive counts as a folder of its name."""
         path = os.path.abspath(self.path)  # noqa: PTH100 - links stay
         parts = comparable_name(path.replace(os.sep, "/")).split("/")
         return [*parts[:-1], parts[-1].split(".")[0]] if self.is_archive else parts
 
 
 _Index = dict[str, list[_Place]]
-"""Key of a file name -> places, in no particular order."""
+"""Comparable file name -> places, in no particular order."""
 
 
 def comparable_name(name: str) -> str:
-    """What names are compared by: neither case nor how accents are composed counts."""
+    """The form in which names are compared: case and the composition of accents do not matter."""
     return (
         name.lower() if name.isascii() else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
     )
@@ -75,12 +75,12 @@ def _parts(name: str) -> list[str]:
 
 
 def _stem(name: str) -> str:
-    """A file name without its suffix, if it has one."""
+    """A file name without its suffix."""
     return name.rpartition(".")[0] or name
 
 
 def _other_spellings(names: Sequence[str]) -> list[str]:
-    """The paths that names written as Windows paths, URLs or with per cent signs mean; none of them is a given name."""
+    """The paths of names that are written as Windows paths, URLs or percent-encoded; the given names are excluded."""
     found: list[str] = []
     for name in names:
         path, _, query = name.replace("\\", "/").partition("?")
@@ -106,12 +106,12 @@ def _unquoted(name: str) -> list[str]:
 
 
 def must_fit(image: RawImage) -> bool:
-    """Whether a file is this image only if it has the annotated size: not COCO's, whose names tell them apart."""
+    """Whether a file must have the annotated size to be this image; not for COCO, whose file names are unique."""
     return bool(image.width and image.height) and not image.key.startswith("coco:")
 
 
 class ImageRoots:
-    """Every file below some folders and in some archives, by its name; see `open`."""
+    """The files below folders and in archives, by name; see `open`."""
 
     def __init__(self, containers: Sequence[_Container], files: _Index, unreadable: dict[Path, str]) -> None:
         self._containers = tuple(containers)
@@ -119,21 +119,21 @@ class ImageRoots:
         self._files = files
         self._members: _Index | None = None
         self._stems: dict[str, str] | None = None
-        """File name without its suffix -> key of a file name; made when an image is missing."""
+        """File name without suffix -> comparable file name; built when an image is missing."""
         self._facts: dict[_Place, ImageFacts | None] = {}
         self.unreadable = unreadable
-        """Folders, links and archives below the roots that could not be opened -> why. Archives are opened when a
-        image is looked for that is no plain file."""
+        """Folders, links and archives below the roots that could not be opened -> reason. Archives are opened on the
+        first search for an image that is not a plain file."""
 
     @classmethod
     def open(cls, roots: Sequence[Path]) -> ImageRoots:
-        """Look through the roots: every folder below a directory, archives that lie directly in it, or an archive.
+        """Index the roots: archives, and directories with all folders below them and the archives directly in them.
 
-        Hidden files and folders are left out. Links are followed; a folder that is reached twice is read once, at its
+        Hidden files and folders are ignored. Links are followed; a folder that is reached twice is read once, at its
         real place if that is below the roots.
 
         Raises:
-            DataError: a root does not exist, cannot be read, or is a file that is no archive.
+            DataError: a root does not exist, cannot be read, or is a file but not an archive.
         """
         scan = _Scan()
         containers = [_Container(root, is_archive=not root.is_dir()) for root in roots]
@@ -148,8 +148,8 @@ class ImageRoots:
                     where=str(container.path),
                     hint="name a folder, zip or tar that holds the images",
                 )
-        lying_about = [path for path in scan.archives if path not in roots]
-        containers += [_Container(path, is_archive=True, is_named=False) for path in lying_about]
+        loose = [path for path in scan.archives if path not in roots]
+        containers += [_Container(path, is_archive=True, is_named=False) for path in loose]
         return cls(containers, scan.files, scan.unreadable)
 
     @property
@@ -157,28 +157,28 @@ class ImageRoots:
         """Whether an image may be found in an archive."""
         return any(container.is_archive for container in self._containers)
 
-    def find(self, image: RawImage, *, is_alone: Callable[[RawImage], bool] | None = None) -> FoundImage | None:
-        """Where an image is; None if it is nowhere.
+    def find(self, image: RawImage, *, is_unique: Callable[[RawImage], bool] | None = None) -> FoundImage | None:
+        """Find an image; None if it is missing.
 
-        Plain files come before archives, the same case before another, then the names in their order. Accents count as
-        the same however they are composed. A name with folders is no other folder's file: either all of them lead to
-        the file, those of the root included, or they end in the file's path below its root (where that has no folder,
-        in the root's name). Of several such files, the one at the given relative path is taken, else the one that
-        shares most trailing folders with it, else the first by root, depth and path. A plain file is passed over if it
-        has not the annotated size (see `must_fit`); of COCO's photographs, whose names tell them apart, one of that
-        size is only preferred among equals. A name that is nowhere is then read as a Windows path, a URL or a quoted
-        name.
+        Priorities: plain files before archives, the same case before another, then the names in their order. Accents
+        compare equal however they are composed. If a name has folders, the folders of the file must match: either all
+        folders of the name end the file's path, including that of the root, or the folders of the name end in the
+        file's path below its root (for a file directly in the root, in the root's name). Of several matching files,
+        the one at the given relative path wins, else the one with the most trailing folders in common, else the first
+        by root, depth and path. A plain file without the annotated size is skipped (see `must_fit`); for COCO images,
+        whose file names are unique, the size only decides between equal matches. If no name is found, names are also
+        read as Windows paths, URLs and percent-encoded names.
 
-        Where `is_alone` is given and there is a single root, a file that lies directly in it is found by its name only,
-        whatever the folders of the image's name, if no other file and no other image has that file name and the root
+        If `is_unique` is given and there is a single root, a file directly in it is found by its name only, whatever
+        the folders of the image's name, provided that no other file and no other image has that file name and the root
         is not the folder of a split.
 
         Args:
             image: the image.
-            is_alone: whether no other image that is looked for has the same file name.
+            is_unique: whether no other image of the data set has the same file name.
 
         Raises:
-            DataError: an archive that was named as a root is broken or unsafe.
+            DataError: an archive that was given as a root is broken or unsafe.
         """
         for names in (image.names, _other_spellings(image.names)):
             wanted = list(filter(None, map(_parts, names)))
@@ -189,10 +189,10 @@ class ImageRoots:
                 found = self._look_up(wanted, image, self._members)
             if found is not None:
                 return found
-        return self._by_name_only(image, is_alone) if is_alone is not None else None
+        return self._by_name_only(image, is_unique) if is_unique is not None else None
 
     def why_missing(self, image: RawImage) -> tuple[str, str]:
-        """Why `find` found nothing: the kind of problem, and what there is instead."""
+        """The reason why `find` found nothing: the kind of problem, and details."""
         name = image.names[0]
         wanted = [parts for one in (*image.names, *_other_spellings(image.names)) if (parts := _parts(one))]
         for parts in wanted:
@@ -212,7 +212,7 @@ class ImageRoots:
         return MISSING, name
 
     def _places(self, key: str) -> list[_Place]:
-        """Files of a name, or else members of archives, as far as these are listed."""
+        """Files of a name, or else members of the archives that are already listed."""
         return self._files.get(key) or (self._members or {}).get(key, [])
 
     def _why_unfit(self, place: _Place, name: str, image: RawImage) -> tuple[str, str]:
@@ -223,7 +223,7 @@ class ImageRoots:
             return UNREADABLE, f"{name}: {error.message}"
         return OTHER_SIZE, f"{name} is {size[0]} x {size[1]}, its annotation says {image.width} x {image.height}"
 
-    def _by_name_only(self, image: RawImage, is_alone: Callable[[RawImage], bool]) -> FoundImage | None:
+    def _by_name_only(self, image: RawImage, is_unique: Callable[[RawImage], bool]) -> FoundImage | None:
         roots = [container for container in self._containers if container.is_named]
         if len(roots) != 1 or roots[0].is_archive or _SPLIT_FOLDER.search(roots[0].path.name):
             return None
@@ -232,7 +232,7 @@ class ImageRoots:
             places = self._files.get(comparable_name(parts[-1]), []) if parts else []
             if len(places) != 1 or "/" in places[0].relative or (must_fit(image) and not self._fits(places[0], image)):
                 continue
-            if is_alone(image):
+            if is_unique(image):
                 return FoundImage(path=roots[0].path / places[0].relative, is_by_name_only=True)
         return None
 
@@ -257,14 +257,14 @@ class ImageRoots:
         return equals[0] if equals else None
 
     def _ordered(self, places: list[_Place], parts: list[str]) -> list[_Place]:
-        """The places that a name may mean, the best first."""
+        """The places that match a name, the best first."""
         ranks = {place: rank for place in places if (rank := self._rank(place, parts)) is not None}
         return sorted(
             ranks, key=lambda place: (ranks[place], place.container, place.relative.count("/"), place.relative)
         )
 
     def _rank(self, place: _Place, parts: list[str]) -> tuple[bool, int] | None:
-        """Lower is better: not the very path, minus the number of trailing folders in common; None: another image."""
+        """Lower is better: (is another path, minus the number of trailing folders in common); None: no match."""
         own = comparable_name(place.relative).split("/")
         folders = [*self._folders[place.container], *own[:-1]]
         agreeing = 0
@@ -277,7 +277,7 @@ class ImageRoots:
         return own != parts, -agreeing
 
     def _fits(self, place: _Place, image: RawImage) -> bool:
-        """Whether a file has the annotated size, upright or as it lies there; archives are not looked into."""
+        """Whether a file has the annotated size, before or after EXIF rotation; members of archives always fit."""
         container = self._containers[place.container]
         if container.is_archive:
             return True
@@ -296,7 +296,7 @@ class ImageRoots:
         return FoundImage(path=container.path / place.relative)
 
     def _list_archives(self) -> _Index:
-        """The members of all archives; one that was only lying about and cannot be read is noted as unreadable."""
+        """The members of all archives; a broken archive that is not a root itself is recorded as unreadable."""
         index: _Index = {}
         for number, container in enumerate(self._containers):
             if not container.is_archive:
@@ -321,7 +321,7 @@ class _Scan:
     _visited: set[tuple[int, int]] = field(default_factory=set)
 
     def walk(self, root: Path, number: int) -> None:
-        """Add what lies below a root, breadth first, linked folders last; no file is looked into or even stat'ed."""
+        """Add the files below a root, breadth first, linked folders last; files are neither opened nor stat'ed."""
         folders, linked = deque([""]), deque[str]()
         while folders or linked:
             prefix = (folders or linked).popleft()
@@ -349,7 +349,7 @@ class _Scan:
                 continue
             try:
                 is_folder, is_file = entry.is_dir(), entry.is_file()
-            except OSError as error:  # a link that leads to itself, or through a closed folder
+            except OSError as error:  # a link to itself, or through a folder without permission
                 self.unreadable[root / prefix / entry.name] = str(error.strerror)
                 continue
             if is_folder:

@@ -1,4 +1,4 @@
-"""Where a split comes from, exactly: so that unchanged work is not done again and a store can be verified."""
+"""The exact origin of a split: it shows whether work must be repeated, and verifies a store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from refcli.errors import DataError
 from refcli.files import file_sha256
 
 MOST_FILES = 500_000
-"""No directory of annotations has so many files."""
+"""Limit on the files of a directory of annotations."""
 
 
 def describe_origin(
@@ -31,7 +31,7 @@ def describe_origin(
     check_images: bool,
     splits: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """What a preparation depends on: equal descriptions give equal splits."""
+    """Everything that a preparation depends on: equal descriptions give equal splits."""
     return {
         "source": source,
         "settings": settings.model_dump(mode="json"),
@@ -44,10 +44,10 @@ def describe_origin(
 
 
 def tree_sha256(path: Path) -> str:
-    """The sha256 of a file; of a directory, that of the names and hashes of all its files.
+    """The sha256 of a file, or of the names and hashes of all files of a directory.
 
     Raises:
-        OSError: there is no such file or directory, it cannot be read, or the directory has more than `MOST_FILES`.
+        OSError: the file or directory is missing, unreadable, or a directory with more than `MOST_FILES` files.
     """
     if path.is_file():
         return file_sha256(path)
@@ -64,10 +64,10 @@ def tree_sha256(path: Path) -> str:
 
 
 def is_unchanged(store: Path, dataset: str, origin: Mapping[str, Any], *, part: Shard | None, strict: bool) -> bool:
-    """Whether doing a preparation again would change nothing.
+    """Whether repeating a preparation would change nothing.
 
-    The store must have every split of it, from the same origin and whole; none may have left images out, which may
-    be there by now; and if `strict`, none may have had a problem that strict refuses.
+    The store must have all of its splits, complete and from the same origin. No split may lack images, which may exist
+    by now; and if `strict`, no split may have a problem that strict refuses.
     """
     if not (store / MANIFEST).is_file():
         return False
@@ -90,7 +90,7 @@ def is_unchanged(store: Path, dataset: str, origin: Mapping[str, Any], *, part: 
 
 
 def verify_store(store: Path) -> list[str]:
-    """Read every file of a store, and its inputs where they still lie; returns what is not as the manifest says.
+    """Read all files of a store, and its inputs if they still exist; returns the differences from the manifest.
 
     Raises:
         DataError: there is no readable manifest.
@@ -112,7 +112,7 @@ def verify_store(store: Path) -> list[str]:
 
 
 def _damage(store: Store, name: str) -> list[str]:
-    """What keeps a split from being read from its first row to its last."""
+    """The error on reading all rows of a split, if any."""
     try:
         for _ in store.split(name).tables():
             pass

@@ -1,4 +1,4 @@
-"""What is to be read for one data set: its source, its settings and its files."""
+"""Plans: the source, settings and files of a data set that is to be prepared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from refcli.config.load import validate
 from refcli.config.schema import Settings
@@ -14,20 +14,26 @@ from refcli.data.reading.streams import stem
 from refcli.data.sources.detect import detect_format
 from refcli.data.sources.record import Source
 from refcli.data.sources.rows import some_line_has
-from refcli.data.sources.table import SOURCES
+from refcli.data.sources.synthetic import SyntheticSettings
+from refcli.data.sources.table import GENERATORS, SOURCES
 from refcli.data.spec import DatasetSpec, find_files, load_spec
 from refcli.errors import DataError, UsageError
 from refcli.tables import lookup
 
+DEFAULT_SIZE = 2000
+"""Images of the training split of a generated data set."""
 _SPLITS_BY_WORD = {
     word.casefold(): word for word in ("train", "trainval", "val", "test", "testA", "testB", "testC", "minival")
 } | dict.fromkeys(("valid", "validation", "dev"), "val")
-"""Word in a file's name, without the year behind it -> split."""
+"""Word of a file name, without a year behind it -> split."""
+
+Origin = Literal["published", "mixture", "generated"]
+"""Where a known data set comes from: published files, splits of the store, or a generator."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What would be read: a source, its settings and its files."""
+class FilePlan:
+    """A data set that is read from files."""
 
     dataset: str
     source_name: str
@@ -36,33 +42,103 @@ class Plan:
     files: Mapping[str, Path]
     spec: DatasetSpec | None = None
     notes: tuple[str, ...] = ()
-    """What was assumed, for the user to know."""
+    """Assumptions, for the user to know."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the report of a dry run."""
+        files = {role: str(path) for role, path in self.files.items()}
+        return {"dataset": self.dataset, "status": "dry-run", "source": self.source_name, "files": files}
+
+
+@dataclass(frozen=True)
+class MixturePlan:
+    """A data set that combines splits of the store."""
+
+    dataset: str
+    spec: DatasetSpec
+    """Its `mixture`, `family` and published counts are used."""
+    keep_leaks: bool = False
+    """Keep training rows whose image is in an evaluation split of the family, as the papers do."""
+    allow_missing: bool = False
+    """Accept that evaluation splits of the family are not in the store, so that their images are not removed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the report of a dry run."""
+        return {"dataset": self.dataset, "status": "dry-run", "mixture": dict(self.spec.mixture)}
+
+
+@dataclass(frozen=True)
+class GeneratedPlan:
+    """A data set that is generated."""
+
+    dataset: str
+    settings: SyntheticSettings
+    size: int = DEFAULT_SIZE
+    """Images of each named split, or of train."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the report of a dry run."""
+        return {"dataset": self.dataset, "status": "dry-run"}
+
+
+Plan = FilePlan | MixturePlan | GeneratedPlan
+
+
+def origin_of(name: str) -> Origin:
+    """Where a known data set comes from.
+
+    Raises:
+        ConfigError: no such data set.
+    """
+    spec = load_spec(name)
+    if spec.mixture:
+        return "mixture"
+    return "generated" if spec.source in GENERATORS else "published"
 
 
 def plan_named(
-    name: str, *, raw: Path, splits: Collection[str] | None = None, overrides: Mapping[str, Any] | None = None
+    name: str,
+    *,
+    raw: Path | None = None,
+    splits: Collection[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    size: int = DEFAULT_SIZE,
+    seed: int = 0,
+    keep_leaks: bool = False,
+    allow_missing: bool = False,
 ) -> Plan:
-    """The plan for a published data set whose files lie below `raw`.
+    """The plan for a known data set; see `refcli.data.spec.list_specs`.
 
     Args:
-        name: see `refcli.data.spec.list_specs`.
-        raw: the folder of its files as published.
+        name: the data set.
+        raw: for published files, the folder that holds them.
         splits: only these; None for all.
-        overrides: settings of its source that differ from the specification's.
+        overrides: settings of the source that differ from the specification's.
+        size: for generated data sets, the images of each named split, or of train.
+        seed: for generated data sets; another seed gives other images.
+        keep_leaks: for mixtures; see `MixturePlan`.
+        allow_missing: for mixtures; see `MixturePlan`.
 
     Raises:
         ConfigError: no such data set, or settings that its source does not have.
-        DataError: files are missing; the hint says which names were tried and where to get them.
+        UsageError: published files are needed, and `raw` is None.
+        DataError: files are missing; the hint lists the names that were tried and where to get them.
     """
-    spec = load_spec(name)
-    if spec.source is None or spec.source not in SOURCES:
-        raise UsageError(f"{name} is not read from files", where=name)
-    source: Source = lookup(SOURCES, spec.source, what="source")
+    spec, origin = load_spec(name), origin_of(name)
+    if origin == "mixture":
+        return MixturePlan(name, spec, keep_leaks, allow_missing)
+    if origin == "generated":
+        where = f"settings of {name}"
+        return GeneratedPlan(name, validate(SyntheticSettings, {**(overrides or {}), "seed": seed}, where=where), size)
+    if raw is None:
+        hint = f"refcli prepare-data {name} --raw DIR ..."
+        raise UsageError(f"{name} is read from its published files", where="--raw", hint=hint)
+    source: Source = lookup(SOURCES, spec.source or "", what="source")
     settings = validate(source.settings, {**spec.settings, **(overrides or {})}, where=f"settings of {name}")
     files = find_files(spec, raw, splits=splits)
     if source.has_file_per_split and splits:
         files = {role: path for role, path in files.items() if role in splits or role in source.optional}
-    return Plan(name, spec.source, source, settings, files, spec)
+    return FilePlan(name, spec.source or "", source, settings, files, spec)
 
 
 def plan_file(
@@ -73,20 +149,20 @@ def plan_file(
     split: str | None = None,
     beside: Mapping[str, Path] | None = None,
     overrides: Mapping[str, Any] | None = None,
-) -> Plan:
-    """The plan for a user's own file.
+) -> FilePlan:
+    """The plan for a custom file.
 
     Args:
         file: the main file of the format.
-        name: what the data set is to be called.
+        name: name of the data set.
         form: a row of the table of sources, or "auto".
-        split: the split of a format that keeps a file per split; None: the last word of the file's name that
-            names one, or train, of which the plan has a note unless the file's lines name their own.
-        beside: further files by role; those not given are looked for beside `file`.
+        split: the split, for formats with one file per split; None takes the last word of the file name that is a
+            split, else train, with a note unless the lines of the file name their own splits.
+        beside: further files by role; by default they are searched beside `file`.
         overrides: settings of the source.
 
     Raises:
-        UsageError: the format cannot be told, or a role is given that the format does not have.
+        UsageError: the format cannot be detected, or has no such role.
         DataError: a file is missing.
     """
     if not file.exists():
@@ -99,8 +175,8 @@ def plan_file(
     if source.has_file_per_split:
         found = split or _split_in(file)
         main = found or "train"
-        says_split = form == "jsonl" and some_line_has(file, b"split")
-        notes = () if found or says_split else (f"{file.name}: read as the split train; --split names another",)
+        names_split = form == "jsonl" and some_line_has(file, b"split")
+        notes = () if found or names_split else (f"{file.name}: read as the split train; --split names another",)
     beside = beside or {}
     others = [role for role in source.files if role not in ("*", main)]
     unknown = sorted(set(beside) - set(others))
@@ -121,7 +197,7 @@ def plan_file(
                 where=str(file.parent),
                 hint=f"put {' or '.join(source.files[role])} beside it, or give --with {role}=FILE",
             )
-    return Plan(name, form, source, settings, files, notes=notes)
+    return FilePlan(name, form, source, settings, files, notes=notes)
 
 
 def _split_in(file: Path) -> str | None:

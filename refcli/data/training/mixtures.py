@@ -1,4 +1,4 @@
-"""Mixtures: splits of a store put together into new ones, without the images that scores are reported on."""
+"""Mixtures: combine splits of a store into new ones, without the images of evaluation splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import refcli
-from refcli.data.preparation.counting import CountCheck, compare_counts
+from refcli.data.preparation.counts import CountCheck, compare_counts
+from refcli.data.preparation.plan import MixturePlan
 from refcli.data.spec import DatasetSpec, is_evaluation_split, is_train_like, list_specs, load_spec
 from refcli.data.store.layout import MANIFEST, SCHEMA, is_in_place, read_manifest, split_files
 from refcli.data.store.read import Store, StoreSplit
@@ -23,39 +24,82 @@ from refcli.files import write_atomically
 from refcli.tables import did_you_mean
 
 EVAL_IMAGE_KEYS = "eval_image_keys.txt"
-"""Beside a mixture's splits: the image ids that its training splits must not have, one a line, sorted."""
+"""File beside the splits of a mixture: the image ids that its training splits must not have, one per line, sorted."""
+
+
+@dataclass
+class MemberReport:
+    """The contribution of one member to one split of a mixture."""
+
+    split: str
+    """The split of the mixture."""
+    member: str
+    """ "dataset:split"."""
+    rows: int = 0
+    """Rows of the member."""
+    images: int = 0
+    """Distinct image ids among them."""
+    leaking_rows: int = 0
+    """Rows of a training split whose image is in an evaluation split of the family."""
+    leaking_images: int = 0
+    dropped_rows: int = 0
+    """The leaking rows; 0 if leaks were kept."""
+    dropped_images: int = 0
+
+
+@dataclass
+class _Member:
+    """A member split while it is copied."""
+
+    store: StoreSplit
+    report: MemberReport
+    id_prefix: str
+    image_prefix: str
+    evaluated: pa.Array | None
+    """Image ids of the evaluation splits of the family; None if the mixture's split is one itself."""
+    images: set[str] = field(default_factory=set)
+    leaking: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
 class MixtureReport:
-    """What was put together, and what was left out."""
+    """The members of a mixture, and what was left out."""
 
     name: str
     keep_leaks: bool
     missing_evaluation: tuple[str, ...]
-    """Evaluation splits of the family, as "dataset:split", that the store lacks: their images could not be found in
-    the training splits."""
+    """Evaluation splits of the family, as "dataset:split", that the store lacks: their images may be in the training
+    splits."""
     status: Literal["written", "unchanged"] = "written"
-    """Unchanged: nothing was done, and the rest is empty."""
+    """If unchanged, the remaining fields are empty."""
     members: tuple[MemberReport, ...] = ()
     evaluation_images: int = 0
     """Distinct image ids in the family's evaluation splits."""
     counts: tuple[CountCheck, ...] = ()
-    """If leaks were kept: images and expressions against those that are published."""
+    """If leaks were kept: images and expressions compared with the published counts."""
     summaries: tuple[SplitSummary, ...] = ()
+
+    @property
+    def dataset(self) -> str:
+        """The name of the mixture."""
+        return self.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return {"dataset": self.name, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class _Written:
-    """One split of the mixture, finished but not yet at its place."""
+    """One split of the mixture, finished but not yet published."""
 
     writer: SplitWriter
     summary: SplitSummary
-    members: list[Member]
+    members: list[_Member]
     image_root: str
 
     def counts(self) -> dict[str, int]:
-        """What it holds with every leaking row, as data specifications name it."""
+        """Counts with all leaking rows, under the names of data specifications."""
         return {
             "images": len(set[str]().union(*(member.images for member in self.members))),
             "expressions": sum(member.report.rows for member in self.members),
@@ -64,69 +108,62 @@ class _Written:
 
 def write_mixture(
     store_path: Path,
-    name: str,
-    spec: DatasetSpec,
+    plan: MixturePlan,
     *,
-    keep_leaks: bool,
-    allow_missing: bool = False,
     strict: bool = False,
     force: bool = False,
     splits: Collection[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> MixtureReport:
-    """Put splits of a store together as the data set `name`, and list them in its manifest.
+    """Combine splits of a store into a mixture, and list its splits in the manifest.
 
-    A row group is in memory at a time. Rows keep their order, member after member. Ids are kept if they begin with
-    their data set's name and a slash, and are given that beginning if not (of every row of a member or of none).
-    The mixture's image root is the nearest folder above those of its members. Also writes `EVAL_IMAGE_KEYS`. Nothing
-    is published before every split is finished.
+    One row group is in memory at a time. Rows keep their order, member after member. Ids are kept if they begin with
+    the name of their data set and a slash, and get that prefix otherwise (all rows of a member or none). The image root
+    of the mixture is the nearest common folder of those of its members. Also writes `EVAL_IMAGE_KEYS`. Nothing is
+    published before all splits are finished.
 
     Args:
-        store_path: the store that holds the members and gets the mixture.
-        name: of the mixture.
-        spec: its `mixture`, `family` and published counts.
-        keep_leaks: keep training rows whose image is in an evaluation split of the family, as the papers do; they
-            are counted all the same.
-        allow_missing: accept that evaluation splits of the family are not in the store, so that their images stay
-            in the training splits.
-        strict: if leaks are kept, refuse counts that differ from those published.
-        force: do again what is unchanged.
+        store_path: the store that holds the members and receives the mixture.
+        plan: the mixture.
+        strict: if leaks are kept, refuse counts that differ from the published ones.
+        force: repeat unchanged work.
         splits: the splits of the mixture to write; None for all.
         progress: called with (split of the mixture, rows done, rows in all).
 
     Raises:
         UsageError: the mixture has no such split.
-        DataError: `spec` is no mixture; members are not in the store, or evaluation splits of the family where they
-            are needed; a split is left without rows; `strict`, and a count differs; the store is damaged. The store
-            is then as it was.
+        DataError: the plan is not a mixture; members, or required evaluation splits of the family, are not in the
+            store; a split has no rows left; if strict, a count differs; the store is damaged. The store is then
+            unchanged.
     """
+    name, spec = plan.dataset, plan.spec
     wanted = _wanted_splits(name, spec, splits)
     known = Store(store_path).names() if (store_path / MANIFEST).is_file() else []
     needed = list(dict.fromkeys(member for split in wanted for member in spec.mixture[split]))
     _require(f"members of {name} are", [member for member in needed if member not in known], store_path)
     store = Store(store_path)
     present, missing = _evaluation_splits(spec, store)
-    if any(is_train_like(split) for split in wanted) and not (keep_leaks or allow_missing):
+    if any(is_train_like(split) for split in wanted) and not (plan.keep_leaks or plan.allow_missing):
         _require(
             f"evaluation splits, whose images {name} must not train on, are",
             missing,
             store_path,
-            otherwise="; --allow-missing leaves their images in, --reproduce-paper all of them",
+            otherwise="; --allow-missing keeps their images, --reproduce-paper keeps all",
         )
-    origins = _origins(store_path, spec, wanted, present, missing, keep_leaks)
+    origins = _origins(store_path, plan, wanted, present, missing)
     if not force and _is_unchanged(store_path, name, origins, strict=strict):
-        return MixtureReport(name, keep_leaks, tuple(missing), "unchanged")
+        return MixtureReport(name, plan.keep_leaks, tuple(missing), "unchanged")
     keys = sorted(_image_ids(store, present))
     with ExitStack() as stack:
         written: dict[str, _Written] = {}
         for split in wanted:
-            looked_for = None if is_evaluation_split(split) else pa.array(keys, pa.string())
-            members, root = open_members(store, split, spec.mixture[split], looked_for)
+            evaluated = None if is_evaluation_split(split) else pa.array(keys, pa.string())
+            members, root = _open_members(store, split, spec.mixture[split], evaluated)
             writer = stack.enter_context(new_split(store_path, name, split))
-            for table in member_tables(members, name, split, keep_leaks, progress):
+            for table in _member_tables(members, plan, split, progress):
                 writer.write(table)
             written[split] = _Written(writer, writer.finish(), members, root)
-        found = {split: one.counts() for split, one in written.items()} if keep_leaks else {}
+        found = {split: one.counts() for split, one in written.items()} if plan.keep_leaks else {}
         counts = compare_counts(spec.splits, found)
         refused = _refused_if_strict(name, counts, store_path)
         if refused and strict:
@@ -151,7 +188,7 @@ def write_mixture(
     write_atomically(store_path / name / EVAL_IMAGE_KEYS, "".join(f"{key}\n" for key in keys).encode())
     return MixtureReport(
         name=name,
-        keep_leaks=keep_leaks,
+        keep_leaks=plan.keep_leaks,
         missing_evaluation=tuple(missing),
         members=tuple(member.report for one in written.values() for member in one.members),
         evaluation_images=len(keys),
@@ -184,7 +221,7 @@ def _require(what: str, missing: Sequence[str], store_path: Path, *, otherwise: 
 
 
 def _evaluation_splits(spec: DatasetSpec, store: Store) -> tuple[list[str], list[str]]:
-    """Evaluation splits of the family: those in the store, and those that should be there whole but are not."""
+    """Evaluation splits of the family: those in the store, and the expected ones that are missing or incomplete."""
     specs, known, whole = list_specs(), store.names(), store.complete_names()
     present: list[str] = []
     missing: list[str] = []
@@ -207,14 +244,9 @@ def _image_ids(store: Store, names: Sequence[str]) -> set[str]:
 
 
 def _origins(
-    store_path: Path,
-    spec: DatasetSpec,
-    wanted: Sequence[str],
-    evaluated: Sequence[str],
-    missing: Sequence[str],
-    keep_leaks: bool,
+    store_path: Path, plan: MixturePlan, wanted: Sequence[str], evaluated: Sequence[str], missing: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """What each split depends on: equal origins give equal splits."""
+    """Everything that each split depends on: equal origins give equal splits."""
     datasets = read_manifest(store_path)["datasets"]
 
     def contents(name: str) -> dict[str, Any]:
@@ -224,14 +256,14 @@ def _origins(
         return {"sha256": [file["sha256"] for file in files], "images_at": entry.get("images_at")}
 
     shared = {
-        "family": list(spec.family),
-        "keep_leaks": keep_leaks,
+        "family": list(plan.spec.family),
+        "keep_leaks": plan.keep_leaks,
         "evaluation": {name: contents(name)["sha256"] for name in evaluated},
         "missing_evaluation": list(missing),
         "refcli": refcli.__version__,
     }
     return {
-        split: {"mixture": [{"member": name, **contents(name)} for name in spec.mixture[split]], **shared}
+        split: {"mixture": [{"member": name, **contents(name)} for name in plan.spec.mixture[split]], **shared}
         for split in wanted
     }
 
@@ -255,48 +287,14 @@ def _refused_if_strict(name: str, counts: Sequence[CountCheck], store_path: Path
     return DataError(
         f"{name}:{wrong.split} has {wrong.found:,} {wrong.what}, {wrong.expected:,} are expected",
         where=str(store_path),
-        hint="a member is not as published; without --strict it is taken as it is",
+        hint="a member differs from the published one; without --strict it is used as it is",
     )
 
 
-@dataclass
-class MemberReport:
-    """What one member gave to one split of a mixture."""
-
-    split: str
-    """Of the mixture."""
-    member: str
-    """ "dataset:split"."""
-    rows: int = 0
-    """Rows of the member."""
-    images: int = 0
-    """Distinct image ids among them."""
-    leaking_rows: int = 0
-    """Rows of a training split whose picture is in an evaluation split of the family."""
-    leaking_images: int = 0
-    dropped_rows: int = 0
-    """The leaking rows, or none if leaks were kept."""
-    dropped_images: int = 0
-
-
-@dataclass
-class Member:
-    """One member split while it is copied."""
-
-    store: StoreSplit
-    report: MemberReport
-    id_prefix: str
-    image_prefix: str
-    evaluated: pa.Array | None
-    """Image ids to look for; None in an evaluation split."""
-    images: set[str] = field(default_factory=set)
-    leaking: set[str] = field(default_factory=set)
-
-
-def open_members(
+def _open_members(
     store: Store, split: str, names: Sequence[str], evaluated: pa.Array | None
-) -> tuple[list[Member], str]:
-    """The members of a split, and their common image root as the manifest has it."""
+) -> tuple[list[_Member], str]:
+    """The members of a split, and their common image root for the manifest."""
     opened = [store.split(name) for name in names]
     home = store.path.resolve()
     inside = all(one.image_root.is_relative_to(store.path) for one in opened)
@@ -304,7 +302,7 @@ def open_members(
     common = os.path.commonpath(roots)
     datasets = [name.partition(":")[0] for name in names]
     members = [
-        Member(
+        _Member(
             store=one,
             report=MemberReport(split, one.name),
             id_prefix=_id_prefix(one, several_splits=datasets.count(dataset) > 1),
@@ -317,7 +315,7 @@ def open_members(
 
 
 def _image_root(split: StoreSplit, store_path: Path, home: Path) -> str:
-    """Absolute, without `..`; roots inside the store follow the store's true place."""
+    """The image root, absolute and without `..`; for roots inside the store, links to the store are resolved."""
     root = split.image_root
     if root.is_relative_to(store_path):
         root = home / root.relative_to(store_path)
@@ -325,32 +323,28 @@ def _image_root(split: StoreSplit, store_path: Path, home: Path) -> str:
 
 
 def _id_prefix(split: StoreSplit, *, several_splits: bool) -> str:
-    """What to put before a member's ids, so that none can be another member's: names hold no slash."""
+    """The prefix that makes the ids of a member differ from all others; names have no slash."""
     dataset, _, part = split.name.partition(":")
     prefix = f"{dataset}/{part}/" if several_splits else f"{dataset}/"
     has_it = all(pc.all(pc.starts_with(table["id"], prefix)).as_py() for table in split.tables(["id"]))
     return "" if has_it else prefix
 
 
-def member_tables(
-    members: Sequence[Member],
-    name: str,
-    split: str,
-    keep_leaks: bool,
-    progress: Callable[[str, int, int], None] | None,
+def _member_tables(
+    members: Sequence[_Member], plan: MixturePlan, split: str, progress: Callable[[str, int, int], None] | None
 ) -> Iterator[pa.Table]:
-    """The rows of a split of the mixture `name`, a row group at a time, counted in the members' reports."""
+    """The rows of a split of the mixture, one row group at a time; also updates the members' reports."""
     total = sum(len(member.store) for member in members)
     done = 0
     for member in members:
         for table in member.store.tables():
             done += len(table)
-            yield _renamed(_without_leaks(table, member, keep_leaks), member, name, split)
+            yield _renamed(_without_leaks(table, member, plan.keep_leaks), member, plan.dataset, split)
             if progress:
                 progress(split, done, total)
 
 
-def _without_leaks(table: pa.Table, member: Member, keep_leaks: bool) -> pa.Table:
+def _without_leaks(table: pa.Table, member: _Member, keep_leaks: bool) -> pa.Table:
     report = member.report
     report.rows += len(table)
     member.images.update(pc.unique(table["image_id"]).to_pylist())
@@ -368,7 +362,7 @@ def _without_leaks(table: pa.Table, member: Member, keep_leaks: bool) -> pa.Tabl
     return table.filter(pc.invert(leaks))
 
 
-def _renamed(table: pa.Table, member: Member, name: str, split: str) -> pa.Table:
+def _renamed(table: pa.Table, member: _Member, name: str, split: str) -> pa.Table:
     """The rows as rows of the mixture."""
     changed = {
         "dataset": pa.repeat(pa.scalar(name), len(table)),

@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from refcli.data.preparation.finish import Finishing, PlacedRecord, finish, repair_text
+from refcli.data.preparation.finish import FinishSettings, finish, repair_text
+from refcli.data.preparation.images import Place
 from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRecord, RawRegion
 
 SQUARE = json.dumps([[10, 10, 30, 10, 30, 30, 10, 30]]).encode()
@@ -18,7 +19,7 @@ def record(*regions, texts=("the cat",), width=100, height=80, where="refs.p: re
 
 def finished(raw, path=None, check_images=False):
     problems = Problems()
-    examples = list(finish([PlacedRecord(raw, "val/7.jpg", path)], Finishing("pets", check_images), problems))
+    examples = list(finish([(raw, Place("val/7.jpg", path))], FinishSettings("pets", check_images), problems))
     return examples, problems
 
 

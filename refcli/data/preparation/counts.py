@@ -1,4 +1,4 @@
-"""Counts against those that a data set is known to have."""
+"""Compare the counts of a data set with the known ones."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from refcli.data.spec import DatasetSpec, SplitCounts
 from refcli.tables import lookup
 
 REMEMBERED = "remembered"
-"""Basis of counts that nobody has checked against the files: a difference is worth a hint, not a failure."""
+"""Basis of counts that were not checked against the files: a difference is a warning, not a failure."""
 
 
 @dataclass(frozen=True)
 class CountCheck:
-    """One count of one split, as found in the files before anything was left out."""
+    """One count of one split, as found in the files before any record is left out."""
 
     split: str
     what: str
@@ -30,7 +30,7 @@ class CountCheck:
 
     @property
     def agrees(self) -> bool:
-        """Whether the two are the same."""
+        """Whether the count is as expected."""
         return self.expected == self.found
 
 
@@ -41,16 +41,16 @@ def check_counts(
     settings: Mapping[str, Any],
     splits: Collection[str] | None = None,
 ) -> list[CountCheck]:
-    """Every count that the specification knows; a split of which nothing was read has 0 of everything.
+    """Check all counts of a specification; a split without records counts 0 of everything.
 
     Args:
-        spec: of the data set.
-        intake: split -> what was read.
-        settings: all settings that the source has read with, as plain values.
-        splits: only these; None for all that the specification knows.
+        spec: specification of the data set.
+        intake: split -> contents of its files.
+        settings: all settings of the source, as plain values.
+        splits: only these; None for all splits of the specification.
 
     Returns:
-        The checks by split; none where the counts with these settings are not known.
+        The checks by split; none if the counts for these settings are unknown.
     """
     expected = _known_counts(spec, settings)
     found = {split: intake.get(split, Intake()).counts() for split in expected if splits is None or split in splits}
@@ -58,7 +58,7 @@ def check_counts(
 
 
 def compare_counts(expected: Mapping[str, SplitCounts], found: Mapping[str, Mapping[str, int]]) -> list[CountCheck]:
-    """Every count, by split and by name, that is both expected and found."""
+    """Compare the counts, by split and name, that are both expected and found."""
     return [
         CountCheck(split, what, count, found[split][what], expected[split].basis != REMEMBERED)
         for split in sorted(expected.keys() & found.keys())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from refcli.data.preparation.counting import check_counts
+from refcli.data.preparation.counts import check_counts
 from refcli.data.preparation.plan import plan_named
 from refcli.data.preparation.run import Intake
 from refcli.data.sources.flickr import FlickrSettings

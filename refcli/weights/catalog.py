@@ -1,4 +1,4 @@
-"""The catalogue: every set of weights that refcli knows by name, from `data_specs/weights.yaml`."""
+"""The catalogue of weights that refcli knows by name, from `data_specs/weights.yaml`."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from refcli.errors import UsageError
 from refcli.tables import did_you_mean
 
 Kind = Literal["builtin", "oneref", "beit3", "vqkd", "tokenizer"]
-"""What a file holds; all but the first and the last are rows of the table of conversions."""
+"""What a file holds; all but the first and the last are rows of `CONVERSIONS`."""
 Task = Literal["rec", "res", "pretraining", "visual-tokenizer", "text-tokenizer"]
 KINDS_WITH_TEXT = frozenset({"oneref", "beit3"})
-"""Models that read expressions and so need `TOKENIZER`."""
+"""Models that read expressions and therefore need `TOKENIZER`."""
 TOKENIZER = "beit3-tokenizer"
-"""The entry whose file every model of `KINDS_WITH_TEXT` needs beside it."""
+"""The entry whose file every model of `KINDS_WITH_TEXT` needs."""
 HEX = "0123456789abcdef"
 
 
 class PublishedTable(Settings):
-    """Where scores were read."""
+    """The source of published scores."""
 
     metric: str
-    """As refcli's own reports call it; values are in percent."""
+    """Named as in refcli's own reports; values are in percent."""
     source: str
     note: str | None = None
 
 
 class WeightsOrigin(Settings):
-    """Who made some weights, and under which terms."""
+    """The authors of weights, and their terms."""
 
     repos: tuple[str, ...] = ()
-    """Repositories on the hub that hold the files, in the order in which they are tried."""
+    """Repositories on the Hub that hold the files, in the order in which they are tried."""
     homepage: str | None = None
     licence: str
     citation: str | None = None
@@ -57,15 +57,15 @@ class CatalogEntry(Settings):
     image_size: int | None = Field(None, ge=1)
     """Side of the square model frame in pixels."""
     starts_from: str | None = None
-    """The entry that training began with."""
+    """The entry whose weights training started from."""
     trained_on: tuple[str, ...] = ()
-    """Data sets of the last stage, as `refcli prepare-data --list` names them."""
+    """Datasets of the last stage, as `refcli prepare-data --list` names them."""
     file: str | None = None
-    """Path inside the repository; None for what is inside refcli."""
+    """Path inside the repository; None for weights that are part of refcli."""
     member: str | None = None
-    """For a zip: the end of the member's name, whole folders."""
+    """For a zip: the end of the member's name, from the start of a folder's or file's name."""
     stated_size: str | None = None
-    """Of the file, as its authors round it."""
+    """Size of the file, as its authors round it."""
     revision: str | None = None
     """The commit, 40 hex digits."""
     sha256: str | None = None
@@ -77,9 +77,9 @@ class CatalogEntry(Settings):
     notes: str | None = None
 
     @model_validator(mode="after")
-    def _is_whole(self) -> CatalogEntry:
+    def _is_complete(self) -> CatalogEntry:
         if (self.file is None) != (self.kind == "builtin"):
-            raise ValueError("all weights but the packaged ones have a file")
+            raise ValueError("all weights have a file, except the packaged ones")
         for value, digits in ((self.revision, 40), (self.sha256, 64)):
             if value is not None and (len(value) != digits or set(value) - set(HEX)):
                 raise ValueError(f"{value!r} is not {digits} hex digits")
@@ -104,7 +104,7 @@ class Catalog(Settings):
             if entry.file is not None and not self.origins[entry.origin].repos:
                 raise ValueError(f"{entry.name}: its origin has no repository")
             if entry.starts_from is not None and entry.starts_from not in names:
-                raise ValueError(f"{entry.name}: it starts from {entry.starts_from!r}, which is not listed")
+                raise ValueError(f"{entry.name}: starts_from names {entry.starts_from!r}, which is not listed")
             for table in entry.scores:
                 if table not in self.tables:
                     raise ValueError(f"{entry.name}: there is no table {table!r}")
@@ -113,10 +113,10 @@ class Catalog(Settings):
     @staticmethod
     @cache
     def load() -> Catalog:
-        """The catalogue that ships with refcli.
+        """The catalogue that is part of refcli.
 
         Raises:
-            ConfigError: the file is missing or does not fit, so the installation is broken.
+            ConfigError: the file is missing or invalid, so the installation is broken.
         """
         path = data_specs_root() / "weights.yaml"
         return validate(Catalog, read_yaml(path), where=str(path))
@@ -126,7 +126,7 @@ class Catalog(Settings):
         return [entry.name for entry in self.weights]
 
     def origin(self, entry: CatalogEntry) -> WeightsOrigin:
-        """Who made an entry's weights."""
+        """The origin of an entry's weights."""
         return self.origins[entry.origin]
 
     def find(self, name: str) -> CatalogEntry:
@@ -146,5 +146,5 @@ class Catalog(Settings):
 
 
 def find(name: str) -> CatalogEntry:
-    """The entry of that name in the catalogue that ships with refcli; errors as `Catalog.find`."""
+    """The entry of that name in the catalogue of refcli; errors as `Catalog.find`."""
     return Catalog.load().find(name)

@@ -1,4 +1,4 @@
-"""What a weights directory holds."""
+"""Describe and verify weights directories."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ PRETRAINING_ARGS = (
     "enable_mim_vts",
     "enable_mlm_sts",
 )
-"""Arguments of the published code that say how a model was pretrained; the target-relation scores VTS and STS last."""
+"""Arguments of the published code about pretraining; the target-relation scores VTS and STS are last."""
 LEARNT_OUTPUTS = "learnt_outputs"
-"""Key of meta.json: outputs that weights have learnt although they are not meant to be asked (pre-training's)."""
+"""Key of meta.json: outputs that pre-trained weights have learnt, although they are not for use yet."""
 TRAINING_KEYS = (
     "trained_on",
     "objective",
@@ -57,12 +57,12 @@ TRAINING_KEYS = (
     "kept",
     "existence_threshold_from",
 )
-"""What meta.json says of weights that were trained here."""
+"""Keys of meta.json about training with refcli."""
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """A weights directory at a glance; no tensor was read for it."""
+    """A description of a weights directory, made without reading its tensors."""
 
     directory: Path
     kind: str
@@ -72,24 +72,24 @@ class WeightsInfo:
     parameters: dict[str, int]
     """Part -> number of parameters, of the main file."""
     pretraining_parameters: dict[str, int]
-    """The same for heads that are kept apart."""
+    """The same for the heads in `pretraining_heads.safetensors`."""
     dtypes: tuple[str, ...]
     image_size: tuple[int, int] | None
     """(height, width) in pixels; None for part of a head."""
     tokenizer: str | None
     tokenizer_is_there: bool
     sha256: str
-    """Of the main file: as recorded when it was written, else of the file as it is."""
+    """Of the main file, as meta.json states it, else computed."""
     source: dict[str, Any]
     """File name, size, sha256, epoch and training args of the checkpoint it was converted from."""
     pretraining: dict[str, Any]
-    """The args that say how it was pretrained, as far as the checkpoint had them."""
+    """Those of `PRETRAINING_ARGS` that the checkpoint had."""
     origin: dict[str, Any]
-    """Repository, revision and licence, where they were told."""
+    """Repository, revision and licence, if known."""
     training: dict[str, Any]
-    """How it was trained here: those of `TRAINING_KEYS` that meta.json has."""
+    """Those of `TRAINING_KEYS` that meta.json has."""
     scores: dict[str, dict[str, float]]
-    """Split -> figure -> value, as measured when the model was packaged."""
+    """Split -> metric -> value, as measured when the model was packaged."""
     notes: tuple[str, ...]
 
     @property
@@ -140,7 +140,7 @@ def info(directory: Path) -> WeightsInfo:
 
 
 def answered_outputs(directory: Path, *, head: str) -> tuple[str, ...]:
-    """What some weights have learnt to answer by a head of that name; nothing where they have another one.
+    """The outputs that weights have learnt with a head of that name; empty if they have another head.
 
     Raises:
         WeightsError, ConfigError: as `info`.
@@ -157,13 +157,13 @@ def answered_outputs(directory: Path, *, head: str) -> tuple[str, ...]:
 
 
 def require_model(directory: Path) -> None:
-    """Do nothing if there is a model file.
+    """Check that the directory has a model file.
 
     Raises:
-        WeightsError: there is none.
+        WeightsError: it has none.
     """
     if not (directory / MODEL_FILE).is_file():
-        raise WeightsError("this is no weights directory", where=str(directory), hint=f"it has no {MODEL_FILE}")
+        raise WeightsError("this is not a weights directory", where=str(directory), hint=f"it has no {MODEL_FILE}")
 
 
 def _kind(settings: Settings) -> str:
@@ -175,13 +175,13 @@ def _kind(settings: Settings) -> str:
 
 
 def mapping(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """What is below a key of meta.json; nothing where that is no mapping."""
+    """The mapping under a key of meta.json; empty if the value is not a mapping."""
     value = values.get(key)
     return value if isinstance(value, dict) else {}
 
 
 def _scores(meta: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The figures over all samples of each split, from the evaluation that a packaged model has in its meta.json."""
+    """The metrics over all samples of each split, from the evaluation in the meta.json of a packaged model."""
     splits = mapping(mapping(meta, "scores"), "splits")
     overall = {name: mapping(mapping(splits, name), "overall") for name in splits}
     return {
@@ -199,7 +199,7 @@ def _count(stored: Mapping[str, StoredTensor], *, depth: int) -> dict[str, int]:
 
 
 def _tasks(settings: Settings) -> tuple[str, ...]:
-    """What a model of ours answers: all that its head has. A head that does not say `res` always draws masks."""
+    """The outputs of a model's head; all weights without a `tasks` entry were trained for all of them."""
     return head_outputs(settings.head) if isinstance(settings, ModelSettings) else ()
 
 
@@ -218,10 +218,10 @@ def _image_size(settings: Settings) -> tuple[int, int] | None:
 
 
 def verify(directory: Path) -> list[str]:
-    """Everything that is wrong with a weights directory; an empty list means that it is whole.
+    """A description of each problem of a weights directory; an empty list means that it is intact.
 
-    Checked: recorded sha256s of all files; names, shapes and sorts of numbers against config.yaml; that every number is
-    finite; that the tokenizer is there and fits.
+    Checks the recorded sha256s of all files; names, shapes and kinds of number against config.yaml; that every number
+    is finite; and that the tokenizer exists and fits.
 
     Raises:
         WeightsError: it holds no weights at all.
@@ -234,18 +234,18 @@ def verify(directory: Path) -> list[str]:
             problems += check(directory)
         except RefcliError as problem:
             problems.append(_line(problem))
-    return list(dict.fromkeys(problems))  # several checks stumble over a broken config.yaml
+    return list(dict.fromkeys(problems))  # several checks report a broken config.yaml
 
 
 def unchecked(directory: Path) -> list[str]:
-    """What the user should know that `verify` could not check.
+    """What `verify` could not check, for the user.
 
     Raises:
         WeightsError: meta.json cannot be read.
     """
     if mapping(read_meta(directory), "files"):
         return []
-    return ["no checksums are recorded in meta.json: other numbers in the place of the right ones would not be noticed"]
+    return ["meta.json records no checksums: changed numbers would not be detected"]
 
 
 def _line(problem: RefcliError) -> str:

@@ -1,4 +1,4 @@
-"""From what a user calls some weights to the directory that holds them; never touches the network."""
+"""Find the directory of weights by their name, address or path; never uses the network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refcli.weights.layout import MODEL_FILE, is_file
 
 BUILTIN = "builtin"
 RUN_WEIGHTS = "weights"
-"""How every training run calls the folder of its weights."""
+"""The weights folder of every training run."""
 BUILTIN_PATH = Path(__file__).parent / "builtin"
 HOME_VARIABLE = "REFCLI_HOME"
 SCHEME = "hf://"
@@ -30,7 +30,7 @@ URI = re.compile(
 
 @dataclass(frozen=True)
 class HubUri:
-    """One file in a repository on the Hugging Face hub."""
+    """One file in a repository on the Hugging Face Hub."""
 
     repo: str
     file: str
@@ -43,7 +43,7 @@ class HubUri:
         """Check that no part leads out of the repository.
 
         Raises:
-            UsageError: one does.
+            UsageError: a part does.
         """
         for name in (self.repo, self.file, *([self.revision] if self.revision else ())):
             if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name or "\0" in name:
@@ -59,7 +59,7 @@ class HubUri:
         found = URI.fullmatch(text)
         if found is None:
             raise UsageError(
-                "this is not the address of a file on the hub",
+                "this is not the address of a file on the Hub",
                 where=text,
                 hint=f"{URI_FORM}, e.g. {EXAMPLE}",
             )
@@ -67,31 +67,31 @@ class HubUri:
         return cls(parts["repo"] or "", parts["file"] or "", parts["revision"], parts["member"])
 
     def __str__(self) -> str:
-        """As `parse` reads it: every file has one such address, however it was typed."""
+        """The canonical address: every file has exactly one, and `parse` reads it."""
         revision = f"@{quote(self.revision, safe='')}" if self.revision else ""
         file, member = (part.replace("%", "%25") for part in (self.file, self.member or ""))
         return f"{SCHEME}{self.repo}{revision}/{file.replace('#', '%23')}" + (f"#{member}" if member else "")
 
 
 def home() -> Path:
-    """Where refcli keeps what it pulled: $REFCLI_HOME, else ~/.cache/refcli.
+    """The directory of pulled files: $REFCLI_HOME, else ~/.cache/refcli.
 
     Raises:
-        UsageError: neither REFCLI_HOME nor HOME is set, and this user has no entry among those of the system.
+        UsageError: neither REFCLI_HOME nor HOME is set, and the system has no entry for this user.
     """
     given = os.environ.get(HOME_VARIABLE)
     try:
         return Path(given or Path("~") / ".cache" / "refcli").expanduser()
     except RuntimeError as problem:
         raise UsageError(
-            "this user has no home directory, where pulled weights are kept",
+            "this user has no home directory for pulled weights",
             where=f"{HOME_VARIABLE}={given}" if given else HOME_VARIABLE,
             hint=f"set {HOME_VARIABLE} or HOME to a directory",
         ) from problem
 
 
 def has_home() -> bool:
-    """Whether there is a place for what was pulled; without one nothing was."""
+    """Whether `home` exists as a setting; without it nothing can have been pulled."""
     try:
         home()
     except UsageError:
@@ -100,7 +100,7 @@ def has_home() -> bool:
 
 
 def canonical(name_or_uri: str) -> str:
-    """The one way of writing a name or an address: by it, weights are pinned and put in their place.
+    """The canonical spelling of a name or an address, by which weights are pinned and stored.
 
     Raises:
         UsageError: a malformed hf:// address.
@@ -109,7 +109,7 @@ def canonical(name_or_uri: str) -> str:
 
 
 def pulled_directory(name_or_uri: str) -> Path:
-    """Where `refcli weights pull` puts these weights; each name and each address has a directory of its own.
+    """The directory that `refcli weights pull` writes; each name and each address has its own.
 
     Raises:
         UsageError: a malformed hf:// address, or there is no home directory.
@@ -122,11 +122,11 @@ def pulled_directory(name_or_uri: str) -> Path:
 
 
 def resolve(name_or_path: str) -> Path:
-    """The directory of `builtin`, of a path, of a catalogue name or of an hf:// address; the last two once pulled.
+    """The directory of `builtin`, a path, a catalogue name or an hf:// address; the last two must have been pulled.
 
     Raises:
-        WeightsError: the weights are not on this machine yet; the hint says which command gets them.
-        UsageError: nothing of that name is known or holds a model, or a malformed hf:// address.
+        WeightsError: the weights were not pulled; the hint gives the command.
+        UsageError: an unknown name, a path without a model, or a malformed hf:// address.
     """
     if name_or_path == BUILTIN:
         return BUILTIN_PATH
@@ -138,7 +138,7 @@ def resolve(name_or_path: str) -> Path:
         return _pulled(name_or_path)
     if is_file(given):
         raise UsageError(
-            "these weights are a single file, not a directory of refcli's",
+            "these weights are a single file, not a weights directory",
             where=name_or_path,
             hint=f"refcli weights convert {shlex.quote(name_or_path)} --out DIR",
         )
@@ -163,7 +163,7 @@ def _pulled(name_or_uri: str) -> Path:
         raise UsageError(
             f"{name_or_uri!r} is a tokenizer, not a model",
             where=str(directory),
-            hint=f"`refcli weights pull {name_or_uri}` gets it; give its file as model.text.tokenizer",
+            hint=f"pull it with `refcli weights pull {name_or_uri}`, and set model.text.tokenizer to its file",
         )
     if not is_file(directory / MODEL_FILE):
         raise WeightsError(

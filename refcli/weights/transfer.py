@@ -1,4 +1,4 @@
-"""Start a new model from trained weights: the same tower at the same or another image size, the head where it fits."""
+"""Pass trained weights on to a new run: the tower, also at another image size, the head, and pre-training heads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOWER_PREFIX = "tower."
 
 @dataclass(frozen=True)
 class StartingWeights:
-    """What a run can begin with: a tower, and a head where the weights have one."""
+    """Trained tensors to start a run from: a tower, and a head if the weights have one."""
 
     tower_settings: TowerSettings
     tower: Mapping[str, Tensor]
@@ -42,7 +42,7 @@ class StartingWeights:
 
 
 def read_starting_weights(name: str) -> StartingWeights:
-    """The trained tensors of some weights.
+    """Read the trained tensors of weights.
 
     Raises:
         WeightsError: weights that were not pulled, or are damaged.
@@ -50,7 +50,7 @@ def read_starting_weights(name: str) -> StartingWeights:
     """
     directory = resolve(name)
     if settings := read_tower_settings(directory):
-        tokenizer = Tokenizer.load(settings.text)  # before the gigabytes: it may not be there
+        tokenizer = Tokenizer.load(settings.text)  # before gigabytes are read: it may be missing
         tower = {key.removeprefix(TOWER_PREFIX): tensor for key, tensor in read_state(directory).items()}
         return StartingWeights(settings.tower, tower, tokenizer, None, {})
     loaded = load_weights(name, device="cpu", dtype=torch.float32)
@@ -60,16 +60,20 @@ def read_starting_weights(name: str) -> StartingWeights:
 
 
 def start_from(name: str, grounder: Grounder, settings: ModelSettings) -> tuple[str, ...]:
-    """Copy trained weights into a new grounder; returns what the user should know.
+    """Copy trained weights into a new grounder.
 
-    The tower must fit whole, but for the image size: the vision positions are resampled to the new grid. The head
-    must fit as well, but for the parts that belong to one task: a part that the weights lack starts fresh, one that
-    the new head lacks is left behind. Weights without a head, or with another one, leave the head fresh.
+    The tower must fit completely, except for the image size: the vision positions are resampled to the new grid. The
+    head must fit except for the parts that belong to one task: a part that the weights lack keeps its initial values,
+    and a part that the new head lacks is dropped. The head also keeps its initial values if the weights have no head
+    or another one.
 
     Args:
-        name: as `refcli.weights.locate.resolve` takes it.
+        name: weights, as `refcli.weights.locate.resolve` accepts them.
         grounder: the new model, changed in place.
-        settings: what `grounder` was built from.
+        settings: the settings that `grounder` was built from.
+
+    Returns:
+        Notes for the user.
 
     Raises:
         WeightsError: weights that were not pulled, or are damaged.
@@ -97,7 +101,7 @@ def start_from(name: str, grounder: Grounder, settings: ModelSettings) -> tuple[
         had = f"have the head {start.head_name!r}" if start.head_name else "have no head"
         return (
             *notes,
-            f"the weights {had}: all {num_fresh:,} parameters of the head {settings.head.name!r} start fresh",
+            f"the weights {had}: all {num_fresh:,} parameters of the head {settings.head.name!r} are newly initialised",
         )
     optional = {part for parts in grounder.head.OPTIONAL_PARTS.values() for part in parts}
     wanted, given = grounder.head.state_dict(), dict(start.head)
@@ -106,13 +110,13 @@ def start_from(name: str, grounder: Grounder, settings: ModelSettings) -> tuple[
     head = {key: tensor for key, tensor in given.items() if key.split(".")[0] not in behind}
     head |= {key: tensor for key, tensor in wanted.items() if key.split(".")[0] in fresh}
     _copy_state(grounder.head, head, part="head", name=name)
-    notes += (f"start fresh, for the weights do not have them: {_listed(fresh)}",) if fresh else ()
-    notes += (f"left behind, for the settings switch them off: {_listed(behind)}",) if behind else ()
+    notes += (f"newly initialised, because the weights do not have them: {_listed(fresh)}",) if fresh else ()
+    notes += (f"dropped, because the settings switch them off: {_listed(behind)}",) if behind else ()
     return notes
 
 
 def _parts(state: Mapping[str, Tensor]) -> set[str]:
-    """The modules right below the head that have tensors."""
+    """The modules directly below the head that have tensors."""
     return {key.split(".")[0] for key in state}
 
 
@@ -134,18 +138,21 @@ HEAD_PREFIX = "head."
 
 
 def start_head_from(name: str, grounder: Grounder, settings: ModelSettings) -> tuple[str, ...]:
-    """Copy the tensors of a head into a new grounder; returns what the user should know.
+    """Copy the tensors of a head into a new grounder.
 
-    The weights may have part of the head only: modules right below the head of which they have nothing (such as the
-    pyramid that the published decoders lack) stay as they are. What they have must fit whole.
+    The weights may be only part of a head: a module directly below the head of which they have no tensor (such as the
+    pyramid, which the published decoders lack) keeps its initial values. The others must fit completely.
 
     Args:
-        name: a weights directory that `refcli weights convert` wrote of a decoder without its tower.
+        name: a weights directory that `refcli weights convert` wrote from a decoder without its tower.
         grounder: the new model, changed in place.
-        settings: what `grounder` was built from.
+        settings: the settings that `grounder` was built from.
+
+    Returns:
+        Notes for the user.
 
     Raises:
-        WeightsError: damaged weights, or others than of a head alone.
+        WeightsError: damaged weights, or weights other than a head without a tower.
         UsageError: no such weights.
         ConfigError: another head, other tensors, or other shapes.
     """
@@ -174,23 +181,23 @@ def start_head_from(name: str, grounder: Grounder, settings: ModelSettings) -> t
         f"the head started from {name}: " + ", ".join(f"{HEAD_PREFIX}{part}" for part in sorted(parts)),
     )
     notes += (f"not in these weights: {', '.join(HEAD_PREFIX + part for part in rest)}",) if rest else ()
-    notes += (f"they were made with {', '.join(differences)}; the settings differ",) if differences else ()
+    notes += (f"the weights were made with {', '.join(differences)}; these settings differ",) if differences else ()
     return notes
 
 
 def _part(key: str) -> str:
-    """The module right below the head that a tensor belongs to."""
+    """The module directly below the head that a tensor belongs to."""
     return key.split(".")[0]
 
 
 def _differences(stored: HeadOnlySettings, grounder: Grounder, settings: ModelSettings) -> list[str]:
-    """What config.yaml says and the new model's settings do not, as `key=value`."""
+    """The settings in config.yaml that differ from those of the new model, as `key=value`."""
     config: type[Settings] = grounder.head.Config
     ours = validate(config, settings.head.settings, where="model.head.settings").model_dump(mode="json")
     theirs = validate(config, stored.head.settings, where="config.yaml").model_dump(mode="json")
-    said = [f"model.head.settings.{key}={theirs[key]}" for key in stored.head.settings if theirs[key] != ours[key]]
+    changed = [f"model.head.settings.{key}={theirs[key]}" for key in stored.head.settings if theirs[key] != ours[key]]
     wide = [] if stored.tower_dim == settings.tower.dim else [f"model.tower.dim={stored.tower_dim}"]
-    return wide + said
+    return wide + changed
 
 
 OFFICIAL_NAMES = (
@@ -199,7 +206,7 @@ OFFICIAL_NAMES = (
     (re.compile(r"^visual_target_relation\.(0|2|4)\."), "mim_vts_head.layers.{layer}."),
     (re.compile(r"^semantic_target_relation\.(0|2|4)\."), "mlm_sts_head.layers.{layer}."),
 )
-"""Our name of a tensor -> the official one. Theirs counts the linear layers only, ours the ReLUs as well."""
+"""Our name of a tensor -> the official one, which numbers only the linear layers; ours also numbers the ReLUs."""
 
 
 def official_name(name: str) -> str:
@@ -212,7 +219,7 @@ def official_name(name: str) -> str:
 
 
 def save_pretraining_heads(directory: Path, heads: nn.Module) -> None:
-    """Write `pretraining_heads.safetensors` into a weights directory, after its sha256 in meta.json."""
+    """Write `pretraining_heads.safetensors` into a weights directory, after recording its sha256 in meta.json."""
     state = {official_name(name): tensor.float().contiguous().cpu() for name, tensor in heads.state_dict().items()}
     content, meta = save(state, metadata={"format": "pt"}), read_meta(directory)
     meta["files"] = {**meta.get("files", {}), PRETRAINING_HEADS_FILE: hashlib.sha256(content).hexdigest()}
@@ -221,10 +228,10 @@ def save_pretraining_heads(directory: Path, heads: nn.Module) -> None:
 
 
 def load_pretraining_heads(directory: Path, heads: nn.Module) -> tuple[str, ...]:
-    """Copy the heads that lie beside some weights, as far as they are there and of the right size.
+    """Load the heads of `pretraining_heads.safetensors` that exist and have the right shapes.
 
     Returns:
-        What the user should know: which heads start fresh.
+        A note for the user about the heads that keep their initial values.
 
     Raises:
         WeightsError: the file is damaged.
@@ -244,4 +251,4 @@ def load_pretraining_heads(directory: Path, heads: nn.Module) -> tuple[str, ...]
             fresh.append(name)
         else:
             head.load_state_dict({key.removeprefix(f"{name}."): tensor for key, tensor in found.items()})
-    return (f"start fresh: the pre-training heads {', '.join(fresh)}",) if fresh else ()
+    return (f"newly initialised: the pre-training heads {', '.join(fresh)}",) if fresh else ()

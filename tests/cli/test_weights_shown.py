@@ -120,7 +120,7 @@ def test_verify_says_where_nobody_took_a_checksum(tmp_path, capsys):
 
     captured = capsys.readouterr()
     assert captured.out == f"{tmp_path / 'w'}\n"
-    assert captured.err.startswith("note: no checksums are recorded")
+    assert captured.err.startswith("note: meta.json records no checksums")
 
 
 def test_a_conversion_asks_for_the_tokenizer_and_not_for_a_pull_that_was_made(tmp_path, capsys, fixtures):

@@ -12,7 +12,7 @@ from refcli.heads.cgformer import grouping
 from refcli.heads.cgformer.head import CGFormerHead, CGFormerSettings
 from refcli.heads.shared.simple_pyramid import PyramidMaps
 from refcli.model.beit3 import Features
-from refcli.weights.official.conversions.cgformer import from_official, to_official
+from refcli.weights.official.conversions.cgformer import RENAMING
 
 NOTHING = 1e-6
 """Gradients of a smaller norm are rounding: those of biases that a BatchNorm takes out again."""
@@ -30,7 +30,7 @@ def official(fixtures):
         noise = {"zero": "never", "noise": "always"}[case]
         settings = {"dim": 16, "pyramid_channels": (8, 12, 16, 24), "position_grid": (4, 4), "dropout": 0.0}
         ours = CGFormerHead(CGFormerSettings(**settings, legacy=True, noise=noise), TOWER)
-        state = {name.removeprefix("head."): tensor for name, tensor in from_official(weights).items()}
+        state = {name.removeprefix("head."): tensor for name, tensor in RENAMING.from_official(weights).items()}
         assert not ours.load_state_dict(state, strict=False).unexpected_keys
         draws = iter(expected[f"noise.{level}"] for level in range(3))
         monkeypatch.setattr(grouping, "gumbel_like", lambda x: next(draws))
@@ -71,7 +71,7 @@ def test_legacy_trains_as_the_published_code(official, monkeypatch, case):
         return  # its gradients are not in the fixture
     loss.backward()
     ours = {f"head.{n}": p.grad for n, p in head.named_parameters() if n.startswith(("decoder.", "projector."))}
-    gradients = to_official(ours)
+    gradients = RENAMING.to_official(ours)
     assert {f"grad.{name.removeprefix('decoder.')}" for name in gradients} == {
         name for name in expected if name.startswith("grad.")
     }

@@ -19,7 +19,7 @@ from refcli.heads.rela.pixel_decoder import PixelDecoder, PixelMaps, sine_positi
 from refcli.heads.rela.region_decoder import Memory, RegionAttention, RegionDecoder, RegionLayerSettings, places_inside
 from refcli.heads.shared.simple_pyramid import SWIN_BASE_CHANNELS, PyramidMaps
 from refcli.model.beit3 import Features
-from refcli.weights.official.conversions.rela import OUR_REGIONS, THEIR_REGIONS, from_official, to_official
+from refcli.weights.official.conversions.rela import OUR_REGIONS, RENAMING, THEIR_REGIONS
 
 BASE = TowerSettings(image_size=480, attention="explicit")
 TINY = TowerSettings(image_size=32, patch_size=8, dim=16, layers=1, heads=2, ffn_dim=16, attention="explicit")
@@ -69,7 +69,7 @@ def test_decoder_losses_and_gradients_are_those_of_the_published_code(fixtures, 
     given, expected = load_file(folder / "inputs.safetensors"), load_file(folder / f"{kind}.safetensors")
     meta = json.loads((folder / "meta.json").read_text())
     narrowing = {name: theirs.pop(name).requires_grad_() for name in sorted(theirs) if name.startswith("input_proj")}
-    ours = from_official({THEIR_REGIONS + name: tensor for name, tensor in theirs.items()})
+    ours = RENAMING.from_official({THEIR_REGIONS + name: tensor for name, tensor in theirs.items()})
     decoder = RegionDecoder(
         RegionLayerSettings(32, heads=4, ffn_dim=48, pre_norm=kind == "prenorm", attention_implementation="explicit"),
         num_layers=4, text_dim=768, mask_dim=16, num_regions=100,
@@ -94,7 +94,7 @@ def test_decoder_losses_and_gradients_are_those_of_the_published_code(fixtures, 
     assert loss.item() == pytest.approx(meta["losses"][kind], rel=TOLERANCE)
     loss.backward()
     gradients = {OUR_REGIONS + name: parameter.grad for name, parameter in decoder.named_parameters()}
-    gradients = {name.removeprefix(THEIR_REGIONS): grad for name, grad in to_official(gradients).items()}
+    gradients = {name.removeprefix(THEIR_REGIONS): grad for name, grad in RENAMING.to_official(gradients).items()}
     gradients |= {name: tensor.grad for name, tensor in narrowing.items()}
     wanted = {name.removeprefix("grad."): tensor for name, tensor in expected.items() if name.startswith("grad.")}
     assert gradients.keys() == wanted.keys()

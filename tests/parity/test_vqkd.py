@@ -12,7 +12,7 @@ from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.errors import UsageError, WeightsError
 from refcli.model.visual_tokenizer import VisualTokenizer, signed_pixels
 from refcli.weights.official.conversions.plan import KeyTableError
-from refcli.weights.official.conversions.vqkd import from_official, settings_of, to_official, why_left_out
+from refcli.weights.official.conversions.vqkd import RENAMING, settings_of
 from refcli.weights.tensors import Mismatch
 
 HIDDEN, PIXELS, CODES = 2e-5, 1e-6, 1e-6
@@ -39,7 +39,7 @@ def io(fixtures):
 @pytest.fixture(scope="module")
 def tokenizer(official):
     tokenizer = VisualTokenizer(settings_of(official, heads=HEADS))
-    tokenizer.load_state_dict(from_official(official), strict=True)
+    tokenizer.load_state_dict(RENAMING.from_official(official), strict=True)
     return tokenizer.eval()
 
 
@@ -96,28 +96,28 @@ def test_the_published_layout_is_the_default_settings_and_fills_the_model(fixtur
         official = {name: torch.empty(shape) for name, shape in shapes.items()}
         wanted = VisualTokenizer(VisualTokenizerSettings()).state_dict()
     assert settings_of(official) == VisualTokenizerSettings()
-    converted = from_official(official)
+    converted = RENAMING.from_official(official)
     assert {name: t.shape for name, t in converted.items()} == {name: t.shape for name, t in wanted.items()}
-    assert len(converted) + len([name for name in official if why_left_out(name)]) == len(official) == 220
+    assert len(converted) + len([name for name in official if RENAMING.why_left_out(name)]) == len(official) == 220
 
 
 def test_conversion_and_back_is_bit_equal(official):
-    ours = from_official(official)
-    back = to_official(ours)
-    assert back.keys() == {name for name in official if why_left_out(name) is None}
+    ours = RENAMING.from_official(official)
+    back = RENAMING.to_official(ours)
+    assert back.keys() == {name for name in official if RENAMING.why_left_out(name) is None}
     assert all(torch.equal(back[name], official[name]) for name in back)
-    again = from_official(back)
+    again = RENAMING.from_official(back)
     assert again.keys() == ours.keys()
     assert all(torch.equal(again[name], ours[name]) for name in ours)
 
 
 def test_what_only_training_needs_is_left_out(official):
     extra = {"teacher_model.a": torch.zeros(1), "scaling_layer.scale": torch.zeros(1), "loss.b": torch.zeros(1)}
-    dropped = {name for name in {**official, **extra} if why_left_out(name)}
+    dropped = {name for name in {**official, **extra} if RENAMING.why_left_out(name)}
     expected = {name for name in official if name.startswith(NEVER_USED_PARTS)} - {"quantize.embedding.weight"}
     assert dropped == expected | extra.keys()
     assert settings_of({**official, **extra}, heads=HEADS) == settings_of(official, heads=HEADS)
-    assert from_official({**official, **extra}).keys() == from_official(official).keys()
+    assert RENAMING.from_official({**official, **extra}).keys() == RENAMING.from_official(official).keys()
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,6 @@ def test_a_gap_in_the_block_numbers_is_an_error(official):
 
 def test_a_foreign_tensor_is_an_error_in_either_direction():
     with pytest.raises(WeightsError, match=r"resnet\.conv1"):
-        from_official({"resnet.conv1": torch.zeros(1)})
+        RENAMING.from_official({"resnet.conv1": torch.zeros(1)})
     with pytest.raises(WeightsError, match="no place in the official model: decoder"):
-        to_official({"decoder": torch.zeros(1)})
+        RENAMING.to_official({"decoder": torch.zeros(1)})

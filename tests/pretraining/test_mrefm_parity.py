@@ -152,5 +152,5 @@ def test_heads_of_another_codebook_start_fresh_and_are_named(golden, tmp_path):
 
     notes = load_pretraining_heads(tmp_path, other)
 
-    assert notes == ("start fresh: the pre-training heads mim",)
+    assert notes == ("newly initialised: the pre-training heads mim",)
     assert torch.equal(other.mlm.weight, golden.mrefm.heads.mlm.weight)

@@ -153,7 +153,7 @@ def test_without_mim_no_codes_are_asked_for_and_a_run_can_end(tmp_path, store, t
 
     assert build(settings, store, ALONE).objective.codes is None
     again = build(tiny(f"train.init_weights={weights}"), store, ALONE)
-    assert any("start fresh: the pre-training heads mim" in note for note in again.notes)
+    assert any("newly initialised: the pre-training heads mim" in note for note in again.notes)
 
 
 def test_spacy_is_asked_for_only_where_words_are_hidden_by_role(store, tiny, monkeypatch):

@@ -13,7 +13,7 @@ from refcli.heads.cgformer.head import CGFormerHead, CGFormerSettings
 from refcli.weights.checks import info, verify
 from refcli.weights.directory import load_weights
 from refcli.weights.layout import HeadOnlySettings
-from refcli.weights.official.conversions.cgformer import from_official, plan, to_official, why_left_out
+from refcli.weights.official.conversions.cgformer import RENAMING, plan
 from refcli.weights.official.conversions.plan import KeyTableError
 from refcli.weights.official.convert import convert
 
@@ -62,16 +62,16 @@ def test_every_published_tensor_is_converted_or_left_out_for_a_reason(fixtures):
     assert sorted([*made.names, *made.dropped]) == sorted(official)
     in_decoder = [name for name in made.dropped if name.startswith("decoder.")]
     assert sum(official[name].numel() for name in in_decoder) == 2_102_272
-    assert {why_left_out(name) for name in in_decoder} == {"saved by the published code, and read by nothing"}
+    assert {RENAMING.why_left_out(name) for name in in_decoder} == {"saved by the published code, but never used"}
 
 
 def test_our_names_and_the_official_ones_lead_to_each_other(fixtures):
     official = tiny(fixtures)
-    state = from_official(official)
-    back = to_official(state)
-    assert back.keys() == {name for name in official if why_left_out(name) is None}
+    state = RENAMING.from_official(official)
+    back = RENAMING.to_official(state)
+    assert back.keys() == {name for name in official if RENAMING.why_left_out(name) is None}
     assert all(torch.equal(back[name], official[name]) for name in back)
-    assert from_official(back).keys() == state.keys()
+    assert RENAMING.from_official(back).keys() == state.keys()
 
 
 def test_what_does_not_fit_is_named_and_nothing_else_is(fixtures):
@@ -131,6 +131,6 @@ def test_there_is_no_tower_to_set(fixtures, option, value):
 
 def test_a_foreign_tensor_is_an_error_in_either_direction():
     with pytest.raises(WeightsError, match=r"resnet\.conv1"):
-        from_official({"resnet.conv1": torch.zeros(1)})
+        RENAMING.from_official({"resnet.conv1": torch.zeros(1)})
     with pytest.raises(WeightsError, match=r"head\.pyramid\.stride4\.0\.weight"):
-        to_official({"head.pyramid.stride4.0.weight": torch.zeros(1)})
+        RENAMING.to_official({"head.pyramid.stride4.0.weight": torch.zeros(1)})

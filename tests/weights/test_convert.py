@@ -70,7 +70,7 @@ def test_a_pretrained_checkpoint_keeps_its_heads_and_computes_the_official_rows(
     path = save(tmp_path / "c.pth", official, enable_mrefm=True, enable_mim_vts=True)
     report = convert(path, out=tmp_path / "w", heads=HEADS_OF_TINY, tokenizer=spm)
     assert report.tasks == ()
-    assert any("fine-tune before asking it" in note for note in report.notes)
+    assert any("fine-tune it before use" in note for note in report.notes)
     apart = load_file(tmp_path / "w" / PRETRAINING_HEADS_FILE)
     assert {name.split(".")[0] for name in apart} == {"mim_head", "mim_vts_head", "mlm_head", "mlm_sts_head"}
     assert all(torch.equal(apart[name], official[name]) for name in apart)
@@ -108,7 +108,7 @@ def test_a_pretrained_checkpoint_with_a_mask_head_is_trained_for_nothing_yet(fix
     path = save(tmp_path / "c.pth", official, enable_mrefm=True, use_mask_loss=True)
     report = convert(path, out=tmp_path / "w", heads=HEADS_OF_TINY, tokenizer=spm)
     assert report.tasks == ()
-    assert any("fine-tune before asking it" in note for note in report.notes)
+    assert any("fine-tune it before use" in note for note in report.notes)
     settings = load_weights(str(tmp_path / "w")).settings.head.settings
     assert (settings["rec"], settings["res"]) == (False, True)
     assert sorted([*report.names, *report.kept_apart, *report.dropped]) == sorted([*official, "optimizer", "val_accu"])
@@ -183,7 +183,7 @@ def test_a_vqkd_file_becomes_a_visual_tokenizer(fixtures, tmp_path, spm):
     report = convert(tmp_path / "c.pth", out=tmp_path / "w", heads=2, tokenizer=spm)
     assert report.kind == "vqkd"
     assert not report.needs_tokenizer
-    assert "it reads no text: the tokenizer is left out" in report.notes
+    assert "it reads no text: the tokenizer is not used" in report.notes
     assert not (tmp_path / "w" / "tokenizer.spm").exists()
     assert report.names["encoder.pos_embed"] == "embedding.positions"
     settings = VisualTokenizerSettings.model_validate(yaml.safe_load((tmp_path / "w" / "config.yaml").read_text()))
@@ -235,7 +235,7 @@ def test_a_model_without_its_tokenizer_says_what_is_missing(fixtures, tmp_path):
 
 def test_a_guess_at_the_attention_heads_is_told(fixtures, tmp_path):
     path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
-    guess = "taken for granted: attention heads of 64 channels, 1 in all; else give --heads"
+    guess = "assumed: attention heads of 64 channels, 1 in all; else give --heads"
     assert guess in convert(path, out=tmp_path / "guessed").notes
     assert guess not in convert(path, out=tmp_path / "told", heads=HEADS_OF_TINY).notes
     assert heads_note(768, None) == heads_note(1024, None) == ()

@@ -121,7 +121,7 @@ def test_an_output_directory_that_is_taken_is_left_alone(fixtures, tmp_path):
     path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match="already there"):
+    with pytest.raises(UsageError, match="already exists"):
         convert(path, out=tmp_path / "w", heads=HEADS_OF_TINY)
     (tmp_path / "w" / "mine.txt").unlink()
     convert(path, out=tmp_path / "w", heads=HEADS_OF_TINY)

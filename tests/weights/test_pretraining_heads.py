@@ -39,6 +39,6 @@ def test_a_head_that_does_not_fit_starts_fresh_and_the_others_do_not(tmp_path):
     save_file(state | {"mlm_head.bias": torch.ones(3, dtype=torch.int64)}, tmp_path / PRETRAINING_HEADS_FILE)
     heads = new_heads(seed=1)
     before = heads["mlm"].weight.clone()
-    assert load_pretraining_heads(tmp_path, heads) == ("start fresh: the pre-training heads mlm",)
+    assert load_pretraining_heads(tmp_path, heads) == ("newly initialised: the pre-training heads mlm",)
     assert torch.equal(heads["mim"].weight, trained["mim"].weight)
     assert torch.equal(heads["mlm"].weight, before)

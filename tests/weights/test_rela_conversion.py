@@ -10,15 +10,7 @@ from refcli.config.schema import TowerSettings
 from refcli.errors import UsageError, WeightsError
 from refcli.heads.rela.head import RelaHead, RelaSettings
 from refcli.weights.official.conversions.plan import KeyTableError
-from refcli.weights.official.conversions.rela import (
-    OLD_REGIONS,
-    OUR_REGIONS,
-    REGIONS,
-    THEIR_REGIONS,
-    from_official,
-    plan,
-    to_official,
-)
+from refcli.weights.official.conversions.rela import OLD_REGIONS, OUR_REGIONS, REGIONS, RENAMING, THEIR_REGIONS, plan
 from refcli.weights.official.convert import convert
 from refcli.weights.tensors import Mismatch
 
@@ -40,7 +32,9 @@ def small(**settings) -> dict[str, torch.Tensor]:
         pyramid_channels=(4, 5, 6, 7), **settings,
     )  # fmt: skip
     state = RelaHead(config, TowerSettings(dim=24, heads=2)).state_dict()
-    return to_official({f"head.{name}": tensor for name, tensor in state.items() if not name.startswith("pyramid.")})
+    return RENAMING.to_official(
+        {f"head.{name}": tensor for name, tensor in state.items() if not name.startswith("pyramid.")}
+    )
 
 
 def test_the_published_layout_fills_our_decoders_exactly(fixtures):
@@ -48,11 +42,11 @@ def test_the_published_layout_fills_our_decoders_exactly(fixtures):
     with torch.device("meta"):
         head = RelaHead(RelaSettings(), TowerSettings())
     wanted = {f"head.{name}": tensor.shape for name, tensor in head.state_dict().items()}
-    converted = from_official(official)
+    converted = RENAMING.from_official(official)
     assert {name: tensor.shape for name, tensor in converted.items()} == {
         name: shape for name, shape in wanted.items() if not name.startswith("head.pyramid.")
     }
-    assert set(to_official(converted)) == official.keys() - OTHERS.keys()
+    assert set(RENAMING.to_official(converted)) == official.keys() - OTHERS.keys()
 
 
 def test_a_plan_tells_the_published_sizes_and_what_is_left_out(fixtures):
@@ -77,7 +71,7 @@ def test_there_and_back_every_tensor_is_the_same(fixtures):
     tiny = load_file(fixtures / "rela_tiny" / "weights.safetensors")
     official = {THEIR_REGIONS + name: tensor for name, tensor in tiny.items() if not name.startswith("input_proj")}
     for given in (official, small()):
-        back = to_official(from_official(given))
+        back = RENAMING.to_official(RENAMING.from_official(given))
         assert back.keys() == given.keys()
         assert all(torch.equal(back[name], tensor) for name, tensor in given.items())
 
@@ -87,7 +81,7 @@ def test_the_converted_tensors_are_those_that_a_head_answers_with(tmp_path):
     torch.save({"model": official, "optimizer": {}, "iteration": 9}, tmp_path / "c.pth")
     report = convert(tmp_path / "c.pth", out=tmp_path / "w", kind="rela")
     stored = load_file(tmp_path / "w" / "model.safetensors")
-    assert stored.keys() == set(report.names.values()) == from_official(official).keys()
+    assert stored.keys() == set(report.names.values()) == RENAMING.from_official(official).keys()
     assert all(torch.equal(stored[ours], official[theirs]) for theirs, ours in report.names.items())
     assert not report.needs_tokenizer
 
@@ -131,6 +125,6 @@ def test_regions_that_make_no_decoder_are_refused(shape):
 
 def test_foreign_tensors_have_no_place_on_either_side():
     with pytest.raises(WeightsError, match="resnet"):
-        from_official({"resnet.conv1": torch.zeros(1)})
+        RENAMING.from_official({"resnet.conv1": torch.zeros(1)})
     with pytest.raises(WeightsError, match=r"head\.pyramid"):
-        to_official({"head.pyramid.stride8.0.bias": torch.zeros(1), OUR_REGIONS + "norm.bias": torch.zeros(1)})
+        RENAMING.to_official({"head.pyramid.stride8.0.bias": torch.zeros(1), OUR_REGIONS + "norm.bias": torch.zeros(1)})

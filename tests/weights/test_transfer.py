@@ -53,8 +53,8 @@ def test_a_mask_run_starts_from_a_pretrained_model_without_a_mask_head(fixtures,
     trained = load_weights(str(directory)).grounder.head
     assert torch.equal(grounder.head.language_projection.weight, trained.language_projection.weight)
     assert torch.equal(grounder.head.upsampler[0].weight, upsampler)
-    assert "start fresh, for the weights do not have them: head.upsampler" in notes
-    assert "left behind, for the settings switch them off: head.box_mlp, head.pool_projection" in notes
+    assert "newly initialised, because the weights do not have them: head.upsampler" in notes
+    assert "dropped, because the settings switch them off: head.box_mlp, head.pool_projection" in notes
 
 
 def test_a_tower_or_a_visual_tokenizer_cannot_be_asked(fixtures, tmp_path, spm):

@@ -1,4 +1,4 @@
-"""One checkpoint out of a zip, under a name of our own choosing, so that no name in the zip can choose a place."""
+"""Extract one checkpoint from a zip, under a name of our own, so that no name in the zip can choose a path."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from refcli.errors import WeightsError
 
 MAX_MEMBERS = 10_000
 MAX_RATIO = 20
-"""Trained weights hardly compress; a member that grows more than this is no checkpoint."""
+"""Trained weights hardly compress; a member that grows by more than this factor is not a checkpoint."""
 MAC_FOLDER = "__MACOSX/"
-"""Mac's zips hold a shadow of every file in it."""
+"""Zips made on macOS hold a metadata file for every file in this folder."""
 _BLOCK = 1 << 22
 _BROKEN = (
     zipfile.BadZipFile,
@@ -37,7 +37,7 @@ def is_zip_of_weights(path: Path) -> bool:
     try:
         if not zipfile.is_zipfile(path):
             return False
-    except _BROKEN:  # the end of a zip of several parts
+    except _BROKEN:  # the last part of a split zip
         return False
     with _opened(path) as archive:
         return not any(name.endswith("/data.pkl") or name == "data.pkl" for name in archive.namelist())
@@ -53,17 +53,17 @@ def extract_checkpoint(path: Path, member: str | None, out: Path) -> str:
         The member's full name.
 
     Raises:
-        WeightsError: no such member or several (all are listed), a hostile or broken zip.
+        WeightsError: no such member or several (all are listed), a hostile or damaged zip.
         OSError: no room for it.
     """
     with _opened(path) as archive:
         info = _choose(archive, member, path)
-        num_packed = max(1, min(info.compress_size, path.stat().st_size))  # the zip may boast of more than it has
+        num_packed = max(1, min(info.compress_size, path.stat().st_size))  # the zip may state more than it has
         if info.file_size > MAX_RATIO * num_packed:
             raise WeightsError(
                 f"the zip's member {info.filename!r} would grow {info.file_size // num_packed}-fold",
                 where=str(path),
-                hint="this is no checkpoint; do not use the file",
+                hint="this is not a checkpoint; do not use the file",
             )
         try:
             _copy(archive, info, out, where=str(path))
@@ -92,7 +92,7 @@ def _choose(archive: zipfile.ZipFile, member: str | None, path: Path) -> zipfile
     files = [info for info in archive.infolist() if not info.is_dir() and info.filename.isprintable()]
     infos = [info for info in files if not info.filename.startswith(MAC_FOLDER)]
     if len(infos) > MAX_MEMBERS:
-        raise WeightsError(f"the zip has {len(infos):,} members", where=str(path), hint="this is no set of weights")
+        raise WeightsError(f"the zip has {len(infos):,} members", where=str(path), hint="these are not weights")
     if member is None:
         fitting = [info for info in infos if info.filename.lower().endswith(CHECKPOINT_SUFFIXES)]
     else:
@@ -102,22 +102,22 @@ def _choose(archive: zipfile.ZipFile, member: str | None, path: Path) -> zipfile
         return plain[0]
     what = "checkpoint" if member is None else f"member that ends in {member!r}"
     raise WeightsError(
-        f"the zip has {len(plain)} of what should be one: a {what}",
+        f"the zip has {len(plain)} members that fit; it must have exactly one {what}",
         where=str(path),
         hint="it holds "
         + (", ".join(info.filename for info in infos[:20]) or "nothing")
-        + "; say which with hf://ORGANISATION/REPOSITORY/FILE.zip#MEMBER",
+        + "; name one with hf://ORGANISATION/REPOSITORY/FILE.zip#MEMBER",
     )
 
 
 def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, out: Path, *, where: str) -> None:
-    """Copy block by block, and never more than the zip's directory announced."""
+    """Copy block by block, and never more than the zip's directory states."""
     num_written = 0
     with archive.open(info) as source, out.open("wb") as file:
         while block := source.read(_BLOCK):
             num_written += len(block)
             if num_written > info.file_size:
-                raise zipfile.BadZipFile(f"it holds more than the {info.file_size:,} bytes that {where} announces")
+                raise zipfile.BadZipFile(f"it holds more than the {info.file_size:,} bytes that {where} states")
             file.write(block)
     if num_written != info.file_size:
         raise zipfile.BadZipFile(f"it holds {num_written:,} of {info.file_size:,} bytes")

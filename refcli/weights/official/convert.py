@@ -1,4 +1,4 @@
-"""Official checkpoints become weights directories: whole, checked and with their story, or not at all."""
+"""Convert official checkpoints to complete, checked weights directories that record their origin."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DTYPES: Mapping[str, torch.dtype | None] = {"fp32": torch.float32, "bf16": torch
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What was written, and what became of every tensor of the checkpoint."""
+    """What was written, and what became of each tensor of the checkpoint."""
 
     out: Path
     kind: str
@@ -56,17 +56,17 @@ class ConversionReport:
     kept_apart: tuple[str, ...]
     """Official names in `pretraining_heads.safetensors`."""
     dropped: Mapping[str, str]
-    """Official name, or top-level entry of the checkpoint, -> why it was left out."""
+    """Official name, or top-level entry of the checkpoint -> why it was left out."""
     notes: tuple[str, ...]
     needs_tokenizer: bool
-    """Whether beit3.spm, which is published apart, has to be pulled or put into `out` before the model can be asked."""
+    """Whether the model needs beit3.spm, which is published separately: pull it, or put it into `out`."""
 
 
 def detect_kind(state: Mapping[str, Tensor]) -> str:
-    """Find the row of `CONVERSIONS` that fits the names of a state dict, also if they all share a prefix.
+    """The row of `CONVERSIONS` that fits the names of a state dict, even if all names share a prefix.
 
     Raises:
-        WeightsError: none of them.
+        WeightsError: no row fits.
     """
     kind = _known_kind(without_prefix(state)[0])
     if kind is None:
@@ -79,7 +79,7 @@ def detect_kind(state: Mapping[str, Tensor]) -> str:
 
 
 def without_prefix(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
-    """The tensors without what stands before all names ("model." of Lightning), if they are then of a known kind."""
+    """The tensors without a prefix that all names share (Lightning's "model."), if that makes them a known kind."""
     shortened, prefix = state, ""
     while _known_kind(shortened) is None:
         parts = {name.partition(".")[0] if "." in name else "" for name in shortened}
@@ -104,13 +104,13 @@ def _known_kind(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _hint_of_part(state: Mapping[str, Tensor]) -> str:
-    """Which part of a larger model could be converted if it stood alone."""
+    """A hint if part of a larger model could be converted on its own."""
     for part in sorted({name.partition(".")[0] for name in state if "." in name}):
         inside = {
             name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")
         }
         if len(inside) < len(state) and _known_kind(without_prefix(inside)[0]):
-            return f"; the {len(inside)} tensors below {part!r} look like one: save these alone"
+            return f"; the {len(inside)} tensors below {part!r} look like one: save only these"
     return ""
 
 
@@ -125,7 +125,7 @@ def convert(
     tokenizer: Path | None = None,
     origin: Mapping[str, object] | None = None,
 ) -> ConversionReport:
-    """Convert an official `.pth` file; `out` appears complete at the end, or not at all.
+    """Convert an official `.pth` file; `out` is created complete at the end, or not at all.
 
     Args:
         path: the checkpoint.
@@ -133,16 +133,16 @@ def convert(
         kind: a row of `CONVERSIONS`, or `auto`.
         dtype: of the floating-point tensors; `keep` leaves them as they are in the file.
         image_size: (height, width) in pixels to resample the tower's positions to; None keeps the file's.
-        heads: number of attention heads, where they do not have 64 channels.
-        tokenizer: `beit3.spm`; without it the model cannot be asked until the file is pulled or put beside it. A model
-            that reads no text does without, which the report notes.
-        origin: where the file is from (repository, revision, licence), for meta.json.
+        heads: number of attention heads, if they do not have 64 channels each.
+        tokenizer: `beit3.spm`; without it the model cannot answer until the file is pulled or put into `out`. It is
+            not used, which the report notes, for a model that reads no text.
+        origin: the origin of the file (repository, revision, licence), for meta.json.
 
     Raises:
-        UsageError: `out` is taken; heads or image size do not fit.
+        UsageError: `out` exists; heads or image size do not fit.
         WeightsError: unsafe, damaged or unknown file; missing, unexpected, misshapen or non-finite tensors, or ones of
-            the wrong sort of numbers; a tokenizer that does not fit.
-        RefcliError: the disk refuses.
+            the wrong kind of number; a tokenizer that does not fit.
+        RefcliError: the files cannot be written.
     """
     if dtype not in DTYPES:
         raise UsageError(f"there is no dtype {dtype!r}", where="--dtype", hint=f"one of {', '.join(DTYPES)}")
@@ -162,7 +162,7 @@ def convert(
     reader = plan.settings if isinstance(plan.settings, ModelSettings | TowerOnlySettings) else None
     notes = plan.notes + _notes(checkpoint, apart, prefix)
     if tokenizer is not None and reader is None:
-        notes, tokenizer = (*notes, "it reads no text: the tokenizer is left out"), None
+        notes, tokenizer = (*notes, "it reads no text: the tokenizer is not used"), None
     if tokenizer is not None and reader is not None:
         _check_tokenizer(tokenizer, reader.tower)
         settings["text"]["tokenizer"] = TOKENIZER_FILE
@@ -195,10 +195,10 @@ def convert(
 def _check_free(out: Path) -> None:
     hint = "choose another name"
     with explain_weights_write_errors(out), suppress(FileNotFoundError):
-        out.stat()  # where links lead to themselves, or a folder on the way is a file, the disk says so
+        out.stat()  # raises for links that form a loop, and where a file takes the place of a folder
     with explain_weights_write_errors(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError("the output directory is already there", where=str(out), hint=hint)
+            raise UsageError("the output directory already exists", where=str(out), hint=hint)
         if out.resolve() == Path.cwd():
             raise UsageError("this would replace the folder you are in", where=str(out), hint=hint)
 
@@ -206,7 +206,7 @@ def _check_free(out: Path) -> None:
 def _finished(tensors: dict[str, Tensor], dtype: Dtype, *, kind: str) -> dict[str, Tensor]:
     """The tensors as they are stored: cast, contiguous, without shared memory, and finite.
 
-    They are taken out of `tensors` one by one, so that what was cast need not be kept in both types.
+    They are removed from `tensors` one by one, so that only one of them is in memory in both types.
     """
     finished: dict[str, Tensor] = {}
     owners: set[int] = set()
@@ -230,7 +230,7 @@ def _finished(tensors: dict[str, Tensor], dtype: Dtype, *, kind: str) -> dict[st
 
 
 def _check_tokenizer(path: Path, tower: TowerSettings) -> None:
-    """Refuse what cannot be the tokenizer; one of the right size is taken on trust."""
+    """Check that the file can be the tokenizer; its pieces are only counted."""
     tokenizer = Tokenizer.load(TextSettings(tokenizer=str(path)))
     check_tokenizer(tokenizer, tower, where=str(path))
     if tower.vocabulary_size == beit3.PUBLISHED_WORD_ROWS and tokenizer.num_pieces != OFFICIAL_NUM_PIECES:

@@ -1,4 +1,4 @@
-"""Official PyTorch checkpoints become tensors and plain data, and nothing in the file is ever executed."""
+"""Read official PyTorch checkpoints as tensors and plain data, without executing anything in the file."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ CONTAINERS = (
     "model", "model_state_dict", "module", "state_dict", "net", "network", "weights", "params",
     "ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "params_ema", "teacher", "student",
 )  # fmt: skip
-"""Keys under which a checkpoint holds its tensors: first in the order of the official loaders, then those of others,
-averages last; else it is all tensors."""
+"""Keys that may hold a checkpoint's tensors: first in the order of the official loaders, then those of other
+programs, averages last. Without any of them the top level holds the tensors."""
 MAX_CONTAINERS = 4
-"""Of them inside one another."""
+"""How deep they may be nested."""
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What PyTorch's own wrappers put into names: in front of all of them, or of those of a part that is wrapped."""
+"""What PyTorch's wrappers add to names: in front of all of them, or of those of a wrapped part."""
 AVERAGED_COUNT = "n_averaged"
-"""What an AveragedModel of PyTorch counts besides the averages."""
+"""A counter in the state dict of PyTorch's AveragedModel."""
 MAX_NAME = 200
-"""Letters in the name of a tensor; the longest published one has 56."""
+"""Characters in the name of a tensor; the longest published one has 56."""
 MAX_ARG_VALUES, MAX_ARG_DEPTH, MAX_ARG_TEXT = 20_000, 8, 2_000
 DTYPES = frozenset(
     {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8, torch.bool}
@@ -41,40 +41,40 @@ DTYPES = frozenset(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What an official training checkpoint holds besides its optimiser."""
+    """An official training checkpoint without its optimiser."""
 
     path: Path
     state: dict[str, Tensor]
-    """Official name -> tensor on the CPU; mapped from the file, so that its memory is the disk's.
+    """Official name -> tensor on the CPU, memory-mapped from the file.
 
-    Only what torch.save wrote before 1.6 is read as a whole, with the optimiser's tensors.
+    Files that torch.save wrote before 1.6 are read into memory completely, with the optimiser's tensors.
     """
     args: dict[str, Any]
-    """The training arguments as plain data; empty where the file has none."""
+    """The training arguments as plain data; empty if the file has none."""
     epoch: int | None
     dropped: tuple[str, ...]
-    """Top-level entries that were not taken, such as `optimizer`."""
+    """Top-level entries that are not part of the model, such as `optimizer`."""
     unknown_types: tuple[str, ...]
-    """Types named by the file that were not rebuilt; inside `args` they are text."""
+    """Types that the file names and that were not built; in `args` they are text."""
     notes: tuple[str, ...] = ()
-    """Where the tensors were found, and what was taken off their names."""
+    """Where the tensors were found, and what was removed from their names."""
 
     @cached_property
     def source_sha256(self) -> str:
-        """The sha256 of the file, in hex; read when first asked for."""
+        """The sha256 of the file, in hex; computed on first use."""
         return file_sha256(self.path)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint of the OneRef, BEiT-3 or VQ-KD kind: a `.pth` file, or a state dict as safetensors.
+    """Read an official checkpoint: a `.pth` file, or a state dict as safetensors.
 
-    Pickles are looked through, and what would harm or unfold without end is refused, before torch's restricted
-    unpickler reads the tensors. Types that it does not know are replaced by inert stand-ins, so that training arguments
-    can be told.
+    Pickles are surveyed first, and refused if they would do harm or expand without bound. Then torch's restricted
+    unpickler reads the tensors. Types that it does not know are replaced by inert stand-ins, so that the training
+    arguments can be read.
 
     Raises:
         UsageError: no such file.
-        WeightsError: damaged, oversized or hostile file, or one that holds no state dict.
+        WeightsError: a damaged, oversized or hostile file, or one without a state dict.
     """
     container = container_of(path, error=WeightsError)
     try:
@@ -88,16 +88,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return _interpret(path, loaded, unknown_types=tuple(each.type_name for each in stand_ins))
     except WeightsError:
         raise
-    except Exception as problem:  # a broken or hostile file can fail in any way
+    except Exception as problem:  # a damaged or hostile file can fail in any way
         raise WeightsError(
             "the checkpoint cannot be read as tensors and plain data",
             where=str(path),
-            hint=_reason(problem.__context__ or problem),  # torch wraps the cause in advice to read it unsafely
+            hint=_reason(problem.__context__ or problem),  # torch wraps the cause in advice to load the file unsafely
         ) from problem
 
 
 def _stand_ins(path: Path, container: Container) -> list[Any]:
-    """Inert types for all that the pickles name and torch does not make itself, in the order of their names."""
+    """Inert types for all names in the pickles that torch does not build itself, sorted."""
     found = survey_torch_file(path, container, error=WeightsError)
     made = (stand_in(module, name, where=str(path)) for module, name in sorted(found.names))
     return [each for each in made if each is not None]
@@ -112,14 +112,15 @@ def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Ch
     state, rest, containers = _find_state(top)
     if odd := [key for key in (*state, *rest) if len(key) > MAX_NAME or not key.isprintable()]:
         raise WeightsError(
-            f"{len(odd)} entries of the checkpoint have names that nobody gives: {odd[0][:MAX_NAME]!a}",
+            f"{len(odd)} entries of the checkpoint have implausible names: {odd[0][:MAX_NAME]!a}",
             where=str(path),
             hint="is this a weights file?",
         )
     foreign = [f"{key} ({type(value).__name__})" for key, value in state.items() if not _is_usable(value)]
     if foreign or not state:
         raise WeightsError(
-            f"the checkpoint's state dict holds what is no dense tensor: {', '.join(foreign[:5]) or 'nothing at all'}",
+            "the checkpoint's state dict holds something other than dense tensors: "
+            f"{', '.join(foreign[:5]) or 'nothing at all'}",
             where=str(path),
             hint="is this a weights file?",
         )
@@ -147,7 +148,7 @@ def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Ch
 
 
 def _find_state(top: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
-    """The state dict of a checkpoint, its other entries, and the keys that led there."""
+    """The state dict of a checkpoint, its other entries, and the keys on the way to it."""
     state, rest, containers = top, dict[str, Any](), tuple[str, ...]()
     while len(containers) < MAX_CONTAINERS:
         key = next((key for key in (*CONTAINERS, *_only_dict(state)) if isinstance(state.get(key), dict)), None)
@@ -160,7 +161,7 @@ def _find_state(top: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], tu
 
 
 def _only_dict(state: dict[str, Any]) -> list[str]:
-    """The name of the only entry that is a dict of nothing but tensors, where others are no tensors."""
+    """The name of the only entry that is a dict of tensors; empty if there is none, or more than one."""
     found = [
         name
         for name, value in state.items()
@@ -170,9 +171,9 @@ def _only_dict(state: dict[str, Any]) -> list[str]:
 
 
 def _without_wrappers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors under the names that they have without PyTorch's wrappers, and what was taken off.
+    """The tensors under their names without PyTorch's wrappers, and what was removed.
 
-    Names stay where two of them would become one.
+    The names stay as they are if two of them would become equal.
     """
     count = state.get(AVERAGED_COUNT)
     is_averaged = count is not None and count.numel() == 1 and len(state) > 1
@@ -192,7 +193,7 @@ def _without_wrappers(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tupl
 
 
 def _is_usable(value: object) -> bool:
-    """A dense CPU tensor of ordinary numbers."""
+    """Whether the value is a dense CPU tensor of an ordinary type."""
     return (
         isinstance(value, Tensor)
         and value.dtype in DTYPES
@@ -202,7 +203,7 @@ def _is_usable(value: object) -> bool:
 
 
 class _Plain:
-    """Training arguments as JSON would have them; anything else becomes text."""
+    """Converts training arguments to JSON-like values; other values become text."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -225,7 +226,7 @@ class _Plain:
         if isinstance(value, list | tuple | set):
             return [self.of(item, depth + 1) for item in value]
         if isinstance(value, Opaque):
-            inside = ", ".join(repr(self.of(item, depth + 1)) for item in value.made_of)
+            inside = ", ".join(repr(self.of(item, depth + 1)) for item in value.arguments)
             return f"{value.type_name}({inside})"[:MAX_ARG_TEXT]
         if isinstance(value, type) and issubclass(value, Opaque):
             return value.type_name
@@ -237,14 +238,14 @@ class _Plain:
 
 
 def _reason(problem: BaseException) -> str:
-    """The first sentence: torch goes on with advice to allow what the file asks for."""
+    """The first sentence of the message: torch adds advice to allow what the file asks for."""
     return re.split(r"(?<=\.)\s|\n", str(problem).strip() or type(problem).__name__)[0][:MAX_ARG_TEXT]
 
 
 NAMESPACES = frozenset({"argparse.Namespace", "types.SimpleNamespace"})
-"""Types that are nothing but named values."""
+"""Types that only hold named values."""
 BUILT_AS: dict[str, type] = {"collections.defaultdict": dict, "collections.deque": list}
-"""Types whose stand-ins are plain containers: torch fills no others."""
+"""Types whose stand-ins are plain containers, because torch adds items to no others."""
 PLAIN_MODULES = frozenset(
     {"__main__", "argparse", "collections", "datetime", "decimal", "enum", "fractions", "pathlib", "uuid"}
 )
@@ -254,8 +255,8 @@ PLAIN_BUILTINS = frozenset(
 PLAIN_NAMES = frozenset(
     {"types.SimpleNamespace", "functools.partial", *(f"builtins.{name}" for name in PLAIN_BUILTINS)}
 )
-"""The only parts of the standard library that a checkpoint may name, apart from what torch itself makes."""
-TORCH_MAKES = frozenset(
+"""With the two sets above, all of the standard library that a checkpoint may name, besides what torch builds."""
+TORCH_BUILDS = frozenset(
     {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
     | {f"builtins.{name}" for name in ("set", "bytearray", "complex")}
     | {f"torch.{name}" for name in ("Size", "Tensor", "device", "nn.parameter.Parameter", "serialization._get_layout")}
@@ -265,21 +266,21 @@ TORCH_MAKES = frozenset(
 )
 TORCH_STORAGE = re.compile(r"torch\.(storage\.|cuda\.)?\w+Storage")
 TORCH_REBUILDS = frozenset({"torch._utils", "torch._tensor"})
-"""Modules of functions that torch would call itself: the others of them make no dense tensors."""
+"""Modules of functions that torch calls itself; those that are not in `TORCH_BUILDS` build no dense tensors."""
 
 
 class Opaque:
-    """An object of a type that is not known here: its name and what it was made of, and no behaviour."""
+    """An object of an unknown type: its type's name, its arguments and its state, without behaviour."""
 
     type_name: ClassVar[str]
-    made_of: tuple[Any, ...]
+    arguments: tuple[Any, ...]
     state: Any = None
 
-    def __new__(cls, *made_of: Any) -> Any:  # noqa: ANN401 - whatever the file says
+    def __new__(cls, *arguments: Any) -> Any:  # noqa: ANN401 - anything that the file contains
         if cls.type_name in BUILT_AS:
             return BUILT_AS[cls.type_name]()
         made = super().__new__(cls)
-        made.made_of = made_of
+        made.arguments = arguments
         return made
 
     def __setstate__(self, state: Any) -> None:  # noqa: ANN401
@@ -287,20 +288,18 @@ class Opaque:
 
 
 def stand_in(module: str, name: str, *, where: str) -> type[Opaque] | None:
-    """An inert type that torch's restricted unpickler takes for `module.name`; neither is imported.
+    """An inert type that torch's restricted unpickler uses as `module.name`, which is not imported.
 
-    None for what the unpickler makes itself.
+    None for a type that the unpickler builds itself.
 
     Raises:
-        WeightsError: nothing that data needs, as far as the standard library and torch are concerned.
+        WeightsError: a name of the standard library or of torch that data never needs.
     """
     full_name = f"{module}.{name}"
-    if full_name in TORCH_MAKES or TORCH_STORAGE.fullmatch(full_name) or _is_dtype(module, name):
+    if full_name in TORCH_BUILDS or TORCH_STORAGE.fullmatch(full_name) or _is_dtype(module, name):
         return None
     if module in TORCH_REBUILDS:
-        raise WeightsError(
-            f"the checkpoint holds tensors of another kind than dense ones: it asks for {full_name!a}", where=where
-        )
+        raise WeightsError(f"the checkpoint holds tensors that are not dense: it asks for {full_name!a}", where=where)
     root = module.split(".")[0]
     is_plain = root not in sys.stdlib_module_names or root in PLAIN_MODULES or full_name in PLAIN_NAMES
     if not is_plain or not full_name.replace(".", "").isidentifier():

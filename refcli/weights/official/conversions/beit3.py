@@ -1,4 +1,4 @@
-"""The BEiT-3 tower: its official names and ours, in both directions, and its sizes as the shapes tell them."""
+"""Conversion of BEiT-3 towers: the official names and ours, in both directions, and the sizes from the shapes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ STACKED = (
     THEIR_LAYER + "self_attn.{part}_proj.{expert}.{kind}",
     OUR_LAYER + "attention.qkv.{expert}.{kind}",
 )
-"""Query, key and value are three tensors there and one here, stacked in this order."""
+"""Query, key and value are three official tensors; ours stacks them in this order."""
 WORDS, PATCHES = "beit3.text_embed.weight", "beit3.vision_embed.proj.weight"
 VISION_ROWS, TEXT_ROWS = "beit3.encoder.embed_positions.A.weight", "beit3.encoder.embed_positions.B.weight"
 FIRST_FFN = THEIR_LAYER.format(layer=0) + "ffn.A.fc1.weight"
@@ -54,15 +54,15 @@ OUR_VISION_ROWS = "tower.vision_embedding.positions"
 PUBLISHED_WORD_ROWS = 64_010
 """Rows of the published word table; beit3.spm has ids for 64,002 of them."""
 MAX_SIDE = 4096
-"""Pixels. At a patch of 16 they are 65,536 patches, far more than attention over all of them has memory for."""
+"""In pixels. With patches of 16 pixels these are 65,536 patches, far too many for the memory of joint attention."""
 KEPT_APART = re.compile(
     r"(mlm_head|mim_head|language_head|vision_head|pooler|head|fc_norm)\.|logit_scale$",
 )
-"""Heads that published BEiT-3 files carry beside the tower: its pretraining's, and those of its fine-tuned tasks."""
+"""Heads of published BEiT-3 files: those of pretraining and of the fine-tuned tasks."""
 
 
 class Renamed(NamedTuple):
-    """A state dict under our names, and the official names that fit none of the templates."""
+    """A state dict under our names, and the official names that fit no template."""
 
     state: dict[str, Tensor]
     unknown: tuple[str, ...]
@@ -113,17 +113,17 @@ def to_official(state: Mapping[str, Tensor], names: Names = TOWER_NAMES) -> dict
 def tower_settings(
     official: Mapping[str, Tensor], *, kind: str, heads: int | None, args: Mapping[str, Any]
 ) -> TowerSettings:
-    """Read a tower's sizes off the shapes of its official state dict.
+    """Read the sizes of a tower from the shapes of its official state dict.
 
     Args:
         official: tensors by official name.
         kind: named in errors.
         heads: number of attention heads; None means heads of 64 channels, as published.
-        args: the training arguments found in the file; `drop_path` is taken from there.
+        args: the training arguments in the file, which give `drop_path`.
 
     Raises:
         KeyTableError: missing or misshapen tensors.
-        WeightsError: positions that are no square grid.
+        WeightsError: positions that do not form a square grid.
         UsageError: a width that does not divide into the heads.
     """
     vocabulary_size, dim = size_of(official, WORDS, rank=2, kind=kind)
@@ -155,7 +155,7 @@ def tower_settings(
 
 
 def text_settings(tower: TowerSettings, args: Mapping[str, Any]) -> TextSettings:
-    """The official tokenizer, and as many words as the file was trained with (64 in every published script)."""
+    """The official tokenizer, with the token limit of the training (64 in every published script)."""
     max_tokens = args.get("max_query_len")
     fits = isinstance(max_tokens, int) and 3 <= max_tokens <= tower.max_text_positions - NUM_UNUSED_ROWS
     return TextSettings(tokenizer=OFFICIAL_NAME, **({"max_tokens": max_tokens} if fits else {}))
@@ -164,9 +164,9 @@ def text_settings(tower: TowerSettings, args: Mapping[str, Any]) -> TextSettings
 def at_image_size(
     state: dict[str, Tensor], tower: TowerSettings, image_size: tuple[int, int] | None
 ) -> tuple[dict[str, Tensor], TowerSettings, tuple[str, ...]]:
-    """A tower's state (our names) and settings for another image size, and a note that says so.
+    """A tower's state (our names) and settings for another image size, and a note about the change.
 
-    The vision positions are cast to float32 and resampled, as the official 224 -> 384 start does.
+    The vision positions are cast to float32 and resampled, as the published code does from 224 to 384.
 
     Raises:
         UsageError: a size that is no multiple of the patch, or above `MAX_SIDE`.

@@ -1,4 +1,4 @@
-"""CGFormer's decoder: the official names and ours, in both directions."""
+"""Conversion of CGFormer's decoder: the official names and ours, in both directions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from refcli.config.schema import HeadChoice, TowerSettings
 from refcli.errors import UsageError
 from refcli.heads.cgformer.head import CGFormerHead, CGFormerSettings
 from refcli.weights.layout import HeadOnlySettings
-from refcli.weights.official.conversions import renaming
-from refcli.weights.official.conversions.plan import ConversionPlan, KeyTableError, check_keys, size_of
-from refcli.weights.official.conversions.renaming import Names, our_names
+from refcli.weights.official.conversions.plan import ConversionPlan, KeyTableError, size_of
+from refcli.weights.official.conversions.renaming import Names, Renaming
 from refcli.weights.tensors import Mismatch
 
 KIND = "CGFormer"
@@ -59,51 +58,30 @@ NAMES: Names = (
     ("decoder.proj.vis.4.{kind}", "head.projector.upsampler.2.{kind}"),
     ("decoder.proj.txt.{kind}", "head.projector.kernel.{kind}"),
 )
-"""Every tensor keeps its shape."""
-LEFT_OUT: renaming.LeftOut = (
-    (re.compile(r"backbone\."), "its Swin transformer, in whose place the one tower stands"),
-    (re.compile(r"text_encoder\."), "its BERT, in whose place the one tower stands"),
-    (
-        re.compile(r"decoder\.layers\.\d+\.loadtoken\.(norm|mlp\.fc[12])\.(weight|bias)"),
-        "saved by the published code, and read by nothing",
+RENAMING = Renaming(
+    KIND,
+    NAMES,
+    left_out=(
+        (re.compile(r"backbone\."), "its Swin transformer, which the one tower replaces"),
+        (re.compile(r"text_encoder\."), "its BERT, which the one tower replaces"),
+        (
+            re.compile(r"decoder\.layers\.\d+\.loadtoken\.(norm|mlp\.fc[12])\.(weight|bias)"),
+            "saved by the published code, but never used",
+        ),
     ),
+    hint_for_unknown="is this the right kind of checkpoint?",
+    hint_for_ours="only the decoder and the projector can be written in the official layout",
 )
-"""What our head has no place for, and why."""
 TOKENS = "decoder.tokens.weight"
 POSITIONS = "decoder.layers.0.positional_embedding"
 TEXT_KEY = "decoder.layers.1.loadtoken.cross_attn.k_proj.weight"
 FUSIONS = tuple(f"decoder.fuses.{level}.fusion.0.weight" for level in range(3))
 
 
-def from_official(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder's tensors under our names; the rest of the published model is left out.
-
-    Raises:
-        WeightsError: a tensor that is not part of the published model.
-    """
-    hint = "is this the right kind of checkpoint?"
-    return renaming.from_official(official, NAMES, LEFT_OUT, kind=KIND, hint=hint)
-
-
-def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under the official names: the inverse of `from_official`, without what that left out.
-
-    Raises:
-        WeightsError: a tensor that the official decoder does not have.
-    """
-    hint = "only the decoder and the projector can be written in the official layout"
-    return renaming.to_official(state, NAMES, hint=hint)
-
-
-def why_left_out(name: str) -> str | None:
-    """Why our head has no place for an official tensor; None for one that it has a place for, or an unknown one."""
-    return renaming.why_left_out(name, LEFT_OUT)
-
-
 def plan(
     official: Mapping[str, Tensor], *, args: Mapping[str, Any], heads: int | None, image_size: tuple[int, int] | None
 ) -> ConversionPlan:
-    """The decoder and the projector of a head; nothing is read off `args`.
+    """The decoder and the projector of a head; `args` are not used.
 
     Raises:
         KeyTableError: missing, misshapen or unknown tensors.
@@ -113,22 +91,22 @@ def plan(
         if given is not None:
             raise UsageError("CGFormer is converted without a tower, so there is nothing to set", where=option)
     settings, tower_dim = _sizes(official)
-    expected = to_official(_decoder_of(settings, tower_dim))
-    check_keys(KIND, official, expected, also_known=lambda name: why_left_out(name) is not None)
+    model = _decoder_of(settings, tower_dim)
+    RENAMING.check(official, model=model)
     return ConversionPlan(
         settings=HeadOnlySettings(
             tower_dim=tower_dim,
             head=HeadChoice(name="cgformer", settings=settings.model_dump(mode="json", exclude_defaults=True)),
         ),
-        state=from_official(official),
-        names=our_names(expected, NAMES),
-        dropped={name: why for name in official if (why := why_left_out(name))},
-        notes=("a decoder without pyramid and tower: tensors under the names of a whole model's state dict",),
+        state=RENAMING.from_official(official),
+        names=RENAMING.our_names(RENAMING.to_official(model)),
+        dropped=RENAMING.dropped(official),
+        notes=("a decoder without pyramid and tower; its tensors have the names of a complete model",),
     )
 
 
 def _sizes(official: Mapping[str, Tensor]) -> tuple[CGFormerSettings, int]:
-    """The head's settings as the shapes tell them, and the width of the words it reads.
+    """The head's settings as the shapes give them, and the width of the token features it reads.
 
     The published code fuses its two coarsest maps first, so only the sum of their channels shows: as in Swin, the
     coarsest is taken to have two thirds of it.

@@ -1,4 +1,4 @@
-"""OneRef models: the official names and ours, in both directions, and what a published file can do."""
+"""Conversion of OneRef models: the official names and ours, in both directions, and the tasks of a published file."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def plan(
     official: Mapping[str, Tensor], *, args: Mapping[str, Any], heads: int | None, image_size: tuple[int, int] | None
 ) -> ConversionPlan:
-    """A whole model, with the heads that the file was trained for.
+    """A complete model, with the outputs that the file was trained for.
 
     Every published file has the box head, but only the REC recipes train it (`use_regress_box`): a file with a mask
     head keeps its box head only if its args say that it was trained. MRefM's heads are kept apart.
@@ -112,7 +112,7 @@ def plan(
     state, resized, notes = at_image_size(renamed.state, tower, image_size)
     left = [name for name in official if name not in expected]
     if is_pretraining:
-        notes += ("a pretrained model: its box head was not trained, fine-tune before asking it",)
+        notes += ("a pretrained model: its box head was not trained; fine-tune it before use",)
     elif has_mask_head and not box_is_trained:
         notes += ("boxes are those of the masks: the file's box head was not trained",)
     return ConversionPlan(
@@ -127,13 +127,13 @@ def plan(
 
 
 def _why_dropped(name: str, head: Mapping[str, bool]) -> str | None:
-    """Why a model can do without a known tensor; "" for a tensor that is kept apart, None for an unknown one."""
+    """Why a known tensor is not needed; "" for a tensor that is kept apart, None for an unknown one."""
     if PRETRAINING_HEADS.match(name):
         return ""
     if UNUSED.match(name):
-        return "saved by the published code, and read by nothing"
+        return "saved by the published code, but never used"
     if name == CONTRAST_SCALE:
         return "temperature of the contrastive loss, which is off in every published recipe"
     if BOX_HEAD.match(name) and not head["rec"]:
-        return "box head that was not trained (the args of the file do not say use_regress_box)"
+        return "box head that was not trained (the args of the file do not set use_regress_box)"
     return None

@@ -1,4 +1,4 @@
-"""What one official state dict becomes, and the table of tensors when it cannot."""
+"""The result of converting an official state dict, and the checks and errors that all conversions share."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """The tensors, settings and story of a converted checkpoint; nothing is written yet."""
+    """A converted checkpoint, not yet written: its settings and tensors, and what became of each official tensor."""
 
     settings: Settings
-    """For config.yaml: of a whole model, a tower without a head, part of a head, or a visual tokenizer."""
+    """For config.yaml; one of `AnyWeightsSettings`."""
     state: dict[str, Tensor]
-    """Our names."""
+    """By our names."""
     names: dict[str, str]
     """Official name -> ours, for every converted tensor."""
     kept_apart: dict[str, Tensor] = field(default_factory=dict)
-    """Tensors, under their official names, that our model has no place for but that somebody trained."""
+    """Trained tensors that our model does not have, under their official names."""
     dropped: dict[str, str] = field(default_factory=dict)
-    """Official name -> why nothing needs it."""
+    """Official name -> why the tensor is not needed."""
     tasks: tuple[str, ...] = ()
-    """`box` and `mask`, as far as the checkpoint was trained for them."""
+    """Those of `box` and `mask` that the checkpoint was trained for."""
     notes: tuple[str, ...] = ()
-    """What the user should know."""
+    """For the user."""
 
 
 class KeyTableError(WeightsError):
-    """A checkpoint whose tensors do not make the model; `rows` names every one of them."""
+    """A checkpoint whose tensors do not fit the model; `rows` has all that do not fit."""
 
     def __init__(self, kind: str, rows: Sequence[Mismatch]) -> None:
         self.rows = tuple(sorted(rows, key=lambda row: (row.problem, row.name)))
@@ -62,13 +62,13 @@ def check_keys(
     *,
     also_known: Callable[[str], bool],
 ) -> None:
-    """Every expected tensor is there with its shape and sort of numbers, and every other one is known by name.
+    """Check that every expected tensor exists with its shape and kind of number, and that the others are known by name.
 
     Args:
         kind: named in the error.
-        official: what the checkpoint has.
-        expected: what the model needs, under the official names; tensors on `meta` will do.
-        also_known: whether a name that the model does not need is on the kind's documented lists.
+        official: the tensors of the checkpoint.
+        expected: those that the model needs, under the official names; tensors on `meta` are enough.
+        also_known: whether the name of another tensor is known for this kind.
 
     Raises:
         KeyTableError: with a row for every tensor that does not fit.
@@ -81,7 +81,7 @@ def check_keys(
 
 
 def size_of(official: Mapping[str, Tensor], name: str, *, rank: int, kind: str) -> tuple[int, ...]:
-    """The sides of a tensor that tells the model's sizes.
+    """The shape of a tensor from which the model's sizes are read.
 
     Raises:
         KeyTableError: missing, of another rank, or empty.
@@ -95,7 +95,7 @@ def size_of(official: Mapping[str, Tensor], name: str, *, rank: int, kind: str) 
 
 
 def count_heads(dim: int, heads: int | None) -> int:
-    """The number of attention heads, which no tensor's shape shows: as given, or of 64 channels as published.
+    """The number of attention heads: as given, or of 64 channels each as published; no tensor's shape shows it.
 
     Raises:
         UsageError: the width does not divide into such heads.
@@ -106,16 +106,16 @@ def count_heads(dim: int, heads: int | None) -> int:
         raise UsageError(
             f"a width of {dim} channels does not divide into {wanted}",
             where="--heads",
-            hint="the weights do not tell the number of attention heads: give it to `refcli weights convert`",
+            hint="no tensor shows the number of attention heads: give it to `refcli weights convert`",
         )
     return num_heads
 
 
 def heads_note(dim: int, heads: int | None) -> tuple[str, ...]:
-    """What the user should know if the heads were not given and the width is none of the published ones."""
+    """A note about the assumed heads, if they were not given and the width is not a published one."""
     if heads is not None or dim in PUBLISHED_WIDTHS:
         return ()
-    return (f"taken for granted: attention heads of {HEAD_DIM} channels, {dim // HEAD_DIM} in all; else give --heads",)
+    return (f"assumed: attention heads of {HEAD_DIM} channels, {dim // HEAD_DIM} in all; else give --heads",)
 
 
 def is_parameter(name: str) -> bool:

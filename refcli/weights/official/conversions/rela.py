@@ -1,4 +1,4 @@
-"""ReLA's pixel decoder and region decoder: the official names and ours, in both directions."""
+"""Conversion of ReLA's pixel decoder and region decoder: the official names and ours, in both directions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from refcli.errors import UsageError
 from refcli.heads.rela.head import RelaHead, RelaSettings
 from refcli.heads.rela.pixel_decoder import CHANNELS_PER_GROUP, NUM_LEVELS
 from refcli.weights.layout import HeadOnlySettings
-from refcli.weights.official.conversions import renaming
-from refcli.weights.official.conversions.plan import ConversionPlan, KeyTableError, check_keys, size_of
-from refcli.weights.official.conversions.renaming import Names, our_names
+from refcli.weights.official.conversions.plan import ConversionPlan, KeyTableError, size_of
+from refcli.weights.official.conversions.renaming import Names, Renaming
 from refcli.weights.tensors import Mismatch
 
 KIND = "ReLA"
@@ -78,14 +77,18 @@ NAMES: Names = (
     *((THEIR_LAYER + theirs, OUR_LAYER + ours) for theirs, ours in IN_A_DEFORMABLE_LAYER),
     *((THEIR_REGIONS + theirs, OUR_REGIONS + ours) for theirs, ours in IN_THE_REGION_DECODER),
 )
-"""Every tensor keeps its shape."""
-LEFT_OUT: renaming.LeftOut = (
-    (re.compile(r"backbone\."), "its Swin transformer, in whose place the one tower stands"),
-    (re.compile(r"text_encoder\."), "its BERT, in whose place the one tower stands"),
+RENAMING = Renaming(
+    KIND,
+    NAMES,
+    left_out=(
+        (re.compile(r"backbone\."), "its Swin transformer, which the one tower replaces"),
+        (re.compile(r"text_encoder\."), "its BERT, which the one tower replaces"),
+    ),
+    hint_for_unknown="is this the right kind of checkpoint, of the published code's main branch?",
+    hint_for_ours="only the pixel decoder and the region decoder can be written in the official layout",
 )
-"""What our head has no place for, and why."""
 REGIONS, OLD_REGIONS = THEIR_REGIONS + "query_feat.weight", THEIR_REGIONS + "static_query.weight"
-"""The second is what checkpoints from before version 2 of the published code call the first."""
+"""The second is the name of the first in checkpoints from before version 2 of the published code."""
 WORDS = THEIR_REGIONS + "lang_proj.weight"
 FFN = THEIR_REGIONS + "transformer_ffn_layers.0.linear1.weight"
 PIXEL_FFN = THEIR_LAYER.format(layer=0) + "linear1.weight"
@@ -93,35 +96,10 @@ POINTS = THEIR_LAYER.format(layer=0) + "self_attn.attention_weights.bias"
 FINE_TO_COARSE = ("adapter_1.weight", "input_proj.2.0.weight", "input_proj.1.0.weight", "input_proj.0.0.weight")
 
 
-def from_official(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The two decoders' tensors under our names; the rest of the published model is left out.
-
-    Raises:
-        WeightsError: a tensor that is not part of the published model.
-    """
-    hint = "is this the right kind of checkpoint, of the published code's main branch?"
-    return renaming.from_official(official, NAMES, LEFT_OUT, kind=KIND, hint=hint)
-
-
-def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under the official names: the inverse of `from_official`, without what that left out.
-
-    Raises:
-        WeightsError: a tensor that the official decoders do not have.
-    """
-    hint = "only the pixel decoder and the region decoder can be written in the official layout"
-    return renaming.to_official(state, NAMES, hint=hint)
-
-
-def why_left_out(name: str) -> str | None:
-    """Why our head has no place for an official tensor; None for one that it has a place for, or an unknown one."""
-    return renaming.why_left_out(name, LEFT_OUT)
-
-
 def plan(
     official: Mapping[str, Tensor], *, args: Mapping[str, Any], heads: int | None, image_size: tuple[int, int] | None
 ) -> ConversionPlan:
-    """The pixel decoder and the region decoder of a head; nothing is read off `args`.
+    """The pixel decoder and the region decoder of a head; `args` are not used.
 
     Args:
         official: the state dict of the published code's main branch, or of its first version.
@@ -138,22 +116,22 @@ def plan(
     called = {REGIONS if name == OLD_REGIONS else name: name for name in official}
     official = {name: official[old_name] for name, old_name in called.items()}
     settings, tower_dim = _sizes(official, PUBLISHED_HEADS if heads is None else heads)
-    expected = to_official(_decoders_of(settings, tower_dim))
-    check_keys(KIND, official, expected, also_known=lambda name: why_left_out(name) is not None)
+    model = _decoders_of(settings, tower_dim)
+    RENAMING.check(official, model=model)
     return ConversionPlan(
         settings=HeadOnlySettings(
             tower_dim=tower_dim,
             head=HeadChoice(name="rela", settings=settings.model_dump(mode="json", exclude_defaults=True)),
         ),
-        state=from_official(official),
-        names={called[name]: ours for name, ours in our_names(expected, NAMES).items()},
-        dropped={name: why for name in official if (why := why_left_out(name))},
-        notes=("decoders without pyramid and tower: tensors under the names of a whole model's state dict",),
+        state=RENAMING.from_official(official),
+        names={called[name]: ours for name, ours in RENAMING.our_names(RENAMING.to_official(model)).items()},
+        dropped=RENAMING.dropped(official),
+        notes=("decoders without pyramid and tower; their tensors have the names of a complete model",),
     )
 
 
 def _sizes(official: Mapping[str, Tensor], heads: int) -> tuple[RelaSettings, int]:
-    """The head's settings as the shapes tell them, and the width of the words it reads."""
+    """The head's settings as the shapes give them, and the width of the token features it reads."""
     num_regions, dim = size_of(official, REGIONS, rank=2, kind=KIND)
     _, text_dim = size_of(official, WORDS, rank=2, kind=KIND)
     (num_points,) = size_of(official, POINTS, rank=1, kind=KIND)
@@ -162,9 +140,9 @@ def _sizes(official: Mapping[str, Tensor], heads: int) -> tuple[RelaSettings, in
         raise KeyTableError(KIND, [Mismatch(REGIONS, "wrong shape", (num_regions, dim))])
     if heads < 1 or dim % heads or num_points % (heads * NUM_LEVELS):
         raise UsageError(
-            f"{dim} channels and {num_points} places on {NUM_LEVELS} levels do not divide into {heads} heads",
+            f"{dim} channels and {num_points} sampling points on {NUM_LEVELS} levels do not divide into {heads} heads",
             where="--heads",
-            hint="the weights do not tell the number of attention heads: give it to `refcli weights convert`",
+            hint="no tensor shows the number of attention heads: give it to `refcli weights convert`",
         )
     settings = RelaSettings(
         dim=dim,
@@ -182,7 +160,7 @@ def _sizes(official: Mapping[str, Tensor], heads: int) -> tuple[RelaSettings, in
 
 
 def _count(official: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different layers there are, and at least one: a gap in the numbers then shows as a missing tensor."""
+    """Number of layers, at least 1; a gap in their numbers shows later as a missing tensor."""
     return max(1, len({name.removeprefix(prefix).split(".")[0] for name in official if name.startswith(prefix)}))
 
 

@@ -1,18 +1,20 @@
-"""Renaming of published tensors one by one, in both directions; what our model has no place for is left out."""
+"""Renaming of published tensors, in both directions, by templates of names."""
 
 from __future__ import annotations
 
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from torch import Tensor
 
 from refcli.errors import WeightsError
+from refcli.weights.official.conversions.plan import check_keys
 
 Names = tuple[tuple[str, str], ...]
-"""(official, ours) templates; {fields} stand for what both names share."""
+"""(official, ours) templates of names; {fields} stand for the parts that both names share."""
 FIELDS = {
     "layer": r"\d+",
     "expert": "A|B|vision|language",
@@ -22,7 +24,7 @@ FIELDS = {
     "part": "[qkv]",
     "statistic": r"\w+",
 }
-OTHER_SIDE = {"A": "vision", "B": "language", "vision": "A", "language": "B"}
+_OTHER_SIDE = {"A": "vision", "B": "language", "vision": "A", "language": "B"}
 """torchscale calls the vision expert A and the language expert B."""
 
 
@@ -33,13 +35,13 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def match_fields(template: str, name: str) -> dict[str, str] | None:
-    """What the fields of a template stand for in a name that fits it, as the other side calls it."""
+    """The values of the fields in a name that fits a template, as the other side writes them; else None."""
     found = _pattern(template).fullmatch(name)
-    return {key: OTHER_SIDE.get(value, value) for key, value in found.groupdict().items()} if found else None
+    return {key: _OTHER_SIDE.get(value, value) for key, value in found.groupdict().items()} if found else None
 
 
 def rename(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
-    """The second name of the first pair whose first template fits; the experts change sides."""
+    """The name by the second template of the first pair whose first template fits."""
     for template, other in pairs:
         if (fields := match_fields(template, name)) is not None:
             return other.format(**fields)
@@ -51,48 +53,75 @@ def our_names(official: Iterable[str], names: Names) -> dict[str, str]:
     return {name: ours for name in official if (ours := rename(name, names))}
 
 
-LeftOut = Sequence[tuple[re.Pattern[str], str]]
-"""How names begin that our model has no place for, and why."""
+@dataclass(frozen=True)
+class Renaming:
+    """How the tensors of a published model are renamed one by one, in both directions; each keeps its shape."""
 
+    kind: str
+    """The model's name, for errors."""
+    names: Names
+    left_out: Sequence[tuple[re.Pattern[str], str]]
+    """Beginnings of official names for which our model has no tensor, each with the reason."""
+    hint_for_unknown: str
+    """Hint of the error about a tensor that is not part of the published model."""
+    hint_for_ours: str
+    """Hint of the error about a tensor of ours that the published model does not have."""
 
-def why_left_out(name: str, left_out: LeftOut) -> str | None:
-    """Why our model has no place for an official tensor; None for one that it has a place for, or an unknown one."""
-    return next((why for pattern, why in left_out if pattern.match(name)), None)
+    def why_left_out(self, name: str) -> str | None:
+        """Why our model has no tensor for an official one; None if it has one, or if the name is unknown."""
+        return next((why for pattern, why in self.left_out if pattern.match(name)), None)
 
+    def dropped(self, official: Iterable[str]) -> dict[str, str]:
+        """Official name -> why it is left out."""
+        return {name: why for name in official if (why := self.why_left_out(name))}
 
-def from_official(
-    official: Mapping[str, Tensor], names: Names, left_out: LeftOut, *, kind: str, hint: str
-) -> dict[str, Tensor]:
-    """The tensors under our names; every one keeps its shape, and none is copied.
+    def our_names(self, official: Iterable[str]) -> dict[str, str]:
+        """Official name -> ours, for names that fit a template."""
+        return our_names(official, self.names)
 
-    Raises:
-        WeightsError: a tensor that is neither among the names nor left out; it tells `kind` and `hint`.
-    """
-    kept = [name for name in official if why_left_out(name, left_out) is None]
-    ours = our_names(kept, names)
-    unknown = [name for name in kept if name not in ours]
-    if unknown:
-        raise WeightsError(
-            f"{len(unknown)} tensors do not belong to a {kind} model: {', '.join(sorted(unknown)[:5])}",
-            where="state dict",
-            hint=hint,
-        )
-    return {ours[name]: official[name] for name in kept}
+    def check(self, official: Mapping[str, Tensor], *, model: Mapping[str, Tensor]) -> None:
+        """Check that a checkpoint has every tensor of our model, and no unknown one.
 
+        Args:
+            official: the tensors of the checkpoint.
+            model: the state dict of our model; tensors on `meta` are enough.
 
-def to_official(state: Mapping[str, Tensor], names: Names, *, hint: str) -> dict[str, Tensor]:
-    """Our tensors under the official names: the inverse of `from_official`, without what that left out.
+        Raises:
+            KeyTableError: with a row for every tensor that does not fit.
+        """
+        expected = self.to_official(model)
+        check_keys(self.kind, official, expected, also_known=lambda name: self.why_left_out(name) is not None)
 
-    Raises:
-        WeightsError: a tensor that the official model does not have; it tells `hint`.
-    """
-    back = tuple((ours, theirs) for theirs, ours in names)
-    theirs = {name: rename(name, back) for name in state}
-    unknown = [name for name, official in theirs.items() if official is None]
-    if unknown:
-        raise WeightsError(
-            f"{len(unknown)} tensors have no place in the official model: {', '.join(sorted(unknown)[:5])}",
-            where="state dict",
-            hint=hint,
-        )
-    return {official: state[name] for name, official in theirs.items() if official is not None}
+    def from_official(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors under our names, not copied; what our model has no tensor for is left out.
+
+        Raises:
+            WeightsError: a tensor that is not part of the published model.
+        """
+        kept = [name for name in official if self.why_left_out(name) is None]
+        ours = self.our_names(kept)
+        unknown = [name for name in kept if name not in ours]
+        if unknown:
+            raise WeightsError(
+                f"{len(unknown)} tensors do not belong to a {self.kind} model: {', '.join(sorted(unknown)[:5])}",
+                where="state dict",
+                hint=self.hint_for_unknown,
+            )
+        return {ours[name]: official[name] for name in kept}
+
+    def to_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors under the official names: the inverse of `from_official`, without what that left out.
+
+        Raises:
+            WeightsError: a tensor that the published model does not have.
+        """
+        back = tuple((ours, theirs) for theirs, ours in self.names)
+        theirs = {name: rename(name, back) for name in state}
+        unknown = [name for name, official in theirs.items() if official is None]
+        if unknown:
+            raise WeightsError(
+                f"{len(unknown)} tensors have no place in the official model: {', '.join(sorted(unknown)[:5])}",
+                where="state dict",
+                hint=self.hint_for_ours,
+            )
+        return {official: state[name] for name, official in theirs.items() if official is not None}

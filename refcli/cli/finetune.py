@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from refcli.cli.options import Data, Device, MaxRestarts, Nnodes, Nproc, Preset, PrintSbatch, RdzvEndpoint, Set
-from refcli.cli.training import DryRun, Force, Init, Out, Resume
+from refcli.cli.launching import LaunchOptions, MaxRestarts, Nnodes, Nproc, PrintSbatch, RdzvEndpoint
+from refcli.cli.options import Data, Device, Preset, Set
+from refcli.cli.training import DryRun, Force, Init, Out, Resume, TrainingOptions
 
 
 def command(
@@ -22,7 +24,7 @@ def command(
         str | None,
         typer.Option(
             "--init-head",
-            help="Start the head from weights of a head alone, as `refcli weights convert` makes of official decoders.",
+            help="Start the head from the weights of a head alone, such as a converted official decoder.",
         ),
     ] = None,
     device: Device = None,
@@ -35,7 +37,7 @@ def command(
         list[str] | None,
         typer.Option(
             "--fail-under",
-            help="Exit with code 4 if the kept weights validate lower; e.g. box_accuracy=0.85.",
+            help="Exit with code 4 if a validation metric of the kept weights is lower, e.g. box_accuracy=0.85.",
             metavar="METRIC=X",
         ),
     ] = None,
@@ -43,56 +45,66 @@ def command(
 ) -> None:
     """Train the tower and a head on a store.
 
-    Needs --preset and --data, except with --resume, where the run's own are the default.
-    A preset with stages runs them in turn, in RUN/stages; the weights of the last are RUN/weights, and --resume goes on
-    in the stage that was interrupted. Change a setting of one with --set stages.NAME.KEY=VALUE.
-    A curriculum over different data is a chain of runs: give each the weights of the one before with --init.
+    Needs --preset and --data; with --resume the run's own are the default.
+    A preset with stages runs one stage after the other, in RUN/stages. RUN/weights are the weights of the last, and
+    --resume continues in the interrupted stage. Change a setting of one stage with --set stages.NAME.KEY=VALUE.
+    For a curriculum over different data, chain several runs: start each from the previous weights with --init.
     """
     import json
-    from functools import partial
 
-    from refcli.cli.launching import launch_if_requested, report_from_one_rank
+    overrides = [*(set_ or [])]
+    if init_head is not None:
+        overrides.append(f"train.init_head={json.dumps(init_head)}")
+    _finetune(
+        TrainingOptions(
+            command="finetune",
+            out=out,
+            preset=preset,
+            data=data,
+            overrides=overrides,
+            init=init,
+            device=device,
+            resume=resume,
+            force=force,
+            dry_run=dry_run,
+            launch=LaunchOptions(nproc, nnodes, rdzv_endpoint, max_restarts, print_sbatch),
+        ),
+        fail_under=fail_under or [],
+    )
+
+
+def _finetune(options: TrainingOptions, *, fail_under: Sequence[str]) -> None:
+    from refcli.cli.launching import report_from_one_rank
     from refcli.cli.output import log, write_line
-    from refcli.cli.training import ConsoleReporter, identify_run, resolve_request
+    from refcli.cli.training import ConsoleReporter, launch_training, resolve_inputs
     from refcli.config.explain import explain
     from refcli.config.load import load_finetune
 
-    if init_head is not None:
-        set_ = [*(set_ or []), f"train.init_head={json.dumps(init_head)}"]
-    request = resolve_request(out=out, preset=preset, data=data, set_=set_, init=init, device=device, resume=resume)
-    settings = load_finetune(request.preset, request.overrides)
+    inputs = resolve_inputs(options)
+    settings = load_finetune(inputs.preset, inputs.overrides)
     floors: dict[str, float] = {}
     if fail_under:
         from refcli.recipes.validation import parse_floors
 
         floors = parse_floors(fail_under)
-    launch_if_requested(
-        out=out,
-        device=settings.train.device,
-        nproc=nproc,
-        nnodes=nnodes,
-        rdzv_endpoint=rdzv_endpoint,
-        max_restarts=max_restarts,
-        print_sbatch=print_sbatch,
-        identify=partial(identify_run, "finetune", settings, request, out),
-    )
+    launch_training(options, settings, inputs)
 
     from refcli.recipes.finetune import finetune, preview
 
-    if dry_run:
+    if options.dry_run:
         write_line(explain(settings).rstrip("\n"))
-        for line in preview(settings, store_path=request.store):
+        for line in preview(settings, store_path=inputs.store):
             log(line)
         return
-    with report_from_one_rank(), ConsoleReporter() as talk:
+    with report_from_one_rank(), ConsoleReporter() as reporter:
         weights = finetune(
             settings,
-            store_path=request.store,
-            out=out,
-            resume=resume,
-            force=force,
-            reporter=talk,
+            store_path=inputs.store,
+            out=options.out,
+            resume=options.resume,
+            force=options.force,
+            reporter=reporter,
             floors=floors,
         )
     log(f"weights: {weights}")
-    write_line(str(out))
+    write_line(str(options.out))

@@ -1,4 +1,4 @@
-"""Several processes from the command line: start them, print the SLURM script that would, let one of them talk."""
+"""Several training processes from the command line: start them, print a SLURM script, report from one rank only."""
 
 from __future__ import annotations
 
@@ -9,21 +9,45 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from refcli.cli.errors import DEBUG_VARIABLE
 from refcli.errors import ExitCode, RefcliError, TrainingError, UsageError
 
+Nproc = Annotated[
+    str | None,
+    typer.Option("--nproc", help="Number of training processes on this machine; auto: one per GPU.", metavar="N|auto"),
+]
+Nnodes = Annotated[
+    str | None,
+    typer.Option("--nnodes", help="Number of machines; run the same command on each.", metavar="N|MIN:MAX"),
+]
+RdzvEndpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--rdzv-endpoint", help="Rendezvous address of several machines: one of them and a port.", metavar="HOST:PORT"
+    ),
+]
+MaxRestarts = Annotated[
+    int,
+    typer.Option("--max-restarts", min=0, help="Resume from the last checkpoint after at most this many crashes."),
+]
+PrintSbatch = Annotated[
+    bool, typer.Option("--print-sbatch", help="Print a SLURM script for this command line; start nothing.")
+]
+
 LAUNCH_OPTIONS = {"--nproc": True, "--nnodes": True, "--rdzv-endpoint": True, "--max-restarts": True}
-"""What says how to start processes; whether a value follows."""
+"""Options about the processes to start; whether a value follows."""
 START_OPTIONS = {"--resume": False, "--force": False}
-"""What says how to start a run."""
+"""Options about how a run begins."""
 ENDPOINT = re.compile(r"[^\s:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
-LARGEST_PORT = 65535
-SECONDS_FOR_THE_CAUSE = 5.0
-"""How long an unexpected error waits to be told: another process may have failed first and caused it."""
+MAX_PORT = 65535
+CAUSE_SECONDS = 5.0
+"""How long an unexpected error waits before it is reported: the failure of another process may have caused it."""
 
 SBATCH = """\
 #!/bin/bash
@@ -36,8 +60,8 @@ SBATCH = """\
 #SBATCH --time=24:00:00
 #SBATCH --signal=USR1@120
 #SBATCH --requeue
-# Add what your cluster wants (partition, account, CPUs, memory). 120 seconds before the time is up the run saves,
-# leaves with exit code 75 and is queued again; so it is after preemption and when a node fails.
+# Add what your cluster requires (partition, account, CPUs, memory). 120 seconds before the time limit the run saves,
+# exits with code 75 and is queued again; the same happens after preemption and when a node fails.
 
 cd {directory} || exit 1
 command=({command})
@@ -45,42 +69,44 @@ arguments=({first})
 if [ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] && [ -f {run_yaml} ]; then
   arguments=({again})
 fi
-{meeting}srun --ntasks-per-node=1 "${{command[@]}}" "${{arguments[@]}}" {launch}
+{rendezvous}srun --ntasks-per-node=1 "${{command[@]}}" "${{arguments[@]}}" {launch}
 code=$?
 if [ "$code" -eq 75 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
 """
-MEETING = """\
+RENDEZVOUS = """\
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 10000))
 """
 
 
-def launch_if_requested(
-    *,
-    out: Path,
-    device: str,
-    nproc: str | None,
-    nnodes: str | None,
-    rdzv_endpoint: str | None,
-    max_restarts: int,
-    print_sbatch: bool,
-    identify: Callable[[], str] = str,
-) -> None:
-    """Give a training command to the processes that were asked for; return where this process shall train itself.
+@dataclass(frozen=True)
+class LaunchOptions:
+    """The options about the processes of a training command, as given."""
+
+    nproc: str | None = None
+    nnodes: str | None = None
+    rdzv_endpoint: str | None = None
+    max_restarts: int = 0
+    print_sbatch: bool = False
+
+
+def launch_if_requested(options: LaunchOptions, *, out: Path, device: str, identify: Callable[[], str] = str) -> None:
+    """Launch the processes that the options ask for; return if this process is to train by itself.
 
     Args:
         out: the run directory.
         device: the setting train.device.
-        identify: what the machines of this run have in common and no other run has; asked where machines meet.
+        identify: computes what the machines of this run have in common and no other run has; called if there may be
+            several machines.
 
     Raises:
-        typer.Exit: the processes have left (with their exit code), or the script is printed.
-        RefcliError: the options do not fit together or this machine.
+        typer.Exit: the processes have ended (with their exit code), or the script is printed.
+        RefcliError: the options contradict each other or do not fit this machine.
     """
-    if not (nproc or nnodes or rdzv_endpoint or max_restarts or print_sbatch):
+    if options == LaunchOptions():
         return
     if "WORLD_SIZE" in os.environ:
         from refcli.engine.distributed.launching import is_launched
@@ -88,53 +114,62 @@ def launch_if_requested(
         if is_launched():
             return
         raise UsageError(
-            "these processes are started by torchrun already",
+            "torchrun has started these processes already",
             where="--nproc, --nnodes, --rdzv-endpoint, --max-restarts",
             hint="leave these options out, or start refcli without torchrun",
         )
+    nproc, nodes = options.nproc, parse_nodes(options.nnodes or "1")
     if nproc is not None and nproc != "auto" and not (nproc.isdecimal() and int(nproc)):
         raise UsageError(f"not a number of processes: {nproc!r}", where="--nproc", hint="--nproc 8 or --nproc auto")
-    nodes = parse_nodes(nnodes or "1")
-    if print_sbatch:
-        if nproc in (None, "auto"):
-            raise UsageError("how many processes per node?", where="--print-sbatch", hint="add --nproc 8")
-        from refcli.cli.output import write_line
-
-        write_line(
-            sbatch_script(
-                sys.argv[1:], out=out, num_processes=int(nproc or 1), nodes=nodes, on_gpus=device != "cpu",
-                max_restarts=max_restarts,
-            ).rstrip("\n")
-        )  # fmt: skip
+    if options.print_sbatch:
+        _print_sbatch(options, out=out, nodes=nodes, on_gpus=device != "cpu")
         raise typer.Exit
-    if nodes[1] > 1 and rdzv_endpoint is None:
+    endpoint = options.rdzv_endpoint
+    if nodes[1] > 1 and endpoint is None:
         raise UsageError(
             "several machines need a place to meet", where="--nnodes", hint="--rdzv-endpoint HOST:29500 on all of them"
         )
-    if rdzv_endpoint is not None and not _is_endpoint(rdzv_endpoint):
+    if endpoint is not None and not _is_endpoint(endpoint):
         raise UsageError(
-            f"not an endpoint: {rdzv_endpoint!r}",
+            f"not an endpoint: {endpoint!r}",
             where="--rdzv-endpoint",
-            hint=f"HOST:PORT, with the name or an address of one machine and a port in 1..{LARGEST_PORT}",
+            hint=f"HOST:PORT, with the name or an address of one machine and a port in 1..{MAX_PORT}",
         )
 
     from refcli.cli.output import log
     from refcli.engine.distributed.launching import Launch, choose_num_processes, launch
 
     num_processes = choose_num_processes(nproc or "auto", device)
-    if num_processes == 1 and rdzv_endpoint is None and not max_restarts:
+    if num_processes == 1 and endpoint is None and not options.max_restarts:
         return
-    identity = identify() if rdzv_endpoint is not None else ""
-    plan = Launch(num_processes, *nodes, rdzv_endpoint, max_restarts, identity)
+    identity = identify() if endpoint is not None else ""
+    plan = Launch(num_processes, *nodes, endpoint, options.max_restarts, identity)
     raise typer.Exit(launch([sys.executable, *sys.orig_argv[1:]], plan, note=log))
 
 
 def _is_endpoint(text: str) -> bool:
-    return bool(ENDPOINT.fullmatch(text)) and 1 <= int(text.rpartition(":")[2]) <= LARGEST_PORT
+    return bool(ENDPOINT.fullmatch(text)) and 1 <= int(text.rpartition(":")[2]) <= MAX_PORT
+
+
+def _print_sbatch(options: LaunchOptions, *, out: Path, nodes: tuple[int, int], on_gpus: bool) -> None:
+    if options.nproc in (None, "auto"):
+        raise UsageError("how many processes per node?", where="--print-sbatch", hint="add --nproc 8")
+
+    from refcli.cli.output import write_line
+
+    script = sbatch_script(
+        sys.argv[1:],
+        out=out,
+        num_processes=int(options.nproc or 1),
+        nodes=nodes,
+        on_gpus=on_gpus,
+        max_restarts=options.max_restarts,
+    )
+    write_line(script.rstrip("\n"))
 
 
 def parse_nodes(text: str) -> tuple[int, int]:
-    """The least and the largest number of machines, of "2" or "2:4".
+    """The minimum and maximum number of machines, from "2" or "2:4".
 
     Raises:
         UsageError: it is neither.
@@ -155,16 +190,16 @@ def sbatch_script(
     on_gpus: bool,
     max_restarts: int,
 ) -> str:
-    """The SLURM script that runs a training command, and goes on with it when SLURM starts the job again.
+    """A SLURM script that runs a training command, and resumes it when SLURM starts the job again.
 
     Args:
-        arguments: of refcli, with or without options that say how to start processes.
+        arguments: of refcli, with or without options about the processes to start.
         out: the run directory.
         num_processes: on every node.
-        nodes: the least and the largest number of them.
+        nodes: the minimum and maximum number of nodes.
     """
-    first = without(arguments, {**LAUNCH_OPTIONS, "--print-sbatch": False})
-    again = [*without(first, START_OPTIONS), "--resume"]
+    first = remove_options(arguments, {**LAUNCH_OPTIONS, "--print-sbatch": False})
+    again = [*remove_options(first, START_OPTIONS), "--resume"]
     launch = f"--nproc {num_processes}"
     if nodes[1] > 1:
         most = nodes[1] if nodes[0] == nodes[1] else f"{nodes[0]}:$SLURM_JOB_NUM_NODES"
@@ -180,13 +215,13 @@ def sbatch_script(
         first=shlex.join(first),
         again=shlex.join(again),
         run_yaml=shlex.quote(str(out / "run.yaml")),
-        meeting=MEETING if nodes[1] > 1 else "",
+        rendezvous=RENDEZVOUS if nodes[1] > 1 else "",
         launch=launch,
     )
 
 
-def without(arguments: Sequence[str], options: dict[str, bool]) -> list[str]:
-    """The arguments that are left when some options are taken out; the flag says whether a value follows the option."""
+def remove_options(arguments: Sequence[str], options: dict[str, bool]) -> list[str]:
+    """The arguments without some options; the flag of an option says whether a value follows it."""
     kept: list[str] = []
     rest = iter(arguments)
     for argument in rest:
@@ -200,42 +235,42 @@ def without(arguments: Sequence[str], options: dict[str, bool]) -> list[str]:
 
 @contextmanager
 def report_from_one_rank() -> Iterator[None]:
-    """Among several processes let only the main one be heard; an error is told once, by the first that has it.
+    """Among several processes, let only rank 0 write messages, and report an error once, from the first that has it.
 
-    The others leave with the exit code of the one that tells. In debug mode all talk.
+    The others exit with the exit code of the one that reports. In debug mode all of them write.
 
     Raises:
-        SystemExit: another process tells its error.
-        TrainingError: another process is gone.
+        SystemExit: another process reports its error.
+        TrainingError: another process has ended.
     """
     is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
     if is_alone or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         yield
         return
-    voice, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     if os.environ.get("RANK") != "0":
-        os.dup2(silence, 1)
-        os.dup2(silence, 2)
+        os.dup2(devnull, 1)
+        os.dup2(devnull, 2)
     try:
         yield
     except typer.Abort:
         raise
     except Exception as error:
         if not isinstance(error, RefcliError):
-            time.sleep(SECONDS_FOR_THE_CAUSE)
+            time.sleep(CAUSE_SECONDS)
 
         from refcli.engine.distributed.world import claim_error_report, is_lost_connection
         from refcli.engine.stopping import OtherProcessFailedError
 
         if isinstance(error, OtherProcessFailedError):
             raise SystemExit(int(error.exit_code)) from error
-        os.dup2(silence, 2)  # torch's complaints where the store is gone as well
+        os.dup2(devnull, 2)  # torch writes there if the store is gone as well
         code = claim_error_report(int(getattr(error, "exit_code", ExitCode.FAILED)))
         if code is not None:
             raise SystemExit(code) from error
-        os.dup2(voice, 2)
+        os.dup2(stderr, 2)
         if is_lost_connection(error):
             raise TrainingError(
-                "another process is gone", hint="was it killed, or its machine lost? go on with --resume"
+                "another process has ended", hint="was it killed, or its machine lost? continue with --resume"
             ) from error
         raise

@@ -39,26 +39,5 @@ Set = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps. Default: auto.", metavar="DEVICE")
 ]
-Nproc = Annotated[
-    str | None,
-    typer.Option("--nproc", help="Number of training processes on this machine; auto: one per GPU.", metavar="N|auto"),
-]
-Nnodes = Annotated[
-    str | None,
-    typer.Option("--nnodes", help="Number of machines; run the same command on each.", metavar="N|MIN:MAX"),
-]
-RdzvEndpoint = Annotated[
-    str | None,
-    typer.Option(
-        "--rdzv-endpoint", help="Rendezvous address of several machines: one of them and a port.", metavar="HOST:PORT"
-    ),
-]
-MaxRestarts = Annotated[
-    int,
-    typer.Option("--max-restarts", min=0, help="Resume from the last checkpoint after at most this many crashes."),
-]
-PrintSbatch = Annotated[
-    bool, typer.Option("--print-sbatch", help="Print a SLURM script for this command line; start nothing.")
-]
 OutForce = Annotated[bool, typer.Option("--force", help="Remove what refcli wrote to --out before, and nothing else.")]
 OutResume = Annotated[bool, typer.Option("--resume", help="Complete the earlier run in --out.")]

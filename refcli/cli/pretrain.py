@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from refcli.cli.options import Data, Device, MaxRestarts, Nnodes, Nproc, Preset, PrintSbatch, RdzvEndpoint, Set
-from refcli.cli.training import DryRun, Force, Init, Out, Resume
+from refcli.cli.launching import LaunchOptions, MaxRestarts, Nnodes, Nproc, PrintSbatch, RdzvEndpoint
+from refcli.cli.options import Data, Device, Preset, Set
+from refcli.cli.training import DryRun, Force, Init, Out, Resume, TrainingOptions
 
 
 def command(
@@ -24,38 +25,52 @@ def command(
 ) -> None:
     """Pre-train the tower by Mask Referring Modelling (MRefM).
 
-    Needs --preset and --data, except with --resume, where the run's own are the default.
-    Go on with `refcli finetune --init RUN/weights`.
+    Needs --preset and --data; with --resume the run's own are the default.
+    Continue with `refcli finetune --init RUN/weights`.
     """
-    from functools import partial
+    _pretrain(
+        TrainingOptions(
+            command="pretrain",
+            out=out,
+            preset=preset,
+            data=data,
+            overrides=set_ or [],
+            init=init,
+            device=device,
+            resume=resume,
+            force=force,
+            dry_run=dry_run,
+            launch=LaunchOptions(nproc, nnodes, rdzv_endpoint, max_restarts, print_sbatch),
+        )
+    )
 
-    from refcli.cli.launching import launch_if_requested, report_from_one_rank
+
+def _pretrain(options: TrainingOptions) -> None:
+    from refcli.cli.launching import report_from_one_rank
     from refcli.cli.output import log, write_line
-    from refcli.cli.training import ConsoleReporter, identify_run, resolve_request
+    from refcli.cli.training import ConsoleReporter, launch_training, resolve_inputs
     from refcli.config.explain import explain
     from refcli.config.load import load_pretrain
 
-    request = resolve_request(out=out, preset=preset, data=data, set_=set_, init=init, device=device, resume=resume)
-    settings = load_pretrain(request.preset, request.overrides)
-    launch_if_requested(
-        out=out,
-        device=settings.train.device,
-        nproc=nproc,
-        nnodes=nnodes,
-        rdzv_endpoint=rdzv_endpoint,
-        max_restarts=max_restarts,
-        print_sbatch=print_sbatch,
-        identify=partial(identify_run, "pretrain", settings, request, out),
-    )
+    inputs = resolve_inputs(options)
+    settings = load_pretrain(inputs.preset, inputs.overrides)
+    launch_training(options, settings, inputs)
 
     from refcli.recipes.pretrain import pretrain, preview
 
-    if dry_run:
+    if options.dry_run:
         write_line(explain(settings).rstrip("\n"))
-        for line in preview(settings, store_path=request.store):
+        for line in preview(settings, store_path=inputs.store):
             log(line)
         return
-    with report_from_one_rank(), ConsoleReporter() as talk:
-        weights = pretrain(settings, store_path=request.store, out=out, resume=resume, force=force, reporter=talk)
+    with report_from_one_rank(), ConsoleReporter() as reporter:
+        weights = pretrain(
+            settings,
+            store_path=inputs.store,
+            out=options.out,
+            resume=options.resume,
+            force=options.force,
+            reporter=reporter,
+        )
     log(f"weights: {weights}")
-    write_line(str(out))
+    write_line(str(options.out))

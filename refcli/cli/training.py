@@ -1,14 +1,15 @@
-"""What `refcli pretrain` and `refcli finetune` share: their options, where settings come from, and what is said."""
+"""What `refcli pretrain` and `refcli finetune` share: their options, and how they report progress."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refcli.cli.launching import LaunchOptions, launch_if_requested
 from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES
 
 if TYPE_CHECKING:
@@ -28,51 +29,86 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print the resolved settings and what would be trained; write nothing."),
 ]
+RUN_KINDS = {"pretrain": "a pre-training run", "finetune": "a fine-tuning run"}
+"""The runs of each command."""
+OWN_KEYS = {"objective": "pretrain", "stages": "finetune"}
+"""Settings that only one command has, and that its run.yaml always states."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a training command was asked for."""
+class TrainingOptions:
+    """The options of a training command, as given."""
+
+    command: str
+    out: Path
+    preset: str | None
+    data: Path | None
+    overrides: Sequence[str]
+    init: str | None
+    device: str | None
+    resume: bool
+    force: bool
+    dry_run: bool
+    launch: LaunchOptions
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Where the settings and the data of a run come from."""
 
     preset: str
     store: Path
     overrides: tuple[str, ...]
 
 
-def resolve_request(
-    *,
-    out: Path,
-    preset: str | None,
-    data: Path | None,
-    set_: list[str] | None,
-    init: str | None,
-    device: str | None,
-    resume: bool,
-) -> Request:
-    """Complete what was given: options become overrides, and a resumed run brings its own preset and store.
+def resolve_inputs(options: TrainingOptions) -> TrainingInputs:
+    """Turn options into overrides; a resumed run has its own preset and store.
 
     Raises:
-        UsageError: no preset or store, or nothing to resume.
+        UsageError: no preset or store, nothing to resume, or the run of another command.
     """
     import json
 
     from refcli.errors import UsageError
 
-    overrides = [*(set_ or [])]
-    if init is not None:
-        overrides.append(f"train.init_weights={json.dumps(init)}")
-    if device is not None:
-        overrides.append(f"train.device={json.dumps(device)}")
-    if resume:
-        if not (out / "run.yaml").is_file():
-            raise UsageError("there is no run to resume", where=str(out / "run.yaml"), hint="leave out --resume")
-        preset = preset or str(out / "run.yaml")
-        data = data or _store_of(out)
+    overrides = [*options.overrides]
+    if options.init is not None:
+        overrides.append(f"train.init_weights={json.dumps(options.init)}")
+    if options.device is not None:
+        overrides.append(f"train.device={json.dumps(options.device)}")
+    preset, data = options.preset, options.data
+    if options.resume:
+        file = options.out / "run.yaml"
+        if not file.is_file():
+            raise UsageError("there is no run to resume", where=str(file), hint="leave out --resume")
+        _check_command(options.command, file)
+        preset = preset or str(file)
+        data = data or _store_of(options.out)
     if preset is None:
         raise UsageError("no preset is given", where="--preset", hint="see `refcli presets list`")
     if data is None:
         raise UsageError("no store is given", where="--data", hint="write one with `refcli prepare-data`")
-    return Request(preset, data, tuple(overrides))
+    return TrainingInputs(preset, data, tuple(overrides))
+
+
+def _check_command(command: str, run_yaml: Path) -> None:
+    """Check that a run was started by this command.
+
+    Raises:
+        UsageError: another command started it.
+        ConfigError: its settings cannot be read.
+    """
+    from refcli.config.load import read_yaml
+    from refcli.errors import UsageError
+
+    values = read_yaml(run_yaml)
+    started_by = next((owner for key, owner in OWN_KEYS.items() if key in values), command)
+    if started_by != command:
+        raise UsageError(
+            f"this directory holds {RUN_KINDS[started_by]}, which `refcli {command}` cannot resume",
+            where=str(run_yaml),
+            hint=f"refcli {started_by} --resume --out {run_yaml.parent}",
+        )
 
 
 def _store_of(run: Path) -> Path:
@@ -82,22 +118,29 @@ def _store_of(run: Path) -> Path:
     store = RunDir(run).facts().get("store")
     if not isinstance(store, str) or not store:
         raise UsageError(
-            "the store that the run was trained on is not recorded",
+            "the store of the run is not recorded",
             where=str(run / "env.json"),
             hint="name it: --resume --data STORE",
         )
     return Path(store)
 
 
-def identify_run(command: str, settings: FinetuneSettings | PretrainSettings, request: Request, out: Path) -> str:
-    """What the machines that train one run have in common, and no other run has.
+def launch_training(
+    options: TrainingOptions, settings: FinetuneSettings | PretrainSettings, inputs: TrainingInputs
+) -> None:
+    """Launch the processes that the options ask for; return if this process is to train by itself.
 
     Raises:
-        DataError: no such store.
+        typer.Exit: the processes have ended (with their exit code), or the SLURM script is printed.
+        RefcliError: the options contradict each other or do not fit this machine.
     """
-    from refcli.engine.checkpointing.resume import run_identity
 
-    return run_identity(command, settings, store_path=request.store, out=out)
+    def identify() -> str:
+        from refcli.engine.checkpointing.resume import run_identity
+
+        return run_identity(options.command, settings, store_path=inputs.store, out=options.out)
+
+    launch_if_requested(options.launch, out=options.out, device=settings.train.device, identify=identify)
 
 
 class ConsoleReporter:
@@ -121,12 +164,12 @@ class ConsoleReporter:
         log(text)
 
     def started(self, *, step: int, total: int) -> None:
-        """Show a bar where there is a terminal to show it on."""
+        """Show a progress bar on a terminal."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         from refcli.cli.output import console_err
 
-        self.__exit__()  # the bar of the stage before
+        self.__exit__()  # the bar of the previous stage
         if step:
             self.noted(f"continuing after step {step}")
         if not console_err.is_terminal:
@@ -154,4 +197,4 @@ class ConsoleReporter:
         self.noted("validation: " + metrics_text(metrics) + (" (best so far)" if is_best else ""))
 
     def saved(self, step: int) -> None:
-        """A checkpoint is not worth a line; log.txt has it."""
+        """Print nothing: log.txt records checkpoints."""

@@ -107,7 +107,7 @@ def announce_stage(stage: Stage, session: Session) -> None:
         session.note([stage.title])
     train = stage.settings.train
     if not stage.resume and train.freeze_tower and stage.after is None and train.init_weights is None:
-        session.note(["the frozen tower has random weights: --init (train.init_weights) names trained ones"])
+        session.note(["the frozen tower has random weights; name trained ones with --init (train.init_weights)"])
 
 
 def _check_inputs(stage: Stage, session: Session, *, starts: bool) -> None:

@@ -117,6 +117,24 @@ def test_a_gate_on_an_unknown_metric_is_refused_before_anything_is_trained(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "other", "key"), [("finetune", "pretrain", "objective: mrefm"), ("pretrain", "finetune", "stages: {}")]
+)
+def test_the_run_of_another_command_is_not_resumed_and_its_command_is_named(
+    tmp_path, monkeypatch, capsys, command, other, key
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.yaml").write_text(f"# refcli 0.1.0\n{key}\n")
+    monkeypatch.setattr(sys, "argv", ["refcli", command, "--resume", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as caught:
+        run()
+    message = " ".join(capsys.readouterr().err.split())
+
+    assert caught.value.code == 2
+    assert f"which `refcli {command}` cannot resume" in message
+    assert f"refcli {other} --resume --out {tmp_path / 'run'}" in message
+
+
 def test_init_head_is_the_setting_of_that_name(tmp_path, store, refcli):
     start = ("--preset", "synthetic_tiny", "--data", store, "--device", "cpu", "--dry-run")
     code, out, talk = refcli(*start, "--init-head", "no-such-head")

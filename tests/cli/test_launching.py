@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 import typer
 
-from refcli.cli.launching import launch_if_requested, parse_nodes, report_from_one_rank, sbatch_script, without
+from refcli.cli.launching import (
+    LaunchOptions,
+    launch_if_requested,
+    parse_nodes,
+    remove_options,
+    report_from_one_rank,
+    sbatch_script,
+)
 from refcli.data.sources.synthetic.write import write_synthetic
 from refcli.errors import UsageError
 
@@ -45,8 +52,7 @@ PATIENCE = 120
 
 
 def ask(**changed) -> None:
-    options = {"nproc": None, "nnodes": None, "rdzv_endpoint": None, "max_restarts": 0, "print_sbatch": False}
-    launch_if_requested(out=Path("run"), device="cpu", **{**options, **changed})
+    launch_if_requested(LaunchOptions(**changed), out=Path("run"), device="cpu")
 
 
 @pytest.fixture
@@ -124,8 +130,8 @@ def test_the_directives_say_what_slurm_must_know(tmp_path):
 
 
 def test_options_are_taken_out_with_their_values():
-    assert without(ARGUMENTS, {"--nproc": True, "--nnodes": True}) == KEPT
-    assert without(["--nnodes"], {"--nnodes": True}) == []
+    assert remove_options(ARGUMENTS, {"--nproc": True, "--nnodes": True}) == KEPT
+    assert remove_options(["--nnodes"], {"--nnodes": True}) == []
 
 
 @pytest.mark.parametrize(("text", "nodes"), [("1", (1, 1)), ("3", (3, 3)), ("2:16", (2, 16))])

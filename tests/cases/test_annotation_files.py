@@ -1,4 +1,4 @@
-"""Whole annotation files: lost masks, class names as expressions, far edges, and files that are something else."""
+"""Annotation files: lost masks, class names as expressions, far edges, and files of other formats."""
 
 import json
 import zipfile
@@ -53,14 +53,14 @@ def lines(*records):
         ({"segmentation": SQUARE[0]}, 1),
     ],
 )
-def test_polygons_beside_boxes_are_read_in_every_way_they_are_meant(prepare, record, num_masks):
+def test_polygons_beside_boxes_are_read_in_every_usual_form(prepare, record, num_masks):
     code, (example,), messages = prepare(lines(record), "val.jsonl")
     assert code == 0, messages
     assert sum(region.mask is not None for region in example.regions) == num_masks
 
 
 @pytest.mark.parametrize(("segmentation", "held"), [(RUNS, "one mask of all"), (SQUARE[0], "one polygon")])
-def test_one_mask_of_several_boxes_is_listed_for_what_it_is(prepare, segmentation, held):
+def test_one_mask_of_several_boxes_is_reported_as_such(prepare, segmentation, held):
     content = lines({"box": [1, 2, 3, 4]}, {"boxes": [[10, 10, 30, 30]] * 2, "segmentation": segmentation})
     code, examples, messages = prepare(content, "val.jsonl")
     assert (code, len(examples)) == (0, 1)
@@ -120,7 +120,7 @@ def test_the_json_report_counts_the_lost_masks(refcli, tmp_path):
     assert json.loads(out)["datasets"][0]["lost_masks"] == {"val": 1}
 
 
-def test_plain_coco_is_refused_with_the_way_and_read_with_it(prepare):
+def test_plain_coco_is_refused_with_the_option_to_use_and_read_with_it(prepare):
     boxes = [
         BOX,
         {**BOX, "id": 2, "bbox": [50, 10, 20, 20]},
@@ -140,7 +140,7 @@ def test_plain_coco_is_refused_with_the_way_and_read_with_it(prepare):
 
 
 @pytest.mark.parametrize("odd", [{"id": None}, {"bbox": []}, {"bbox": "x"}, {"rotation": 5, "category_id": {}}])
-def test_an_odd_row_does_not_hide_the_way_that_plain_coco_needs(prepare, odd):
+def test_an_odd_row_does_not_hide_the_option_that_plain_coco_needs(prepare, odd):
     content = {"images": [IMAGE], "annotations": [BOX, {**BOX, "id": 2, **odd}], "categories": CATEGORIES}
     code, _, messages = prepare(content, "val.json")
     assert code == 5
@@ -152,7 +152,7 @@ def test_an_odd_row_does_not_hide_the_way_that_plain_coco_needs(prepare, odd):
     assert [one.id for one in examples] == ["m/2/1"]
 
 
-def test_a_class_one_of_whose_things_cannot_be_read_is_left_out(prepare):
+def test_a_class_with_an_unreadable_object_is_left_out(prepare):
     boxes = [BOX, {**BOX, "id": 2, "ignore": 1}, {**BOX, "id": 3, "category_id": 2}, {**BOX, "id": 4, "category_id": 9}]
     content = {"images": [IMAGE], "annotations": boxes, "categories": CATEGORIES}
     code, examples, messages = prepare(content, "val.json", "--expressions", "category")
@@ -181,7 +181,7 @@ def test_class_names_are_refused_where_there_are_none(prepare, refcli, tmp_path)
 
 
 @pytest.mark.parametrize(("settings", "box"), [((), (10, 20, 60, 80)), (("inclusive_boxes=false",), (10, 20, 59, 79))])
-def test_the_far_edges_of_flickr30k_are_moved_out_unless_they_are_set_to_stay(refcli, tmp_path, settings, box):
+def test_the_far_edges_of_flickr30k_are_moved_out_unless_the_setting_keeps_them(refcli, tmp_path, settings, box):
     raw = tmp_path / "raw"
     for folder in ("Sentences", "Annotations"):
         (raw / folder).mkdir(parents=True)
@@ -227,13 +227,13 @@ def test_the_commands_of_presets_on_referit_and_flickr30k_name_the_setting_of_th
         (b"", "empty"),
     ],
 )
-def test_what_a_foreign_file_is_is_said_from_its_first_bytes(prepare, content, reason):
+def test_a_foreign_file_is_identified_by_its_first_bytes(prepare, content, reason):
     code, _, messages = prepare(content, "val.json")
     assert code == 2
     assert reason in messages
 
 
-def test_a_zip_under_the_name_of_json_is_said_to_be_one(prepare, tmp_path):
+def test_a_zip_with_the_suffix_of_json_is_identified(prepare, tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("annotations.json", "{}")
     code, _, messages = prepare((tmp_path / "x.zip").read_bytes(), "annotations.json")

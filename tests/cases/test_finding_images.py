@@ -1,4 +1,4 @@
-"""An image that is there is found however its name is written, or the report says what is there instead."""
+"""An existing image is found however its name is written, or the report names what is there instead."""
 
 import json
 import os
@@ -113,7 +113,7 @@ def test_a_name_that_two_images_have_is_not_found_by_the_name_alone(prepare, tmp
 
 
 @pytest.mark.parametrize(("root", "file"), [("train2014", "a.jpg"), ("images", "train/a.jpg"), ("images", "2/a.jpg")])
-def test_folders_that_mean_something_still_do(prepare, tmp_path, root, file):
+def test_folders_of_a_name_still_distinguish_files(prepare, tmp_path, root, file):
     image(tmp_path / root / file)
     image(tmp_path / root / "b.jpg")
     code, report, _ = prepare("val/a.jpg", "b.jpg", images=root)
@@ -121,14 +121,14 @@ def test_folders_that_mean_something_still_do(prepare, tmp_path, root, file):
     assert f"val/a.jpg (there is {file}, in another folder)" in report["places"]["missing_image"][0]
 
 
-def test_with_two_roots_the_folders_tell_them_apart(prepare, tmp_path):
+def test_with_two_roots_the_folders_distinguish_files(prepare, tmp_path):
     image(tmp_path / "one" / "a.jpg")
     image(tmp_path / "two" / "b.jpg")
     code, report, _ = prepare("two/a.jpg", "two/b.jpg", images=["one", "two"])
     assert (code, report["problems"]) == (0, {"missing_image": 1})
 
 
-def test_an_image_of_another_size_is_listed_with_both_sizes(prepare, tmp_path):
+def test_an_image_of_another_size_is_reported_with_both_sizes(prepare, tmp_path):
     image(tmp_path / "images" / "a.jpg", (46, 38))
     image(tmp_path / "images" / "b.jpg", (60, 40))
     sizes = {"width": 130, "height": 106}
@@ -140,7 +140,7 @@ def test_an_image_of_another_size_is_listed_with_both_sizes(prepare, tmp_path):
         assert report["left_out"] == {"val": 2}
 
 
-def test_swapped_sides_are_named_where_nothing_is_left(prepare, tmp_path):
+def test_swapped_sides_are_named_if_nothing_is_left(prepare, tmp_path):
     image(tmp_path / "images" / "1" / "a.jpg", (60, 40))
     code, _, message = prepare({"image": "1/a.jpg", "width": 40, "height": 60})
     assert code == 5
@@ -148,7 +148,9 @@ def test_swapped_sides_are_named_where_nothing_is_left(prepare, tmp_path):
     assert "1/a.jpg is 60 x 40, its annotation says 40 x 60" in message
 
 
-def test_a_file_that_is_no_image_and_one_with_another_suffix_are_told_apart_from_a_missing_one(prepare, tmp_path):
+def test_a_file_that_is_not_an_image_and_one_with_another_suffix_are_distinguished_from_a_missing_one(
+    prepare, tmp_path
+):
     image(tmp_path / "images" / "ok.jpg")
     image(tmp_path / "images" / "b.png")
     (tmp_path / "images" / "broken.jpg").write_bytes(b"no image")
@@ -159,7 +161,7 @@ def test_a_file_that_is_no_image_and_one_with_another_suffix_are_told_apart_from
     assert report["places"]["missing_image"][1].endswith("nowhere.jpg")
 
 
-def test_images_that_were_repaired_are_looked_at_again(prepare, tmp_path):
+def test_repaired_images_are_read_again(prepare, tmp_path):
     image(tmp_path / "images" / "a.jpg", (46, 38))
     image(tmp_path / "images" / "b.jpg")
     lines = [{"image": name, "width": 60, "height": 40} for name in ("a.jpg", "b.jpg")]
@@ -194,7 +196,7 @@ def test_a_name_that_no_folder_can_have_is_refused_before_anything_is_written(re
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_a_folder_whose_name_is_not_utf8_costs_its_own_images_only(prepare, tmp_path):
+def test_only_the_images_of_a_folder_whose_name_is_not_utf8_are_missing(prepare, tmp_path):
     image(tmp_path / "images" / "ok.jpg")
     folder = tmp_path / "images" / os.fsdecode(b"b\xff")
     try:

@@ -1,4 +1,4 @@
-"""Images that claim too much, never end, or hide something are refused in one line, and the rest goes on."""
+"""Images that claim too much, never end, or hide something are refused in one line, and the others are read."""
 
 from __future__ import annotations
 
@@ -169,19 +169,19 @@ def test_a_progressive_jpeg_of_very_many_scans_is_refused():
 
 @pytest.mark.parametrize("exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"x" * 60_000])
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_metadata_that_cannot_be_read_do_not_cost_the_image(exif):
+def test_an_image_with_unreadable_metadata_is_read(exif):
     assert read_image(encoded(Image.new("RGB", (8, 6), "red"), "JPEG", exif=exif)).shape == (6, 8, 3)
 
 
 @pytest.mark.parametrize(("num_texts", "size"), [(1, 3_000_000), (80, 1_000_000)])
-def test_long_compressed_texts_do_not_cost_a_png(num_texts, size):
+def test_a_png_with_long_compressed_texts_is_read(num_texts, size):
     info = PngInfo()
     for number in range(num_texts):
         info.add_text(f"key {number}", "x" * size, zip=True)
     assert read_image(encoded(Image.new("RGB", (8, 6), "red"), "PNG", pnginfo=info)).shape == (6, 8, 3)
 
 
-def test_a_long_colour_profile_does_not_cost_a_png(tmp_path):
+def test_a_png_with_a_long_colour_profile_is_read(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(Image.new("RGB", (8, 6), "red"), "PNG", icc_profile=b"x" * 3_000_000))
     assert open_scaled(path).image.getpixel((0, 0)) == (255, 0, 0)
@@ -200,14 +200,14 @@ def test_a_long_colour_profile_does_not_cost_a_png(tmp_path):
         (b"just text", r"can be read\n"),
     ],
 )
-def test_what_stands_where_an_image_is_expected_is_said(tmp_path, content, message):
+def test_a_file_that_is_mistaken_for_an_image_is_identified(tmp_path, content, message):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     with pytest.raises(ImageError, match=message):
         open_scaled(path)
 
 
-def test_a_file_in_the_place_of_a_folder_is_no_image(tmp_path):
+def test_a_file_in_the_place_of_a_folder_is_an_image_error(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"x")
     with pytest.raises(ImageError, match="no such image"):
         open_scaled(tmp_path / "a.jpg/b.jpg")

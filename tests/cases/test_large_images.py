@@ -1,4 +1,4 @@
-"""Images of very many pixels are answered in their own pixels, but read, drawn and shown at a reduced size."""
+"""Images of very many pixels are answered in their own pixels, but read and drawn at a reduced size."""
 
 from __future__ import annotations
 

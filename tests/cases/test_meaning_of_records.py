@@ -1,4 +1,4 @@
-"""What a file says about the meaning of a record is read; or the record is listed, or the file refused."""
+"""A key that changes the meaning of a record is read; or the record is reported, or the file refused."""
 
 import json
 import pickle
@@ -47,7 +47,7 @@ def instances(**fields):
 
 
 @pytest.mark.parametrize("pack", [json.dumps, lambda refs: pickle.dumps(refs, protocol=2)])
-def test_a_sentence_that_is_said_not_to_exist_has_no_target(prepare, pack):
+def test_a_sentence_marked_as_not_existing_has_no_target(prepare, pack):
     refs = pack([{**REF, "sentences": sentences({}, {"exist": True}, {"exist": False})}])
     content = refs.encode() if isinstance(refs, str) else refs
     code, stored, messages = prepare(content, "refs(unc).p", **instances())
@@ -56,7 +56,7 @@ def test_a_sentence_that_is_said_not_to_exist_has_no_target(prepare, pack):
     assert "unused key" not in messages
 
 
-def test_a_ref_that_is_said_not_to_exist_has_no_target(prepare):
+def test_a_ref_marked_as_not_existing_has_no_target(prepare):
     refs = [
         {**REF, "sentences": sentences({}), "exist": False},
         {**REF, "ref_id": 2, "sentences": [{"sent": "other", "raw": "other", "sent_id": 9}], "source": "zero"},
@@ -82,7 +82,7 @@ def test_sentences_of_coco_annotations_that_do_not_exist_have_no_target(prepare)
     assert stored == {"text 0": 1, "text 1": 0, "gone": 0, "nothing": 0}
 
 
-def test_a_mark_that_cannot_be_read_costs_its_sentence(prepare):
+def test_a_sentence_with_an_unreadable_mark_is_left_out(prepare):
     refs = [{**REF, "sentences": sentences({}, {"exist": "perhaps"})}]
     code, stored, messages = prepare(refs, "refs(unc).json", **instances())
     assert (code, stored) == (0, {"text 0": 1})
@@ -102,7 +102,7 @@ def test_a_mark_that_cannot_be_read_costs_its_sentence(prepare):
         ({"valid": 0}, "ignored record"),
     ],
 )
-def test_a_record_with_a_key_that_changes_its_meaning_is_left_out_and_listed(prepare, odd, kind):
+def test_a_record_with_a_key_that_changes_its_meaning_is_left_out_and_reported(prepare, odd, kind):
     content = {"images": [IMAGE], "annotations": [BOX, {**BOX, "id": 2, "expression": "odd one", **odd}]}
     code, stored, messages = prepare(content, "val.json")
     assert (code, stored) == (0, {"the cup": 1})
@@ -129,16 +129,16 @@ def test_other_unknown_keys_are_counted_and_change_nothing(prepare, harmless):
 
 
 @pytest.mark.parametrize(
-    "says", [{"bbox_mode": 0}, {"bbox_format": "cxcywh"}, {"normalized": True}, {"box_mode": "XYXY_ABS"}]
+    "declared", [{"bbox_mode": 0}, {"bbox_format": "cxcywh"}, {"normalized": True}, {"box_mode": "XYXY_ABS"}]
 )
-def test_a_file_that_says_that_its_boxes_are_of_another_form_is_refused(prepare, says):
-    code, stored, messages = prepare({"images": [IMAGE], "annotations": [{**BOX, **says}]}, "val.json")
+def test_a_file_that_declares_boxes_of_another_form_is_refused(prepare, declared):
+    code, stored, messages = prepare({"images": [IMAGE], "annotations": [{**BOX, **declared}]}, "val.json")
     assert (code, stored) == (5, {})
-    assert next(iter(says)) in messages
-    assert prepare({"images": [IMAGE], "annotations": [BOX], **says}, "val.json")[0] == 5
+    assert next(iter(declared)) in messages
+    assert prepare({"images": [IMAGE], "annotations": [BOX], **declared}, "val.json")[0] == 5
 
 
-def test_a_rotated_region_of_a_line_costs_its_phrase(prepare):
+def test_the_phrase_of_a_rotated_region_is_left_out(prepare):
     regions = [{"bbox": [1, 2, 30, 40], "phrase": "cup"}, {"bbox": [1, 2, 30, 40], "phrase": "jug", "rotation": 5}]
     line = {"filename": "a.jpg", "height": 80, "width": 100, "grounding": {"regions": regions}}
     code, stored, messages = prepare(json.dumps(line).encode(), "val.jsonl")
@@ -146,7 +146,7 @@ def test_a_rotated_region_of_a_line_costs_its_phrase(prepare):
     assert "rotated box: 1" in messages
 
 
-def test_a_rotated_annotation_costs_the_refs_that_name_it(prepare):
+def test_refs_that_name_a_rotated_annotation_are_left_out(prepare):
     refs = [{**REF, "sentences": sentences({})}]
     code, _, messages = prepare(refs, "refs(unc).json", **instances(attributes={"rotation": 12}))
     assert code == 5
@@ -189,7 +189,7 @@ def test_a_caption_whose_phrases_cannot_be_read_is_left_out(prepare):
     assert "broken row: 2" in messages
 
 
-def test_the_caption_of_a_referring_expression_is_whole_whatever_its_words_mark(prepare):
+def test_the_caption_of_a_referring_expression_stays_one_expression_whatever_its_spans(prepare):
     image = {**IMAGE, "caption": "cup and jug", "dataset_name": "refcoco", "original_id": 9}
     boxes = [
         {**BOX, "id": n, "expression": None, "tokens_positive": span} for n, span in enumerate([[[0, 3]], [[8, 11]]])
@@ -244,7 +244,7 @@ def test_boxes_of_other_forms_refuse_a_file_whose_masks_contradict_them(prepare,
     assert hint in messages
 
 
-def test_one_box_of_several_that_contradicts_its_mask_is_only_listed(prepare):
+def test_one_box_of_several_that_contradicts_its_mask_is_only_reported(prepare):
     lines = [{**LINE, "box": [10, 10, 30, 30], "segmentation": SQUARE}] * 3
     lines += [{**LINE, "box": [50, 50, 70, 70], "segmentation": SQUARE}]
     code, _, messages = prepare("\n".join(map(json.dumps, lines)).encode(), "val.jsonl")
@@ -277,7 +277,7 @@ def test_boxes_that_would_fit_as_corners_only_are_doubted(prepare):
     assert prepare(content, "val.json", "--strict")[0] == 5
 
 
-def test_bytes_that_are_not_utf8_are_listed_and_never_stored_as_other_letters(prepare):
+def test_bytes_that_are_not_utf8_are_reported_and_never_stored_as_other_letters(prepare):
     good = json.dumps({**LINE, "box": [1, 2, 30, 40]}).encode()
     bad = good.replace(b"the cup", "caf\xe9".encode("cp1252"))
     code, stored, messages = prepare(good + b"\n" + bad + b"\n", "val.jsonl")
@@ -311,7 +311,7 @@ def test_a_rotated_box_of_an_xml_file_is_not_read_as_upright(refcli, tmp_path):
 
 
 @pytest.mark.parametrize("mark", [{"exists": False}, {"negative": True}, {"is_exist": 0}, {"no_referent": "true"}])
-def test_a_sentence_of_an_annotation_with_an_unread_meaning_is_no_positive(prepare, mark):
+def test_a_sentence_of_an_annotation_with_an_unsupported_meaning_is_left_out(prepare, mark):
     boxes = [BOX, {**BOX, "id": 2, "expression": None, "sentences": sentences(mark, {})}]
     code, stored, messages = prepare({"images": [IMAGE], "annotations": boxes}, "val.json")
     assert (code, stored) == (0, {"the cup": 1})
@@ -354,7 +354,7 @@ def test_a_key_that_names_the_form_of_boxes_is_compared_with_the_form_of_the_for
         ({"angle": 0}, "there is no key 'angle'"),
     ],
 )
-def test_a_key_of_own_lines_that_changes_their_meaning_is_named_for_what_it_says(prepare, mark, reason):
+def test_a_key_of_own_lines_that_changes_their_meaning_is_named_with_its_meaning(prepare, mark, reason):
     lines = [{**LINE, "box": [1, 2, 30, 40]}, {**LINE, "expression": "odd", "box": [1, 2, 30, 40], **mark}]
     code, stored, messages = prepare("\n".join(map(json.dumps, lines)).encode(), "val.jsonl")
     assert (code, stored) == (0, {"the cup": 1})
@@ -395,7 +395,7 @@ def test_one_odd_box_among_a_few_does_not_refuse_a_file(prepare):
     assert prepare({"images": [IMAGE], "annotations": boxes}, "val.json")[0] == 0
 
 
-def test_a_sentence_without_the_wanted_text_is_listed_and_only_all_of_them_refuse_a_file(prepare):
+def test_a_sentence_without_the_requested_text_is_reported_and_only_all_of_them_refuse_a_file(prepare):
     refs = [{**REF, "sentences": sentences({}, {"sent": None})}]
     code, stored, messages = prepare(refs, "refs(unc).json", **instances())
     assert (code, stored) == (0, {"text 0": 1})

@@ -1,4 +1,4 @@
-"""One odd value: where it is not used, nothing happens; where it is, its record is listed and the rest goes on."""
+"""An odd value that is not used changes nothing; if it is used, its record is reported and the others are read."""
 
 import io
 import json
@@ -75,7 +75,7 @@ def test_an_odd_image_that_no_ref_names_changes_nothing(prepare, odd):
     assert report["splits"][0]["masks"] == 1
 
 
-def test_a_ref_that_cannot_be_read_is_listed_and_the_others_are_used(prepare, tmp_path):
+def test_an_unreadable_ref_is_reported_and_the_others_are_used(prepare, tmp_path):
     odd = [{"ann_id": None}, {"image_id": None}, {"split": None}, {"sentences": None}, {"sentences": [5]}]
     refs = [REF, *({**REF, "ref_id": number, **change} for number, change in enumerate(odd, start=2)), None, 5]
     instances = {"images": [PHOTOGRAPH], "annotations": [OBJECT]}
@@ -85,7 +85,7 @@ def test_a_ref_that_cannot_be_read_is_listed_and_the_others_are_used(prepare, tm
     assert report["problems"] == {"broken_ref": 6, "broken_sentence": 1, "ref_without_sentences": 1}
 
 
-def test_keys_of_a_pickle_that_are_no_texts_are_unknown_keys(prepare, tmp_path):
+def test_keys_of_a_pickle_that_are_not_strings_are_unknown_keys(prepare, tmp_path):
     instances = {"images": [PHOTOGRAPH], "annotations": [OBJECT]}
     refs = pickle.dumps([{**REF, 7: 1, None: 2, 10**30: 3, ("exist",): False}], protocol=2)
     code, report, messages = prepare(refs, "refs(unc).p", **{"instances.json": instances})
@@ -93,7 +93,7 @@ def test_keys_of_a_pickle_that_are_no_texts_are_unknown_keys(prepare, tmp_path):
     assert (texts(tmp_path), report["problems"]) == (["cup"], {"unused_key": 4})
 
 
-def test_ids_that_are_no_numbers_are_ids(prepare, tmp_path):
+def test_ids_need_not_be_numbers(prepare, tmp_path):
     instances = {
         "images": [{**PHOTOGRAPH, "id": "img-2"}],
         "annotations": [{**OBJECT, "id": "u-7", "image_id": "img-2"}],
@@ -106,14 +106,14 @@ def test_ids_that_are_no_numbers_are_ids(prepare, tmp_path):
     assert texts(tmp_path) == ["Cup"]
 
 
-def test_an_annotation_without_a_box_has_that_of_its_mask(prepare, tmp_path):
+def test_an_annotation_without_a_box_has_the_box_of_its_mask(prepare, tmp_path):
     instances = {"images": [PHOTOGRAPH], "annotations": [{**OBJECT, "bbox": []}]}
     code, report, _ = prepare([REF], "refs(unc).json", **{"instances.json": instances})
     assert (code, report["problems"]) == (0, {"unreadable_box": 1})
     assert Store(tmp_path / "store").split("m:val")[0].regions[0].box_xyxy == (10, 10, 30, 30)
 
 
-def test_the_odd_rows_of_a_coco_file_are_listed_and_the_others_are_used(prepare, tmp_path):
+def test_the_odd_rows_of_a_coco_file_are_reported_and_the_others_are_used(prepare, tmp_path):
     def box(number, **fields):
         return {**BOX, "id": number, "expression": f"thing {number}", **fields}
 
@@ -155,7 +155,7 @@ def test_nan_is_read_where_it_is_not_used_and_named_where_it_is(prepare, tmp_pat
     assert "truncated" not in messages
 
 
-def test_a_caption_one_of_whose_boxes_cannot_be_read_is_left_out(prepare, tmp_path):
+def test_a_caption_with_an_unreadable_box_is_left_out(prepare, tmp_path):
     captions = [{**IMAGE, "id": number, "caption": f"caption {number}"} for number in (1, 2)]
     boxes = [{**BOX, "id": 1}, {**BOX, "id": 2, "attributes": {"rotation": 15}}, {**BOX, "id": 3, "image_id": 2}]
     code, report, _ = prepare({"images": captions, "annotations": boxes}, "val.json")
@@ -163,7 +163,7 @@ def test_a_caption_one_of_whose_boxes_cannot_be_read_is_left_out(prepare, tmp_pa
     assert report["problems"]["target_of_broken_row"] == 1
 
 
-def test_an_odd_region_of_a_line_costs_its_phrase_only(prepare, tmp_path):
+def test_only_the_phrase_of_an_odd_region_is_left_out(prepare, tmp_path):
     def line(*regions, **fields):
         return {"filename": "a.jpg", "height": 80, "width": 100, "grounding": {"regions": regions}, **fields}
 
@@ -183,7 +183,7 @@ def test_an_odd_region_of_a_line_costs_its_phrase_only(prepare, tmp_path):
     assert (report["problems"]["broken_region"], report["problems"]["broken_line"]) == (1, 2)
 
 
-def test_an_odd_size_or_kind_of_a_line_of_ones_own_is_unknown(prepare, tmp_path):
+def test_an_odd_size_or_kind_of_an_own_line_is_unknown(prepare, tmp_path):
     line = {"image": "a.jpg", "box": [1, 2, 30, 40]}
     odd = [{"width": 100.5, "height": 80}, {"width": -1, "height": -1}, {"kind": 5}, {"width": float("nan")}]
     lines = json_lines(*({**line, "expression": f"thing {number}", **change} for number, change in enumerate(odd)))
@@ -218,7 +218,7 @@ def test_an_odd_first_record_does_not_hide_the_format(prepare, tmp_path, name, c
     assert len(texts(tmp_path)) == 1
 
 
-def test_null_says_nothing(prepare, tmp_path):
+def test_null_counts_as_missing(prepare, tmp_path):
     line = {
         "image": "a.jpg",
         "box": [1, 2, 30, 40],
@@ -242,7 +242,7 @@ def test_null_says_nothing(prepare, tmp_path):
     assert (code, report["problems"]) == (0, {}), messages
 
 
-def test_an_odd_tuple_is_listed_and_the_others_are_used(prepare, tmp_path):
+def test_an_odd_tuple_is_reported_and_the_others_are_used(prepare, tmp_path):
     name = "COCO_train2014_000000581857.jpg"
     good = [(name, f"{number}.pth", [30.0, 20.0, 10.0, 30.0], f"boy {number}", []) for number in range(3)]
     rows = [*good, (name, "9.pth", None, "x", []), (None, "9.pth", [1, 2, 3, 4], "y", []), None, (name,)]
@@ -255,7 +255,7 @@ def test_an_odd_tuple_is_listed_and_the_others_are_used(prepare, tmp_path):
     assert report["problems"]["broken_row"] == 4
 
 
-def test_odd_values_of_referit_cost_their_regions_only(prepare, tmp_path):
+def test_only_the_regions_with_odd_values_of_referit_are_left_out(prepare, tmp_path):
     boxes = {"38685_1": [1, 2, 30, 40], "38685_2": None, "38685_3": "x", "38685_4": [1, 2, 3]}
     queries = {
         "38685_1": ["the sky"],
@@ -280,7 +280,7 @@ def test_odd_values_of_referit_cost_their_regions_only(prepare, tmp_path):
         (b"<xmin>10</xmin>", b"<xmin/>", "malformed_annotation"),
     ],
 )
-def test_odd_values_of_flickr_entities_cost_their_image_only(prepare, tmp_path, old, new, problem):
+def test_only_the_images_with_odd_values_of_flickr_entities_are_left_out(prepare, tmp_path, old, new, problem):
     for folder in ("Sentences", "Annotations"):
         (tmp_path / folder).mkdir()
     xml = (
@@ -312,7 +312,7 @@ def test_odd_values_of_flickr_entities_cost_their_image_only(prepare, tmp_path, 
         {"id": "x" * 100_000},
     ],
 )
-def test_numbers_and_names_that_no_store_holds_are_listed(prepare, tmp_path, odd):
+def test_numbers_and_names_that_no_store_can_hold_are_reported(prepare, tmp_path, odd):
     line = {"image": "p.jpg", "expression": "x", "box": [1, 2, 3, 4]}
     code, report, messages = prepare(json_lines({**line, **odd}, {**line, "expression": "good"}), "val.jsonl")
     assert code == 0, messages
@@ -321,7 +321,7 @@ def test_numbers_and_names_that_no_store_holds_are_listed(prepare, tmp_path, odd
 
 
 @pytest.mark.parametrize("key", ["id", "kind", "image_id", "expression"])
-def test_half_a_surrogate_pair_stops_nothing(prepare, tmp_path, key):
+def test_half_a_surrogate_pair_does_not_stop_a_file(prepare, tmp_path, key):
     line = {"image": "p.jpg", "expression": "x", "box": [1, 2, 3, 4]}
     code, report, messages = prepare(
         json_lines({**line, key: "half \ud83d"}, {**line, "expression": "good"}), "val.jsonl"
@@ -331,7 +331,7 @@ def test_half_a_surrogate_pair_stops_nothing(prepare, tmp_path, key):
     assert report["problems"] == ({"lost_letter": 1} if key == "expression" else {})
 
 
-def test_an_id_of_hundreds_of_digits_is_no_photograph_of_coco(prepare, tmp_path):
+def test_an_id_of_hundreds_of_digits_is_not_a_coco_image(prepare, tmp_path):
     image = {**IMAGE, "caption": "x", "original_id": "1" * 400, "data_source": "coco"}
     code, _, messages = prepare(
         {"images": [image], "annotations": [{**BOX, "id": 1, "original_id": "9" * 400}]}, "val.json"
@@ -340,7 +340,7 @@ def test_an_id_of_hundreds_of_digits_is_no_photograph_of_coco(prepare, tmp_path)
     assert Store(tmp_path / "store").split("m:val").column("image_id").to_pylist() == ["m:a.jpg"]
 
 
-def test_the_ids_of_rows_that_are_not_wanted_are_all_that_is_looked_at(tmp_path):
+def test_only_the_ids_of_unwanted_rows_are_checked(tmp_path):
     path = tmp_path / "instances.json"
     odd = [{"id": number, "image_id": 1, "bbox": "x", "category_id": {}, "segmentation": 7} for number in range(5)]
     path.write_text(json.dumps({"images": [PHOTOGRAPH], "annotations": [OBJECT, *odd]}))
@@ -366,7 +366,7 @@ def test_ids_of_annotations_are_counted_whether_the_text_is_one_or_a_list(tmp_pa
     assert [split[row].id for row in range(len(split))] == ["mine/1/0", "mine/2/0", "mine/2/1"]
 
 
-def test_a_line_that_is_not_utf8_in_a_json_list_of_tuples_costs_that_tuple(prepare, tmp_path):
+def test_a_tuple_that_is_not_utf8_is_left_out_of_a_json_list(prepare, tmp_path):
     name = "COCO_train2014_000000581857.jpg"
     rows = json.dumps([[name, f"{number}.pth", [30.0, 20.0, 10.0, 30.0], f"boy {number}", []] for number in range(2)])
     code, report, messages = prepare(rows.encode().replace(b"boy 1", b"gar\xe7on"), "val.json", "--format", "pth")

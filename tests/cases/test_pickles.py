@@ -23,7 +23,7 @@ from refcli.errors import DataError, ExitCode, WeightsError
 from refcli.weights.official.reading import read_checkpoint
 
 MODULUS = (1 << 61) - 1
-"""Whole numbers that differ by a multiple of it have one hash."""
+"""Integers that differ by a multiple of it have the same hash."""
 ONE = b"K\x01"
 
 
@@ -85,7 +85,7 @@ def in_legacy_torch(content: bytes, *, about: bytes = b"\x80\x02}.") -> bytes:
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-def test_a_pickle_that_takes_more_than_it_shows_is_refused(tmp_path, bomb):
+def test_a_pickle_that_expands_far_beyond_its_size_is_refused(tmp_path, bomb):
     (tmp_path / "a.p").write_bytes(bomb)
     (tmp_path / "b.p").write_bytes(gzip.compress(bomb))
     (tmp_path / "c.pth").write_bytes(in_torch_zip(bomb))
@@ -105,7 +105,7 @@ def test_a_pickle_that_takes_more_than_it_shows_is_refused(tmp_path, bomb):
     assert peak < 100 << 20
 
 
-def test_each_pickle_of_the_old_container_is_looked_through(tmp_path):
+def test_each_pickle_of_the_old_container_is_checked(tmp_path):
     (tmp_path / "a.pth").write_bytes(in_legacy_torch(b"\x80\x02].", about=BOMBS["list too deep"]))
     with pytest.raises(DataError, match="expands to far more data"):
         read_torch_list(tmp_path / "a.pth")
@@ -234,7 +234,7 @@ def test_a_storage_that_has_fewer_bytes_than_declared_is_refused(tmp_path):
         b"})R",  # a call of what is no function
     ],
 )
-def test_values_that_are_used_as_what_they_are_not_are_refused(tmp_path, opcodes):
+def test_values_used_as_another_type_are_refused(tmp_path, opcodes):
     (tmp_path / "a.pth").write_bytes(in_torch_zip(b"\x80\x02" + opcodes + b".", ("data/0", bytes(4))))
     with pytest.raises(WeightsError):
         read_checkpoint(tmp_path / "a.pth")
@@ -274,7 +274,7 @@ STATES = {
 
 
 @pytest.mark.parametrize("content", STATES.values(), ids=STATES)
-def test_a_damaged_state_of_a_run_is_named_and_not_built(tmp_path, content):
+def test_a_damaged_run_state_is_named_and_not_loaded(tmp_path, content):
     checkpoints, world = Checkpoints(tmp_path), World(0, 1, torch.device("cpu"))
     checkpoints.save(optimised(), layout=BatchLayout(1, 1, 1), world=world)
     assert checkpoints.load(1, optimised(), world=world) == BatchLayout(1, 1, 1)

@@ -1,4 +1,4 @@
-"""Specifications of data sets: each one is whole, its counts fit together, and its files are found."""
+"""Specifications of data sets: each one is complete, its counts are consistent, and its files are found."""
 
 import gzip
 from pathlib import Path
@@ -24,7 +24,7 @@ def touch(root, *names):
         path.touch()
 
 
-def test_every_published_data_set_of_the_field_is_there():
+def test_every_published_data_set_has_a_specification():
     assert set(list_specs()) >= {
         "refcoco_unc",
         "refcoco_google",
@@ -41,7 +41,7 @@ def test_every_published_data_set_of_the_field_is_there():
 
 
 @pytest.mark.parametrize("name", list_specs())
-def test_every_specification_says_what_whose_and_under_which_terms(name):
+def test_every_specification_names_its_content_authors_and_licence(name):
     spec = load_spec(name)
     assert "\n" not in spec.description.strip()
     assert spec.licence
@@ -76,7 +76,7 @@ def test_expressions_are_no_fewer_than_refs_and_refs_no_fewer_than_images(name):
     ("name", "images", "refs"),
     [("refcoco_unc", 19_994, 50_000), ("refcoco_plus_unc", 19_992, 49_856), ("refcocog_umd", 25_799, 49_822)],
 )
-def test_splits_by_picture_add_up_to_the_whole(name, images, refs):
+def test_splits_by_image_add_up_to_the_total(name, images, refs):
     splits = load_spec(name).splits.values()
     assert sum(split.images for split in splits) == images
     assert sum(split.refs for split in splits) == refs
@@ -85,7 +85,7 @@ def test_splits_by_picture_add_up_to_the_whole(name, images, refs):
 @pytest.mark.parametrize(
     ("name", "images", "refs"), [("refcoco_google", 19_994, 50_000), ("refcocog_google", 25_799, 49_822)]
 )
-def test_splits_by_object_share_pictures_but_no_objects(name, images, refs):
+def test_splits_by_object_share_images_but_no_objects(name, images, refs):
     spec = load_spec(name)
     assert sum(split.images for split in spec.splits.values()) > images
     assert sum(split.refs for split in spec.splits.values()) == refs
@@ -119,7 +119,7 @@ def test_members_and_family_of_a_mixture_are_data_sets_with_evaluation_splits(na
 
 
 @pytest.mark.parametrize("name", ["train", "train2014", "trainval", "train_pseudo", "Train", "focus", "Focus_2"])
-def test_splits_to_train_on_are_told_by_their_names(name):
+def test_training_splits_are_recognised_by_their_names(name):
     assert is_train_like(name)
     assert not is_evaluation_split(name)
 
@@ -185,13 +185,13 @@ def test_the_data_sets_own_folder_comes_before_the_raw_folder_and_plain_before_g
     assert found["instances"] == tmp_path / "refcoco/instances.json"
 
 
-def test_the_instances_of_all_of_coco_serve_as_well(tmp_path):
+def test_the_instances_of_all_of_coco_are_accepted(tmp_path):
     touch(tmp_path, "refcoco+/refs(unc).p", "annotations/instances_train2014.json")
     found = find_files(load_spec("refcoco_plus_unc"), tmp_path)
     assert found["instances"] == tmp_path / "annotations/instances_train2014.json"
 
 
-def test_the_folder_of_another_data_set_is_not_taken_for_its_own(tmp_path):
+def test_the_folder_of_another_data_set_is_not_used(tmp_path):
     raw = tmp_path / "refcoco+"
     touch(raw, "refs(unc).p", "instances.json")
     assert find_files(load_spec("refcoco_plus_unc"), raw)["refs"] == raw / "refs(unc).p"

@@ -1,4 +1,4 @@
-"""Annotation files of every format: whatever they hold, they are read record by record or refused."""
+"""Annotation files of every format: any content is read record by record or refused."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def with_tuples(rows: Any) -> Any:
 
 
 @pytest.mark.parametrize("num_inputs", NUM_INPUTS)
-def test_any_lines_of_ones_own_are_read_or_refused(tmp_path, num_inputs):
+def test_any_own_lines_are_read_or_refused(tmp_path, num_inputs):
     fuzz(mutated_lines(LINES), lambda content: read(written(tmp_path / "val.jsonl", content), "jsonl"), num_inputs)
 
 

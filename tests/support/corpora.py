@@ -14,14 +14,14 @@ import numpy as np
 from scipy.io import savemat
 
 WIDTH, HEIGHT = 100, 80
-"""Of every picture."""
+"""Of every image."""
 DATASET = "tiny"
-"""What the data sets are called; also the family of pictures that have no other."""
+"""Name of the data sets; also the prefix of the keys of images of unknown origin."""
 Box = tuple[float, float, float, float]
 
 
 class Truth(NamedTuple):
-    """What one example of the store should be, from the definition of the format."""
+    """One expected example of the store, by the definition of the format."""
 
     id: str
     split: str
@@ -39,9 +39,9 @@ class Corpus(NamedTuple):
     """Writes the files into a folder; returns the main one."""
     num_expressions: int
     families: frozenset[str]
-    """Of the keys of its pictures."""
+    """Prefixes of its image keys."""
     problems: Mapping[str, int]
-    """What the reader should find wrong with it."""
+    """The problems that the reader should report."""
     truth: Truth
 
 
@@ -50,9 +50,9 @@ def _coco_name(number: int) -> str:
 
 
 def _box_xywh(annotation_id: int) -> list[float]:
-    """Objects 11, 12, 21, ... 42: the tens are the picture, the left ones end with 1, the right ones with 2."""
-    picture, which = divmod(annotation_id, 10)
-    return [2.0 * picture, 5.0, 30.0, 20.0] if which == 1 else [50.5, 40.0, 20.0 + picture, 30.0]
+    """Objects 11, 12, 21, ... 42: the tens are the image, the left ones end with 1, the right ones with 2."""
+    image, which = divmod(annotation_id, 10)
+    return [2.0 * image, 5.0, 30.0, 20.0] if which == 1 else [50.5, 40.0, 20.0 + image, 30.0]
 
 
 def _triangle(box_xywh: list[float]) -> list[float]:
@@ -62,7 +62,7 @@ def _triangle(box_xywh: list[float]) -> list[float]:
 
 
 def _instances() -> dict[str, Any]:
-    annotations = [10 * picture + which for picture in range(1, 5) for which in (1, 2)]
+    annotations = [10 * image + which for image in range(1, 5) for which in (1, 2)]
     return {
         "info": {},
         "images": [
@@ -171,18 +171,18 @@ def _write_pth(folder: Path) -> Path:
 
 
 def _write_coco(folder: Path) -> Path:
-    meant = {1: [11], 2: [12], 3: [22], 4: []}
+    targets = {1: [11], 2: [12], 3: [22], 4: []}
     texts = {1: "the left thing", 2: "the right thing", 3: "it is right", 4: "what nobody drew"}
     size = {"width": WIDTH, "height": HEIGHT, "dataset_name": "refcoco"}
     rows = [
-        {"id": number, "caption": texts[number], "file_name": _coco_name(picture), "original_id": picture} | size
-        for number, picture in {1: 1, 2: 1, 3: 2, 4: 3}.items()
+        {"id": number, "caption": texts[number], "file_name": _coco_name(image), "original_id": image} | size
+        for number, image in {1: 1, 2: 1, 3: 2, 4: 3}.items()
     ]
     annotations = [
         {"id": one, "original_id": one, "image_id": number, "category_id": 1, "iscrowd": 0}
         | {"bbox": _box_xywh(one), "segmentation": [_triangle(_box_xywh(one))]}
         | {"tokens_positive": [[0, len(texts[number])]]}
-        for number, ones in meant.items()
+        for number, ones in targets.items()
         for one in ones
     ]
     file = {"info": [], "licenses": [], "images": rows, "annotations": annotations, "categories": []}

@@ -1,4 +1,4 @@
-"""Pictures and archives of pictures for tests."""
+"""Image files and archives of images for tests."""
 
 import io
 import tarfile
@@ -13,7 +13,7 @@ COCO = RawImage(
 )
 
 
-def picture(path, size=(8, 6), file_format=None, **options):
+def write_image(path, size=(8, 6), file_format=None, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, "red").save(path, file_format, **options)
     return path

@@ -1,4 +1,4 @@
-"""Lists of TransVG and OneRef in small, and how they are read."""
+"""Small lists of TransVG and OneRef, and a function that reads them."""
 
 import io
 import json

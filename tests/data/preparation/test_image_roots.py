@@ -1,7 +1,7 @@
 """Pictures are found in every usual layout, taken out of archives whole, and measured as they will be read."""
 
 import pytest
-from image_files import COCO, picture, zipped
+from image_files import COCO, write_image, zipped
 from PIL import Image
 
 from refcli.data.preparation.image_roots import FoundImage, ImageRoots
@@ -21,37 +21,37 @@ from refcli.errors import DataError
     ],
 )
 def test_a_coco_picture_is_found_in_every_usual_layout(tmp_path, place):
-    path = picture(tmp_path / place, file_format="JPEG")
+    path = write_image(tmp_path / place, file_format="JPEG")
 
     assert ImageRoots.open([tmp_path]).find(COCO) == FoundImage(path)
 
 
 def test_a_picture_that_is_nowhere_is_not_found(tmp_path):
-    picture(tmp_path / "000000000008.jpg")
+    write_image(tmp_path / "000000000008.jpg")
     (tmp_path / "000000000009.jpg.txt").write_text("no picture")
 
     assert ImageRoots.open([tmp_path]).find(COCO) is None
 
 
 def test_the_same_case_wins_over_another(tmp_path):
-    picture(tmp_path / "a" / "X.jpg")
-    path = picture(tmp_path / "b" / "x.jpg")
+    write_image(tmp_path / "a" / "X.jpg")
+    path = write_image(tmp_path / "b" / "x.jpg")
 
     assert ImageRoots.open([tmp_path]).find(RawImage("toy:x", ("x.jpg",))) == FoundImage(path)
 
 
 def test_an_earlier_name_wins_over_a_later_one(tmp_path):
-    picture(tmp_path / "a" / "000000000009.jpg")
-    path = picture(tmp_path / "b" / "COCO_train2014_000000000009.jpg")
+    write_image(tmp_path / "a" / "000000000009.jpg")
+    path = write_image(tmp_path / "b" / "COCO_train2014_000000000009.jpg")
 
     assert ImageRoots.open([tmp_path]).find(COCO) == FoundImage(path)
 
 
 def test_of_files_of_one_name_the_given_path_wins_then_the_trailing_folders(tmp_path):
-    exact = picture(tmp_path / "VG_100K" / "1.jpg")
-    deep = picture(tmp_path / "more" / "vg" / "VG_100K_2" / "1.jpg")
-    picture(tmp_path / "more" / "vg" / "VG_100K" / "1.jpg")
-    saiapr = picture(tmp_path / "saiapr" / "1.jpg")
+    exact = write_image(tmp_path / "VG_100K" / "1.jpg")
+    deep = write_image(tmp_path / "more" / "vg" / "VG_100K_2" / "1.jpg")
+    write_image(tmp_path / "more" / "vg" / "VG_100K" / "1.jpg")
+    saiapr = write_image(tmp_path / "saiapr" / "1.jpg")
     roots = ImageRoots.open([tmp_path])
 
     assert roots.find(RawImage("vg:1", ("VG_100K/1.jpg",))) == FoundImage(exact)
@@ -60,16 +60,16 @@ def test_of_files_of_one_name_the_given_path_wins_then_the_trailing_folders(tmp_
 
 
 def test_the_root_itself_counts_as_a_folder(tmp_path):
-    picture(tmp_path / "flickr30k" / "1.jpg")
-    path = picture(tmp_path / "saiapr" / "1.jpg")
+    write_image(tmp_path / "flickr30k" / "1.jpg")
+    path = write_image(tmp_path / "saiapr" / "1.jpg")
     roots = ImageRoots.open([tmp_path / "flickr30k", tmp_path / "saiapr"])
 
     assert roots.find(RawImage("saiapr:1", ("saiapr/1.jpg",))) == FoundImage(path)
 
 
 def test_of_equals_the_one_of_the_right_size_wins_and_without_a_size_the_first(tmp_path):
-    picture(tmp_path / "a" / "1.jpg", (5, 5))
-    fitting = picture(tmp_path / "b" / "1.jpg", (7, 4))
+    write_image(tmp_path / "a" / "1.jpg", (5, 5))
+    fitting = write_image(tmp_path / "b" / "1.jpg", (7, 4))
     broken = tmp_path / "0" / "1.jpg"
     broken.parent.mkdir()
     broken.write_bytes(b"broken")
@@ -82,9 +82,9 @@ def test_of_equals_the_one_of_the_right_size_wins_and_without_a_size_the_first(t
 
 
 def test_a_file_of_the_same_name_in_another_folder_is_another_picture(tmp_path):
-    picture(tmp_path / "vg" / "VG_100K_2" / "1.jpg")
-    picture(tmp_path / "vg" / "2.jpg")
-    flat = picture(tmp_path / "VG_100K" / "3.jpg")
+    write_image(tmp_path / "vg" / "VG_100K_2" / "1.jpg")
+    write_image(tmp_path / "vg" / "2.jpg")
+    flat = write_image(tmp_path / "VG_100K" / "3.jpg")
     zipped(tmp_path / "vg" / "VG_100K_3.zip", {"4.jpg": b"four", "part/VG_100K/5.jpg": b"five"})
     roots = ImageRoots.open([tmp_path / "vg", tmp_path / "VG_100K"])
 
@@ -95,14 +95,14 @@ def test_a_file_of_the_same_name_in_another_folder_is_another_picture(tmp_path):
 
 
 def test_a_coco_picture_lies_in_any_folder_whatever_folder_its_name_has(tmp_path):
-    path = picture(tmp_path / "images" / "000000000009.jpg")
+    path = write_image(tmp_path / "images" / "000000000009.jpg")
     image = RawImage("coco:9", ("train2014/COCO_train2014_000000000009.jpg", *COCO.names), 80, 60)
 
     assert ImageRoots.open([tmp_path]).find(image) == FoundImage(path)
 
 
 def test_a_file_of_another_size_is_another_picture_even_if_it_is_the_only_one(tmp_path):
-    path = picture(tmp_path / "a" / "1.jpg", (7, 4))
+    path = write_image(tmp_path / "a" / "1.jpg", (7, 4))
     (tmp_path / "a" / "2.jpg").write_bytes(b"broken")
     archive = zipped(tmp_path / "more.zip", {"a/2.jpg": b"not looked into"})
     roots = ImageRoots.open([tmp_path])
@@ -116,7 +116,7 @@ def test_a_file_of_another_size_is_another_picture_even_if_it_is_the_only_one(tm
 def test_a_turned_file_has_the_annotated_size_upright_and_as_it_lies_there(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    path = picture(tmp_path / "1.jpg", (7, 4), exif=exif)
+    path = write_image(tmp_path / "1.jpg", (7, 4), exif=exif)
     roots = ImageRoots.open([tmp_path])
 
     for width, height in ((7, 4), (4, 7)):
@@ -126,8 +126,8 @@ def test_a_turned_file_has_the_annotated_size_upright_and_as_it_lies_there(tmp_p
 
 def test_links_are_followed_and_loops_end(tmp_path):
     root = tmp_path / "root"
-    path = picture(tmp_path / "elsewhere" / "1.jpg")
-    real = picture(root / "z" / "2.jpg")
+    path = write_image(tmp_path / "elsewhere" / "1.jpg")
+    real = write_image(root / "z" / "2.jpg")
     (root / "a").symlink_to(root / "z")
     (root / "z" / "up").symlink_to(root)
     (root / "itself").symlink_to(root / "itself")
@@ -144,10 +144,10 @@ def test_links_are_followed_and_loops_end(tmp_path):
 
 
 def test_hidden_files_and_a_file_outside_the_roots_are_no_pictures(tmp_path):
-    picture(tmp_path / "outside.jpg")
+    write_image(tmp_path / "outside.jpg")
     root = tmp_path / "root"
-    picture(root / "._1.jpg")
-    picture(root / ".cache" / "2.jpg")
+    write_image(root / "._1.jpg")
+    write_image(root / ".cache" / "2.jpg")
     roots = ImageRoots.open([root])
 
     for name in ("._1.jpg", "2.jpg", "../outside.jpg", str(tmp_path / "outside.jpg")):

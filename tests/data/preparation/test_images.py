@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from image_files import COCO, picture, tarred, zipped
+from image_files import COCO, tarred, write_image, zipped
 from PIL import Image
 
 from refcli.data.preparation.image_roots import FoundImage, ImageRoots
@@ -17,7 +17,7 @@ from refcli.errors import DataError, ImageError
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 @pytest.mark.parametrize("is_root", [True, False])
 def test_pictures_in_archives_are_found_and_taken_out(tmp_path, kind, is_root):
-    content = picture(tmp_path / "nine.png").read_bytes()
+    content = write_image(tmp_path / "nine.png").read_bytes()
     folder = tmp_path / "root"
     folder.mkdir()
     members = {
@@ -39,7 +39,7 @@ def test_pictures_in_archives_are_found_and_taken_out(tmp_path, kind, is_root):
 
 
 def test_a_plain_file_wins_over_an_archive_and_is_not_extracted(tmp_path):
-    plain = picture(tmp_path / "train2017" / "000000000009.jpg")
+    plain = write_image(tmp_path / "train2017" / "000000000009.jpg")
     zipped(tmp_path / "train2014.zip", {"COCO_train2014_000000000009.jpg": b"archived"})
     found = ImageRoots.open([tmp_path]).find(COCO)
 
@@ -117,7 +117,7 @@ def test_different_pictures_never_get_the_same_name():
 def test_the_measured_size_is_that_of_the_picture_as_it_is_read(tmp_path, file_format, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = picture(tmp_path / "picture", (8, 6), file_format, exif=exif)
+    path = write_image(tmp_path / "picture", (8, 6), file_format, exif=exif)
     height, width, _ = read_image(path).shape
 
     facts = probe(path)

@@ -103,7 +103,7 @@ def test_a_member_is_read_up_to_the_limit_and_a_larger_one_is_refused(tmp_path: 
             archive.read("zeros", max_bytes=1 << 20)
 
 
-def test_a_zip_whose_directory_lies_about_the_size_does_not_get_past_the_limit(tmp_path: Path):
+def test_a_zip_whose_directory_understates_a_size_does_not_get_past_the_limit(tmp_path: Path):
     content = zip_of({"zeros": bytes(8 << 20)})
     start = content.index(b"PK\x01\x02")
     lying = content[: start + 24] + (10).to_bytes(4, "little") + content[start + 28 :]
@@ -140,7 +140,7 @@ def test_a_damaged_or_encrypted_member_is_refused(tmp_path: Path):
             archive.read("a", max_bytes=1000)
 
 
-def test_other_files_are_no_archives(tmp_path: Path):
+def test_other_files_are_not_archives(tmp_path: Path):
     (tmp_path / "text.gz").write_bytes(gzip.compress(b"hello" * 500))
     (tmp_path / "short").write_bytes(b"PK")
     (tmp_path / "folder").mkdir()

@@ -1,4 +1,4 @@
-"""Every kind of picture file becomes upright 8-bit RGB, and a bad one an ImageError."""
+"""Every kind of image file becomes upright 8-bit RGB, and a bad one an ImageError."""
 
 import io
 import random
@@ -26,9 +26,9 @@ def two_tone():
     return Image.fromarray(pixels)
 
 
-def test_rgb_pixels_come_through_unchanged(tmp_path):
+def test_rgb_pixels_are_unchanged(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(pixels).save(path)
     for source in (path, str(path), path.read_bytes()):
         read = read_image(source)
@@ -79,14 +79,14 @@ def test_sixteen_bit_grey_keeps_its_scale():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_transparent_pixels_are_white_paper(mode):
+def test_transparent_pixels_become_white(mode):
     source = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     source.putpixel((1, 0), (0, 0, 0, 255))
     read = read_image(encoded(source.convert(mode), "TIFF" if mode == "PA" else "PNG"))
     assert read.tolist() == [[[255, 255, 255], [0, 0, 0]]]
 
 
-def test_a_transparent_palette_colour_is_white_paper():
+def test_a_transparent_palette_colour_becomes_white():
     palette = Image.new("P", (2, 1), 0)
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.putpixel((1, 0), 1)
@@ -100,13 +100,13 @@ def test_a_cmyk_jpeg_keeps_its_colours():
     np.testing.assert_allclose(read[35, 30], [0, 0, 255], atol=12)
 
 
-def test_an_animation_gives_its_first_picture():
+def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (3, 3), colour) for colour in ("red", "blue")]
     read = read_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert read[1, 1].tolist() == [255, 0, 0]
 
 
-def test_one_pixel_is_a_picture():
+def test_an_image_of_one_pixel_is_read():
     assert read_image(encoded(Image.new("RGB", (1, 1), "white"), "JPEG")).shape == (1, 1, 3)
 
 
@@ -139,9 +139,9 @@ def test_damaged_bytes_give_pixels_or_an_image_error(file_format):
     assert outcomes <= {3, "image bytes"}
 
 
-def test_what_is_not_there_or_no_picture_is_named(tmp_path):
+def test_a_missing_file_or_one_that_is_not_an_image_is_named(tmp_path):
     text = tmp_path / "notes.txt"
-    text.write_text("no picture")
+    text.write_text("no image")
     for source, message in [(tmp_path / "missing.jpg", "no such"), (tmp_path, "directory"), (text, "not an image")]:
         with pytest.raises(ImageError, match=message) as caught:
             read_image(source)
@@ -151,7 +151,7 @@ def test_what_is_not_there_or_no_picture_is_named(tmp_path):
     assert caught.value.where == "upload 7"
 
 
-def test_a_picture_of_too_many_pixels_is_refused_before_decoding(monkeypatch):
+def test_an_image_of_too_many_pixels_is_refused_before_decoding(monkeypatch):
     monkeypatch.setattr(image_module, "MAX_PIXELS", 99)
     limit = Image.MAX_IMAGE_PIXELS
     assert read_image(encoded(Image.new("L", (9, 11)), "PNG")).shape == (11, 9, 3)
@@ -160,11 +160,11 @@ def test_a_picture_of_too_many_pixels_is_refused_before_decoding(monkeypatch):
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_pictures_beyond_pillows_own_limit_are_read_without_a_warning(monkeypatch, recwarn):
+def test_images_beyond_pillows_own_limit_are_read_without_a_warning(monkeypatch, recwarn):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     assert read_image(encoded(Image.new("L", (20, 20)), "PNG")).shape == (20, 20, 3)
     assert not recwarn.list
 
 
-def test_pixels_may_be_drawn_on():
+def test_the_pixels_are_writable():
     read_image(encoded(two_tone(), "PNG"))[0, 0] = 7

@@ -1,4 +1,4 @@
-"""JSON of a wanted shape."""
+"""JSON of an expected shape."""
 
 import gzip
 import math
@@ -58,7 +58,7 @@ def test_plain_data_is_checked_like_json():
     assert caught.value.where == "x.p"
 
 
-def test_what_the_json_module_of_python_writes_beyond_json_is_read():
+def test_the_extensions_of_pythons_json_module_are_read():
     text = b'{"NaN": [NaN, -Infinity, 1.5], "a": "NaN\\" Infinity", "half": "x\\ud83d y", "pair": "\\ud83d\\ude00"}'
     read = parse_json(text, dict[str, object], where="x.json")
     assert read == {"NaN": ["NaN", "-Infinity", 1.5], "a": 'NaN" Infinity', "half": "x\ufffd y", "pair": "\U0001f600"}

@@ -1,4 +1,4 @@
-"""Pickles of plain data are read, and nothing in a pickle is ever run."""
+"""Pickles of plain data are read, and nothing in a pickle is executed."""
 
 import builtins
 import gzip
@@ -103,7 +103,7 @@ def test_persistent_ids_are_refused(tmp_path: Path, opcodes: bytes):
 
 
 @pytest.mark.parametrize("value", [np.float64(1.5), np.int32(3), np.zeros(2)], ids=["float64", "int32", "array"])
-def test_numpy_values_are_refused_with_the_way_out(tmp_path: Path, value: object):
+def test_numpy_values_are_refused_with_a_way_out(tmp_path: Path, value: object):
     (tmp_path / "a.p").write_bytes(pickle.dumps([{"ann_id": value}]))
     with pytest.raises(DataError, match="numpy values") as caught:
         read_pickle(tmp_path / "a.p")
@@ -153,7 +153,7 @@ def test_both_torch_containers_are_read_plain_and_compressed(tmp_path: Path, wra
         assert read_torch_list(tmp_path / name) == ROWS[:1]
 
 
-def test_files_that_torch_did_not_write_are_refused_and_not_taken_for_lists(tmp_path: Path):
+def test_files_that_torch_did_not_write_are_refused_and_not_recognised_as_lists(tmp_path: Path):
     contents = {
         "text": b"hello",
         "empty": b"",

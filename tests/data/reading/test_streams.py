@@ -11,7 +11,7 @@ from refcli.data.reading.streams import open_binary, read_bytes, read_lines, ste
 from refcli.errors import DataError, ExitCode
 
 
-def test_gzip_is_told_by_its_bytes_and_not_by_its_name(tmp_path: Path):
+def test_gzip_is_recognised_by_its_bytes_and_not_by_its_name(tmp_path: Path):
     (tmp_path / "a.json").write_bytes(gzip.compress(b"content"))
     (tmp_path / "b.json.gz").write_bytes(b"content")
     assert read_bytes(tmp_path / "a.json") == read_bytes(tmp_path / "b.json.gz") == b"content"

@@ -26,7 +26,7 @@ def refused(path, match):
     return caught.value
 
 
-def test_a_key_that_is_hashed_without_end_is_refused(tmp_path):
+def test_a_key_that_takes_endless_time_to_hash_is_refused(tmp_path):
     doubled = b"".join(b"q%ch%c\x86" % (number, number) for number in range(60))
     path = save_pickle(tmp_path / "c.pth", b"\x80\x02})" + doubled + NUMBER_1 + b"s.")
     assert path.stat().st_size < 1_000
@@ -83,7 +83,7 @@ def test_a_pickle_that_is_larger_than_any_known_one_is_refused(tmp_path):
 
 @pytest.mark.parametrize("call", [Running(bytearray, 3_000_000_000), Running(set, torch.zeros(1).expand(3_000_000))])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_is_made_larger_than_the_file_is_refused(tmp_path, call, zipped):
+def test_a_call_that_makes_an_object_larger_than_the_file_is_refused(tmp_path, call, zipped):
     path = save(tmp_path / "c.pth", {"model": STATE, "args": {"x": call}}, zipped=zipped)
     refused(path, "creates an object of size")
 
@@ -106,7 +106,7 @@ def test_a_later_protocol_without_later_opcodes_is_read(tmp_path):
     assert read_checkpoint(tmp_path / "c.pth").state.keys() == STATE.keys()
 
 
-def test_what_is_shared_within_reason_is_read(tmp_path):
+def test_values_that_are_shared_within_reason_are_read(tmp_path):
     shared = [{"lr": 1e-4, "betas": (0.9, 0.999)}] * 100
     args = {
         "groups": shared,

@@ -1,4 +1,4 @@
-"""XML that can neither grow nor reach out."""
+"""XML that can neither expand nor read other files."""
 
 from pathlib import Path
 

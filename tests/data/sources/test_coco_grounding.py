@@ -43,7 +43,7 @@ def box(image_id: int, bbox: list[float], **fields) -> dict:
     return {"id": 100 + image_id, "image_id": image_id, "bbox": bbox, "iscrowd": 0, "category_id": 1} | fields
 
 
-def test_a_refexp_caption_is_one_expression_whatever_its_noun_span_says(tmp_path):
+def test_a_refexp_caption_is_one_expression_whatever_its_noun_span(tmp_path):
     file = write(
         tmp_path,
         "finetune_refcoco_val.json",
@@ -75,7 +75,7 @@ WHOLE_MARK = {"iscrowd": -1, "category_id": -1, "area": -1, "empty": True}
 
 
 @pytest.mark.parametrize("mark", [WHOLE_MARK, {"iscrowd": -1}, {"empty": True}, {"category_id": -1}])
-def test_the_dummy_annotation_of_grefcoco_means_no_target(tmp_path, mark):
+def test_the_dummy_annotation_of_grefcoco_marks_no_target(tmp_path, mark):
     file = write(tmp_path, "f.json", [refcoco_image(1, "a zebra")], [box(1, [0, 0, 0, 0], **mark)])
     (record,) = read(file)
     assert record.regions == ()
@@ -160,7 +160,7 @@ def test_flickr_phrases_get_all_their_boxes_and_boxes_count_from_zero(tmp_path):
     assert problems.counts == {"caption_without_box": 1}
 
 
-def test_flickr_is_told_by_the_published_file_name_too_and_can_be_kept_as_it_is(tmp_path):
+def test_flickr_is_recognised_by_the_published_file_name_too_and_can_be_kept_as_it_is(tmp_path):
     row = flickr_image_row(1, CAPTION)
     del row["dataset_name"]
     named = write(tmp_path, "final_flickr_mergedGT_test.json", [row], FLICKR_BOXES)
@@ -172,7 +172,7 @@ def test_flickr_is_told_by_the_published_file_name_too_and_can_be_kept_as_it_is(
     assert read(mine, flickr_boxes="correct")[0].regions[0].box_xyxy == (158, 109, 261, 373)
 
 
-def test_a_unit_that_was_asked_for_wins(tmp_path):
+def test_a_requested_unit_takes_precedence(tmp_path):
     file = write(tmp_path, "f.json", [flickr_image_row(1, CAPTION)], FLICKR_BOXES)
     (whole,) = read(file, unit="caption")
     assert texts([whole]) == [CAPTION]
@@ -194,7 +194,7 @@ def mixed_image(number: int, name: str, source: str, caption: str) -> dict:
     }
 
 
-def test_mixed_words_of_one_phrase_are_joined_and_pictures_keep_their_family(tmp_path):
+def test_mixed_words_of_one_phrase_are_joined_and_images_keep_their_family(tmp_path):
     images = [
         mixed_image(1, "2334951.jpg", "vg", "one man wearing pink tie."),
         mixed_image(2, "COCO_train2014_000000581857.jpg", "coco", "a red cup. a fork."),
@@ -213,7 +213,7 @@ def test_mixed_words_of_one_phrase_are_joined_and_pictures_keep_their_family(tmp
     assert records[0].regions[0].box_xyxy == (33, 13, 247, 498)
 
 
-def test_spans_that_say_nothing_are_counted(tmp_path):
+def test_spans_without_words_are_counted(tmp_path):
     rows = [
         box(1, [1, 1, 5, 5], tokens_positive=[[0, 3]]),
         box(1, [1, 1, 5, 5], id=2, tokens_positive=[[3, 99]]),
@@ -274,7 +274,7 @@ def test_masks_are_joined_from_instances_by_the_annotations_original_id(tmp_path
     assert problems.counts == {"mask_missing": 1}
 
 
-def test_a_mask_of_another_picture_is_refused(tmp_path):
+def test_a_mask_of_another_image_is_refused(tmp_path):
     known = {"id": 55, "image_id": 8, "bbox": [1, 1, 4, 4], "category_id": 1, "segmentation": [[1, 1, 5, 1, 5, 5]]}
     instances = write(tmp_path, "instances.json", [], [known])
     file = write(tmp_path, "f.json", [refcoco_image(1, "a")], [box(1, [1, 1, 4, 4], original_id=55)])
@@ -282,7 +282,7 @@ def test_a_mask_of_another_picture_is_refused(tmp_path):
         read(file, instances=instances)
 
 
-def test_captions_of_pictures_are_no_expressions(tmp_path):
+def test_captions_of_images_are_not_expressions(tmp_path):
     file = write(tmp_path, "captions.json", [{"id": 1, "file_name": DOG}], [{"id": 1, "image_id": 1, "caption": "A"}])
     problems = Problems()
     with pytest.raises(DataError, match="no expression"):
@@ -290,7 +290,7 @@ def test_captions_of_pictures_are_no_expressions(tmp_path):
     assert problems.counts == {"annotation_without_box": 1}
 
 
-def test_sniff_knows_coco_and_nothing_else(tmp_path):
+def test_sniff_recognises_coco_and_nothing_else(tmp_path):
     assert sniff_coco(write(tmp_path, "a.json", [refcoco_image(1, "a")], []))
     other = tmp_path / "b.json"
     for text in ['[{"images": []}]', '{"image": "a.jpg"}', '{"images": 3}', "", "\x80\x02]"]:

@@ -38,7 +38,7 @@ def test_images_annotations_and_categories_are_read_by_id(tmp_path):
     assert read.categories == {5: "dog"}
 
 
-def test_the_segmentation_is_the_text_of_the_file(tmp_path):
+def test_the_segmentation_stays_undecoded(tmp_path):
     text = b"[[1.50, 2.00,30.10000000000000001,2,  30,20]]"
     row = b'{"id":7,"image_id":9,"bbox":[0,0,1,1],"segmentation":' + text + b"}"
     path = tmp_path / "instances.json"
@@ -53,7 +53,7 @@ def test_a_gzipped_file_reads_like_the_plain_one(tmp_path):
     assert read_instances(packed) == read_instances(plain)
 
 
-def test_only_what_is_asked_for_is_kept(tmp_path):
+def test_only_requested_rows_are_kept(tmp_path):
     path = write(tmp_path / "i.json", [image(1), image(2)], [annotation(10, 1), annotation(20, 2), annotation(21, 2)])
     of_image = read_instances(path, image_ids=[2])
     assert (set(of_image.images), set(of_image.annotations)) == ({2}, {20, 21})
@@ -103,7 +103,7 @@ def test_a_region_has_the_far_corner_of_its_box_and_the_annotations_identity(tmp
     assert coco_region(read, family="my_set").source_id == "my_set:7"
 
 
-def test_a_photograph_goes_by_its_2014_and_2017_names():
+def test_an_image_has_its_2014_and_2017_names():
     photograph = coco_image(581857, width=640, height=427)
     assert photograph.key == "coco:581857"
     assert photograph.names == (
@@ -114,7 +114,7 @@ def test_a_photograph_goes_by_its_2014_and_2017_names():
     assert (photograph.width, photograph.height) == (640, 427)
 
 
-def test_one_id_with_two_meanings_is_an_error_and_a_repeated_row_is_not(tmp_path):
+def test_two_different_rows_with_one_id_are_an_error_and_a_repeated_row_is_not(tmp_path):
     twice = write(tmp_path / "twice.json", [image(9), image(9)], [annotation(7, 9), annotation(7, 9)])
     assert len(read_instances(twice).annotations) == 1
     moved = write(tmp_path / "moved.json", [image(9)], [annotation(7, 9), annotation(7, 9, bbox=[0, 0, 1, 1])])
@@ -144,7 +144,7 @@ def test_a_file_of_another_format_is_an_error(tmp_path, text):
         read_instances(path)
 
 
-def test_what_is_not_kept_takes_no_memory(tmp_path):
+def test_rows_that_are_not_kept_take_no_memory(tmp_path):
     rows = [annotation(number, number // 4, segmentation=TRIANGLE * 30) for number in range(4_000)]
     path = write(tmp_path / "i.json", [image(number) for number in range(1_000)], rows)
     size = path.stat().st_size

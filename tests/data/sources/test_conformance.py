@@ -1,4 +1,4 @@
-"""What every source keeps to, whatever its format: one small release of each is read, packed and prepared."""
+"""The rules that all sources follow: one small release of each format is read, packed and prepared."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_every_corpus_belongs_to_a_source():
     assert set(CORPORA) == set(SOURCES)
 
 
-def test_every_expression_is_read_and_has_an_id_of_its_own_in_its_split(main_file, corpus):
+def test_every_expression_is_read_and_has_a_unique_id_in_its_split(main_file, corpus):
     records, _ = read(main_file)
     ids = Counter((record.split, one.id) for record in records for one in record.expressions)
     assert len(ids) == corpus.num_expressions >= LEAST_EXPRESSIONS
@@ -97,12 +97,12 @@ def test_every_expression_is_read_and_has_an_id_of_its_own_in_its_split(main_fil
     assert all(one.text.strip() for record in records for one in record.expressions)
 
 
-def test_every_record_says_which_file_and_entry_it_is(main_file):
+def test_every_record_names_its_file_and_entry(main_file):
     records, _ = read(main_file)
     assert [record.where for record in records if not PLACES.fullmatch(record.where)] == []
 
 
-def test_boxes_are_ordered_floats_inside_the_picture(main_file):
+def test_boxes_are_ordered_floats_inside_the_image(main_file):
     records, _ = read(main_file)
     assert {(record.image.width, record.image.height) for record in records} == {(WIDTH, HEIGHT)}
     boxes = [region.box_xyxy for record in records for region in record.regions]
@@ -114,7 +114,7 @@ def test_boxes_are_ordered_floats_inside_the_picture(main_file):
         assert 0 <= y1 < y2 <= HEIGHT
 
 
-def test_keys_of_pictures_are_of_a_known_family_and_file_names_are_relative(main_file, corpus):
+def test_image_keys_have_a_known_family_and_file_names_are_relative(main_file, corpus):
     records, _ = read(main_file)
     images = [record.image for record in records]
     assert [image.key for image in images if not KEYS.fullmatch(image.key)] == []
@@ -124,7 +124,7 @@ def test_keys_of_pictures_are_of_a_known_family_and_file_names_are_relative(main
     assert all(image.names for image in images)
 
 
-def test_what_is_wrong_is_counted_by_kind_with_its_place(main_file, corpus):
+def test_problems_are_counted_by_kind_with_their_places(main_file, corpus):
     _, problems = read(main_file)
     assert problems.counts == corpus.problems
     assert all(KINDS.fullmatch(kind) for kind in problems.counts)
@@ -151,7 +151,7 @@ def test_records_can_be_sent_to_another_process(main_file):
         assert with_masks(pickle.loads(pickle.dumps(record))) == with_masks(record)
 
 
-def test_a_source_knows_its_own_files_plain_and_packed_and_no_others(name, source, main_file, tmp_path):
+def test_a_source_recognises_its_own_files_plain_and_packed_and_no_others(name, source, main_file, tmp_path):
     assert source.sniff(main_file)
     assert detect_format(main_file) == name
     assert detect_format(packed(main_file, tmp_path / "packed")) == name

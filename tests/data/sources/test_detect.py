@@ -1,4 +1,4 @@
-"""The format of a file is told from its beginning, or the user is asked."""
+"""The format of a file is recognised by its first bytes, or the user must choose it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OWN = {"image": "a.jpg", "expression": "x", "box": [1, 2, 3, 4]}
 
 @pytest.mark.parametrize(("document", "expected"), [(COCO, "coco"), (ODVG, "odvg"), (OWN, "jsonl")])
 @pytest.mark.parametrize("is_packed", [False, True])
-def test_each_format_is_told_from_all_others_by_content_alone(tmp_path, document, expected, is_packed):
+def test_each_format_is_distinguished_from_all_others_by_content_alone(tmp_path, document, expected, is_packed):
     path = tmp_path / "data"
     text = json.dumps(document).encode() + b"\n"
     path.write_bytes(gzip.compress(text) if is_packed else text)
@@ -37,7 +37,7 @@ def test_only_the_beginning_is_read_so_the_rest_may_be_damaged(tmp_path):
     assert detect_format(path) == "jsonl"
 
 
-def test_a_first_line_longer_than_what_is_read_is_still_told(tmp_path):
+def test_a_first_line_longer_than_the_bytes_read_is_still_recognised(tmp_path):
     path = tmp_path / "data"
     regions = [{"bbox": [1, 2, 3, 4], "phrase": f"phrase {number}"} for number in range(3_000)]
     path.write_text(json.dumps(ODVG | {"grounding": {"caption": "", "regions": regions}}))
@@ -67,6 +67,6 @@ def test_a_file_that_looks_like_two_formats_is_not_guessed(tmp_path):
     assert "odvg" not in str(error.value)
 
 
-def test_nothing_there_is_a_data_error(tmp_path: Path):
+def test_a_missing_file_is_a_data_error(tmp_path: Path):
     with pytest.raises(DataError, match="no such file"):
         detect_format(tmp_path / "nowhere")

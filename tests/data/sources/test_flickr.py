@@ -1,4 +1,4 @@
-"""Flickr30k Entities: phrases found in captions, boxes by chain, and what has none."""
+"""Flickr30k Entities: phrases of captions, boxes by chain, and phrases without boxes."""
 
 import gzip
 import os
@@ -167,7 +167,7 @@ def test_split_lists_may_be_compressed_and_may_name_files(tmp_path):
     assert {(r.split, r.image.key) for r in records} == {("val", "flickr30k:77")}
 
 
-def test_a_picture_without_files_is_counted_and_the_others_are_read(tmp_path):
+def test_an_image_without_files_is_counted_and_the_others_are_read(tmp_path):
     files = files_in(tmp_path, test="5\n77\n6\n")
     (tmp_path / "Sentences" / "6.txt").write_text("nothing")
     records, problems = read(files)
@@ -183,7 +183,7 @@ def test_an_image_twice_in_one_list_is_read_once(tmp_path):
     assert problems.places["repeated_image"] == ["test.txt: line 3: 77"]
 
 
-def test_a_picture_in_two_splits_is_refused(tmp_path):
+def test_an_image_in_two_splits_is_refused(tmp_path):
     with pytest.raises(DataError, match="77 is already in train"):
         read(files_in(tmp_path, train="77\n", val="1\n77\n"))
 
@@ -201,7 +201,7 @@ def test_a_malformed_caption_is_counted_and_the_others_are_read(tmp_path):
     assert problems.counts == {"malformed_caption": 1}
 
 
-def test_a_malformed_annotation_is_counted_and_the_other_pictures_are_read(tmp_path):
+def test_a_malformed_annotation_is_counted_and_the_other_images_are_read(tmp_path):
     files = files_in(tmp_path, train="5\n77\n")
     (tmp_path / "Sentences" / "5.txt").write_text(CAPTIONS)
     (tmp_path / "Annotations" / "5.xml").write_text(BOXES.replace("</annotation>", ""))
@@ -240,7 +240,7 @@ def test_the_same_words_twice_have_different_spans():
         ("[/EN#x/people a man]", "no number"),
     ],
 )
-def test_marks_that_do_not_match_are_refused(line, complaint):
+def test_brackets_that_do_not_match_are_refused(line, complaint):
     with pytest.raises(DataError, match=complaint):
         parse_caption(line, where="here")
 
@@ -255,12 +255,12 @@ def test_marks_that_do_not_match_are_refused(line, complaint):
         ("<annotation>", '<!DOCTYPE a [<!ENTITY b "c">]><annotation>', "document type"),
     ],
 )
-def test_an_annotation_that_makes_no_sense_is_refused(old, new, complaint):
+def test_a_contradictory_or_invalid_annotation_is_refused(old, new, complaint):
     with pytest.raises(DataError, match=complaint):
         parse_boxes(BOXES.replace(old, new, 1).encode(), "77", where="77.xml")
 
 
-def test_the_format_is_known_by_its_two_folders(tmp_path):
+def test_the_format_is_recognised_by_its_two_folders(tmp_path):
     files_in(tmp_path)
     packed, foreign = tmp_path / "annotations.zip", tmp_path / "images.zip"
     for path, names in ((packed, ("a/Sentences/1.txt", "a/Annotations/1.xml")), (foreign, ("Annotations/1.json",))):
@@ -276,7 +276,7 @@ def test_the_format_is_known_by_its_two_folders(tmp_path):
 
 
 @needs_real_data
-def test_the_union_of_the_real_pictures_two_young_guys_is_the_published_one():
+def test_the_union_of_the_boxes_of_two_young_guys_is_the_published_one():
     files = {"annotations": REAL, **{split: REAL / f"{split}.txt" for split in ("train", "val", "test")}}
     records, problems = read(files)
     guys = next(r for r in records if r.expressions[0].text == "Two young guys")

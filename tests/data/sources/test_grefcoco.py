@@ -46,7 +46,7 @@ def ids(record):
     return [region.source_id for region in record.regions]
 
 
-def test_several_one_and_no_targets_are_told_apart(tmp_path, objects):
+def test_several_one_and_no_targets_are_distinguished(tmp_path, objects):
     rows = [
         ref(1, [71, 70], "Both men", no_target=False),
         ref(2, [70], "Left man", "val", no_target=False),
@@ -63,7 +63,7 @@ def test_several_one_and_no_targets_are_told_apart(tmp_path, objects):
     assert not problems.counts
 
 
-def test_sentences_are_as_typed_unless_the_cleaned_ones_are_asked_for(tmp_path, objects):
+def test_sentences_are_as_typed_unless_the_cleaned_ones_are_requested(tmp_path, objects):
     path = write(tmp_path, [ref(1, [71, 70], "Both Men!")])
     assert read(path, objects)[0][0].expressions[0].text == "Both Men!"
     assert read(path, objects, text="sent")[0][0].expressions[0].text == "both men!"
@@ -85,7 +85,7 @@ def test_pickles_read_like_json(tmp_path, objects, protocol):
 @pytest.mark.parametrize(
     ("ann", "flag"), [([70], True), ([-1], False), ([], False), (70, True), ([70, -1], None), ([-1, 71], True)]
 )
-def test_a_ref_that_is_and_is_not_about_nothing_is_an_error_that_names_it(tmp_path, objects, ann, flag):
+def test_a_ref_with_and_without_a_target_is_an_error_that_names_it(tmp_path, objects, ann, flag):
     path = write(tmp_path, [ref(1, [70, 71], "both"), ref(17, ann, "the bus", no_target=flag)])
     with pytest.raises(DataError) as caught:
         read(path, objects)
@@ -119,7 +119,7 @@ def test_the_coco_style_export_is_refused_with_the_format_to_use(tmp_path, objec
     assert not SOURCE.sniff(path)
 
 
-def test_bare_ids_are_taken_for_grefcoco_only_with_its_flag(tmp_path):
+def test_bare_ids_are_recognised_as_grefcoco_only_with_its_flag(tmp_path):
     assert SOURCE.sniff(write(tmp_path, [ref(1, 70, "left", no_target=False)]))
     assert not SOURCE.sniff(write(tmp_path, [ref(1, 70, "left")]))
 

@@ -1,4 +1,4 @@
-"""A photograph has one key and one name, however its place is spelled."""
+"""An image has one key and one name, however its path is spelled."""
 
 import pytest
 
@@ -11,11 +11,11 @@ from refcli.errors import DataError
 @pytest.mark.parametrize(
     "name", ["a/1.jpg", "./a/1.jpg", "a//1.jpg", "a/./1.jpg", "a\\1.jpg", ".\\a\\1.jpg", " /a/1.jpg "]
 )
-def test_spellings_of_one_place_are_one_picture(name):
+def test_spellings_of_one_path_are_one_image(name):
     assert named_image(name, dataset="pets", width=4, height=3) == RawImage("pets:a/1.jpg", ("a/1.jpg",), 4, 3)
 
 
-def test_folders_tell_pictures_apart():
+def test_images_of_one_name_in_different_folders_are_different():
     assert named_image("a/1.jpg", dataset="pets").key != named_image("b/1.jpg", dataset="pets").key
 
 
@@ -28,7 +28,7 @@ def test_a_coco_name_keeps_its_folders_in_one_spelling_unless_they_lead_out():
 
 
 @pytest.mark.parametrize("name", ["../1.jpg", "a/../../1.jpg", "a\\..\\1.jpg", "..", ".", "./", "/"])
-def test_a_name_that_leads_out_or_nowhere_is_refused(name):
+def test_a_name_that_is_empty_or_leads_out_is_refused(name):
     with pytest.raises(DataError, match=r"leads out|names no file"):
         named_image(name, dataset="pets")
 
@@ -40,7 +40,7 @@ def test_a_flickr_name_is_that_of_a_file(name):
         named_flickr_image(name, width=None, height=None)
 
 
-def test_a_line_whose_picture_leads_out_is_listed_and_the_others_are_read(tmp_path):
+def test_a_line_whose_image_leads_out_is_reported_and_the_others_are_read(tmp_path):
     path = tmp_path / "pets.jsonl"
     lines = [f'{{"image": "{name}", "expression": "a cat", "box": [1, 1, 9, 9]}}' for name in ("../1.jpg", "./a/1.jpg")]
     path.write_text("\n".join(lines))

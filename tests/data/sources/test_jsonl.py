@@ -1,4 +1,4 @@
-"""A user's own lines are read as they say, and what a line cannot mean is listed."""
+"""A user's own lines are read as documented, and invalid lines are reported."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_all_ways_to_write_boxes_agree(tmp_path):
     assert {one(tmp_path, **way).regions[0].box_xyxy for way in ways} == {(1, 2, 4, 6)}
 
 
-def test_segmentations_go_with_their_boxes_and_stay_unread(tmp_path):
+def test_segmentations_belong_to_their_boxes_and_stay_undecoded(tmp_path):
     single = one(tmp_path, box=[1, 1, 5, 5], segmentation=POLYGON).regions[0]
     assert isinstance(single.segmentation, bytes)
     assert json.loads(single.segmentation) == POLYGON
@@ -77,7 +77,7 @@ def test_segmentations_go_with_their_boxes_and_stay_unread(tmp_path):
     assert json.loads(third.segmentation) == RUNS
 
 
-def test_no_target_has_to_be_said(tmp_path):
+def test_no_target_must_be_stated(tmp_path):
     assert one(tmp_path, no_target=True).regions == ()
     assert one(tmp_path, no_target=True, boxes=[]).regions == ()
     for missing in ({}, {"boxes": []}, {"box": None}, {"no_target": False}):
@@ -103,7 +103,7 @@ def test_optional_keys_are_obeyed(tmp_path):
     assert one(tmp_path, box=[1, 2, 4, 6], image_id="coco:9").image.key == "coco:9"
 
 
-def test_coco_names_are_photographs_of_coco_but_the_own_name_comes_first(tmp_path):
+def test_coco_names_are_coco_images_but_the_given_name_comes_first(tmp_path):
     image = one(tmp_path, image="shots\\COCO_train2014_000000000009.jpg", box=[1, 2, 4, 6]).image
     assert image.key == "coco:9"
     assert image.names[0] == "shots/COCO_train2014_000000000009.jpg"
@@ -117,7 +117,7 @@ def test_several_expressions_have_different_ids_and_the_same_regions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ('{"image": "a.jpg", ', "not valid JSON"),
         ("[1, 2]", "unexpected shape"),
@@ -140,14 +140,14 @@ def test_several_expressions_have_different_ids_and_the_same_regions(tmp_path):
         (GOOD | {"id": "first"}, "already given"),
     ],
 )
-def test_a_broken_line_is_listed_with_what_is_wrong_and_the_rest_goes_on(tmp_path, line, told):
+def test_a_broken_line_is_reported_with_its_fault_and_the_others_are_read(tmp_path, line, message):
     problems = Problems()
     path = write(tmp_path, GOOD | {"id": "first"}, line, "", GOOD)
     assert len(read(path, problems)) == 2
     assert problems.counts == {"broken_line": 1}
     (place,) = problems.places["broken_line"]
     assert place.startswith("my.jsonl: line 2: ")
-    assert told in place
+    assert message in place
 
 
 def test_a_file_without_one_good_line_is_refused_with_its_first_fault(tmp_path):
@@ -164,7 +164,7 @@ def test_two_files_may_hold_lines_of_one_split(tmp_path):
     assert records[0].expressions[0].id != records[1].expressions[0].id
 
 
-def test_an_id_may_come_again_in_another_split_only(tmp_path):
+def test_an_id_may_recur_only_in_another_split(tmp_path):
     several = {"image": "a.jpg", "expressions": ["x", "y"], "no_target": True}
     problems = Problems()
     lines = [
@@ -199,7 +199,7 @@ def test_the_documentation_names_every_key():
     assert all(f"`{key}`" in str(jsonl.__doc__) for key in KEYS)
 
 
-def test_sniff_wants_an_image_and_an_expression(tmp_path):
+def test_sniff_requires_an_image_and_an_expression(tmp_path):
     assert sniff_jsonl(write(tmp_path, GOOD))
     assert sniff_jsonl(write(tmp_path, {"image": "a.jpg", "expressions": ["x"], "no_target": True}))
     assert not sniff_jsonl(write(tmp_path, GOOD | {"schema": "refcli.prediction/1"}))

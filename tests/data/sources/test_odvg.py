@@ -65,12 +65,12 @@ def test_equal_phrases_of_an_image_are_one_with_all_distinct_boxes(tmp_path):
     }
 
 
-def test_a_list_of_phrases_means_the_same_boxes(tmp_path):
+def test_the_phrases_of_a_list_refer_to_the_same_boxes(tmp_path):
     both = {"bbox": [0, 0, 9, 9], "phrase": ["one man", "a guy"]}
     assert meanings(read(write(tmp_path, grounding(both)))) == {"one man": [(0, 0, 9, 9)], "a guy": [(0, 0, 9, 9)]}
 
 
-def test_names_of_coco_are_photographs_of_coco(tmp_path):
+def test_coco_names_are_coco_images(tmp_path):
     line = grounding(SURFERS) | {"filename": "train2014/COCO_train2014_000000000009.jpg"}
     (record,) = read(write(tmp_path, line))
     assert record.image.key == "coco:9"
@@ -91,7 +91,7 @@ def test_detection_is_read_only_on_request_and_counted_otherwise(tmp_path):
     assert problems.counts == {"instance_without_category": 1}
 
 
-def test_a_file_of_detection_alone_says_what_to_set(tmp_path):
+def test_a_file_of_detection_alone_is_refused_with_the_setting_to_use(tmp_path):
     with pytest.raises(DataError, match="detection to true"):
         read(write(tmp_path, detection(CAR)))
 
@@ -111,7 +111,7 @@ def test_a_file_of_detection_alone_says_what_to_set(tmp_path):
         "[" * 100_000,
     ],
 )
-def test_a_broken_line_is_listed_and_the_rest_goes_on(tmp_path, broken):
+def test_a_broken_line_is_reported_and_the_others_are_read(tmp_path, broken):
     problems = Problems()
     records = read(write(tmp_path, grounding(SURFERS), broken, "", grounding(BEACH)), problems)
     assert list(meanings(records)) == ["Two surfers", "beach"]
@@ -132,7 +132,7 @@ def test_an_image_without_phrases_is_counted(tmp_path):
     assert problems.counts == {"image_without_phrase": 1}
 
 
-def test_sniff_knows_both_kinds_plain_and_gzipped(tmp_path):
+def test_sniff_recognises_both_kinds_plain_and_gzipped(tmp_path):
     for line in (grounding(SURFERS), detection(CAR)):
         path = write(tmp_path, line, line)
         assert sniff_odvg(path)

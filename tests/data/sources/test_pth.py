@@ -46,7 +46,7 @@ def test_a_transvg_tuple_gets_mask_and_size_from_the_instances_file(tmp_path: Pa
     assert not problems.counts
 
 
-def test_an_annotation_that_is_missing_or_has_another_box_gives_no_mask_and_is_told(tmp_path: Path):
+def test_an_annotation_that_is_missing_or_has_another_box_gives_no_mask_and_is_reported(tmp_path: Path):
     other_box = annotation(511688, box=[300.5, 20.0, 10.3, 30.0])
     for annotations, kind in (((annotation(7),), "annotation_not_found"), ((other_box,), "box_differs_from_instances")):
         (record,), problems = read(tmp_path, [TRANSVG], instances=instances_of(*annotations))
@@ -99,7 +99,7 @@ def test_a_box_that_is_not_finite_is_left_to_the_preparation(tmp_path: Path):
         ([(1, 2, 3, 4, 5, 6.5)], [[1, 2, 3, 4, 5, 6.5]]),
     ],
 )
-def test_run_lengths_and_polygons_are_handed_on_as_json(tmp_path: Path, mask: object, expected: object):
+def test_run_lengths_and_polygons_are_passed_on_as_json(tmp_path: Path, mask: object, expected: object):
     path = tmp_path / "a.pth"
     path.write_bytes(legacy([(*ONEREF[:4], mask)]))
     (record,) = SOURCE.read({"val": path}, PthSettings(), dataset="mine", problems=Problems())
@@ -107,7 +107,7 @@ def test_run_lengths_and_polygons_are_handed_on_as_json(tmp_path: Path, mask: ob
 
 
 @pytest.mark.parametrize("mask", [[("r1", ["boy"])], [[1.0, float("nan")]], {"size": [1, 1]}, [[1, 10**400]], 5])
-def test_a_mask_of_no_known_form_is_told_and_the_box_stays(tmp_path: Path, mask: object):
+def test_a_mask_of_an_unknown_form_is_reported_and_the_box_stays(tmp_path: Path, mask: object):
     (record,), problems = read(tmp_path, [(*ONEREF[:4], mask)])
     assert record.regions[0].segmentation is None
     assert record.regions[0].box_xyxy == (300.5, 20.0, 310.75, 50.0)
@@ -121,7 +121,9 @@ def test_no_mask_is_no_problem(tmp_path: Path, mask: object):
     assert not problems.counts
 
 
-def test_the_far_edges_of_referit_and_flickr_are_moved_out_by_one_pixel_unless_the_original_is_wanted(tmp_path: Path):
+def test_the_far_edges_of_referit_and_flickr_are_moved_out_by_one_pixel_unless_the_original_is_requested(
+    tmp_path: Path,
+):
     for row, box, key, source_id in (
         (REFERIT, (0.0, 10.0, 479.0, 99.0), "saiapr:8756", "saiapr:8756_2"),
         (FLICKR, (158.0, 0.0, 260.0, 372.0), "flickr30k:1000092795", None),

@@ -1,4 +1,4 @@
-"""Reading the lists of TransVG and OneRef: whose boxes they are, and files that are none."""
+"""Reading the lists of TransVG and OneRef: the form of boxes, and files that are not lists."""
 
 import gzip
 import json
@@ -56,13 +56,13 @@ def test_coco_boxes_that_all_look_like_corners_must_be_declared(tmp_path: Path):
     assert not problems.counts
 
 
-def test_few_coco_boxes_that_tell_nothing_are_taken_as_the_format_has_them_and_it_is_said(tmp_path: Path):
+def test_few_ambiguous_coco_boxes_have_the_usual_form_and_are_reported(tmp_path: Path):
     (record,), problems = read(tmp_path, [(COCO, "1.pth", [10.0, 10.0, 200.0, 200.0], "boy", [])])
     assert record.regions[0].box_xyxy == (10.0, 10.0, 210.0, 210.0)
     assert problems.counts == Counter(box_kind_assumed=1)
 
 
-def test_pictures_of_ones_own_need_boxes_that_are_proven_or_declared(tmp_path: Path):
+def test_own_images_need_boxes_that_are_proven_or_declared(tmp_path: Path):
     size = {"height": 9, "width": 9}
     row = ("trip/day 1.png", size, [1, 2, 7, 8], "the boat", None)
     with pytest.raises(DataError, match="may be corners or x, y, width, height"):
@@ -77,7 +77,7 @@ def test_pictures_of_ones_own_need_boxes_that_are_proven_or_declared(tmp_path: P
     assert not problems.counts
 
 
-def test_the_family_can_be_declared_where_names_do_not_tell_it(tmp_path: Path):
+def test_the_family_can_be_declared_if_names_do_not_show_it(tmp_path: Path):
     row = ("trip.jpg", [1, 2, 7, 8], "the boat")
     with pytest.raises(DataError, match=r"'trip.jpg' is not the name of an image of flickr"):
         read(tmp_path, [row])
@@ -171,7 +171,7 @@ def test_every_split_is_read_from_its_own_file(tmp_path: Path):
     assert [(one.split, one.expressions[0].id) for one in records] == [("train", "0"), ("val", "0")]
 
 
-def test_foreign_files_are_not_taken_for_lists(tmp_path: Path):
+def test_foreign_files_are_not_recognised_as_lists(tmp_path: Path):
     contents = {
         "checkpoint.pth": torch_list({"model": {}}),
         "refs.p": pickle.dumps([{"ref_id": 1}]),
@@ -194,7 +194,7 @@ def test_an_unknown_setting_is_refused():
 
 @needs_real_data
 @pytest.mark.parametrize(("name", "tuples", "images"), [("val", 7640, 4123), ("test", 3820, 2775)])
-def test_real_transvg_lists_are_read_whole(name: str, tuples: int, images: int):
+def test_real_transvg_lists_are_read_completely(name: str, tuples: int, images: int):
     path = Path(REALDATA) / "refcoco_transvg_pth" / f"my_{name}_split.pth"
     assert SOURCE.sniff(path)
     problems = Problems()

@@ -32,11 +32,11 @@ def ref(number, ann, image, sentences, split="train", **fields):
 def instances(path, *, annotations, images, name="COCO_train2014_{:012d}.jpg"):
     """Write an instances file; annotations are {id: image} or {id: (image, more fields)}."""
     rows = []
-    for number, told in annotations.items():
-        at, fields = told if isinstance(told, tuple) else (told, {})
+    for number, given in annotations.items():
+        at, fields = given if isinstance(given, tuple) else (given, {})
         rows.append({"id": number, "image_id": at, "category_id": 5, "bbox": [10, 20, 30.5, 40], **fields})
-    pictures = [{"id": one, "file_name": name.format(one), "width": 640, "height": 480} for one in images]
-    path.write_text(json.dumps({"info": [], "images": pictures, "annotations": rows, "categories": []}))
+    entries = [{"id": one, "file_name": name.format(one), "width": 640, "height": 480} for one in images]
+    path.write_text(json.dumps({"info": [], "images": entries, "annotations": rows, "categories": []}))
     return path
 
 
@@ -141,7 +141,7 @@ def test_joint_splits_of_refclef_are_memberships(tmp_path, objects):
         assert [record.split for record in read(path, objects)[0]] == members
 
 
-def test_photographs_of_saiapr_are_found_by_their_ids(tmp_path):
+def test_saiapr_images_are_found_by_their_ids(tmp_path):
     objects = instances(tmp_path / "instances.json", annotations={8: 19579}, images=[19579], name="{}.jpg")
     path = tmp_path / "refs(berkeley).json"
     path.write_bytes(as_json([ref(1, 8, 19579, [sentence(0, "sky")])]))
@@ -150,7 +150,7 @@ def test_photographs_of_saiapr_are_found_by_their_ids(tmp_path):
     assert record.regions[0].source_id == "refclef:8"
 
 
-def test_photographs_of_nobody_known_are_found_by_the_name_in_instances(tmp_path):
+def test_images_of_unknown_origin_are_found_by_the_name_in_instances(tmp_path):
     objects = instances(tmp_path / "instances.json", annotations={8: 3}, images=[3], name="day\\street_{}.png")
     path = tmp_path / "refs.json"
     path.write_bytes(as_json([ref(1, 8, 3, [sentence(0, "bus")])]))
@@ -160,7 +160,7 @@ def test_photographs_of_nobody_known_are_found_by_the_name_in_instances(tmp_path
     assert record.image.key == "coco:3"
 
 
-def test_a_name_like_cocos_with_another_number_is_not_cocos(tmp_path):
+def test_a_coco_like_name_with_another_number_is_not_a_coco_image(tmp_path):
     objects = instances(tmp_path / "i.json", annotations={8: 3}, images=[3], name="COCO_train2014_000000000004.jpg")
     path = tmp_path / "refs.json"
     path.write_bytes(as_json([ref(1, 8, 3, [sentence(0, "bus")])]))
@@ -177,7 +177,7 @@ def test_a_crowd_is_kept_and_counted(tmp_path):
     assert problems.counts == {"crowd_region": 1}
 
 
-def test_refs_that_cannot_be_placed_are_left_out_and_counted(tmp_path):
+def test_refs_without_a_known_image_or_annotation_are_left_out_and_counted(tmp_path):
     objects = instances(tmp_path / "instances.json", annotations={8: 3, 9: 4}, images=[3])
     path = tmp_path / "refs(unc).json"
     good, unknown = ref(1, 8, 3, [sentence(0, "bus")]), ref(2, 999, 3, [sentence(1, "car"), sentence(2, "van")])
@@ -234,7 +234,7 @@ def test_lists_of_annotations_are_for_grefcoco(tmp_path, objects):
     "data",
     [b"", b"[", b"[1, 2]", b"[{}]", b'{"images": []}', b"\x80\x02]q\x00", b"cos\nsystem\n.", pickle.dumps({"a": 1}, 2)],
 )
-def test_foreign_files_are_not_taken_and_not_read(tmp_path, objects, data):
+def test_foreign_files_are_neither_recognised_nor_read(tmp_path, objects, data):
     path = tmp_path / "refs(unc).p"
     path.write_bytes(data)
     assert not SOURCE.sniff(path)
@@ -242,7 +242,7 @@ def test_foreign_files_are_not_taken_and_not_read(tmp_path, objects, data):
         read(path, objects)
 
 
-def test_neither_a_folder_nor_a_missing_or_broken_file_is_taken(tmp_path):
+def test_neither_a_folder_nor_a_missing_or_broken_file_is_recognised(tmp_path):
     broken = tmp_path / "broken.gz"
     broken.write_bytes(gzip.compress(as_json(REFS))[:40])
     assert not SOURCE.sniff(tmp_path)

@@ -1,4 +1,4 @@
-"""ReferItGame as the JSON files of Hu et al.: splits, inclusive boxes, inverted masks, and the published counts."""
+"""ReferItGame in the JSON files of Hu et al.: splits, inclusive boxes, inverted masks, and the published counts."""
 
 import gzip
 import json
@@ -88,7 +88,7 @@ def test_sizes_and_splits_may_be_absent_but_not_all_splits(tmp_path):
         read({"boxes": files["boxes"]})
 
 
-def test_photographs_that_refclef_lacks_are_left_out_only_on_request_and_counted_by_expression(tmp_path):
+def test_images_that_refclef_lacks_are_left_out_only_on_request_and_counted_by_expression(tmp_path):
     boxes = {**BOXES, "19579_1": [0, 0, 9, 9]}
     queries = {"train": {"19579_1": ["a", "b"], "38685_1": ["sky"]}}
     files = files_in(tmp_path, boxes=boxes, queries=queries)
@@ -108,13 +108,13 @@ def test_regions_without_a_box_or_an_expression_are_counted(tmp_path):
     assert "38685_9" in problems.places["region_without_box"][0]
 
 
-def test_a_photograph_in_two_splits_is_refused(tmp_path):
+def test_an_image_in_two_splits_is_refused(tmp_path):
     queries = {"train": {"38685_1": ["sky"]}, "test": {"38685_2": ["bridge"]}}
     with pytest.raises(DataError, match=r"38685 is in train and in test"):
         read(files_in(tmp_path, queries=queries))
 
 
-def test_a_photograph_that_the_list_of_its_split_lacks_is_refused(tmp_path):
+def test_an_image_that_the_list_of_its_split_lacks_is_refused(tmp_path):
     files = files_in(tmp_path)
     files["train_images"] = tmp_path / "referit_train_imlist.txt"
     files["train_images"].write_text("38685\n1\n")
@@ -164,7 +164,7 @@ def test_masks_are_found_in_a_zip(tmp_path, prefix):
     assert mask_box(records[2].regions[0].segmentation()) == records[2].regions[0].box_xyxy
 
 
-def test_the_folder_that_holds_the_masks_folder_will_do(tmp_path):
+def test_the_parent_of_the_mask_folder_may_be_given(tmp_path):
     files = files_in(tmp_path)
     (tmp_path / "mask").mkdir()
     save_inverted_mask(tmp_path / "mask" / "712_7.mat", BOXES["712_7"], shape=(480, 360))
@@ -210,7 +210,7 @@ def test_a_broken_mask_is_named_when_it_is_read(tmp_path, content, complaint):
     assert "712_7.mat" in caught.value.where
 
 
-def test_the_format_is_known_by_its_first_box(tmp_path):
+def test_the_format_is_recognised_by_its_first_box(tmp_path):
     files = files_in(tmp_path)
     compressed = tmp_path / "other_name.json.gz"
     compressed.write_bytes(gzip.compress(files["boxes"].read_bytes()))

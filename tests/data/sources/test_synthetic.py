@@ -1,4 +1,4 @@
-"""Synthetic scenes: determinism, masks and boxes, the kinds of expressions, and what is written."""
+"""Synthetic scenes: determinism, masks and boxes, the kinds of expressions, and the written store."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ def test_one_and_two_workers_write_the_same_bytes(tmp_path: Path) -> None:
     assert len([name for name in one if not name.startswith(".")]) == 60 + 2
 
 
-def test_what_is_written_opens_as_a_store_with_its_pictures(tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    summaries = write_synthetic(tmp_path, size=25, seed=2, progress=lambda *state: told.append(state))
+def test_the_written_splits_open_as_a_store_with_their_images(tmp_path: Path) -> None:
+    reported: list[tuple[str, int, int]] = []
+    summaries = write_synthetic(tmp_path, size=25, seed=2, progress=lambda *state: reported.append(state))
     store = Store(tmp_path)
     assert store.names() == ["synthetic:test", "synthetic:train", "synthetic:val"]
     assert [(item.split, item.images) for item in summaries] == [("train", 25), ("val", 1), ("test", 1)]
-    assert told == [("train", 25, 25), ("val", 1, 1), ("test", 1, 1)]
+    assert reported == [("train", 25, 25), ("val", 1, 1), ("test", 1, 1)]
     split = store.split("synthetic:train")
     rendered = render_scene(SyntheticSettings(seed=2), "train", 0)
     assert [split[number] for number in range(len(rendered.examples))] == list(rendered.examples)
-    picture = cv2.imread(str(split.image_path(split[0])))[..., ::-1]
-    assert picture.shape == rendered.image.shape
-    assert np.abs(picture.astype(int) - rendered.image).mean() < 3
+    stored = cv2.imread(str(split.image_path(split[0])))[..., ::-1]
+    assert stored.shape == rendered.image.shape
+    assert np.abs(stored.astype(int) - rendered.image).mean() < 3
     origin = json.loads((tmp_path / "manifest.json").read_text())["datasets"]["synthetic"]["splits"]["val"]["origin"]
     assert SyntheticSettings.model_validate(origin["settings"]) == SyntheticSettings(seed=2)
 
@@ -106,15 +106,15 @@ def _fields(scene: Scene) -> dict[str, object]:
     return {name: getattr(scene, name) for name in scene.__dataclass_fields__}
 
 
-def test_a_painted_circle_has_the_area_and_place_of_a_circle() -> None:
+def test_a_rendered_circle_has_the_area_and_place_of_a_circle() -> None:
     scene = draw_scene(SyntheticSettings(canvas=(200, 200)), generator(0, "x", 0, 0, "layout"))
     assert scene is not None
     circle = SceneObject("circle", "red", "solid", None, 60.0, 100.25, 80.5, 0.0, 30.0, 30.0)
-    picture = render(Scene(**{**_fields(scene), "objects": (circle,), "shadow": None}), np.random.default_rng(0))
-    rows, columns = np.nonzero(picture.owner == 0)
+    rendered = render(Scene(**{**_fields(scene), "objects": (circle,), "shadow": None}), np.random.default_rng(0))
+    rows, columns = np.nonzero(rendered.owner == 0)
     assert len(rows) == pytest.approx(np.pi * 30**2, rel=0.01)
     assert (columns.mean() + 0.5, rows.mean() + 0.5) == pytest.approx((100.25, 80.5), abs=0.15)
-    inside = picture.image[rows, columns].mean(axis=0)
+    inside = rendered.image[rows, columns].mean(axis=0)
     assert np.abs(inside - COLOURS["red"]).max() < 15
 
 
@@ -127,7 +127,7 @@ def test_every_shape_has_visual_size_one(shape: str) -> None:
     assert np.sqrt(longest * 2 * np.sqrt(area / np.pi)) == pytest.approx(1)
 
 
-def test_every_kind_occurs_about_as_often_as_asked() -> None:
+def test_every_kind_occurs_about_as_often_as_its_weight() -> None:
     settings = SyntheticSettings(seed=8)
     examples = [example for index in range(300) for example in render_scene(settings, "train", index).examples]
     for kind in KINDS:
@@ -135,7 +135,7 @@ def test_every_kind_occurs_about_as_often_as_asked() -> None:
         assert share == pytest.approx(settings.kind_weights[kind], rel=0.45), kind
 
 
-def test_a_scene_never_says_the_same_twice_and_says_it_in_lower_case() -> None:
+def test_the_expressions_of_a_scene_are_distinct_and_lower_case() -> None:
     settings = SyntheticSettings(seed=6)
     for index in range(100):
         texts = [example.expression for example in render_scene(settings, "train", index).examples]
@@ -149,12 +149,12 @@ def test_expressions_keep_to_the_vocabulary() -> None:
     assert len(used) >= 100
 
 
-def test_iterating_gives_the_number_of_expressions_asked_for() -> None:
+def test_iterating_gives_the_requested_number_of_expressions() -> None:
     assert len(list(iterate_expressions(SyntheticSettings(), 101))) == 101
     assert list(iterate_expressions(SyntheticSettings(), 5)) == list(iterate_expressions(SyntheticSettings(), 9))[:5]
 
 
-def test_words_alone_hardly_tell_whether_something_is_there() -> None:
+def test_words_alone_hardly_reveal_whether_there_is_a_target() -> None:
     """No content word may be more than twice as frequent in sentences about nothing, or less than half as frequent."""
     settings = SyntheticSettings(seed=12)
     counts: dict[bool, dict[str, int]] = {True: {}, False: {}}
@@ -171,7 +171,7 @@ def test_words_alone_hardly_tell_whether_something_is_there() -> None:
             assert 0.5 < ratio < 2, (word, ratio)
 
 
-def test_only_the_kinds_asked_for_are_said() -> None:
+def test_only_the_requested_kinds_occur() -> None:
     settings = SyntheticSettings(kind_weights={"attribute": 1.0, "no_target": 1.0})
     kinds = {example.kind for index in range(20) for example in render_scene(settings, "train", index).examples}
     assert kinds == {"attribute", "no_target"}
@@ -186,12 +186,12 @@ def test_the_number_of_objects_stays_in_its_range() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"objects": (9, 3)}, {"kind_weights": {"riddle": 1.0}}, {"canvas": (40, 60)}, {"colour": "red"}]
 )
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
+def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         SyntheticSettings(**wrong)
 
 
-def test_settings_without_room_end_in_an_error_instead_of_a_search_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_without_room_end_in_an_error_instead_of_an_endless_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refcli.data.sources.synthetic.examples.draw_scene", lambda settings, rng: None)
     with pytest.raises(ConfigError, match="no layout"):
         render_scene(SyntheticSettings(), "train", 0)

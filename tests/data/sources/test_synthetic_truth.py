@@ -1,4 +1,4 @@
-"""The truth of synthetic expressions, re-derived by a second reader that sees only masks and attributes."""
+"""The targets of synthetic expressions, derived again by a second reader that uses only masks and attributes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ RELATION = re.compile(
 
 @dataclass(frozen=True)
 class Seen:
-    """One object as a reader of the picture sees it."""
+    """One object as a reader of the image sees it."""
 
     shape: str
     colour: str
@@ -221,13 +221,13 @@ def test_relations_and_superlatives_hold_in_the_visible_masks_by_a_margin(scenes
     """Occlusion must not turn "leftmost" into a lie: the visible box's centre is still the leftmost of its group."""
     checked = 0
     for rendered in scenes:
-        picture = render(rendered.scene, generator(5, "train", 0, 0, "picture"))
+        image = render(rendered.scene, generator(5, "train", 0, 0, "picture"))
         seen = look(rendered)
-        for example, said in zip(rendered.examples, rendered.utterances, strict=True):
-            if example.kind == "superlative" and said.term.axis in ("left", "right"):
-                sign = 1 if said.term.axis == "left" else -1
-                group = fitting(" ".join(word for word in said.term.description if word), seen)
-                centre = {n: sign * np.nonzero(picture.owner == n)[1].mean() for n in group}
+        for example, utterance in zip(rendered.examples, rendered.utterances, strict=True):
+            if example.kind == "superlative" and utterance.term.axis in ("left", "right"):
+                sign = 1 if utterance.term.axis == "left" else -1
+                group = fitting(" ".join(word for word in utterance.term.description if word), seen)
+                centre = {n: sign * np.nonzero(image.owner == n)[1].mean() for n in group}
                 (winner,) = referents(example)
                 assert min(centre, key=centre.get) == winner, example.expression
                 checked += 1
@@ -241,9 +241,9 @@ def test_size_words_are_used_only_across_a_clear_gap(scenes: list[RenderedScene]
             sizes[item.size_class].append(item.size)
         if sizes["small"] and sizes["big"]:
             assert min(sizes["big"]) >= 1.4 * max(sizes["small"])
-        said = {word for example in rendered.examples for word in example.expression.split()}
+        words = {word for example in rendered.examples for word in example.expression.split()}
         if not (sizes["small"] and sizes["big"]):
-            assert not said & {"small", "little", "big", "large"}
+            assert not words & {"small", "little", "big", "large"}
 
 
 def test_masks_of_different_objects_never_overlap(scenes: list[RenderedScene]) -> None:

@@ -44,8 +44,8 @@ class Dice:
         """A number in [low, high)."""
         return low + (high - low) * self.unit()
 
-    def whole(self, low: int, high: int) -> int:
-        """A whole number in low..high, both inclusive."""
+    def integer(self, low: int, high: int) -> int:
+        """An integer in low..high, both inclusive."""
         return low + int(self.unit() * (high - low + 1))
 
     def pick(self, items: Sequence[T]) -> T:

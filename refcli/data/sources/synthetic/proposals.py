@@ -125,7 +125,7 @@ def propose_ordinal(graph: Graph, focus: Focus, dice: Dice) -> Term | None:
     count = graph.matching(description).bit_count()
     if count < 2 or (count == 2 and dice.chance(0.5)):
         return None
-    rank = 1 if dice.chance(0.15) else dice.whole(2, min(count, 4))
+    rank = 1 if dice.chance(0.15) else dice.integer(2, min(count, 4))
     return Nth(description, rank, dice.weighted(SIDES, (0.35, 0.35, 0.15, 0.15)))
 
 
@@ -320,7 +320,7 @@ def _altered(objects: Objects, palette: Palette, item: SceneObject, attribute: s
 def _alter_some(objects: Objects, palette: Palette, dice: Dice) -> Objects:
     """Change one or two attributes of one to three objects."""
     for number in dice.sample(range(len(objects)), dice.weighted((1, 2, 3), (0.5, 0.3, 0.2))):
-        for attribute in dice.sample(("shape", "shape", "colour", "colour", "fill", "size"), dice.whole(1, 2)):
+        for attribute in dice.sample(("shape", "shape", "colour", "colour", "fill", "size"), dice.integer(1, 2)):
             objects[number] = _altered(objects, palette, objects[number], attribute, dice)
     return objects
 

@@ -81,7 +81,7 @@ def draw_scene(settings: SyntheticSettings, rng: np.random.Generator) -> Scene |
     dice = Dice(rng)
     width, height = _draw_canvas(settings.canvas, dice)
     backdrop, colours = _draw_backdrop_and_colours(dice)
-    count = dice.whole(*settings.objects)
+    count = dice.integer(*settings.objects)
     kinds = _draw_attributes(count, colours, dice)
     sizes = _draw_sizes(count, min(width, height), dice)
     crowding = dice.between(0.66, 0.95) if dice.chance(settings.overlap) else CLEAR
@@ -97,8 +97,8 @@ def draw_scene(settings: SyntheticSettings, rng: np.random.Generator) -> Scene |
 
 
 def _draw_canvas(sides: tuple[int, int], dice: Dice) -> tuple[int, int]:
-    long = dice.whole(*sides)
-    short = dice.whole(max(sides[0], -(-long * 3 // 4)), long) if sides[0] < long else long
+    long = dice.integer(*sides)
+    short = dice.integer(max(sides[0], -(-long * 3 // 4)), long) if sides[0] < long else long
     return (long, short) if dice.chance(0.5) else (short, long)
 
 
@@ -114,7 +114,7 @@ def _draw_attributes(count: int, colours: list[str], dice: Dice) -> list[tuple[s
     """(shape, colour, fill) of every object, from small pools, so that objects share attributes."""
     shapes = dice.sample(SHAPES, dice.weighted((2, 3, 4, 5), (0.3, 0.35, 0.25, 0.1)))
     colours = dice.sample(colours, dice.weighted((2, 3, 4, 5), (0.3, 0.35, 0.25, 0.1)))
-    fills = {dice.weighted(FILLS, [FILL_WEIGHTS[fill] for fill in FILLS]) for _ in range(dice.whole(1, 3))}
+    fills = {dice.weighted(FILLS, [FILL_WEIGHTS[fill] for fill in FILLS]) for _ in range(dice.integer(1, 3))}
     fills.add("solid" if dice.chance(0.8) else dice.pick(FILLS))
     pool = sorted(fills)
     drawn = []
@@ -123,7 +123,7 @@ def _draw_attributes(count: int, colours: list[str], dice: Dice) -> list[tuple[s
         fill = dice.pick([fill for fill in pool if fill in allowed_fills(shape)] or ["solid"])
         drawn.append((shape, dice.pick(colours), fill))
     if dice.chance(0.25):
-        stranger = dice.whole(0, count - 1)
+        stranger = dice.integer(0, count - 1)
         drawn[stranger] = (dice.pick(SHAPES), dice.pick(colours), "solid")
     return drawn
 
@@ -143,7 +143,7 @@ def _draw_sizes(count: int, short_side: int, dice: Dice) -> list[tuple[float, st
     share = dice.between(0.3, 0.6)
     classes = ["big" if dice.chance(share) else "small" for _ in range(count)]
     if len(set(classes)) == 1:
-        classes[dice.whole(0, count - 1)] = "small" if classes[0] == "big" else "big"
+        classes[dice.integer(0, count - 1)] = "small" if classes[0] == "big" else "big"
     base_of = {"small": small, "big": big}
     return [(short_side * base_of[name] * dice.between(0.97, 1.03), name) for name in classes]
 

@@ -15,7 +15,7 @@ from refcli.data.store.read import Store
 from refcli.data.training.collate import Collate
 from refcli.data.training.dataset import GroundingDataset
 from refcli.evaluation.calibration import calibrate_on, with_threshold
-from refcli.recipes.evaluate import evaluate
+from refcli.recipes.evaluate import ModelSelection, SplitSelection, evaluate_model
 from refcli.weights.directory import LoadedWeights, load_weights, save_weights
 from refcli.weights.layout import read_meta, write_meta
 
@@ -44,7 +44,8 @@ def package_model(
     settings = with_threshold(loaded.settings, round(chosen.threshold, 4))
     meta: dict[str, object] = {**loaded.meta, "existence_threshold_from": calibrate[1]}
     save_weights(out, loaded.grounder, settings, meta=meta, dtype="bf16")
-    write_meta(out, {**read_meta(out), "scores": evaluate(score[0], [score[1]], weights=str(out)).document})
+    scored = evaluate_model(SplitSelection(score[0], [score[1]]), ModelSelection(str(out)))
+    write_meta(out, {**read_meta(out), "scores": scored.document})
 
 
 def _batches(loaded: LoadedWeights, store: Path, split: str) -> Iterator[Batch]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,19 +10,34 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES, BatchSize, Data, Device, Precision, PrecisionChoice
+from refcli.cli.output import log, printable, write_line
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from refcli.errors import ExitCode
-    from refcli.evaluation.report.document import RunReport
-    from refcli.recipes.evaluate import Evaluation, OnSample
+    from refcli.evaluation.comparison import Comparison
+    from refcli.evaluation.report.document import RunReport, SplitReport
+    from refcli.recipes.evaluate import OnSample
 
 MOST_FAILURES_LISTED = 20
+SYSTEM_OPTIONS = {
+    "data": "--data",
+    "splits": "--split",
+    "weights": "--weights",
+    "predictions": "--predictions",
+    "shard": "--shard",
+    "limit": "--limit",
+    "conventions": "--convention",
+}
+"""What is evaluated, by parameter."""
+MODEL_OPTIONS = {"device": "--device", "precision": "--precision", "batch_size": "--batch-size"}
+"""How a model runs."""
+SCORING_OPTIONS = {"missing": "--missing", "score_threshold": "--score-threshold", "gated": "--gated"}
+"""How answers are scored."""
 
 
 class MissingChoice(str, Enum):
-    """What a sample without an answer is."""
+    """What a sample without an answer counts as."""
 
     error = "error"
     wrong = "wrong"
@@ -32,7 +47,7 @@ def command(
     context: typer.Context,
     parts: Annotated[
         list[Path] | None,
-        typer.Argument(help="With --merge: the parts' --out folders.", metavar="DIR", show_default=False),
+        typer.Argument(help="With --merge: the --out folders of the parts.", metavar="DIR", show_default=False),
     ] = None,
     data: Data = None,
     splits: Annotated[
@@ -51,7 +66,7 @@ def command(
         list[Path] | None,
         typer.Option(
             "--predictions",
-            help="Score the lines of a prediction file (.jsonl, also gzipped) of any system instead of running one.",
+            help="Score a prediction file (.jsonl, also gzipped) of any system instead of running a model.",
             metavar="FILE",
         ),
     ] = None,
@@ -59,47 +74,46 @@ def command(
         MissingChoice,
         typer.Option(
             "--missing",
-            help="A sample without a usable answer is left out as an error (exit code 3), or wrong in every figure.",
+            help="A sample without a usable answer is excluded as an error (exit code 3), or wrong in all metrics.",
         ),
     ] = MissingChoice.error,
     conventions: Annotated[
         list[str] | None,
         typer.Option(
             "--convention",
-            help="Also count as others do: oneref384, lavt480, cgformer, cris, rela480, rela480-text, gsva, all.",
+            help="Also score by another convention: oneref384, lavt480, cgformer, cris, rela480, rela480-text, gsva, "
+            "all.",
             metavar="NAME",
         ),
     ] = None,
     score_threshold: Annotated[
-        float, typer.Option("--score-threshold", help="Boxes from this score on count in grec_*.", min=0, max=1)
+        float, typer.Option("--score-threshold", help="Lowest score of the boxes that grec_* count.", min=0, max=1)
     ] = 0.7,
     gated: Annotated[
         bool,
         typer.Option(
             "--gated",
-            help='Count a wrong "no target" as a miss in every figure, also in --compare. A split in which a wrong '
-            '"no target" has no candidates is always scored so.',
+            help='Count a wrong "no target" as a miss in all metrics, also in --compare. A split in which a wrong '
+            '"no target" has no candidates is always scored this way.',
         ),
     ] = False,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="Only the first so many samples per split.", min=1)
-    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N samples per split.", min=1)] = None,
     shard: Annotated[
-        str | None, typer.Option("--shard", help="Score only part I of N; join the parts with --merge.", metavar="I/N")
+        str | None, typer.Option("--shard", help="Score only part I of N; merge the parts with --merge.", metavar="I/N")
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Join the parts named as arguments into one run.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the parts given as arguments into one run.")] = False,
     compare: Annotated[
         Path | None,
         typer.Option(
             "--compare",
-            help="Paired test against another run's per_sample.parquet (or its folder).",
+            help="Paired test against the per_sample.parquet of another run (or its folder).",
             metavar="FILE|DIR",
         ),
     ] = None,
     device: Device = None,
     precision: Precision = PrecisionChoice.auto,
     batch_size: BatchSize = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document with every figure.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document with all metrics.")] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Write summary.json and per_sample.parquet here.", metavar="DIR"),
@@ -112,7 +126,7 @@ def command(
         int | None,
         typer.Option(
             "--cases",
-            help="With --report: draw so many of the worst samples, and as many at random. Default: 12.",
+            help="With --report: number of worst samples to draw, and of random ones. Default: 12.",
             min=0,
             max=100,
             show_default=False,
@@ -122,156 +136,113 @@ def command(
         list[str] | None,
         typer.Option(
             "--fail-under",
-            help="Exit with code 4 if a figure is lower; e.g. acc50=0.85 or rela480/giou=0.6.",
+            help="Exit with code 4 if a metric is lower, e.g. acc50=0.85 or rela480/giou=0.6.",
             metavar="METRIC=X",
         ),
     ] = None,
 ) -> None:
     """Score models, or prediction files of any system, on splits of a store.
 
-    Everything is measured in pixels of the original images. Acc@0.5, box mIoU, mask mIoU and oIoU are over
-    expressions with a target, before the system's "no target" if its answers have candidates; "gated" counts a wrong
-    "no target" as a miss; N-acc (T-acc) is the share of expressions without (with) a target whose existence is
-    judged right. --json has all figures: Pr@X, gIoU, cIoU, GREC, Recall@k, groups by words, size and number of targets,
-    and the conventions.
-    Exit code 3: samples have no answer, or lines cannot be used (all are counted); 4: a --fail-under gate is not met.
+    All metrics are in pixels of the original images. Acc@0.5, box mIoU, mask mIoU and oIoU are over expressions with
+    a target, before the system's "no target" if its answers have candidates; "gated" counts a wrong "no target" as a
+    miss; N-acc (T-acc) is the share of expressions without (with) a target whose existence is judged correctly. --json
+    has all metrics: Pr@X, gIoU, cIoU, GREC, Recall@k, groups by words, size and number of targets, and the conventions.
+    Exit code 3: samples have no answer, or lines were rejected (all are counted); 4: a --fail-under gate is not met.
     """
     import json
 
-    from refcli.cli.evaluate_checks import check_folder, check_systems, refuse_unused
-    from refcli.cli.evaluate_folders import own_folder, report_folder, write_result
-    from refcli.cli.output import write_line
     from refcli.data.shard import Shard
-    from refcli.errors import ExitCode, UsageError
-    from refcli.evaluation.comparison import check_comparable
+    from refcli.errors import ExitCode
     from refcli.evaluation.gates import check_gates, parse_gates
     from refcli.evaluation.metrics.conventions import choose_conventions
-    from refcli.evaluation.report.cases import NUM_CASES
     from refcli.evaluation.report.document import several_document
-    from refcli.evaluation.run import Scoring, read_run
-    from refcli.recipes.evaluate import evaluate, evaluate_file, merge_evaluations, system_name
+    from refcli.evaluation.results import exit_code
+    from refcli.evaluation.run import Scoring
+    from refcli.recipes.evaluate import EvaluationSettings, ModelSelection, SplitSelection, evaluate
 
-    if merge and (data or splits or weights or predictions or shard or limit or conventions):
-        raise UsageError("--merge takes the parts as they are", where="--merge", hint="give only folders and --out")
-    if parts and not merge:
-        raise UsageError(f"what is {str(parts[0])!r} for?", where="arguments", hint="folders are for --merge")
-    if data is None and not merge:
-        raise UsageError("there is no store to take the truth from", where="--data")
-    report_at = report_folder(out, parts or []) if report else None
-    if num_cases is not None and (merge or not report):
-        raise UsageError("no cases are drawn here", where="--cases", hint="they need --report and no --merge")
-    drawn = (NUM_CASES if num_cases is None else num_cases) if report else 0
-    other = None if compare is None else read_run(compare)
+    has_model = bool(weights) or not (predictions or merge)
+    _refuse_unused(context, parts or [], merges=merge, has_model=has_model)
     scoring = Scoring(choose_conventions(conventions or []), score_threshold, missing.value, gated)
     gates = parse_gates(fail_under or [], conventions=() if merge else scoring.conventions)
-    part = None if shard is None else Shard.parse(shard)
-    models = weights or ([] if predictions or merge else ["builtin"])
-    refuse_unused(context, has_model=bool(models), merges=merge)
-    check_systems(models, predictions or [])
-    if other is not None and not merge:
-        check_comparable(splits or [], scoring, other, has_candidates=bool(models))
-    if force and out is None:
-        raise UsageError("there is nothing to replace", where="--force", hint="give --out DIR")
-    num_systems = 1 if merge else len(models) + len(predictions or [])
-    if out is not None:
-        names = [*map(system_name, models), *map(str, predictions or [])]
-        check_folder(out, [own_folder(name, at, of=num_systems) for at, name in enumerate(names, start=1)], force=force)
-
-    def evaluations() -> Iterator[Evaluation]:
-        if data is None:
-            yield merge_evaluations(parts or [])
-            return
-        for name in models:
-            yield evaluate(
-                data,
-                splits or [],
-                weights=name,
-                device=device or "auto",
-                precision=precision.value,
-                batch_size=batch_size,
-                limit=limit,
-                shard=part,
-                scoring=scoring,
-                num_cases=drawn,
-                on_sample=bars.of(system_name(name)),
-            )
-        for file in predictions or []:
-            yield evaluate_file(
-                file,
-                data,
-                splits or [],
-                limit=limit,
-                shard=part,
-                scoring=scoring,
-                num_cases=drawn,
-                on_sample=bars.of(file.name),
-            )
-
-    results = []
+    part = Shard() if shard is None else Shard.parse(shard)
+    settings = EvaluationSettings(
+        data=None if data is None else SplitSelection(data, tuple(splits or ()), limit, part),
+        models=tuple(
+            ModelSelection(name, device or "auto", precision.value, batch_size)
+            for name in (weights or ["builtin"] if has_model else [])
+        ),
+        predictions=tuple(predictions or ()),
+        merges=merge,
+        parts=tuple(parts or ()),
+        scoring=scoring,
+        compare=compare,
+        out=out,
+        force=force,
+        writes_page=report,
+        num_cases=num_cases,
+    )
     with SampleBars() as bars:
-        for number, plain in enumerate(evaluations(), start=1):
-            result = plain if other is None else plain.compared_with(other)
-            own = own_folder(result.run.weights, number, of=num_systems)
-            results.append(write_result(result, own, out=out, report_at=report_at, force=force))
-    reports = [result.report for result in results]
+        evaluations = evaluate(settings, progress=bars.of)
+
+    reports = [evaluation.report for evaluation in evaluations]
+    for evaluation in evaluations:
+        if evaluation.page is not None:
+            log(f"wrote {evaluation.page}")
     if json_:
-        document = results[0].document if len(results) == 1 else several_document(reports)
+        document = evaluations[0].document if len(evaluations) == 1 else several_document(reports)
         write_line(json.dumps(document, indent=2))
     else:
-        _write_tables(reports, other=None if other is None else other.weights)
+        _write_tables(reports, other=evaluations[0].other)
     for one in reports:
         _log_failures(one)
     check_gates(reports, gates)
-    code = _worst(results)
+    code = exit_code(evaluations)
     if code is not ExitCode.OK:
         raise typer.Exit(int(code))
 
 
-def _write_tables(reports: Sequence[RunReport], *, other: str | None) -> None:
-    from refcli.cli.evaluate_tables import comparison_text, split_text, systems_text
-    from refcli.cli.output import write_line
+def _refuse_unused(context: typer.Context, parts: Sequence[Path], *, merges: bool, has_model: bool) -> None:
+    """Refuse options that would have no effect.
 
-    if len(reports) == 1:
-        for split in reports[0].splits:
-            write_line(split_text(split, weights=reports[0].weights))
-    else:
-        write_line(systems_text(reports))
-    for report in reports:
-        for comparison in report.comparisons:
-            write_line(comparison_text(comparison, this=report.weights, other=other or ""))
+    Raises:
+        UsageError: one is given.
+    """
+    from refcli.errors import UsageError
 
+    def given(options: Mapping[str, str]) -> list[str]:
+        sources = {name: context.get_parameter_source(name) for name in options}
+        return [options[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"]
 
-def _worst(results: Sequence[Evaluation]) -> ExitCode:
-    from refcli.errors import ExitCode
-
-    codes = {result.exit_code for result in results}
-    if codes == {ExitCode.FAILED}:
-        return ExitCode.FAILED
-    return ExitCode.OK if codes == {ExitCode.OK} else ExitCode.PARTIAL
+    if merges and given(SYSTEM_OPTIONS):
+        raise UsageError("--merge takes the parts as they are", where="--merge", hint="give only folders and --out")
+    if parts and not merges:
+        raise UsageError(f"unexpected argument {str(parts[0])!r}", where="arguments", hint="folders are for --merge")
+    unused = [*given({} if has_model else MODEL_OPTIONS), *given(SCORING_OPTIONS if merges else {})]
+    if unused:
+        hint = "the parts are scored already" if merges else "no model runs: --weights adds one"
+        raise UsageError("this would change nothing", where=", ".join(unused), hint=hint)
 
 
 def _log_failures(report: RunReport) -> None:
-    """What could not be used, on stderr: counted in full, the first of each sort listed."""
-    from refcli.cli.output import log
-
+    """List what could not be used on stderr: all are counted, the first of each kind are quoted."""
     for warning in report.warnings:
         log(f"warning: {warning}")
     for split in report.splits:
         for sample, error in split.failures[:MOST_FAILURES_LISTED]:
             log(f"failed: {sample}: {error}")
         if split.failures:
-            log(f"{len(split.failures)} of {split.num_samples} samples of {split.name} failed and are in no figure")
+            log(f"{len(split.failures)} of {split.num_samples} samples of {split.name} failed and are in no metric")
         if split.num_wrong:
             log(f"{split.num_wrong} of {split.num_samples} samples of {split.name} have no answer and count as wrong")
-    for file, sorts in report.problems.items():
-        for sort, lines in sorts.items():
+    for file, kinds in report.problems.items():
+        for kind, lines in kinds.items():
             for line in lines.first[:MOST_FAILURES_LISTED]:
-                log(f"{sort}: {line}")
-            log(f"{lines.count} lines of {file} answer nothing: {sort}")
+                log(f"{kind}: {line}")
+            log(f"{lines.count} lines of {file} were rejected: {kind}")
 
 
 class SampleBars:
-    """Progress bars on stderr, one per system and split, where it is a terminal."""
+    """Progress bars on stderr, one per system and split, if it is a terminal."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -295,9 +266,7 @@ class SampleBars:
         self._progress.stop()
 
     def of(self, system: str) -> OnSample:
-        """What a system reports its progress to."""
-        from refcli.cli.output import printable
-
+        """The progress callback of a system."""
         tasks: dict[str, TaskID] = {}
 
         def show(split: str, done: int, total: int) -> None:
@@ -306,3 +275,138 @@ class SampleBars:
             self._progress.update(tasks[split], completed=done)
 
         return show
+
+
+HEADINGS = ("samples", "Acc@0.5", "gated", "box mIoU", "mask mIoU", "oIoU", "N-acc", "T-acc")
+BEFORE_THE_GATE = frozenset({"Acc@0.5", "box mIoU", "mask mIoU", "oIoU"})
+"""Columns that are marked "gated" if a wrong "no target" is a miss in them, too."""
+CONVENTION_METRICS = ("acc50", "mask_miou", "mask_oiou", "pr50", "pr70", "pr90", "giou", "ciou", "n_acc", "t_acc")
+NAME_WIDTH = len("no_target")
+NOTABLE = 0.05
+"""Differences with a p-value below this are marked."""
+
+
+def _write_tables(reports: Sequence[RunReport], *, other: str | None) -> None:
+    if len(reports) == 1:
+        for split in reports[0].splits:
+            write_line(split_text(split, weights=reports[0].weights))
+    else:
+        write_line(systems_text(reports))
+    for report in reports:
+        for comparison in report.comparisons:
+            write_line(comparison_text(comparison, this=report.weights, other=other or ""))
+
+
+def split_text(report: SplitReport, *, weights: str) -> str:
+    """All tables of one split of one system."""
+    from refcli.evaluation.report.document import TABLE, notes, percent, table_rows
+
+    speed = report.num_samples / report.seconds if report.seconds else 0.0
+    title = f"{report.name}  weights {weights}  {report.seconds:.1f} s, {speed:.1f} samples/s"
+    table = aligned([("kind", *(_marked(name, report.is_gated) for name in HEADINGS)), *table_rows(report)])
+    lines = [printable(title), "", *table[:-1], "-" * len(table[-1]), table[-1], ""]
+    known = [(name, report.intervals[name]) for name in TABLE if name in report.intervals]
+    if known:
+        shown = ", ".join(f"{name} {percent(low)}..{percent(high)}" for name, (low, high) in known)
+        lines.append(f"95 % intervals (whole images resampled): {shown}")
+    lines += notes(report)
+    if len(report.conventions) > 1:
+        rows = [
+            [name, *(percent(part.metrics.get(metric)) for metric in CONVENTION_METRICS)]
+            for name, part in report.conventions.items()
+        ]
+        lines += ["", *aligned([("convention", *CONVENTION_METRICS), *rows])]
+    return "\n".join([*lines, *_published_lines(report)]) + "\n"
+
+
+def _published_lines(report: SplitReport) -> list[str]:
+    from refcli.evaluation.report.document import percent, result_rows
+    from refcli.evaluation.report.published import published_size
+
+    rows = [
+        [
+            row.metric,
+            row.system + (" (*)" if row.is_second_hand else ""),
+            row.training,
+            row.convention,
+            percent(row.value, decimals=2),
+        ]
+        for row in result_rows(report)
+    ]
+    if not rows:
+        return []
+    size = published_size(report.name)
+    counted = "" if size is None else f"; the published split has {size}, this run scored {report.overall.count}"
+    return [
+        "",
+        f"published on {report.name}{counted} (*: second-hand; sources are in the JSON document)",
+        "",
+        *aligned([("metric", "system", "training", "convention", "%"), *rows], num_names=4),
+    ]
+
+
+def systems_text(reports: Sequence[RunReport]) -> str:
+    """One table of several systems, with a row for each on each split, and one by convention if there are others."""
+    from refcli.evaluation.report.document import percent, slice_row
+
+    names = dict.fromkeys(split.name for report in reports for split in report.splits)
+    results = [
+        (name, _marked(report.weights, split.is_gated), split)
+        for name in names
+        for report in reports
+        for split in report.splits
+        if split.name == name
+    ]
+    rows = [[name, *slice_row(system, split.overall)] for name, system, split in results]
+    lines = aligned([("split", "system", *HEADINGS), *rows], num_names=2)
+    by_convention = [
+        [name, system, convention, *(percent(part.metrics.get(metric)) for metric in CONVENTION_METRICS)]
+        for name, system, split in results
+        if len(split.conventions) > 1
+        for convention, part in split.conventions.items()
+    ]
+    if by_convention:
+        headings = ("split", "system", "convention", *CONVENTION_METRICS)
+        lines += ["", *aligned([headings, *by_convention], num_names=3)]
+    return "\n".join(lines) + "\n"
+
+
+def _marked(name: str, is_gated: bool) -> str:
+    """The name of a column or a system, marked if all its metrics are after the gate."""
+    return f"{name} (gated)" if is_gated and (name in BEFORE_THE_GATE or name not in HEADINGS) else name
+
+
+def comparison_text(comparison: Comparison, *, this: str, other: str) -> str:
+    """Differences between two runs; a star marks those with a p-value below 0.05."""
+    from refcli.evaluation.report.document import percent
+
+    rows = [
+        [
+            name,
+            percent(one.this, decimals=2),
+            percent(one.other, decimals=2),
+            percent(one.this - one.other, decimals=2, signed=True),
+            "..".join(percent(bound, decimals=2, signed=True) for bound in one.interval),
+            f"{one.p_value:.4f}" + ("*" if one.p_value < NOTABLE else " "),
+        ]
+        for name, one in comparison.metrics.items()
+    ]
+    left_out = f", {comparison.num_left_out} in one run only are left out" if comparison.num_left_out else ""
+    title = f"{comparison.name}  {this} against {other}, {comparison.num_samples} samples{left_out}"
+    title += ", all metrics gated" if comparison.is_gated else ""
+    table = aligned([("metric", "this", "other", "difference", "95 %", "p "), *rows])
+    return "\n".join([printable(title), "", *table]) + "\n"
+
+
+def aligned(rows: Sequence[Sequence[str]], *, num_names: int = 1) -> list[str]:
+    """Rows as printable lines: the first columns to the left, numbers to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    widths[0] = max(widths[0], NAME_WIDTH)
+    return [
+        "  ".join(
+            cell.ljust(width) if at < num_names else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

@@ -1,23 +1,25 @@
-"""evaluate: a model or a prediction file, a store and some splits in, figures out."""
+"""evaluate: a store and models or prediction files in, metrics and reports out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from refcli.data.shard import Shard
 from refcli.data.store.read import Store, StoreSplit
 from refcli.engine.device import keep_freed_pages
-from refcli.errors import ExitCode, UsageError
-from refcli.evaluation.comparison import compare_runs
+from refcli.errors import DataError, UsageError
+from refcli.evaluation.comparison import check_comparable
 from refcli.evaluation.evaluate import evaluate_split
-from refcli.evaluation.output_folder import PAGE, SUMMARY, write_summary
 from refcli.evaluation.predictions import score_file
-from refcli.evaluation.report.cases import Cases, ask_again, choose_cases, find_answers, make_cases
-from refcli.evaluation.report.document import RunReport, SplitReport, report_document, report_run
-from refcli.evaluation.run import PER_SAMPLE, Run, Scoring, SplitScores, gated_run, merge_runs, read_run, write_run
+from refcli.evaluation.report.cases import NUM_CASES, Cases, ask_again, choose_cases, find_answers, make_cases
+from refcli.evaluation.report.document import report_document, report_run
+from refcli.evaluation.results import Evaluation, check_folders, system_folders
+from refcli.evaluation.run import Run, Scoring, SplitScores, gated_run, merge_runs, read_run
 from refcli.evaluation.score_table import ROW
+from refcli.files import explain_write_errors
 from refcli.inference.device import Precision
 from refcli.inference.predictor import Predictor
 from refcli.inference.unread_text import UnreadText
@@ -30,147 +32,269 @@ OnSample = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One system's samples, its figures, and the figures as a JSON document."""
+class SplitSelection:
+    """The samples to score."""
 
-    run: Run
-    report: RunReport
-    document: Mapping[str, object]
-    cases: Mapping[str, Cases] | None = None
-    """Samples to look at, by split; None where no answers are at hand."""
-    other: str | None = None
-    """The name of the run that this one is compared with."""
-
-    @property
-    def reports(self) -> tuple[SplitReport, ...]:
-        """The figures of every split."""
-        return self.report.splits
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """0 where all went well, 3 where samples have no answer or lines no use, 1 where nothing was scored."""
-        if not any(split.overall.count for split in self.reports) and any(split.failures for split in self.reports):
-            return ExitCode.FAILED
-        is_whole = not self.report.problems and not any(split.failures for split in self.reports)
-        return ExitCode.OK if is_whole else ExitCode.PARTIAL
-
-    def compared_with(self, other: Run) -> Evaluation:
-        """The same, with a comparison to another run; both are gated if this one was to be.
-
-        Raises:
-            DataError: they cannot be compared.
-        """
-        if self.run.scoring.gated:
-            other = gated_run(other)
-        report = replace(self.report, comparisons=tuple(compare_runs(self.run, other)))
-        return replace(self, report=report, document=report_document(report), other=other.weights)
-
-    def write(self, out: Path, *, with_page: bool = False, force: bool = False) -> Evaluation:
-        """Write the figures and every sample into a folder, each file whole or not at all.
-
-        Args:
-            out: a folder that is missing or empty.
-            with_page: a report will be written beside them.
-            force: the folder may hold an earlier evaluation, which is replaced.
-
-        Returns:
-            The same, with the files in its document.
-
-        Raises:
-            UsageError: something in the folder would be lost.
-        """
-        files = sorted([PER_SAMPLE, SUMMARY, *([PAGE] if with_page else [])])
-        document = {**self.document, "files": files}
-        write_summary(out, document, files, force=force)
-        write_run(self.run, out / PER_SAMPLE)
-        return replace(self, document=document)
+    store: Path
+    splits: Sequence[str]
+    """`dataset:split` names."""
+    limit: int | None = None
+    """Only the first samples of each split; None: all."""
+    shard: Shard = field(default_factory=Shard)
+    """Only this part of them."""
 
 
-def evaluate(
-    store_path: Path,
-    split_names: Sequence[str],
+@dataclass(frozen=True)
+class ModelSelection:
+    """A model and how it runs."""
+
+    weights: str = BUILTIN
+    """Name or directory."""
+    device: str = "auto"
+    precision: Precision = "auto"
+    batch_size: int | None = None
+    """Pairs per forward pass; None chooses by device."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What one call of `refcli evaluate` does."""
+
+    data: SplitSelection | None
+    """None where parts are merged."""
+    models: tuple[ModelSelection, ...] = ()
+    predictions: tuple[Path, ...] = ()
+    """Prediction files to score."""
+    merges: bool = False
+    """Whether to merge parts, instead of scoring systems."""
+    parts: tuple[Path, ...] = ()
+    """The folders of the parts to merge."""
+    scoring: Scoring = field(default_factory=Scoring)
+    compare: Path | None = None
+    """Folder or per-sample file of the run to compare with."""
+    out: Path | None = None
+    force: bool = False
+    """Whether earlier evaluations in `out` are replaced."""
+    writes_page: bool = False
+    num_cases: int | None = None
+    """Samples to draw on the page, of the worst and at random; None: the default."""
+
+
+def evaluate(settings: EvaluationSettings, *, progress: Callable[[str], OnSample] | None = None) -> list[Evaluation]:
+    """Evaluate systems one by one, or merge parts, and write what is asked for.
+
+    All that can be refused is refused before the first system is evaluated, which may take hours.
+
+    Args:
+        settings: what to evaluate and what to write.
+        progress: returns the progress callback of a system.
+
+    Raises:
+        UsageError: contradictory settings, or something in the output folder would be lost.
+        DataError: no such store, split, file or run; runs that cannot be merged or compared.
+        WeightsError: no such weights.
+        RefcliError: the results cannot be written.
+    """
+    _check_settings(settings)
+    page_folder = _page_folder(settings)
+    other = None if settings.compare is None else read_run(settings.compare)
+    names = _system_names(settings)
+    if other is not None and settings.data is not None:
+        check_comparable(settings.data.splits, settings.scoring, other, has_candidates=bool(settings.models))
+    folders = system_folders(names)
+    if settings.out is not None:
+        check_folders(settings.out, folders, force=settings.force)
+
+    evaluations = []
+    for at, folder in enumerate(folders):
+        evaluation = _evaluate_system(settings, at, progress)
+        if other is not None:
+            evaluation = evaluation.compared_with(other)
+        with explain_write_errors("the results", settings.out or page_folder or Path()):
+            if settings.out is not None:
+                evaluation = evaluation.write(
+                    settings.out / folder, with_page=settings.writes_page, force=settings.force
+                )
+            if page_folder is not None:
+                evaluation = evaluation.write_page(page_folder / folder)
+        evaluations.append(evaluation)
+    return evaluations
+
+
+def _evaluate_system(settings: EvaluationSettings, at: int, progress: Callable[[str], OnSample] | None) -> Evaluation:
+    """Merge the parts, or evaluate one system: the models first, then the prediction files."""
+    if settings.data is None:
+        return merge_evaluations(settings.parts)
+    num_cases = (NUM_CASES if settings.num_cases is None else settings.num_cases) if settings.writes_page else 0
+    if at < len(settings.models):
+        model = settings.models[at]
+        on_sample = progress(system_name(model.weights)) if progress else None
+        return evaluate_model(settings.data, model, scoring=settings.scoring, num_cases=num_cases, on_sample=on_sample)
+    file = settings.predictions[at - len(settings.models)]
+    on_sample = progress(file.name) if progress else None
+    return evaluate_file(file, settings.data, scoring=settings.scoring, num_cases=num_cases, on_sample=on_sample)
+
+
+def evaluate_model(
+    data: SplitSelection,
+    model: ModelSelection | None = None,
     *,
-    weights: str = "builtin",
-    device: str = "auto",
-    precision: Precision = "auto",
-    batch_size: int | None = None,
-    limit: int | None = None,
-    shard: Shard | None = None,
     scoring: Scoring | None = None,
     num_cases: int = 0,
-    out: Path | None = None,
     on_sample: OnSample | None = None,
 ) -> Evaluation:
     """Score a model on splits of a store; the model is the same Predictor that `predict` uses.
 
     Args:
-        store_path: a store made by `refcli prepare-data`.
-        split_names: `dataset:split` names.
-        weights: a weights name or directory.
-        device: where the model runs.
-        precision: type of its weights.
-        batch_size: pairs per forward pass.
-        limit: only the first so many samples of each split.
-        shard: only a part of these.
-        scoring: conventions and thresholds; None: the default ones.
-        num_cases: so many of the worst samples, and as many at random, are kept with their answers.
-        out: a missing or empty folder for summary.json and per_sample.parquet.
-        on_sample: is called with the progress.
+        data: the samples.
+        model: the model; None: the packaged one.
+        scoring: conventions and thresholds; None: the defaults.
+        num_cases: how many of the worst samples, and of random ones, are kept with their answers.
+        on_sample: receives the progress.
 
     Raises:
         UsageError: no split, or one that is named twice.
         DataError: no such store or split.
+        WeightsError: no such weights.
     """
-    asked = _open_splits(store_path, split_names, limit, shard or Shard())
-    how = scoring or Scoring()
+    parts = _open_parts(data)
+    model = model or ModelSelection()
     keep_freed_pages()
-    predictor = Predictor(weights, device=device, precision=precision, batch_size=batch_size)
-    results, unread = [], UnreadText()
-    for name, (split, rows, size) in asked.items():
-
-        def report_progress(done: int, total: int, name: str = name) -> None:
-            if on_sample is not None:
-                on_sample(name, done, total)
-
-        results.append(
-            evaluate_split(
-                predictor,
-                split,
-                name=name,
-                rows=rows,
-                size=size,
-                scoring=how,
-                on_sample=report_progress,
-                unread=unread,
-            )
+    predictor = Predictor(model.weights, device=model.device, precision=model.precision, batch_size=model.batch_size)
+    unread = UnreadText()
+    scored = [
+        evaluate_split(
+            predictor,
+            part.split,
+            name=part.name,
+            rows=part.rows,
+            size=part.size,
+            scoring=scoring,
+            on_sample=partial(on_sample, part.name) if on_sample else None,
+            unread=unread,
         )
-    warnings = [one for scored in results for one in _missing_images(scored, asked[scored.name][0])]
-    kind = str(predictor.dtype).removeprefix("torch.")
-    run = Run(system_name(weights), kind, how, tuple(results), warnings=(*warnings, *unread.notes()))
-    cases: dict[str, Cases] = {}
-    for scored in results if num_cases else ():
-        split, choice = asked[scored.name][0], choose_cases(scored, num_cases)
-        cases[scored.name] = make_cases(scored, split, choice, ask_again(predictor, split, choice))
-    return _evaluation(run, out, cases)
+        for part in parts
+    ]
+    missing = [warning for part, scores in zip(parts, scored, strict=True) for warning in _missing_images(scores, part)]
+    run = Run(
+        weights=system_name(model.weights),
+        precision=str(predictor.dtype).removeprefix("torch."),
+        scoring=scoring or Scoring(),
+        splits=tuple(scored),
+        warnings=(*missing, *unread.notes()),
+    )
+    cases = {}
+    for part, scores in zip(parts, scored, strict=True) if num_cases else ():
+        choice = choose_cases(scores, num_cases)
+        cases[part.name] = make_cases(scores, part.split, choice, ask_again(predictor, part.split, choice))
+    return _evaluation(run, cases)
 
 
-def _missing_images(scored: SplitScores, split: StoreSplit) -> list[str]:
-    """What to do about the first failed sample, if its image is not there."""
-    failed = scored.table.filter(scored.table["error"].is_valid())[ROW].slice(0, 1).to_pylist()
-    place = split.image_path(split[failed[0]]) if failed else None
-    if place is None or place.exists():
+def evaluate_file(
+    predictions: Path,
+    data: SplitSelection,
+    *,
+    scoring: Scoring | None = None,
+    num_cases: int = 0,
+    on_sample: OnSample | None = None,
+) -> Evaluation:
+    """Score a prediction file (`refcli.prediction/1`, plain or gzipped) of any system on splits of a store.
+
+    Args:
+        predictions: the file; for rejected lines see `score_file`.
+        data: the samples.
+        scoring: conventions and thresholds; None: the defaults.
+        num_cases: how many of the worst samples, and of random ones, are kept with their answers.
+        on_sample: receives the progress.
+
+    Raises:
+        UsageError: no split, or one that is named twice.
+        DataError: no such store or split, or a file that cannot be read.
+    """
+    parts = _open_parts(data)
+    splits = {part.name: part.split for part in parts}
+    run = score_file(
+        predictions,
+        splits,
+        rows={part.name: part.rows for part in parts},
+        sizes={part.name: part.size for part in parts},
+        scoring=scoring,
+        on_sample=on_sample,
+    )
+    cases = {}
+    if num_cases:
+        choices = {scores.name: choose_cases(scores, num_cases) for scores in run.splits}
+        answers = find_answers(predictions, splits, choices)
+        for scores in run.splits:
+            name = scores.name
+            cases[name] = make_cases(scores, splits[name], choices[name], answers[name])
+    return _evaluation(run, cases)
+
+
+def merge_evaluations(parts: Sequence[Path]) -> Evaluation:
+    """The evaluation of a whole run from the folders (or per-sample files) of its shards.
+
+    Raises:
+        UsageError: no part, or one that is named twice.
+        DataError: a part cannot be read, the parts belong to different runs, or a sample is missing or repeated.
+    """
+    if not parts or len({part.resolve() for part in parts}) != len(parts):
+        raise UsageError("name every part once", where="--merge", hint="refcli evaluate --merge DIR DIR ...")
+    return _evaluation(merge_runs({str(part): read_run(part) for part in parts}), None)
+
+
+def _evaluation(run: Run, cases: Mapping[str, Cases] | None) -> Evaluation:
+    run = gated_run(run) if run.scoring.gated else run
+    report = report_run(run)
+    return Evaluation(run, report, report_document(report), cases)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The samples of one split that are scored here."""
+
+    name: str
+    split: StoreSplit
+    rows: range
+    size: int
+    """Samples of all shards together."""
+
+
+def _open_parts(data: SplitSelection) -> list[_Part]:
+    store, names = Store(data.store), data.splits
+    if not names or len(set(names)) != len(names):
+        raise UsageError(
+            "name every split once" if names else "there is no split to evaluate on",
+            where="--split",
+            hint="known: " + ", ".join(store.names()),
+        )
+    if data.limit is not None and data.limit < 1:
+        raise UsageError(f"{data.limit} samples cannot be evaluated", where="--limit")
+    parts = []
+    for name in names:
+        split = store.split(name, groups_kept=GROUPS_KEPT)
+        size = len(split) if data.limit is None else min(data.limit, len(split))
+        parts.append(_Part(name, split, data.shard.rows(size), size))
+    return parts
+
+
+def _missing_images(scores: SplitScores, part: _Part) -> list[str]:
+    """A warning if the image of the first failed sample does not exist."""
+    failed = scores.table.filter(scores.table["error"].is_valid())[ROW].slice(0, 1).to_pylist()
+    path = part.split.image_path(part.split[failed[0]]) if failed else None
+    if path is None or path.exists():
         return []
     return [
-        f"images of {scored.name} are missing, the first is {place}; prepare the data again with --images FOLDER, "
-        "which says where they are"
+        f"images of {part.name} are missing, the first is {path}; prepare the data again with --images FOLDER, which "
+        "records where they are"
     ]
 
 
 def system_name(weights: str) -> str:
-    """What weights are called in tables: `builtin`, or their folder; of a training run RUN/weights.
+    """The name of weights in tables: `builtin`, or their folder; RUN/weights for those of a training run.
 
     Raises:
-        WeightsError: there are none.
+        WeightsError: there are no such weights.
     """
     if weights == BUILTIN:
         return weights
@@ -178,85 +302,42 @@ def system_name(weights: str) -> str:
     return "/".join(folder.parts[-2:]) if folder.name == RUN_WEIGHTS else folder.name
 
 
-def evaluate_file(
-    predictions: Path,
-    store_path: Path,
-    split_names: Sequence[str],
-    *,
-    limit: int | None = None,
-    shard: Shard | None = None,
-    scoring: Scoring | None = None,
-    num_cases: int = 0,
-    out: Path | None = None,
-    on_sample: OnSample | None = None,
-) -> Evaluation:
-    """Score a prediction file (`refcli.prediction/1`, plain or gzipped) of any system on splits of a store.
-
-    Args:
-        predictions: the file; see `score_file` for what becomes of unusable lines.
-        store_path: a store made by `refcli prepare-data`.
-        split_names: `dataset:split` names.
-        limit: only the first so many samples of each split.
-        shard: only a part of these.
-        scoring: conventions and thresholds; None: the default ones.
-        num_cases: so many of the worst samples, and as many at random, are kept with their answers.
-        out: a missing or empty folder for summary.json and per_sample.parquet.
-        on_sample: is called with the progress.
+def _check_settings(settings: EvaluationSettings) -> None:
+    """Refuse settings that contradict each other.
 
     Raises:
-        UsageError: no split, or one that is named twice.
-        DataError: no such store or split, or a file that cannot be read.
+        UsageError: they do.
     """
-    asked = _open_splits(store_path, split_names, limit, shard or Shard())
-    run = score_file(
-        predictions,
-        {name: split for name, (split, _, _) in asked.items()},
-        rows={name: rows for name, (_, rows, _) in asked.items()},
-        sizes={name: size for name, (_, _, size) in asked.items()},
-        scoring=scoring,
-        on_sample=on_sample,
-    )
-    if not num_cases:
-        return _evaluation(run, out, {})
-    splits = {name: split for name, (split, _, _) in asked.items()}
-    choices = {scored.name: choose_cases(scored, num_cases) for scored in run.splits}
-    answers = find_answers(predictions, splits, choices)
-    cases = {one.name: make_cases(one, splits[one.name], choices[one.name], answers[one.name]) for one in run.splits}
-    return _evaluation(run, out, cases)
+    if settings.data is None and not settings.merges:
+        raise UsageError("there is no store to take the truth from", where="--data")
+    if settings.writes_page and _page_folder(settings) is None:
+        raise UsageError("there is no folder for the page", where="--report", hint="give --out, or --merge one folder")
+    if settings.num_cases is not None and (settings.merges or not settings.writes_page):
+        raise UsageError("no cases are drawn here", where="--cases", hint="they need --report and no --merge")
+    if settings.force and settings.out is None:
+        raise UsageError("there is nothing to replace", where="--force", hint="give --out DIR")
 
 
-def merge_evaluations(parts: Sequence[Path], *, out: Path | None = None) -> Evaluation:
-    """The evaluation of a whole run from its shards' folders (or their per_sample.parquet).
+def _page_folder(settings: EvaluationSettings) -> Path | None:
+    """The folder for pages: the output folder, or that of the only part."""
+    if not settings.writes_page or settings.out is not None:
+        return settings.out if settings.writes_page else None
+    is_one_folder = len(settings.parts) == 1 and settings.parts[0].is_dir()
+    return settings.parts[0] if is_one_folder else None
+
+
+def _system_names(settings: EvaluationSettings) -> list[str]:
+    """The names of all systems, which must exist; merged parts are one system.
 
     Raises:
-        UsageError: no part, or one that is named twice.
-        DataError: a part cannot be read, they are not of one run, or they are not each sample exactly once.
+        WeightsError: there are no such weights.
+        DataError: there is no such file. A pipe is refused: a file is read twice.
     """
-    if not parts or len({part.resolve() for part in parts}) != len(parts):
-        raise UsageError("name every part once", where="--merge", hint="refcli evaluate --merge DIR DIR ...")
-    return _evaluation(merge_runs({str(part): read_run(part) for part in parts}), out)
-
-
-def _evaluation(run: Run, out: Path | None, cases: Mapping[str, Cases] | None = None) -> Evaluation:
-    run = gated_run(run) if run.scoring.gated else run
-    report = report_run(run)
-    evaluation = Evaluation(run, report, report_document(report), cases)
-    return evaluation if out is None else evaluation.write(out)
-
-
-def _open_splits(
-    store_path: Path, names: Sequence[str], limit: int | None, shard: Shard
-) -> dict[str, tuple[StoreSplit, range, int]]:
-    """Each split, the rows of it that are scored here, and how many are scored in all parts together."""
-    store = Store(store_path)
-    if not names or len(set(names)) != len(names):
-        raise UsageError(
-            "name every split once" if names else "there is no split to evaluate on",
-            where="--split",
-            hint="known: " + ", ".join(store.names()),
-        )
-    if limit is not None and limit < 1:
-        raise UsageError(f"{limit} samples cannot be evaluated", where="--limit")
-    splits = {name: store.split(name, groups_kept=GROUPS_KEPT) for name in names}
-    sizes = {name: len(split) if limit is None else min(limit, len(split)) for name, split in splits.items()}
-    return {name: (split, shard.rows(sizes[name]), sizes[name]) for name, split in splits.items()}
+    if settings.data is None:
+        return [""]
+    names = [system_name(model.weights) for model in settings.models]
+    for file in settings.predictions:
+        if not file.is_file():
+            reason = "it is not a regular file" if file.exists() else "there is none"
+            raise DataError(f"the prediction file cannot be read: {reason}", where=str(file))
+    return [*names, *map(str, settings.predictions)]

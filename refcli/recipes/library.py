@@ -16,6 +16,7 @@ from refcli.data.store.read import Store
 from refcli.engine.reporting.reporters import Reporter, Silence
 from refcli.errors import DataError, UsageError
 from refcli.evaluation.metrics.figures import measure
+from refcli.evaluation.results import Evaluation
 from refcli.evaluation.sample_score import score_sample, score_unanswered
 from refcli.evaluation.score_table import ScoreColumns
 from refcli.recipes import evaluate as evaluation
@@ -107,7 +108,7 @@ def score_predictions(answers: Iterable[Answer], examples: Iterable[Example]) ->
 
 def evaluate_predictions(
     predictions: str | Path, store: str | Path, splits: Sequence[str], *, out: str | Path | None = None
-) -> evaluation.Evaluation:
+) -> Evaluation:
     """Score a prediction file (`refcli.prediction/1`) of any system, as `refcli evaluate --predictions` does.
 
     Args:
@@ -122,7 +123,8 @@ def evaluate_predictions(
     Raises:
         RefcliError: no such store or split, or a file that cannot be read.
     """
-    return evaluation.evaluate_file(Path(predictions), Path(store), splits, out=None if out is None else Path(out))
+    scored = evaluation.evaluate_file(Path(predictions), evaluation.SplitSelection(Path(store), splits))
+    return scored if out is None else scored.write(Path(out))
 
 
 def evaluate_weights(
@@ -132,7 +134,7 @@ def evaluate_weights(
     *,
     out: str | Path | None = None,
     device: str = "auto",
-) -> evaluation.Evaluation:
+) -> Evaluation:
     """Score weights on splits of a store, as `refcli evaluate` does.
 
     Args:
@@ -145,8 +147,9 @@ def evaluate_weights(
     Raises:
         RefcliError: no such weights, store or split.
     """
-    folder = None if out is None else Path(out)
-    return evaluation.evaluate(Path(store), splits, weights=str(weights), device=device, out=folder)
+    data = evaluation.SplitSelection(Path(store), splits)
+    scored = evaluation.evaluate_model(data, evaluation.ModelSelection(str(weights), device=device))
+    return scored if out is None else scored.write(Path(out))
 
 
 def finetune(

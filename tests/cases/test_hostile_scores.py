@@ -227,11 +227,11 @@ FACTS = {
 @pytest.fixture(scope="module")
 def run_file(store, tmp_path_factory) -> Path:
     """The per-sample file of an evaluation."""
-    from refcli.recipes.evaluate import evaluate_file
+    from refcli.recipes.evaluate import SplitSelection, evaluate_file
 
     folder = tmp_path_factory.mktemp("run")
     (folder / "p.jsonl").write_text("\n".join(map(json.dumps, good(0, 1, 2, 3))))
-    evaluate_file(folder / "p.jsonl", store, [SPLIT], out=folder / "out")
+    evaluate_file(folder / "p.jsonl", SplitSelection(store, [SPLIT])).write(folder / "out")
     return folder / "out" / "per_sample.parquet"
 
 

@@ -84,8 +84,8 @@ def test_missing_and_unknown_lines_end_with_code_3_and_are_told(refcli, half, li
     assert code == 3
     assert len(document["splits"][SPLIT]["failures"]) == missing
     assert document["problems"]["half.jsonl"]["unknown id"]["count"] == 1
-    assert f"{missing} of {len(lines)} samples of {SPLIT} failed and are in no figure" in err
-    assert "1 lines of half.jsonl answer nothing: unknown id" in err
+    assert f"{missing} of {len(lines)} samples of {SPLIT} failed and are in no metric" in err
+    assert "1 lines of half.jsonl were rejected: unknown id" in err
     code, out, err = refcli("--predictions", half, "--json", "--missing", "wrong")
     assert code == 3  # for the unknown id
     assert json.loads(out)["splits"][SPLIT]["overall"]["count"] == len(lines)
@@ -216,7 +216,7 @@ def test_results_that_cannot_be_written_are_told_without_a_bug(refcli, truth, tm
     def write_run(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("refcli.recipes.evaluate.write_run", write_run)
+    monkeypatch.setattr("refcli.evaluation.results.write_run", write_run)
     code, out, err = refcli("--predictions", truth, "--out", tmp_path / "out")
     assert (code, out) == (1, "")
     assert "the results cannot be written" in err

@@ -16,16 +16,16 @@ from harness import NASTY, NUM_INPUTS, damaged, fuzz, mutated_json_bytes, mutate
 from hypothesis import strategies as st
 
 from refcli.answers.jsonl import answer_to_json
-from refcli.cli.evaluate_tables import comparison_text, split_text, systems_text
+from refcli.cli.evaluate import comparison_text, split_text, systems_text
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, FramedTarget, Target
 from refcli.data.store.read import Store, StoreSplit
 from refcli.data.store.write import write_manifest, write_split
 from refcli.evaluation.comparison import compare_runs
 from refcli.evaluation.metrics.conventions import choose_conventions
-from refcli.evaluation.output_folder import check_free, listed_files
 from refcli.evaluation.predictions import score_file
 from refcli.evaluation.report.document import report_document, report_run
+from refcli.evaluation.results import check_free, listed_files
 from refcli.evaluation.run import Run, Scoring, gated_run, merge_runs, read_run, write_run
 from refcli.geometry.masks import encode_mask
 

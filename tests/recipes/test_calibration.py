@@ -11,7 +11,7 @@ from refcli.errors import ConfigError, DataError
 from refcli.evaluation.calibration import calibrate_existence
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import Request
-from refcli.recipes.evaluate import evaluate
+from refcli.recipes.evaluate import ModelSelection, SplitSelection, evaluate_model
 from refcli.recipes.finetune import finetune, preview
 from refcli.weights.directory import load_weights
 
@@ -63,7 +63,8 @@ def test_the_threshold_is_chosen_on_the_validation_samples_and_predict_and_evalu
         assert [answer.no_target for answer in answers] == says_none.tolist()
 
     t_acc = np.mean(~says_none[has_target])  # the decision counts, whatever the mask shows
-    metrics = evaluate(half_empty, ["squares:val"], weights=str(weights), precision="fp32").document["metrics"]
+    model = ModelSelection(str(weights), precision="fp32")
+    metrics = evaluate_model(SplitSelection(half_empty, ["squares:val"]), model).document["metrics"]
     assert metrics["squares/val/t_acc"] == pytest.approx(t_acc)
     story = loaded.meta["existence_threshold_from"]
     assert story["splits"] == ["squares:val"]

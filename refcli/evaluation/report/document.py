@@ -209,7 +209,7 @@ def _comparison_document(comparison: Comparison) -> dict[str, object]:
 
 
 def table_rows(report: SplitReport) -> list[list[str]]:
-    """Rows of (kind, count, figures in percent), the kinds first and the overall last; a dash where not measured."""
+    """Rows of (kind, count, metrics in percent): the kinds first, the overall last; a dash where not measured."""
     return [slice_row(kind, part) for kind, part in (*report.kinds.items(), ("overall", report.overall))]
 
 
@@ -218,43 +218,58 @@ def slice_row(name: str, part: Slice) -> list[str]:
     return [name, str(part.count), *(percent(part.metrics.get(metric)) for metric in TABLE)]
 
 
-def about_boxes(report: SplitReport) -> str:
-    """Where the boxes are from, if not all are the system's own; else nothing."""
-    if not report.from_masks:
-        return ""
-    return f"from mask: {percent(report.from_masks)} % of the answered boxes are the tight boxes of masks"
+@dataclass(frozen=True)
+class ResultRow:
+    """A published result, or the result of this run beside the published ones."""
+
+    metric: str
+    system: str
+    training: str
+    convention: str
+    value: float
+    """A fraction in 0..1."""
+    is_second_hand: bool = False
+    is_this_run: bool = False
 
 
-def about_gate(report: SplitReport) -> str:
-    """Why every figure is after the gate, if it is; else nothing."""
-    if not report.is_gated:
-        return ""
-    return (
-        f'gated: {report.num_gated} wrong "no target" count as misses in every figure, since they have no candidates '
-        "(lines of refcli predict have them)"
-    )
+def result_rows(report: SplitReport) -> list[ResultRow]:
+    """The published results of the split, and those of this run by the same conventions, metric by metric."""
+    published = published_on(report.name)
+    rows = [
+        ResultRow(one.metric, one.system, one.training, one.convention, one.value, is_second_hand=one.second_hand)
+        for one in published
+    ]
+    for metric, convention in dict.fromkeys((one.metric, one.convention) for one in published):
+        measured = report.conventions.get(convention)
+        value = None if measured is None else measured.metrics.get(metric)
+        if value is not None:
+            rows.append(ResultRow(metric, "this run", "", convention, value, is_this_run=True))
+    return sorted(rows, key=lambda row: row.metric)
 
 
-def about_sizes(report: SplitReport) -> str:
-    """How many images are of unknown size, and the way out; nothing where all sizes are known."""
-    if not report.num_unknown_size:
-        return ""
-    return (
-        f"{report.num_unknown_size} samples have images of unknown size, so groups by size leave them out; refcli "
-        "prepare-data --images FOLDER finds the sizes"
-    )
+def notes(report: SplitReport) -> list[str]:
+    """Restrictions that a reader of the metrics must know, as sentences without a capital or a full stop."""
+    found = []
+    if report.is_gated:
+        found.append(
+            f'gated: {report.num_gated} wrong "no target" count as misses in all metrics, since they have no '
+            "candidates (lines of refcli predict have them)"
+        )
+    if report.from_masks:
+        found.append(f"from mask: {percent(report.from_masks)} % of the answered boxes are the tight boxes of masks")
+    if ONEREF384 in report.conventions and report.num_unframed:
+        found.append(
+            f"{ONEREF384}: {report.num_unframed} of {report.num_found} answered targets have no `frame` of their "
+            "model; what they cover of its padding is unknown and costs nothing here, so metrics may be too high"
+        )
+    if report.num_unknown_size:
+        found.append(
+            f"{report.num_unknown_size} samples have images of unknown size, so groups by size leave them out; refcli "
+            "prepare-data --images FOLDER finds the sizes"
+        )
+    return found
 
 
-def about_frame(report: SplitReport) -> str:
-    """What `oneref384` cannot know of these answers; nothing where it is not measured, or knows all."""
-    if ONEREF384 not in report.conventions or not report.num_unframed:
-        return ""
-    return (
-        f"{ONEREF384}: {report.num_unframed} of {report.num_found} answered targets have no `frame` of their "
-        "model; what they cover of its padding is unknown and costs nothing here, so figures may be too high"
-    )
-
-
-def percent(value: float | None) -> str:
-    """A fraction in percent with one decimal, or a dash."""
-    return "-" if value is None else f"{100 * value:.1f}"
+def percent(value: float | None, *, decimals: int = 1, signed: bool = False) -> str:
+    """A fraction in percent, or a dash for None."""
+    return "-" if value is None else f"{100 * value:{'+' if signed else ''}.{decimals}f}"

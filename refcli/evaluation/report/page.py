@@ -20,10 +20,7 @@ from refcli.evaluation.report.document import (
     TABLE,
     RunReport,
     SplitReport,
-    about_boxes,
-    about_frame,
-    about_gate,
-    about_sizes,
+    notes,
 )
 from refcli.evaluation.report.plots import INK, Plot, draw_plots
 from refcli.evaluation.report.published import published_on, published_size
@@ -124,10 +121,7 @@ def _split_section(split: SplitScores, report: SplitReport) -> str:
         counted += f"; the split has {report.total:,}"
     if report.num_wrong:
         counted += f"; {report.num_wrong:,} have no answer and count as wrong"
-    if note := about_boxes(report):
-        counted += f"; boxes {note}"
-    notes = about_gate(report), about_frame(report), about_sizes(report)
-    counted += "".join(f"; {text(note)}" for note in notes if note)
+    counted += "".join(f"; {text(note)}" for note in notes(report))
     plots = "\n".join(map(plot_figure, draw_plots(split, report)))
     return "\n".join(
         [

@@ -3,7 +3,7 @@
     python benchmarks/prepare_data.py [EXPRESSIONS] [WORKERS]
 
 Makes `refs(unc).p` and `instances.json` with polygons in a temporary folder, prepares them as refcoco_unc without
-pictures, and reads the same files the plain way: json and pickle whole, then pycocotools for every expression.
+images, and reads the same files in a plain way: json and pickle at once, then pycocotools for every expression.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def main() -> None:
     workers = sys.argv[2] if len(sys.argv) > 2 else "2"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with get_context("spawn").Pool(1) as pool:  # its memory must not count as prepare-data's
+        with get_context("spawn").Pool(1) as pool:  # its memory must not count as that of prepare-data
             pool.apply(make_corpus, (folder, num_expressions))
         size = sum(file.stat().st_size for file in (folder / "refcoco").iterdir())
         print(f"{num_expressions:,} expressions, {size / 1e6:.0f} MB of files")

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from refcli.data.store.statistics import Bin, Distribution, SplitStatistics
-    from refcli.recipes.inspect_data import Sample
+    from refcli.recipes.inspect_data import DrawnSample
 
 MOST_FAILURES_LISTED = 20
 MOST_KINDS = 12
 BAR_WIDTH = 12
-"""Letters of the longest bar of a histogram."""
+"""Characters of the longest bar of a histogram."""
 EIGHTHS = " ▏▎▍▌▋▊▉"
 WIDTH_OF_A_PIPE = 120
-"""Letters in a line where stdout is no terminal."""
+"""Characters per line if stdout is not a terminal."""
 WIDEST_TABLE = 1000
-"""The counts are never cut off, however narrow the terminal."""
+"""Wide enough that counts are never cut off, however narrow the terminal."""
 NARROWEST_HISTOGRAM = 36
-"""Room for the line of figures above it."""
+"""Wide enough for the line of figures above it."""
 Row = tuple[str, int]
 
 
@@ -38,16 +38,16 @@ def command(
     ] = None,
     sample: Annotated[
         int | None,
-        typer.Option("--sample", "-n", help="Draw so many random examples of each split into --out.", min=1),
+        typer.Option("--sample", "-n", help="Number of random examples of each split to draw into --out.", min=1),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The folder for the drawings of --sample.", metavar="DIR")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Other seeds choose other examples.", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed chooses other examples.", min=0)] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the drawings of an earlier call in --out.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document with every figure.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document with all figures.")] = False,
 ) -> None:
-    """Look at a store: counts and histograms of each split on stdout, and examples drawn onto their images.
+    """Inspect a store: counts and histograms of each split on stdout, and examples drawn onto their images.
 
     --sample writes DIR/DATASET/SPLIT-ROW.png for each example, all of them as DIR/contact_sheet.png, and their list as
     DIR/inspection.json. DIR must be missing or empty; --force replaces the drawings of an earlier call. An example that
@@ -70,7 +70,7 @@ def command(
         raise typer.Exit(int(inspection.exit_code))
 
 
-def _log_sample(sample: Sample) -> None:
+def _log_sample(sample: DrawnSample) -> None:
     from refcli.cli.output import log
 
     for failure in sample.failures[:MOST_FAILURES_LISTED]:
@@ -81,11 +81,11 @@ def _log_sample(sample: Sample) -> None:
     if sample.sheet is None:
         log("nothing could be drawn: are the images where `refcli prepare-data --images` found them?")
     else:
-        log(f"look at {sample.sheet}; the drawings are beside it, {len(sample.drawn)} in all")
+        log(f"wrote {sample.sheet} and {len(sample.drawn)} drawings beside it")
 
 
 def _tables(splits: Sequence[SplitStatistics]) -> str:
-    """The counts of all splits, then the histograms of each; as wide as the terminal."""
+    """The counts of all splits, then the histograms of each, as wide as the terminal."""
     import sys
 
     from rich.columns import Columns
@@ -141,7 +141,7 @@ def _histograms(split: SplitStatistics, *, is_ascii: bool) -> list[Table]:
 
 
 def _kinds(split: SplitStatistics) -> list[Row]:
-    """The most frequent kinds, then the others together, then the expressions without a kind."""
+    """The most frequent kinds, then the other kinds together, then the expressions without a kind."""
     rows = list(split.kinds.items())
     rest = [
         (f"({len(rows) - MOST_KINDS} others)", sum(count for _, count in rows[MOST_KINDS:])),
@@ -151,7 +151,7 @@ def _kinds(split: SplitStatistics) -> list[Row]:
 
 
 def _distribution(title: str, spread: Distribution, *, scale: float = 1) -> tuple[str, str, list[Row]]:
-    """Title, a line of figures, and the rows from the first to the last bin that is not empty."""
+    """Title, a line of figures, and the rows from the first to the last non-empty bin."""
     if spread.mean is None or spread.median is None or spread.largest is None:
         return title, "", []
     mean, median, largest = (_short(scale * value) for value in (spread.mean, spread.median, spread.largest))
@@ -165,7 +165,7 @@ def _short(value: float) -> str:
 
 
 def _label(one: Bin, scale: float) -> str:
-    """What falls into a bin: "3", "6-10", "31+" for whole numbers, "2.5-5" for shares."""
+    """The range of a bin: "3", "6-10", "31+" for whole numbers, "2.5-5" for shares."""
     start = f"{scale * one.start:g}"
     if one.stop is None:
         return f"{start}+"
@@ -195,7 +195,7 @@ def _histogram(title: str, figures: str, rows: Sequence[Row], *, is_ascii: bool)
 
 
 def bar(share: float, *, is_ascii: bool = False) -> str:
-    """A bar of up to `BAR_WIDTH` letters for a share in 0..1; whatever is not 0 shows."""
+    """A bar of up to `BAR_WIDTH` characters for a share in 0..1; any share above 0 is visible."""
     if is_ascii:
         return "#" * max(round(share * BAR_WIDTH), share > 0)
     whole, eighths = divmod(max(round(share * BAR_WIDTH * 8), share > 0), 8)

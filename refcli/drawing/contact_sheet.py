@@ -53,3 +53,15 @@ def as_cell(drawing: Image.Image, width: int) -> Image.Image:
     factor = min(width / drawing.width, MAX_HEIGHT_OF_WIDTH * width / drawing.height)
     size = max(1, round(drawing.width * factor)), max(1, round(drawing.height * factor))
     return drawing.resize(size, Image.Resampling.LANCZOS)
+
+
+def stack(sheets: Sequence[Image.Image]) -> Image.Image:
+    """One sheet of several, one below the other."""
+    width = max(sheet.width for sheet in sheets)
+    height = sum(sheet.height for sheet in sheets) + GUTTER * (len(sheets) - 1)
+    stacked = Image.new("RGB", (width, height), PAPER)
+    top = 0
+    for sheet in sheets:
+        stacked.paste(sheet, (0, top))
+        top += sheet.height + GUTTER
+    return stacked

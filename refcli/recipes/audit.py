@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from refcli.data.audit.overlaps import Audit, audit_store, distinct_pictures
-from refcli.data.audit.perceptual_hash import LARGEST_DISTANCE, MAX_DISTANCE, hash_pictures
+from refcli.data.audit.overlaps import Audit, audit_store, distinct_images
+from refcli.data.audit.perceptual_hash import LARGEST_DISTANCE, MAX_DISTANCE, hash_images
 from refcli.data.store.read import Store
 from refcli.errors import GateError, UsageError
 
@@ -21,15 +21,15 @@ def audit(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
-    """Look for overlaps between splits of a store, and for repetitions within them.
+    """Find overlaps between splits of a store, and repetitions within them.
 
     Args:
-        store_path: a store made by `refcli prepare-data`.
-        only: data sets; pairs of splits that none of them is part of are left out. None for all.
-        check_images: read every picture and look for the same photograph under different ids as well.
-        max_distance: bits by which the hashes of two such pictures may differ.
-        workers: processes that read pictures.
-        progress: called with (pictures read, pictures in all).
+        store_path: the store.
+        only: audit these data sets, and all pairs of splits with one of them; None for all.
+        check_images: read all images to find the same photograph under different ids.
+        max_distance: maximum number of bits by which the hashes of two such images differ.
+        workers: number of processes that read images.
+        progress: called with (images read, images in all).
 
     Raises:
         UsageError: `max_distance` or `workers` is out of range.
@@ -42,9 +42,9 @@ def audit(
     store = Store(store_path)
     if not check_images:
         return audit_store(store, only=only)
-    found = hash_pictures(distinct_pictures(store), workers=workers, progress=progress)
+    found = hash_images(distinct_images(store), workers=workers, progress=progress)
     result = audit_store(store, only=only, hashes=found.hashes, max_distance=max_distance)
-    return replace(result, unreadable_pictures=found.unreadable)
+    return replace(result, unreadable_images=found.unreadable)
 
 
 def refuse_overlap(result: Audit) -> None:

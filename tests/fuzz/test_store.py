@@ -13,7 +13,7 @@ from harness import NUM_INPUTS, damaged, fuzz, mutated_json_bytes
 from hypothesis import strategies as st
 
 from refcli.contracts.example import Example, Region
-from refcli.data.audit.overlaps import audit_store, distinct_pictures
+from refcli.data.audit.overlaps import audit_store, distinct_images
 from refcli.data.preparation.origin import is_unchanged, verify_store
 from refcli.data.shard import Shard
 from refcli.data.store.layout import SCHEMA, examples_to_table
@@ -61,7 +61,7 @@ def read_everything(folder):
     attempts = [
         lambda: verify_store(folder),
         lambda: audit_store(store),
-        lambda: distinct_pictures(store),
+        lambda: distinct_images(store),
         lambda: is_unchanged(folder, "toy", {}, part=Shard(1, 2), strict=True),
     ]
     for name in store.names():

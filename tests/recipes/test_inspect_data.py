@@ -1,4 +1,4 @@
-"""inspect-data: figures of the splits that were asked for, and drawings of what they mean."""
+"""inspect-data: statistics of the chosen splits, and drawings of their examples."""
 
 import json
 from dataclasses import replace
@@ -11,10 +11,11 @@ from refcli.contracts.example import RLE, Example, Region
 from refcli.data.store.read import Store
 from refcli.data.store.write import write_manifest, write_split
 from refcli.drawing.colours import OVERLAY_COLOURS
+from refcli.drawing.examples import CELL_WIDTH, answer_of
 from refcli.drawing.overlays import SMALLEST_DRAWING
 from refcli.errors import DataError, ExitCode, UsageError
 from refcli.geometry.masks import encode_mask
-from refcli.recipes import inspect_data as recipe
+from refcli.inference.output_manifest import INSPECTION_SCHEMA
 from refcli.recipes.inspect_data import inspect_data
 
 WIDTH, HEIGHT = 64, 48
@@ -22,7 +23,7 @@ BOX = (16.0, 12.0, 48.0, 36.0)
 
 
 def examples_of(split, count, **changes):
-    """One picture and one box in its middle for each."""
+    """Examples with one image each and one box in its middle."""
     return [
         replace(
             Example(
@@ -43,7 +44,7 @@ def examples_of(split, count, **changes):
 
 
 def store_of(folder, *splits, size=(WIDTH, HEIGHT)):
-    """A store of these lists of examples with a grey picture for each."""
+    """A store of these lists of examples, with a grey image for each."""
     for examples in splits:
         write_manifest(folder, [write_split(folder, "toy", examples[0].split, examples)])
         for example in examples:
@@ -54,7 +55,7 @@ def store_of(folder, *splits, size=(WIDTH, HEIGHT)):
 
 
 def colours_on(path):
-    """Where a drawing has the colour of the first region: (left, top, right, bottom) or None."""
+    """The part of a drawing in the colour of the first region: (left, top, right, bottom) or None."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)[: SMALLEST_DRAWING * HEIGHT // WIDTH]
     rows, columns = np.nonzero((abs(pixels - OVERLAY_COLOURS[0]) < 12).all(axis=2))
     return (columns.min(), rows.min(), columns.max(), rows.max()) if len(rows) else None
@@ -64,7 +65,7 @@ def rows_of(inspection, split):
     return [one.row for one in inspection.sample.drawn if one.split == split]
 
 
-def test_all_splits_are_measured_unless_some_are_named(tmp_path):
+def test_all_splits_are_measured_by_default(tmp_path):
     store = store_of(tmp_path, examples_of("train", 3), examples_of("val", 2))
 
     assert [(one.name, one.expressions) for one in inspect_data(store).splits] == [("toy:train", 3), ("toy:val", 2)]
@@ -73,7 +74,7 @@ def test_all_splits_are_measured_unless_some_are_named(tmp_path):
     assert inspect_data(store).exit_code is ExitCode.OK
 
 
-def test_the_box_is_drawn_where_it_is(tmp_path):
+def test_the_box_is_drawn_at_its_place(tmp_path):
     store = store_of(tmp_path / "store", examples_of("train", 1))
     drawn = inspect_data(store, num_samples=1, out=tmp_path / "out").sample.drawn[0]
     factor = SMALLEST_DRAWING / WIDTH
@@ -99,10 +100,10 @@ def test_an_expression_without_a_target_has_no_box(tmp_path):
     drawn = inspect_data(store, num_samples=1, out=tmp_path / "out").sample.drawn[0]
 
     assert colours_on(tmp_path / "out" / drawn.file) is None
-    assert recipe._truth(Store(store).split("toy:train")[0], WIDTH, HEIGHT).no_target
+    assert answer_of(Store(store).split("toy:train")[0], WIDTH, HEIGHT).no_target
 
 
-def test_a_picture_of_unknown_size_is_drawn_as_it_is(tmp_path):
+def test_an_image_of_unknown_size_is_drawn_at_its_own_size(tmp_path):
     store = store_of(tmp_path / "store", examples_of("train", 1, width=0, height=0))
     inspection = inspect_data(store, num_samples=1, out=tmp_path / "out")
     left, _, right, _ = colours_on(tmp_path / "out" / inspection.sample.drawn[0].file)
@@ -122,7 +123,7 @@ def test_the_same_seed_draws_the_same_examples_whatever_else_is_drawn(tmp_path):
     assert rows_of(alone, "toy:val") != rows_of(other, "toy:val")
 
 
-def test_the_sheet_has_every_drawing_and_nothing_else_is_left(tmp_path):
+def test_the_sheet_has_every_drawing_and_no_other_file_remains(tmp_path):
     store = store_of(tmp_path / "store", examples_of("train", 5), examples_of("val", 1))
     out = tmp_path / "out"
     sample = inspect_data(store, num_samples=5, out=out).sample
@@ -135,18 +136,18 @@ def test_the_sheet_has_every_drawing_and_nothing_else_is_left(tmp_path):
         "inspection.json",
         *(drawn.file for drawn in sample.drawn),
     }
-    assert sheet.width > 4 * recipe.CELL_WIDTH
+    assert sheet.width > 4 * CELL_WIDTH
     assert sheet.height > 2 * one_row.height  # two rows of train, one of val
 
 
-def test_what_cannot_be_drawn_is_listed_and_replaced(tmp_path):
+def test_an_example_that_cannot_be_drawn_is_listed_and_replaced(tmp_path):
     examples = examples_of("train", 8)
     damaged = RLE((HEIGHT, WIDTH), encode_mask(np.ones((HEIGHT * 2, WIDTH), dtype=bool)).counts)
     examples[3] = replace(examples[3], regions=(Region(BOX, damaged),))
     store = store_of(tmp_path / "store", examples)
     images = store / "toy" / "images"
     (images / "train-0.png").unlink()
-    (images / "train-1.png").write_bytes(b"no picture")
+    (images / "train-1.png").write_bytes(b"no image")
     Image.new("RGB", (HEIGHT, WIDTH)).save(images / "train-2.png")
     inspection = inspect_data(store, num_samples=8, out=tmp_path / "out")
     errors = {failure.row: failure.error for failure in inspection.sample.failures}
@@ -161,10 +162,9 @@ def test_what_cannot_be_drawn_is_listed_and_replaced(tmp_path):
     assert len(few.sample.drawn) == 4
 
 
-def test_a_split_without_pictures_is_given_up_and_makes_no_sheet(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "MOST_REPLACED", 5)
+def test_a_split_without_images_stops_early_and_makes_no_sheet(tmp_path):
     write_manifest(tmp_path, [write_split(tmp_path, "toy", "train", examples_of("train", 40))])
-    inspection = inspect_data(tmp_path, num_samples=3, out=tmp_path / "out")
+    inspection = inspect_data(tmp_path, num_samples=3, out=tmp_path / "out", max_failures=5)
 
     assert len(inspection.sample.failures) == 5
     assert inspection.sample.sheet is None
@@ -172,7 +172,7 @@ def test_a_split_without_pictures_is_given_up_and_makes_no_sheet(tmp_path, monke
     assert inspection.exit_code is ExitCode.FAILED
 
 
-def test_what_cannot_be_asked_for_is_a_usage_error(tmp_path):
+def test_impossible_requests_are_usage_errors(tmp_path):
     store = store_of(tmp_path / "store", examples_of("train", 1))
     (tmp_path / "file").write_text("")
     for arguments, where in [
@@ -227,7 +227,7 @@ def test_a_list_of_drawings_can_name_drawings_inside_the_folder_only(tmp_path, n
     (out / "toy").mkdir(parents=True)
     (out / "toy" / "notes.txt").write_text("mine")
     (out / "toy" / "a-000001.png").symlink_to(tmp_path / "victim-000001.png")
-    listed = {"schema": recipe.INSPECTION_SCHEMA, "sample": {"sheet": None, "drawn": [{"file": name}]}}
+    listed = {"schema": INSPECTION_SCHEMA, "sample": {"sheet": None, "drawn": [{"file": name}]}}
     (out / "inspection.json").write_text(json.dumps(listed))
 
     inspect_data(store, num_samples=1, out=out, force=True)

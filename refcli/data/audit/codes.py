@@ -1,4 +1,4 @@
-"""The splits of a store as numbers: equal images, texts, boxes and objects have equal codes."""
+"""Integer codes of the splits of a store: equal images, texts, boxes and objects have equal codes."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from jaxtyping import Bool, Float64, Int64
 
 from refcli.data.sources.image_names import possible_coco_id
 from refcli.data.spec import is_train_like
+from refcli.data.store.layout import SIDES
 from refcli.data.store.read import StoreSplit
 
 PIXEL_FRACTION = 100
-"""Boxes are equal if they are after rounding to 1 / 100 pixel, the precision of COCO's files."""
-SIDES = ("x1", "y1", "x2", "y2")
+"""Boxes are equal if they agree after rounding to 1 / 100 pixel, the precision of COCO's files."""
 _TWELVE_DIGITS = r"[:/][0-9]{12}\.jpg$"
 _COLUMNS = ("expression", *(f"regions.list.element.{name}" for name in (*SIDES, "source_id")))
 
 Codes = Int64[np.ndarray, " n"]
-"""Equal things have equal codes, over all splits of the store; codes are dense from 0."""
+"""Equal values have equal codes, over all splits of the store; codes are dense from 0."""
 _Mask = Bool[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
 class CodedSplit:
-    """One split. Of one that is not wanted for itself, only examples on images of a wanted split are here."""
+    """One split; if it is not wanted itself, only its examples on images of wanted splits are included."""
 
     name: str
     is_wanted: bool
-    """Whether it is audited for itself, and not only compared with others."""
-    pictures: Codes
-    """Images of all its examples, whether they are here or not."""
+    """Whether the split itself is audited, not only compared with others."""
+    all_images: Codes
+    """The images of all its examples, included or not."""
     images: Codes
-    """Of every example, as the next two."""
+    """The image of every included example."""
     requests: Codes
     """Image and text."""
     examples: Codes
@@ -45,7 +45,7 @@ class CodedSplit:
     sources: Codes
     """Image and source id of every region; -1 without one."""
     objects: Codes
-    """`sources`, or codes of their own for boxes without one."""
+    """`sources`; regions without a source id have the code of their box instead."""
 
     @property
     def is_train_like(self) -> bool:
@@ -54,53 +54,52 @@ class CodedSplit:
 
 
 def coded_splits(splits: Sequence[StoreSplit], only: Collection[str] | None) -> tuple[list[CodedSplit], pa.Array]:
-    """The splits as codes, and the image id of every image code.
+    """The codes of splits, and the image id of every image code.
 
-    Texts and boxes are read of the splits of `only`, and of the others where they share an image with one of those
-    that they are compared with.
+    Texts and boxes of other splits than those of `only` are read only for images that they share with one of these.
 
     Args:
-        splits: none of them empty.
-        only: data sets to be audited; None for all.
+        splits: splits with at least one example.
+        only: data sets to audit; None for all.
     """
     if not splits:
         return [], pa.array([], pa.large_string())
     columns = _image_ids(splits)
-    all_pictures, image_ids = codes_of(pa.chunked_array([chunk for column in columns for chunk in column.chunks]))
-    pictures = np.split(all_pictures, np.cumsum([len(column) for column in columns])[:-1])
+    codes, image_ids = codes_of(pa.chunked_array([chunk for column in columns for chunk in column.chunks]))
+    all_images = np.split(codes, np.cumsum([len(column) for column in columns])[:-1])
     wanted = [only is None or split.name.rpartition(":")[0] in only for split in splits]
-    kept = list(_kept(splits, pictures, wanted, len(image_ids)))
+    kept = list(_kept(splits, all_images, wanted, len(image_ids)))
     tables = [_rows(split, mask) for split, mask in zip(splits, kept, strict=True) if mask.any()]
-    images = np.concatenate([ours[mask] for ours, mask in zip(pictures, kept, strict=True)])
+    images = np.concatenate([ours[mask] for ours, mask in zip(all_images, kept, strict=True)])
     by_row, by_region, region_ends = _coded_rows(images, tables)
     row_ends = np.cumsum([mask.sum() for mask in kept])
     rows = (np.split(codes, row_ends[:-1]) for codes in (images, *by_row))
     regions = (np.split(codes, region_ends[row_ends][:-1]) for codes in by_region)
-    parts = zip(splits, wanted, pictures, *rows, *regions, strict=True)
+    parts = zip(splits, wanted, all_images, *rows, *regions, strict=True)
     return [CodedSplit(split.name, is_wanted, *codes) for split, is_wanted, *codes in parts], image_ids
 
 
 def _image_ids(splits: Sequence[StoreSplit]) -> list[pa.ChunkedArray]:
     """The image ids of every split.
 
-    An image that is not known to be COCO's, but bears the number and has the size of a photograph of COCO in the store,
-    has the id of that photograph: sizes that are not known agree with all.
+    An image that is not marked as COCO's, but has the number and the size of a COCO image of the store, gets the id of
+    that image; unknown sizes agree with all.
     """
     columns = [split.column("image_id") for split in splits]
     possible = [_possibly_of_coco(column) for column in columns]
     if not any(possible):
         return columns
-    photographs: dict[str, tuple[int, int]] = {}
+    coco_images: dict[str, tuple[int, int]] = {}
     for split in splits:
-        photographs |= {key: size for key, size in _sizes(split).items() if key.startswith("coco:")}
+        coco_images |= {key: size for key, size in _sizes(split).items() if key.startswith("coco:")}
     return [
-        _renamed(column, _photographs_of(split, keys, photographs)) if keys else column
+        _renamed(column, _matching_coco_images(split, keys, coco_images)) if keys else column
         for split, column, keys in zip(splits, columns, possible, strict=True)
     ]
 
 
 def _possibly_of_coco(column: pa.ChunkedArray) -> dict[str, str]:
-    """Own images whose name could be one of COCO -> the id that they would have there."""
+    """Custom images whose name could be COCO's -> the id that they would have there."""
     distinct = pc.unique(column)
     named = distinct.filter(pc.match_substring_regex(distinct, _TWELVE_DIGITS)).to_pylist()
     return {key: f"coco:{number}" for key in named if (number := possible_coco_id(key)) is not None}
@@ -111,16 +110,16 @@ def _sizes(split: StoreSplit) -> dict[str, tuple[int, int]]:
     return {key: (width, height) for key, width, height in zip(*(c.to_pylist() for c in table.columns), strict=True)}
 
 
-def _photographs_of(
-    split: StoreSplit, keys: Mapping[str, str], photographs: Mapping[str, tuple[int, int]]
+def _matching_coco_images(
+    split: StoreSplit, keys: Mapping[str, str], coco_images: Mapping[str, tuple[int, int]]
 ) -> dict[str, str]:
-    """Those of the possible photographs of COCO that are in the store and have the same size."""
+    """The possible COCO images that are in the store and have the same size."""
     sizes = _sizes(split)
     return {
         own: key
         for own, key in keys.items()
-        if key in photographs
-        and all(not (a and b) or a == b for a, b in zip(sizes[own], photographs[key], strict=True))
+        if key in coco_images
+        and all(not (a and b) or a == b for a, b in zip(sizes[own], coco_images[key], strict=True))
     }
 
 
@@ -140,22 +139,22 @@ def codes_of(texts: pa.ChunkedArray) -> tuple[Codes, pa.Array]:
 
 
 def flags(own: Codes, size: int) -> _Mask:
-    """Whether each code below `size` is among `own`; one more entry, which -1 picks, is False."""
+    """Whether each code below `size` occurs in `own`; the additional last entry, for the code -1, is False."""
     found = np.zeros(size + 1, dtype=np.bool_)
     found[own[own >= 0]] = True
     return found
 
 
 def _kept(
-    splits: Sequence[StoreSplit], pictures: Sequence[Codes], wanted: Sequence[bool], num_images: int
+    splits: Sequence[StoreSplit], all_images: Sequence[Codes], wanted: Sequence[bool], num_images: int
 ) -> Iterator[_Mask]:
-    """Of every split, the rows whose text and boxes are needed."""
+    """For every split, the rows whose text and boxes are needed."""
     trained = [is_train_like(split.name.rpartition(":")[2]) for split in splits]
     shown = {side: np.zeros(num_images, dtype=np.bool_) for side in (True, False)}
-    for ours, side, is_wanted in zip(pictures, trained, wanted, strict=True):
+    for ours, side, is_wanted in zip(all_images, trained, wanted, strict=True):
         if is_wanted:
             shown[side][ours] = True
-    for ours, side, is_wanted in zip(pictures, trained, wanted, strict=True):
+    for ours, side, is_wanted in zip(all_images, trained, wanted, strict=True):
         yield np.ones(len(ours), dtype=np.bool_) if is_wanted else shown[not side][ours]
 
 
@@ -205,7 +204,7 @@ def _joined(first: Codes, second: Codes) -> Codes:
 
 def _box_codes(images: Codes, boxes_xyxy: Float64[np.ndarray, "n 4"]) -> Codes:
     codes = images
-    with np.errstate(over="ignore"):  # boxes of absurd size, which images of unknown size may have
+    with np.errstate(over="ignore"):  # images of unknown size may have huge boxes
         sides = np.rint(boxes_xyxy.T * PIXEL_FRACTION)
     for side in sides:
         codes = _joined(codes, np.unique(side, return_inverse=True)[1])
@@ -213,7 +212,7 @@ def _box_codes(images: Codes, boxes_xyxy: Float64[np.ndarray, "n 4"]) -> Codes:
 
 
 def _set_codes(lengths: Codes, owners: Codes, boxes: Codes) -> Codes:
-    """Codes of the sets of boxes that examples have, whatever their order."""
+    """Codes of the sets of boxes of examples, regardless of order."""
     ordered = boxes[np.lexsort((boxes, owners))]
     starts = np.cumsum(lengths) - lengths
     codes = np.zeros(len(lengths), dtype=np.int64)

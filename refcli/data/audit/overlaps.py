@@ -21,14 +21,14 @@ AUDIT_SCHEMA = "refcli.audit/1"
 
 @dataclass(frozen=True)
 class SplitAudit:
-    """One split by itself."""
+    """Repetitions within one split."""
 
     name: str
     is_train_like: bool
     examples: int
     images: int
     objects: int
-    """Distinct regions: by image and source id, or by image and box where there is none."""
+    """Distinct regions: by image and source id, or by image and box without one."""
     duplicate_expressions: int
     """Examples with the image, text and regions of an earlier one."""
     ambiguous_expressions: int
@@ -37,32 +37,32 @@ class SplitAudit:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What of an evaluation split is also in a train-like split."""
+    """The part of an evaluation split that is also in a train-like split."""
 
     train: str
     evaluation: str
     shared_images: int
     shared_objects: int
-    """Objects of `evaluation` whose source id or box occurs on the same image in `train`."""
+    """Objects of `evaluation` whose source id or box occurs in the same image in `train`."""
     identical_examples: int
     """Examples of `evaluation` whose image, boxes and text occur together in `train`."""
     look_alikes: int | None
-    """Images of `evaluation` that look like an image of `train` with another id; None: images were not compared."""
+    """Images of `evaluation` that look like an image of `train` with another id; None if images were not compared."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The findings on a store. Texts are the same if they differ in case and blanks only."""
+    """The findings on a store. Texts that differ only in case and blanks are equal."""
 
     splits: tuple[SplitAudit, ...]
     overlaps: tuple[Overlap, ...]
     """Every pair of a train-like and an evaluation split."""
     not_audited: tuple[str, ...] = ()
-    """Splits that could not be: parts of them are not there yet, or they hold nothing."""
+    """Splits with missing parts or without examples."""
     look_alikes: tuple[LookAlike, ...] | None = None
-    """None: images were not compared."""
-    unreadable_pictures: Mapping[str, str] = field(default_factory=dict)
-    """Path -> why the image could not be compared."""
+    """None if images were not compared."""
+    unreadable_images: Mapping[str, str] = field(default_factory=dict)
+    """Path -> reason."""
 
     @property
     def overlapping(self) -> tuple[Overlap, ...]:
@@ -77,7 +77,7 @@ class Audit:
             "overlaps": [asdict(overlap) for overlap in self.overlaps],
             "not_audited": list(self.not_audited),
             "look_alikes": None if self.look_alikes is None else [pair._asdict() for pair in self.look_alikes],
-            "unreadable_pictures": dict(self.unreadable_pictures),
+            "unreadable_pictures": dict(self.unreadable_images),
         }
 
 
@@ -88,13 +88,13 @@ def audit_store(
     hashes: Mapping[str, int] | None = None,
     max_distance: int = MAX_DISTANCE,
 ) -> Audit:
-    """Compare train-like with evaluation splits of a store, and look for repetitions within each.
+    """Compare train-like with evaluation splits of a store, and find repetitions within each.
 
     Args:
         store: the store.
-        only: data sets; their splits, and the pairs of splits that they are part of. None for all.
-        hashes: image id -> `difference_hash` of its image, to find look-alikes; None: they are not looked for.
-        max_distance: bits by which the hashes of look-alikes may differ.
+        only: audit the splits of these data sets, and all pairs with one of them; None for all.
+        hashes: image id -> `difference_hash`, to find look-alikes; None skips the search.
+        max_distance: maximum number of bits by which the hashes of look-alikes differ.
 
     Raises:
         DataError: a file of the store is missing or damaged.
@@ -125,13 +125,13 @@ def audit_store(
     )
 
 
-def distinct_pictures(store: Store) -> dict[str, Path]:
-    """Image id -> its image; of several, the first by split.
+def distinct_images(store: Store) -> dict[str, Path]:
+    """Image id -> image file; of several, the first by split.
 
     Raises:
         DataError: an image path leaves the image root.
     """
-    pictures: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for split in map(store.split, store.complete_names()):
         if not len(split):
             continue
@@ -139,8 +139,8 @@ def distinct_pictures(store: Store) -> dict[str, Path]:
         codes, _ = codes_of(table.column("image_id"))
         firsts = table.take(np.unique(codes, return_index=True)[1])
         for image_id, image in zip(*(firsts.column(name).to_pylist() for name in ("image_id", "image")), strict=True):
-            pictures.setdefault(image_id, split.path_of_image(image, where=image_id))
-    return pictures
+            images.setdefault(image_id, split.path_of_image(image, where=image_id))
+    return images
 
 
 def _repetitions(split: CodedSplit) -> SplitAudit:
@@ -158,34 +158,34 @@ def _repetitions(split: CodedSplit) -> SplitAudit:
 
 
 class _Seen:
-    """What a training split holds, as one flag per code."""
+    """The contents of a training split, as one flag per code."""
 
     def __init__(self, train: CodedSplit, splits: Sequence[CodedSplit]) -> None:
         self._name = train.name
-        self._pictures = flags(train.pictures, _size([split.pictures for split in splits]))
+        self._images = flags(train.all_images, _size([split.all_images for split in splits]))
         self._examples = flags(train.examples, _size([split.examples for split in splits]))
         self._boxes = flags(train.boxes, _size([split.boxes for split in splits]))
         self._sources = flags(train.sources, _size([split.sources for split in splits]))
 
     def overlap(self, other: CodedSplit, look_alikes: Int64[np.ndarray, "pairs 2"] | None) -> Overlap:
-        """What of an evaluation split is in this one."""
+        """The part of an evaluation split that is in this one."""
         is_seen = self._boxes[other.boxes] | self._sources[other.sources]
         similar = None
         if look_alikes is not None:
             ones, others = look_alikes.T
-            similar = _num_distinct(others[self._pictures[ones] & np.isin(others, other.pictures)])
+            similar = _num_distinct(others[self._images[ones] & np.isin(others, other.all_images)])
         return Overlap(
             train=self._name,
             evaluation=other.name,
-            shared_images=_num_distinct(other.pictures[self._pictures[other.pictures]]),
+            shared_images=_num_distinct(other.all_images[self._images[other.all_images]]),
             shared_objects=_num_distinct(other.objects[is_seen]),
             identical_examples=int(self._examples[other.examples].sum()),
             look_alikes=similar,
         )
 
 
-def _size(everyones: Sequence[Codes]) -> int:
-    return 1 + max((int(codes.max(initial=-1)) for codes in everyones), default=-1)
+def _size(of_splits: Sequence[Codes]) -> int:
+    return 1 + max((int(codes.max(initial=-1)) for codes in of_splits), default=-1)
 
 
 def _num_distinct(codes: Codes) -> int:
@@ -193,7 +193,7 @@ def _num_distinct(codes: Codes) -> int:
 
 
 def _ids_of(splits: Sequence[CodedSplit], image_ids: pa.Array) -> list[str]:
-    used = np.unique(np.concatenate([np.empty(0, np.int64), *(split.pictures for split in splits)]))
+    used = np.unique(np.concatenate([np.empty(0, np.int64), *(split.all_images for split in splits)]))
     ids: list[str] = image_ids.take(used).to_pylist()
     return ids
 

@@ -1,4 +1,4 @@
-"""A 64-bit difference hash of images, which re-encoding and resizing hardly change, and the search for near ones."""
+"""A 64-bit difference hash of images, robust to re-encoding and resizing, and the search for similar images."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ SIDE = 8
 """The hash has SIDE x SIDE bits."""
 MAX_DISTANCE = 2
 """Differing bits up to which two images count as look-alikes. Copies in another size or JPEG quality rarely differ by
-more; of unrelated photographs about one pair in 10^16 is as near if bits were independent."""
+more; if bits were independent, about one pair in 10^16 of unrelated photographs would be as similar."""
 LARGEST_DISTANCE = 8
-"""More would compare nearly every image with every other."""
+"""A larger limit would compare nearly every image with every other."""
 _BITS = SIDE * SIDE
 _BLOCK = 512
-_PICTURES_PER_TASK = 16
+_IMAGES_PER_TASK = 16
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
 
 @dataclass(frozen=True)
-class PictureHashes:
-    """Hashes by image id, and what went wrong."""
+class ImageHashes:
+    """Hashes by image id, and the images that cannot be read."""
 
     hashes: Mapping[str, int]
     unreadable: Mapping[str, str]
-    """Path of an image -> why it has no hash."""
+    """Path of an image -> reason."""
 
 
 class LookAlike(NamedTuple):
@@ -52,32 +52,32 @@ class LookAlike(NamedTuple):
 def difference_hash(image: Image.Image) -> int:
     """The dHash of an image: a bit of each row is 1 where brightness rises to the right.
 
-    The image is reduced to grey, 9 x 8, by averaging; bits go from left to right and from the top down, the highest
-    first. An image without any contrast has the hash 0; mirrored or cropped images have other hashes.
+    The image is averaged to 9 x 8 grey pixels; bits run from left to right and from top to bottom, the highest first.
+    An image without contrast has the hash 0; mirrored or cropped images have other hashes.
     """
     small = np.asarray(image.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX))
     return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
 
 
-def hash_pictures(pictures: Mapping[str, Path], *, workers: int = 1, progress: Progress | None = None) -> PictureHashes:
+def hash_images(images: Mapping[str, Path], *, workers: int = 1, progress: Progress | None = None) -> ImageHashes:
     """Hash image files; those that cannot be read are listed, not raised.
 
     Args:
         images: image id -> file.
-        workers: processes that work; the result does not depend on it.
-        progress: told after every image.
+        workers: number of processes; the result does not depend on it.
+        progress: called after every image.
     """
     hashes: dict[str, int] = {}
     unreadable: dict[str, str] = {}
-    answers = _hash_all(list(pictures.values()), workers)
-    for done, (image_id, answer) in enumerate(zip(pictures, answers, strict=True), start=1):
+    answers = _hash_all(list(images.values()), workers)
+    for done, (image_id, answer) in enumerate(zip(images, answers, strict=True), start=1):
         if isinstance(answer, int):
             hashes[image_id] = answer
         else:
-            unreadable[str(pictures[image_id])] = answer.reason
+            unreadable[str(images[image_id])] = answer.reason
         if progress:
-            progress(done, len(pictures))
-    return PictureHashes(hashes, unreadable)
+            progress(done, len(images))
+    return ImageHashes(hashes, unreadable)
 
 
 class _Unreadable(NamedTuple):
@@ -85,11 +85,11 @@ class _Unreadable(NamedTuple):
 
 
 def _hash_all(paths: list[Path], workers: int) -> Iterator[int | _Unreadable]:
-    if workers == 1 or len(paths) <= _PICTURES_PER_TASK:
+    if workers == 1 or len(paths) <= _IMAGES_PER_TASK:
         yield from map(_hash_file, paths)
         return
     with get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(_hash_file, paths, chunksize=_PICTURES_PER_TASK)
+        yield from pool.imap(_hash_file, paths, chunksize=_IMAGES_PER_TASK)
 
 
 def _hash_file(path: Path) -> int | _Unreadable:
@@ -104,7 +104,8 @@ def find_look_alikes(
 ) -> list[LookAlike]:
     """All pairs of a training and an evaluation image with different ids whose hashes differ by few bits, sorted.
 
-    Exact: two hashes that differ by d bits agree in one of d + 1 bands of bits, and only such are compared.
+    The search is exact: two hashes that differ by d bits agree in one of d + 1 bands of bits, so only such pairs are
+    compared.
 
     Args:
         train: image id -> hash.

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from audited_stores import BOX, OTHER_BOX, counts, make_store, only_overlap, two_data_sets
 
-from refcli.data.audit.overlaps import audit_store, distinct_pictures
+from refcli.data.audit.overlaps import audit_store, distinct_images
 from refcli.data.shard import Shard
 from refcli.data.store.read import Store, StoreSplit
 from refcli.data.store.write import write_manifest, write_split
@@ -191,7 +191,7 @@ def test_a_split_whose_parts_are_not_all_there_is_named_and_the_others_are_audit
     assert audit.not_audited == ("toy:test",)
     assert [split.name for split in audit.splits] == ["toy:train", "toy:val"]
     assert audit.to_json()["not_audited"] == ["toy:test"]
-    assert list(distinct_pictures(store)) == ["coco:1"]
+    assert list(distinct_images(store)) == ["coco:1"]
 
 
 def test_forty_thousand_examples_are_audited_in_a_second(tmp_path):

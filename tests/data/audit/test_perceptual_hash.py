@@ -8,8 +8,8 @@ import pytest
 from audited_stores import BOX, make_store, waves
 from PIL import Image
 
-from refcli.data.audit.overlaps import audit_store, distinct_pictures
-from refcli.data.audit.perceptual_hash import difference_hash, find_look_alikes, hash_pictures
+from refcli.data.audit.overlaps import audit_store, distinct_images
+from refcli.data.audit.perceptual_hash import difference_hash, find_look_alikes, hash_images
 
 
 def test_the_hash_compares_each_cell_with_its_left_neighbour():
@@ -25,7 +25,7 @@ def test_the_hash_compares_each_cell_with_its_left_neighbour():
 def test_a_copy_in_another_size_and_quality_looks_alike_and_another_picture_does_not(tmp_path):
     for name, image in {"a": waves(1), "b": waves(1, (200, 150)), "c": waves(2)}.items():
         image.save(tmp_path / f"{name}.jpg", quality=60 if name == "b" else 95)
-    found = hash_pictures({name: tmp_path / f"{name}.jpg" for name in "abcd"})
+    found = hash_images({name: tmp_path / f"{name}.jpg" for name in "abcd"})
     train = {"a": found.hashes["a"]}
     evaluation = {name: found.hashes[name] for name in "abc"}
 
@@ -39,9 +39,9 @@ def test_several_workers_find_the_same_hashes(tmp_path):
         pictures[str(number)] = tmp_path / f"{number}.png"
         waves(number, (20, 20)).save(pictures[str(number)])
     seen = []
-    alone = hash_pictures(pictures, progress=lambda done, total: seen.append((done, total)))
+    alone = hash_images(pictures, progress=lambda done, total: seen.append((done, total)))
 
-    assert hash_pictures(pictures, workers=2) == alone
+    assert hash_images(pictures, workers=2) == alone
     assert seen[-1] == (20, 20)
 
 
@@ -92,7 +92,7 @@ def test_each_picture_of_the_store_is_named_once(tmp_path):
         tmp_path, train=[("coco:1", "a", [BOX]), ("coco:1", "b", [BOX]), ("coco:2", "b", [])], val=[("coco:2", "c", [])]
     )
 
-    assert distinct_pictures(store) == {f"coco:{n}": tmp_path / "toy" / f"coco_{n}.png" for n in (1, 2)}
+    assert distinct_images(store) == {f"coco:{n}": tmp_path / "toy" / f"coco_{n}.png" for n in (1, 2)}
 
 
 def test_the_document_is_plain_json_values(tmp_path):

@@ -23,9 +23,9 @@ ANSWER_COLOUR: Colour = (255, 150, 0)
 WHITE: Colour = (255, 255, 255)
 """Edges of lines, and text on dark ground."""
 INK: Colour = (22, 25, 33)
-"""Captions' ground, and text on light ground."""
+"""Background of captions, and text on light ground."""
 PAPER: Colour = (244, 245, 248)
-"""Ground of contact sheets."""
+"""Background of contact sheets."""
 GREY: Colour = (150, 156, 168)
 """Error messages in captions."""
 AMBER: Colour = (255, 180, 0)

@@ -1,4 +1,4 @@
-"""Many drawings on one page."""
+"""Contact sheets: many drawings on one page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refcli.drawing.lettering import font_for, line_height, readable, wrap
 GUTTER = 24
 TITLE_SIZE = 30
 MAX_HEIGHT_OF_WIDTH = 2
-"""A drawing takes at most so many times its cell's width in height; a taller one is made narrower."""
+"""Limit of a drawing's height, in widths of its cell; a taller one is made narrower."""
 
 
 def contact_sheet(
@@ -22,9 +22,9 @@ def contact_sheet(
 
     Args:
         drawings: at least one image.
-        columns: most drawings in a row.
+        columns: maximum number of drawings in a row.
         cell_width: width of each in pixels.
-        title: a headline.
+        title: the headline.
     """
     columns = min(columns, len(drawings))
     cells = [as_cell(drawing, cell_width) for drawing in drawings]
@@ -49,7 +49,7 @@ def contact_sheet(
 
 
 def as_cell(drawing: Image.Image, width: int) -> Image.Image:
-    """A drawing at the width of a cell, or narrower where it is very tall."""
+    """A drawing with the width of a cell, or narrower if it is very tall."""
     factor = min(width / drawing.width, MAX_HEIGHT_OF_WIDTH * width / drawing.height)
     size = max(1, round(drawing.width * factor)), max(1, round(drawing.height * factor))
     return drawing.resize(size, Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Text on images: a font that has all its letters, spelling out what no font has, and wrapping by measured width."""
+"""Text on images: choosing a font with all its letters, transliterating letters that no font has, and wrapping."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path
 from PIL import ImageFont
 
 BUNDLED = "mpl-data/fonts/ttf/DejaVuSans.ttf"
-"""A font of Latin, Greek, Cyrillic, Arabic, Hebrew and other letters that comes with matplotlib; Pillow's own has
-little more than ASCII."""
+"""matplotlib's font with Latin, Greek, Cyrillic, Arabic, Hebrew and other letters; Pillow's own has little more than
+ASCII."""
 PREFERRED = ("notosans", "notosanscjk", "dejavusans", "arialunicode", "arial", "segoeui", "malgun", "msyh", "meiryo")
-"""Tried first among the fonts of the system, by the letters of their file names."""
+"""Tried first among the fonts of the system, by the start of their file names."""
 STYLED = ("bold", "italic", "oblique", "light", "thin", "black", "condensed", "mono", "serif")
 FONT_SUFFIXES = frozenset({".ttf", ".ttc", ".otf", ".otc"})
-NO_REAL_FONTS = ("lastresort", "adobeblank", "fallback")
-"""Fonts that draw the same for every character."""
-MOST_FONTS = 2000
+PLACEHOLDER_FONTS = ("lastresort", "adobeblank", "fallback")
+"""Fonts that draw every character alike."""
+MAX_FONTS = 2000
 PROBE_SIZE = 20
 NO_CHARACTER = "\uffff"
-"""Every font draws the sign of a missing letter for it."""
+"""Every font draws its sign for a missing letter here."""
 NAMED_BY_SOUND = (" LETTER ", " SYLLABLE ", " CHARACTER ")
-"""What comes before the sound in the Unicode name of a letter."""
+"""Words before the sound in the Unicode name of a letter."""
 JOINERS = frozenset("\u200c\u200d")
 VARIANTS = frozenset(map(chr, range(0xFE00, 0xFE10)))
 """Characters that only change the shape of their neighbours."""
@@ -37,21 +37,21 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @lru_cache(maxsize=256)
 def font_of(size: int, *, file: Path | None = None) -> Font:
-    """The font of a file; without one, Pillow's built-in font."""
+    """The font in a file; without a file, Pillow's built-in font."""
     return ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
 
 
 def font_for(text: str, size: int) -> Font:
-    """A font of `size` pixels that has the letters of this text, or most of them where none has all."""
+    """A font of `size` pixels with all letters of this text, or with most of them if none has all."""
     return font_of(size, file=_best_file(_letters(text), font_folders())[0])
 
 
 def readable(text: str, otherwise: str) -> str:
-    """The text as it can be drawn: letters that no font here has are spelled out.
+    """The text as it can be drawn: letters that no installed font has are transliterated.
 
     Args:
-        text: any characters; those that have no shape are left out.
-        otherwise: stands for a text with letters that can only be looked up, such as Chinese ones.
+        text: any characters; those without a shape are removed.
+        otherwise: replaces a text with letters that cannot be transliterated, such as Chinese ones.
     """
     shown = " ".join("".join(map(_visible, unicodedata.normalize("NFC", text))).split())
     missing = _best_file(_letters(shown), font_folders())[1]
@@ -65,7 +65,7 @@ def readable(text: str, otherwise: str) -> str:
 
 
 def _visible(character: str) -> str:
-    """The character, a blank for a line break or tab, nothing for what has no shape of its own."""
+    """The character itself; a blank for white space, nothing for a character without a shape."""
     if character.isspace():
         return " "
     is_shapeless = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Cn") and character not in JOINERS
@@ -73,7 +73,7 @@ def _visible(character: str) -> str:
 
 
 def _letters(text: str) -> frozenset[str]:
-    """What of a text a font must have."""
+    """The characters that a font needs for a text."""
     return frozenset(text) - {" "} - JOINERS
 
 
@@ -96,7 +96,7 @@ def _spelled(letter: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _best_file(letters: frozenset[str], folders: tuple[Path, ...]) -> tuple[Path | None, frozenset[str]]:
-    """The first font with all letters, else the one that lacks fewest, and what it lacks; None: the built-in font."""
+    """The first font with all letters, else the one that lacks fewest, and what it lacks; None is the built-in font."""
     best: tuple[Path | None, frozenset[str]] | None = None
     for file in _files(folders):
         missing = frozenset(letter for letter in letters if not _has(file, letter))
@@ -104,17 +104,17 @@ def _best_file(letters: frozenset[str], folders: tuple[Path, ...]) -> tuple[Path
             best = file, missing
         if not missing:
             break
-    assert best is not None  # the built-in font is always there
+    assert best is not None  # the built-in font always exists
     return best
 
 
 @cache
 def _has(file: Path | None, letter: str) -> bool:
-    """Whether a font draws a letter otherwise than one that it does not have."""
+    """Whether a font draws a letter differently from one that it does not have."""
     try:
         font = font_of(PROBE_SIZE, file=file)
         drawn, missing = font.getmask(letter), font.getmask(NO_CHARACTER)
-    except (OSError, ValueError, UnicodeError):  # not a font after all, or one of another size only
+    except (OSError, ValueError, UnicodeError):  # not a font, or only of another size
         return False
     return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
 
@@ -136,12 +136,12 @@ def _files_below(folders: tuple[Path, ...]) -> tuple[Path, ...]:
     for folder in folders:
         for parent, _, names in os.walk(folder):
             found.update(Path(parent, name) for name in names if Path(name).suffix.lower() in FONT_SUFFIXES)
-    real = [file for file in found if not any(word in _plain_name(file) for word in NO_REAL_FONTS)]
-    return tuple(sorted(real, key=_rank)[:MOST_FONTS])
+    real = [file for file in found if not any(word in _plain_name(file) for word in PLACEHOLDER_FONTS)]
+    return tuple(sorted(real, key=_rank)[:MAX_FONTS])
 
 
 def font_folders() -> tuple[Path, ...]:
-    """Where this system keeps its fonts and the user's."""
+    """The font folders of this system and of the user."""
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home raises where there is none
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
@@ -170,7 +170,7 @@ def line_height(size: int) -> int:
 
 
 def wrap(text: str, font: Font, width: int, max_lines: int) -> list[str]:
-    """Lines no wider than `width` pixels; a word that is too long is broken, what is left over becomes an ellipsis."""
+    """Lines no wider than `width` pixels; longer words are broken, and "..." replaces text beyond the last line."""
     lines: list[str] = []
     rest = " ".join(text[: max_lines * width].split())  # no letter is narrower than a pixel
     while rest and len(lines) < max_lines:
@@ -188,7 +188,7 @@ def wrap(text: str, font: Font, width: int, max_lines: int) -> list[str]:
 
 
 def _longest_prefix(text: str, font: Font, width: int) -> int:
-    """How many letters fit (at least one), by bisection: width grows with length."""
+    """Number of letters that fit (at least one), by bisection: width grows with length."""
     low, high = 1, len(text)
     while low < high:
         middle = (low + high + 1) // 2

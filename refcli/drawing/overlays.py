@@ -1,4 +1,4 @@
-"""Answers drawn on their images: mask, box, score and the expression below."""
+"""Overlays: an answer drawn on its image, with mask, box, score and the expression below."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from refcli.drawing.lettering import font_for, font_of, line_height, readable, w
 from refcli.geometry.masks import decode_mask, scaled_mask
 
 SMALLEST_DRAWING = 640
-"""Images whose longer side is shorter are enlarged before drawing, so that lines and letters stay fine."""
+"""Images with a shorter long side are enlarged before drawing, so that lines and letters stay fine."""
 LARGEST_DRAWING = 4096
-"""Images whose longer side is longer are reduced before drawing: no viewer or file format then has a problem."""
+"""Images with a longer side are reduced before drawing: every viewer and file format supports the result."""
 FILL_OPACITY = 0.28
 DIMMED = 0.72
-"""Brightness of what is not meant, where there is a mask."""
+"""Brightness outside the masks, if there are any."""
 MAX_CAPTION_LINES = 4
 MAX_CORNER_SHARE = 0.25
 
@@ -44,8 +44,8 @@ def draw_answer(
     Args:
         pixels: uint8 RGB [height, width, 3] of the image, EXIF orientation applied; it may be resized.
         answer: what was found in it; its boxes and masks are pixels of the original image.
-        is_truth: the answer is what the data say, not what a model found: scores mean nothing and are not drawn.
-        record: where the expression can be looked up if no font here has its letters, such as "line 3"; default its id.
+        is_truth: the answer is the ground truth, not a model's: it has no scores to draw.
+        record: where to look up an expression whose letters no font has, such as "line 3"; its id by default.
     """
     canvas = resize_for_drawing(pixels)
     canvas = canvas.copy() if canvas is pixels else canvas
@@ -59,7 +59,7 @@ def draw_answer(
     image = Image.fromarray(canvas)
     for number, target in enumerate(() if is_truth else answer.targets):
         _draw_score(image, [side * factor for side in target.box_xyxy], target.score, _colour(number), measures)
-    stand_in = f"[no font here has these letters: see {record or readable(answer.id, 'the answer')}]"
+    stand_in = f"[no installed font has these letters: see {record or readable(answer.id, 'the answer')}]"
     texts = [(readable(answer.expression, stand_in), WHITE)]
     if answer.error is not None:
         texts.append((readable(answer.error, stand_in), GREY))
@@ -92,7 +92,7 @@ def _colour(number: int) -> Colour:
 
 
 def _measure(long_side: int) -> _Measures:
-    """Letters and lines grow with the square root of the image's size: readable when small, not clumsy when large."""
+    """Letters and lines grow with the square root of the image's size: readable if small, not clumsy if large."""
     root = long_side**0.5
     letter = round(0.8 * root)
     return _Measures(line=max(2, round(root / 11)), rim=max(1, round(root / 30)), letter=letter, margin=letter * 2 // 3)
@@ -119,7 +119,7 @@ def _draw_masks(canvas: np.ndarray, targets: tuple[Target, ...], measures: _Meas
 
 
 def _opacity(mask: RLE, width: int, height: int) -> np.ndarray:
-    """A mask as opacity 0..1 at the drawing's size, its steps smoothed where it grows."""
+    """A mask as opacity 0..1 at the drawing's size; the steps of an enlarged one are smoothed."""
     if width < mask.size[1] or height < mask.size[0]:
         return np.ascontiguousarray(scaled_mask(mask, width, height), dtype=np.float32)
     alpha = np.ascontiguousarray(decode_mask(mask), dtype=np.float32)
@@ -132,7 +132,7 @@ def _opacity(mask: RLE, width: int, height: int) -> np.ndarray:
 
 
 def _draw_box(canvas: np.ndarray, box_xyxy: list[float], colour: Colour, measures: _Measures) -> None:
-    """A rectangle with rounded corners and a white rim, inside the canvas as far as the box touches its edge."""
+    """A rectangle with rounded corners and a white rim, moved inside the canvas if the box touches its edge."""
     height, width = canvas.shape[:2]
     inset = measures.line / 2
     left, right = np.clip([box_xyxy[0], box_xyxy[2]], inset, max(width - 1 - inset, inset))
@@ -159,7 +159,7 @@ def _rounded(left: float, top: float, right: float, bottom: float, radius: float
 
 
 def _draw_score(image: Image.Image, box_xyxy: list[float], score: float, colour: Colour, measures: _Measures) -> None:
-    """The score on a chip above the box's left corner, or inside the box where there is no room above."""
+    """The score on a label above the box's left corner, or inside the box if there is no room above."""
     text, font = f"{100 * score:.0f}%", font_of(measures.letter * 4 // 5)
     draw = ImageDraw.Draw(image)
     pad = measures.letter // 4
@@ -175,7 +175,7 @@ def _draw_score(image: Image.Image, box_xyxy: list[float], score: float, colour:
 
 
 def _verdict(answer: Answer, *, is_truth: bool) -> tuple[str, Colour]:
-    """The words of the caption's chip and its colour."""
+    """Text and colour of the caption's label."""
     if answer.error is not None:
         return "error", RED
     if answer.no_target:
@@ -189,13 +189,13 @@ def _verdict(answer: Answer, *, is_truth: bool) -> tuple[str, Colour]:
 def _with_caption(
     image: Image.Image, texts: list[tuple[str, Colour]], verdict: tuple[str, Colour], measures: _Measures
 ) -> Image.Image:
-    """Add a dark strip below with a chip that says how it went, and the texts in their colours."""
+    """Add a dark strip below with a label for the verdict, and the texts in their colours."""
     margin, step = measures.margin, line_height(measures.letter)
     words, colour = verdict
-    chip_font = font_of(measures.letter * 4 // 5)
-    chip_width = int(chip_font.getlength(words)) + 2 * (measures.letter // 2)
-    width = max(image.width, chip_width + 2 * margin + 8 * measures.letter)
-    text_left = margin + chip_width + margin
+    label_font = font_of(measures.letter * 4 // 5)
+    label_width = int(label_font.getlength(words)) + 2 * (measures.letter // 2)
+    width = max(image.width, label_width + 2 * margin + 8 * measures.letter)
+    text_left = margin + label_width + margin
     lines = [
         (line, ink, font)
         for text, ink in texts
@@ -207,8 +207,8 @@ def _with_caption(
     sheet.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
     top = image.height + margin
-    draw.rounded_rectangle((margin, top, margin + chip_width, top + step), step // 2, fill=colour)
-    draw.text((margin + chip_width // 2, top + step // 2), words, font=chip_font, fill=ink_on(colour), anchor="mm")
+    draw.rounded_rectangle((margin, top, margin + label_width, top + step), step // 2, fill=colour)
+    draw.text((margin + label_width // 2, top + step // 2), words, font=label_font, fill=ink_on(colour), anchor="mm")
     for number, (line, ink, font) in enumerate(lines):
         position = (text_left, top + number * step + step // 2)
         draw.text(position, line, font=font, fill=ink, anchor="lm")

@@ -1,4 +1,4 @@
-"""Where a model runs, and in which precision."""
+"""The device and the precision of a model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from refcli.engine.measuring.utilisation import product_seconds
 
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
 BF16_PAYS_FROM_PARAMETERS = 1_000_000
-"""Smaller models stay in fp32 on a CPU: products of matrices are not what they spend their time on."""
+"""Smaller models stay in fp32 on a CPU: matrix products are not what takes their time."""
 PROBE_SIDE, PROBES = 256, 6
-"""Rows of the matrices that are tried, and how often both types are, in turn: the best of each counts, so that other
-work on the machine does not decide."""
-HOPELESS = 4
-"""Where bf16 takes so many times as long it is emulated, slowly: one try is enough."""
-WORTH_ROUNDING = 1.2
-"""How many times as fast as fp32 bf16 has to be: it costs accuracy."""
+"""Side of the matrices that are multiplied, and number of trials of both types in turn; the best of each counts, so
+that other work on the machine does not decide."""
+EMULATED_FACTOR = 4
+"""A type that takes this many times as long is emulated: one trial is enough."""
+MIN_SPEEDUP = 1.2
+"""bf16 must be this many times as fast as fp32, because it costs accuracy."""
 CPU_BATCH_SIZE = 8
 GPU_BATCH_SIZE = 32
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first of CUDA, MPS and CPU that is there.
+    """The device of that name; `auto` is the first available one of CUDA, MPS and CPU.
 
     Raises:
-        UsageError: a device that this machine or this torch does not have.
+        UsageError: a device that this machine or this build of torch does not have.
     """
     return resolve_device(name, automatic=FOR_INFERENCE)
 
@@ -52,25 +52,24 @@ def gpu_has_bf16() -> bool:
 
 @cache
 def cpu_gains_from_bf16() -> bool:
-    """Whether bf16 products are worth it on this CPU, as measured: to have instructions for them says little.
+    """Whether bf16 products are faster on this CPU, by measurement: instructions for bf16 do not guarantee it.
 
-    With AMX they are six times as fast as fp32; under a hypervisor that hides AMX and shows AVX-512 BF16 they were seen
-    half as fast.
+    With AMX they are six times as fast as fp32; under a hypervisor that hides AMX and shows AVX-512 BF16, half as fast.
     """
     cpu, threads = torch.device("cpu"), torch.get_num_threads()
     fp32 = bf16 = math.inf
-    torch.set_num_threads(1)  # several wait for each other, the longer the busier the machine is
+    torch.set_num_threads(1)  # several threads wait for each other, which takes longer on a busy machine
     try:
         for _ in range(PROBES):
             fp32 = min(fp32, product_seconds(PROBE_SIDE, cpu, torch.float32))
             bf16 = min(bf16, product_seconds(PROBE_SIDE, cpu, torch.bfloat16))
-            if bf16 > HOPELESS * fp32:
+            if bf16 > EMULATED_FACTOR * fp32:
                 break
     finally:
         torch.set_num_threads(threads)
-    return fp32 > WORTH_ROUNDING * bf16
+    return fp32 > MIN_SPEEDUP * bf16
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Pairs per forward pass where the user does not say."""
+    """Pairs per forward pass, unless the user chooses."""
     return CPU_BATCH_SIZE if device.type == "cpu" else GPU_BATCH_SIZE

@@ -1,4 +1,4 @@
-"""Answers as files: drawings, 1-bit masks and predictions.jsonl."""
+"""The output folder of `predict` and `demo`: drawings, 1-bit masks and predictions.jsonl."""
 
 from __future__ import annotations
 
@@ -39,15 +39,16 @@ from refcli.inference.output_manifest import (
 )
 from refcli.inference.requests import Request
 
-LONGEST_NAME_PART = 40
-LARGEST_PNG_PIXELS = 2_000_000
+MAX_NAME_PART = 40
+"""Characters of a file name that come from an image name or an expression."""
+MAX_PNG_PIXELS = 2_000_000
 """Larger drawings are written as JPEG: a PNG of a photograph takes seconds and ten times the space."""
 MAX_LINE_BYTES = 1 << 28
 """Of an earlier answer."""
 
 
 class EarlierAnswer(NamedTuple):
-    """What a line of an earlier run says, as far as another run needs it."""
+    """The part of an earlier run's line that a resumed run needs."""
 
     id: str
     image: str
@@ -57,19 +58,19 @@ class EarlierAnswer(NamedTuple):
 
 
 class OutputFolder:
-    """Writes answers as they come: `overlays/`, `masks/`, and `predictions.jsonl` when all are there.
+    """Writes answers as they arrive: `overlays/`, `masks/`, and `predictions.jsonl` at the end.
 
-    Use it as a context manager. Until it is left, the lines are in `predictions.jsonl.partial`, which stays behind if
-    the run is interrupted; a line is written after its drawing and masks. All files are listed in `manifest.jsonl`;
-    what is not listed there is neither removed nor replaced.
+    Use it as a context manager. Until it exits, the lines are in `predictions.jsonl.partial`, which remains if the run
+    is interrupted; a line is written after its drawing and masks. `manifest.jsonl` lists all files; a file that it does
+    not list is neither removed nor replaced.
 
     Args:
-        path: the folder; it is made where it does not exist.
+        path: the folder; created if it does not exist.
         force: remove what an earlier run wrote there, and nothing else.
-        resume: complete an earlier run, finished or not. An empty folder starts from the beginning.
+        resume: complete an earlier run, finished or not. In an empty folder, a new run starts.
 
     Raises:
-        UsageError: the folder cannot be made, another process writes into it, or it is not empty and neither `force`
+        UsageError: the folder cannot be created, another process writes to it, or it is not empty and neither `force`
             nor `resume` applies.
         DataError: its manifest or its answers are damaged.
     """
@@ -83,10 +84,10 @@ class OutputFolder:
         self._force = force
         self._manifest = OutputManifest(path)
         self._before: Mapping[str, Any] | None = None
-        """Settings of the earlier run that is resumed or removed."""
-        self._is_begun = False
+        """Settings of the earlier run, which is resumed or removed."""
+        self._has_begun = False
         self._size_before = 0
-        """Bytes of the whole lines of the run that is resumed."""
+        """Bytes of the complete lines of the earlier run."""
         self._lines: BinaryIO | None = None
         self._count = 0
         with ExitStack() as stack:
@@ -106,15 +107,15 @@ class OutputFolder:
         finally:
             for file in (self._lines, self._manifest):
                 if file is not None:
-                    with suppress(OSError):  # what did not fit on the disk
+                    with suppress(OSError):  # the disk is full
                         file.close()
             self._lock.close()
 
     def check_inputs(self, names: Iterable[str]) -> None:
-        """Refuse inputs that `begin` is going to remove.
+        """Refuse inputs that `begin` would remove.
 
         Raises:
-            UsageError: one of them is a file that an earlier run wrote here, or a folder that holds such files.
+            UsageError: one of them is a file that an earlier run wrote here, or a folder with such files.
         """
         if not self._force or self._before is None:
             return
@@ -129,17 +130,17 @@ class OutputFolder:
                     )
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Remove or resume an earlier run, and note what this one depends on; `add` does so without settings.
+        """Remove or resume the earlier run, and record the settings of this one.
 
         Args:
-            settings: what the answers depend on.
+            settings: what the answers depend on; `add` and the end of the context call this with none if need be.
 
         Raises:
-            UsageError: the run that is resumed had other settings.
+            UsageError: the earlier run had other settings.
             RefcliError: the folder cannot be written.
         """
         plain = json.loads(json.dumps(dict(settings)))
-        self._is_begun = True
+        self._has_begun = True
         with self._explain_write_errors():
             if self._before is None or self._force:
                 if self._before is not None:
@@ -147,16 +148,16 @@ class OutputFolder:
                 self._manifest.create(plain, replace=self._force)
             else:
                 self._check_settings(plain)
-                self._manifest.go_on()
+                self._manifest.reopen()
             for name in (DRAWINGS, MASKS):
                 self.subfolder(name)
 
     def subfolder(self, name: str) -> Path:
-        """A folder in this one, made where it does not exist.
+        """A folder in this one, created if it does not exist.
 
         Raises:
             UsageError: it is a file or a link.
-            OSError: it cannot be made.
+            OSError: it cannot be created.
         """
         path = self.path / name
         if os.path.lexists(path) and not is_real_folder(path):
@@ -167,14 +168,14 @@ class OutputFolder:
     def unanswered(
         self, requests: Iterable[Request], on_earlier: Callable[[EarlierAnswer], None] = lambda _: None
     ) -> Iterator[Request]:
-        """The requests that an earlier run has not answered yet.
+        """The requests that the earlier run did not answer.
 
         Args:
             requests: all requests, in order.
             on_earlier: called with every answer of the earlier run.
 
         Raises:
-            UsageError: the earlier run was asked something else.
+            UsageError: the earlier run had other requests.
             DataError: its answers are damaged.
         """
         asked = iter(requests)
@@ -182,7 +183,7 @@ class OutputFolder:
             request = next(asked, None)
             if request is None:
                 raise UsageError(
-                    f"the earlier run has answered more than the {self._count:,} requests of this one",
+                    f"the earlier run answered more than the {self._count:,} requests of this one",
                     where=str(self.path),
                     hint="resume with the same inputs, or choose another --out",
                 )
@@ -201,7 +202,7 @@ class OutputFolder:
         Raises:
             RefcliError: the folder cannot be written.
         """
-        if not self._is_begun:
+        if not self._has_begun:
             self.begin({})
         name = f"{self._count:05d}-{_slug(Path(answer.image).stem)}-{_slug(answer.expression)}"
         files: dict[str, bytes] = {}
@@ -209,7 +210,7 @@ class OutputFolder:
             if target.mask is not None:
                 files[f"{MASKS}/{name}-{number}.png"] = encode_png(_mask_bitmap(target.mask))
         drawing = self.draw(answer, pixels)
-        is_small = drawing.width * drawing.height <= LARGEST_PNG_PIXELS
+        is_small = drawing.width * drawing.height <= MAX_PNG_PIXELS
         if is_small:
             files[f"{DRAWINGS}/{name}.png"] = encode_png(drawing)
         else:
@@ -228,10 +229,10 @@ class OutputFolder:
         return draw_answer(canvas, answer, record=f"line {self._count + 1} of {PREDICTIONS}")
 
     def write_files(self, files: Mapping[str, bytes]) -> None:
-        """Write files of names that the manifest may list.
+        """Write files with names that the manifest may list.
 
         Raises:
-            UsageError: there is a file of that name that refcli did not write.
+            UsageError: a file that refcli did not write has one of these names.
             RefcliError: the folder cannot be written.
         """
         with self._explain_write_errors():
@@ -240,22 +241,22 @@ class OutputFolder:
                 write_atomically(self.path / name, content)
 
     def _open(self, *, resume: bool) -> None:
-        """Look at what is there; nothing is changed but what kills left behind."""
+        """Check the folder and read its manifest; nothing is changed, except that stale temporaries are removed."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_stale_temporaries(self.path)
             is_empty = all(path.name.lower() in SYSTEM_NAMES for path in self.path.iterdir())
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise UsageError(f"the folder cannot be made: {reason}", where=str(self.path)) from error
+            raise UsageError(f"the folder cannot be created: {reason}", where=str(self.path)) from error
         if is_empty:
             return
         if not (resume or self._force):
             raise UsageError(
                 "the output folder is not empty",
                 where=str(self.path),
-                hint="choose another --out; where refcli wrote answers before, --resume completes them and --force "
-                "removes them",
+                hint="choose another --out; if refcli wrote answers there, --resume completes them and --force removes "
+                "them",
             )
         with self._explain_write_errors():
             self._before = self._manifest.read()
@@ -275,21 +276,21 @@ class OutputFolder:
                 )
 
     def _earlier_file(self) -> Path | None:
-        """Where the lines of the run are that is resumed."""
+        """The file with the lines of the earlier run, if it is resumed."""
         if self._before is None or self._force:
             return None
         found = [path for path in (self.path / PARTIAL, self.path / PREDICTIONS) if os.path.lexists(path)]
         for path in found:
             if len(found) > 1 or not is_real_file(path):
                 raise DataError(
-                    f"there are both {PREDICTIONS} and {PARTIAL}" if len(found) > 1 else "this is not a regular file",
+                    f"{PREDICTIONS} and {PARTIAL} both exist" if len(found) > 1 else "this is not a regular file",
                     where=str(path),
-                    hint="remove what refcli did not write",
+                    hint="remove the one that refcli did not write",
                 )
         return found[0] if found else None
 
     def _earlier_answers(self) -> Iterator[EarlierAnswer]:
-        """The whole lines of the run that is resumed; a last line that was cut off is left to be answered again."""
+        """The complete lines of the earlier run; the request of an incomplete last line is answered again."""
         path = self._earlier_file()
         if path is None:
             return
@@ -303,7 +304,7 @@ class OutputFolder:
                 raise DataError("the line does not end", where=f"{path}:{number + 1}", hint="start again with --force")
 
     def _open_lines(self) -> BinaryIO:
-        """The file of lines, after the whole lines of the run that is resumed."""
+        """The file of lines, open behind the complete lines of the earlier run."""
         if self._lines is None:
             partial, earlier = self.path / PARTIAL, self._earlier_file()
             if earlier is None:
@@ -315,7 +316,7 @@ class OutputFolder:
         return self._lines
 
     def _finish(self) -> None:
-        if not self._is_begun:
+        if not self._has_begun:
             self.begin({})
         with self._explain_write_errors():
             earlier = self._earlier_file()
@@ -337,7 +338,7 @@ def _read_earlier(line: bytes, where: str) -> EarlierAnswer:
     except (ValueError, RecursionError, TypeError, KeyError):
         is_answer = False
     if not is_answer:
-        raise DataError("this is not the line of an answer", where=where, hint="start again with --force")
+        raise DataError("this is not a line with an answer", where=where, hint="start again with --force")
     return found
 
 
@@ -346,7 +347,7 @@ def _check_same(request: Request, earlier: EarlierAnswer, number: int, path: Pat
         now, before = getattr(request, field), getattr(earlier, field)
         if now != before:
             raise UsageError(
-                f"request {number:,} is not the one that the earlier run answered: its {field} is "
+                f"request {number:,} differs from the one that the earlier run answered: its {field} is "
                 f"{shorten(repr(now))}, it was {shorten(repr(before))}",
                 where=str(path),
                 hint="resume with the same inputs, or choose another --out",
@@ -354,7 +355,7 @@ def _check_same(request: Request, earlier: EarlierAnswer, number: int, path: Pat
 
 
 def _mask_bitmap(mask: RLE) -> np.ndarray:
-    """The bitmap of a mask; that of a very large image is as small as the drawing."""
+    """The bitmap of a mask; for a very large image, it is as small as the drawing."""
     height, width = mask.size
     if height * width <= LARGE_PIXELS:
         return decode_mask(mask)
@@ -364,5 +365,5 @@ def _mask_bitmap(mask: RLE) -> np.ndarray:
 
 def _slug(text: str) -> str:
     """A file-name part of plain letters, digits and dashes."""
-    plain = unicodedata.normalize("NFKD", text[: 4 * LONGEST_NAME_PART]).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9]+", "-", plain)[:LONGEST_NAME_PART].strip("-").lower() or "x"
+    plain = unicodedata.normalize("NFKD", text[: 4 * MAX_NAME_PART]).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9]+", "-", plain)[:MAX_NAME_PART].strip("-").lower() or "x"

@@ -1,4 +1,4 @@
-"""The record of the files that a command wrote into an output folder; nothing else there may ever be removed."""
+"""The list of the files that a command wrote to an output folder; no other file there is ever removed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREDICTIONS = "predictions.jsonl"
 PARTIAL = f"{PREDICTIONS}.partial"
 SHEET = "contact_sheet.png"
 INSPECTION, INSPECTION_SCHEMA = "inspection.json", "refcli.inspection/1"
-"""The list of drawings that `inspect-data` made."""
+"""The list of the drawings of `inspect-data`."""
 DRAWINGS, MASKS, SCENES = "overlays", "masks", "scenes"
 SUBFOLDERS = (DRAWINGS, MASKS, SCENES)
 OWN_FILE = re.compile(
@@ -27,7 +27,7 @@ OWN_FILE = re.compile(
     rf"|({DRAWINGS}|{MASKS})/\d{{5,}}-[a-z0-9-]{{1,200}}\.(png|jpg)|{SCENES}/scene-\d{{3,}}\.png",
     re.ASCII,
 )
-"""All names that a manifest may list; whatever else stands in one is not refcli's."""
+"""All names that a manifest may list; any other name in one is ignored."""
 MAX_LINE_BYTES = 1 << 20
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -35,7 +35,7 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 class OutputManifest:
     """`manifest.jsonl`: a header with the settings, then a line with the names of each answer's files.
 
-    A line is written before its files, so that a run killed at any moment has written no file that is not listed.
+    A line is written before its files, so that a run killed at any moment leaves no unlisted file.
 
     Args:
         folder: the output folder.
@@ -47,21 +47,21 @@ class OutputManifest:
         self._file: BinaryIO | None = None
 
     def create(self, settings: Mapping[str, Any], *, replace: bool = False) -> None:
-        """Begin a new manifest.
+        """Start a new manifest.
 
         Args:
             settings: what the answers depend on.
-            replace: there may be one, whose files are removed.
+            replace: an existing manifest, whose files have been removed, may be replaced.
 
         Raises:
-            UsageError: there is a file of that name.
+            UsageError: another file has that name.
             OSError: it cannot be written.
         """
         if os.path.lexists(self.path) and not (replace and is_real_file(self.path)):
-            raise _is_foreign(self.path)
+            raise _foreign_file(self.path)
         header = {"schema": SCHEMA, "settings": settings, "files": [PREDICTIONS, PARTIAL]}
         write_atomically(self.path, json.dumps(header).encode() + b"\n")
-        self.go_on()
+        self.reopen()
 
     def read(self) -> dict[str, Any]:
         """The settings of the run that wrote the manifest.
@@ -79,7 +79,7 @@ class OutputManifest:
         return settings
 
     def listed(self) -> Iterator[str]:
-        """The listed names, relative to the folder, with slashes; a last line that was cut off is dropped.
+        """The listed names, relative to the folder, with slashes; an incomplete last line is ignored.
 
         Raises:
             DataError: the manifest is damaged.
@@ -89,8 +89,8 @@ class OutputManifest:
             if isinstance(names, list):
                 yield from (name for name in names if isinstance(name, str) and OWN_FILE.fullmatch(name))
 
-    def go_on(self) -> None:
-        """Append to the manifest that is there.
+    def reopen(self) -> None:
+        """Append to the existing manifest.
 
         Raises:
             DataError: it is damaged.
@@ -102,26 +102,26 @@ class OutputManifest:
         """List files that are about to be written.
 
         Raises:
-            UsageError: there is a file of that name that is not listed.
+            UsageError: an unlisted file has one of these names.
             OSError: the manifest cannot be written.
         """
         new = set(names)
-        if there := {name for name in new if os.path.lexists(self.folder / name)}:
-            new -= there
-            if foreign := there.difference(self.listed()):
-                raise _is_foreign(self.folder / min(foreign))
+        if existing := {name for name in new if os.path.lexists(self.folder / name)}:
+            new -= existing
+            if foreign := existing.difference(self.listed()):
+                raise _foreign_file(self.folder / min(foreign))
         if new:
             assert self._file is not None
             self._file.write(json.dumps({"files": sorted(new)}).encode() + b"\n")
             self._file.flush()
 
     def remove_files(self) -> None:
-        """Remove the listed files, what a kill left of them, and the folders that are then empty.
+        """Remove the listed files, their stale temporaries, and the folders that are empty afterwards.
 
-        Links are not followed, and not removed.
+        Links are neither followed nor removed.
 
         Raises:
-            OSError: the system refuses.
+            OSError: the system does not allow it.
         """
         for name in self.listed():
             path = path_inside(self.folder, name)
@@ -140,10 +140,10 @@ class OutputManifest:
             self._file.close()
 
     def _lines(self) -> Iterator[bytes]:
-        """The whole lines, with their ends."""
+        """The complete lines, with their line ends."""
         if not os.path.lexists(self.path):
             raise UsageError(
-                f"there is no {MANIFEST}, which would say what here may be completed or removed",
+                f"there is no {MANIFEST}, which lists what may be completed or removed",
                 where=str(self.folder),
                 hint="choose another --out, or empty the folder yourself",
             )
@@ -157,7 +157,7 @@ class OutputManifest:
 
 
 def is_output_folder(path: Path) -> bool:
-    """Whether refcli wrote answers or drawings there (versions without a manifest, too)."""
+    """Whether refcli wrote answers or drawings there, with or without a manifest (older versions)."""
     if is_real_file(path / MANIFEST):
         header = _record(_start(path / MANIFEST))
         return header is not None and header.get("schema") == SCHEMA
@@ -168,7 +168,7 @@ def is_output_folder(path: Path) -> bool:
 
 
 def _start(path: Path, num_lines: int = 1) -> bytes:
-    """The first lines of a file; nothing where it cannot be read."""
+    """The first lines of a file; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             return b"".join(file.readline(MAX_LINE_BYTES) for _ in range(num_lines))
@@ -177,7 +177,7 @@ def _start(path: Path, num_lines: int = 1) -> bytes:
 
 
 def is_real_file(path: Path) -> bool:
-    """Whether this is a regular file, and no link to one."""
+    """Whether this is a regular file and not a link."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except (OSError, ValueError):
@@ -185,7 +185,7 @@ def is_real_file(path: Path) -> bool:
 
 
 def is_real_folder(path: Path) -> bool:
-    """Whether this is a folder, and no link to one."""
+    """Whether this is a folder and not a link."""
     try:
         return stat.S_ISDIR(path.lstat().st_mode)
     except (OSError, ValueError):
@@ -193,20 +193,20 @@ def is_real_folder(path: Path) -> bool:
 
 
 def create_file(path: Path) -> BinaryIO:
-    """Open a new file for writing; never one that is there, and never through a link.
+    """Open a new file for writing; never an existing one, and never through a link.
 
     Raises:
-        UsageError: something of that name is there.
-        OSError: the system refuses.
+        UsageError: the name is taken.
+        OSError: the system does not allow it.
     """
     try:
         return path.open("xb")
     except FileExistsError as error:
-        raise _is_foreign(path) from error
+        raise _foreign_file(path) from error
 
 
 def append_to(path: Path, size: int) -> BinaryIO:
-    """Open a file to append after its first `size` bytes; the rest is cut off. Links are not followed.
+    """Open a file to append after its first `size` bytes; the rest is removed. Links are not followed.
 
     Raises:
         OSError: the system refuses, or it is a link.
@@ -217,16 +217,16 @@ def append_to(path: Path, size: int) -> BinaryIO:
     return file
 
 
-def _is_foreign(path: Path) -> UsageError:
+def _foreign_file(path: Path) -> UsageError:
     return UsageError(
-        "a file of this name is there, which refcli did not write",
+        "a file that refcli did not write has this name",
         where=str(path),
-        hint="move it away (a run that has begun goes on with --resume), or choose another --out",
+        hint="move it away (a run that has started continues with --resume), or choose another --out",
     )
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The object that a line holds, or None."""
+    """The object in a line, or None."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What of many expressions a model cannot read, counted and put into notes."""
+"""What a model could not read of many expressions: counts and notes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 
 from refcli.contracts.prediction import Answer
 
-MOST_WORDS = 8
-"""So many different words are named in a note."""
-MOST_LETTERS = 40
+MAX_WORDS = 8
+"""Different words that a note names."""
+MAX_LETTERS = 40
+"""Of each of these words."""
 
 
 class UnreadText:
-    """Counts expressions with unknown words, with nothing but such, and those whose end is cut off."""
+    """Counts expressions with some unknown words, with only unknown words, and with an end that is cut off."""
 
     def __init__(self) -> None:
         self.num_expressions = 0
@@ -23,12 +24,12 @@ class UnreadText:
         self._of_wholly: dict[str, None] = {}
 
     def add(self, answer: Answer) -> None:
-        """The expression of an answer; one that could not be answered is not counted."""
+        """Count the expression of an answer, unless the answer is an error."""
         if answer.error is None:
             self.count(answer.expression, answer.unknown_words, answer.unread_text)
 
     def count(self, expression: str, unknown_words: Sequence[str], unread_text: str) -> None:
-        """One more expression."""
+        """Count one expression."""
         self.num_expressions += 1
         self.num_cut += bool(unread_text)
         is_wholly = len(unknown_words) == len(expression.split())
@@ -38,7 +39,7 @@ class UnreadText:
             self.num_partly += 1
         words = self._of_wholly if is_wholly else self._of_partly
         for word in unknown_words:
-            if len(words) <= MOST_WORDS:
+            if len(words) <= MAX_WORDS:
                 words.setdefault(word.strip(".,;:!?\"'()").lower() or word)
 
     def notes(self) -> list[str]:
@@ -63,5 +64,5 @@ class UnreadText:
 
 
 def _named(unknown: Iterable[str]) -> str:
-    words = [word if len(word) <= MOST_LETTERS else word[:MOST_LETTERS] + "..." for word in unknown]
-    return ", ".join(words[:MOST_WORDS]) + (", ..." if len(words) > MOST_WORDS else "")
+    words = [word if len(word) <= MAX_LETTERS else word[:MAX_LETTERS] + "..." for word in unknown]
+    return ", ".join(words[:MAX_WORDS]) + (", ..." if len(words) > MAX_WORDS else "")

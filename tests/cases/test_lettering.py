@@ -117,7 +117,7 @@ def caption(expression: str, **options) -> np.ndarray:
 def test_the_caption_of_a_drawing_shows_what_can_be_read(bare_system):
     assert not np.array_equal(caption("café"), caption("cafè"))
     assert np.array_equal(caption("ひらがな"), caption("hiragana"))
-    looked_up = "[no font here has these letters: see line 3]"
+    looked_up = "[no installed font has these letters: see line 3]"
     assert np.array_equal(caption("猫", record="line 3"), caption(looked_up))
     assert np.array_equal(caption("猫"), caption(looked_up.replace("line 3", "7")))
 

@@ -194,10 +194,10 @@ def test_a_finished_run_stays_as_it_is_and_grows_with_its_inputs(ask, tmp_path):
     ("arguments", "inputs", "message"),
     [
         (["--min-score", "0.5"], ("in/a.png", "in/b.png"), "cannot change min_score"),
-        ([], ("in/b.png", "in/a.png"), "request 1 is not the one"),
-        ([], ("in/a.png", "in/c.png"), "request 2 is not the one"),
+        ([], ("in/b.png", "in/a.png"), "request 1 differs from the one"),
+        ([], ("in/a.png", "in/c.png"), "request 2 differs from the one"),
         ([], ("in/a.png",), "answered more than the 1 requests"),
-        (["-e", "the dog"], ("in/a.png", "in/b.png"), "request 1 is not the one"),
+        (["-e", "the dog"], ("in/a.png", "in/b.png"), "request 1 differs from the one"),
     ],
 )
 def test_another_run_cannot_be_resumed_and_nothing_changes(ask, tmp_path, arguments, inputs, message):

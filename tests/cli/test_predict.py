@@ -139,7 +139,7 @@ def test_the_builtin_model_says_once_that_it_knows_synthetic_scenes_only(refcli,
         (["a.png", "-e", "x", "--min-score", "7"], 2, "min-score"),
         (["a.png", "-e", "x", "--format", "xml"], 2, "xml"),
         (["a.png", "-e", "x", "--weights", "nowhere"], 2, "no weights called 'nowhere'"),
-        (["a.png", "-e", "x", "--out", "a.png/o"], 2, "cannot be made"),
+        (["a.png", "-e", "x", "--out", "a.png/o"], 2, "cannot be created"),
     ],
 )
 def test_mistakes_are_reported_on_stderr_with_a_code_and_leave_stdout_empty(

@@ -76,5 +76,5 @@ def test_large_drawings_are_jpegs(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot be made"):
+    with pytest.raises(UsageError, match="cannot be created"):
         OutputFolder(tmp_path / "file")

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from refcli.cli.app import run
 
 RUN_LANGUAGES = ("bash", "python")
-SHOWN_LANGUAGES = ("json", "mermaid", "text")
+SHOWN_LANGUAGES = ("json", "mermaid", "text", "yaml")
 INDEPENDENT_PAGES = {"docs/library.md"}
 """Each of their blocks runs in an empty folder of its own."""
 SHORT_STEPS = 4

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 from documentation import NAMES, ROOT, Block, blocks_of, code_spans, pipeline_of, prose_of, statements_of
 from pydantic import BaseModel
 
@@ -223,8 +224,10 @@ def test_every_data_set_of_the_guide_exists():
 
 
 @every_page
-def test_every_json_block_is_json(name):
+def test_every_json_or_yaml_block_can_be_read(name):
     for block in blocks_of(ROOT / name):
+        if block.language == "yaml":
+            yaml.safe_load(block.text)
         if block.language == "json":
             try:
                 json.loads(block.text)

@@ -360,19 +360,18 @@ def _show_report(report: Report) -> None:
     from refcli.data.training.mixtures import MixtureReport
     from refcli.recipes.prepare_data import DatasetReport
 
-    if isinstance(report, MixtureReport):
-        _show_mixture_report(report)
+    if not isinstance(report, MixtureReport | DatasetReport):
+        _show_splits(report.splits)
+    elif report.status == "unchanged":
+        log(f"{report.dataset}: unchanged, nothing to do (--force repeats it)")
     elif isinstance(report, DatasetReport):
         _show_dataset_report(report)
     else:
-        _show_splits(report.splits)
+        _show_mixture_report(report)
 
 
 def _show_dataset_report(report: DatasetReport) -> None:
     name = report.dataset
-    if report.status == "unchanged":
-        _show_unchanged(name)
-        return
     _show_splits(report.splits)
     _show_counts(name, report.counts)
     for split, lost in report.lost.items():
@@ -388,9 +387,6 @@ def _show_dataset_report(report: DatasetReport) -> None:
 
 def _show_mixture_report(report: MixtureReport) -> None:
     name = report.dataset
-    if report.status == "unchanged":
-        _show_unchanged(name)
-        return
     _show_splits(report.summaries)
     _show_counts(name, report.counts)
     verb = "kept" if report.keep_leaks else "left out"
@@ -401,10 +397,6 @@ def _show_mixture_report(report: MixtureReport) -> None:
         )
     for missing in report.missing_evaluation:
         log(f"warning: {missing} is not in the store: its images may be in {name}'s training splits")
-
-
-def _show_unchanged(name: str) -> None:
-    log(f"{name}: unchanged, nothing to do (--force repeats it)")
 
 
 def _show_counts(dataset: str, counts: Sequence[CountCheck]) -> None:

@@ -24,7 +24,7 @@ COLUMNS = 4
 CELL_WIDTH = 420
 """Drawings in a row of the sheet, and the width of each in pixels."""
 MAX_FAILURES = 50
-"""Drawing of a split stops after so many failures."""
+"""Number of failures after which drawing of a split stops."""
 TRUTH = "truth"
 """Takes the place of the name of the weights in an answer."""
 
@@ -115,7 +115,7 @@ def draw_example(split: StoreSplit, example: Example) -> Image.Image:
     width, height = read.width, read.height
     if example.width and example.height and (width, height) != (example.width, example.height):
         raise DataError(
-            f"the image is {width} x {height}, the store says {example.width} x {example.height}",
+            f"the image is {width} x {height}, the store states {example.width} x {example.height}",
             where=str(path),
             hint="boxes and masks would not fit; prepare the data again from these images",
         )

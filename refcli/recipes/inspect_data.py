@@ -107,7 +107,7 @@ def inspect_data(
         out: the folder for the drawings.
         seed: another seed chooses other examples; the choice in one split does not depend on the other splits.
         force: replace the drawings of an earlier call in `out`, and nothing else.
-        max_failures: stop drawing a split after so many failures.
+        max_failures: stop drawing a split after this many failures.
 
     Raises:
         UsageError: a split is named twice, only one of `num_samples` and `out` is given, there are too many drawings,

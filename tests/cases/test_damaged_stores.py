@@ -148,10 +148,10 @@ def renamed_region_field(table):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_column("width", ["a"] * 5, pa.string()), "whole Parquet file of a store"),
-        (with_column("width", [2**40] * 5, pa.int64()), "whole Parquet file of a store"),
+        (with_column("width", ["a"] * 5, pa.string()), "complete Parquet file of a store"),
+        (with_column("width", [2**40] * 5, pa.int64()), "complete Parquet file of a store"),
         (with_column("width", [100, -1, 1, 1, 1], pa.int32()), "has the size -1 x 80"),
-        (with_column("height", [None, 80, 80, 80, 80], pa.int32()), "whole Parquet file of a store"),
+        (with_column("height", [None, 80, 80, 80, 80], pa.int32()), "complete Parquet file of a store"),
         (with_column("image", ["a.jpg", "../a.jpg", "b", "c", "d"], pa.string()), "not a path inside"),
         (with_column("regions", [[1.0]] * 5, pa.list_(pa.float64())), "lacks the columns"),
         (with_column("regions", ["x"] * 5, pa.string()), "lacks the columns"),

@@ -17,12 +17,12 @@ MOST = 0.9
 HALF = 0.5
 """The same share if the masks fit one other format: boxes near the origin, or almost square, agree in both formats."""
 ENOUGH_OF_A_FORMAT = 5
-"""Number of boxes that agree with their masks in one other format; so many cannot be chance."""
+"""Number of boxes that agree with their masks in one other format; that many cannot be chance."""
 FAR = 0.3
 """IoU below which a box and the extent of its mask are at different places, not only drawn loosely."""
 ENOUGH_FAR = 2
 ENOUGH_DISAGREEING = 10
-"""Numbers of masks that are all far from their boxes, or disagree with them; so many cannot be chance."""
+"""Numbers of masks that are all far from their boxes, or disagree with them; that many cannot be chance."""
 ENOUGH_BOXES = 10
 OFTEN = 0.3
 """Share of boxes that extend beyond their images; in the correct format there are hardly any."""
@@ -120,7 +120,7 @@ class BoxEvidence:
             return None
         return (
             f"{reaching_out:,} of {boxes:,} boxes extend beyond their images; read as corners, x1, y1, x2, y2, all "
-            "would lie in them"
+            "would lie inside"
         )
 
 

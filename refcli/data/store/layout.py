@@ -141,7 +141,7 @@ class _Shared(_Checked):
     origin: _Origin = _Origin()
 
 
-class _Whole(_Shared, _File):
+class _SingleFile(_Shared, _File):
     pass
 
 
@@ -259,7 +259,7 @@ def _refuse_constant(constant: str) -> NoReturn:
 def _check_split(entry: Mapping[str, Any], dataset: str, split: str, path: Path) -> None:
     place = f"datasets.{dataset}.splits.{split}"
     try:
-        (_InParts if "parts" in entry else _Whole).model_validate(entry)
+        (_InParts if "parts" in entry else _SingleFile).model_validate(entry)
     except ValidationError as error:
         raise _damaged(error, path, place) from error
     for one in entry["parts"].values() if "parts" in entry else [entry]:

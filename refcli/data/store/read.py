@@ -333,7 +333,7 @@ def _unreadable(error: BaseException, where: str) -> DataError:
     if isinstance(error, OSError) and error.errno is not None:
         return DataError(f"the file cannot be read: {error.strerror}", where=where)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return DataError(f"this is not a whole Parquet file of a store: {reason}", where=where, hint=_HINT)
+    return DataError(f"this is not a complete Parquet file of a store: {reason}", where=where, hint=_HINT)
 
 
 class RowReader:

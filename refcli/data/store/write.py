@@ -191,18 +191,18 @@ class SplitWriter:
         self.is_published = True
 
     def _flush(self, multiple: int) -> None:
-        """Write waiting rows, up to the largest whole multiple of a number; the rest keep waiting."""
+        """Write waiting rows, up to the largest multiple of a number; the rest keep waiting."""
         if not self._waiting:
             return
-        whole = pa.concat_tables(self._waiting)
-        num_ready = len(whole) // multiple * multiple
+        waiting = pa.concat_tables(self._waiting)
+        num_ready = len(waiting) // multiple * multiple
         if num_ready:
-            fitting = int(self._bytes_per_group * len(whole) / max(whole.nbytes, 1))
+            fitting = int(self._bytes_per_group * len(waiting) / max(waiting.nbytes, 1))
             num_rows = min(max(fitting, 1), self._rows_per_group)
-            self._parquet.write_table(whole.slice(0, num_ready).combine_chunks(), row_group_size=num_rows)
-        self._num_waiting = len(whole) - num_ready
-        self._bytes_waiting = whole.slice(num_ready).nbytes
-        self._waiting = [whole.slice(num_ready)] if self._num_waiting else []
+            self._parquet.write_table(waiting.slice(0, num_ready).combine_chunks(), row_group_size=num_rows)
+        self._num_waiting = len(waiting) - num_ready
+        self._bytes_waiting = waiting.slice(num_ready).nbytes
+        self._waiting = [waiting.slice(num_ready)] if self._num_waiting else []
 
     def _refuse_repeated_ids(self, ids: Int64[np.ndarray, " rows"], table: pa.Table) -> None:
         order = np.argsort(ids, kind="stable")

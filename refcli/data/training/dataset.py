@@ -192,7 +192,7 @@ def _with_size(example: Example, width: int, height: int, path: Path) -> Example
         if (example.width, example.height) == (width, height):
             return example
         raise DataError(
-            f"the image is {width} x {height}, the store says {example.width} x {example.height}",
+            f"the image is {width} x {height}, the store states {example.width} x {example.height}",
             where=where,
             hint="boxes and masks would not fit; prepare the data again from these images",
         )

@@ -222,7 +222,7 @@ def _require(what: str, missing: Sequence[str], store_path: Path, *, otherwise: 
 
 def _evaluation_splits(spec: DatasetSpec, store: Store) -> tuple[list[str], list[str]]:
     """Evaluation splits of the family: those in the store, and the expected ones that are missing or incomplete."""
-    specs, known, whole = list_specs(), store.names(), store.complete_names()
+    specs, known, complete = list_specs(), store.names(), store.complete_names()
     present: list[str] = []
     missing: list[str] = []
     for dataset in spec.family:
@@ -230,7 +230,7 @@ def _evaluation_splits(spec: DatasetSpec, store: Store) -> tuple[list[str], list
         expected = [f"{dataset}:{split}" for split in load_spec(dataset).splits] if dataset in specs else []
         for name in dict.fromkeys((*expected, *stored)):
             if is_evaluation_split(name.partition(":")[2]):
-                (present if name in whole else missing).append(name)
+                (present if name in complete else missing).append(name)
     return present, missing
 
 

@@ -86,6 +86,6 @@ def _plain(texts: pa.ChunkedArray) -> pa.Array:
 
 def _codes(parts: Sequence[pa.Array]) -> Int[np.ndarray, " rows"]:
     """A number for every row; equal texts have equal numbers."""
-    whole = pa.concat_arrays([part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part for part in parts])
-    codes: Int[np.ndarray, " rows"] = whole.dictionary_encode().indices.to_numpy().astype(np.int64)
+    joined = pa.concat_arrays([part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part for part in parts])
+    codes: Int[np.ndarray, " rows"] = joined.dictionary_encode().indices.to_numpy().astype(np.int64)
     return codes

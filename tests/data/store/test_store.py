@@ -232,7 +232,7 @@ def test_a_missing_truncated_or_changed_file_is_detected(tmp_path):
     file = tmp_path / "toy" / "train.parquet"
     whole = file.read_bytes()
     file.write_bytes(whole[:100])
-    with pytest.raises(DataError, match="not a whole Parquet file"):
+    with pytest.raises(DataError, match="not a complete Parquet file"):
         Store(tmp_path).split("toy:train")
     write_split(tmp_path, "toy", "train", [example(0)])
     with pytest.raises(DataError, match="has 1 rows, but the manifest lists 2"):

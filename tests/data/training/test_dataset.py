@@ -98,7 +98,7 @@ def test_nothing_left_is_an_error(tmp_path):
 def test_a_missing_picture_or_one_of_another_size_is_named(tmp_path):
     dataset = GroundingDataset(make_store(tmp_path, {"train": 2}), ["toy:train"], tower=TOWER, augment=None)
     Image.new("RGB", (61, 40)).save(tmp_path / "toy" / "train-0.png")
-    with pytest.raises(DataError, match="61 x 40, the store says 60 x 40") as caught:
+    with pytest.raises(DataError, match="61 x 40, the store states 60 x 40") as caught:
         dataset[0, 0]
     assert "train-0.png" in caught.value.where
     (tmp_path / "toy" / "train-1.png").unlink()

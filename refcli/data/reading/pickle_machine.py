@@ -7,7 +7,7 @@ import pickle
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, partialmethod
 from typing import BinaryIO, ClassVar
 
 LAST_PROTOCOL = 5
@@ -303,20 +303,19 @@ class PickleMachine:
         self.memory += _MEMO
         self.memo[index] = self.stack[-1]
 
-    def _put(self) -> None:
-        self.remember(self._index())
-
-    def _index(self) -> int:
+    def index(self, length: int | None) -> int:
+        """Read a memo index: a binary number of `length` bytes, or a line of digits."""
+        if length is not None:
+            return self.unsigned(length)
         text = self.line()
         if not text.isdigit() or len(text) > len(str(1 << 64)):
             raise ValueError(f"an index is not a number: {text[:20]!r}")
         return int(text)
 
-    def _binput(self) -> None:
-        self.remember(self.unsigned(1))
+    def _put(self, length: int | None = None) -> None:
+        self.remember(self.index(length))
 
-    def _long_binput(self) -> None:
-        self.remember(self.unsigned(4))
+    _binput, _long_binput = partialmethod(_put, 1), partialmethod(_put, 4)
 
     def _memoize(self) -> None:
         self.remember(len(self.memo))
@@ -326,14 +325,10 @@ class PickleMachine:
         self.memory += _POINTER
         self.push(self.memo[index])
 
-    def _get(self) -> None:
-        self.recall(self._index())
+    def _get(self, length: int | None = None) -> None:
+        self.recall(self.index(length))
 
-    def _binget(self) -> None:
-        self.recall(self.unsigned(1))
-
-    def _long_binget(self) -> None:
-        self.recall(self.unsigned(4))
+    _binget, _long_binget = partialmethod(_get, 1), partialmethod(_get, 4)
 
     def numbers(self, value: int, length: int, memory: int) -> None:
         """Push a number and all numbers of the same opcode that directly follow it."""
@@ -380,8 +375,7 @@ class PickleMachine:
             raise PickleRefusedError(f"it holds a whole number of {len(text):,} digits")
         self.integer(0)
 
-    def _long(self) -> None:
-        self._int()
+    _long = _int
 
     def _float(self) -> None:
         self.line()
@@ -391,8 +385,7 @@ class PickleMachine:
     def _string(self) -> None:
         self.push(self.text_of(len(self.line())))
 
-    def _unicode(self) -> None:
-        self._string()
+    _unicode = _string
 
     def _counted(self, kind: str, length: int) -> None:
         size = self.unsigned(length)
@@ -400,18 +393,13 @@ class PickleMachine:
         value = self.text_of(size)
         self.push(value if kind == "TEXT" else Value(kind, value.weight))
 
-    def empty(self, kind: str, memory: int) -> None:
+    def _empty(self, kind: str, memory: int) -> None:
         self.memory += memory
         self.push(Value(kind))
 
-    def _empty_list(self) -> None:
-        self.empty("LIST", _LIST)
-
-    def _empty_dict(self) -> None:
-        self.empty("DICT", _DICT)
-
-    def _empty_set(self) -> None:
-        self.empty("SET", _DICT)
+    _empty_list = partialmethod(_empty, "LIST", _LIST)
+    _empty_dict = partialmethod(_empty, "DICT", _DICT)
+    _empty_set = partialmethod(_empty, "SET", _DICT)
 
     def _none(self) -> None:
         self.memory += _POINTER
@@ -432,14 +420,7 @@ class PickleMachine:
         del self.stack[-count:]
         self.make("TUPLE", parts, _TEXT)
 
-    def _tuple1(self) -> None:
-        self._tuple_of(1)
-
-    def _tuple2(self) -> None:
-        self._tuple_of(2)
-
-    def _tuple3(self) -> None:
-        self._tuple_of(3)
+    _tuple1, _tuple2, _tuple3 = partialmethod(_tuple_of, 1), partialmethod(_tuple_of, 2), partialmethod(_tuple_of, 3)
 
     def _list(self) -> None:
         self.make("LIST", self.pop_mark(), _LIST)

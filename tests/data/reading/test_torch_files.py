@@ -91,7 +91,7 @@ def test_a_call_that_makes_an_object_larger_than_the_file_is_refused(tmp_path, c
 def test_a_function_that_would_spread_a_small_tensor_is_refused(tmp_path):
     spread = torch._utils._rebuild_device_tensor_from_cpu_tensor
     call = Running(spread, torch.zeros(1).expand(100, 100), torch.float64, "cpu", False)
-    refused(save(tmp_path / "c.pth", {"model": STATE, "args": {"x": call}}), "another kind than dense ones")
+    refused(save(tmp_path / "c.pth", {"model": STATE, "args": {"x": call}}), "tensors that are not dense")
 
 
 def test_a_later_protocol_is_named(tmp_path):

@@ -89,9 +89,9 @@ def read_pth(files: Mapping[str, Path], settings: Settings, *, dataset: str, pro
     all_rows = (row for rows in rows_by_split.values() for row in rows)
     annotated = Annotated.read(files[INSTANCES], all_rows, problems) if INSTANCES in files else None
     for split, rows in rows_by_split.items():
-        kinds = _box_kinds(rows, settings, files[split], problems)
-        targets = _targets(rows, kinds, settings, dataset, annotated, problems)
-        for target, run in groupby(targets, key=itemgetter(0)):
+        path = files[split]
+        reading = _Reading(path, settings, dataset, annotated, problems, KeyLog(path.name, problems))
+        for target, run in groupby(reading.targets(rows), key=itemgetter(0)):
             members = [row for _, row in run]
             yield RawRecord(
                 split=split,
@@ -102,40 +102,134 @@ def read_pth(files: Mapping[str, Path], settings: Settings, *, dataset: str, pro
             )
 
 
-def _box_kinds(rows: list[PthRow], settings: PthSettings, path: Path, problems: Problems) -> dict[Family, BoxKind]:
-    """The form of the boxes of each family in a file, compared with all its boxes."""
-    boxes: dict[Family, list[PthRow]] = {}
-    for row in rows:
-        boxes.setdefault(row.family, []).append(row)
-    if "flickr" in boxes:
-        _check_first_pixel(boxes["flickr"], settings, path, problems)
-    return {family: _box_kind(family, members, settings, path, problems) for family, members in boxes.items()}
+@dataclass(frozen=True)
+class _Reading:
+    """The state of one file while it is read."""
 
+    path: Path
+    settings: PthSettings
+    dataset: str
+    annotated: Annotated | None
+    problems: Problems
+    keys: KeyLog
 
-def _box_kind(family: Family, rows: list[PthRow], settings: PthSettings, path: Path, problems: Problems) -> BoxKind:
-    is_inclusive = family in ("referit", "flickr")
-    proofs = [row for row in rows if _is_never_xyxy(row.box, is_inclusive)]
-    if len(proofs) * FEW < len(rows):
-        proofs = []
-    proof = proofs[0] if proofs else None
-    kind = _usual_kind(rows[0]) if settings.boxes == "auto" else settings.boxes
-    if proof is not None and kind == "xyxy":
-        raise DataError(
-            f"the boxes of {family} are read as corners, but {list(proof.box)} can only be x, y, width, height",
-            where=f"{path}: tuple {proof.index}",
-            hint="if all are, declare the setting boxes: xywh; otherwise the file contradicts itself",
-        )
-    if proof is None and settings.boxes == "auto" and kind != "xyxy":
-        if kind is None or len(rows) >= ENOUGH_BOXES:
+    def targets(self, rows: list[PthRow]) -> Iterator[tuple[_Target, PthRow]]:
+        """The target of each row; rows whose keys change their meaning are reported."""
+        kinds = self._box_kinds(rows)
+        rejected = Rejections(self.problems)
+        num_good = 0
+        for row in rows:
+            try:
+                target = self._target(row, kinds[row.family])
+            except MeaningError as error:
+                rejected.add(error, row.where)
+                continue
+            num_good += 1
+            yield target, row
+        self.keys.finish()
+        if not num_good:
+            rejected.raise_first()
+
+    def _box_kinds(self, rows: list[PthRow]) -> dict[Family, BoxKind]:
+        """The form of the boxes of each family in a file, compared with all its boxes."""
+        boxes: dict[Family, list[PthRow]] = {}
+        for row in rows:
+            boxes.setdefault(row.family, []).append(row)
+        if "flickr" in boxes:
+            self._check_first_pixel(boxes["flickr"])
+        return {family: self._box_kind(family, members) for family, members in boxes.items()}
+
+    def _box_kind(self, family: Family, rows: list[PthRow]) -> BoxKind:
+        is_inclusive = family in ("referit", "flickr")
+        proofs = [row for row in rows if _is_never_xyxy(row.box, is_inclusive)]
+        if len(proofs) * FEW < len(rows):
+            proofs = []
+        proof = proofs[0] if proofs else None
+        kind = _usual_kind(rows[0]) if self.settings.boxes == "auto" else self.settings.boxes
+        if proof is not None and kind == "xyxy":
             raise DataError(
-                f"all {len(rows)} boxes of {family} could be corners, unlike typical x, y, width, height boxes"
-                if kind
-                else "the boxes may be corners or x, y, width, height",
-                where=str(path),
-                hint="check some, and declare the setting boxes: xyxy or boxes: xywh",
+                f"the boxes of {family} are read as corners, but {list(proof.box)} can only be x, y, width, height",
+                where=f"{self.path}: tuple {proof.index}",
+                hint="if all are, declare the setting boxes: xywh; otherwise the file contradicts itself",
             )
-        problems.add("box_kind_assumed", f"{path.name}: {family}", f"{len(rows)} boxes, taken as x, y, width, height")
-    return kind or "xywh"
+        if proof is None and self.settings.boxes == "auto" and kind != "xyxy":
+            if kind is None or len(rows) >= ENOUGH_BOXES:
+                raise DataError(
+                    f"all {len(rows)} boxes of {family} could be corners, unlike typical x, y, width, height boxes"
+                    if kind
+                    else "the boxes may be corners or x, y, width, height",
+                    where=str(self.path),
+                    hint="check some, and declare the setting boxes: xyxy or boxes: xywh",
+                )
+            self.problems.add(
+                "box_kind_assumed", f"{self.path.name}: {family}", f"{len(rows)} boxes, taken as x, y, width, height"
+            )
+        return kind or "xywh"
+
+    def _check_first_pixel(self, rows: list[PthRow]) -> None:
+        before = [row for row in rows if min(row.box[:2]) < self.settings.first_flickr_pixel]
+        if len(before) * FEW >= len(rows):
+            zero = before[0]
+            raise DataError(
+                f"the box {list(zero.box)} begins before pixel {self.settings.first_flickr_pixel}, the first one",
+                where=f"{self.path}: tuple {zero.index}",
+                hint="check the setting first_flickr_pixel",
+            )
+        if (
+            self.settings.first_flickr_pixel == 0
+            and len(rows) >= ENOUGH_BOXES
+            and all(min(row.box[:2]) > 0 for row in rows)
+        ):
+            self.problems.add(
+                "first_flickr_pixel_may_be_1", f"{self.path.name}: flickr", f"none of {len(rows)} boxes begins at 0"
+            )
+
+    def _target(self, row: PthRow, kind: BoxKind) -> _Target:
+        box = self._edges(row, kind)
+        width = height = None
+        if isinstance(row.about, dict):
+            size = convert_row(
+                row.about, _Size, where=row.where, problems=self.problems, needed=(), keys=(_SIZE, self.keys)
+            )
+            width, height = valid_side(size.width), valid_side(size.height)
+        segmentation: bytes | None = None
+        has_lost_mask = False
+        source_id: str | None = None
+        if row.layout == "oneref":
+            if row.last and not isinstance(row.last, str):
+                segmentation = _segmentation(row, self.problems)
+                has_lost_mask = segmentation is None
+            if self.annotated is not None and row.family == "coco":
+                found = self.annotated.id_by_box(row, box, self.problems)
+                source_id = None if found is None else f"coco:{found}"
+        elif row.annotation_id is not None:
+            source_id = f"coco:{row.annotation_id}"
+            if self.annotated is not None:
+                width, height, segmentation = self.annotated.size_and_mask(row, row.annotation_id, box, self.problems)
+        elif row.referit_region is not None:
+            source_id = f"saiapr:{row.referit_region}"
+        image = self._image(row, width, height)
+        return _Target(image, RawRegion(box, segmentation, source_id, has_lost_mask))
+
+    def _image(self, row: PthRow, width: int | None, height: int | None) -> RawImage:
+        needs_coco_name = self.settings.images == "auto" and self.annotated is None and row.layout != "transvg"
+        if row.family == "coco" and needs_coco_name and coco_id(row.file_name) is None:
+            return own_image(row.file_name, dataset=self.dataset, width=width, height=height)
+        if row.number is None:
+            return RawImage(f"{self.dataset}:{row.file_name}", (row.file_name,), width, height)
+        if row.family == "coco":
+            return coco_image(row.number, width=width, height=height)
+        if row.family == "referit":
+            return saiapr_image(row.number, width=width, height=height)
+        return flickr_image(row.number, width=width, height=height)
+
+    def _edges(self, row: PthRow, kind: BoxKind) -> BoxXYXY:
+        left, top, right, bottom = map(float, row.box)
+        if kind == "xywh":
+            right, bottom = left + right, top + bottom
+        extra = 1.0 if self.settings.inclusive_boxes and row.family in ("referit", "flickr") else 0.0
+        first = float(self.settings.first_flickr_pixel) if row.family == "flickr" else 0.0
+        return left - first, top - first, right - first + extra, bottom - first + extra
 
 
 def _usual_kind(row: PthRow) -> BoxKind | None:
@@ -152,102 +246,6 @@ def _is_never_xyxy(box: Box, is_inclusive: bool) -> bool:
     if is_inclusive:
         return last_x < first_x or last_y < first_y
     return last_x <= first_x or last_y <= first_y
-
-
-def _check_first_pixel(rows: list[PthRow], settings: PthSettings, path: Path, problems: Problems) -> None:
-    before = [row for row in rows if min(row.box[:2]) < settings.first_flickr_pixel]
-    if len(before) * FEW >= len(rows):
-        zero = before[0]
-        raise DataError(
-            f"the box {list(zero.box)} begins before pixel {settings.first_flickr_pixel}, the first one",
-            where=f"{path}: tuple {zero.index}",
-            hint="check the setting first_flickr_pixel",
-        )
-    if settings.first_flickr_pixel == 0 and len(rows) >= ENOUGH_BOXES and all(min(row.box[:2]) > 0 for row in rows):
-        problems.add("first_flickr_pixel_may_be_1", f"{path.name}: flickr", f"none of {len(rows)} boxes begins at 0")
-
-
-def _targets(
-    rows: list[PthRow],
-    kinds: Mapping[Family, BoxKind],
-    settings: PthSettings,
-    dataset: str,
-    annotated: Annotated | None,
-    problems: Problems,
-) -> Iterator[tuple[_Target, PthRow]]:
-    """The target of each row; rows whose keys change their meaning are reported."""
-    rejected = Rejections(problems)
-    keys = KeyLog(rows[0].where.partition(": ")[0], problems)
-    num_good = 0
-    for row in rows:
-        try:
-            target = _target(row, kinds[row.family], settings, dataset, annotated, problems, keys)
-        except MeaningError as error:
-            rejected.add(error, row.where)
-            continue
-        num_good += 1
-        yield target, row
-    keys.finish()
-    if not num_good:
-        rejected.raise_first()
-
-
-def _target(
-    row: PthRow,
-    kind: BoxKind,
-    settings: PthSettings,
-    dataset: str,
-    annotated: Annotated | None,
-    problems: Problems,
-    keys: KeyLog,
-) -> _Target:
-    box = _edges(row, kind, settings)
-    width = height = None
-    if isinstance(row.about, dict):
-        size = convert_row(row.about, _Size, where=row.where, problems=problems, needed=(), keys=(_SIZE, keys))
-        width, height = valid_side(size.width), valid_side(size.height)
-    segmentation: bytes | None = None
-    has_lost_mask = False
-    source_id: str | None = None
-    if row.layout == "oneref":
-        if row.last and not isinstance(row.last, str):
-            segmentation = _segmentation(row, problems)
-            has_lost_mask = segmentation is None
-        if annotated is not None and row.family == "coco":
-            found = annotated.id_by_box(row, box, problems)
-            source_id = None if found is None else f"coco:{found}"
-    elif row.annotation_id is not None:
-        source_id = f"coco:{row.annotation_id}"
-        if annotated is not None:
-            width, height, segmentation = annotated.size_and_mask(row, row.annotation_id, box, problems)
-    elif row.referit_region is not None:
-        source_id = f"saiapr:{row.referit_region}"
-    is_own = settings.images == "auto" and annotated is None and row.layout != "transvg"
-    return _Target(
-        _image(row, dataset, width, height, is_own=is_own), RawRegion(box, segmentation, source_id, has_lost_mask)
-    )
-
-
-def _image(row: PthRow, dataset: str, width: int | None, height: int | None, *, is_own: bool) -> RawImage:
-    """The image of a row; `is_own`: a name of twelve digits alone does not make it a COCO image."""
-    if row.family == "coco" and is_own and coco_id(row.file_name) is None:
-        return own_image(row.file_name, dataset=dataset, width=width, height=height)
-    if row.number is None:
-        return RawImage(f"{dataset}:{row.file_name}", (row.file_name,), width, height)
-    if row.family == "coco":
-        return coco_image(row.number, width=width, height=height)
-    if row.family == "referit":
-        return saiapr_image(row.number, width=width, height=height)
-    return flickr_image(row.number, width=width, height=height)
-
-
-def _edges(row: PthRow, kind: BoxKind, settings: PthSettings) -> BoxXYXY:
-    left, top, right, bottom = map(float, row.box)
-    if kind == "xywh":
-        right, bottom = left + right, top + bottom
-    extra = 1.0 if settings.inclusive_boxes and row.family in ("referit", "flickr") else 0.0
-    first = float(settings.first_flickr_pixel) if row.family == "flickr" else 0.0
-    return left - first, top - first, right - first + extra, bottom - first + extra
 
 
 def _segmentation(row: PthRow, problems: Problems) -> bytes | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,7 @@ def code_spans(page: Path) -> list[str]:
 
 
 def statements_of(script: str) -> list[str]:
-    """The statements of a shell script: lines, joined where a quotation or a here-document goes on, split at `&&`."""
+    """The statements of a shell script: its lines, joined inside quotations and here-documents and split at `&&`."""
     found: list[str] = []
     lines = iter(script.replace("\\\n", " ").splitlines(keepends=True))
     for line in lines:
@@ -100,10 +101,10 @@ class Command:
 
     @property
     def refcli_arguments(self) -> list[str] | None:
-        """What refcli gets, also below `python -m` or `torchrun -m`; None for other programs."""
-        if self.words[0] == "refcli":
-            return list(self.words[1:])
-        words = list(self.words)
+        """What refcli gets, also after variables, `python -m` or `torchrun -m`; None for other programs."""
+        words = list(dropwhile(re.compile(r"[A-Z_]+=").match, self.words))
+        if words[:1] == ["refcli"]:
+            return words[1:]
         return words[words.index("refcli") + 1 :] if "refcli" in words and "-m" in words else None
 
 

@@ -97,7 +97,7 @@ def test_several_splits_have_an_overview_and_links_that_lead_to_them(store, exam
     targets = [one for one in page.resources if one.startswith("#")]
     assert len(targets) == 2
     assert all(f'id="{target[1:]}"'.encode() in content for target in targets)
-    assert page.text.index("synthetic:again") < page.text.index("All figures")
+    assert page.text.index("synthetic:again") < page.text.index("All metrics")
     assert page.values["synthetic/again/acc50"] == 1
 
 
@@ -133,7 +133,7 @@ def test_every_image_decodes_and_nothing_is_fetched(store, shifted):
         one.load()
     assert len(jpegs) == 6
     drawings = [ElementTree.fromstring(data) for kind, data in images if kind == "image/svg+xml"]
-    assert len(drawings) == 2 * page.tags.count("picture") >= 2 * 3  # in light and dark ink: histogram, curve, bars
+    assert len(drawings) == 2 * page.tags.count("source") >= 2 * 3  # in light and dark ink: histogram, curve, bars
     assert len(images) == len(jpegs) + len(drawings) == len(page.resources)
     assert not re.search(rb"https?://|url\(|@import", content)
     assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
@@ -144,10 +144,11 @@ def test_equal_input_gives_equal_bytes(store, shifted):
     assert page_of(store, shifted) == page_of(store, shifted)
 
 
-def test_many_cases_share_the_room(store, shifted, examples, monkeypatch):
-    monkeypatch.setattr("refcli.evaluation.report.page.PICTURE_BYTES", 600_000)
+def test_many_cases_share_the_room(store, shifted, examples):
     count = len(examples)
-    sizes = [len(data) for kind, data in Page(page_of(store, shifted, count=count)).images() if kind == "image/jpeg"]
+    run, truth = scored(store, shifted)
+    page = render_report(run, report_run(run), cases_of(run, truth, shifted, count), image_bytes=600_000)
+    sizes = [len(data) for kind, data in Page(page).images() if kind == "image/jpeg"]
     assert len(sizes) == 2 * count
     assert sum(sizes) <= 600_000
 
@@ -162,7 +163,7 @@ def test_hostile_words_are_words(make_store, examples, truth_of, write_lines):
     assert {"script", "b>", "i"}.isdisjoint(page.tags)
     drawn = [kind for kind, _ in page.images() if kind == "image/jpeg"]
     assert len(drawn) == 2 * 1  # the sample that is not answered is in no figure, and nobody else's image is here
-    assert page.tags.count("img") == len(drawn) + page.tags.count("picture")
+    assert page.tags.count("img") == len(drawn) + page.tags.count("source")
     assert '<script>alert("1")</script> $x^2$' in page.text
     assert "<i>x.jsonl" in page.text
 
@@ -201,7 +202,7 @@ def test_failures_and_lines_of_no_use_are_counted(store, examples, truth_of, wri
     page = Page(page_of(store, lines))
     assert f"1 of {len(examples)} samples have no answer" in page.text
     assert f"{examples[0].id}: no line of the file answers it" in page.text
-    assert "2 lines of predictions.jsonl answer nothing: not a prediction" in page.text
+    assert "2 lines of predictions.jsonl were rejected: not a prediction" in page.text
 
 
 def test_published_rows_stand_beside_the_run(make_store, examples, truth_of, write_lines):

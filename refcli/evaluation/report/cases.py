@@ -30,7 +30,7 @@ class Case:
     example: Example
     answer: Answer | None
     """Before the existence gate; None where there is no usable one."""
-    picture: Path
+    image: Path
     box_iou: float
     mask_iou: float
     """NaN where not measured."""

@@ -153,13 +153,18 @@ def several_document(reports: Sequence[RunReport]) -> dict[str, object]:
 
 
 def flat_metrics(report: RunReport) -> dict[str, float]:
-    """Every figure of a run under its flat key."""
+    """All metrics of a run under their flat keys."""
     return {
-        "/".join([*split.name.split(":"), *([] if convention == ORIGINAL else [convention]), metric]): value
+        metric_key(split.name, convention, metric): value
         for split in report.splits
         for convention, part in split.conventions.items()
         for metric, value in part.metrics.items()
     }
+
+
+def metric_key(split: str, convention: str, metric: str) -> str:
+    """`dataset/split/metric`, or `dataset/split/convention/metric` for another convention than the default."""
+    return "/".join([*split.split(":"), *([] if convention == ORIGINAL else [convention]), metric])
 
 
 def _split_document(split: SplitReport) -> dict[str, object]:

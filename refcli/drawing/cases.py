@@ -1,9 +1,10 @@
-"""A case as an image: truth and answer over one another, small enough to travel inside a page."""
+"""A case of an evaluation as an image: truth and answer over one another, small enough for an HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -12,7 +13,6 @@ from refcli.contracts.example import RLE
 from refcli.data.reading.images import LARGE_PIXELS, open_scaled
 from refcli.drawing.colours import ANSWER_COLOUR, TRUTH_COLOUR, WHITE, Colour
 from refcli.drawing.encoding import encode_jpeg
-from refcli.evaluation.report.cases import Case
 from refcli.geometry.boxes import BoxXYXY, is_finite
 from refcli.geometry.masks import decode_mask, scaled_mask, union_masks
 
@@ -22,32 +22,35 @@ SMALLEST_SIDE = 160
 STEP = 0.8
 JPEG_QUALITY = 80
 LINES_ACROSS = 200
-"""A line is this part of the drawing's long side."""
+"""The long side of a drawing by the width of a line."""
 SIXTEENTHS = 4
 """Fractional bits of OpenCV's coordinates."""
 
 
-def draw_case(pixels: np.ndarray, case: Case, *, long_side: int = LARGEST_SIDE) -> np.ndarray:
-    """Truth under answer: masks tinted and outlined; the truth's line is wider, so that it shows below the other.
+Regions: TypeAlias = Sequence[tuple[BoxXYXY, RLE | None]]
+"""Boxes and masks in pixels of the image, as large as the data set states."""
+
+
+def draw_case(
+    pixels: np.ndarray, size: tuple[int, int], truth: Regions, answer: Regions, *, long_side: int = LARGEST_SIDE
+) -> np.ndarray:
+    """Draw the truth under the answer: masks are tinted and outlined; the wider line of the truth shows below.
 
     Args:
-        pixels: uint8 RGB [height, width, 3] of the image.
-        case: boxes and masks, in pixels of the image as the data set knows it.
+        pixels: uint8 RGB [height, width, 3] of the image, which may be reduced.
+        size: (width, height) of the image in the pixels that boxes and masks are in.
+        truth: the true regions.
+        answer: the answered ones.
         long_side: of the drawing, in pixels.
 
     Returns:
         uint8 RGB [height, width, 3].
     """
-    example = case.example
-    factor = long_side / max(example.width, example.height)
-    size = max(round(example.width * factor), 1), max(round(example.height * factor), 1)
-    how = cv2.INTER_AREA if pixels.shape[1] > size[0] else cv2.INTER_CUBIC
-    canvas: np.ndarray = cv2.resize(pixels, size, interpolation=how)
-    targets = case.answer.targets if case.answer else ()
-    masks = (
-        (_union([region.mask for region in example.regions]), TRUTH_COLOUR),
-        (_union([target.mask for target in targets]), ANSWER_COLOUR),
-    )
+    factor = long_side / max(size)
+    size = max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
+    interpolation = cv2.INTER_AREA if pixels.shape[1] > size[0] else cv2.INTER_CUBIC
+    canvas: np.ndarray = cv2.resize(pixels, size, interpolation=interpolation)
+    masks = ((_union([mask for _, mask in truth]), TRUTH_COLOUR), (_union([mask for _, mask in answer]), ANSWER_COLOUR))
     line = max(2, round(long_side / LINES_ACROSS))
     shapes = [(_resized(mask, size), colour) for mask, colour in masks if mask is not None]
     for shape, colour in shapes:
@@ -55,31 +58,37 @@ def draw_case(pixels: np.ndarray, case: Case, *, long_side: int = LARGEST_SIDE) 
     for shape, colour in shapes:
         outline, _ = cv2.findContours(shape.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.polylines(canvas, outline, True, colour, max(1, line // 2), cv2.LINE_AA)
-    for region in example.regions:
-        _draw_box(canvas, region.box_xyxy, factor, TRUTH_COLOUR, width=2 * line)
-    for target in targets:
-        _draw_box(canvas, target.box_xyxy, factor, ANSWER_COLOUR, width=line)
+    for box, _ in truth:
+        _draw_box(canvas, box, factor, TRUTH_COLOUR, width=2 * line)
+    for box, _ in answer:
+        _draw_box(canvas, box, factor, ANSWER_COLOUR, width=line)
     return canvas
 
 
-def case_jpeg(case: Case, *, max_bytes: int) -> bytes:
-    """The drawing as a JPEG of at most so many bytes, if need be a small one (never below 160 pixels).
+def case_jpeg(image: Path, size: tuple[int, int], truth: Regions, answer: Regions, *, max_bytes: int) -> bytes:
+    """The drawing of a case as a JPEG of at most `max_bytes`, reduced if need be, but not below 160 pixels.
+
+    Args:
+        image: the file.
+        size: see `draw_case`; zeros are replaced by the size of the file.
+        truth: the true regions.
+        answer: the answered ones.
+        max_bytes: limit on the size.
 
     Raises:
         ImageError: the image cannot be read.
     """
-    read = open_scaled(case.picture)
-    pixels = np.asarray(read.image)
-    if case.example.width <= 0 or case.example.height <= 0:
-        case = replace(case, example=replace(case.example, width=read.width, height=read.height))
+    opened = open_scaled(image)
+    pixels = np.asarray(opened.image)
+    if min(size) <= 0:
+        size = opened.width, opened.height
     side = float(LARGEST_SIDE)
-    while len(encoded := _encoded(pixels, case, side)) > max_bytes and side > SMALLEST_SIDE:
+    while True:
+        drawing = draw_case(pixels, size, truth, answer, long_side=round(side))
+        encoded = encode_jpeg(drawing, quality=JPEG_QUALITY)
+        if len(encoded) <= max_bytes or side <= SMALLEST_SIDE:
+            return encoded
         side = max(side * STEP, SMALLEST_SIDE)
-    return encoded
-
-
-def _encoded(pixels: np.ndarray, case: Case, side: float) -> bytes:
-    return encode_jpeg(draw_case(pixels, case, long_side=round(side)), quality=JPEG_QUALITY)
 
 
 def _union(masks: Sequence[RLE | None]) -> RLE | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from refcli.answers.jsonl import mask_to_json
 from refcli.answers.written import AnsweredImage, Written, by_image, categories, usable
 from refcli.contracts.prediction import Answer, Target
 from refcli.files import write_atomically
@@ -67,7 +68,7 @@ def _annotation(answer: Answer, target: Target) -> dict[str, Any]:
         "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
         "area": float(rle_area(mask)) if mask else max(x2 - x1, 0.0) * max(y2 - y1, 0.0),
         "iscrowd": 0,
-        "segmentation": {"size": list(mask.size), "counts": mask.counts.decode("ascii")} if mask else [],
+        "segmentation": mask_to_json(mask) if mask else [],
         "score": round(target.score, 5),
         "caption": answer.expression,
         "attributes": {"expression": answer.expression, "score": round(target.score, 5)},

@@ -1,4 +1,4 @@
-"""Answers as the JSON lines that `predict` writes and other programs read."""
+"""Answers as JSON lines: what `predict` writes and other programs read."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from refcli.errors import DataError
 
 BOX_DECIMALS = 2
 FRAME_DECIMALS = 3
-"""Of boxes in pixels of the model frame, which are larger than those of most images."""
+"""Of boxes in the model frame, whose pixels are larger than those of most images."""
 SCORE_DECIMALS = 5
 FROM_HEAD, FROM_MASK = "head", "mask"
-"""Where a box comes from: the model says it, or it is the tight box of the mask."""
-LARGEST_SIDE = 1 << 24
-MOST_PIXELS = 1 << 29
-"""What an image or a mask may measure; a mask is unpacked to a byte per pixel."""
-MOST_FRAME_PIXELS = 1 << 22
-"""The same for the letterbox of a model."""
+"""Origin of a box: the head's output, or the tight box of the mask."""
+MAX_SIDE = 1 << 24
+MAX_PIXELS = 1 << 29
+"""Of an image or a mask; a mask is unpacked to a byte per pixel."""
+MAX_FRAME_PIXELS = 1 << 22
+"""Of a model's letterbox."""
 
 
 def answer_to_json(answer: Answer) -> dict[str, Any]:
     """The record of schema `refcli.prediction/1`, `schema` first.
 
     Boxes are absolute pixels of the original image (EXIF orientation applied), xyxy, half-open, to 0.01 pixel; masks
-    are compressed COCO run lengths with `counts` as text. With "no target" there are also `candidates` (targets that
-    the model proposed before it decided so) and `no_target_source`. `unknown_words` and `unread_text` are there where
-    the model could not read the whole expression. The `frame` of a target is the same target in pixels of the model's
-    letterbox, the padding included. Figures of `evaluate` are of the numbers written here.
+    are compressed COCO run lengths with `counts` as text. With "no target" there are also `candidates` (the targets
+    proposed before that decision) and `no_target_source`. `unknown_words` and `unread_text` appear if the model could
+    not read the whole expression. The `frame` of a target is the same target in pixels of the model's letterbox,
+    including the padding. `evaluate` measures the numbers written here.
     """
     record: dict[str, Any] = {
         "schema": PREDICTION_SCHEMA,
@@ -55,10 +55,10 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
 
 
 def answer_line(answer: Answer) -> str:
-    """The record as one line that is valid JSON in any encoding of a terminal: what is not printable is escaped.
+    """The record as one line of valid JSON in which every unprintable character is escaped.
 
-    So no name draws on a terminal, no reader finds a line end in it, and halves of surrogate pairs (a file name that is
-    not UTF-8) come back as they were.
+    So no name controls a terminal, no reader finds a line end inside, and halves of surrogate pairs (a file name that
+    is not UTF-8) are read as they were written.
     """
     text = json.dumps(answer_to_json(answer), ensure_ascii=False)
     return (
@@ -76,11 +76,11 @@ def as_written(answer: Answer) -> Answer:
 
 
 def answer_from_json(record: Mapping[str, Any]) -> Answer:
-    """The answer that a record holds.
+    """The answer in a record.
 
     A size that is missing, null or not positive is unknown: 0. `no_target` may be null in records of systems that do
-    not judge existence: the answer is then "no target" where it has no targets. Halves of surrogate pairs in texts
-    become U+FFFD.
+    not judge existence: the answer is then "no target" if it has no targets. Halves of surrogate pairs in texts become
+    U+FFFD.
 
     Raises:
         DataError: another schema, or a missing or malformed field.
@@ -122,12 +122,12 @@ def _place(record: Mapping[str, Any]) -> str:
 
 
 def _text(value: object) -> str:
-    """A value as text that every encoding of Unicode can hold."""
+    """A value as text that every encoding of Unicode can represent."""
     return str(value).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def _kind_of(record: Mapping[str, Any], key: str, *kinds: type) -> Any:  # noqa: ANN401 - one of `kinds`
-    """A field of a record. A text such as "false" is no truth value, a boolean no number."""
+    """A field of a record, of one of these types. A text such as "false" is no boolean, a boolean is no number."""
     value = record[key]
     if type(value) not in kinds:
         raise TypeError(f"{key} is {str(value)[:80]!r}")
@@ -152,7 +152,7 @@ def _side(record: Mapping[str, Any], key: str) -> int:
     if value is None:
         return 0
     number = _number(value)
-    if number != int(number) or number > LARGEST_SIDE:
+    if number != int(number) or number > MAX_SIDE:
         raise ValueError(f"{key} is {number:g}")
     return max(int(number), 0)
 
@@ -168,7 +168,7 @@ def _target_to_json(target: Target) -> dict[str, Any]:
     record = {
         "box": _box_to_json(target.box_xyxy, BOX_DECIMALS),
         "score": round(target.score, SCORE_DECIMALS),
-        "mask": _mask_to_json(target.mask),
+        "mask": mask_to_json(target.mask) if target.mask else None,
         "box_source": FROM_MASK if target.box_is_from_mask else FROM_HEAD,
     }
     if target.frame is not None:
@@ -176,7 +176,7 @@ def _target_to_json(target: Target) -> dict[str, Any]:
         record["frame"] = {
             "size": list(target.frame.size),
             "box": None if box is None else _box_to_json(box, FRAME_DECIMALS),
-            "mask": _mask_to_json(target.frame.mask),
+            "mask": mask_to_json(target.frame.mask) if target.frame.mask else None,
         }
     return record
 
@@ -185,8 +185,9 @@ def _box_to_json(box_xyxy: tuple[float, float, float, float], decimals: int) -> 
     return [round(side, decimals) for side in box_xyxy]
 
 
-def _mask_to_json(mask: RLE | None) -> dict[str, Any] | None:
-    return None if mask is None else {"size": list(mask.size), "counts": mask.counts.decode("ascii")}
+def mask_to_json(mask: RLE) -> dict[str, Any]:
+    """A mask as compressed COCO run lengths, with `counts` as text."""
+    return {"size": list(mask.size), "counts": mask.counts.decode("ascii")}
 
 
 def _target_from_json(record: object) -> Target:
@@ -206,9 +207,9 @@ def _frame_from_json(record: object) -> FramedTarget:
     record = _object(record, "a frame")
     box, mask = record["box"], record["mask"]
     return FramedTarget(
-        _size_from_json(record["size"], MOST_FRAME_PIXELS),
+        _size_from_json(record["size"], MAX_FRAME_PIXELS),
         None if box is None else _box_from_json(box),
-        None if mask is None else _mask_from_json(mask, MOST_FRAME_PIXELS),
+        None if mask is None else _mask_from_json(mask, MAX_FRAME_PIXELS),
     )
 
 
@@ -221,19 +222,19 @@ def _box_from_json(values: object) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
-def _mask_from_json(record: object, most_pixels: int = MOST_PIXELS) -> RLE:
+def _mask_from_json(record: object, max_pixels: int = MAX_PIXELS) -> RLE:
     record = _object(record, "a mask")
     counts = record["counts"]
     if not isinstance(counts, str):
-        raise TypeError("the counts of a mask are no text, as those of compressed COCO run lengths are")
-    return RLE(_size_from_json(record["size"], most_pixels), counts.encode("ascii"))
+        raise TypeError("the counts of a mask must be text: compressed COCO run lengths")
+    return RLE(_size_from_json(record["size"], max_pixels), counts.encode("ascii"))
 
 
-def _size_from_json(values: object, most_pixels: int) -> tuple[int, int]:
+def _size_from_json(values: object, max_pixels: int) -> tuple[int, int]:
     """(height, width) in pixels."""
-    if not isinstance(values, list) or not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in values):
+    if not isinstance(values, list) or not all(type(side) is int and 0 < side <= MAX_SIDE for side in values):
         raise ValueError(f"a size is {str(values)[:80]!r}")
     height, width = values
-    if height * width > most_pixels:
+    if height * width > max_pixels:
         raise ValueError(f"{height} x {width} pixels are too many")
     return height, width

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from refcli.answers.jsonl import mask_to_json
 from refcli.answers.written import AnsweredImage, Written, by_image, usable
-from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer
 from refcli.files import write_atomically
 
@@ -42,7 +42,7 @@ def data_line(answer: Answer) -> dict[str, Any]:
         return record | {"no_target": True}
     record["boxes"] = [[round(side, 2) for side in target.box_xyxy] for target in answer.targets]
     if any(target.mask is not None for target in answer.targets):
-        record["segmentation"] = [_run_lengths(target.mask) for target in answer.targets]
+        record["segmentation"] = [mask_to_json(target.mask) if target.mask else None for target in answer.targets]
     return record
 
 
@@ -75,7 +75,3 @@ def odvg_line(image: AnsweredImage) -> dict[str, Any]:
         "width": image.width,
         "grounding": {"caption": ". ".join(phrases), "regions": regions},
     }
-
-
-def _run_lengths(mask: RLE | None) -> dict[str, Any] | None:
-    return None if mask is None else {"size": list(mask.size), "counts": mask.counts.decode("ascii")}

@@ -1,7 +1,8 @@
-"""demo: new synthetic scenes, questions about them, and the packaged model's answers, without any download."""
+"""demo: new synthetic scenes, questions about them, and the packaged model's answers, offline."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,98 +25,109 @@ from refcli.inference.requests import Request
 from refcli.recipes.predict import Output, weights_of
 
 SPLIT = "demo"
-"""Scenes of this split are in no training set."""
+"""No training set contains scenes of this split."""
 EXPRESSIONS_PER_SCENE = 4
 
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One question and how it was answered."""
+    """One question and its answer."""
 
     scene: str
     kind: str
     expression: str
     answer: Answer
     iou: float | None
-    """IoU of the answer's mask (of its box, for a model without masks) with the truth; None where nothing is meant."""
+    """IoU of the answer's mask (of its box, for a model without masks) with the truth; None if there is no target."""
     is_right: bool
-    """IoU of at least 0.5, or "no target" where nothing is meant."""
+    """IoU of at least 0.5, or "no target" if there is none."""
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One expression about a scene, with its truth."""
+
+    scene: str
+    """The file of the scene, relative to the demo's folder."""
+    image: np.ndarray
+    example: Example
 
 
 def demo(
     out: Output, *, num_scenes: int = 6, seed: int = 0, weights: str = "builtin", device: str = "auto"
 ) -> list[DemoRow]:
-    """Render scenes, ask a few expressions of each, and write scenes, drawings, predictions and a contact sheet.
+    """Render scenes, ask a few expressions about each, and write scenes, drawings, predictions and a contact sheet.
 
     Args:
-        out: the folder to write to.
-        num_scenes: how many scenes.
-        seed: other seeds give other scenes.
+        out: the output folder.
+        num_scenes: number of scenes.
+        seed: of the scenes.
         weights: a weights name or directory.
-        device: where the model runs.
+        device: of the model.
 
     Raises:
-        UsageError: fewer than one scene, or a folder that may not be written to (see `OutputFolder`).
+        UsageError: fewer than one scene, or an output folder that cannot be used (see `OutputFolder`).
     """
     if num_scenes < 1:
-        raise UsageError("a demo needs a scene", where="--scenes")
+        raise UsageError("a demo needs at least one scene", where="--scenes")
     with OutputFolder(out.path, force=out.force, resume=out.resume) as folder:
         keep_freed_pages()
         predictor = Predictor(weights, device=device)
         folder.begin({"command": "demo", "scenes": num_scenes, "seed": seed, **weights_of(predictor)})
-        return _show(folder, predictor, num_scenes=num_scenes, seed=seed)
-
-
-def _show(folder: OutputFolder, predictor: Predictor, *, num_scenes: int, seed: int) -> list[DemoRow]:
-    """Ask, and write what an earlier run has not written."""
-    questions = _questions(num_scenes, seed)
-    requests = [
-        Request(example.id, scene_name(number), example.expression, pixels) for number, example, pixels in questions
-    ]
-    answered = list(predictor.answer_requests(requests, raw=True))
-    rows: list[DemoRow] = []
-    drawings: list[Image.Image] = []
-    unanswered = {request.id for request in folder.unanswered(requests)}
-    folder.subfolder(SCENES)
-    for name, picture in {scene_name(number): pixels for number, _, pixels in questions}.items():
-        folder.write_files({name: encode_png(picture)})
-    for (request, raw, _), (_, example, pixels) in zip(answered, questions, strict=True):
-        answer = filter_targets(raw)
-        drawings.append((folder.add if request.id in unanswered else folder.draw)(answer, pixels))
-        rows.append(_row(request.image, example, raw, answer))
-    title = f"refcli demo: {sum(row.is_right for row in rows)} of {len(rows)} right, weights {predictor.weights}"
-    sheet = contact_sheet(drawings, columns=EXPRESSIONS_PER_SCENE, title=title)
-    folder.write_files({SHEET: encode_png(sheet)})
+        questions = _questions(num_scenes, seed)
+        requests = [Request(one.example.id, one.scene, one.example.expression, one.image) for one in questions]
+        raw_answers = [answered.answer for answered in predictor.answer_requests(requests, raw=True)]
+        _write_scenes(folder, questions)
+        drawings = _draw(folder, requests, questions, raw_answers)
+        rows = [_row(question, raw) for question, raw in zip(questions, raw_answers, strict=True)]
+        title = f"refcli demo: {sum(row.is_right for row in rows)} of {len(rows)} right, weights {predictor.weights}"
+        sheet = contact_sheet(drawings, columns=EXPRESSIONS_PER_SCENE, title=title)
+        folder.write_files({SHEET: encode_png(sheet)})
     return rows
 
 
-def scene_name(number: int) -> str:
-    """The file of a scene, below the demo's folder."""
-    return f"{SCENES}/scene-{number:03d}.png"
-
-
-def _questions(num_scenes: int, seed: int) -> list[tuple[int, Example, np.ndarray]]:
-    """(scene number, example, image) of a few expressions per scene, of as many kinds as the scene has."""
+def _questions(num_scenes: int, seed: int) -> list[_Question]:
+    """A few expressions per scene, of as many kinds as the scene has."""
     settings = SyntheticSettings(seed=seed)
-    asked = []
+    questions = []
     for number in range(num_scenes):
         scene = render_scene(settings, SPLIT, number)
-        asked += [(number, example, scene.image) for example in choose_varied(scene.examples)]
-    return asked
+        name = f"{SCENES}/scene-{number:03d}.png"
+        questions += [_Question(name, scene.image, example) for example in choose_varied(scene.examples)]
+    return questions
 
 
 def choose_varied(examples: tuple[Example, ...], count: int = EXPRESSIONS_PER_SCENE) -> list[Example]:
-    """Up to `count` examples, in their order: one of each kind first, then whatever comes next."""
+    """Up to `count` examples, in their order: first one of each kind, then the next ones."""
     first_of_kind = {example.kind: example for example in reversed(examples)}.values()
     ranked = sorted(examples, key=lambda example: (example not in first_of_kind, examples.index(example)))
     return sorted(ranked[:count], key=examples.index)
 
 
-def _row(scene: str, example: Example, raw: Answer, answer: Answer) -> DemoRow:
+def _write_scenes(folder: OutputFolder, questions: Sequence[_Question]) -> None:
+    folder.subfolder(SCENES)
+    for scene, image in {question.scene: question.image for question in questions}.items():
+        folder.write_files({scene: encode_png(image)})
+
+
+def _draw(
+    folder: OutputFolder, requests: Sequence[Request], questions: Sequence[_Question], raw_answers: Sequence[Answer]
+) -> list[Image.Image]:
+    """The drawings of all answers; those that an earlier run did not write are written."""
+    unanswered = {request.id for request in folder.unanswered(requests)}
+    drawings = []
+    for request, question, raw in zip(requests, questions, raw_answers, strict=True):
+        draw = folder.add if request.id in unanswered else folder.draw
+        drawings.append(draw(filter_targets(raw), question.image))
+    return drawings
+
+
+def _row(question: _Question, raw: Answer) -> DemoRow:
+    example, answer = question.example, filter_targets(raw)
     score = score_sample(example, raw)
     iou = None
     if score.has_target:
         of_mask = mask_iou(np.array(score.mask_intersection), np.array(score.mask_union))
         iou = 0.0 if answer.no_target else float(of_mask) if score.mask_is_known else score.box_iou
     is_right = answer.no_target if iou is None else iou >= 0.5
-    return DemoRow(scene, example.kind or "", example.expression, answer, iou, is_right)
+    return DemoRow(question.scene, example.kind or "", example.expression, answer, iou, is_right)

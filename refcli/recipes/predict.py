@@ -1,4 +1,4 @@
-"""predict: expressions about images in, answers out, one at a time."""
+"""predict: requests in, answers out, one at a time."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from refcli.inference.unread_text import UnreadText
 
 @dataclass
 class PredictSummary:
-    """How a run went, the answers included of an earlier run that it completed."""
+    """The outcome of a run, including the answers of the earlier run that it completed."""
 
     num_answers: int = 0
     num_no_target: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
-    """(request id, error) of the requests that could not be answered."""
+    """(request id, error) of the failed requests."""
     num_earlier: int = 0
-    """How many of the answers are an earlier run's."""
+    """Answers of the earlier run."""
     unread: UnreadText = field(default_factory=UnreadText)
-    """What of the expressions the model could not read, in the answers of this run."""
+    """What the model could not read of the expressions of this run."""
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 where all was answered, 3 where some was, 1 where nothing was."""
+        """0 if all requests were answered, 3 if some failed, 1 if all failed."""
         if not self.failures:
             return ExitCode.OK
         return ExitCode.FAILED if len(self.failures) == self.num_answers else ExitCode.PARTIAL
@@ -52,7 +52,7 @@ class PredictSummary:
 
 @dataclass(frozen=True)
 class Output:
-    """A folder for drawings, masks and predictions.jsonl, and what becomes of an earlier run's."""
+    """A folder for drawings, masks and predictions.jsonl, and what to do with those of an earlier run."""
 
     path: Path
     force: bool = False
@@ -75,12 +75,12 @@ def predict(
 
     Args:
         inputs: images, folders, globs, request files (`.jsonl`) or `-`.
-        expressions: asked of every image.
+        expressions: asked about every image.
         request_files: further request files.
-        load: makes the predictor, once the inputs and the folder are known to be of use.
+        load: creates the predictor, after the inputs and the folder have been checked.
         out: where to draw and write.
-        on_answer: called with every new answer as it comes.
-        on_note: called with what is left out of folders and patterns.
+        on_answer: called with every new answer as it arrives.
+        on_note: called with a summary of what was skipped in folders and patterns.
     """
     exclude = None if out is None else out.path
     requests = read_requests(inputs, expressions, request_files, exclude=exclude, on_note=on_note)
@@ -102,6 +102,6 @@ def predict(
 
 
 def weights_of(predictor: Predictor) -> dict[str, str]:
-    """Which weights answer. The same ones may do so on another device, in another precision or batch size."""
+    """The identity of the weights; device, precision and batch size may differ in a resumed run."""
     checksums = json.dumps(predictor.checksums, sort_keys=True)
     return {"weights": predictor.weights, "checksum_of_weights": hashlib.sha256(checksums.encode()).hexdigest()[:16]}

@@ -330,7 +330,7 @@ def test_what_is_no_regular_file_is_refused_at_once(refcli, tmp_path, kind):
     ("target", "reason"),
     [
         ({"box": [1, 2, 3], "score": 1, "mask": None}, "a box has 3 numbers"),
-        ({"box": [1, 2, 3, 4], "score": 1, "mask": {"size": [480, 640], "counts": [0, 307200]}}, "are no text"),
+        ({"box": [1, 2, 3, 4], "score": 1, "mask": {"size": [480, 640], "counts": [0, 307200]}}, "must be text"),
         ({"box": [1, 2, 3, 4], "score": 1, "mask": [[1, 1, 9, 1, 9, 9]]}, "a mask is"),
         ({"box": [1, 2, 3, 4], "score": 1, "mask": None, "frame": [1]}, "a frame is"),
         ([1, 2, 3, 4], "a target is"),

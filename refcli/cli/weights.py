@@ -1,4 +1,4 @@
-"""`refcli weights`: published weights by name, from the hub or from a file, and what weights hold."""
+"""`refcli weights`: list, pull, convert, describe and verify weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from refcli.weights.checks import WeightsInfo
     from refcli.weights.official.convert import ConversionReport
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, pull, convert and check published weights.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, pull, convert and verify published weights.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-NameOrPath = Annotated[str, typer.Argument(help=f"What to look at: {WEIGHTS_NAMES}.", metavar=WEIGHTS_METAVAR)]
+NameOrPath = Annotated[str, typer.Argument(help=f"The weights: {WEIGHTS_NAMES}.", metavar=WEIGHTS_METAVAR)]
 HEADER = ("NAME", "TASKS", "IMAGE", "FILE", "CHECKSUM", "HERE", "WHAT")
 SHOWN_NAMES = 5
-"""Names of one kind of tensor on the screen; the JSON report and meta.json have all."""
-UNKNOWN_LICENCE = "not known: that of whoever made the file"
+"""Names of tensors shown per line; the JSON report and meta.json have all."""
+UNKNOWN_LICENCE = "not known: ask the author of the file"
 
 
 class Dtype(str, Enum):
@@ -36,7 +36,7 @@ class Dtype(str, Enum):
 
 @app.command("list")
 def list_command(as_json: AsJson = False) -> None:
-    """Every set of weights that has a name; "unverified" is what nobody has stated a checksum for."""
+    """List the weights that have a name; "unverified" means that no checksum is known."""
     import json
 
     from refcli.cli.output import printable, write_line
@@ -63,13 +63,13 @@ def pull_command(
         str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.", metavar="REVISION")
     ] = None,
     pin: Annotated[
-        bool, typer.Option("--pin", help="Write down the commit and checksum; later pulls want the same.")
+        bool, typer.Option("--pin", help="Record the commit and checksum; later pulls require the same.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Download and convert again what is already here.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Download and convert again.")] = False,
 ) -> None:
-    """Download weights from the Hugging Face hub, check and convert them; prints the directory.
+    """Download weights from the Hugging Face Hub, verify and convert them, and print the directory.
 
-    Heeds HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and HF_HUB_CACHE. What broke off goes on where it stopped.
+    HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and HF_HUB_CACHE are respected. An interrupted download is resumed.
     """
     from refcli.cli.output import log, write_line
     from refcli.weights.pull import pull
@@ -82,21 +82,22 @@ def convert_command(
     file: Annotated[Path, typer.Argument(help="An official checkpoint (.pth).", metavar="FILE")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write; new or empty.", metavar="DIR")],
     kind: Annotated[str, typer.Option("--kind", help=f"auto, {', '.join(CONVERSIONS)}.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="How to store the numbers.")] = Dtype.FP32,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="How to store floating-point numbers.")] = Dtype.FP32,
     image_size: Annotated[
         int | None,
         typer.Option("--image-size", help="Resample the positions to this model frame.", metavar="PIXELS", min=1),
     ] = None,
     heads: Annotated[
-        int | None, typer.Option("--heads", help="Attention heads, where they have not 64 channels.", min=1)
+        int | None,
+        typer.Option("--heads", help="Number of attention heads, if not of 64 channels each.", min=1),
     ] = None,
     tokenizer: Annotated[
         Path | None,
-        typer.Option("--tokenizer", help="beit3.spm; by default the one that was pulled.", metavar="FILE"),
+        typer.Option("--tokenizer", help="beit3.spm; by default the pulled one.", metavar="FILE"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a weights directory of an official checkpoint, without running anything that is in it."""
+    """Convert an official checkpoint to a weights directory, without running any code in the file."""
     import json
     from dataclasses import asdict
 
@@ -112,7 +113,7 @@ def convert_command(
 
 @app.command("info")
 def info_command(name_or_path: NameOrPath, as_json: AsJson = False) -> None:
-    """What weights are and hold: tasks, parameters, origin, licence, how they were trained, scores."""
+    """Describe weights: tasks, parameters, origin, licence, training and scores."""
     import json
     from dataclasses import asdict
 
@@ -127,7 +128,7 @@ def info_command(name_or_path: NameOrPath, as_json: AsJson = False) -> None:
         catalogue, files = listed.to_json() if listed else None, asdict(info) if info else None
         write_line(json.dumps({"catalogue": catalogue, "files": files}, indent=1, default=str))
         return
-    lines = (_of_catalogue(listed) if listed else []) + (_of_files(info) if info else [])
+    lines = (_catalogue_lines(listed) if listed else []) + (_file_lines(info) if info else [])
     if listed is None and info is not None:
         lines.append(("licence", info.licence or UNKNOWN_LICENCE))
     width = max(len(key) for key, _ in lines)
@@ -137,7 +138,7 @@ def info_command(name_or_path: NameOrPath, as_json: AsJson = False) -> None:
 
 @app.command("verify")
 def verify_command(name_or_path: NameOrPath) -> None:
-    """Check the files of weights: checksums, shapes, that every number is finite; prints the directory."""
+    """Verify the files of weights (checksums, shapes, finite numbers) and print the directory."""
     from refcli.cli.output import log, printable, write_line
     from refcli.recipes.weights import require_intact, verify_weights
     from refcli.weights.checks import unchecked
@@ -156,7 +157,7 @@ def _note_no_home() -> None:
     from refcli.weights.locate import HOME_VARIABLE, has_home
 
     if not has_home():
-        log(f"note: without a home directory, no pulled weights can be found; set {HOME_VARIABLE} or HOME")
+        log(f"note: without a home directory, pulled weights cannot be found; set {HOME_VARIABLE} or HOME")
 
 
 def _row(listed: ListedWeights) -> tuple[str, ...]:
@@ -173,7 +174,7 @@ def _row(listed: ListedWeights) -> tuple[str, ...]:
     )
 
 
-def _of_catalogue(listed: ListedWeights) -> list[tuple[str, str]]:
+def _catalogue_lines(listed: ListedWeights) -> list[tuple[str, str]]:
     from refcli.recipes.weights import UNVERIFIED
     from refcli.weights.catalog import Catalog
 
@@ -193,17 +194,17 @@ def _of_catalogue(listed: ListedWeights) -> list[tuple[str, str]]:
     lines += [("trained on", ", ".join(entry.trained_on))] if entry.trained_on else []
     for name, sets in entry.scores.items():
         table = tables[name]
-        told = f"{table.source}; {table.note}" if table.note else table.source
+        source = f"{table.source}; {table.note}" if table.note else table.source
         for data_set, scores in sets.items():
             cells = ", ".join(f"{split} {value:.2f}" for split, value in scores.items())
-            lines.append((f"paper {table.metric}", f"{data_set}: {cells} ({told})"))
+            lines.append((f"paper {table.metric}", f"{data_set}: {cells} ({source})"))
     lines += [("licence", origin.licence)]
     lines += [("citation", origin.citation)] if origin.citation else []
     lines += [("notes", entry.notes)] if entry.notes else []
     return [*lines, ("directory", str(listed.directory or f"not here; refcli weights pull {entry.name}"))]
 
 
-def _of_files(info: WeightsInfo) -> list[tuple[str, str]]:
+def _file_lines(info: WeightsInfo) -> list[tuple[str, str]]:
     lines = [("files", str(info.directory)), ("kind", info.kind), ("answers", ", ".join(info.tasks) or "nothing yet")]
     lines += [("frame", " x ".join(str(side) for side in info.image_size))] if info.image_size else []
     lines += [("stored as", ", ".join(info.dtypes))]
@@ -215,22 +216,22 @@ def _of_files(info: WeightsInfo) -> list[tuple[str, str]]:
     if {"repo", "revision", "file"} <= info.origin.keys():
         lines.append(("pulled from", "{repo}@{revision}/{file}".format_map(info.origin)))
     if info.source:
-        told = {**info.source}
-        args = ", ".join(f"{name}={value!r}" for name, value in (told.pop("args", None) or {}).items())
-        lines.append(("made from", ", ".join(f"{key} {value}" for key, value in told.items())))
+        source = {**info.source}
+        args = ", ".join(f"{name}={value!r}" for name, value in (source.pop("args", None) or {}).items())
+        lines.append(("made from", ", ".join(f"{key} {value}" for key, value in source.items())))
         lines.append(("training args", args or "none in the file"))
     lines += [("pretraining", f"{name}={value}") for name, value in info.pretraining.items()]
-    lines += [(key.replace("_", " "), _in_words(value)) for key, value in info.training.items()]
-    lines += [("scores", f"{split}: {_in_words(figures)}") for split, figures in info.scores.items()]
+    lines += [(key.replace("_", " "), _as_text(value)) for key, value in info.training.items()]
+    lines += [("scores", f"{split}: {_as_text(figures)}") for split, figures in info.scores.items()]
     return [*lines, ("model sha256", info.sha256), *(("note", note) for note in info.notes)]
 
 
-def _in_words(value: object) -> str:
-    """A value of meta.json as a person would write it."""
+def _as_text(value: object) -> str:
+    """A value of meta.json as readable text."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {_as_text(item)}" for key, item in value.items())
     if isinstance(value, list):
-        return ", ".join(_in_words(item) for item in value)
+        return ", ".join(_as_text(item) for item in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4f}" if isinstance(value, float) else "none" if value is None else str(value)
@@ -250,4 +251,4 @@ def _log_report(report: ConversionReport) -> None:
         log(printable(note))
     if report.needs_tokenizer:
         or_pull = "" if pulled_tokenizer() else ", or `refcli weights pull beit3-tokenizer`"
-        log(f"it reads nothing yet: put its tokenizer into {report.out} as beit3.spm{or_pull}")
+        log(f"the model needs its tokenizer: put it into {report.out} as beit3.spm{or_pull}")

@@ -119,14 +119,14 @@ def describe_weights(name_or_path: str) -> WeightsDescription:
         UsageError: neither exists.
         WeightsError: the files cannot be read.
     """
-    from refcli.weights.checks import info
+    from refcli.weights.checks import read_info
 
     if name_or_path != BUILTIN and is_file(Path(name_or_path) / MODEL_FILE):
-        return WeightsDescription(None, info(Path(name_or_path)))
+        return WeightsDescription(None, read_info(Path(name_or_path)))
     listed = next((each for each in list_weights() if each.entry.name == name_or_path), None)
     if listed is not None and (listed.directory is None or listed.entry.kind == "tokenizer"):
         return WeightsDescription(listed, None)
-    return WeightsDescription(listed, info(resolve(name_or_path)))
+    return WeightsDescription(listed, read_info(resolve(name_or_path)))
 
 
 def verify_weights(name_or_path: str) -> tuple[Path, list[str]]:

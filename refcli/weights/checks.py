@@ -104,7 +104,7 @@ class WeightsInfo:
         return licence if isinstance(licence, str) else None
 
 
-def info(directory: Path) -> WeightsInfo:
+def read_info(directory: Path) -> WeightsInfo:
     """Describe a weights directory: converted, trained here, or packaged.
 
     Raises:
@@ -143,7 +143,7 @@ def answered_outputs(directory: Path, *, head: str) -> tuple[str, ...]:
     """The outputs that weights have learnt with a head of that name; empty if they have another head.
 
     Raises:
-        WeightsError, ConfigError: as `info`.
+        WeightsError, ConfigError: as `read_info`.
     """
     require_model(directory)
     settings, meta = read_any_settings(directory), read_meta(directory)

@@ -66,15 +66,15 @@ def plain(official, tmp_path_factory):
         "my_trainer.student.",
     ],
 )
-def test_a_prefix_of_all_names_is_taken_off_and_noted(tmp_path, official, plain, prefix, suffix):
+def test_a_prefix_of_all_names_is_removed_and_noted(tmp_path, official, plain, prefix, suffix):
     tensors, notes = converted(tmp_path, prefixed(official, prefix), suffix=suffix)
     assert same(tensors, plain)
-    told = " ".join(note for note in notes if note.startswith("removed from the names"))
-    assert all(part in told for part in prefix.rstrip(".").split("."))
+    removed = " ".join(note for note in notes if note.startswith("removed from the names"))
+    assert all(part in removed for part in prefix.rstrip(".").split("."))
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
-def test_a_wrapper_of_a_part_is_taken_off(tmp_path, official, plain, wrapper):
+def test_a_wrapper_of_a_part_is_removed(tmp_path, official, plain, wrapper):
     state = {name.replace("beit3.encoder.", f"beit3.{wrapper}.encoder."): tensor for name, tensor in official.items()}
     assert state.keys() != official.keys()
     tensors, notes = converted(tmp_path, {"model": state})
@@ -101,12 +101,12 @@ def test_a_wrapper_of_a_part_is_taken_off(tmp_path, official, plain, wrapper):
         "AveragedModel of a compiled model", "own key", "model before ema",
     ],
 )  # fmt: skip
-def test_the_tensors_are_found_where_trainers_put_them(tmp_path, official, plain, wrap):
+def test_the_tensors_are_found_in_the_containers_of_common_trainers(tmp_path, official, plain, wrap):
     tensors, _ = converted(tmp_path, wrap(official))
     assert same(tensors, plain)
 
 
-def test_what_pytorch_itself_wraps_is_read(tmp_path):
+def test_state_dicts_of_pytorch_wrappers_are_read(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     averaged = torch.optim.swa_utils.AveragedModel(model)
     for name, wrapped in (("averaged", averaged), ("compiled", torch.compile(model))):
@@ -120,12 +120,12 @@ def test_a_part_of_a_larger_model_is_named(official):
     assert "'grounder'" in str(caught.value.hint)
 
 
-def test_names_that_would_become_one_stay(tmp_path):
+def test_names_that_would_become_equal_stay(tmp_path):
     save_file({"_orig_mod.a": torch.zeros(1), "x._orig_mod.b": torch.zeros(1), "x.b": torch.ones(1)}, tmp_path / "c")
     assert read_checkpoint(tmp_path / "c").state.keys() == {"_orig_mod.a", "x._orig_mod.b", "x.b"}
 
 
-def test_a_checkpoint_of_no_known_kind_is_refused_with_its_own_names(tmp_path, refcli):
+def test_a_checkpoint_of_an_unknown_kind_is_refused_with_its_names(tmp_path, refcli):
     torch.save({"model": {"a.b.weight": torch.zeros(1), "a.c.weight": torch.zeros(1)}}, tmp_path / "c.pth")
     code, _, err = refcli("weights", "convert", tmp_path / "c.pth", "--out", tmp_path / "w")
     assert code == ExitCode.INTEGRITY
@@ -147,7 +147,7 @@ with new_directory(Path(sys.argv[1])) as folder:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask and no SIGKILL")
 @pytest.mark.parametrize("umask", [0o077, 0o027, 0o022, 0o002])
-def test_what_a_conversion_writes_goes_by_the_umask(tmp_path, official, umask):
+def test_converted_files_follow_the_umask(tmp_path, official, umask):
     before = os.umask(umask)
     try:
         converted(tmp_path, {"model": official})
@@ -159,7 +159,7 @@ def test_what_a_conversion_writes_goes_by_the_umask(tmp_path, official, umask):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask and no SIGKILL")
-def test_what_a_killed_conversion_left_is_removed_by_the_next(tmp_path, official):
+def test_temporary_files_of_a_killed_conversion_are_removed_by_the_next(tmp_path, official):
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "w")], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     left = tmp_path / process.stdout.readline().strip()

@@ -10,7 +10,7 @@ import pytest
 from refcli.config.load import apply_overrides, load_finetune, load_pretrain, read_yaml
 from refcli.config.yaml_text import MAX_CHARACTERS
 from refcli.errors import ConfigError, ExitCode, WeightsError
-from refcli.weights.checks import info, verify
+from refcli.weights.checks import read_info, verify
 from refcli.weights.directory import load_weights
 from refcli.weights.layout import read_config
 from refcli.weights.locate import BUILTIN_PATH
@@ -245,7 +245,7 @@ def test_a_damaged_model_file_is_named(weights, keep):
     content = (weights / "model.safetensors").read_bytes()
     (weights / "model.safetensors").write_bytes(content[:keep])
     assert any("damaged" in problem for problem in verify(weights))
-    for read in (info, lambda path: load_weights(str(path))):
+    for read in (read_info, lambda path: load_weights(str(path))):
         with pytest.raises(WeightsError, match="damaged"):
             read(weights)
 

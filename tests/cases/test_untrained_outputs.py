@@ -1,4 +1,4 @@
-"""Outputs that saw no truth are off in the weights, and said to be before training starts."""
+"""Outputs without targets in the training data are off in the weights, and reported before training starts."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_run_with_outputs_off_is_resumed_by_its_preset(make_store, train, answ
     assert answers("run") == ["box"]
 
 
-def test_outputs_that_see_truth_stay_on(make_store, train, answers):
+def test_outputs_with_targets_stay_on(make_store, train, answers):
     code, err = train(make_store("all", train="mask box none"), "run")
     assert code == 0, err
     assert "learns nothing" not in err
@@ -159,7 +159,7 @@ def test_all_stages_of_a_run_have_the_same_outputs(make_store, train, answers):
 
 
 @pytest.mark.parametrize("head", WITHOUT_BOXES)
-def test_no_head_claims_existence_that_saw_only_targets(make_store, train, answers, head):
+def test_a_head_trained_only_with_targets_has_no_existence_output(make_store, train, answers, head):
     code, err = train(make_store("masks", train="mask", val="mask"), "run", head=head)
     assert code == 0, err
     assert "the existence output learns nothing and is off" in err
@@ -167,20 +167,20 @@ def test_no_head_claims_existence_that_saw_only_targets(make_store, train, answe
 
 
 @pytest.mark.parametrize("head", WITHOUT_BOXES)
-def test_a_head_of_masks_alone_does_not_train_on_boxes(make_store, train, tmp_path, head):
+def test_a_mask_only_head_does_not_train_on_boxes(make_store, train, tmp_path, head):
     code, err = train(make_store("boxes", train="box none"), "run", head=head)
     assert code == 2
     assert "no sample of data.train has a mask" in err and "oneref" in err
     assert not (tmp_path / "run" / "run.yaml").exists()
 
 
-def test_a_model_of_masks_alone_does_not_train_on_boxes(make_store, train):
+def test_a_mask_only_model_does_not_train_on_boxes(make_store, train):
     code, err = train(make_store("boxes", train="box"), "run", rec=False)
     assert code == 2
     assert "model.head.settings.rec=true" in err
 
 
-def test_lent_expressions_make_samples_without_a_target(make_store, train, answers):
+def test_borrowed_expressions_make_samples_without_a_target(make_store, train, answers):
     store = make_store("boxes", train="mask")
     code, err = train(store, "run", "--set", "data.augment.no_target=0.5")
     assert code == 0, err
@@ -196,7 +196,7 @@ def test_lent_expressions_make_samples_without_a_target(make_store, train, answe
         ({"mask_dice": 0.0, "box_l1": 0.0}, ["box", "mask", "existence"]),
     ],
 )
-def test_outputs_whose_losses_count_nothing_are_off(make_store, train, answers, weights, left):
+def test_outputs_with_zero_loss_weight_are_off(make_store, train, answers, weights, left):
     code, err = train(make_store("all", train="mask none"), "run", loss_weights=weights)
     assert code == 0, err
     assert answers("run") == left
@@ -208,7 +208,7 @@ def test_a_threshold_for_existence_needs_samples_to_learn_it_from(make_store, tr
     assert "every sample of data.train has a target" in err and "data.augment.no_target" in err
 
 
-def test_a_dry_run_says_what_is_off(make_store, train, tmp_path):
+def test_a_dry_run_reports_the_outputs_that_are_off(make_store, train, tmp_path):
     code, err = train(make_store("boxes", train="box"), "run", "--dry-run")
     assert code == 0, err
     assert "the mask output learns nothing and is off" in err

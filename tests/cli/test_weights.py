@@ -69,7 +69,7 @@ def wait_for(happened) -> None:
         time.sleep(0.05)
 
 
-def test_a_pull_that_was_killed_goes_on_where_it_stopped(hub, tmp_path):
+def test_a_killed_pull_is_resumed(hub, tmp_path):
     content = sys.modules["hub_of_cli"].sentencepiece_file(64_000, num_unused=2 * CLIENT_BLOCK)
     hub.commit(REPO, {SPM: content})
     hub.stall_after = CLIENT_BLOCK + 1000
@@ -92,7 +92,7 @@ def test_a_pull_that_was_killed_goes_on_where_it_stopped(hub, tmp_path):
     assert (Path(out.strip()) / "beit3.spm").read_bytes() == content
 
 
-def test_offline_is_a_failure_with_advice_and_no_traceback(hub, tmp_path):
+def test_offline_mode_fails_with_a_hint_and_no_traceback(hub, tmp_path):
     process = pull_process(hub, tmp_path, NAME, HF_HUB_OFFLINE="1")
     out, err = process.communicate(timeout=SECONDS)
 
@@ -104,7 +104,7 @@ def test_offline_is_a_failure_with_advice_and_no_traceback(hub, tmp_path):
 
 
 @pytest.mark.parametrize("endpoint", ["nowhere", "http://[nowhere"])
-def test_an_endpoint_that_is_no_address_is_a_failure_with_advice(hub, tmp_path, endpoint):
+def test_a_malformed_endpoint_fails_with_a_hint(hub, tmp_path, endpoint):
     process = pull_process(hub, tmp_path, NAME, HF_ENDPOINT=endpoint)
     _, err = process.communicate(timeout=SECONDS)
 
@@ -131,7 +131,7 @@ def test_the_list_has_a_line_for_every_name(capsys):
     assert by_name["builtin"].startswith("builtin rec,res 154 packaged yes The small model inside refcli")
 
 
-def test_the_list_as_json_says_null_where_nothing_was_verified(capsys):
+def test_the_list_as_json_has_null_for_unverified_values(capsys):
     list_command(as_json=True)
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
 
@@ -154,7 +154,7 @@ def test_the_list_as_json_says_null_where_nothing_was_verified(capsys):
     assert rows["builtin"]["directory"] == str(BUILTIN_PATH)
 
 
-def test_info_about_what_was_not_pulled_is_what_the_catalogue_knows(capsys):
+def test_info_about_weights_not_pulled_shows_the_catalogue_entry(capsys):
     info_command("oneref-base-res-mixed")
     out = capsys.readouterr().out
 
@@ -192,13 +192,13 @@ def product(shape: list[int]) -> int:
     return total
 
 
-def test_verify_prints_the_directory_of_weights_that_are_whole(capsys):
+def test_verify_prints_the_directory_of_intact_weights(capsys):
     verify_command("builtin")
 
     assert capsys.readouterr().out == f"{BUILTIN_PATH}\n"
 
 
-def test_verify_lists_what_is_wrong_and_fails(tmp_path, capsys):
+def test_verify_lists_the_problems_and_fails(tmp_path, capsys):
     (tmp_path / "model.safetensors").write_bytes((BUILTIN_PATH / "model.safetensors").read_bytes()[:-4])
     (tmp_path / "config.yaml").write_bytes((BUILTIN_PATH / "config.yaml").read_bytes())
 
@@ -211,7 +211,7 @@ def test_verify_lists_what_is_wrong_and_fails(tmp_path, capsys):
     assert "damaged" in captured.err
 
 
-def test_convert_prints_the_directory_and_says_what_became_of_the_file(tmp_path, capsys, fixtures):
+def test_convert_prints_the_directory_and_reports_on_the_file(tmp_path, capsys, fixtures):
     state = load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors")
     file, out = tmp_path / "best_checkpoint.pth", tmp_path / "out"
     torch.save({"model": state, "epoch": 3, "args": Namespace(use_regress_box=True), "optimizer": {}}, file)
@@ -224,11 +224,11 @@ def test_convert_prints_the_directory_and_says_what_became_of_the_file(tmp_path,
     assert "optimizer" in captured.err
     assert "refcli weights pull beit3-tokenizer" in captured.err
     info_command(str(out))
-    said = " ".join(capsys.readouterr().out.split())
-    assert "stored as BF16" in said
-    assert "beit3.spm, which is missing" in said
-    assert "training args use_regress_box=True" in said
-    assert "licence not known" in said
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "stored as BF16" in shown
+    assert "beit3.spm, which is missing" in shown
+    assert "training args use_regress_box=True" in shown
+    assert "licence not known" in shown
 
 
 def test_convert_as_json_accounts_for_every_tensor(tmp_path, capsys, fixtures):
@@ -237,21 +237,26 @@ def test_convert_as_json_accounts_for_every_tensor(tmp_path, capsys, fixtures):
 
     convert_command(tmp_path / "c.pth", out=tmp_path / "out", heads=4, as_json=True)
 
-    told = json.loads(capsys.readouterr().out)
-    assert (told["out"], told["kind"], told["dtype"], told["tasks"]) == (str(tmp_path / "out"), "oneref", "fp32", [])
-    assert sorted([*told["names"], *told["kept_apart"], *told["dropped"]]) == sorted([*state, "optimizer"])
-    assert told["needs_tokenizer"] is True
+    report = json.loads(capsys.readouterr().out)
+    assert (report["out"], report["kind"], report["dtype"], report["tasks"]) == (
+        str(tmp_path / "out"),
+        "oneref",
+        "fp32",
+        [],
+    )
+    assert sorted([*report["names"], *report["kept_apart"], *report["dropped"]]) == sorted([*state, "optimizer"])
+    assert report["needs_tokenizer"] is True
 
 
-def test_a_directory_with_a_catalogue_name_is_what_info_describes(tmp_path, capsys, monkeypatch):
+def test_info_describes_a_directory_with_the_name_of_a_catalogue_entry(tmp_path, capsys, monkeypatch):
     (tmp_path / NAME).symlink_to(BUILTIN_PATH)
     monkeypatch.chdir(tmp_path)
 
     info_command(NAME, as_json=True)
 
-    told = json.loads(capsys.readouterr().out)
-    assert told["catalogue"] is None
-    assert told["files"]["directory"] == NAME
+    report = json.loads(capsys.readouterr().out)
+    assert report["catalogue"] is None
+    assert report["files"]["directory"] == NAME
 
 
 def test_a_misspelt_name_is_not_pulled(capsys):
@@ -263,7 +268,7 @@ def test_a_misspelt_name_is_not_pulled(capsys):
         pull_command("builtin")
 
 
-def test_a_name_that_no_disk_would_take_is_a_mistake_of_the_user(tmp_path):
+def test_a_name_too_long_for_any_disk_is_a_usage_error(tmp_path):
     for command in (info_command, verify_command):
         with pytest.raises(UsageError, match="no weights called"):
             command("x" * 300)

@@ -38,7 +38,7 @@ def change_meta(directory: Path, **changes: object) -> None:
     (directory / "meta.json").write_text(json.dumps(meta | changes))
 
 
-def test_info_tells_the_story_of_a_trained_model_in_lines(capsys):
+def test_info_describes_the_training_of_a_model(capsys):
     info_command("builtin")
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
@@ -49,7 +49,7 @@ def test_info_tells_the_story_of_a_trained_model_in_lines(capsys):
     assert scores.startswith("scores synthetic:test: count 11999, targeted 10551, acc50 0.9637, ")
 
 
-def test_info_as_json_tells_it_too(capsys):
+def test_info_as_json_describes_it_too(capsys):
     info_command("builtin", as_json=True)
     files = json.loads(capsys.readouterr().out)["files"]
 
@@ -59,7 +59,7 @@ def test_info_as_json_tells_it_too(capsys):
     assert files["scores"] == {"synthetic:test": meta["scores"]["splits"]["synthetic:test"]["overall"]}
 
 
-def test_a_threshold_chosen_at_the_end_of_a_run_is_told_with_its_figures(tmp_path, capsys):
+def test_a_threshold_chosen_at_the_end_of_a_run_is_shown_with_its_metrics(tmp_path, capsys):
     shutil.copytree(BUILTIN_PATH, tmp_path / "w")
     change_meta(
         tmp_path / "w", init_weights=None, existence_threshold_from={"splits": ["a:val", "b:val"], "t_acc": 0.97}
@@ -71,7 +71,7 @@ def test_a_threshold_chosen_at_the_end_of_a_run_is_told_with_its_figures(tmp_pat
     assert "init weights none" in lines
 
 
-def test_nothing_in_a_file_reaches_the_terminal_raw_or_fakes_a_line(tmp_path, capsys, fixtures):
+def test_text_from_a_file_is_escaped_and_cannot_fake_a_line(tmp_path, capsys, fixtures):
     path = save(fixtures, tmp_path / "c.pth", **{"a\x1b[2Jb": "unc\nlicence  MIT"})
     convert(path, out=tmp_path / "w", heads=4, origin={"licence": "none\nnote  all is well\x1b[1A"})
     change_meta(tmp_path / "w", notes=["\x9b2J\u202enote\rlicence  MIT"], seed="1\nkind  builtin")
@@ -100,7 +100,7 @@ def test_a_name_inside_a_model_cannot_fake_a_line_of_verify(tmp_path, capsys, fi
     assert "\x1b" not in err
 
 
-def test_the_list_is_printable_whatever_the_catalogue_says(capsys, monkeypatch):
+def test_the_list_is_printable_for_any_catalogue(capsys, monkeypatch):
     catalog = Catalog.load()
     odd = catalog.weights[1].model_copy(update={"title": "boxes\x1b[2J\nbuiltin  rec"})
     monkeypatch.setattr(Catalog, "load", lambda: catalog.model_copy(update={"weights": (catalog.weights[0], odd)}))
@@ -111,7 +111,7 @@ def test_the_list_is_printable_whatever_the_catalogue_says(capsys, monkeypatch):
     assert second.endswith(r"boxes\x1b[2J\nbuiltin  rec")
 
 
-def test_verify_says_where_nobody_took_a_checksum(tmp_path, capsys):
+def test_verify_reports_missing_checksums(tmp_path, capsys):
     verify_command("builtin")
     assert capsys.readouterr().err == ""
     shutil.copytree(BUILTIN_PATH, tmp_path / "w")
@@ -123,7 +123,7 @@ def test_verify_says_where_nobody_took_a_checksum(tmp_path, capsys):
     assert captured.err.startswith("note: meta.json records no checksums")
 
 
-def test_a_conversion_asks_for_the_tokenizer_and_not_for_a_pull_that_was_made(tmp_path, capsys, fixtures):
+def test_the_note_about_the_tokenizer_advises_a_pull_only_if_it_was_not_pulled(tmp_path, capsys, fixtures):
     path = save(fixtures, tmp_path / "c.pth")
     convert_command(path, out=tmp_path / "before", heads=4)
     assert "or `refcli weights pull beit3-tokenizer`" in capsys.readouterr().err
@@ -135,14 +135,14 @@ def test_a_conversion_asks_for_the_tokenizer_and_not_for_a_pull_that_was_made(tm
     convert_command(path, out=tmp_path / "after", heads=4)
 
     err = capsys.readouterr().err
-    assert f"put its tokenizer into {tmp_path / 'after'} as beit3.spm" in err
+    assert f"the model needs its tokenizer: put it into {tmp_path / 'after'} as beit3.spm" in err
     assert "weights pull" not in err
 
 
 @pytest.mark.parametrize(
     "command", [["predict"], ["evaluate"], ["finetune"], ["pretrain"], ["weights", "info"], ["weights", "verify"]]
 )
-def test_every_command_that_reads_weights_says_the_same_of_them(command, capsys):
+def test_every_command_describes_accepted_weights_alike(command, capsys):
     from refcli.cli.app import app
 
     with pytest.raises(SystemExit):

@@ -22,7 +22,7 @@ from refcli.errors import RefcliError
 from refcli.grounder import Grounder
 from refcli.heads.table import HEADS
 from refcli.recipes.weights import describe_weights
-from refcli.weights.checks import info, unchecked, verify
+from refcli.weights.checks import read_info, unchecked, verify
 from refcli.weights.directory import load_weights, save_weights
 from refcli.weights.pull import read_origin
 
@@ -140,7 +140,12 @@ def test_any_files_of_weights_are_loaded_or_refused(tmp_path, num_inputs):
             (folder / name).write_bytes(content)
         verify(folder)
         read_origin(folder)
-        for look in (unchecked, info, lambda path: describe_weights(str(path)), lambda path: load_weights(str(path))):
+        for look in (
+            unchecked,
+            read_info,
+            lambda path: describe_weights(str(path)),
+            lambda path: load_weights(str(path)),
+        ):
             with suppress(RefcliError):
                 look(folder)
 

@@ -14,7 +14,7 @@ from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.errors import ConfigError
 from refcli.grounder import Grounder
 from refcli.heads.table import head_class
-from refcli.weights.checks import info
+from refcli.weights.checks import read_info
 
 OWN_HEAD = '''
 from typing import ClassVar, NamedTuple
@@ -118,7 +118,7 @@ def test_settings_train_it_and_its_weights_answer_again(tmp_path):
 
     assert len(answers[0].targets) == 1
     assert answers[0].error is None
-    assert info(weights).tasks == ("box",)
+    assert read_info(weights).tasks == ("box",)
 
 
 def test_weights_do_not_import_a_module_that_only_they_name(tmp_path):

@@ -17,7 +17,7 @@ from refcli.weights.tensors import Mismatch
 
 HIDDEN, PIXELS, CODES = 2e-5, 1e-6, 1e-6
 HEADS = 2
-"""Of the tiny model; shapes do not tell."""
+"""Of the tiny model; no shape shows it."""
 CASES = ["native", "interp", "bytes"]
 NEVER_USED_PARTS = ("decoder.", "decode_task_layer.", "quantize.cluster_size", "quantize.embedding.")
 
@@ -68,7 +68,7 @@ def test_pixels_are_scaled_as_the_official_code_scales_them(io, case):
     close(signed_pixels(io[f"{case}.image"]), io[f"{case}.preprocessed"], PIXELS)
 
 
-def test_the_settings_are_read_off_the_shapes(official, fixtures):
+def test_the_settings_are_read_from_the_shapes(official, fixtures):
     config = json.loads((fixtures / "vqkd_tiny" / "meta.json").read_text())["config"]
     assert settings_of(official, heads=config["num_heads"]) == VisualTokenizerSettings(
         image_size=config["img_size"],
@@ -101,7 +101,7 @@ def test_the_published_layout_is_the_default_settings_and_fills_the_model(fixtur
     assert len(converted) + len([name for name in official if RENAMING.why_left_out(name)]) == len(official) == 220
 
 
-def test_conversion_and_back_is_bit_equal(official):
+def test_conversion_there_and_back_is_bit_equal(official):
     ours = RENAMING.from_official(official)
     back = RENAMING.to_official(ours)
     assert back.keys() == {name for name in official if RENAMING.why_left_out(name) is None}
@@ -111,7 +111,7 @@ def test_conversion_and_back_is_bit_equal(official):
     assert all(torch.equal(again[name], ours[name]) for name in ours)
 
 
-def test_what_only_training_needs_is_left_out(official):
+def test_tensors_that_only_training_needs_are_dropped(official):
     extra = {"teacher_model.a": torch.zeros(1), "scaling_layer.scale": torch.zeros(1), "loss.b": torch.zeros(1)}
     dropped = {name for name in {**official, **extra} if RENAMING.why_left_out(name)}
     expected = {name for name in official if name.startswith(NEVER_USED_PARTS)} - {"quantize.embedding.weight"}
@@ -160,7 +160,7 @@ def test_a_gap_in_the_block_numbers_is_an_error(official):
         settings_of(moved, heads=HEADS)
 
 
-def test_a_foreign_tensor_is_an_error_in_either_direction():
+def test_an_unknown_tensor_is_an_error_in_either_direction():
     with pytest.raises(WeightsError, match=r"resnet\.conv1"):
         RENAMING.from_official({"resnet.conv1": torch.zeros(1)})
     with pytest.raises(WeightsError, match="no place in the official model: decoder"):

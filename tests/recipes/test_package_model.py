@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from refcli.grounder import Grounder
-from refcli.weights.checks import info, unchecked, verify
+from refcli.weights.checks import read_info, unchecked, verify
 from refcli.weights.directory import save_weights
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "package_model.py"
@@ -20,7 +20,7 @@ def test_a_packaged_model_states_its_training_its_scores_and_its_checksums(tmp_p
     command = [str(trained), "--calibrate", *split, "--score", *split, "--out", str(packaged)]
     subprocess.run([sys.executable, str(SCRIPT), *command], check=True)
 
-    described = info(packaged)
+    described = read_info(packaged)
     assert described.training == {"steps": 6, "seed": 3, "existence_threshold_from": "squares:val"}
     assert described.scores["squares:val"]["count"] == 16
     assert "BF16" in described.dtypes

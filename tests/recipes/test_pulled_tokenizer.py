@@ -38,7 +38,7 @@ def check(run, pulled):
 
 
 @pytest.mark.parametrize("stages", [[], ["stages.one.train.steps=1", "stages.two.train.steps=1"]])
-def test_fine_tuning_finds_it_with_and_without_stages(tmp_path, store, settings, stages, pulled):
+def test_fine_tuning_finds_the_pulled_tokenizer_with_and_without_stages(tmp_path, store, settings, stages, pulled):
     asked = ["model.text.tokenizer=beit3.spm", "train.steps=1", "train.validate_every=1", "data.workers=0", *stages]
     wanted = validate(FinetuneSettings, apply_overrides(settings.model_dump(), asked), where="this test")
     assert preview(wanted, store_path=store)
@@ -46,7 +46,7 @@ def test_fine_tuning_finds_it_with_and_without_stages(tmp_path, store, settings,
     check(tmp_path / "run", pulled)
 
 
-def test_pre_training_finds_it(tmp_path, store, pulled):
+def test_pre_training_finds_the_pulled_tokenizer(tmp_path, store, pulled):
     asked = [
         "model.text.tokenizer=beit3.spm", 'data.train=["squares:train"]', "data.validation=[]",
         "train.validate_every=null", "train.steps=1", "train.batch_size=4", "train.precision=fp32",

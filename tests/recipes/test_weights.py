@@ -34,7 +34,7 @@ def pulled_tokenizer(content: bytes) -> Path:
     return directory
 
 
-def test_a_pulled_tokenizer_that_does_not_fit_is_left_out_and_only_a_given_one_is_an_error(tmp_path, fixtures):
+def test_a_pulled_tokenizer_that_does_not_fit_is_not_used_and_a_given_one_is_an_error(tmp_path, fixtures):
     state = load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors")
     torch.save({"model": state}, tmp_path / "c.pth")
     tokenizer = pulled_tokenizer(sentencepiece_file(64_000)) / "beit3.spm"
@@ -49,7 +49,7 @@ def test_a_pulled_tokenizer_that_does_not_fit_is_left_out_and_only_a_given_one_i
     assert not (tmp_path / "other").exists()
 
 
-def test_a_pulled_tokenizer_that_fits_is_put_beside_the_model(tmp_path, fixtures):
+def test_a_pulled_tokenizer_that_fits_is_added_to_the_model(tmp_path, fixtures):
     state = load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors")
     state["beit3.text_embed.weight"] = torch.zeros(64_010, 64)
     torch.save({"model": state}, tmp_path / "c.pth")

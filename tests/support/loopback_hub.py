@@ -41,11 +41,11 @@ def sha256(content: bytes) -> str:
 
 
 def sentencepiece_file(num_pieces: int, *, num_unused: int = 0) -> bytes:
-    """The packaged tokenizer with words that nobody says up to `num_pieces`, and bytes that no tokenizer reads."""
+    """The packaged tokenizer with unused words up to `num_pieces`, and bytes that no tokenizer reads."""
     packaged = (Path(refcli.text.__file__).parent / "builtin.spm").read_bytes()
     num_there = sentencepiece.SentencePieceProcessor(model_proto=packaged).get_piece_size()
     score = b"\x15" + struct.pack("<f", -20)
-    pieces = (_field(1, _field(1, f"unsaid{number}".encode()) + score) for number in range(num_pieces - num_there))
+    pieces = (_field(1, _field(1, f"unused{number}".encode()) + score) for number in range(num_pieces - num_there))
     return packaged + b"".join(pieces) + _field(1000, random.Random(5).randbytes(num_unused))
 
 

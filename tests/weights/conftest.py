@@ -1,4 +1,4 @@
-"""A hub on loopback that huggingface_hub takes for the real one, and a small tokenizer file."""
+"""A local server that replaces the Hub for huggingface_hub, and a small tokenizer file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalogue names every published file, states what is known, and nothing else."""
+"""The catalogue lists every published file, and states only verified values."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_every_published_file_is_listed_and_nothing_else(catalog):
     assert {entry.file for entry in catalog.weights} - {None} == README
 
 
-def test_the_readmes_twenty_nine_models_have_a_name_each(catalog):
+def test_each_of_the_twenty_nine_models_of_the_readme_has_a_name(catalog):
     models = [entry for entry in catalog.weights if entry.kind == "oneref"]
 
     assert len(models) == NUM_ONEREF_MODELS
     assert len({(entry.file, entry.member) for entry in models}) == NUM_ONEREF_MODELS
 
 
-def test_what_nobody_has_checked_is_null(catalog):
+def test_unverified_values_are_null(catalog):
     published = [entry for entry in catalog.weights if entry.file is not None]
 
     assert {(entry.revision, entry.sha256, entry.num_bytes) for entry in published} == {(None, None, None)}
@@ -77,7 +77,7 @@ def test_data_sets_and_splits_are_those_of_prepare_data(catalog):
                 assert scores.keys() <= load_spec(name).splits.keys(), (entry.name, name)
 
 
-def test_the_visual_tokenizer_is_credited_to_those_who_made_it(catalog):
+def test_the_visual_tokenizer_is_credited_to_its_authors(catalog):
     origin = catalog.origin(catalog.find("vqkd"))
 
     assert "BEiT v2" in origin.citation
@@ -109,16 +109,14 @@ def mean_of_eight(catalog: Catalog, names: tuple[str, ...], table: str) -> float
         ("large", "res", ("table_4", "table_4"), 77.04, 78.20),
     ],
 )
-def test_the_papers_scores_have_the_means_that_were_worked_out_from_its_tables(
-    catalog, size, task, table, single, mixed
-):
+def test_the_scores_have_the_means_computed_from_the_papers_tables(catalog, size, task, table, single, mixed):
     names = tuple(f"oneref-{size}-{task}-{name}" for name in ("refcoco", "refcoco-plus", "refcocog"))
 
     assert mean_of_eight(catalog, names, table[0]) == single
     assert mean_of_eight(catalog, (f"oneref-{size}-{task}-mixed",), table[1]) == mixed
 
 
-def test_a_misspelt_name_gets_the_nearest():
+def test_a_misspelt_name_suggests_the_nearest():
     with pytest.raises(UsageError, match="oneref-base-rec-refcco") as unknown:
         find("oneref-base-rec-refcco")
 
@@ -135,7 +133,7 @@ def test_a_misspelt_name_gets_the_nearest():
         ({"licence_of_mine": "no"}, "Extra inputs"),
     ],
 )
-def test_an_entry_that_cannot_be_is_refused(catalog, change, complaint):
+def test_an_invalid_entry_is_refused(catalog, change, complaint):
     values = catalog.find("vqkd").model_dump() | change
 
     with pytest.raises(ValidationError, match=complaint):
@@ -146,7 +144,7 @@ def test_an_entry_that_cannot_be_is_refused(catalog, change, complaint):
     ("key", "value", "complaint"),
     [
         ("name", "builtin", "given twice"),
-        ("origin", "nobody", "no origin 'nobody'"),
+        ("origin", "unknown", "no origin 'unknown'"),
         ("origin", "refcli", "has no repository"),
         ("starts_from", "nothing", "which is not listed"),
         ("scores", {"table_9": {}}, "no table 'table_9'"),

@@ -1,4 +1,4 @@
-"""The published CGFormer decoder becomes our head's and back; everything else in its file is accounted for."""
+"""The published CGFormer decoder is converted to our head's and back; the other tensors are dropped with a reason."""
 
 import json
 
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from refcli.config.schema import TowerSettings
 from refcli.errors import UsageError, WeightsError
 from refcli.heads.cgformer.head import CGFormerHead, CGFormerSettings
-from refcli.weights.checks import info, verify
+from refcli.weights.checks import read_info, verify
 from refcli.weights.directory import load_weights
 from refcli.weights.layout import HeadOnlySettings
 from refcli.weights.official.conversions.cgformer import RENAMING, plan
@@ -43,7 +43,7 @@ def test_the_published_layout_fills_our_decoder_exactly(fixtures, legacy):
     assert {name: tensor.shape for name, tensor in made.state.items()} == ours
 
 
-def test_the_settings_are_told_by_the_shapes(fixtures):
+def test_the_settings_are_read_from_the_shapes(fixtures):
     made = make_plan(published(fixtures))
     assert made.settings.tower_dim == 768
     settings = CGFormerSettings(**made.settings.head.settings)
@@ -56,7 +56,7 @@ def test_the_settings_are_told_by_the_shapes(fixtures):
     assert sum(settings.pyramid_channels[2:]) == 16 + 24, "only their sum shows"
 
 
-def test_every_published_tensor_is_converted_or_left_out_for_a_reason(fixtures):
+def test_every_published_tensor_is_converted_or_dropped_with_a_reason(fixtures):
     official = published(fixtures)
     made = make_plan(official)
     assert sorted([*made.names, *made.dropped]) == sorted(official)
@@ -65,7 +65,7 @@ def test_every_published_tensor_is_converted_or_left_out_for_a_reason(fixtures):
     assert {RENAMING.why_left_out(name) for name in in_decoder} == {"saved by the published code, but never used"}
 
 
-def test_our_names_and_the_official_ones_lead_to_each_other(fixtures):
+def test_renaming_to_the_official_names_and_back_changes_nothing(fixtures):
     official = tiny(fixtures)
     state = RENAMING.from_official(official)
     back = RENAMING.to_official(state)
@@ -74,7 +74,7 @@ def test_our_names_and_the_official_ones_lead_to_each_other(fixtures):
     assert RENAMING.from_official(back).keys() == state.keys()
 
 
-def test_what_does_not_fit_is_named_and_nothing_else_is(fixtures):
+def test_exactly_the_tensors_that_do_not_fit_are_named(fixtures):
     official = tiny(fixtures)
     del official["decoder.cgattention1.tau"]
     official["decoder.proj.txt.bias"] = torch.zeros(16)
@@ -118,7 +118,7 @@ def test_a_converted_file_holds_tensors_and_settings_for_a_new_head(fixtures, tm
     assert not fit.unexpected_keys
     assert {name.split(".")[0] for name in fit.missing_keys} == {"pyramid"}
     assert verify(tmp_path / "w") == []
-    assert info(tmp_path / "w").kind == "part of the head cgformer"
+    assert read_info(tmp_path / "w").kind == "part of the head cgformer"
     with pytest.raises(WeightsError, match="without a tower"):
         load_weights(str(tmp_path / "w"))
 
@@ -129,7 +129,7 @@ def test_there_is_no_tower_to_set(fixtures, option, value):
         make_plan(tiny(fixtures), **{option: value})
 
 
-def test_a_foreign_tensor_is_an_error_in_either_direction():
+def test_an_unknown_tensor_is_an_error_in_either_direction():
     with pytest.raises(WeightsError, match=r"resnet\.conv1"):
         RENAMING.from_official({"resnet.conv1": torch.zeros(1)})
     with pytest.raises(WeightsError, match=r"head\.pyramid\.stride4\.0\.weight"):

@@ -1,4 +1,4 @@
-"""Official names become ours, completely or with an error."""
+"""Official names are converted to ours completely, or refused."""
 
 import json
 
@@ -30,12 +30,12 @@ def test_an_incomplete_triple_is_an_error():
         from_official(official)
 
 
-def test_a_foreign_tensor_is_an_error():
+def test_an_unknown_tensor_is_an_error():
     with pytest.raises(WeightsError, match=r"resnet\.conv1"):
         from_official(official_tensors() | {"resnet.conv1": torch.zeros(1)})
 
 
-def test_what_no_answer_depends_on_is_left_out_and_listed():
+def test_tensors_that_no_answer_depends_on_are_dropped_and_listed():
     official = official_tensors() | {"text_proj.weight": torch.zeros(1), "mlm_head.bias": torch.zeros(1)}
     assert from_official(official).left_out == ("text_proj.weight", "mlm_head.bias")
 

@@ -1,4 +1,4 @@
-"""Official checkpoints become weights directories that answer as the official code does, or nothing at all."""
+"""Official checkpoints become weights directories whose models compute what the official code computes."""
 
 import json
 from argparse import Namespace
@@ -114,7 +114,7 @@ def test_a_pretrained_checkpoint_with_a_mask_head_is_trained_for_nothing_yet(fix
     assert sorted([*report.names, *report.kept_apart, *report.dropped]) == sorted([*official, "optimizer", "val_accu"])
 
 
-def test_the_report_accounts_for_every_tensor_and_tells_the_source(fixtures, tmp_path):
+def test_the_report_accounts_for_every_tensor_and_names_the_source(fixtures, tmp_path):
     official = load_file(fixtures / "oneref_tiny_mrefm" / "weights.safetensors")
     path = save(tmp_path / "c.pth", official, enable_mim_vts=False, lr=1e-4)
     convert(path, out=tmp_path / "w", heads=HEADS_OF_TINY, origin={"licence": "MIT"})
@@ -139,7 +139,7 @@ def test_the_report_accounts_for_every_tensor_and_tells_the_source(fixtures, tmp
 
 
 @pytest.mark.parametrize("name", ["rec", "res"])
-def test_our_names_and_the_official_ones_lead_to_each_other(fixtures, name):
+def test_renaming_to_the_official_names_and_back_changes_nothing(fixtures, name):
     official = load_file(fixtures / f"oneref_tiny_{name}" / "weights.safetensors")
     ours = from_official(official)
     back = to_official(ours.state)
@@ -150,7 +150,7 @@ def test_our_names_and_the_official_ones_lead_to_each_other(fixtures, name):
     assert all(torch.equal(again[key], ours.state[key]) for key in again)
 
 
-def test_a_tensor_without_an_official_place_cannot_be_written_officially():
+def test_a_tensor_unknown_to_the_official_model_cannot_be_written_in_its_layout():
     with pytest.raises(WeightsError, match=r"no place in the official model: head\.existence\.0\.weight"):
         to_official({"head.existence.0.weight": torch.zeros(1)})
 
@@ -218,14 +218,14 @@ def test_positions_are_resampled_in_single_precision_as_the_official_start_does(
 @pytest.mark.parametrize(
     ("dtype", "stored"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("keep", torch.float16)]
 )
-def test_numbers_are_stored_as_asked(fixtures, tmp_path, dtype, stored):
+def test_numbers_are_stored_in_the_requested_type(fixtures, tmp_path, dtype, stored):
     torch.save({"model": published_beit3(fixtures)}, tmp_path / "c.pth")
     convert(tmp_path / "c.pth", out=tmp_path / "w", heads=HEADS_OF_TINY, dtype=dtype)
     for file in ("model.safetensors", PRETRAINING_HEADS_FILE):
         assert {tensor.dtype for tensor in load_file(tmp_path / "w" / file).values()} == {stored}
 
 
-def test_a_model_without_its_tokenizer_says_what_is_missing(fixtures, tmp_path):
+def test_loading_a_model_without_its_tokenizer_names_the_missing_file(fixtures, tmp_path):
     path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
     assert convert(path, out=tmp_path / "w", heads=HEADS_OF_TINY).needs_tokenizer
     with pytest.raises(WeightsError, match="tokenizer file is not there") as caught:
@@ -233,15 +233,15 @@ def test_a_model_without_its_tokenizer_says_what_is_missing(fixtures, tmp_path):
     assert caught.value.where == str(tmp_path / "w" / "beit3.spm")
 
 
-def test_a_guess_at_the_attention_heads_is_told(fixtures, tmp_path):
+def test_assumed_attention_heads_are_reported(fixtures, tmp_path):
     path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
     guess = "assumed: attention heads of 64 channels, 1 in all; else give --heads"
     assert guess in convert(path, out=tmp_path / "guessed").notes
-    assert guess not in convert(path, out=tmp_path / "told", heads=HEADS_OF_TINY).notes
+    assert guess not in convert(path, out=tmp_path / "given", heads=HEADS_OF_TINY).notes
     assert heads_note(768, None) == heads_note(1024, None) == ()
 
 
-def test_the_kind_is_told_by_the_names():
+def test_the_kind_is_detected_from_the_names():
     one = torch.zeros(1)
     assert detect_kind({"beit3.text_embed.weight": one, "bbox_embed.layers.0.bias": one}) == "oneref"
     assert detect_kind({"beit3.text_embed.weight": one, "mlm_head.bias": one, "language_head.weight": one}) == "beit3"

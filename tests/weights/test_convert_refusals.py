@@ -1,4 +1,4 @@
-"""A checkpoint that does not fit is refused with every reason, and nothing is left behind."""
+"""A checkpoint that does not fit is refused with all reasons, and nothing is written."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_in_the_table_and_nothing_is_written(fixtures, tmp_
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_crash_while_writing_leaves_nothing(fixtures, tmp_path, monkeypatch):
+def test_a_crash_while_writing_leaves_no_files(fixtures, tmp_path, monkeypatch):
     path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
 
     def full(tensors, filename, metadata):
@@ -98,7 +98,7 @@ def test_a_crash_while_writing_leaves_nothing(fixtures, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_where_nothing_can_be_written_is_named(fixtures, tmp_path, monkeypatch):
+def test_an_unwritable_output_path_is_named(fixtures, tmp_path, monkeypatch):
     path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
     with pytest.raises(RefcliError, match="cannot be written") as caught:
         convert(path, out=path / "w", heads=HEADS_OF_TINY)
@@ -109,7 +109,7 @@ def test_a_place_where_nothing_can_be_written_is_named(fixtures, tmp_path, monke
         convert(path, out=Path(), heads=HEADS_OF_TINY)
 
 
-def test_a_link_that_leads_to_itself_is_said_to_be_one_before_anything_is_read(tmp_path):
+def test_a_link_loop_as_output_is_reported_before_anything_is_read(tmp_path):
     (tmp_path / "w").symlink_to(tmp_path / "w")
     for out in (tmp_path / "w", tmp_path / "w" / "deep"):
         with pytest.raises(RefcliError, match=r"cannot be written: .*symbolic links") as caught:
@@ -117,7 +117,7 @@ def test_a_link_that_leads_to_itself_is_said_to_be_one_before_anything_is_read(t
         assert caught.value.where == str(out)
 
 
-def test_an_output_directory_that_is_taken_is_left_alone(fixtures, tmp_path):
+def test_an_existing_output_directory_is_not_changed(fixtures, tmp_path):
     path = save(tmp_path / "c.pth", load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors"))
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "mine.txt").write_text("mine")
@@ -146,7 +146,7 @@ def test_settings_that_do_not_fit_the_file_are_refused(fixtures, tmp_path):
         assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_published_tower_takes_no_tokenizer_but_its_own(fixtures, tmp_path):
+def test_a_published_tower_accepts_only_the_published_tokenizer(fixtures, tmp_path):
     official = load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors")
     official["beit3.text_embed.weight"] = torch.zeros(64_010, 64)
     path = save(tmp_path / "c.pth", official)
@@ -156,14 +156,14 @@ def test_a_published_tower_takes_no_tokenizer_but_its_own(fixtures, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_of_no_known_kind_is_named(tmp_path):
+def test_a_file_of_an_unknown_kind_is_named(tmp_path):
     path = save(tmp_path / "c.pth", {"resnet.conv1": torch.zeros(1)})
     with pytest.raises(WeightsError, match="of an unknown kind") as caught:
         convert(path, out=tmp_path / "w")
     assert caught.value.where == str(path)
 
 
-def test_every_tensor_that_makes_no_visual_tokenizer_is_in_the_table(fixtures, tmp_path):
+def test_every_tensor_that_does_not_fit_a_visual_tokenizer_is_in_the_table(fixtures, tmp_path):
     official = load_file(fixtures / "vqkd_tiny" / "weights.safetensors")
     broken = {name: tensor for name, tensor in official.items() if not name.startswith("encoder.blocks.1.attn.")}
     broken["encoder.fc_norm.weight"] = torch.ones(32, dtype=torch.int64)

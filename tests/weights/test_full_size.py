@@ -1,4 +1,4 @@
-"""The published layouts at full size: they convert, reload and turn back, in bounded memory."""
+"""The published layouts at full size are converted, reloaded and converted back in bounded memory."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def published(fixtures, layout):
 
 
 @pytest.mark.parametrize("layout", PARAMETERS)
-def test_a_published_layout_converts_reloads_and_turns_back_bit_by_bit(fixtures, folder, layout, monkeypatch):
+def test_a_published_layout_converts_reloads_and_converts_back_bit_by_bit(fixtures, folder, layout, monkeypatch):
     monkeypatch.setattr(converting, "OFFICIAL_NUM_PIECES", Tokenizer.load(TextSettings()).num_pieces)
     official, parameters = published(fixtures, layout)
     assert sum(official[name].numel() for name in parameters) == PARAMETERS[layout]
@@ -93,7 +93,7 @@ sys.stdout.write(str(peak() - before))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak this way")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the peak this way")
 @pytest.mark.parametrize(
     ("layout", "stored", "dtype"),
     [

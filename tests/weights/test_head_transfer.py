@@ -1,4 +1,4 @@
-"""A head starts from weights of a head alone: what they have is copied, what they lack stays, misfits are refused."""
+"""A head starts from weights without a tower: their tensors are copied, missing parts keep their values."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def write_decoder(directory: Path, settings: ModelSettings, *, without: str = "p
     return kept
 
 
-def test_what_the_weights_have_is_copied_and_everything_else_stays_as_it_was(tmp_path):
+def test_existing_tensors_are_copied_and_all_others_keep_their_values(tmp_path):
     given = write_decoder(tmp_path / "w", model())
     grounder = fresh(model(), seed=2)
     before = {key: tensor.clone() for key, tensor in grounder.state_dict().items()}
@@ -54,7 +54,7 @@ def test_what_the_weights_have_is_copied_and_everything_else_stays_as_it_was(tmp
     assert any("not in these weights: head.pyramid" in note for note in notes)
 
 
-def test_settings_that_change_no_shape_are_told_of(tmp_path):
+def test_differing_settings_that_change_no_shape_are_reported(tmp_path):
     write_decoder(tmp_path / "w", model(dropout=0.3))
     notes = start_head_from(str(tmp_path / "w"), fresh(model(), seed=2), model())
     assert any("model.head.settings.dropout=0.3" in note for note in notes)
@@ -79,7 +79,7 @@ def test_other_shapes_are_refused_by_tensor_with_the_settings_that_fit(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "problem"), [("decoder.odd", "not part of the model"), (None, "is missing")])
-def test_a_part_that_is_not_whole_is_refused(tmp_path, name, problem):
+def test_an_incomplete_part_is_refused(tmp_path, name, problem):
     given = write_decoder(tmp_path / "w", model())
     changed = dict(list(given.items())[1:]) if name is None else given | {f"head.{name}": torch.zeros(1)}
     save_file(changed, tmp_path / "w" / "model.safetensors")
@@ -90,7 +90,7 @@ def test_a_part_that_is_not_whole_is_refused(tmp_path, name, problem):
     assert all(torch.equal(tensor, before[key]) for key, tensor in grounder.state_dict().items())
 
 
-def test_weights_in_half_precision_are_copied_and_whole_numbers_are_not(tmp_path):
+def test_half_precision_weights_are_copied_and_integers_are_refused(tmp_path):
     given = write_decoder(tmp_path / "w", model())
     halves = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
     save_file(halves, tmp_path / "w" / "model.safetensors")
@@ -107,7 +107,7 @@ def test_weights_in_half_precision_are_copied_and_whole_numbers_are_not(tmp_path
         start_head_from(str(tmp_path / "w"), fresh(model(), seed=2), model())
 
 
-def test_a_whole_model_is_not_a_head(tmp_path):
+def test_a_complete_model_is_not_accepted_as_a_head(tmp_path):
     save_weights(tmp_path / "w", fresh(model(), seed=1), model(), meta={})
     with pytest.raises(WeightsError, match="a model, not a head without a tower") as caught:
         start_head_from(str(tmp_path / "w"), fresh(model(), seed=2), model())

@@ -28,7 +28,7 @@ def test_a_pause_in_the_connection_is_bridged(hub, pulled):
     assert ranges == [None, f"bytes={3 * CHUNK}-", f"bytes={6 * CHUNK}-"]
 
 
-def test_a_download_that_broke_off_goes_on_where_it_stopped(hub, pulled):
+def test_an_interrupted_download_is_resumed(hub, pulled):
     tokenizer = pulled("beit3-tokenizer")
     assert (tokenizer / "beit3.spm").read_bytes() == TOKENIZER
     hub.break_after, hub.breaks_left, hub.then_down = 3 * CHUNK, 1, True
@@ -46,7 +46,7 @@ def test_a_download_that_broke_off_goes_on_where_it_stopped(hub, pulled):
     assert any(line.startswith(f"continuing {FILE}") for line in lines)
 
 
-def test_a_damaged_download_is_thrown_away_and_nothing_is_converted(hub, pulled):
+def test_a_damaged_download_is_deleted_and_nothing_is_converted(hub, pulled):
     hub.corrupt = True
 
     with pytest.raises(WeightsError, match="arrived damaged") as damaged:
@@ -59,7 +59,7 @@ def test_a_damaged_download_is_thrown_away_and_nothing_is_converted(hub, pulled)
     assert (pulled() / "model.safetensors").read_bytes() == noise(1)
 
 
-def test_a_damaged_file_in_the_cache_is_found_and_mended_by_force(hub, pulled):
+def test_a_damaged_file_in_the_cache_is_detected_and_replaced_by_force(hub, pulled):
     pulled("beit3-tokenizer")
     blob = home().parent / "hf" / "models--linhuixiao--OneRef" / "blobs" / sha256(TOKENIZER)
     blob.write_bytes(b"something else")
@@ -72,7 +72,7 @@ def test_a_damaged_file_in_the_cache_is_found_and_mended_by_force(hub, pulled):
     assert (pulled("beit3-tokenizer", force=True) / "beit3.spm").read_bytes() == TOKENIZER
 
 
-def test_force_mends_the_tokenizer_of_a_model_too(hub, pulled):
+def test_force_also_replaces_the_tokenizer_of_a_model(hub, pulled):
     pulled("beit3-tokenizer")
     blob = home().parent / "hf" / "models--linhuixiao--OneRef" / "blobs" / sha256(TOKENIZER)
     blob.write_bytes(b"something else")
@@ -83,12 +83,12 @@ def test_force_mends_the_tokenizer_of_a_model_too(hub, pulled):
     assert (pulled(force=True) / "tokenizer.spm").read_bytes() == TOKENIZER
 
 
-def test_what_is_no_name_of_a_repository_is_not_called_a_broken_connection(hub, pulled):
+def test_an_invalid_repository_name_is_not_reported_as_a_broken_connection(hub, pulled):
     with pytest.raises(DownloadError, match=r"some--body/models is not a valid repository name"):
         pulled("hf://some--body/models/model.pth")
 
 
-def test_a_repository_that_is_not_there_is_named(hub, pulled):
+def test_a_missing_repository_is_named(hub, pulled):
     with pytest.raises(DownloadError, match="no repository no/where, or it is private") as missing:
         pulled("hf://no/where/model.pth")
 
@@ -101,7 +101,7 @@ def test_an_unknown_revision_is_named(hub, pulled):
 
 
 @pytest.mark.parametrize("token", [None, "somebody"])
-def test_a_gated_repository_says_where_to_ask(hub, monkeypatch, token, pulled):
+def test_the_error_about_a_gated_repository_states_where_to_ask(hub, monkeypatch, token, pulled):
     hub.repositories[REPO].gated_to = "friend"
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
@@ -114,7 +114,7 @@ def test_a_gated_repository_says_where_to_ask(hub, monkeypatch, token, pulled):
     assert not any(MIRROR in request.path for request in hub.requests)
 
 
-def test_the_token_opens_a_gated_repository_and_goes_nowhere_else(hub, monkeypatch, pulled):
+def test_the_token_opens_a_gated_repository_and_is_sent_nowhere_else(hub, monkeypatch, pulled):
     hub.repositories[REPO].gated_to = "friend"
     monkeypatch.setenv("HF_TOKEN", "friend")
 
@@ -124,7 +124,7 @@ def test_the_token_opens_a_gated_repository_and_goes_nowhere_else(hub, monkeypat
     assert {request.token for request in hub.downloads()} == {None}
 
 
-def test_a_wrong_token_is_told_apart_from_a_missing_repository(hub, monkeypatch, pulled):
+def test_a_wrong_token_is_distinguished_from_a_missing_repository(hub, monkeypatch, pulled):
     monkeypatch.setenv("HF_TOKEN", "wrong")
 
     with pytest.raises(DownloadError, match=r"denies access \(401\)") as refused:
@@ -133,7 +133,7 @@ def test_a_wrong_token_is_told_apart_from_a_missing_repository(hub, monkeypatch,
     assert "HF_TOKEN" in refused.value.hint
 
 
-def test_offline_says_so_and_asks_nobody(hub, monkeypatch, pulled):
+def test_offline_mode_is_reported_without_any_request(hub, monkeypatch, pulled):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
@@ -151,7 +151,7 @@ def test_offline_works_with_what_the_hubs_cache_has(hub, monkeypatch, pulled):
     assert len(hub.requests) == num_requests
 
 
-def test_a_hub_that_does_not_answer_is_told_apart_from_offline_mode(hub, monkeypatch, pulled):
+def test_an_unreachable_hub_is_distinguished_from_offline_mode(hub, monkeypatch, pulled):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
@@ -163,7 +163,7 @@ def test_a_hub_that_does_not_answer_is_told_apart_from_offline_mode(hub, monkeyp
     assert unreachable.value.exit_code == ExitCode.FAILED
 
 
-def test_an_endpoint_that_is_no_address_is_an_error_with_advice(hub, monkeypatch, pulled):
+def test_a_malformed_endpoint_is_an_error_with_a_hint(hub, monkeypatch, pulled):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "nowhere/{repo_id}/{revision}/{filename}")
@@ -175,7 +175,7 @@ def test_an_endpoint_that_is_no_address_is_an_error_with_advice(hub, monkeypatch
 
 
 @pytest.mark.parametrize("leading_to", ["{outside}/evil", "../evil", "..", ".", "a/b", "a\\b", "a" * 129, "e vil"])
-def test_a_hub_cannot_choose_a_place_by_what_it_calls_a_file(hub, tmp_path, pulled, leading_to):
+def test_a_server_cannot_choose_a_path_by_the_name_of_a_file(hub, tmp_path, pulled, leading_to):
     (tmp_path / "outside").mkdir()
     hub.etag = leading_to.format(outside=tmp_path / "outside")
 
@@ -188,7 +188,7 @@ def test_a_hub_cannot_choose_a_place_by_what_it_calls_a_file(hub, tmp_path, pull
 
 
 @pytest.mark.parametrize("honest_answers", range(4))
-def test_a_hub_cannot_lead_to_a_file_that_is_there_already(hub, tmp_path, pulled, honest_answers):
+def test_a_server_cannot_link_the_cache_to_an_existing_file(hub, tmp_path, pulled, honest_answers):
     secret = tmp_path / "secret.pth"
     secret.write_bytes(TOKENIZER)
     hub.etag, hub.honest_answers = str(secret), honest_answers
@@ -203,7 +203,7 @@ def test_a_hub_cannot_lead_to_a_file_that_is_there_already(hub, tmp_path, pulled
 
 
 @pytest.mark.parametrize("commit", ["main", "f" * 39, "F" * 40])
-def test_a_hub_cannot_choose_a_place_by_what_it_calls_a_commit(hub, tmp_path, pulled, commit):
+def test_a_server_cannot_choose_a_path_by_the_name_of_a_commit(hub, tmp_path, pulled, commit):
     hub.commit_header = commit
 
     with pytest.raises(WeightsError, match="the commit a name that the Hub never uses"):
@@ -227,7 +227,7 @@ def test_a_disk_without_links_holds_the_file_itself(hub, monkeypatch, pulled):
     assert cached.read_bytes() == noise(1)
 
 
-def test_a_small_file_wants_no_gigabyte_to_spare(hub, monkeypatch, pulled):
+def test_a_small_file_needs_no_spare_gigabyte(hub, monkeypatch, pulled):
     usage = type("Usage", (), {"free": 3 * len(TOKENIZER)})
     monkeypatch.setattr(hub_client.shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(hub_client, "SPARE_BYTES", 1 << 30)
@@ -247,7 +247,7 @@ def test_a_full_disk_is_noticed_before_the_download(hub, monkeypatch, pulled):
     assert hub.downloads() == []
 
 
-def test_nothing_but_the_wanted_files_is_asked_of_the_hub(hub, monkeypatch, pulled):
+def test_only_the_wanted_files_are_requested_from_the_hub(hub, monkeypatch, pulled):
     """huggingface_hub asks for a list of coding agents, to report in its headers which one runs it."""
     from huggingface_hub import constants
 

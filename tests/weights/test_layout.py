@@ -1,4 +1,4 @@
-"""Half-written directories of weights do not outlive the program that writes them."""
+"""A weights directory is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ with new_directory(Path(sys.argv[1])) as folder:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a program without asking it")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_program_that_is_asked_to_end_leaves_nothing_half_written(tmp_path, number):
+def test_sigterm_leaves_no_partial_files(tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, str(tmp_path / "w")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -39,7 +39,7 @@ def test_a_program_that_is_asked_to_end_leaves_nothing_half_written(tmp_path, nu
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_program_with_a_handler_of_its_own_keeps_it(tmp_path):
+def test_a_custom_handler_of_sigterm_is_kept(tmp_path):
     noted: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
     try:
@@ -51,7 +51,7 @@ def test_a_program_with_a_handler_of_its_own_keeps_it(tmp_path):
     assert noted == [signal.SIGTERM]
 
 
-def test_the_usual_end_is_put_back_and_other_threads_touch_no_signal():
+def test_the_default_handler_is_restored_and_other_threads_change_no_handler():
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     seen: list[object] = []
 
@@ -73,7 +73,7 @@ def test_the_usual_end_is_put_back_and_other_threads_touch_no_signal():
     assert seen == [signal.SIG_DFL, signal.SIG_DFL]
 
 
-def test_a_link_that_leads_to_itself_is_what_the_disk_refuses(tmp_path):
+def test_a_link_loop_is_reported_as_a_write_error(tmp_path):
     (tmp_path / "w").symlink_to(tmp_path / "w")
 
     with pytest.raises(RefcliError, match="cannot be written"), new_directory(tmp_path / "w" / "deep"):

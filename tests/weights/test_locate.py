@@ -1,4 +1,4 @@
-"""What a user calls some weights leads to a directory, or to the command that makes it."""
+"""Names, addresses and paths of weights resolve to a directory, or to the command that creates it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_file_has_one_address_however_it_is_typed():
     assert canonical("vqkd") == "vqkd"
 
 
-def test_the_address_in_the_advice_is_one_that_can_be_pulled():
+def test_the_address_in_the_hint_can_be_pulled():
     with pytest.raises(UsageError) as malformed:
         HubUri.parse("hf://")
 
@@ -56,7 +56,7 @@ def test_the_address_in_the_advice_is_one_that_can_be_pulled():
     assert (example.repo, example.file) == ("linhuixiao/OneRef", Catalog.load().find("beit3-base").file)
 
 
-def test_addresses_that_read_alike_have_directories_of_their_own(tmp_path, monkeypatch):
+def test_similar_addresses_have_different_directories(tmp_path, monkeypatch):
     monkeypatch.setenv("REFCLI_HOME", str(tmp_path))
     addresses = ["hf://a/b/c/d.pth", "hf://a/b/c--d.pth", "hf://a/b/c d.pth"]
 
@@ -78,7 +78,7 @@ def test_resolve_knows_the_packaged_model_and_directories(tmp_path):
         ("hf://a/b/c d.pth", "refcli weights pull 'hf://a/b/c d.pth'"),
     ],
 )
-def test_resolve_never_downloads_but_says_which_command_does(tmp_path, monkeypatch, name, command):
+def test_resolve_never_downloads_but_names_the_command(tmp_path, monkeypatch, name, command):
     monkeypatch.setenv("REFCLI_HOME", str(tmp_path))
     monkeypatch.setattr(hub, "fetch", None)
 
@@ -88,7 +88,7 @@ def test_resolve_never_downloads_but_says_which_command_does(tmp_path, monkeypat
     assert missing.value.hint == command
 
 
-def test_resolve_guesses_what_was_meant(tmp_path, monkeypatch):
+def test_resolve_suggests_a_similar_name(tmp_path, monkeypatch):
     monkeypatch.setenv("REFCLI_HOME", str(tmp_path))
     checkpoint = tmp_path / "best checkpoint.pth"
     checkpoint.touch()
@@ -102,7 +102,7 @@ def test_resolve_guesses_what_was_meant(tmp_path, monkeypatch):
         resolve("beit3-tokenizer")
 
 
-def test_a_name_that_no_disk_would_take_is_a_name_of_no_weights():
+def test_a_name_too_long_for_any_disk_is_an_unknown_name():
     with pytest.raises(UsageError, match="no weights called 'xxx"):
         resolve("x" * 300)
     with pytest.raises(UsageError, match="no weights called"):

@@ -36,7 +36,7 @@ def test_a_pin_keeps_later_pulls_at_the_same_file(hub, pulled):
     assert (read_pins()[NAME].revision, read_pins()[NAME].sha256) == (new, sha256(noise(7)))
 
 
-def test_what_is_here_already_is_pinned_with_its_tokenizer(hub, pulled):
+def test_pulled_weights_are_pinned_with_their_tokenizer(hub, pulled):
     pulled()
     num_requests = len(hub.requests)
 
@@ -46,7 +46,7 @@ def test_what_is_here_already_is_pinned_with_its_tokenizer(hub, pulled):
     assert read_pins().keys() == {NAME, "beit3-tokenizer"}
 
 
-def test_a_pin_of_another_commit_with_the_same_file_is_that_commit_and_costs_nothing_later(hub, pulled):
+def test_a_pin_of_another_commit_with_the_same_file_needs_no_later_request(hub, pulled):
     pulled()
     new = hub.commit(REPO, {FILE: noise(1), SPM: TOKENIZER})
 
@@ -67,7 +67,7 @@ def test_an_address_is_pinned_however_it_is_typed(hub, pulled):
         pulled("hf://a/b/unc%2B/c%20d.pth", revision=new)
 
 
-def test_pins_that_are_written_at_once_are_all_kept(tmp_path, monkeypatch):
+def test_pins_written_concurrently_are_all_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("REFCLI_HOME", str(tmp_path))
     pin = Pin(repo=REPO, file=FILE, revision="1" * 40, sha256="2" * 64, num_bytes=1)
     threads = [threading.Thread(target=write_pin, args=(f"name {number}", pin)) for number in range(20)]
@@ -79,7 +79,7 @@ def test_pins_that_are_written_at_once_are_all_kept(tmp_path, monkeypatch):
     assert len(read_pins()) == 20
 
 
-def test_a_file_that_is_not_the_pinned_one_is_not_even_downloaded(hub, pulled):
+def test_a_file_other_than_the_pinned_one_is_not_downloaded(hub, pulled):
     pulled(pin=True)
     new = hub.commit(REPO, {FILE: noise(7), SPM: TOKENIZER})
 
@@ -89,7 +89,7 @@ def test_a_file_that_is_not_the_pinned_one_is_not_even_downloaded(hub, pulled):
     assert not any(sha256(noise(7)) in request.path for request in hub.downloads())
 
 
-def test_who_has_not_pinned_is_told_that_nothing_was_verified(hub, pulled):
+def test_without_a_pin_the_weights_are_reported_as_unverified(hub, pulled):
     lines: list[str] = []
 
     pulled(report=lines.append)
@@ -98,7 +98,7 @@ def test_who_has_not_pinned_is_told_that_nothing_was_verified(hub, pulled):
 
 
 @pytest.mark.parametrize("content", ['{"weights": {"x": 3}}', '{"version": 2, "weights": {}}', "{"])
-def test_a_lock_file_that_cannot_be_understood_is_named(hub, pulled, content):
+def test_a_damaged_lock_file_is_named(hub, pulled, content):
     home().mkdir()
     lock_path().write_text(content)
 

@@ -1,4 +1,4 @@
-"""Heads of a pre-training run lie beside its weights with a checksum of their own, and start another run."""
+"""The heads of a pre-training run are stored with a checksum, and another run can load them."""
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,7 +22,7 @@ def new_heads(seed: int) -> nn.Module:
     return nn.ModuleDict({"mim": nn.Linear(4, 2), "mlm": nn.Linear(4, 3)})
 
 
-def test_a_change_of_the_heads_is_found(tmp_path):
+def test_a_change_of_the_heads_is_detected(tmp_path):
     save_weights(tmp_path, Grounder.from_settings(MODEL), MODEL, meta={"objective": "mrefm"})
     save_pretraining_heads(tmp_path, new_heads(seed=0))
     assert verify(tmp_path) == []
@@ -32,7 +32,7 @@ def test_a_change_of_the_heads_is_found(tmp_path):
     ]
 
 
-def test_a_head_that_does_not_fit_starts_fresh_and_the_others_do_not(tmp_path):
+def test_only_a_head_that_does_not_fit_keeps_its_initial_values(tmp_path):
     trained = new_heads(seed=0)
     save_pretraining_heads(tmp_path, trained)
     state = load_file(tmp_path / PRETRAINING_HEADS_FILE)

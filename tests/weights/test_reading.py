@@ -1,4 +1,4 @@
-"""Official checkpoint files are read as data: nothing runs, and what is broken is said."""
+"""Official checkpoint files are read as data: no code runs, and damage is reported."""
 
 import os
 import random
@@ -33,7 +33,7 @@ def as_the_original_code(state, **args):
 
 
 @FORMATS
-def test_a_training_checkpoint_gives_its_tensors_and_its_args(tmp_path, zipped):
+def test_the_tensors_and_args_of_a_training_checkpoint_are_read(tmp_path, zipped):
     content = as_the_original_code(STATE, lr=1e-4, device="cuda", betas=(0.9, 0.999), enable_mim_vts=False, seed=None)
     read = read_checkpoint(save(tmp_path / "c.pth", content, zipped=zipped))
     assert read.state.keys() == STATE.keys()
@@ -45,7 +45,7 @@ def test_a_training_checkpoint_gives_its_tensors_and_its_args(tmp_path, zipped):
     assert read.source_sha256 == file_sha256(tmp_path / "c.pth")
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists the mapped files")
 def test_tensors_stay_in_the_file_until_they_are_used(tmp_path):
     read = read_checkpoint(save(tmp_path / "c.pth", {"model": {"a": torch.ones(1000)}}))
     assert str(tmp_path / "c.pth") in Path("/proc/self/maps").read_text()
@@ -65,13 +65,13 @@ def test_tensors_stay_in_the_file_until_they_are_used(tmp_path):
         {f"module.{name}": torch.nn.Parameter(tensor.float()) for name, tensor in STATE.items()},
     ],
 )
-def test_every_official_container_is_opened(tmp_path, content):
+def test_every_official_container_is_read(tmp_path, content):
     state = read_checkpoint(save(tmp_path / "c.pth", content)).state
     assert state.keys() == STATE.keys()
     assert not any(tensor.requires_grad for tensor in state.values())
 
 
-def test_args_that_json_cannot_hold_are_told_all_the_same(tmp_path):
+def test_args_that_json_cannot_hold_become_text(tmp_path):
     args = {"device": torch.device("cuda", 1), "nan": float("nan"), "mean": torch.ones(3), 5: b"x"}
     read = read_checkpoint(save(tmp_path / "c.pth", {"model": STATE, "args": args}))
     assert read.args == {"device": "cuda:1", "nan": "nan", "mean": "tensor of shape (3,)", "5": "b'x'"}
@@ -103,7 +103,7 @@ def test_a_pickle_that_runs_programs_is_refused_and_runs_nothing(tmp_path, funct
     assert not Path(marker).exists()
 
 
-def test_a_dictionary_cannot_bring_methods_of_its_own(tmp_path):
+def test_methods_of_a_pickled_dictionary_are_not_used(tmp_path):
     state = Running(OrderedDict, list(STATE.items()), state={"items": "not a method"})
     assert read_checkpoint(save(tmp_path / "c.pth", {"model": state})).state.keys() == STATE.keys()
 
@@ -157,7 +157,7 @@ def test_a_storage_larger_than_its_file_is_refused(tmp_path, zipped):
 
 @pytest.mark.filterwarnings("ignore")
 @FORMATS
-def test_no_damage_makes_it_crash(tmp_path, zipped):
+def test_damage_never_crashes_the_reader(tmp_path, zipped):
     path = save(tmp_path / "c.pth", {"model": STATE, "args": Namespace(out=Path("x"))}, zipped=zipped)
     whole, dice, outcomes = path.read_bytes(), random.Random(5), {"read": 0, "refused": 0}
     for _ in range(200):
@@ -173,7 +173,7 @@ def test_no_damage_makes_it_crash(tmp_path, zipped):
     assert min(outcomes.values()) > 10
 
 
-def test_args_that_unfold_without_end_are_refused(tmp_path):
+def test_args_that_expand_without_bound_are_refused(tmp_path):
     unfolding = ["lol"]
     for _ in range(3):
         unfolding = [unfolding] * 30
@@ -185,7 +185,7 @@ def test_args_that_unfold_without_end_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "wrong", [torch.eye(3).to_sparse(), torch.zeros(3, dtype=torch.complex64), torch.zeros(3, device="meta"), None, 5]
 )
-def test_what_is_no_dense_tensor_is_named(tmp_path, wrong):
+def test_a_tensor_that_is_not_dense_is_named(tmp_path, wrong):
     with pytest.raises(
         WeightsError, match=r"other than dense tensors: wrong|cannot be read|tensors that are not dense"
     ):
@@ -193,7 +193,7 @@ def test_what_is_no_dense_tensor_is_named(tmp_path, wrong):
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(1)], {"model": {}}, torch.zeros(3)])
-def test_what_holds_no_state_dict_is_an_error(tmp_path, content):
+def test_a_file_without_a_state_dict_is_an_error(tmp_path, content):
     with pytest.raises(WeightsError, match=r"not a state dict|nothing at all"):
         read_checkpoint(save(tmp_path / "c.pth", content))
 
@@ -206,7 +206,7 @@ def test_a_file_of_another_kind_is_recognised(tmp_path, start):
 
 
 @pytest.mark.parametrize("name", ["\x1b[2Ja", "a\n", "a" * 201])
-def test_a_name_that_would_draw_on_the_terminal_is_refused(tmp_path, name):
+def test_a_name_with_terminal_codes_is_refused(tmp_path, name):
     for content in ({"model": {name: torch.zeros(1)}}, {"model": STATE, name: 3}):
         with pytest.raises(WeightsError, match="implausible names") as caught:
             read_checkpoint(save(tmp_path / "c.pth", content))
@@ -214,7 +214,7 @@ def test_a_name_that_would_draw_on_the_terminal_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_an_archive_of_checkpoints_tells_what_is_inside(tmp_path, packing):
+def test_the_error_about_an_archive_of_checkpoints_lists_its_members(tmp_path, packing):
     with zipfile.ZipFile(tmp_path / "base.zip", "w", packing) as archive:
         archive.writestr("unc/best_checkpoint.pth", b"x" * 1000)
     with pytest.raises(WeightsError) as caught:
@@ -222,7 +222,7 @@ def test_an_archive_of_checkpoints_tells_what_is_inside(tmp_path, packing):
     assert caught.value.hint == "unpack it and convert unc/best_checkpoint.pth"
 
 
-def test_what_is_no_file_is_a_mistake_of_the_user(tmp_path):
+def test_a_path_that_is_not_a_file_is_a_usage_error(tmp_path):
     for path, message in (
         (tmp_path / "c.pth", "no such checkpoint file"),
         (tmp_path, "this is a directory, not a checkpoint file"),

@@ -1,4 +1,4 @@
-"""ReLA's published decoders become ours, tensor by tensor, and back."""
+"""ReLA's published decoders are converted to ours and back, tensor by tensor."""
 
 import json
 
@@ -49,7 +49,7 @@ def test_the_published_layout_fills_our_decoders_exactly(fixtures):
     assert set(RENAMING.to_official(converted)) == official.keys() - OTHERS.keys()
 
 
-def test_a_plan_tells_the_published_sizes_and_what_is_left_out(fixtures):
+def test_a_plan_has_the_published_sizes_and_lists_the_dropped_tensors(fixtures):
     made = plan(published(fixtures), **NO_OPTIONS)
     assert made.settings.tower_dim == 768
     assert made.settings.head.name == "rela"
@@ -58,7 +58,7 @@ def test_a_plan_tells_the_published_sizes_and_what_is_left_out(fixtures):
     assert made.dropped.keys() == OTHERS.keys()
 
 
-def test_other_sizes_are_read_off_the_shapes():
+def test_other_sizes_are_read_from_the_shapes():
     made = plan(small(), **NO_OPTIONS)
     assert RelaSettings(**made.settings.head.settings) == RelaSettings(
         dim=16, regions=3, decoder_layers=2, decoder_ffn_dim=12, pixel_layers=2, pixel_ffn_dim=20,
@@ -67,7 +67,7 @@ def test_other_sizes_are_read_off_the_shapes():
     assert made.settings.tower_dim == 24
 
 
-def test_there_and_back_every_tensor_is_the_same(fixtures):
+def test_renaming_there_and_back_changes_no_tensor(fixtures):
     tiny = load_file(fixtures / "rela_tiny" / "weights.safetensors")
     official = {THEIR_REGIONS + name: tensor for name, tensor in tiny.items() if not name.startswith("input_proj")}
     for given in (official, small()):
@@ -76,7 +76,7 @@ def test_there_and_back_every_tensor_is_the_same(fixtures):
         assert all(torch.equal(back[name], tensor) for name, tensor in given.items())
 
 
-def test_the_converted_tensors_are_those_that_a_head_answers_with(tmp_path):
+def test_a_head_loads_the_converted_tensors(tmp_path):
     official = small()
     torch.save({"model": official, "optimizer": {}, "iteration": 9}, tmp_path / "c.pth")
     report = convert(tmp_path / "c.pth", out=tmp_path / "w", kind="rela")
@@ -86,7 +86,7 @@ def test_the_converted_tensors_are_those_that_a_head_answers_with(tmp_path):
     assert not report.needs_tokenizer
 
 
-def test_what_does_not_fit_is_in_the_table():
+def test_every_mismatch_is_in_the_table():
     official = small()
     official[THEIR_REGIONS + "RLA_gate"] = torch.zeros(1)
     del official[THEIR_REGIONS + "lang_weight"]
@@ -106,14 +106,14 @@ def test_options_that_do_not_fit_are_refused(options):
         plan(small(), **(NO_OPTIONS | options))
 
 
-def test_a_checkpoint_of_the_first_version_calls_its_regions_otherwise():
+def test_the_old_name_of_the_regions_is_converted():
     official = small()
     old = {OLD_REGIONS if name == REGIONS else name: tensor for name, tensor in official.items()}
     made, expected = plan(old, **NO_OPTIONS), plan(official, **NO_OPTIONS)
     assert made.settings == expected.settings
     assert made.state.keys() == expected.state.keys()
     assert all(torch.equal(made.state[name], tensor) for name, tensor in expected.state.items())
-    assert made.names.keys() == old.keys(), "the report tells the names of the file"
+    assert made.names.keys() == old.keys(), "the report has the names in the file"
 
 
 @pytest.mark.parametrize("shape", [(10, 16), (9, 12)])
@@ -123,7 +123,7 @@ def test_regions_that_make_no_decoder_are_refused(shape):
         plan(official, **NO_OPTIONS)
 
 
-def test_foreign_tensors_have_no_place_on_either_side():
+def test_unknown_tensors_are_refused_in_either_direction():
     with pytest.raises(WeightsError, match="resnet"):
         RENAMING.from_official({"resnet.conv1": torch.zeros(1)})
     with pytest.raises(WeightsError, match=r"head\.pyramid"):

@@ -1,4 +1,4 @@
-"""What a checkpoint names is never imported: it is text, or refused where it could only do harm."""
+"""Types that a checkpoint names are never imported: they become text, or are refused if they could do harm."""
 
 import functools
 import os
@@ -24,7 +24,7 @@ from refcli.weights.official.reading import read_checkpoint
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3)}
 
 
-def test_types_that_are_not_known_become_text_without_being_imported(tmp_path):
+def test_unknown_types_become_text_without_being_imported(tmp_path):
     authors = types.ModuleType("authors_code")
     exec("class Schedule:\n    def __init__(self):\n        self.step = 3", authors.__dict__)
     sys.modules["authors_code"] = authors
@@ -52,7 +52,7 @@ def test_a_call_of_any_other_function_is_text_among_the_args_and_an_error_among_
     assert not (tmp_path / "marker").exists()
 
 
-def test_harmless_args_are_told_and_nobody_is_warned_of_them(tmp_path):
+def test_harmless_args_are_read_without_a_warning(tmp_path):
     args = Namespace(
         betas=defaultdict(list, {"adam": [0.9, 0.999]}),
         last=deque([1, 2], maxlen=2),
@@ -77,7 +77,7 @@ def test_harmless_args_are_told_and_nobody_is_warned_of_them(tmp_path):
 @pytest.mark.parametrize(
     "function", [os.system, os.getcwd, subprocess.run, eval, exec, getattr, __import__, open, shutil.rmtree, type]
 )
-def test_what_acts_is_warned_of(tmp_path, function):
+def test_names_that_could_act_are_refused_with_a_warning(tmp_path, function):
     path = save(tmp_path / "c.pth", {"model": STATE, "args": Namespace(x=function)})
     with pytest.raises(WeightsError, match="which no checkpoint needs") as caught:
         read_checkpoint(path)
@@ -85,7 +85,7 @@ def test_what_acts_is_warned_of(tmp_path, function):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_second_pickle_of_the_same_name_is_looked_through_too(tmp_path):
+def test_a_second_pickle_of_the_same_name_is_surveyed_too(tmp_path):
     path = save(tmp_path / "c.pth", {"model": {"a": Running(os.mkdir, str(tmp_path / "marker"))}})
     with zipfile.ZipFile(path) as archive:
         hostile = archive.read("c/data.pkl")
@@ -101,7 +101,7 @@ def test_a_second_pickle_of_the_same_name_is_looked_through_too(tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
-def test_no_hint_advises_to_read_a_file_unsafely(tmp_path, monkeypatch):
+def test_no_hint_advises_unsafe_loading(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "stand_in", lambda module, name, where: None)
     path = save(tmp_path / "c.pth", {"model": STATE, "args": Namespace(lr=1)})
     with pytest.raises(WeightsError, match="cannot be read") as caught:

@@ -1,4 +1,4 @@
-"""A run starts from official weights of any kind: a tower alone, a pretrained model, another task's head."""
+"""A run starts from official weights of any kind: a tower, a pretrained model, the head of another task."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_a_mask_run_starts_from_a_pretrained_model_without_a_mask_head(fixtures,
     assert "dropped, because the settings switch them off: head.box_mlp, head.pool_projection" in notes
 
 
-def test_a_tower_or_a_visual_tokenizer_cannot_be_asked(fixtures, tmp_path, spm):
+def test_a_tower_or_a_visual_tokenizer_is_not_loaded_as_a_model(fixtures, tmp_path, spm):
     directory = converted(fixtures, tmp_path, spm, "oneref_tiny_rec", keep="beit3.")
     with pytest.raises(WeightsError, match="a tower without a head, not a model that can answer"):
         load_weights(str(directory))
@@ -67,7 +67,7 @@ def test_a_tower_or_a_visual_tokenizer_cannot_be_asked(fixtures, tmp_path, spm):
         read_settings(tmp_path / "v")
 
 
-def test_a_missing_tokenizer_is_said_before_the_model_is_read(fixtures, tmp_path, spm):
+def test_a_missing_tokenizer_is_reported_before_the_model_is_read(fixtures, tmp_path, spm):
     directory = converted(fixtures, tmp_path, spm, "oneref_tiny_rec")
     (directory / "tokenizer.spm").unlink()
     (directory / "model.safetensors").write_bytes(b"never looked at")
@@ -77,7 +77,7 @@ def test_a_missing_tokenizer_is_said_before_the_model_is_read(fixtures, tmp_path
 
 
 @pytest.mark.parametrize("keep", ["beit3.", ""])
-def test_whole_numbers_in_the_place_of_weights_start_no_run(fixtures, tmp_path, spm, keep):
+def test_integers_in_place_of_weights_are_refused(fixtures, tmp_path, spm, keep):
     directory = converted(fixtures, tmp_path, spm, "oneref_tiny_rec", keep=keep)
     grounder, settings = fresh(directory)
     state = load_file(directory / "model.safetensors")

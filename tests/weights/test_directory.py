@@ -1,4 +1,4 @@
-"""Weights directories round-trip, and misfits are named."""
+"""Weights directories load as they were saved, and mismatches are named."""
 
 import json
 
@@ -34,7 +34,7 @@ def change(directory, change_state):
     save_file(state, directory / "model.safetensors")
 
 
-def test_what_is_saved_is_what_is_loaded(saved):
+def test_loading_returns_what_was_saved(saved):
     grounder, directory = saved
     loaded = load_weights(str(directory))
     assert loaded.settings == SETTINGS
@@ -54,7 +54,7 @@ def test_bf16_files_are_half_as_large_and_load_as_fp32(saved, tmp_path):
     assert {p.dtype for p in load_weights(str(tmp_path / "half")).grounder.parameters()} == {torch.float32}
 
 
-def test_what_is_saved_states_what_it_is_and_the_sha256_of_every_file(saved):
+def test_meta_json_states_the_kind_and_the_sha256_of_every_file(saved):
     directory = saved[1]
     meta = json.loads((directory / "meta.json").read_text())
     assert (meta["schema"], meta["kind"]) == ("refcli.weights/1", "oneref")
@@ -64,7 +64,7 @@ def test_what_is_saved_states_what_it_is_and_the_sha256_of_every_file(saved):
 
 
 @pytest.mark.parametrize("file", ["meta.json", "config.yaml", "model.safetensors"])
-def test_a_crash_between_the_files_never_leaves_what_looks_whole(saved, monkeypatch, file):
+def test_a_crash_between_files_never_leaves_a_seemingly_complete_directory(saved, monkeypatch, file):
     directory, write = saved[1], layout.write_atomically
 
     def write_until(path, content):
@@ -87,7 +87,7 @@ def test_a_crash_between_the_files_never_leaves_what_looks_whole(saved, monkeypa
         ]
 
 
-def test_a_directory_brings_its_own_tokenizer(saved, tmp_path):
+def test_a_directory_has_its_own_tokenizer(saved, tmp_path):
     grounder, _ = saved
     from importlib.resources import files
 
@@ -114,7 +114,7 @@ def test_a_directory_brings_its_own_tokenizer(saved, tmp_path):
         (lambda state: state["head.box_mlp.0.bias"].fill_(torch.nan), "holds NaN"),
     ],
 )
-def test_every_misfit_is_named(saved, change_state, message):
+def test_every_mismatch_is_named(saved, change_state, message):
     change(saved[1], change_state)
     with pytest.raises(WeightsError, match=message):
         load_weights(str(saved[1]))
@@ -127,7 +127,7 @@ def test_a_truncated_file_is_an_error(saved):
         load_weights(str(saved[1]))
 
 
-def test_a_damaged_story_is_an_error_that_names_it(saved):
+def test_a_damaged_meta_json_is_named(saved):
     for content in ("{", "[]"):
         (saved[1] / "meta.json").write_text(content)
         with pytest.raises(WeightsError, match=r"meta\.json") as damaged:
@@ -142,6 +142,6 @@ def test_a_tokenizer_with_more_ids_than_the_tower_embeds_is_refused(tmp_path):
         load_weights(str(tmp_path / "w"))
 
 
-def test_weights_that_are_not_there_are_an_error(tmp_path):
+def test_missing_weights_are_an_error(tmp_path):
     with pytest.raises(UsageError, match="no weights called"):
         load_weights(str(tmp_path))

@@ -1,4 +1,4 @@
-"""`info` tells what a weights directory holds, and `verify` what is wrong with it."""
+"""`read_info` describes a weights directory, and `verify` finds its problems."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.errors import WeightsError
 from refcli.files import file_sha256
 from refcli.grounder import Grounder
-from refcli.weights.checks import info, unchecked, verify
+from refcli.weights.checks import read_info, unchecked, verify
 from refcli.weights.directory import save_weights
 from refcli.weights.official.convert import convert
 
@@ -49,41 +49,41 @@ def without_tokenizer(problems):
     return [problem for problem in problems if "beit3.spm" not in problem]
 
 
-def test_info_tells_what_a_converted_checkpoint_is(fixtures, converted):
+def test_the_description_of_a_converted_checkpoint_is_complete(fixtures, converted):
     official = load_file(fixtures / "oneref_tiny_mrefm" / "weights.safetensors")
-    told = info(converted)
-    assert (told.kind, told.tasks, told.image_size, told.dtypes) == ("oneref", (), (64, 64), ("F32",))
-    assert told.pretraining == {"enable_mrefm": True, "enable_mim_vts": True, "enable_mlm_sts": False}
-    assert told.source["args"]["lr"] == 1e-4
-    assert told.source["epoch"] == 4
-    assert told.licence == "MIT"
-    assert told.tokenizer == "beit3.spm"
-    assert told.tokenizer_is_there
-    assert told.sha256 == file_sha256(converted / MODEL)
-    assert told.parameters["tower.text_embedding"] == 200 * 64 + 1024 * 64
-    assert told.pretraining_parameters["mim_head"] == 32 * 64 + 32
+    found = read_info(converted)
+    assert (found.kind, found.tasks, found.image_size, found.dtypes) == ("oneref", (), (64, 64), ("F32",))
+    assert found.pretraining == {"enable_mrefm": True, "enable_mim_vts": True, "enable_mlm_sts": False}
+    assert found.source["args"]["lr"] == 1e-4
+    assert found.source["epoch"] == 4
+    assert found.licence == "MIT"
+    assert found.tokenizer == "beit3.spm"
+    assert found.tokenizer_is_there
+    assert found.sha256 == file_sha256(converted / MODEL)
+    assert found.parameters["tower.text_embedding"] == 200 * 64 + 1024 * 64
+    assert found.pretraining_parameters["mim_head"] == 32 * 64 + 32
     dropped = sum(official[name].numel() for name in ("text_proj.weight", "text_proj.bias", "logit_scale"))
-    counted = told.num_parameters + sum(told.pretraining_parameters.values()) + dropped
+    counted = found.num_parameters + sum(found.pretraining_parameters.values()) + dropped
     assert counted == sum(tensor.numel() for tensor in official.values())
 
 
-def test_info_and_verify_know_the_packaged_model(tmp_path):
-    told = info(BUILTIN)
-    assert told.kind == "oneref"
-    assert told.tasks == ("box", "mask", "existence")
-    assert told.tokenizer == "builtin"
-    assert told.tokenizer_is_there
-    assert told.sha256 == file_sha256(BUILTIN / MODEL)
+def test_info_and_verify_accept_the_packaged_model(tmp_path):
+    found = read_info(BUILTIN)
+    assert found.kind == "oneref"
+    assert found.tasks == ("box", "mask", "existence")
+    assert found.tokenizer == "builtin"
+    assert found.tokenizer_is_there
+    assert found.sha256 == file_sha256(BUILTIN / MODEL)
     assert verify(BUILTIN) == []
     assert unchecked(BUILTIN) == []
-    assert told.training["trained_on"] == ["synthetic:count"]
-    assert told.training["existence_threshold_from"] == "synthetic:val"
-    assert {"steps", "batch_size", "seed", "init_weights", "averaged"} <= told.training.keys()
-    assert told.scores["synthetic:test"]["count"] == 11_999
-    assert 0.9 < told.scores["synthetic:test"]["acc50"] < 1
+    assert found.training["trained_on"] == ["synthetic:count"]
+    assert found.training["existence_threshold_from"] == "synthetic:val"
+    assert {"steps", "batch_size", "seed", "init_weights", "averaged"} <= found.training.keys()
+    assert found.scores["synthetic:test"]["count"] == 11_999
+    assert 0.9 < found.scores["synthetic:test"]["acc50"] < 1
 
 
-def test_other_numbers_in_the_place_of_the_right_ones_are_found_in_the_packaged_model(tmp_path):
+def test_changed_numbers_in_the_packaged_model_are_detected(tmp_path):
     shutil.copytree(BUILTIN, tmp_path / "w")
     content = bytearray((BUILTIN / MODEL).read_bytes())
     content[-2] ^= 1  # the lowest bit of the last number: it stays finite
@@ -91,7 +91,7 @@ def test_other_numbers_in_the_place_of_the_right_ones_are_found_in_the_packaged_
     assert verify(tmp_path / "w") == [f"{MODEL} is not the file that was written: its sha256 differs from meta.json's"]
 
 
-def test_what_nobody_took_a_checksum_of_is_said_to_be_so(tmp_path):
+def test_missing_checksums_are_reported(tmp_path):
     shutil.copytree(BUILTIN, tmp_path / "w")
     (tmp_path / "w" / "meta.json").write_text('{"steps": 3}')
     assert verify(tmp_path / "w") == []
@@ -99,11 +99,11 @@ def test_what_nobody_took_a_checksum_of_is_said_to_be_so(tmp_path):
     assert "records no checksums" in note
 
 
-def test_a_story_of_the_wrong_form_is_no_crash(tmp_path):
+def test_a_meta_json_of_the_wrong_form_does_not_crash(tmp_path):
     shutil.copytree(BUILTIN, tmp_path / "w")
     for scores in (3, {"splits": []}, {"splits": {"a": 1, "b": {"overall": {"acc50": "high", "count": 4}}}}):
         (tmp_path / "w" / "meta.json").write_text(json.dumps({"files": [], "scores": scores, "averaged": {"by": [1]}}))
-        assert {name: figures for name, figures in info(tmp_path / "w").scores.items() if figures} in (
+        assert {name: figures for name, figures in read_info(tmp_path / "w").scores.items() if figures} in (
             {},
             {"b": {"count": 4}},
         )
@@ -118,29 +118,29 @@ def test_a_story_of_the_wrong_form_is_no_crash(tmp_path):
         ("cgformer", {"dim": 16, "pyramid_channels": [8, 8, 8, 8], "existence": True}, ("mask", "existence")),
     ],
 )
-def test_info_tells_what_each_head_answers(tmp_path, name, settings, tasks):
+def test_the_outputs_of_each_head_are_described(tmp_path, name, settings, tasks):
     tower = TowerSettings(image_size=32, dim=16, layers=1, heads=2, ffn_dim=16, vocabulary_size=700)
     model = ModelSettings(tower=tower, head=HeadChoice(name=name, settings=settings))
     save_weights(tmp_path / "w", Grounder.from_settings(model), model, meta={})
-    assert info(tmp_path / "w").tasks == tasks
+    assert read_info(tmp_path / "w").tasks == tasks
 
 
-def test_towers_and_visual_tokenizers_are_told_apart(fixtures, tmp_path):
+def test_towers_and_visual_tokenizers_have_different_kinds(fixtures, tmp_path):
     official = load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors")
     tower = {name: tensor for name, tensor in official.items() if name.startswith("beit3.")}
     torch.save({"model": tower}, tmp_path / "tower.pth")
     torch.save({"model": load_file(fixtures / "vqkd_tiny" / "weights.safetensors")}, tmp_path / "vqkd.pth")
     convert(tmp_path / "tower.pth", out=tmp_path / "tower", heads=4)
     convert(tmp_path / "vqkd.pth", out=tmp_path / "vqkd", heads=2)
-    assert (info(tmp_path / "tower").kind, info(tmp_path / "tower").tokenizer_is_there) == ("tower", False)
-    assert (info(tmp_path / "vqkd").kind, info(tmp_path / "vqkd").tokenizer) == ("visual tokenizer", None)
-    assert info(tmp_path / "vqkd").image_size == (64, 64)
+    assert (read_info(tmp_path / "tower").kind, read_info(tmp_path / "tower").tokenizer_is_there) == ("tower", False)
+    assert (read_info(tmp_path / "vqkd").kind, read_info(tmp_path / "vqkd").tokenizer) == ("visual tokenizer", None)
+    assert read_info(tmp_path / "vqkd").image_size == (64, 64)
     assert verify(tmp_path / "vqkd") == []
     assert without_tokenizer(verify(tmp_path / "tower")) == []
     assert any("tokenizer file is not there" in problem for problem in verify(tmp_path / "tower"))
 
 
-def test_a_whole_directory_has_no_problem(converted):
+def test_an_intact_directory_has_no_problem(converted):
     assert without_tokenizer(verify(converted)) == []
     assert any("not a SentencePiece model" in problem for problem in verify(converted))
 
@@ -161,7 +161,7 @@ def test_a_whole_directory_has_no_problem(converted):
         (lambda state: state["head.box_mlp.0.bias"].fill_(torch.inf), "head.box_mlp.0.bias holds NaN or infinity"),
     ],
 )
-def test_every_misfit_is_named_beside_the_changed_checksum(converted, change_state, problem):
+def test_every_mismatch_is_named_in_addition_to_the_changed_checksum(converted, change_state, problem):
     change(converted / MODEL, change_state)
     problems = without_tokenizer(verify(converted))
     assert problem in problems
@@ -178,7 +178,7 @@ def test_heads_that_are_kept_apart_are_checked_too(converted):
     assert "pretraining_heads.safetensors is missing" in verify(converted)
 
 
-def test_a_config_that_fits_but_is_another_is_found(converted):
+def test_a_changed_config_that_still_fits_is_detected(converted):
     config = (converted / "config.yaml").read_text()
     assert "  heads: 4\n" in config
     (converted / "config.yaml").write_text(config.replace("  heads: 4\n", "  heads: 8\n"))
@@ -194,7 +194,7 @@ def test_a_tokenizer_with_more_ids_than_the_tower_embeds_is_found(converted):
     assert any(r"more than the tower embeds (200)" in problem for problem in verify(converted))
 
 
-def test_damaged_files_are_problems_and_not_crashes(converted):
+def test_damaged_files_are_reported_as_problems(converted):
     whole = (converted / MODEL).read_bytes()
     (converted / MODEL).write_bytes(whole[: len(whole) // 2])
     assert any("damaged" in problem for problem in verify(converted))
@@ -206,6 +206,6 @@ def test_damaged_files_are_problems_and_not_crashes(converted):
 
 
 def test_a_directory_without_weights_is_an_error(tmp_path):
-    for look in (info, verify):
+    for look in (read_info, verify):
         with pytest.raises(WeightsError, match="not a weights directory"):
             look(tmp_path)

@@ -1,4 +1,4 @@
-"""Published weights are pulled, checked against pins, converted, and put in place whole."""
+"""Published weights are pulled, verified, converted, and put in place complete."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_name_becomes_a_directory_with_model_tokenizer_and_origin(hub, pulled)
     }
 
 
-def test_what_is_there_is_used_again_without_asking_the_hub(hub, pulled):
+def test_pulled_weights_are_reused_without_asking_the_hub(hub, pulled):
     pulled()
     num_requests = len(hub.requests)
     lines: list[str] = []
@@ -89,13 +89,13 @@ def test_force_fetches_and_converts_again(hub, pulled):
     assert len([request for request in hub.downloads() if sha256(noise(1)) in request.path]) == 2
 
 
-def test_the_second_repository_is_tried_when_the_first_has_nothing(hub, pulled):
+def test_the_second_repository_is_tried_if_the_first_lacks_the_file(hub, pulled):
     hub.commit(MIRROR, hub.repositories.pop(REPO).commits[0])
 
     assert read_origin(pulled())["repo"] == MIRROR
 
 
-def test_a_file_that_is_nowhere_is_an_error_about_the_first_repository(hub, pulled):
+def test_a_file_missing_everywhere_is_an_error_about_the_first_repository(hub, pulled):
     with pytest.raises(DownloadError, match="has no file") as missing:
         pulled("oneref-large-rec-flickr30k")
 
@@ -103,7 +103,7 @@ def test_a_file_that_is_nowhere_is_an_error_about_the_first_repository(hub, pull
     assert missing.value.hint == f"see {hub.url}/{REPO}/tree/main"
 
 
-def test_a_conversion_that_fails_leaves_nothing_and_the_old_directory_stands(hub, pulled):
+def test_a_failed_conversion_leaves_no_files_and_keeps_the_old_directory(hub, pulled):
     pulled()
 
     def fail(path, *, out, **options):
@@ -118,7 +118,7 @@ def test_a_conversion_that_fails_leaves_nothing_and_the_old_directory_stands(hub
     assert (resolve(NAME) / "model.safetensors").read_bytes() == noise(1)
 
 
-def test_what_a_killed_pull_left_is_cleared_away(hub, pulled):
+def test_temporary_files_of_a_killed_pull_are_removed(hub, pulled):
     half = home() / "weights" / f".{NAME}.new"
     half.mkdir(parents=True)
     (half / "checkpoint.pth").write_bytes(noise(8))
@@ -138,7 +138,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_by_its_address(hub, pulled):
     assert refused.value.where.startswith(f"hf://{REPO}/{FILE} (")
 
 
-def test_a_home_that_is_no_folder_is_an_error_that_names_it(hub, pulled, monkeypatch, tmp_path):
+def test_a_home_that_is_not_a_folder_is_named(hub, pulled, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("REFCLI_HOME", str(tmp_path / "file"))
 
@@ -155,7 +155,7 @@ def test_a_home_that_is_no_folder_is_an_error_that_names_it(hub, pulled, monkeyp
         (sentencepiece_file(63_999), "must have 64,000 pieces, this one has 63,999"),
     ],
 )
-def test_what_is_no_official_tokenizer_is_not_put_in_place_as_one(hub, pulled, content, message):
+def test_a_file_that_is_not_the_official_tokenizer_is_refused(hub, pulled, content, message):
     hub.commit(REPO, {SPM: content})
 
     with pytest.raises(WeightsError, match=message) as refused:
@@ -189,7 +189,7 @@ def test_a_state_dict_as_safetensors_is_pulled_like_any_other(hub, pulled):
     assert (directory / "model.safetensors").read_bytes() == content
 
 
-def test_a_tokenizer_that_does_not_come_is_called_one(hub, pulled):
+def test_a_failed_download_of_the_tokenizer_is_reported_as_such(hub, pulled):
     hub.repositories.pop(REPO)
     hub.commit("me/models", {"tower.pth": checkpoint(5)})
 
@@ -202,7 +202,7 @@ def test_a_tokenizer_that_does_not_come_is_called_one(hub, pulled):
     assert left_behind() == []
 
 
-def test_an_address_of_what_is_no_checkpoint_is_named(hub, pulled):
+def test_an_address_of_a_file_that_is_not_a_checkpoint_is_named(hub, pulled):
     hub.commit("me/models", {"page.pth": b"<!DOCTYPE html>", "other.pth": save({"resnet.conv1": torch.zeros(3)})})
 
     for file, message in (("page.pth", "not a PyTorch checkpoint"), ("other.pth", "of an unknown kind")):
@@ -212,7 +212,7 @@ def test_an_address_of_what_is_no_checkpoint_is_named(hub, pulled):
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"origin": {}, "files": {}}', '{"kind": 3}'])
-def test_a_broken_story_means_that_nothing_was_pulled(tmp_path, content):
+def test_weights_with_a_damaged_meta_json_count_as_not_pulled(tmp_path, content):
     (tmp_path / "meta.json").write_text(content)
 
     assert read_origin(tmp_path) is None

@@ -1,4 +1,4 @@
-"""A visual tokenizer that is saved is the one that is loaded, and `info` and `verify` know it."""
+"""A visual tokenizer loads as it was saved, and `read_info` and `verify` accept it."""
 
 import json
 
@@ -11,7 +11,7 @@ from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.errors import ConfigError, WeightsError
 from refcli.files import file_sha256
 from refcli.model.visual_tokenizer import VisualTokenizer
-from refcli.weights.checks import info, verify
+from refcli.weights.checks import read_info, verify
 from refcli.weights.official.convert import convert
 from refcli.weights.tokenizers import load_visual_tokenizer, save_visual_tokenizer
 
@@ -32,7 +32,7 @@ def saved(tokenizer, tmp_path):
     return tmp_path / "w"
 
 
-def test_what_is_saved_is_what_is_loaded(tokenizer, saved):
+def test_loading_returns_what_was_saved(tokenizer, saved):
     loaded = load_visual_tokenizer(str(saved))
     assert loaded.settings == SETTINGS
     assert not loaded.training
@@ -41,7 +41,7 @@ def test_what_is_saved_is_what_is_loaded(tokenizer, saved):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_directory_of_ours_looks_like_a_converted_one(fixtures, saved, tmp_path):
+def test_a_saved_directory_has_the_form_of_a_converted_one(fixtures, saved, tmp_path):
     torch.save({"model": load_file(fixtures / "vqkd_tiny" / "weights.safetensors")}, tmp_path / "vqkd.pth")
     convert(tmp_path / "vqkd.pth", out=tmp_path / "converted", heads=2, kind="vqkd")
     folders = (saved, tmp_path / "converted")
@@ -73,17 +73,17 @@ def test_a_bfloat16_directory_loads_as_float32(fixtures, tmp_path):
     }
 
 
-def test_info_and_verify_know_a_directory_of_ours(saved):
-    told = info(saved)
-    assert (told.kind, told.tasks, told.image_size, told.dtypes) == ("visual tokenizer", (), (32, 32), ("F32",))
-    assert told.sha256 == file_sha256(saved / "model.safetensors")
-    assert told.notes
+def test_info_and_verify_accept_a_saved_directory(saved):
+    found = read_info(saved)
+    assert (found.kind, found.tasks, found.image_size, found.dtypes) == ("visual tokenizer", (), (32, 32), ("F32",))
+    assert found.sha256 == file_sha256(saved / "model.safetensors")
+    assert found.notes
     assert verify(saved) == []
     (saved / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes() + b" ")
     assert any("sha256 differs" in problem for problem in verify(saved))
 
 
-def test_saving_again_replaces_what_was_there(tokenizer, saved):
+def test_saving_again_replaces_the_old_files(tokenizer, saved):
     with torch.no_grad():
         tokenizer.codebook.neg_()
     save_visual_tokenizer(saved, tokenizer, meta={})
@@ -96,7 +96,7 @@ def test_weights_of_another_kind_are_refused_by_name():
         load_visual_tokenizer("builtin")
 
 
-def test_a_catalogue_name_that_was_not_pulled_says_how_to_pull_it(monkeypatch, tmp_path):
+def test_the_error_about_weights_not_pulled_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("REFCLI_HOME", str(tmp_path))
     with pytest.raises(WeightsError) as problem:
         load_visual_tokenizer("vqkd")

@@ -1,4 +1,4 @@
-"""What `refcli weights pull beit3-tokenizer` got is found wherever settings say beit3.spm."""
+"""The tokenizer of `refcli weights pull beit3-tokenizer` is found wherever settings name beit3.spm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refcli.config.schema import HeadChoice, ModelSettings, TextSettings, TowerS
 from refcli.errors import WeightsError
 from refcli.grounder import Grounder
 from refcli.text import tokenizer as text_tokenizer
-from refcli.weights.checks import info, verify
+from refcli.weights.checks import read_info, verify
 from refcli.weights.directory import load_weights, read_settings, save_weights
 from refcli.weights.tokenizers import find_tokenizer, load_tokenizer
 from refcli.weights.transfer import start_from
@@ -54,7 +54,7 @@ def converted_too_early(tmp_path) -> Path:
     return tmp_path / "w"
 
 
-def test_the_pulled_file_stands_in_for_one_that_is_not_there_and_for_no_other(tmp_path):
+def test_the_pulled_file_replaces_only_a_missing_beit3_spm(tmp_path):
     assert find_tokenizer(OFFICIAL) == OFFICIAL
     pulled = put_pulled(tmp_path)
     assert find_tokenizer(OFFICIAL) == TextSettings(tokenizer=str(pulled))
@@ -67,7 +67,7 @@ def test_the_pulled_file_stands_in_for_one_that_is_not_there_and_for_no_other(tm
     assert find_tokenizer(OFFICIAL) == OFFICIAL
 
 
-def test_the_hint_says_pull_until_it_is_pulled(tmp_path):
+def test_the_hint_advises_to_pull_until_the_file_is_pulled(tmp_path):
     with pytest.raises(WeightsError, match="not there") as missing:
         load_tokenizer(OFFICIAL)
     assert "`refcli weights pull beit3-tokenizer`" in missing.value.hint
@@ -78,27 +78,27 @@ def test_the_hint_says_pull_until_it_is_pulled(tmp_path):
     assert "pull" not in other.value.hint
 
 
-def test_weights_that_were_converted_before_the_pull_answer_after_it(tmp_path, converted_too_early):
-    assert not info(converted_too_early).tokenizer_is_there
+def test_weights_converted_before_the_pull_work_after_it(tmp_path, converted_too_early):
+    assert not read_info(converted_too_early).tokenizer_is_there
     assert any("`refcli weights pull beit3-tokenizer`" in problem for problem in verify(converted_too_early))
     with pytest.raises(WeightsError, match="not there"):
         load_weights(str(converted_too_early))
     pulled = put_pulled(tmp_path)
-    assert info(converted_too_early).tokenizer_is_there
+    assert read_info(converted_too_early).tokenizer_is_there
     assert not any("tokenizer" in problem for problem in verify(converted_too_early))
     loaded = load_weights(str(converted_too_early))
     assert loaded.tokenizer.model == pulled.read_bytes()
     assert start_from(str(converted_too_early), Grounder.from_settings(MODEL), MODEL)[0].startswith("started from")
 
 
-def test_a_tokenizer_that_lies_beside_the_weights_comes_first(tmp_path, converted_too_early):
+def test_the_tokenizer_in_the_directory_takes_precedence(tmp_path, converted_too_early):
     put_pulled(tmp_path)
     own = converted_too_early / "beit3.spm"
     own.write_bytes(files("refcli.text").joinpath("builtin.spm").read_bytes())
     assert read_settings(converted_too_early).text.tokenizer == str(own)
 
 
-def test_saved_weights_carry_the_pulled_tokenizer_with_them(tmp_path):
+def test_saved_weights_include_the_pulled_tokenizer(tmp_path):
     pulled = put_pulled(tmp_path)
     save_weights(tmp_path / "w", Grounder.from_settings(MODEL), MODEL, meta={})
     content = pulled.read_bytes()

@@ -15,12 +15,11 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, cast
 
-from refcli.data.reading.streams import MAX_BYTES, MAX_STREAM_BYTES, open_binary, read_bytes
+from refcli.data.reading.streams import GZIP_MAGIC, MAX_BYTES, MAX_STREAM_BYTES, open_binary, read_bytes
 from refcli.errors import DataError
 
 MAX_MEMBERS = 5_000_000
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
-_GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 20
 _FAILED = (KeyError, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
@@ -291,7 +290,7 @@ def _names_in_archive(source: Path) -> list[str]:
             hint="unpack the download, or name the archive as it was published",
         )
     with source.open("rb") as stream:
-        if stream.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC:
+        if stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC:
             raise DataError(
                 "an archive that is compressed as a whole cannot be read file by file",
                 where=str(source),

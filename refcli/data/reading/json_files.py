@@ -8,11 +8,10 @@ from typing import TypeVar
 
 import msgspec
 
-from refcli.data.reading.streams import foreign_encoding, invalid_utf8, read_bytes
+from refcli.data.reading.streams import UTF8_BOM, foreign_encoding, invalid_utf8, read_bytes
 from refcli.errors import DataError
 
 T = TypeVar("T")
-_UTF8_BOM = b"\xef\xbb\xbf"
 _EXCERPT = 60
 """Bytes of the document shown in a message."""
 _STRING_OR_EXTRA = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|-?(?:NaN|Infinity)\b', re.DOTALL)
@@ -43,7 +42,7 @@ def parse_json(data: bytes | msgspec.Raw, kind: type[T], *, where: str) -> T:
     Extensions of JSON that Python's json module writes are read: NaN and Infinity become strings, which convert to
     numbers where numbers are expected; half of a surrogate pair becomes U+FFFD, the replacement character.
     """
-    text = bytes(data).removeprefix(_UTF8_BOM)
+    text = bytes(data).removeprefix(UTF8_BOM)
     try:
         return _decoded(text, kind, where)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

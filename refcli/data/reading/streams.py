@@ -19,8 +19,8 @@ MAX_BYTES = 4 << 30
 MAX_STREAM_BYTES = 256 << 30
 """The same for files that are read line by line or member by member."""
 MAX_LINE_BYTES = 64 << 20
-_GZIP_MAGIC = b"\x1f\x8b"
-_UTF8_BOM = b"\xef\xbb\xbf"
+GZIP_MAGIC = b"\x1f\x8b"
+UTF8_BOM = b"\xef\xbb\xbf"
 _ENCODING_BYTES = 64
 """First bytes that are enough to recognise an encoding."""
 _LEAST_UTF16 = 8
@@ -97,7 +97,7 @@ def open_binary(path: Path, *, max_bytes: int = MAX_BYTES) -> BinaryIO:
         raise DataError(
             f"cannot open the file ({error.strerror})", where=where, hint="check its permissions"
         ) from error
-    is_gzip = file.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC)
+    is_gzip = file.peek(len(GZIP_MAGIC)).startswith(GZIP_MAGIC)
     if is_gzip:
         return io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=file, mode="rb"), file, where, max_bytes))
     if path.stat().st_size > max_bytes:
@@ -129,7 +129,7 @@ def first_bytes(path: Path, num_bytes: int = _HEAD_BYTES) -> bytes:
 
 def text_start(path: Path) -> bytes:
     """As `first_bytes`, without a byte order mark and leading blanks."""
-    return first_bytes(path).removeprefix(_UTF8_BOM).lstrip()
+    return first_bytes(path).removeprefix(UTF8_BOM).lstrip()
 
 
 def read_lines(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, str]]:
@@ -159,7 +159,7 @@ def read_byte_lines(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iter
                     hint="expected one record per line; is the file a single JSON document?",
                 )
             if number == 1:
-                line = line.removeprefix(_UTF8_BOM)
+                line = line.removeprefix(UTF8_BOM)
             line = line.rstrip(b"\r\n")
             if line and not line.isspace():
                 yield number, line

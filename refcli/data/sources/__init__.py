@@ -1,1 +1,1 @@
-"""One module or package per upstream annotation format."""
+"""Upstream formats, one module or package each; `table.py` lists them, `record.py` is their contract."""

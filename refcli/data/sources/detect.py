@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from refcli.data.reading.archives import ZIP_MAGICS
-from refcli.data.reading.streams import first_bytes, foreign_encoding
+from refcli.data.reading.streams import GZIP_MAGIC, first_bytes, foreign_encoding
 from refcli.data.sources.record import Source
 from refcli.data.sources.table import SOURCES
 from refcli.errors import DataError, UsageError
@@ -46,12 +46,7 @@ def refuse_foreign(path: Path) -> None:
     """
     if not path.is_file():
         return
-    start = first_bytes(path)
-    encoding = foreign_encoding(start)
-    what, advice = (encoding, "save it as UTF-8") if encoding else ("", "")
-    for magics, name, hint in _FOREIGN:
-        if start.startswith(magics):
-            what, advice = f"{name} under the name {path.name}", hint
+    what, advice = _match_first_bytes(first_bytes(path), path.name, _FOREIGN)
     if what:
         raise DataError(f"the file is {what}", where=str(path), hint=advice)
 
@@ -63,20 +58,26 @@ def _identify(path: Path) -> tuple[str, str]:
     start = first_bytes(path)
     if not start:
         return ("empty", "name the annotation file") if path.stat().st_size == 0 else ("", "")
-    encoding = foreign_encoding(start)
-    if encoding:
-        return encoding, "save it as UTF-8"
-    for magics, what, hint in _CONTAINERS:
-        if start.startswith(magics):
-            return f"{what} under the name {path.name}", hint
-    if start.lstrip().startswith(b"[") and _LIST_OF_OBJECTS.match(start.lstrip()):
+    if _LIST_OF_OBJECTS.match(start.lstrip()):
         return "one JSON list of objects", (
             "own data needs one object per line; jq -c '.[]' FILE > lines.jsonl converts it"
         )
-    return "", ""
+    return _match_first_bytes(start, path.name, _CONTAINERS)
 
 
-_FOREIGN = (
+def _match_first_bytes(start: bytes, name: str, rows: Sequence[_Row]) -> tuple[str, str]:
+    """As `_identify`, by the encoding or a row of a table."""
+    encoding = foreign_encoding(start)
+    if encoding:
+        return encoding, "save it as UTF-8"
+    return next(
+        ((f"{what} under the name {name}", hint) for magics, what, hint in rows if start.startswith(magics)), ("", "")
+    )
+
+
+_Row = tuple[tuple[bytes, ...], str, str]
+"""First bytes, what they are, what to do."""
+_FOREIGN: tuple[_Row, ...] = (
     ((b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd"), "a compressed archive", "unpack it"),
     ((b"PAR1",), "a Parquet file", "Parquet is not read; export JSON lines"),
     ((b"%PDF",), "a PDF document", "name the annotation file"),
@@ -84,10 +85,9 @@ _FOREIGN = (
     ((b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"), "a web page", "download the file itself"),
     ((b"version https://git-lfs",), "a Git LFS pointer", "fetch the file itself: git lfs pull"),
 )
-_CONTAINERS = (
+_CONTAINERS: tuple[_Row, ...] = (
     (ZIP_MAGICS, "a zip archive", "unpack it and name the file in it"),
-    ((b"\x1f\x8b",), "gzip that cannot be unpacked, or gzip in gzip,", "unpack it with gunzip"),
+    ((GZIP_MAGIC,), "gzip that cannot be unpacked, or gzip in gzip,", "unpack it with gunzip"),
     *_FOREIGN,
 )
-"""First bytes, what they are, what to do."""
 _LIST_OF_OBJECTS = re.compile(rb"\[\s*\{")

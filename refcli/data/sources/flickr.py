@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 
 from refcli.config.schema import Settings
 from refcli.data.reading.archives import is_archive, list_files, open_archive, read_file
-from refcli.data.reading.streams import read_lines
+from refcli.data.reading.streams import UTF8_BOM, read_lines
 from refcli.data.reading.xml_files import parse_xml
 from refcli.data.sources.image_names import flickr_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, excerpt
@@ -183,7 +183,7 @@ def _why_no_box(phrase: CaptionPhrase, boxes: EntityBoxes) -> str:
 
 def _lines(data: bytes) -> Iterator[tuple[int, str, bool]]:
     """0-based number and text of each line that is not blank, and whether it is UTF-8; others are read as Latin-1."""
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n")):
+    for number, line in enumerate(data.removeprefix(UTF8_BOM).split(b"\n")):
         if line.strip():
             try:
                 yield number, line.decode("utf-8"), True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -107,14 +107,13 @@ def read_coco(
     """
     assert isinstance(settings, CocoSettings)
     paths = {split: path for split, path in files.items() if split != INSTANCES}
-    parsed = ((split, _read_file(path, problems)) for split, path in paths.items())
+    parsed: Iterable[tuple[str, _File]] = ((split, _read_file(path, problems)) for split, path in paths.items())
     instances = None
     if INSTANCES in files:
-        held = list(parsed)
-        named = (whole_number(row.original_id) for _, file in held for row in file.annotations)
+        parsed = list(parsed)
+        named = (whole_number(row.original_id) for _, file in parsed for row in file.annotations)
         wanted = {number for number in named if number is not None}
         instances = read_instances(files[INSTANCES], annotation_ids=wanted, problems=problems)
-        parsed = (one for one in held)
     for split, file in parsed:
         reading = _Reading(split, paths[split], dataset, settings, instances, problems, file)
         seen: set[str] = set()

@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 from documentation import DOCS, NAMES, ROOT, blocks_of, code_spans, prose_of
 
+from refcli.answers import answer_to_json
+from refcli.contracts.example import RLE
+from refcli.contracts.prediction import Answer, FramedTarget, Target
+from refcli.errors import ExitCode
+
 MAX_README_LINES = 150
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#{1,6} (.+)$", re.M)
@@ -85,6 +90,26 @@ def test_the_architecture_page_names_every_room():
     spans = set(code_spans(DOCS / "architecture.md"))
     rooms = {path.parent.name for path in (ROOT / "refcli").glob("*/__init__.py")}
     assert {f"refcli/{room}" for room in rooms} <= spans
+
+
+def test_the_page_of_exit_codes_lists_every_code():
+    text = (DOCS / "reference" / "exit-codes.md").read_text(encoding="utf-8")
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.M)} == {int(code) for code in ExitCode}
+
+
+def test_the_page_of_the_prediction_format_explains_every_field():
+    mask = RLE((4, 4), b"08")
+    target = Target((0, 0, 1, 1), 0.9, mask, frame=FramedTarget((4, 4), None, mask))
+    answer = Answer(
+        *("1", "a.jpg", "the cup", 4, 4, (target,), False, 0.1, "demo"),
+        candidates=(target,),
+        no_target_source="existence",
+        unknown_words=("cup",),
+        unread_text="cup",
+    )
+    record = answer_to_json(answer)
+    spans = " ".join(code_spans(DOCS / "reference" / "predictions.md"))
+    assert {*record, *record["targets"][0]} <= set(re.findall(r"\w+", spans))
 
 
 def test_the_site_builds_without_a_warning(tmp_path, monkeypatch, caplog):

@@ -11,8 +11,15 @@ import pyarrow.compute as pc
 from jaxtyping import Float
 
 from refcli.errors import DataError
-from refcli.evaluation.metrics.figures import metric_terms
-from refcli.evaluation.metrics.terms import NUM_RESAMPLES, RESAMPLES_AT_ONCE, Terms, ratios, sums_by_image, values
+from refcli.evaluation.metrics.measure import metric_ratios
+from refcli.evaluation.metrics.ratios import (
+    NUM_RESAMPLES,
+    RESAMPLES_AT_ONCE,
+    Ratio,
+    sums_by_image,
+    values,
+    values_of_sums,
+)
 from refcli.evaluation.run import Run, Scoring, SplitScores
 
 NUM_PERMUTATIONS = 10_000
@@ -131,14 +138,14 @@ def compare_splits(this: SplitScores, other: SplitScores, *, seed: int = 0) -> C
             hint="samples without a usable answer do not count",
         )
     ours, others = this.scores[_places(mine, common)], other.scores[_places(theirs, common)]
-    terms, their_terms = metric_terms(ours), metric_terms(others)
-    names = [name for name in values(terms) if name in values(their_terms)]
-    pairs = [(terms[name], their_terms[name]) for name in names]
+    ratios, their_ratios = metric_ratios(ours), metric_ratios(others)
+    names = [name for name in values(ratios) if name in values(their_ratios)]
+    pairs = [(ratios[name], their_ratios[name]) for name in names]
     return Comparison(
         name=this.name,
         num_samples=len(common),
         num_left_out=len(mine) + len(theirs) - 2 * len(common),
-        metrics=dict(zip(names, compare_terms(pairs, ours.image, seed=seed), strict=True)),
+        metrics=dict(zip(names, compare_ratios(pairs, ours.image, seed=seed), strict=True)),
         is_gated=this.is_gated or other.is_gated,
     )
 
@@ -154,13 +161,13 @@ def _places(ids: list[str], wanted: pa.Array) -> np.ndarray:
     return places
 
 
-def compare_terms(
-    pairs: list[tuple[Terms, Terms]], image: np.ndarray, *, seed: int, num_permutations: int = NUM_PERMUTATIONS
+def compare_ratios(
+    pairs: list[tuple[Ratio, Ratio]], image: np.ndarray, *, seed: int, num_permutations: int = NUM_PERMUTATIONS
 ) -> list[Difference]:
-    """Differences of figures whose terms are of the same samples.
+    """Differences of metrics whose ratios are of the same samples.
 
     Args:
-        pairs: the terms of each figure, of this run and of the other.
+        pairs: the ratios of each metric, of this run and of the other.
         image: image number of each sample.
         seed: of the resampling and the permutations.
         num_permutations: of the test; the smallest p-value is 1 / (num_permutations + 1).
@@ -169,7 +176,7 @@ def compare_terms(
         return []
     ours, others = [one for one, _ in pairs], [two for _, two in pairs]
     sums, other_sums = sums_by_image(ours, image), sums_by_image(others, image)
-    this, other = ratios(sums.sum(0)[None], ours)[0], ratios(other_sums.sum(0)[None], others)[0]
+    this, other = values_of_sums(sums.sum(0)[None], ours)[0], values_of_sums(other_sums.sum(0)[None], others)[0]
     low, high = _bootstrap(sums, other_sums, ours, others, np.random.default_rng(seed))
     observed = np.abs(this - other)
     as_large = np.zeros(len(pairs), dtype=np.int64)
@@ -178,7 +185,7 @@ def compare_terms(
         count = min(RESAMPLES_AT_ONCE, num_permutations - start)
         swapped = random.integers(0, 2, size=(count, len(sums))).astype(np.float64)
         moved = _weighted(swapped, other_sums - sums)
-        differences = ratios(sums.sum(0) + moved, ours) - ratios(other_sums.sum(0) - moved, others)
+        differences = values_of_sums(sums.sum(0) + moved, ours) - values_of_sums(other_sums.sum(0) - moved, others)
         as_large += (np.abs(differences) >= observed - ROUNDING).sum(0)
     p_values = (as_large + 1) / (num_permutations + 1)
     return [
@@ -190,15 +197,17 @@ def compare_terms(
 def _bootstrap(
     sums: Float[np.ndarray, "images metrics 2"],
     other_sums: Float[np.ndarray, "images metrics 2"],
-    ours: list[Terms],
-    others: list[Terms],
+    ours: list[Ratio],
+    others: list[Ratio],
     random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     chances = np.full(len(sums), 1 / len(sums))
     differences = []
     for _ in range(NUM_RESAMPLES // RESAMPLES_AT_ONCE):
         drawn = random.multinomial(len(sums), chances, size=RESAMPLES_AT_ONCE).astype(np.float64)
-        differences.append(ratios(_weighted(drawn, sums), ours) - ratios(_weighted(drawn, other_sums), others))
+        differences.append(
+            values_of_sums(_weighted(drawn, sums), ours) - values_of_sums(_weighted(drawn, other_sums), others)
+        )
     low, high = np.nanquantile(np.concatenate(differences), (0.025, 0.975), axis=0)
     return low, high
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from refcli.errors import GateError, UsageError
 from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
-from refcli.evaluation.metrics.figures import METRICS
+from refcli.evaluation.metrics.measure import METRICS
 from refcli.evaluation.report.document import RunReport
 from refcli.tables import did_you_mean
 

@@ -15,7 +15,6 @@ from refcli.drawing.contact_sheet import contact_sheet
 from refcli.drawing.encoding import encode_png
 from refcli.engine.device import keep_freed_pages
 from refcli.errors import UsageError
-from refcli.evaluation.metrics.masks import mask_iou
 from refcli.evaluation.sample_score import score_sample
 from refcli.inference.output_folder import OutputFolder
 from refcli.inference.output_manifest import SCENES, SHEET
@@ -127,7 +126,6 @@ def _row(question: _Question, raw: Answer) -> DemoRow:
     score = score_sample(example, raw)
     iou = None
     if score.has_target:
-        of_mask = mask_iou(np.array(score.mask_intersection), np.array(score.mask_union))
-        iou = 0.0 if answer.no_target else float(of_mask) if score.mask_is_known else score.box_iou
+        iou = 0.0 if answer.no_target else score.mask_iou if score.mask_is_known else score.box_iou
     is_right = answer.no_target if iou is None else iou >= 0.5
     return DemoRow(question.scene, example.kind or "", example.expression, answer, iou, is_right)

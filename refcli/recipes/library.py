@@ -15,7 +15,7 @@ from refcli.data.preparation.plan import DEFAULT_SIZE, Plan, origin_of, plan_fil
 from refcli.data.store.read import Store
 from refcli.engine.reporting.reporters import Reporter, Silence
 from refcli.errors import DataError, UsageError
-from refcli.evaluation.metrics.figures import measure
+from refcli.evaluation.metrics.measure import measure
 from refcli.evaluation.results import Evaluation
 from refcli.evaluation.sample_score import score_sample, score_unanswered
 from refcli.evaluation.score_table import ScoreColumns

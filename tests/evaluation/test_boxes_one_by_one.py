@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
-from refcli.evaluation.metrics.figures import measure
+from refcli.evaluation.metrics.measure import measure
 from refcli.evaluation.sample_score import first_hit, greedy_matches, score_sample
 from refcli.evaluation.score_table import ScoreColumns
 from refcli.geometry.boxes import overlap_matrices

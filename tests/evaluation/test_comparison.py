@@ -11,15 +11,15 @@ from scipy import stats
 
 from refcli.data.store.read import Store
 from refcli.errors import DataError
-from refcli.evaluation.comparison import compare_runs, compare_terms
-from refcli.evaluation.metrics.terms import Terms, share
+from refcli.evaluation.comparison import compare_ratios, compare_runs
+from refcli.evaluation.metrics.ratios import Ratio, share
 from refcli.evaluation.predictions import score_file
 from refcli.evaluation.run import Run
 
 SPLIT = "synthetic:test"
 
 
-def accuracy(hits: np.ndarray) -> Terms:
+def accuracy(hits: np.ndarray) -> Ratio:
     return share(hits, np.ones(len(hits), dtype=bool))
 
 
@@ -29,7 +29,7 @@ def test_the_p_value_is_that_of_all_exchanges():
     this, other = generator.random(24) < 0.8, generator.random(24) < 0.4
     difference = np.array([this[image == one].sum() - other[image == one].sum() for one in range(8)])
     swaps = [abs(np.dot(signs, difference)) >= abs(difference.sum()) for signs in product((-1, 1), repeat=8)]
-    (found,) = compare_terms([(accuracy(this), accuracy(other))], image, seed=0)
+    (found,) = compare_ratios([(accuracy(this), accuracy(other))], image, seed=0)
     assert found.p_value == pytest.approx(np.mean(swaps), abs=0.02)
     assert found.this - found.other == pytest.approx(difference.sum() / 24)
 
@@ -37,7 +37,7 @@ def test_the_p_value_is_that_of_all_exchanges():
 def test_with_one_question_per_image_it_agrees_with_the_exact_test_of_mcnemar():
     generator = np.random.default_rng(1)
     this, other = generator.random(400) < 0.75, generator.random(400) < 0.70
-    (found,) = compare_terms([(accuracy(this), accuracy(other))], np.arange(400), seed=0)
+    (found,) = compare_ratios([(accuracy(this), accuracy(other))], np.arange(400), seed=0)
     better, worse = int((this & ~other).sum()), int((other & ~this).sum())
     expected = stats.binomtest(better, better + worse).pvalue
     assert found.p_value == pytest.approx(expected, abs=0.02)
@@ -49,7 +49,7 @@ def test_with_one_question_per_image_it_agrees_with_the_exact_test_of_mcnemar():
 
 def test_equal_runs_differ_by_nothing():
     hits = np.random.default_rng(2).random(50) < 0.5
-    (found,) = compare_terms([(accuracy(hits), accuracy(hits))], np.arange(50), seed=0)
+    (found,) = compare_ratios([(accuracy(hits), accuracy(hits))], np.arange(50), seed=0)
     assert (found.interval, found.p_value) == ((0.0, 0.0), 1.0)
 
 
@@ -60,7 +60,7 @@ def test_p_values_are_uniform_where_there_is_no_difference():
     for _ in range(200):
         shared = np.repeat(generator.random(30), 4)  # expressions about one image err together
         this, other = generator.random(120) < shared, generator.random(120) < shared
-        (found,) = compare_terms([(accuracy(this), accuracy(other))], image, seed=0, num_permutations=400)
+        (found,) = compare_ratios([(accuracy(this), accuracy(other))], image, seed=0, num_permutations=400)
         p_values.append(found.p_value)
     assert np.mean(np.array(p_values) < 0.05) < 0.1
     assert 0.4 < np.mean(p_values) < 0.65

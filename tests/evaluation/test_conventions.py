@@ -16,7 +16,7 @@ from refcli.data.training.transforms import nearest_indices
 from refcli.errors import UsageError
 from refcli.evaluation.mask_frames import FRAMES, MaskFrame
 from refcli.evaluation.metrics.conventions import CONVENTIONS, choose_conventions, frames_of
-from refcli.evaluation.metrics.figures import METRICS, measure
+from refcli.evaluation.metrics.measure import METRICS, measure
 from refcli.evaluation.sample_score import score_sample
 from refcli.evaluation.score_table import ScoreColumns
 from refcli.geometry.box_tensors import box_iou_pairs

@@ -13,7 +13,7 @@ from refcli.contracts.prediction import Answer, Target
 from refcli.errors import DataError, GateError, UsageError
 from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.gates import check_gates, parse_gates
-from refcli.evaluation.metrics.figures import METRICS
+from refcli.evaluation.metrics.measure import METRICS
 from refcli.evaluation.report.document import TABLE, RunReport, report_document, report_split, table_rows
 from refcli.geometry.masks import encode_mask
 from refcli.inference.predictor import AnsweredRequest

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
 from refcli.errors import DataError
-from refcli.evaluation.metrics.figures import measure
-from refcli.evaluation.metrics.terms import Terms, intervals, share, values
+from refcli.evaluation.metrics.measure import measure
+from refcli.evaluation.metrics.ratios import Ratio, intervals, share, values
 from refcli.evaluation.sample_score import score_sample
 from refcli.evaluation.score_table import ScoreColumns
 from refcli.geometry.boxes import box_iou, enclosing_box
@@ -250,5 +250,5 @@ def test_intervals_hold_the_figure_and_shrink_with_more_images_but_not_with_more
 
 def test_intervals_leave_out_what_was_not_measured():
     nothing = np.zeros(5)
-    assert intervals({"n_acc": Terms(nothing, nothing)}, np.arange(5)) == {}
+    assert intervals({"n_acc": Ratio(nothing, nothing)}, np.arange(5)) == {}
     assert intervals({}, np.arange(0)) == {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from refcli.evaluation.metrics.conventions import Convention
-from refcli.evaluation.metrics.terms import Terms, share
+from refcli.evaluation.metrics.ratios import Ratio, share
 from refcli.evaluation.score_table import ScoreColumns
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -13,30 +13,30 @@ RECALL_AT = (1, 5, 10)
 """Places of phrase grounding (MDETR, Flickr30k Entities)."""
 
 
-def box_terms(scores: ScoreColumns, convention: Convention) -> dict[str, Terms]:
+def box_ratios(scores: ScoreColumns, convention: Convention) -> dict[str, Ratio]:
     """Accuracies and mean IoU over the samples WITH a target.
 
-    The answer's box (around all its targets) is compared with the box that encloses all referents.
+    The box around all answered targets is compared with the box around all true ones.
 
-    - `acc50` ... `acc90`: share with IoU >= 0.5 ... 0.9. The classical metric of RefCOCO: the box counts whatever the
-      model's existence gate says.
-    - `acc50_gated`: the same, but a wrong "no target" is a miss: what a user sees.
+    - `acc50` ... `acc90`: share with IoU >= 0.5 ... 0.9. The classical metric of RefCOCO: the box counts
+      regardless of the model's existence gate.
+    - `acc50_gated`: the same, but a wrong "no target" is a miss, as for a user.
     - `box_miou`: mean IoU of the box before the gate.
 
-    An answer without a box, or whose boxes are not finite, has IoU 0; so have empty boxes. Samples of images whose
-    size is unknown are left out where a convention needs it.
+    An answer without a box, or whose boxes are not finite, has IoU 0; so do empty boxes. Samples of images of unknown
+    size are left out by conventions that need the size.
     """
     column = scores.box_iou if convention.box_column == "box_iou" else scores.box_iou_oneref384
     among = scores.has_target & ~np.isnan(column)
     iou = np.nan_to_num(column)
-    terms = {f"acc{round(threshold * 100)}": share(iou >= threshold, among) for threshold in THRESHOLDS}
-    terms["acc50_gated"] = share((iou >= THRESHOLDS[0]) & ~scores.says_none, among)
-    terms["box_miou"] = share(iou, among)
-    return terms
+    ratios = {f"acc{round(threshold * 100)}": share(iou >= threshold, among) for threshold in THRESHOLDS}
+    ratios["acc50_gated"] = share((iou >= THRESHOLDS[0]) & ~scores.says_none, among)
+    ratios["box_miou"] = share(iou, among)
+    return ratios
 
 
-def recall_terms(scores: ScoreColumns) -> dict[str, Terms]:
-    """Recall@k of phrase grounding over the samples WITH a target: boxes one by one, best score first, before the gate.
+def recall_ratios(scores: ScoreColumns) -> dict[str, Ratio]:
+    """Recall@k of phrase grounding over the samples WITH a target: box by box, best score first, before the gate.
 
     - `recall{1,5,10}_any`: one of the first k boxes has IoU >= 0.5 with ANY box of the phrase (MDETR, GLIP).
     - `recall{1,5,10}_union`: ... with the box around all boxes of the phrase (Plummer et al.; TransVG, OneRef).
@@ -49,18 +49,18 @@ def recall_terms(scores: ScoreColumns) -> dict[str, Terms]:
     }
 
 
-def grec_terms(scores: ScoreColumns) -> dict[str, Terms]:
+def grec_ratios(scores: ScoreColumns) -> dict[str, Ratio]:
     """Generalised comprehension (He et al., GREC, 2023): the boxes with enough score, against all regions.
 
     - `grec_pr_iou`: share of ALL samples whose kept boxes are exactly the regions: F1 = 1 of a greedy matching at
-      IoU >= 0.5, or nothing kept where nothing is meant.
+      IoU >= 0.5, or nothing kept where there is no target.
     - `grec_pr_giou`: the same by GIoU >= 0.5, which is stricter and is what the published evaluator counts.
     - `grec_n_acc`, `grec_t_acc`: share of the samples without (with) a target where nothing (something) is kept.
     """
-    none_kept, meant = scores.kept == 0, scores.num_targets
+    none_kept, num_targets = scores.kept == 0, scores.num_targets
 
-    def precision(matched: np.ndarray) -> Terms:
-        is_exact = (matched == meant) & (scores.kept == meant)
+    def precision(matched: np.ndarray) -> Ratio:
+        is_exact = (matched == num_targets) & (scores.kept == num_targets)
         return share(np.where(scores.has_target, is_exact, none_kept), np.ones(len(scores), dtype=np.bool_))
 
     return {

@@ -9,9 +9,8 @@ import numpy as np
 
 from refcli.evaluation.comparison import Comparison
 from refcli.evaluation.metrics.conventions import CONVENTIONS, ONEREF384, ORIGINAL
-from refcli.evaluation.metrics.figures import Slice, measure, metric_terms
-from refcli.evaluation.metrics.groups import break_down, by_kind
-from refcli.evaluation.metrics.terms import intervals
+from refcli.evaluation.metrics.measure import Slice, break_down, by_kind, measure, metric_ratios
+from refcli.evaluation.metrics.ratios import intervals
 from refcli.evaluation.report.published import published_on
 from refcli.evaluation.run import RejectedLines, Run, SplitScores
 
@@ -93,7 +92,7 @@ def report_split(result: SplitScores, conventions: Sequence[str] = (ORIGINAL,)) 
         kinds=by_kind(scores),
         breakdown=break_down(scores),
         conventions=by_convention,
-        intervals=intervals(metric_terms(scores), scores.image),
+        intervals=intervals(metric_ratios(scores), scores.image),
         failures=result.failures,
         num_wrong=len(result.wrong),
         size=result.size,

@@ -16,8 +16,8 @@ from refcli.drawing.cases import case_jpeg
 from refcli.errors import ImageError
 from refcli.evaluation.comparison import Comparison
 from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
-from refcli.evaluation.metrics.figures import METRICS, Slice, metric_terms
-from refcli.evaluation.metrics.terms import intervals
+from refcli.evaluation.metrics.measure import METRICS, Slice, metric_ratios
+from refcli.evaluation.metrics.ratios import intervals
 from refcli.evaluation.report.cases import Case, Cases
 from refcli.evaluation.report.document import (
     TABLE,
@@ -154,7 +154,7 @@ def _section(
             metric for metric in METRICS if any(metric in part.metrics for part in report.conventions.values())
         ],
         "intervals": {
-            name: report.intervals if name == ORIGINAL else intervals(metric_terms(scores, name), scores.image)
+            name: report.intervals if name == ORIGINAL else intervals(metric_ratios(scores, name), scores.image)
             for name in report.conventions
         },
         "groups": {name.replace("_", " "): parts for name, parts in groups.items() if parts},

@@ -13,7 +13,7 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from refcli.evaluation.metrics.figures import Slice
+from refcli.evaluation.metrics.measure import Slice
 from refcli.evaluation.report.cases import mask_ious
 from refcli.evaluation.report.document import SplitReport
 from refcli.evaluation.run import SplitScores

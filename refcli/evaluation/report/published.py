@@ -13,7 +13,7 @@ from refcli.config.presets import data_specs_root
 from refcli.config.schema import Settings
 from refcli.data.spec import load_spec
 from refcli.evaluation.metrics.conventions import CONVENTIONS
-from refcli.evaluation.metrics.figures import METRICS
+from refcli.evaluation.metrics.measure import METRICS
 
 FILE = "published_results.yaml"
 

@@ -1,4 +1,4 @@
-"""A store whose manifest or Parquet files are damaged is refused in one sentence, by every command."""
+"""Every command refuses a store with a damaged manifest or Parquet file, with one message."""
 
 import json
 
@@ -108,7 +108,7 @@ def test_a_manifest_of_another_shape_names_the_key(refcli, store, change, key):
         b'{"schema": ["refcli.store/1"], "datasets": {}}',
     ],
 )
-def test_a_manifest_that_is_no_json_document_of_ours_is_refused(refcli, store, content):
+def test_a_manifest_of_another_kind_is_refused(refcli, store, content):
     (store / "manifest.json").write_bytes(content)
     refused_by_every_command(refcli, store)
 
@@ -204,7 +204,7 @@ def test_a_parquet_file_with_damaged_bytes_is_refused(refcli, store, share):
     assert (code, "unexpected" in message) == (5, False)
 
 
-def test_columns_that_another_program_wrote_wider_are_read_all_the_same(store):
+def test_wider_column_types_of_other_programs_are_read(store):
     file = store / "toy" / "test.parquet"
     table = pq.read_table(file)
     before = [Store(store).split("toy:test")[number] for number in range(5)]
@@ -232,7 +232,7 @@ def test_rows_that_would_fill_the_memory_are_refused(store):
         read_group(store / "toy" / "test.parquet", 0, max_bytes=500)
 
 
-def test_verify_lists_what_is_wrong_and_goes_on(refcli, store, tmp_path):
+def test_verify_lists_all_differences(refcli, store, tmp_path):
     manifest = json.loads((store / "manifest.json").read_text())
     splits = manifest["datasets"]["toy"]["splits"]
     splits["gone"] = splits["test"] | {"file": "toy/gone.parquet"}

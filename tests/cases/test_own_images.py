@@ -1,4 +1,4 @@
-"""Own images that are numbered as COCO's are: they are COCO's where the data set says so, or number and size agree."""
+"""Custom images numbered like COCO's are COCO images only if the data set or both number and size say so."""
 
 import json
 
@@ -22,7 +22,7 @@ def image_ids(store, split):
     return set(Store(store).split(split).column("image_id").to_pylist())
 
 
-def test_equal_numbers_in_two_folders_of_ones_own_are_two_images(refcli, tmp_path):
+def test_equal_numbers_in_two_custom_folders_are_two_images(refcli, tmp_path):
     for folder, size in (("train", (100, 80)), ("val", (64, 48))):
         (tmp_path / "pics" / folder).mkdir(parents=True)
         Image.new("RGB", size, "red").save(tmp_path / "pics" / folder / "000000000001.jpg")
@@ -38,7 +38,7 @@ def test_equal_numbers_in_two_folders_of_ones_own_are_two_images(refcli, tmp_pat
 
 
 @pytest.mark.parametrize("folders", [("train2017", "val2017"), ("a", "b")])
-def test_equal_numbers_and_sizes_of_two_own_images_are_no_overlap(refcli, tmp_path, folders):
+def test_equal_numbers_and_sizes_of_two_custom_images_are_no_overlap(refcli, tmp_path, folders):
     for folder, split in zip(folders, ("train", "val"), strict=True):
         file = lines(tmp_path / f"{split}.jsonl", line(f"{folder}/000000000001.jpg", width=640, height=480))
         refcli("prepare-data", "--from", file, "--name", "mine", "--out", tmp_path / "store")
@@ -46,7 +46,7 @@ def test_equal_numbers_and_sizes_of_two_own_images_are_no_overlap(refcli, tmp_pa
     assert code == 0, messages
 
 
-def test_a_wrong_size_of_an_own_image_is_left_out_whatever_it_is_called(refcli, tmp_path):
+def test_a_custom_image_of_a_wrong_size_is_left_out_whatever_its_name(refcli, tmp_path):
     (tmp_path / "pics").mkdir()
     Image.new("RGB", (64, 48)).save(tmp_path / "pics" / "000000000001.jpg")
     file = lines(tmp_path / "val.jsonl", line("000000000001.jpg", width=640, height=480))
@@ -78,7 +78,7 @@ def test_a_photograph_of_a_published_set_is_found_again_by_number_and_size(refcl
     assert overlap["shared_images"] == is_shared
 
 
-def test_the_files_of_ones_own_annotation_tool_are_ones_own(refcli, tmp_path):
+def test_files_of_an_annotation_tool_are_custom_images(refcli, tmp_path):
     file = tmp_path / "val.json"
     rows = {
         "images": [{"id": 1, "file_name": "000000000001.jpg", "width": 64, "height": 48}],
@@ -92,13 +92,13 @@ def test_the_files_of_ones_own_annotation_tool_are_ones_own(refcli, tmp_path):
     refcli("prepare-data", "--from", file, "--name", "address", "--out", tmp_path / "store")
     assert image_ids(tmp_path / "store", "address:val") == {"coco:1"}
     arguments = ("--from", file, "--out", tmp_path / "store", "--name")
-    refcli("prepare-data", *arguments, "said", "--set", "images=coco")
-    assert image_ids(tmp_path / "store", "said:val") == {"coco:1"}
+    refcli("prepare-data", *arguments, "report", "--set", "images=coco")
+    assert image_ids(tmp_path / "store", "report:val") == {"coco:1"}
     refcli("prepare-data", *arguments, "denied", "--set", "images=own")
     assert image_ids(tmp_path / "store", "denied:val") == {"denied:000000000001.jpg"}
 
 
-def test_own_refs_numbered_from_one_are_ones_own(refcli, tmp_path):
+def test_custom_refs_numbered_from_one_are_not_coco(refcli, tmp_path):
     ref = {"ref_id": 1, "ann_id": 1, "image_id": 1, "split": "val", "sentences": [{"sent": "cup", "raw": "Cup"}]}
     (tmp_path / "refs(unc).json").write_text(json.dumps([ref]))
     image = {"id": 1, "file_name": "000000000001.jpg", "width": 64, "height": 48}
@@ -116,7 +116,7 @@ def test_an_address_counts_only_on_coco_s_server_and_for_the_same_number():
     assert not is_coco_url(None, 391895)
 
 
-def test_own_lists_of_tuples_numbered_as_coco_are_ones_own(refcli, tmp_path):
+def test_custom_lists_of_tuples_numbered_like_coco_are_not_coco(refcli, tmp_path):
     for name, about, expected in (
         ("000000000001.jpg", {"height": 48, "width": 64}, "mine:000000000001.jpg"),
         ("COCO_train2014_000000000009.jpg", {"height": 48, "width": 64}, "coco:9"),

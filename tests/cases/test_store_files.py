@@ -1,4 +1,4 @@
-"""What a manifest names lies in its store; a store that is written to is never between the old and the new."""
+"""The files that a manifest names lie in its store; a store is never in an intermediate state."""
 
 import json
 import os
@@ -112,7 +112,7 @@ def test_a_manifest_that_names_another_file_is_refused_and_nothing_is_removed(re
 
 @pytest.mark.parametrize("name", EVIL_NAMES)
 @pytest.mark.parametrize("is_split", [True, False])
-def test_names_of_a_manifest_lead_nowhere_else(refcli, tmp_path, name, is_split):
+def test_names_in_a_manifest_never_lead_outside_the_store(refcli, tmp_path, name, is_split):
     store = make_store(tmp_path / "store")
 
     def rename(sets):
@@ -148,7 +148,7 @@ def test_links_in_a_store_are_not_followed(refcli, tmp_path, mine):
     assert (outside / "toy" / "train.parquet").read_bytes() == content
 
 
-def test_a_link_in_the_place_of_the_lock_is_not_written_through(tmp_path, victim):
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path, victim):
     store = make_store(tmp_path / "store")
     (store / ".manifest.json.lock").unlink(missing_ok=True)
     (store / ".manifest.json.lock").symlink_to(victim)
@@ -156,7 +156,7 @@ def test_a_link_in_the_place_of_the_lock_is_not_written_through(tmp_path, victim
     assert len(Store(store).split("toy:train")) == 3
 
 
-def test_drawings_do_not_leave_their_folder_over_a_link(refcli, tmp_path):
+def test_drawings_do_not_leave_their_folder_through_a_link(refcli, tmp_path):
     store = make_store(tmp_path / "store")
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
@@ -169,7 +169,7 @@ def test_drawings_do_not_leave_their_folder_over_a_link(refcli, tmp_path):
 
 
 @pytest.mark.parametrize("image", ["../a.jpg", "/etc/passwd", "a\0b.jpg", ""])
-def test_an_image_path_in_a_row_leads_nowhere_else(tmp_path, image):
+def test_an_image_path_in_a_row_never_leads_outside_the_image_root(tmp_path, image):
     split = Store(make_store(tmp_path / "store")).split("toy:train")
     with pytest.raises(DataError, match="image"):
         split.image_path(replace(example(0), image=image))
@@ -219,7 +219,7 @@ def contents(store):
 
 
 @pytest.mark.parametrize("has_hard_links", [True, False])
-def test_a_store_is_as_it_was_or_as_it_should_be_wherever_the_process_is_killed(tmp_path, monkeypatch, has_hard_links):
+def test_a_killed_process_leaves_the_store_old_or_new_but_never_between(tmp_path, monkeypatch, has_hard_links):
     old = {"toy:train": ["the cup"] * 2}
     new = {"toy:train": ["the new cup"] * 7, "toy:val": ["the new cup"] * 7}
     seen = []
@@ -247,7 +247,7 @@ def test_a_store_is_as_it_was_or_as_it_should_be_wherever_the_process_is_killed(
     assert not is_killed
 
 
-def test_a_manifest_that_cannot_be_written_leaves_the_store_as_it_was(refcli, tmp_path, mine, monkeypatch):
+def test_a_failed_write_of_the_manifest_leaves_the_store_unchanged(refcli, tmp_path, mine, monkeypatch):
     store = make_store(tmp_path / "store")
     before = {path: path.read_bytes() for path in store.rglob("*.*") if path.is_file()}
 
@@ -288,7 +288,7 @@ def test_row_groups_are_full_whatever_the_batches(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("name", ["manifest.json", "toy/train.parquet"])
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(refcli, tmp_path, mine, name):
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(refcli, tmp_path, mine, name):
     store = make_store(tmp_path / "store")
     (store / name).unlink()
     os.mkfifo(store / name)
@@ -299,7 +299,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(refcli, tmp_path, mine,
     assert code == (5 if name == "manifest.json" else 0)
 
 
-def test_many_splits_make_no_name_too_long_for_the_report(refcli, tmp_path):
+def test_the_name_of_the_report_stays_short_for_many_splits(refcli, tmp_path):
     names = [f"val_{number:03}" for number in range(60)]
     file = tmp_path / "lines.jsonl"
     file.write_text("".join(json.dumps(LINE | {"split": name}) + "\n" for name in names))
@@ -332,7 +332,7 @@ def test_large_rows_make_small_row_groups(tmp_path):
 
 @pytest.mark.parametrize("name", ["train.parquet", "report.json"])
 @pytest.mark.parametrize("content", [b"mine", b'{"mine": 1}', None])
-def test_a_users_own_file_in_the_place_of_one_of_the_store_stays(refcli, tmp_path, mine, name, content):
+def test_a_foreign_file_in_place_of_one_of_the_store_is_kept(refcli, tmp_path, mine, name, content):
     own = tmp_path / "toy" / name
     own.parent.mkdir()
     if content is None:

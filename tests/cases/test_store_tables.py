@@ -1,4 +1,4 @@
-"""Names and kinds out of data files appear in tables as they are, and never command the terminal."""
+"""Names and kinds from data files are shown literally in tables and never control the terminal."""
 
 import json
 
@@ -33,11 +33,11 @@ def store(tmp_path, refcli):
 
 def test_tables_of_prepare_data_inspect_data_and_audit_print_nothing_raw(refcli, store):
     folder, shown = store
-    code, figures, talk = refcli("inspect-data", folder)
+    code, figures, message = refcli("inspect-data", folder)
     assert code == 0
     audit = refcli("audit", folder)
     assert audit[0] == 0
-    for text in (shown, figures, talk, audit[1], audit[2]):
+    for text in (shown, figures, message, audit[1], audit[2]):
         assert not set(text) & {"\x1b", "\x9b", "\u202e", "\x07"}
     assert "my [bold]set:train" in shown
     assert "my [bold]set:train" in figures
@@ -47,7 +47,7 @@ def test_tables_of_prepare_data_inspect_data_and_audit_print_nothing_raw(refcli,
 
 
 @pytest.mark.parametrize("split", ["tr\x1b[5m", "a/b", "x" * 300, "..", "a\0", ""])
-def test_a_split_name_that_no_file_can_have_does_not_reach_the_terminal_or_the_disk(refcli, tmp_path, split):
+def test_an_impossible_split_name_does_not_reach_the_terminal_or_the_disk(refcli, tmp_path, split):
     line = {"image": "p.jpg", "expression": "t", "box": [1, 2, 30, 40], "width": 100, "height": 80}
     file = tmp_path / "e_train.jsonl"
     file.write_text(json.dumps(line | {"split": split}) + "\n" + json.dumps(line | {"split": "val"}) + "\n")

@@ -1,4 +1,4 @@
-"""A run that goes on says so where its data is not what it was trained on."""
+"""A resumed run reports if its data differs from the data that it was trained on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prepare(refcli, tmp_path):
             for number in range(count):
                 line = {"image": image.name, "expression": f"{first} {number}", "box": [1, 2, 30, 40 + number]}
                 file.write(json.dumps(line) + "\n")
-        code, _, talk = refcli(
+        code, _, message = refcli(
             "prepare-data",
             "--from",
             lines,
@@ -39,7 +39,7 @@ def prepare(refcli, tmp_path):
             tmp_path / out,
             "--force",
         )
-        assert code == 0, talk
+        assert code == 0, message
         return tmp_path / out
 
     return call
@@ -69,8 +69,8 @@ def resume(refcli, tmp_path):
 def begun(prepare, train):
     prepare()
     prepare(split="val")
-    code, _, talk = train()
-    assert code == 0, talk
+    code, _, message = train()
+    assert code == 0, message
 
 
 def test_the_run_records_its_data(begun, tmp_path):
@@ -81,41 +81,41 @@ def test_the_run_records_its_data(begun, tmp_path):
     assert len(facts["data"]["mine:train"]["sha256"][0]) == 64
 
 
-def test_the_same_data_is_no_news(begun, prepare, resume):
+def test_the_same_data_is_not_reported(begun, prepare, resume):
     prepare()
-    code, _, talk = resume()
+    code, _, message = resume()
 
-    assert code == 0, talk
-    assert "changed" not in talk.replace("train.steps changed", "")
+    assert code == 0, message
+    assert "changed" not in message.replace("train.steps changed", "")
 
 
 def test_a_training_split_of_another_size_is_refused(begun, prepare, resume, tmp_path):
     prepare(count=6)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    code, _, talk = resume()
+    code, _, message = resume()
 
     assert code == 2
-    assert "mine:train had 4 examples, now 6" in talk and "--init" in talk
+    assert "mine:train had 4 examples, now 6" in message and "--init" in message
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 4), ("val", 6), pytest.param("val", 4, marks=pytest.mark.slow)])
 def test_other_contents_are_reported_and_logged(begun, prepare, resume, tmp_path, split, count):
     prepare(first="b", split=split, count=count)
-    code, _, talk = resume()
+    code, _, message = resume()
 
-    assert code == 0, talk
-    assert f"the data has changed since the run began: mine:{split}" in " ".join(talk.split())
+    assert code == 0, message
+    assert f"the data has changed since the run began: mine:{split}" in " ".join(message.split())
     assert "the data has changed" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_another_store_of_other_contents_is_refused_like_a_changed_one(begun, prepare, resume, tmp_path):
     other = prepare(count=5, out="other")
     prepare(split="val", out="other")
-    code, _, talk = resume("--data", str(other))
+    code, _, message = resume("--data", str(other))
 
     assert code == 2
-    assert "had 4 examples, now 5" in talk
+    assert "had 4 examples, now 5" in message
     moved = shutil.copytree(tmp_path / "store", tmp_path / "moved")
     assert resume("--data", str(moved))[0] == 0
 
@@ -127,8 +127,8 @@ SLOW_DAMAGE = ["[]", '{"data": 3, "store": "x"}']
     "damage",
     ["{}", '{"data": {"mine:train": []}}', *(pytest.param(damage, marks=pytest.mark.slow) for damage in SLOW_DAMAGE)],
 )
-def test_a_run_that_recorded_nothing_goes_on(begun, resume, tmp_path, damage):
+def test_a_run_without_recorded_data_continues(begun, resume, tmp_path, damage):
     (tmp_path / "run" / "env.json").write_text(damage)
-    code, _, talk = resume("--data", str(tmp_path / "store"))
+    code, _, message = resume("--data", str(tmp_path / "store"))
 
-    assert code == 0, talk
+    assert code == 0, message

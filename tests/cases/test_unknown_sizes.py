@@ -1,4 +1,4 @@
-"""Box figures need no image size: stores that do not know it are scored, trained on, inspected and audited."""
+"""Stores without image sizes are scored, trained on, inspected and audited: boxes need no image size."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write(path: Path, records: list[dict]) -> Path:
 
 
 @pytest.mark.parametrize("of_store", SIZES)
-def test_boxes_are_scored_whoever_knows_the_size(refcli, prepare, tmp_path, of_store):
+def test_boxes_are_scored_without_the_image_size(refcli, prepare, tmp_path, of_store):
     store = prepare(SIZES[of_store])
     for of_answers in ({"width": 100, "height": 80}, *SIZES.values(), {"width": 0, "height": 0}):
         records = [
@@ -79,7 +79,7 @@ def test_boxes_are_scored_whoever_knows_the_size(refcli, prepare, tmp_path, of_s
         assert bool(split["breakdown"]["box_size"]) == is_known
 
 
-def test_a_table_says_how_many_sizes_are_unknown_and_where_to_get_them(refcli, prepare, tmp_path):
+def test_a_table_counts_unknown_sizes_and_hints_how_to_get_them(refcli, prepare, tmp_path):
     path = write(tmp_path / "p.jsonl", [record("r1", [BOX]), record("r2", [BOX], width=100, height=80)])
     asked = ("evaluate", "--predictions", path, "--data", prepare({}), "--split", "mine:val", "--missing", "wrong")
     _, table, _ = refcli(*asked)
@@ -95,7 +95,7 @@ def test_a_wrong_size_of_a_known_image_is_still_reported(refcli, prepare, tmp_pa
     assert "the image is 101 x 80, the data says 100 x 80" in err
 
 
-def test_a_mask_of_the_truth_tells_the_size_of_an_image():
+def test_a_ground_truth_mask_gives_the_size_of_an_image():
     """Stores hold no such masks; other truths may."""
     bitmap = np.zeros((80, 100), dtype=bool)
     bitmap[20:70, 10:60] = True
@@ -126,7 +126,7 @@ def test_a_model_is_scored_on_images_of_unknown_size_and_its_cases_are_drawn(ref
 
 
 @pytest.mark.parametrize("command", ["inspect", "audit", pytest.param("finetune", marks=pytest.mark.slow)])
-def test_no_other_command_stumbles_over_an_unknown_size(refcli, with_image, tmp_path, command):
+def test_other_commands_accept_an_unknown_size(refcli, with_image, tmp_path, command):
     arguments = {
         "inspect": ("inspect-data", with_image, "--sample", "3", "--out", tmp_path / "drawn"),
         "audit": ("audit", with_image, "--check-images"),
@@ -143,14 +143,14 @@ def test_no_other_command_stumbles_over_an_unknown_size(refcli, with_image, tmp_
 TOWER = TowerSettings(image_size=32, dim=16, layers=1, heads=2, ffn_dim=16)
 
 
-def test_training_takes_the_size_of_the_image_and_cuts_boxes_to_it(with_image):
+def test_training_reads_the_size_of_the_image_and_clips_boxes_to_it(with_image):
     Image.new("RGB", (60, 60)).save(with_image / "mine" / "a.jpg")
     samples = GroundingDataset(Store(with_image), ["mine:val"], tower=TOWER, augment=None)
     assert samples[0, 0].box_cxcywh.tolist() == pytest.approx([35 / 60, 40 / 60, 50 / 60, 40 / 60])
     assert not samples[2, 0].exists
 
 
-def test_training_says_which_box_does_not_fit_an_image_of_unknown_size(with_image):
+def test_training_names_the_box_that_does_not_fit_an_image_of_unknown_size(with_image):
     Image.new("RGB", (30, 15)).save(with_image / "mine" / "a.jpg")
     samples = GroundingDataset(Store(with_image), ["mine:val"], tower=TOWER, augment=None)
     with pytest.raises(DataError, match="does not fit into its image of 30 x 15") as caught:
@@ -160,7 +160,7 @@ def test_training_says_which_box_does_not_fit_an_image_of_unknown_size(with_imag
 
 
 @pytest.mark.parametrize("command", ["evaluate", "finetune"])
-def test_missing_images_name_the_way_out(refcli, prepare, tmp_path, command):
+def test_missing_images_give_a_hint(refcli, prepare, tmp_path, command):
     store = prepare({})
     arguments = {
         "evaluate": ("--split", "mine:val"),

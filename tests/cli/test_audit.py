@@ -12,11 +12,11 @@ from refcli.contracts.example import Example, Region
 from refcli.data.store.write import write_manifest, write_split
 from refcli.errors import DataError, ExitCode, GateError
 
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8))
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8))
 
 
 def make_store(out, *, train, val):
-    """Two splits with one expression for each image id; all pictures are the same."""
+    """Two splits with one expression for each image id; all images are the same."""
     summaries = []
     for split, image_ids in {"train": train, "val": val}.items():
         examples = [
@@ -35,7 +35,7 @@ def make_store(out, *, train, val):
         ]
         summaries.append(write_split(out, "toy", split, examples))
         for image_id in image_ids:
-            PICTURE.save(out / "toy" / f"{image_id}.png")
+            IMAGE.save(out / "toy" / f"{image_id}.png")
     write_manifest(out, summaries)
     return out
 
@@ -43,9 +43,9 @@ def make_store(out, *, train, val):
 def test_the_findings_as_json_are_on_stdout(tmp_path, capsys):
     command(make_store(tmp_path, train=["a", "b"], val=["b", "c"]), as_json=True)
     captured = capsys.readouterr()
-    said = json.loads(captured.out)
+    report = json.loads(captured.out)
 
-    assert said["overlaps"] == [
+    assert report["overlaps"] == [
         {
             "train": "toy:train",
             "evaluation": "toy:val",
@@ -55,7 +55,7 @@ def test_the_findings_as_json_are_on_stdout(tmp_path, capsys):
             "look_alikes": None,
         }
     ]
-    assert [row["name"] for row in said["splits"]] == ["toy:train", "toy:val"]
+    assert [row["name"] for row in report["splits"]] == ["toy:train", "toy:val"]
     assert captured.err == ""
 
 
@@ -68,7 +68,7 @@ def test_without_json_stdout_is_empty_and_stderr_has_the_tables(tmp_path, capsys
     assert "1 of 1 pairs of training and evaluation splits share images" in captured.err
 
 
-def test_the_gate_fails_where_images_are_shared_but_only_if_asked(tmp_path, capsys):
+def test_the_gate_fails_for_shared_images_only_if_requested(tmp_path, capsys):
     store = make_store(tmp_path, train=["a", "b"], val=["b", "c"])
     command(store)
     with pytest.raises(GateError) as caught:
@@ -79,11 +79,11 @@ def test_the_gate_fails_where_images_are_shared_but_only_if_asked(tmp_path, caps
     assert json.loads(capsys.readouterr().out)["overlaps"]
 
 
-def test_the_gate_is_passed_where_no_image_is_shared(tmp_path):
+def test_the_gate_passes_without_shared_images(tmp_path):
     command(make_store(tmp_path, train=["a"], val=["c"]), fail_on_overlap=True)
 
 
-def test_pictures_that_look_alike_are_reported_if_they_are_checked(tmp_path, capsys):
+def test_look_alikes_are_reported_if_images_are_checked(tmp_path, capsys):
     store = make_store(tmp_path, train=["a"], val=["c"])
     command(store, check_images=True, fail_on_overlap=True)
     assert "look-alike: a (training), c (evaluation), 0 bits differ" in capsys.readouterr().err
@@ -91,9 +91,9 @@ def test_pictures_that_look_alike_are_reported_if_they_are_checked(tmp_path, cap
     assert json.loads(capsys.readouterr().out)["look_alikes"] == [{"train": "a", "evaluation": "c", "distance": 0}]
 
 
-def test_pictures_that_cannot_be_read_are_listed_and_make_the_audit_partial(tmp_path, capsys):
+def test_unreadable_images_are_listed_and_make_the_audit_partial(tmp_path, capsys):
     store = make_store(tmp_path, train=["a"], val=["c"])
-    (store / "toy" / "c.png").write_bytes(b"no picture")
+    (store / "toy" / "c.png").write_bytes(b"no image")
     with pytest.raises(typer.Exit) as caught:
         command(store, check_images=True, as_json=True)
     captured = capsys.readouterr()
@@ -103,6 +103,6 @@ def test_pictures_that_cannot_be_read_are_listed_and_make_the_audit_partial(tmp_
     assert "1 images could not be compared" in captured.err
 
 
-def test_a_place_without_a_store_is_a_data_error(tmp_path):
+def test_a_folder_without_a_store_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match="no store"):
         command(tmp_path)

@@ -1,4 +1,4 @@
-"""`refcli inspect-data`: tables or JSON on stdout, talk on stderr."""
+"""`refcli inspect-data`: tables or JSON on stdout, messages on stderr."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ EXAMPLE = Example(
 
 
 def store_of(folder, *changes):
-    """A store of one picture and one example for each set of changes."""
+    """A store of one image and one example for each set of changes."""
     examples = [replace(EXAMPLE, id=str(number), **fields) for number, fields in enumerate(changes)]
     write_manifest(folder, [write_split(folder, "toy", "train", examples)])
     Image.new("RGB", (30, 20)).save(folder / "toy" / "a.png")
@@ -38,11 +38,11 @@ def store_of(folder, *changes):
 
 def test_json_is_one_document_with_every_figure(tmp_path, capsys):
     command(store_of(tmp_path, {}, {"regions": (), "kind": None}), json_=True)
-    said = json.loads(capsys.readouterr().out)
-    split = said["splits"]["toy:train"]
+    report = json.loads(capsys.readouterr().out)
+    split = report["splits"]["toy:train"]
 
-    assert said["schema"] == "refcli.inspection/1"
-    assert said["sample"] is None
+    assert report["schema"] == "refcli.inspection/1"
+    assert report["sample"] is None
     assert {key: split[key] for key in ("images", "expressions", "regions", "masks", "no_target", "kinds")} == {
         "images": 1,
         "expressions": 2,
@@ -70,12 +70,12 @@ def test_tables_are_on_stdout_and_fit_a_page(tmp_path, capsys):
     assert all(line == line.rstrip() for line in lines)
 
 
-def test_pictures_of_unknown_size_are_mentioned(tmp_path, capsys):
+def test_images_of_unknown_size_are_mentioned(tmp_path, capsys):
     command(store_of(tmp_path, {"width": 0, "height": 0}))
-    said = capsys.readouterr().out
+    report = capsys.readouterr().out
 
-    assert "size is unknown: 1 expressions" in said
-    assert "box area" not in said
+    assert "size is unknown: 1 expressions" in report
+    assert "box area" not in report
 
 
 def test_rare_kinds_are_counted_together(tmp_path, capsys):
@@ -87,7 +87,7 @@ def test_rare_kinds_are_counted_together(tmp_path, capsys):
     assert next(row for row in rows if "(none)" in row)[-2] == "1"
 
 
-def test_a_sample_is_drawn_and_said_where(tmp_path, capsys):
+def test_a_sample_is_drawn_and_its_path_reported(tmp_path, capsys):
     command(store_of(tmp_path / "store", {}, {}), sample=2, out=tmp_path / "out", json_=True)
     captured = capsys.readouterr()
     sample = json.loads(captured.out)["sample"]
@@ -98,30 +98,30 @@ def test_a_sample_is_drawn_and_said_where(tmp_path, capsys):
     assert str(tmp_path / "out" / "contact_sheet.png") in captured.err.replace("\n", "")
 
 
-def test_missing_pictures_are_listed_and_the_exit_code_tells(tmp_path, capsys):
+def test_missing_images_are_listed_and_set_the_exit_code(tmp_path, capsys):
     store = store_of(tmp_path / "store", {}, {"image": "gone.png"})
     with pytest.raises(typer.Exit) as left:
         command(store, sample=2, out=tmp_path / "out")
-    said = capsys.readouterr().err
+    report = capsys.readouterr().err
 
     assert left.value.exit_code == ExitCode.PARTIAL
-    assert "failed: toy:train 1: there is no such image" in said
-    assert "not drawn: 1\n" in said
+    assert "failed: toy:train 1: there is no such image" in report
+    assert "not drawn: 1\n" in report
 
 
-def test_where_nothing_can_be_drawn_the_list_is_short_and_the_code_is_1(tmp_path, capsys):
+def test_if_nothing_can_be_drawn_the_list_is_short_and_the_exit_code_is_1(tmp_path, capsys):
     missing = [{"image": "gone.png"} for _ in range(MOST_FAILURES_LISTED + 5)]
     with pytest.raises(typer.Exit) as left:
         command(store_of(tmp_path / "store", *missing), sample=1, out=tmp_path / "out")
-    said = capsys.readouterr().err
+    report = capsys.readouterr().err
 
     assert left.value.exit_code == ExitCode.FAILED
-    assert said.count("failed: ") == MOST_FAILURES_LISTED
-    assert f"not drawn: {len(missing)}, 5 more than are listed" in said
-    assert "nothing could be drawn" in said
+    assert report.count("failed: ") == MOST_FAILURES_LISTED
+    assert f"not drawn: {len(missing)}, 5 more than are listed" in report
+    assert "nothing could be drawn" in report
 
 
-def test_neither_figures_nor_drawings_need_torch(tmp_path):
+def test_neither_statistics_nor_drawings_need_torch(tmp_path):
     store = store_of(tmp_path / "store", {})
     code = f"""
 import sys
@@ -141,7 +141,7 @@ def test_a_sample_needs_a_folder(tmp_path):
         command(store_of(tmp_path, {}), sample=3)
 
 
-def test_bars_grow_with_the_share_and_whatever_is_there_shows():
+def test_bars_grow_with_the_share_and_every_positive_share_is_visible():
     assert (bar(0.0), bar(1.0), bar(0.5)) == ("", "█" * BAR_WIDTH, "█" * (BAR_WIDTH // 2))
     assert bar(1e-9) == "▏"
     assert (bar(0.0, is_ascii=True), bar(1.0, is_ascii=True), bar(1e-9, is_ascii=True)) == ("", "#" * BAR_WIDTH, "#")

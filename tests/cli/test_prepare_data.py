@@ -1,4 +1,4 @@
-"""`refcli prepare-data`: a store on disk, a summary on stderr, machine-readable facts on stdout."""
+"""`refcli prepare-data`: a store on disk, a summary on stderr, JSON on stdout."""
 
 import json
 
@@ -11,12 +11,12 @@ from refcli.data.store.read import Store
 from refcli.errors import ConfigError, UsageError
 
 
-def test_the_summary_as_json_is_what_the_store_holds(tmp_path, capsys):
+def test_the_summary_as_json_equals_the_store(tmp_path, capsys):
     command(["synthetic"], out=tmp_path / "store", size=2, seed=3, split=["tiny", "other"], as_json=True)
-    said = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     store = Store(tmp_path / "store")
-    assert said["store"] == str(tmp_path / "store")
-    rows = said["datasets"][0]["splits"]
+    assert report["store"] == str(tmp_path / "store")
+    rows = report["datasets"][0]["splits"]
     assert [row["split"] for row in rows] == ["tiny", "other"]
     assert store.names() == ["synthetic:other", "synthetic:tiny"]
     for row in rows:
@@ -48,7 +48,7 @@ def test_an_unknown_source_names_the_nearest(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-def test_what_is_missing_or_impossible_is_a_usage_error(tmp_path):
+def test_missing_or_impossible_options_are_usage_errors(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     for arguments, where in [

@@ -1,4 +1,4 @@
-"""`refcli prepare-data` and `refcli audit` as a user meets them: exit codes, stdout, stderr, and the files written."""
+"""`refcli prepare-data` and `refcli audit` in a separate process: exit codes, stdout, stderr, and files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 100, 80
 
 
 class Done(NamedTuple):
-    """How a command ended and what it said."""
+    """How a command ended and what it report."""
 
     code: int
     out: str
@@ -36,14 +36,14 @@ def refcli(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["refcli", *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
             app.run()
-        said = capsys.readouterr()
-        return Done(int(left.value.code), said.out, said.err)
+        report = capsys.readouterr()
+        return Done(int(left.value.code), report.out, report.err)
 
     return run
 
 
 def write_release(folder: Path, **splits_by_author: dict[str, list[int]]) -> None:
-    """REFER's files: one object with one expression in every picture of the splits."""
+    """REFER's files: one object with one expression in every image of the splits."""
     folder.mkdir(parents=True)
     for author, splits in splits_by_author.items():
         refs = [
@@ -70,7 +70,7 @@ def write_release(folder: Path, **splits_by_author: dict[str, list[int]]) -> Non
 
 @pytest.fixture
 def raw(tmp_path) -> Path:
-    """The RefCOCO family in small. Of its training pictures 2 and 6 are in a val of RefCOCOg, and 4 is in RefCOCO's."""
+    """The RefCOCO family in small. Of its training images 2 and 6 are in a val of RefCOCOg, and 4 is in RefCOCO's."""
     write_release(tmp_path / "raw/refcoco", unc={"train": [1, 2, 3], "val": [4], "testA": [9], "testB": [10]})
     write_release(tmp_path / "raw/refcoco+", unc={"train": [1, 2], "val": [8], "testA": [9], "testB": [10]})
     umd, google = {"train": [4, 5, 6], "val": [2], "test": [7]}, {"train": [5], "val": [6]}
@@ -78,7 +78,7 @@ def raw(tmp_path) -> Path:
     return tmp_path / "raw"
 
 
-def write_pictures(folder: Path, numbers: list[int]) -> Path:
+def write_images(folder: Path, numbers: list[int]) -> Path:
     folder.mkdir()
     for number in numbers:
         Image.new("RGB", (WIDTH, HEIGHT), (number, 0, 0)).save(folder / f"COCO_train2014_{number:012d}.jpg")
@@ -94,7 +94,7 @@ def image_ids(store: Path, name: str) -> list[str]:
     return [split[index].image_id for index in range(len(split))]
 
 
-def test_a_process_of_its_own_prints_the_store_and_talks_on_stderr(tmp_path, raw):
+def test_a_separate_process_prints_the_store_and_logs_to_stderr(tmp_path, raw):
     store = tmp_path / "store"
     command = [sys.executable, "-m", "refcli", "prepare-data", "refcoco_unc", "--raw", raw, "--out", store]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, check=False)
@@ -104,15 +104,15 @@ def test_a_process_of_its_own_prints_the_store_and_talks_on_stderr(tmp_path, raw
 
 
 def test_json_has_splits_problems_and_the_audit(tmp_path, raw, refcli):
-    pictures = write_pictures(tmp_path / "train2014", [2, 3, 4, 7, 9, 10])
+    images = write_images(tmp_path / "train2014", [2, 3, 4, 7, 9, 10])
     done = refcli(
         "prepare-data", "refcoco_unc", "refcocog_umd", "--raw", raw, "--out", tmp_path / "store", "--json",
-        "--images", pictures, "--check-images",
+        "--images", images, "--check-images",
     )  # fmt: skip
     assert done.code == 0, done.err
-    said = json.loads(done.out)
-    assert said["store"] == str(tmp_path / "store")
-    first, second = said["datasets"]
+    report = json.loads(done.out)
+    assert report["store"] == str(tmp_path / "store")
+    first, second = report["datasets"]
     assert {split["split"]: split["examples"] for split in first["splits"]} == {
         "train": 2,
         "val": 1,
@@ -123,7 +123,7 @@ def test_json_has_splits_problems_and_the_audit(tmp_path, raw, refcli):
     assert (first["problems"], second["problems"]) == ({"missing_image": 1}, {"missing_image": 2})
     assert (first["left_out"], second["left_out"]) == ({"train": 1}, {"train": 2})
     assert "000000000001" in first["places"]["missing_image"][0]
-    pairs = {(row["train"], row["evaluation"]): row for row in said["audit"]["overlaps"] if row["shared_images"]}
+    pairs = {(row["train"], row["evaluation"]): row for row in report["audit"]["overlaps"] if row["shared_images"]}
     assert set(pairs) == {("refcoco_unc:train", "refcocog_umd:val"), ("refcocog_umd:train", "refcoco_unc:val")}
     assert all(pair["shared_objects"] == pair["identical_examples"] == 1 for pair in pairs.values())
 
@@ -142,7 +142,7 @@ def test_a_dry_run_names_the_files_and_writes_nothing(tmp_path, raw, refcli):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "report"),
     [
         (["refcoco_unc", "--raw", "{raw}"], "--out"),
         (["refcoco_unk", "--raw", "{raw}", "--out", "{out}"], "did you mean 'refcoco_unc'?"),
@@ -156,15 +156,15 @@ def test_a_dry_run_names_the_files_and_writes_nothing(tmp_path, raw, refcli):
         ),
     ],
 )
-def test_what_cannot_be_obeyed_exits_with_2_and_writes_nothing(tmp_path, raw, refcli, arguments, said):
+def test_contradictory_options_exit_with_2_and_write_nothing(tmp_path, raw, refcli, arguments, report):
     (raw / "notes.txt").write_text("nothing of use")
     done = refcli("prepare-data", *(word.format(raw=raw, out=tmp_path / "store") for word in arguments))
     assert (done.code, done.out) == (2, "")
-    assert said in done.err
+    assert report in done.err
     assert not (tmp_path / "store").exists() or not files_below(tmp_path / "store")
 
 
-def test_missing_files_exit_with_5_and_say_where_they_can_be_had(tmp_path, refcli):
+def test_missing_files_exit_with_5_and_name_their_download_pages(tmp_path, refcli):
     (tmp_path / "empty").mkdir()
     done = refcli("prepare-data", "refcoco_unc", "--raw", tmp_path / "empty", "--out", tmp_path / "store")
     assert (done.code, done.out) == (5, "")
@@ -194,10 +194,10 @@ def hostile_torch_file(folder, ran):
     return ["--from", folder / "bad.pth", "--format", "pth"]
 
 
-def climbing_archive_of_pictures(folder, ran):
+def climbing_archive_of_images(folder, ran):
     write_release(folder / "good", unc={"train": [1]})
     with zipfile.ZipFile(folder / "bad.zip", "w") as archive:
-        archive.writestr(f"train2014/../../{ran.name}/COCO_train2014_{1:012d}.jpg", b"a picture")
+        archive.writestr(f"train2014/../../{ran.name}/COCO_train2014_{1:012d}.jpg", b"an image")
     return ["--from", folder / "good" / "refs(unc).p", "--images", folder / "bad.zip"]
 
 
@@ -220,12 +220,12 @@ def xml_with_entities(folder, ran):
 
 
 ATTACKS = (
-    hostile_pickle, hostile_torch_file, climbing_archive_of_pictures, climbing_archive_of_annotations, xml_with_entities
+    hostile_pickle, hostile_torch_file, climbing_archive_of_images, climbing_archive_of_annotations, xml_with_entities
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_hostile_file_exits_with_5_and_one_message_and_does_nothing(tmp_path, refcli, attack):
+def test_a_hostile_file_exits_with_5_and_one_message_and_has_no_effect(tmp_path, refcli, attack):
     folder = tmp_path / "raw" / "deep"
     folder.mkdir(parents=True)
     arguments = attack(folder, tmp_path / "ran")
@@ -238,18 +238,18 @@ def test_a_hostile_file_exits_with_5_and_one_message_and_does_nothing(tmp_path, 
     assert files_below(tmp_path) == before
 
 
-def test_a_strict_preparation_that_fails_leaves_the_store_as_it_was(tmp_path, raw, refcli):
+def test_a_failed_strict_preparation_leaves_the_store_unchanged(tmp_path, raw, refcli):
     store, own = tmp_path / "store", raw / "refcoco" / "refs(unc).p"
-    mine = ("prepare-data", "--from", own, "--name", "mine", "--out", store, "--strict")
-    assert refcli(*mine).code == 0
+    arguments = ("prepare-data", "--from", own, "--name", "mine", "--out", store, "--strict")
+    assert refcli(*arguments).code == 0
     before = {path: path.read_bytes() for path in files_below(store)}
-    done = refcli(*mine, "--images", write_pictures(tmp_path / "pictures", [2, 3, 4, 9, 10]))
+    done = refcli(*arguments, "--images", write_images(tmp_path / "images", [2, 3, 4, 9, 10]))
     assert (done.code, done.out) == (5, "")
     assert "missing image" in done.err
     assert {path: path.read_bytes() for path in files_below(store)} == before
 
 
-def test_the_audit_is_a_gate_for_shared_pictures(tmp_path, raw, refcli):
+def test_the_audit_is_a_gate_for_shared_images(tmp_path, raw, refcli):
     store = tmp_path / "store"
     prepare = ("prepare-data", "--raw", raw, "--out", store)
     assert refcli(*prepare, "refcoco_unc").code == 0
@@ -266,7 +266,7 @@ def test_the_audit_is_a_gate_for_shared_pictures(tmp_path, raw, refcli):
     }
 
 
-def test_verification_accepts_a_whole_store_and_names_what_was_tampered_with(tmp_path, raw, refcli):
+def test_verification_accepts_an_intact_store_and_names_changed_files(tmp_path, raw, refcli):
     store = tmp_path / "store"
     assert refcli("prepare-data", "refcoco_unc", "--raw", raw, "--out", store).code == 0
     done = refcli("prepare-data", "--verify", store)
@@ -280,7 +280,7 @@ def test_verification_accepts_a_whole_store_and_names_what_was_tampered_with(tmp
     assert "refcoco_unc:train" not in done.err
 
 
-def test_a_mixture_leaves_out_evaluation_pictures_unless_the_paper_is_to_be_reproduced(tmp_path, raw, refcli):
+def test_a_mixture_leaves_out_evaluation_images_unless_it_reproduces_the_paper(tmp_path, raw, refcli):
     store = tmp_path / "store"
     members = {"refcoco_unc": 1, "refcoco_plus_unc": 1, "refcocog_umd": 2}
     done = refcli("prepare-data", *members, "refcocog_google", "mixup_refc", "--raw", raw, "--out", store)
@@ -288,12 +288,12 @@ def test_a_mixture_leaves_out_evaluation_pictures_unless_the_paper_is_to_be_repr
     assert image_ids(store, "mixup_refc:train") == ["coco:1", "coco:3", "coco:1", "coco:5"]
     assert image_ids(store, "mixup_refc:val") == ["coco:2"]
     for member, leaks in members.items():
-        told = re.escape(f"mixup_refc:train from {member}:train: ") + rf"\d expressions; {leaks} on {leaks} images"
-        assert re.search(told + " .* left out", done.err)
+        stated = re.escape(f"mixup_refc:train from {member}:train: ") + rf"\d expressions; {leaks} on {leaks} images"
+        assert re.search(stated + " .* left out", done.err)
     done = refcli("prepare-data", "mixup_refc", "--out", store, "--reproduce-paper", "--json")
     assert done.code == 0, done.err
     assert image_ids(store, "mixup_refc:train") == [f"coco:{number}" for number in (1, 2, 3, 1, 2, 4, 5, 6)]
-    told = [one for one in json.loads(done.out)["datasets"][0]["members"] if one["split"] == "train"]
-    assert [(one["member"], one["leaking_rows"], one["dropped_rows"]) for one in told] == [
+    stated = [one for one in json.loads(done.out)["datasets"][0]["members"] if one["split"] == "train"]
+    assert [(one["member"], one["leaking_rows"], one["dropped_rows"]) for one in stated] == [
         (f"{member}:train", leaks, 0) for member, leaks in members.items()
     ]

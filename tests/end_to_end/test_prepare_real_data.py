@@ -1,4 +1,4 @@
-"""`refcli prepare-data` on genuine annotations and photographs, which are not shipped: REFCLI_REALDATA names them."""
+"""`refcli prepare-data` on genuine annotations and photographs, which are not shipped (REFCLI_REALDATA)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def prepare_data(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["refcli", "prepare-data", *map(str, arguments), "--json"])
         with pytest.raises(SystemExit) as left:
             app.run()
-        said = capsys.readouterr()
-        return int(left.value.code), json.loads(said.out) if said.out else None, said.err
+        shown = capsys.readouterr()
+        return int(left.value.code), json.loads(shown.out) if shown.out else None, shown.err
 
     return run
 
@@ -58,9 +58,9 @@ def corners(box_xywh):
 def test_the_five_sets_of_the_refcoco_family_from_one_folder(tmp_path, prepare_data):
     names = ("refcoco_unc", "refcoco_google", "refcoco_plus_unc", "refcocog_google", "refcocog_umd")
     raw = folder("refer_tfds_sample")
-    code, said, err = prepare_data(*names, "--raw", raw, "--out", tmp_path)
+    code, shown, err = prepare_data(*names, "--raw", raw, "--out", tmp_path)
     assert code == 0, err
-    reports = said["datasets"]
+    reports = shown["datasets"]
     sizes = {one["dataset"]: sum(split["examples"] for split in one["splits"]) for one in reports}
     assert sizes == dict(zip(names, (23, 17, 25, 8, 12), strict=True))
     assert all(not one["problems"] for one in reports)
@@ -76,7 +76,7 @@ def test_the_five_sets_of_the_refcoco_family_from_one_folder(tmp_path, prepare_d
         assert region.box_xyxy == corners(annotation["bbox"])
         assert rle_area(region.mask) == pytest.approx(annotation["area"], rel=AREA_TOLERANCE, abs=20)
     assert "left vase" in [one.expression for one in examples_of(tmp_path, "refcoco_unc:train")]
-    leaks = {(row["train"], row["evaluation"]): row for row in said["audit"]["overlaps"] if row["shared_images"]}
+    leaks = {(row["train"], row["evaluation"]): row for row in shown["audit"]["overlaps"] if row["shared_images"]}
     assert leaks["refcoco_unc:train", "refcocog_google:val"]["shared_objects"] == 1
 
 
@@ -94,9 +94,9 @@ def test_the_lists_of_transvg_become_two_splits_of_one_set(tmp_path, prepare_dat
     raw = folder("refcoco_transvg_pth")
     for split, size in {"val": 7_640, "test": 3_820}.items():
         file = raw / f"my_{split}_split.pth"
-        code, said, err = prepare_data("--from", file, "--name", "heard", "--out", tmp_path)
+        code, shown, err = prepare_data("--from", file, "--name", "heard", "--out", tmp_path)
         assert code == 0, err
-        assert [(one["split"], one["examples"]) for one in said["datasets"][0]["splits"]] == [(split, size)]
+        assert [(one["split"], one["examples"]) for one in shown["datasets"][0]["splits"]] == [(split, size)]
         with zipfile.ZipFile(file) as archive:
             rows = pickle.loads(archive.read("archive/data.pkl"))
         examples = examples_of(tmp_path, f"heard:{split}")
@@ -108,9 +108,9 @@ def test_the_lists_of_transvg_become_two_splits_of_one_set(tmp_path, prepare_dat
 
 
 def test_referit_has_the_published_counts(tmp_path, prepare_data):
-    code, said, err = prepare_data("referit", "--raw", folder("referit_berkeley"), "--out", tmp_path, "--strict")
+    code, shown, err = prepare_data("referit", "--raw", folder("referit_berkeley"), "--out", tmp_path, "--strict")
     assert code == 0, err
-    report = said["datasets"][0]
+    report = shown["datasets"][0]
     assert {one["split"]: one["examples"] for one in report["splits"]} == {
         "train": 54_127,
         "val": 5_842,
@@ -123,14 +123,14 @@ def test_referit_has_the_published_counts(tmp_path, prepare_data):
     assert "share images" in err and "0 of 2 pairs" in err
 
 
-def test_photographs_of_a_refer_set_are_found_and_whole(tmp_path, prepare_data):
+def test_photographs_of_a_refer_set_are_found_and_complete(tmp_path, prepare_data):
     file = folder("template_refs") / "refs(template).json"
-    code, said, err = prepare_data(
+    code, shown, err = prepare_data(
         "--from", file, "--name", "template", "--out", tmp_path, "--check-images", "--strict",
         "--images", folder("coco128"), "--images", folder("tiny_coco"),
     )  # fmt: skip
     assert code == 0, err
-    splits = said["datasets"][0]["splits"]
+    splits = shown["datasets"][0]["splits"]
     assert sum(one["examples"] for one in splits) == 1_124
     assert all(one["masks"] == one["regions"] == one["examples"] for one in splits)
     for name in Store(tmp_path).names():
@@ -140,7 +140,7 @@ def test_photographs_of_a_refer_set_are_found_and_whole(tmp_path, prepare_data):
 
 def test_several_targets_and_none(tmp_path, prepare_data):
     file = folder("template_refs") / "grefs(template).json"
-    code, said, err = prepare_data("--from", file, "--name", "template", "--out", tmp_path)
+    code, shown, err = prepare_data("--from", file, "--name", "template", "--out", tmp_path)
     assert code == 0, err
     refs = json.loads(file.read_text())
     expected = {
@@ -153,10 +153,10 @@ def test_several_targets_and_none(tmp_path, prepare_data):
         for one in all_examples(tmp_path)
     }
     assert found == expected
-    assert sum(one["no_target"] for one in said["datasets"][0]["splits"]) == 228
+    assert sum(one["no_target"] for one in shown["datasets"][0]["splits"]) == 228
 
 
-def test_genuine_expressions_as_lines_of_ones_own(tmp_path, prepare_data):
+def test_genuine_expressions_in_custom_lines(tmp_path, prepare_data):
     rows = [json.loads(line) for line in (folder("joined_real") / "refs.jsonl").read_text().splitlines()]
     lines = [
         {"id": row["id"], "image": row["image"], "expression": row["expression"], "kind": row["source"]}
@@ -166,7 +166,7 @@ def test_genuine_expressions_as_lines_of_ones_own(tmp_path, prepare_data):
     ]
     file = tmp_path / "joined_test.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    code, said, err = prepare_data(
+    code, shown, err = prepare_data(
         "--from", file, "--name", "joined", "--out", tmp_path / "store", "--images", REAL, "--check-images", "--strict"
     )
     assert code == 0, err
@@ -176,14 +176,14 @@ def test_genuine_expressions_as_lines_of_ones_own(tmp_path, prepare_data):
     assert sum(one.regions[0].mask is not None for one in examples) == sum(bool(row["segmentation"]) for row in rows)
     for row, example in zip(rows, examples, strict=True):
         assert example.regions[0].box_xyxy == pytest.approx(corners(row["bbox_xywh"]).expected, abs=0.5)
-    assert not said["datasets"][0]["problems"]
+    assert not shown["datasets"][0]["problems"]
 
 
 def test_plain_coco_needs_expressions_and_keeps_masks_and_crowds(tmp_path, prepare_data):
     annotations = folder("tiny_coco") / "annotations"
     for bare in ("instances_val2017.json", "captions_val2017.json"):
-        code, said, err = prepare_data("--from", annotations / bare, "--name", "tiny", "--out", tmp_path / "none")
-        assert (code, said) == (5, None)
+        code, shown, err = prepare_data("--from", annotations / bare, "--name", "tiny", "--out", tmp_path / "none")
+        assert (code, shown) == (5, None)
         assert "there is no expression with a target in it" in err
     file = json.loads((annotations / "instances_val2017.json").read_text())
     names = {one["id"]: one["name"] for one in file["categories"]}

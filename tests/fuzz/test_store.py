@@ -99,7 +99,7 @@ def test_any_manifest_is_read_or_refused(store, num_inputs):
 
 
 @pytest.mark.parametrize("num_inputs", NUM_INPUTS)
-def test_any_store_is_added_to_or_refuses_and_nothing_else_is_touched(store, tmp_path_factory, num_inputs):
+def test_any_store_is_added_to_or_refused_and_nothing_else_changes(store, tmp_path_factory, num_inputs):
     manifest = json.loads((store / "manifest.json").read_text())
     whole = {path: path.read_bytes() for path in store.rglob("*.parquet")}
     outside = tmp_path_factory.mktemp("outside")

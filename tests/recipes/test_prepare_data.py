@@ -1,4 +1,4 @@
-"""From published files to a store: counted, checked, repeatable, shared between processes, and never half done."""
+"""From published files to a store: counted, checked, repeatable, parallel, and atomic."""
 
 import json
 import pickle
@@ -49,7 +49,7 @@ def write_corpus(folder, *, refs=None):
     return made
 
 
-def write_pictures(folder, numbers=range(1, NUM_IMAGES + 1)):
+def write_images(folder, numbers=range(1, NUM_IMAGES + 1)):
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         Image.new("RGB", (100, 80), (number, 0, 0)).save(folder / f"COCO_train2014_{number:012d}.jpg")
@@ -104,7 +104,7 @@ def test_counts_are_compared_with_the_published_ones_and_strict_refuses_others(t
     assert not list((tmp_path / "strict").rglob("*.parquet"))
 
 
-def test_what_has_not_changed_is_not_done_again(tmp_path, raw):
+def test_unchanged_data_is_not_prepared_again(tmp_path, raw):
     store = tmp_path / "store"
     prepared(raw, out=store)
     file = store / "refcoco_unc" / "train.parquet"
@@ -120,23 +120,23 @@ def test_what_has_not_changed_is_not_done_again(tmp_path, raw):
     assert len(Store(store).split("refcoco_unc:train")) == 30
 
 
-def test_pictures_that_were_missing_are_looked_for_again(tmp_path, raw):
-    write_pictures(tmp_path / "coco", range(1, 31))
+def test_missing_images_are_searched_for_again(tmp_path, raw):
+    write_images(tmp_path / "coco", range(1, 31))
     how = {"out": tmp_path / "store", "images": (tmp_path / "coco",)}
     assert prepared(raw, **how).problems.counts["missing_image"] == 10
-    write_pictures(tmp_path / "coco")
+    write_images(tmp_path / "coco")
     assert prepared(raw, **how).status == "written"
     assert len(Store(tmp_path / "store").split("refcoco_unc:train")) == 60
     assert prepared(raw, **how).status == "unchanged"
 
 
-def test_strict_is_not_satisfied_by_what_a_lenient_run_has_written(tmp_path, raw):
+def test_strict_does_not_accept_the_result_of_a_lenient_run(tmp_path, raw):
     prepared(raw, out=tmp_path / "store")
     with pytest.raises(DataError, match="are expected"):
         prepared(raw, out=tmp_path / "store", strict=True)
 
 
-def test_a_split_that_another_run_has_replaced_is_done_again(tmp_path, raw):
+def test_a_split_that_another_run_has_replaced_is_prepared_again(tmp_path, raw):
     store = tmp_path / "store"
     prepared(raw, out=store)
     prepared(raw, out=store, splits=("val",), overrides={"text": "raw"})
@@ -146,7 +146,7 @@ def test_a_split_that_another_run_has_replaced_is_done_again(tmp_path, raw):
 
 
 def test_a_split_without_a_single_usable_record_is_an_error(tmp_path, raw):
-    write_pictures(tmp_path / "coco", [number for number in range(1, NUM_IMAGES + 1) if number % 4])
+    write_images(tmp_path / "coco", [number for number in range(1, NUM_IMAGES + 1) if number % 4])
     with pytest.raises(DataError, match="nothing of refcoco_unc:val"):
         prepared(raw, out=tmp_path / "store", images=(tmp_path / "coco",))
 
@@ -176,7 +176,7 @@ def test_shards_make_the_same_split_together(tmp_path, raw):
         assert entry["images"] == len({one.image for one in whole})
 
 
-def test_shards_that_hold_nothing_of_a_split_complete_it_all_the_same(tmp_path, raw):
+def test_shards_without_records_of_a_split_still_complete_it(tmp_path, raw):
     count = 30
     for number in range(1, count + 1):
         prepared(raw, out=tmp_path / "parts", shard=Shard(number, count))
@@ -186,7 +186,7 @@ def test_shards_that_hold_nothing_of_a_split_complete_it_all_the_same(tmp_path, 
     assert prepared(raw, out=tmp_path / "parts", shard=Shard(1, count)).status == "unchanged"
 
 
-def test_files_of_an_older_layout_do_not_stay_beside_the_new_ones(tmp_path, raw):
+def test_files_of_an_older_layout_are_removed(tmp_path, raw):
     store = tmp_path / "store"
     prepared(raw, out=store)
     for number in (1, 2):
@@ -201,8 +201,8 @@ def test_files_of_an_older_layout_do_not_stay_beside_the_new_ones(tmp_path, raw)
     assert len(Store(store).split("refcoco_unc:train")) == 60
 
 
-def test_pictures_are_found_missing_ones_listed_and_left_out(tmp_path, raw):
-    write_pictures(tmp_path / "coco" / "train2014", range(1, 31))
+def test_images_are_found_and_records_with_missing_ones_left_out(tmp_path, raw):
+    write_images(tmp_path / "coco" / "train2014", range(1, 31))
     report = prepared(raw, out=tmp_path / "store", images=(tmp_path / "coco",))
     assert report.problems.counts["missing_image"] == 10
     assert "000000000031" in report.problems.places["missing_image"][0]
@@ -217,8 +217,8 @@ def test_pictures_are_found_missing_ones_listed_and_left_out(tmp_path, raw):
     assert "--images" in caught.value.hint
 
 
-def test_pictures_in_an_archive_are_taken_out_of_it(tmp_path, raw):
-    write_pictures(tmp_path / "loose")
+def test_images_are_extracted_from_an_archive(tmp_path, raw):
+    write_images(tmp_path / "loose")
     with zipfile.ZipFile(tmp_path / "train2014.zip", "w") as archive:
         for path in (tmp_path / "loose").iterdir():
             archive.write(path, f"train2014/{path.name}")
@@ -229,7 +229,7 @@ def test_pictures_in_an_archive_are_taken_out_of_it(tmp_path, raw):
     assert not list((tmp_path / "store").rglob("*unwanted*"))
 
 
-def test_a_hostile_pickle_never_runs_and_the_store_stays(tmp_path, raw):
+def test_a_hostile_pickle_never_runs_and_leaves_the_store_unchanged(tmp_path, raw):
     class Evil:
         def __reduce__(self):
             return exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
@@ -245,7 +245,7 @@ def test_a_hostile_pickle_never_runs_and_the_store_stays(tmp_path, raw):
     assert after == before
 
 
-def test_a_contradiction_in_the_middle_of_a_file_leaves_nothing_half_written(tmp_path):
+def test_a_contradiction_in_the_middle_of_a_file_leaves_no_partial_store(tmp_path):
     refs = write_corpus(tmp_path / "good")
     refs[30] = {**refs[30], "image_id": 7}
     write_corpus(tmp_path / "bad", refs=refs)
@@ -273,7 +273,7 @@ def test_the_store_opens_in_duckdb(tmp_path, raw):
     assert duckdb.sql(query).fetchall()[1] == ("val", 20, 20, 4.0, "thing 4 0")
 
 
-def test_a_file_of_ones_own_is_read_by_its_format(tmp_path, raw):
+def test_a_custom_file_is_read_by_its_format(tmp_path, raw):
     how = Preparation(out=tmp_path / "store")
     file = raw / "refcoco" / "refs(unc).p"
     plan = plan_file(file, name="mine")

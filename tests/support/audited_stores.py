@@ -1,4 +1,4 @@
-"""Stores with known overlaps, and pictures, for tests of the audit."""
+"""Stores with known overlaps, and images, for tests of the audit."""
 
 import numpy as np
 from PIL import Image

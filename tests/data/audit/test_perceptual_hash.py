@@ -1,4 +1,4 @@
-"""Perceptual hashes, and look-alikes that they find."""
+"""Perceptual hashes, and the look-alikes that they find."""
 
 import random
 
@@ -22,7 +22,7 @@ def test_the_hash_compares_each_cell_with_its_left_neighbour():
     assert difference_hash(Image.fromarray(step)) == 1 << 63
 
 
-def test_a_copy_in_another_size_and_quality_looks_alike_and_another_picture_does_not(tmp_path):
+def test_a_copy_in_another_size_and_quality_is_a_look_alike_and_another_image_is_not(tmp_path):
     for name, image in {"a": waves(1), "b": waves(1, (200, 150)), "c": waves(2)}.items():
         image.save(tmp_path / f"{name}.jpg", quality=60 if name == "b" else 95)
     found = hash_images({name: tmp_path / f"{name}.jpg" for name in "abcd"})
@@ -34,14 +34,14 @@ def test_a_copy_in_another_size_and_quality_looks_alike_and_another_picture_does
 
 
 def test_several_workers_find_the_same_hashes(tmp_path):
-    pictures = {}
+    images = {}
     for number in range(20):
-        pictures[str(number)] = tmp_path / f"{number}.png"
-        waves(number, (20, 20)).save(pictures[str(number)])
+        images[str(number)] = tmp_path / f"{number}.png"
+        waves(number, (20, 20)).save(images[str(number)])
     seen = []
-    alone = hash_images(pictures, progress=lambda done, total: seen.append((done, total)))
+    alone = hash_images(images, progress=lambda done, total: seen.append((done, total)))
 
-    assert hash_images(pictures, workers=2) == alone
+    assert hash_images(images, workers=2) == alone
     assert seen[-1] == (20, 20)
 
 
@@ -87,7 +87,7 @@ def test_look_alikes_are_counted_for_the_splits_that_hold_them(tmp_path):
     assert audit_store(store, hashes={}).look_alikes == ()
 
 
-def test_each_picture_of_the_store_is_named_once(tmp_path):
+def test_each_image_of_the_store_is_listed_once(tmp_path):
     store = make_store(
         tmp_path, train=[("coco:1", "a", [BOX]), ("coco:1", "b", [BOX]), ("coco:2", "b", [])], val=[("coco:2", "c", [])]
     )

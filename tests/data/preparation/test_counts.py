@@ -1,4 +1,4 @@
-"""Counts are compared with the published ones for the settings in use, and a split that is not there counts."""
+"""Counts are compared with the published ones for the settings in use; missing splits count too."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def referit(**changes):
     return ReferitSettings(**{"drop_missing_images": True} | changes).model_dump(mode="json")
 
 
-def test_a_published_split_that_is_wholly_absent_has_none_of_its_counts():
+def test_a_missing_published_split_counts_zero():
     found = {split: REFERIT[split] for split in ("train", "test")}
     checks = check_counts(load_spec("referit"), found, settings=referit())
     assert len(checks) == 9
@@ -33,7 +33,7 @@ def test_a_published_split_that_is_wholly_absent_has_none_of_its_counts():
     ]
 
 
-def test_splits_that_are_not_wanted_are_not_missed():
+def test_unwanted_splits_are_not_checked():
     checks = check_counts(load_spec("referit"), {"val": REFERIT["val"]}, settings=referit(), splits=["val"])
     assert [check.agrees for check in checks] == [True] * 3
 
@@ -54,7 +54,7 @@ def test_the_counts_of_referit_are_those_of_its_settings(settings, found):
 
 
 @pytest.mark.parametrize("changed", [{"scene_boxes": True}, {"unrelated_captions": "drop"}])
-def test_counts_that_nobody_knows_are_not_checked(changed):
+def test_unknown_counts_are_not_checked(changed):
     spec = load_spec("flickr30k")
     known, unknown = (FlickrSettings(**given).model_dump(mode="json") for given in ({}, changed))
     both = FlickrSettings(scene_boxes=True, unrelated_captions="drop").model_dump(mode="json")
@@ -63,7 +63,7 @@ def test_counts_that_nobody_knows_are_not_checked(changed):
     assert check_counts(spec, {}, settings=both) == []
 
 
-def test_the_settings_of_a_plan_are_those_that_counts_are_for(tmp_path):
+def test_the_settings_of_a_plan_select_its_counts(tmp_path):
     for name in ("bbox", "query_train", "query_val", "query_test"):
         (tmp_path / f"referit_{name}.json").write_text("{}")
     plan = plan_named("referit", raw=tmp_path)

@@ -1,4 +1,4 @@
-"""Raw records become examples; what is wrong is left out or told, never silent."""
+"""Raw records become examples; faulty ones are left out or reported, never silently."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_every_expression_becomes_an_example_with_the_regions_of_its_record():
     assert not problems.counts
 
 
-def test_no_regions_stay_no_regions():
+def test_a_record_without_regions_has_no_regions():
     examples, problems = finished(record())
     assert examples[0].regions == ()
     assert not problems.counts
@@ -45,7 +45,7 @@ def test_a_box_may_come_from_its_mask():
     assert examples[0].regions[0].box_xyxy == (10.0, 10.0, 30.0, 30.0)
 
 
-def test_a_box_is_clipped_to_its_image_and_listed_if_it_reached_far():
+def test_a_box_is_clipped_to_its_image_and_reported_if_it_reached_far():
     examples, problems = finished(record(RawRegion((-3.0, 10.0, 100.2, 80.0))))
     assert examples[0].regions[0].box_xyxy == (0.0, 10.0, 100.0, 80.0)
     assert problems.counts == {"clipped_box": 1}
@@ -63,7 +63,7 @@ def test_a_box_is_clipped_to_its_image_and_listed_if_it_reached_far():
         (None, "region_without_box"),
     ],
 )
-def test_an_impossible_box_drops_its_record_and_is_named(box, kind):
+def test_an_impossible_box_drops_its_record_and_is_reported(box, kind):
     examples, problems = finished(record(RawRegion((1.0, 1.0, 5.0, 5.0)), RawRegion(box, source_id="coco:9")))
     assert examples == []
     assert problems.counts == {kind: 1, "dropped_record": 1}
@@ -71,13 +71,13 @@ def test_an_impossible_box_drops_its_record_and_is_named(box, kind):
     assert "coco:9" in problems.places[kind][0]
 
 
-def test_a_mask_that_lies_elsewhere_than_its_box_is_told_and_kept():
+def test_a_mask_far_from_its_box_is_reported_and_kept():
     examples, problems = finished(record(RawRegion((50.0, 40.0, 90.0, 70.0), SQUARE)))
     assert examples[0].regions[0].mask is not None
     assert problems.counts == {"mask_disagrees_with_box": 1}
 
 
-def test_a_broken_or_empty_mask_is_told_and_its_box_kept():
+def test_a_broken_or_empty_mask_is_reported_and_its_box_kept():
     for text, kind in [
         (b"[[1,", "unreadable_mask"),
         (b"[]", "empty_mask"),
@@ -95,13 +95,13 @@ def test_texts_are_repaired_and_empty_ones_dropped_and_counted():
     assert problems.counts == {"empty_expression": 2, "repaired_text": 1}
 
 
-def test_text_that_is_right_stays_as_it_is():
+def test_correct_text_is_unchanged():
     for text in ("the caf\u00e9", "Gr\u00f6\u00dfe \u732b", "2nd person's jacket", "\u201cquoted\u201d \u2122"):
         assert repair_text(text) == text
     assert repair_text("cafe\u0301") == "caf\u00e9"
 
 
-def test_windows_characters_that_were_read_as_latin_1_are_mended():
+def test_windows_characters_that_were_read_as_latin_1_are_repaired():
     examples, problems = finished(record(texts=("the person\x92s \x93hat\x94\x85", "left\x96most\x81 cup")))
     assert [one.expression for one in examples] == [
         "the person\u2019s \u201chat\u201d\u2026",
@@ -115,7 +115,7 @@ def test_half_a_surrogate_pair_becomes_a_blank():
     assert repair_text("a \U0001f600 cat") == "a \U0001f600 cat"
 
 
-def test_unknown_sizes_come_from_the_picture_or_stay_unknown(tmp_path):
+def test_unknown_sizes_come_from_the_image_or_stay_unknown(tmp_path):
     path = tmp_path / "7.jpg"
     Image.new("RGB", (60, 40)).save(path)
     raw = record(RawRegion((1.0, 1.0, 5.0, 5.0), SQUARE), width=None, height=None)
@@ -126,7 +126,7 @@ def test_unknown_sizes_come_from_the_picture_or_stay_unknown(tmp_path):
     assert problems.counts == {"mask_in_picture_of_unknown_size": 1}
 
 
-def test_checked_pictures_must_decode_and_have_the_annotated_size(tmp_path):
+def test_checked_images_must_decode_and_have_the_annotated_size(tmp_path):
     right, small, broken = (tmp_path / name for name in ("right.png", "small.png", "broken.jpg"))
     Image.new("RGB", (100, 80)).save(right)
     Image.new("RGB", (50, 40)).save(small)
@@ -149,7 +149,7 @@ def turned(path, orientation, size=(100, 80)):
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_boxes_of_a_picture_as_it_lies_in_its_file_do_not_fit_the_upright_one(tmp_path, orientation):
+def test_boxes_in_the_stored_orientation_do_not_fit_the_upright_image(tmp_path, orientation):
     path = turned(tmp_path / "7.jpg", orientation)
     raw = record(RawRegion((1.0, 1.0, 5.0, 5.0)), texts=("a cat", "pet"))
     examples, problems = finished(raw, path, check_images=True)
@@ -160,7 +160,7 @@ def test_boxes_of_a_picture_as_it_lies_in_its_file_do_not_fit_the_upright_one(tm
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_of_the_upright_picture_fit_a_turned_file(tmp_path, orientation):
+def test_boxes_of_the_upright_image_fit_a_rotated_file(tmp_path, orientation):
     path = turned(tmp_path / "7.jpg", orientation, (80, 100) if orientation > 4 else (100, 80))
     raw = record(RawRegion((1.0, 1.0, 5.0, 5.0)))
     examples, problems = finished(raw, path, check_images=True)
@@ -172,7 +172,7 @@ def test_boxes_of_the_upright_picture_fit_a_turned_file(tmp_path, orientation):
     assert not problems.counts
 
 
-def test_unchecked_pictures_are_looked_into_only_where_their_size_must_fit(tmp_path):
+def test_unchecked_images_are_opened_only_if_their_size_must_fit(tmp_path):
     path = turned(tmp_path / "7.jpg", 6)
     region = RawRegion((1.0, 1.0, 5.0, 5.0))
     assert len(finished(record(region), path)[0]) == 1

@@ -1,4 +1,4 @@
-"""Pictures are found in every usual layout, taken out of archives whole, and measured as they will be read."""
+"""Images are found in every usual layout of folders."""
 
 import pytest
 from image_files import COCO, write_image, zipped
@@ -20,15 +20,15 @@ from refcli.errors import DataError
         "other/coco_TRAIN2014_000000000009.JPG",
     ],
 )
-def test_a_coco_picture_is_found_in_every_usual_layout(tmp_path, place):
+def test_a_coco_image_is_found_in_every_usual_layout(tmp_path, place):
     path = write_image(tmp_path / place, file_format="JPEG")
 
     assert ImageRoots.open([tmp_path]).find(COCO) == FoundImage(path)
 
 
-def test_a_picture_that_is_nowhere_is_not_found(tmp_path):
+def test_a_missing_image_is_not_found(tmp_path):
     write_image(tmp_path / "000000000008.jpg")
-    (tmp_path / "000000000009.jpg.txt").write_text("no picture")
+    (tmp_path / "000000000009.jpg.txt").write_text("no image")
 
     assert ImageRoots.open([tmp_path]).find(COCO) is None
 
@@ -81,7 +81,7 @@ def test_of_equals_the_one_of_the_right_size_wins_and_without_a_size_the_first(t
     assert roots.find(RawImage("toy:1", ("1.jpg",))) == FoundImage(broken)
 
 
-def test_a_file_of_the_same_name_in_another_folder_is_another_picture(tmp_path):
+def test_a_file_of_the_same_name_in_another_folder_is_another_image(tmp_path):
     write_image(tmp_path / "vg" / "VG_100K_2" / "1.jpg")
     write_image(tmp_path / "vg" / "2.jpg")
     flat = write_image(tmp_path / "VG_100K" / "3.jpg")
@@ -94,14 +94,14 @@ def test_a_file_of_the_same_name_in_another_folder_is_another_picture(tmp_path):
     assert roots.find(RawImage("vg:5", ("VG_100K/5.jpg",))).member == "part/VG_100K/5.jpg"
 
 
-def test_a_coco_picture_lies_in_any_folder_whatever_folder_its_name_has(tmp_path):
+def test_a_coco_image_is_found_in_any_folder_whatever_folder_its_name_has(tmp_path):
     path = write_image(tmp_path / "images" / "000000000009.jpg")
     image = RawImage("coco:9", ("train2014/COCO_train2014_000000000009.jpg", *COCO.names), 80, 60)
 
     assert ImageRoots.open([tmp_path]).find(image) == FoundImage(path)
 
 
-def test_a_file_of_another_size_is_another_picture_even_if_it_is_the_only_one(tmp_path):
+def test_a_file_of_another_size_is_another_image_even_if_it_is_the_only_one(tmp_path):
     path = write_image(tmp_path / "a" / "1.jpg", (7, 4))
     (tmp_path / "a" / "2.jpg").write_bytes(b"broken")
     archive = zipped(tmp_path / "more.zip", {"a/2.jpg": b"not looked into"})
@@ -113,7 +113,7 @@ def test_a_file_of_another_size_is_another_picture_even_if_it_is_the_only_one(tm
     assert roots.find(RawImage("toy:2", ("2.jpg",), 7, 5)) == FoundImage(None, archive, "a/2.jpg")
 
 
-def test_a_turned_file_has_the_annotated_size_upright_and_as_it_lies_there(tmp_path):
+def test_a_rotated_file_fits_the_annotated_size_in_both_orientations(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = write_image(tmp_path / "1.jpg", (7, 4), exif=exif)
@@ -143,7 +143,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
     assert list(roots.unreadable) == [root / "itself"]
 
 
-def test_hidden_files_and_a_file_outside_the_roots_are_no_pictures(tmp_path):
+def test_hidden_files_and_files_outside_the_roots_are_not_found(tmp_path):
     write_image(tmp_path / "outside.jpg")
     root = tmp_path / "root"
     write_image(root / "._1.jpg")
@@ -155,7 +155,7 @@ def test_hidden_files_and_a_file_outside_the_roots_are_no_pictures(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
-def test_a_root_that_holds_nothing_is_refused(tmp_path, kind):
+def test_an_empty_root_is_refused(tmp_path, kind):
     root = tmp_path / "root"
     if kind == "file":
         root.write_text("text")

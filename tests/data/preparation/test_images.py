@@ -1,4 +1,4 @@
-"""Taking pictures out of archives, and measuring them."""
+"""Images are extracted from archives and measured as they will be read."""
 
 import os
 
@@ -16,7 +16,7 @@ from refcli.errors import DataError, ImageError
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 @pytest.mark.parametrize("is_root", [True, False])
-def test_pictures_in_archives_are_found_and_taken_out(tmp_path, kind, is_root):
+def test_images_in_archives_are_found_and_extracted(tmp_path, kind, is_root):
     content = write_image(tmp_path / "nine.png").read_bytes()
     folder = tmp_path / "root"
     folder.mkdir()
@@ -48,7 +48,7 @@ def test_a_plain_file_wins_over_an_archive_and_is_not_extracted(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_broken_archive_is_an_error_if_named_and_noted_if_it_only_lies_about(tmp_path):
+def test_a_broken_archive_is_an_error_as_a_root_and_recorded_otherwise(tmp_path):
     archive = tmp_path / "train2014.zip"
     whole = zipped(archive, {f"{number}.jpg": os.urandom(100) for number in range(9)}).read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])
@@ -61,14 +61,14 @@ def test_a_broken_archive_is_an_error_if_named_and_noted_if_it_only_lies_about(t
     assert caught.value.where == str(archive)
 
 
-def test_what_is_there_stays_and_what_has_another_size_is_replaced(tmp_path):
+def test_existing_files_are_kept_unless_their_size_differs(tmp_path):
     archive = zipped(tmp_path / "x.zip", {"1.jpg": b"one", "2.jpg": b"two"})
     images = [RawImage(f"toy:{name}", (name,)) for name in ("1.jpg", "2.jpg")]
     found = [(image, FoundImage(None, archive, image.names[0])) for image in images]
     folder = tmp_path / "out" / "toy"
     folder.mkdir(parents=True)
     (folder / "1.jpg").write_bytes(b"ONE")
-    (folder / "2.jpg").write_bytes(b"half a picture")
+    (folder / "2.jpg").write_bytes(b"half an image")
     extract_images(found, tmp_path / "out")
 
     assert (folder / "1.jpg").read_bytes() == b"ONE"
@@ -86,7 +86,7 @@ def test_a_member_that_is_too_large_is_refused(tmp_path):
     assert not list(tmp_path.rglob("out/**/*.jpg"))
 
 
-def test_different_pictures_never_get_the_same_name():
+def test_different_images_never_get_the_same_name():
     images = [
         RawImage("saiapr:36979", ("36979.jpg",)),
         RawImage("flickr30k:36979", ("36979.jpg",)),
@@ -114,10 +114,10 @@ def test_different_pictures_never_get_the_same_name():
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_the_measured_size_is_that_of_the_picture_as_it_is_read(tmp_path, file_format, orientation):
+def test_the_measured_size_is_that_of_the_image_as_it_is_read(tmp_path, file_format, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = write_image(tmp_path / "picture", (8, 6), file_format, exif=exif)
+    path = write_image(tmp_path / "image", (8, 6), file_format, exif=exif)
     height, width, _ = read_image(path).shape
 
     facts = probe(path)
@@ -129,9 +129,9 @@ def test_the_measured_size_is_that_of_the_picture_as_it_is_read(tmp_path, file_f
         assert (width, height) == ((6, 8) if orientation in (6, 8) else (8, 6))
 
 
-def test_a_truncated_picture_has_a_size_but_cannot_be_decoded(tmp_path):
+def test_a_truncated_image_has_a_size_but_cannot_be_decoded(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     noise.save(path)
     path.write_bytes(path.read_bytes()[:1500])
 
@@ -140,9 +140,9 @@ def test_a_truncated_picture_has_a_size_but_cannot_be_decoded(tmp_path):
         verify(path)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no picture"])
-def test_what_is_no_picture_has_no_size(tmp_path, content):
-    path = tmp_path / "picture.jpg"
+@pytest.mark.parametrize("content", [None, b"", b"no image"])
+def test_a_file_that_is_not_an_image_has_no_size(tmp_path, content):
+    path = tmp_path / "image.jpg"
     if content is not None:
         path.write_bytes(content)
     for measure in (probe, verify):

@@ -1,4 +1,4 @@
-"""Every kind of COCO segmentation gives the mask that pycocotools gives for it."""
+"""Every kind of COCO segmentation gives the same mask as pycocotools."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_polygons_are_united():
     assert decode_mask(mask_of([SQUARE]))[3:9, 2:12].all()
 
 
-def test_parts_that_are_no_polygon_are_left_out_and_nothing_remains_of_nothing():
+def test_invalid_polygons_are_ignored_and_without_polygons_there_is_no_mask():
     assert mask_of([SQUARE, [1.0, 2.0, 3.0, 4.0], [*TRIANGLE, 5.0]]) == mask_of([SQUARE])
     assert mask_of([[1.0, 2.0, 3.0, 4.0]]) is None
     assert mask_of([]) is None
@@ -53,7 +53,7 @@ def test_run_lengths_compressed_or_not_and_lists_of_them():
     assert (decode_mask(mask_of(as_dicts)) == (first | second)).all()
 
 
-def test_a_mask_may_be_given_or_be_read_when_it_is_needed():
+def test_a_mask_may_be_given_or_read_lazily():
     rle = encode_mask(bitmap((2, 7), (3, 9)))
     assert region_mask(RawRegion(None, rle), HEIGHT, WIDTH) == rle
     assert region_mask(RawRegion(None, lambda: rle), HEIGHT, WIDTH) == rle
@@ -87,7 +87,7 @@ def test_a_mask_may_be_given_or_be_read_when_it_is_needed():
         (b'{"size": [4, 4], "counts": [16]}', r"size \(4, 4\)"),
     ],
 )
-def test_what_is_no_segmentation_is_refused(text, message):
+def test_an_invalid_segmentation_is_refused(text, message):
     with pytest.raises(DataError, match=message):
         region_mask(RawRegion(None, text), HEIGHT, WIDTH)
 
@@ -99,7 +99,7 @@ def test_a_given_mask_whose_run_lengths_do_not_fill_it_is_refused():
             region_mask(RawRegion(None, given), HEIGHT, WIDTH)
 
 
-def test_masks_of_any_shape_fill_themselves():
+def test_masks_of_any_shape_are_unchanged():
     rng = np.random.default_rng(0)
     for density in (0.0, 0.003, 0.5, 0.997, 1.0):
         mask = rng.random((240, 320)) < density
@@ -108,7 +108,7 @@ def test_masks_of_any_shape_fill_themselves():
         assert (decode_mask(read) == mask).all()
 
 
-def test_polygons_may_reach_out_of_the_image():
+def test_polygons_may_extend_beyond_the_image():
     mask = mask_of([[-50.0, -50.0, 15.0, -50.0, 15.0, 250.0, -50.0, 250.0]])
     assert (decode_mask(mask) == bitmap((0, HEIGHT), (0, 15))).all()
 

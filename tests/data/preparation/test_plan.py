@@ -1,4 +1,4 @@
-"""The split of a user's own file is told by its name, or assumed and said."""
+"""The split of a custom file comes from its name, or is assumed with a note."""
 
 import json
 
@@ -36,13 +36,13 @@ def test_a_word_of_the_file_name_is_its_split(tmp_path, name, split):
 
 
 @pytest.mark.parametrize("name", ["cups.jsonl", "contest.jsonl", "trainer.jsonl"])
-def test_a_file_whose_name_tells_no_split_is_taken_for_training_with_a_note(tmp_path, name):
+def test_a_file_without_a_split_in_its_name_is_read_as_training_data_with_a_note(tmp_path, name):
     plan = plan_of(tmp_path, name)
     assert list(plan.files) == ["train"]
     assert plan.notes == (f"{name}: read as the split train; --split names another",)
 
 
-def test_a_split_that_is_named_needs_no_note(tmp_path):
+def test_a_named_split_needs_no_note(tmp_path):
     plan = plan_of(tmp_path, "cups.jsonl", split="holdout")
     assert list(plan.files) == ["holdout"]
     assert plan.notes == ()

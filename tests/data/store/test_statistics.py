@@ -1,4 +1,4 @@
-"""Figures of a split: compared with counting the examples one by one."""
+"""Statistics of a split equal counts over its examples."""
 
 import random
 from collections import Counter
@@ -71,13 +71,13 @@ def test_counts_are_those_of_the_examples(tmp_path):
         "a b c d e f g h i j k l",
     ],
 )
-def test_words_are_what_white_space_separates(tmp_path, expression):
+def test_words_are_separated_by_white_space(tmp_path, expression):
     spread = statistics_of(tmp_path, example(0, expression=expression)).expression_words
 
     assert spread.mean == len(expression.split())
 
 
-def test_a_box_counts_as_far_as_it_lies_in_its_picture(tmp_path):
+def test_only_the_part_of_a_box_inside_its_image_counts(tmp_path):
     whole = Region((0.0, 0.0, 40.0, 20.0))
     quarter_outside = Region((30.0, 10.0, 50.0, 30.0))  # 10 x 10 of 40 x 20 are inside: an eighth
     beside = Region((-9.0, 0.0, -1.0, 5.0))
@@ -91,7 +91,7 @@ def test_a_box_counts_as_far_as_it_lies_in_its_picture(tmp_path):
     assert area.bins[-1].stop == side.bins[-1].stop == 1.0
 
 
-def test_pictures_of_unknown_size_are_counted_and_their_boxes_are_not_measured(tmp_path):
+def test_images_of_unknown_size_are_counted_but_their_boxes_are_not_measured(tmp_path):
     found = statistics_of(
         tmp_path,
         example(0, Region((0.0, 0.0, 400.0, 200.0)), size=(0, 0)),
@@ -141,7 +141,7 @@ def test_statistics_span_all_row_groups(tmp_path):
     assert found.expressions_per_image.largest == max(Counter(one.image for one in examples).values())
 
 
-def test_every_value_is_in_the_bin_whose_limits_hold_it():
+def test_every_value_is_in_the_bin_that_contains_it():
     values = np.array([0, 1, 1, 5, 6, 10, 11, 900])
     spread = distribution(values, (0, 1, 2, 6, 11))
 
@@ -156,7 +156,7 @@ def test_the_greatest_share_is_in_the_last_bin():
     assert [one.count for one in distribution(np.array([0.0, 0.5, 1.0]), (0.0, 0.5), top=1.0).bins] == [1, 2]
 
 
-def test_nothing_measured_has_no_figures():
+def test_no_values_have_no_figures():
     spread = distribution(np.zeros(0), (0.0, 0.5), top=1.0)
 
     assert spread == Distribution(0, None, None, None, None, spread.bins)

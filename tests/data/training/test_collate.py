@@ -1,4 +1,4 @@
-"""Samples are stacked in their order, and their expressions padded to the longest."""
+"""Samples are stacked in order, and their expressions padded to the longest."""
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ def make_samples():
     mask = np.zeros((40, 60), dtype=bool)
     mask[10:30, 20:50] = True
     rle = encode_mask(mask)
-    told = [
+    stated = [
         ("the red square", (Region(mask_box(rle), rle),)),
         ("a circle", ()),
         ("the second blue star from the left", (Region((1.0, 2.0, 30.0, 40.0)),)),
@@ -31,7 +31,7 @@ def make_samples():
             augment=None,
             draw=0,
         )
-        for number, (expression, regions) in enumerate(told)
+        for number, (expression, regions) in enumerate(stated)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Mixtures: members are put together, and no training row shows a picture that scores are reported on."""
+"""Mixtures combine their members, and no training row shows an image of an evaluation split."""
 
 import pytest
 from mixed_stores import example, family_store, images_of, spec, stored
@@ -22,7 +22,7 @@ def store(tmp_path):
     return family_store(tmp_path)
 
 
-def test_training_rows_with_an_evaluation_picture_of_any_member_are_dropped_and_counted(store):
+def test_training_rows_with_an_evaluation_image_of_any_member_are_dropped_and_counted(store):
     report = mix(store, "both", spec(), keep_leaks=False)
     assert images_of(store, "both:train") == ["coco:1", "coco:3", "coco:3", "coco:5"]
     left, right, _ = report.members
@@ -32,7 +32,7 @@ def test_training_rows_with_an_evaluation_picture_of_any_member_are_dropped_and_
     assert sum(one.rows - one.dropped_rows for one in (left, right)) == report.summaries[0].examples == 4
 
 
-def test_evaluation_splits_are_kept_whole(store):
+def test_evaluation_splits_keep_all_rows(store):
     report = mix(store, "both", spec(), keep_leaks=False)
     assert images_of(store, "both:val") == images_of(store, "right:val")
     assert report.members[2].dropped_rows == 0
@@ -60,20 +60,20 @@ def test_rows_differ_from_their_members_in_data_set_split_and_image_only(store):
             assert getattr(new, name) == getattr(old, name), name
 
 
-def test_the_evaluation_pictures_are_listed_beside_the_splits(store):
+def test_the_evaluation_images_are_listed_beside_the_splits(store):
     report = mix(store, "both", spec(), keep_leaks=False)
     assert (store / "both" / EVAL_IMAGE_KEYS).read_text() == "coco:2\ncoco:4\ncoco:6\n"
     assert report.evaluation_images == 3
 
 
-def test_ids_that_do_not_tell_their_data_set_are_made_to(tmp_path):
+def test_ids_without_their_data_set_get_it_as_a_prefix(tmp_path):
     stored(tmp_path, "left", "train", [1, 2], prefix="")
     stored(tmp_path, "right", "train", [3, 4], prefix="")
     mix(tmp_path, "both", spec(mixture={"train": ["left:train", "right:train"]}), keep_leaks=False)
     assert Store(tmp_path).split("both:train").column("id").to_pylist() == ["left/0", "left/1", "right/0", "right/1"]
 
 
-def test_ids_that_tell_their_data_set_stay(store):
+def test_ids_with_their_data_set_stay(store):
     mix(store, "both", spec(), keep_leaks=True)
     ids = Store(store).split("both:train").column("id").to_pylist()
     assert ids == ["left/0", "left/1", "left/2", "left/3", "right/0", "right/1", "right/2"]
@@ -92,13 +92,13 @@ def test_two_splits_of_one_data_set_may_use_the_same_ids(store):
     ("roots", "expected_root", "expected_images"),
     [
         ((None, None), ".", ["left/1.jpg", "right/2.jpg"]),
-        (("pictures", "pictures/small"), "pictures", ["1.jpg", "small/2.jpg"]),
+        (("photos", "photos/small"), "photos", ["1.jpg", "small/2.jpg"]),
         (("../left", "../right/train2014"), "..", ["left/1.jpg", "right/train2014/2.jpg"]),
         (("/photos/coco", "/photos/coco"), "/photos/coco", ["1.jpg", "2.jpg"]),
         (("/photos/coco", "/photos/saiapr"), "/photos", ["coco/1.jpg", "saiapr/2.jpg"]),
     ],
 )
-def test_image_paths_stay_right_under_one_root(tmp_path, roots, expected_root, expected_images):
+def test_image_paths_stay_valid_under_one_root(tmp_path, roots, expected_root, expected_images):
     out = tmp_path / "store"
     stored(out, "left", "train", [1], images_at=roots[0])
     stored(out, "right", "train", [2], images_at=roots[1])
@@ -146,14 +146,14 @@ def test_a_folder_without_a_store_lacks_all_members(tmp_path):
         mix(tmp_path, "both", spec(), keep_leaks=False)
 
 
-def test_evaluation_splits_of_published_data_sets_that_are_missing_are_reported_where_that_is_allowed(store):
+def test_missing_evaluation_splits_of_published_data_sets_are_reported_if_allowed(store):
     wider = spec(family=["left", "right", "refcoco_unc"])
     report = mix(store, "both", wider, keep_leaks=False, allow_missing=True)
     assert report.missing_evaluation == ("refcoco_unc:val", "refcoco_unc:testA", "refcoco_unc:testB")
     assert Store(store).origin("both:train")["missing_evaluation"] == list(report.missing_evaluation)
 
 
-def test_without_leaks_every_evaluation_split_of_the_family_must_be_there(store):
+def test_without_leaks_every_evaluation_split_of_the_family_is_required(store):
     stored(store, "refcoco_unc", "testA", [5])
     wider = spec(family=["left", "right", "refcoco_unc"])
     with pytest.raises(DataError) as caught:
@@ -164,7 +164,7 @@ def test_without_leaks_every_evaluation_split_of_the_family_must_be_there(store)
     assert not (store / "both").exists()
 
 
-def test_who_keeps_leaks_or_mixes_no_training_split_needs_no_evaluation_splits(store):
+def test_with_leaks_or_without_training_splits_no_evaluation_split_is_required(store):
     stored(store, "refcoco_unc", "testA", [5])
     wider = spec(family=["left", "right", "refcoco_unc"])
     report = mix(store, "both", wider, keep_leaks=True)
@@ -172,7 +172,7 @@ def test_who_keeps_leaks_or_mixes_no_training_split_needs_no_evaluation_splits(s
     assert mix(store, "both", wider, keep_leaks=False, splits=["val"]).summaries[0].examples == 2
 
 
-def test_an_evaluation_split_whose_parts_are_not_all_there_is_missing(store):
+def test_an_incomplete_evaluation_split_is_missing(store):
     rows = [example("left", "val", "left/0", 1)]
     write_manifest(store, [write_split(store, "left", "val", rows)], part=Shard(1, 2))
     with pytest.raises(DataError, match="not in the store: left:val"):
@@ -191,7 +191,7 @@ def test_with_leaks_the_counts_are_compared_with_the_published_ones(store):
     assert mix(store, "both", spec(splits=PUBLISHED), keep_leaks=False).counts == ()
 
 
-def test_strict_refuses_a_count_that_differs_and_leaves_the_store_as_it_was(store):
+def test_strict_refuses_a_count_that_differs_and_leaves_the_store_unchanged(store):
     before = (store / "manifest.json").read_bytes()
     with pytest.raises(DataError, match="both:train has 7 expressions, 8 are expected"):
         mix(store, "both", spec(splits=PUBLISHED), keep_leaks=True, strict=True)
@@ -202,7 +202,7 @@ def test_strict_refuses_a_count_that_differs_and_leaves_the_store_as_it_was(stor
         mix(store, "both", spec(splits=PUBLISHED), keep_leaks=True, strict=True)
 
 
-def test_what_is_unchanged_is_not_written_again_unless_forced(store):
+def test_an_unchanged_mixture_is_not_written_again_unless_forced(store):
     mix(store, "both", spec(), keep_leaks=False)
     written = (store / "both" / "train.parquet").stat().st_ino
     again = mix(store, "both", spec(), keep_leaks=False)
@@ -229,29 +229,29 @@ def _a_file_is_gone(store):
     (store / "both" / "train.parquet").unlink()
 
 
-def _the_list_of_pictures_is_gone(store):
+def _the_list_of_images_is_gone(store):
     (store / "both" / EVAL_IMAGE_KEYS).unlink()
 
 
 @pytest.mark.parametrize(
     "change",
-    [_a_member_changes, _an_evaluation_split_changes, _a_member_moves, _a_file_is_gone, _the_list_of_pictures_is_gone],
+    [_a_member_changes, _an_evaluation_split_changes, _a_member_moves, _a_file_is_gone, _the_list_of_images_is_gone],
 )
-def test_a_mixture_is_made_again_when(store, change):
+def test_a_mixture_is_written_again_when(store, change):
     mix(store, "both", spec(), keep_leaks=False)
     change(store)
     assert mix(store, "both", spec(), keep_leaks=False).status == "written"
     assert (store / "both" / EVAL_IMAGE_KEYS).is_file()
 
 
-def test_a_mixture_is_made_again_with_another_family_or_with_leaks(store):
+def test_a_mixture_is_written_again_with_another_family_or_with_leaks(store):
     mix(store, "both", spec(family=["right"]), keep_leaks=False)
     assert mix(store, "both", spec(), keep_leaks=False).status == "written"
     assert mix(store, "both", spec(), keep_leaks=True).status == "written"
     assert len(Store(store).split("both:train")) == 7
 
 
-def test_a_training_split_whose_pictures_are_all_evaluated_is_an_error(store):
+def test_a_training_split_whose_images_are_all_evaluated_is_an_error(store):
     stored(store, "left", "val", [1, 3])
     with pytest.raises(DataError, match="no examples"):
         mix(store, "both", spec(mixture={"train": ["left:train"]}), keep_leaks=False)

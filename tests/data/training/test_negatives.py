@@ -1,4 +1,4 @@
-"""Samples with an expression of another picture: how many, which expressions, and that nothing else changes."""
+"""Negative samples: how many, with which expressions, and that nothing else changes."""
 
 import pickle
 from pathlib import Path
@@ -17,21 +17,21 @@ from refcli.errors import DataError
 from refcli.geometry.masks import encode_mask, mask_box
 
 TOWER = TowerSettings(image_size=24, patch_size=8, dim=64, heads=4)
-SAID = {
+EXPRESSIONS = {
     "a": ["The red cup", "a left thing"],
     "b": ["the red cup!", "the dog"],
     "c": ["the cat", "the red  CUP", "nothing of the sort"],
     "d": ["a tree"],
 }
-"""Pictures and what is said of them; "nothing of the sort" means nothing."""
+"""Image -> its expressions; "nothing of the sort" has no target."""
 
 
-def make_store(out: Path, said=SAID, splits=("train",)) -> Store:
+def make_store(out: Path, expressions=EXPRESSIONS, splits=("train",)) -> Store:
     mask = np.zeros((24, 24), dtype=bool)
     mask[4:20, 2:12] = True
     rle = encode_mask(mask)
     (out / "toy").mkdir()
-    for number, image in enumerate(said):
+    for number, image in enumerate(expressions):
         Image.new("RGB", (24, 24), (60 * number,) * 3).save(out / "toy" / f"{image}.png")
     for split in splits:
         examples = [
@@ -40,7 +40,7 @@ def make_store(out: Path, said=SAID, splits=("train",)) -> Store:
                 width=24, height=24, expression=text,
                 regions=() if text.startswith("nothing") else (Region(mask_box(rle), rle),), kind=f"kind of {image}",
             )
-            for image, texts in said.items()
+            for image, texts in expressions.items()
             for number, text in enumerate(texts)
         ]  # fmt: skip
         write_manifest(out, [write_split(out, "toy", split, examples)])
@@ -53,7 +53,7 @@ def make_dataset(store: Store, probability: float, splits=("toy:train",), **opti
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.15, 0.6])
-def test_the_share_of_samples_that_lose_their_target_is_the_probability(tmp_path, probability):
+def test_the_share_of_negative_samples_is_the_probability(tmp_path, probability):
     dataset = make_dataset(make_store(tmp_path), probability)
     batches = EndlessSampler(len(dataset), batch_size=50, seed=3)
     keys = [key for step in range(40) for key in batches.batch(step)]
@@ -65,7 +65,7 @@ def test_the_share_of_samples_that_lose_their_target_is_the_probability(tmp_path
     assert lost == pytest.approx(probability, abs=3 * (probability * (1 - probability) / sum(had)) ** 0.5)
 
 
-def test_a_changed_sample_has_the_picture_and_id_but_nothing_is_meant(tmp_path):
+def test_a_negative_sample_keeps_its_image_and_id_but_has_no_target(tmp_path):
     store = make_store(tmp_path)
     dataset, plain = make_dataset(store, 1.0), make_dataset(store, 0.0)
     for index in range(len(dataset)):
@@ -79,7 +79,7 @@ def test_a_changed_sample_has_the_picture_and_id_but_nothing_is_meant(tmp_path):
             assert before.box_cxcywh.any()
 
 
-def test_borrowed_are_expressions_that_mean_something_elsewhere_and_nobody_says_here(tmp_path):
+def test_borrowed_expressions_have_a_target_elsewhere_and_are_unused_for_the_image(tmp_path):
     store = make_store(tmp_path)
     dataset = make_dataset(store, 1.0)
     may = {
@@ -95,7 +95,7 @@ def test_borrowed_are_expressions_that_mean_something_elsewhere_and_nobody_says_
             assert borrowed == may[example.image_id], example.expression
 
 
-def test_the_same_draw_borrows_the_same_in_every_process_and_other_draws_borrow_others(tmp_path):
+def test_borrowing_depends_only_on_the_draw(tmp_path):
     dataset = make_dataset(make_store(tmp_path), 0.5)
     again = pickle.loads(pickle.dumps(dataset))
     texts = [[one[0, draw].expression for draw in range(60)] for one in (dataset, again)]
@@ -120,18 +120,18 @@ def test_left_and_right_of_a_borrowed_expression_follow_the_flip(tmp_path):
     assert "a left thing" not in borrowed
 
 
-def test_kinds_that_are_not_trained_on_lend_nothing_but_are_still_said(tmp_path):
+def test_excluded_kinds_are_not_borrowed_but_still_count_as_used_for_their_image(tmp_path):
     dataset = make_dataset(make_store(tmp_path), 1.0, kinds=["kind of b", "kind of d"])
     assert {dataset[2, draw].expression for draw in range(100)} == {"the red cup!", "the dog"}
     assert {dataset[0, draw].expression for draw in range(100)} == {"a tree"}
 
 
-def test_where_everything_is_said_of_every_picture_samples_stay_as_they_are(tmp_path):
+def test_samples_stay_unchanged_if_every_expression_is_used_for_every_image(tmp_path):
     dataset = make_dataset(make_store(tmp_path, {"a": ["it"], "b": ["It."]}), 1.0)
     assert [dataset[index, 1].exists for index in range(2)] == [True, True]
 
 
-def test_one_picture_has_nobody_to_borrow_from(tmp_path):
+def test_a_single_image_cannot_borrow(tmp_path):
     with pytest.raises(DataError) as caught:
         make_dataset(make_store(tmp_path, {"a": ["it", "that"]}), 0.1)
     assert caught.value.where == "data.augment.no_target"

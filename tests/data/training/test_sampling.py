@@ -84,7 +84,7 @@ def test_batches_are_plain_integers():
     assert type(draw) is int
 
 
-def test_nothing_to_sample_is_an_error():
+def test_an_empty_data_set_is_an_error():
     with pytest.raises(DataError, match="no samples"):
         EndlessSampler(0, batch_size=4, seed=0)
 

@@ -1,4 +1,4 @@
-"""The evaluation transform equals the published one; training views move picture, boxes and masks together."""
+"""The evaluation transform equals the published one; training views move image, boxes and masks together."""
 
 import json
 import random
@@ -26,9 +26,7 @@ def tower(height, width):
 
 
 def example(width, height, regions, expression="the thing"):
-    return Example(
-        "id", "toy", "train", "picture.png", "picture", width, height, expression, tuple(regions), "attribute"
-    )
+    return Example("id", "toy", "train", "image.png", "image", width, height, expression, tuple(regions), "attribute")
 
 
 def ellipse(height, width, centre, radii):
@@ -39,7 +37,7 @@ def ellipse(height, width, centre, radii):
     return mask, Region(mask_box(rle), rle)
 
 
-def grey_picture(mask):
+def grey_image(mask):
     """White where the mask is, black elsewhere."""
     return Image.fromarray(np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, axis=2))
 
@@ -124,7 +122,7 @@ def test_no_region_means_no_target():
         assert sample.box_cxcywh.tolist() == [0, 0, 0, 0]
 
 
-def test_a_region_without_mask_fills_its_box_and_says_so():
+def test_a_region_without_mask_fills_its_box_and_is_marked():
     image = Image.new("RGB", (96, 96))
     mask, known = ellipse(96, 96, (20, 30), (8, 10))
     unknown = Region((50.4, 60.5, 80.0, 200.0))
@@ -139,7 +137,7 @@ def test_a_region_without_mask_fills_its_box_and_says_so():
 
 
 @pytest.mark.parametrize("size", [(200, 150), (90, 240), (96, 96)])
-def test_the_referent_is_never_lost_and_box_mask_and_picture_stay_together(size):
+def test_the_target_is_never_lost_and_box_mask_and_image_stay_aligned(size):
     width, height = size
     rng = random.Random(0)
     for draw in range(150):
@@ -148,7 +146,7 @@ def test_the_referent_is_never_lost_and_box_mask_and_picture_stay_together(size)
         mask, region = ellipse(height, width, centre, radii)
         record = example(width, height, [region])
         augment = EVERYTHING.model_copy(update={"colour_jitter": 0.0})
-        sample = make_sample(grey_picture(mask), record, tower=tower(96, 64), augment=augment, draw=draw)
+        sample = make_sample(grey_image(mask), record, tower=tower(96, 64), augment=augment, draw=draw)
         view = draw_view(random.Random(draw), record, tower(96, 64), augment)
         pixel = max(1.0, view.frame.ratio) + 1
         assert sample.exists
@@ -156,13 +154,13 @@ def test_the_referent_is_never_lost_and_box_mask_and_picture_stay_together(size)
         left, top, right, bottom = box_xyxy(sample)
         assert -1 <= left < right <= 65
         assert -1 <= top < bottom <= 97
-        # The white object of the picture lies where the mask says, to a pixel.
+        # The white object of the image lies exactly where the mask is.
         is_white = sample.image[0] > (0.5 - IMAGE_MEAN[0]) / IMAGE_STD[0]
         assert not (is_white & ~grown(sample.mask)).any(), draw
         assert not (sample.mask & ~grown(is_white)).any(), draw
 
 
-def test_every_region_of_several_stays_whole_in_a_crop():
+def test_a_crop_keeps_every_region_completely_visible():
     _, first = ellipse(100, 200, (30, 30), (10, 10))
     _, second = ellipse(100, 200, (110, 70), (20, 10))
     record = example(200, 100, [first, second])
@@ -184,36 +182,36 @@ def test_expressions_of_position_are_never_cropped():
         assert (crops != {(0, 0, 200, 100)}) == is_cropped, expression
 
 
-def test_a_mirrored_picture_has_a_mirrored_expression_box_and_mask():
+def test_a_mirrored_image_has_a_mirrored_expression_box_and_mask():
     mask, region = ellipse(96, 96, (20, 30), (8, 10))
     record = example(96, 96, [region], "the Left one")
     always = AugmentSettings(flip=1.0)
-    sample = make_sample(grey_picture(mask), record, tower=tower(96, 96), augment=always, draw=0)
-    plain = make_sample(grey_picture(mask), record, tower=tower(96, 96), augment=None, draw=0)
+    sample = make_sample(grey_image(mask), record, tower=tower(96, 96), augment=always, draw=0)
+    plain = make_sample(grey_image(mask), record, tower=tower(96, 96), augment=None, draw=0)
     assert sample.expression == "the Right one"
     np.testing.assert_array_equal(sample.image, plain.image[:, :, ::-1])
     np.testing.assert_array_equal(sample.mask, plain.mask[:, ::-1])
     np.testing.assert_allclose(sample.box_cxcywh, plain.box_cxcywh * [-1, 1, 1, 1] + [1, 0, 0, 0], atol=1e-6)
 
 
-def test_without_any_change_the_training_sample_is_the_evaluation_sample():
+def test_without_augmentation_the_training_sample_is_the_evaluation_sample():
     mask, region = ellipse(70, 120, (40, 30), (15, 10))
     record = example(120, 70, [region])
-    plain = make_sample(grey_picture(mask), record, tower=tower(96, 96), augment=None, draw=0)
-    unchanged = make_sample(grey_picture(mask), record, tower=tower(96, 96), augment=AugmentSettings(), draw=9)
+    plain = make_sample(grey_image(mask), record, tower=tower(96, 96), augment=None, draw=0)
+    unchanged = make_sample(grey_image(mask), record, tower=tower(96, 96), augment=AugmentSettings(), draw=9)
     for name in ("image", "mask", "box_cxcywh"):
         np.testing.assert_array_equal(getattr(plain, name), getattr(unchanged, name))
 
 
-def test_the_draw_alone_decides():
+def test_the_augmentation_depends_only_on_the_draw():
     mask, region = ellipse(70, 120, (40, 30), (15, 10))
     record = example(120, 70, [region])
 
-    def picture(draw):
-        return make_sample(grey_picture(mask), record, tower=tower(96, 96), augment=EVERYTHING, draw=draw).image
+    def image_of(draw):
+        return make_sample(grey_image(mask), record, tower=tower(96, 96), augment=EVERYTHING, draw=draw).image
 
-    np.testing.assert_array_equal(picture(1), picture(1))
-    assert len({picture(draw).tobytes() for draw in range(20)}) == 20
+    np.testing.assert_array_equal(image_of(1), image_of(1))
+    assert len({image_of(draw).tobytes() for draw in range(20)}) == 20
 
 
 def test_scale_and_translation_use_the_whole_range():
@@ -248,7 +246,7 @@ def test_a_box_that_leaves_the_image_can_still_be_cropped():
         assert 0 <= top <= 25
 
 
-def test_the_smallest_pictures_survive_every_change():
+def test_the_smallest_images_survive_every_augmentation():
     for width, height in [(1, 1), (1, 300), (300, 1), (2, 3)]:
         record = example(width, height, [Region((0.0, 0.0, float(width), float(height)))])
         for draw in range(20):
@@ -259,7 +257,7 @@ def test_the_smallest_pictures_survive_every_change():
             assert np.isfinite(sample.image).all()
 
 
-def test_the_record_is_carried_along():
+def test_a_sample_carries_id_kind_and_expression():
     record = replace(example(10, 10, []), id="a/7", kind="ordinal")
     sample = make_sample(Image.new("RGB", (10, 10)), record, tower=tower(96, 96), augment=None, draw=0)
     assert (sample.id, sample.kind, sample.expression) == ("a/7", "ordinal", "the thing")

@@ -1,4 +1,4 @@
-"""A mixture keeps its proportions, passes over each source whole, and goes on anywhere."""
+"""A weighted sampler keeps the proportions of its sources, passes over each completely, and resumes anywhere."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_ranks_divide_each_global_batch_of_the_single_process(world):
         assert Counter(item for rank in ranks for item in rank[step]) == Counter(batch)
 
 
-def test_batches_asked_for_in_any_order_are_the_same():
+def test_batches_do_not_depend_on_the_order_of_access():
     sampler = WeightedSampler(SIZES, WEIGHTS, batch_size=8, seed=5)
     whole = first_batches(60)
     for step in np.random.default_rng(0).permutation(60).tolist():
@@ -94,7 +94,7 @@ def test_a_batch_may_hold_many_passes_over_a_small_source():
         assert sorted(small[start : start + 2]) == [0, 1]
 
 
-def test_a_rare_source_comes_in_every_virtual_epoch_although_the_store_is_small():
+def test_a_rare_source_occurs_in_every_virtual_epoch_of_a_small_store():
     sampler = WeightedSampler((2, 2), (999.0, 1.0), batch_size=1000, seed=1)
 
     assert sampler.epoch_length == 1000

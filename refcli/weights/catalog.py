@@ -143,8 +143,3 @@ class Catalog(Settings):
             where="the catalogue",
             hint=did_you_mean(name, self.names(), rest="see `refcli weights list`"),
         )
-
-
-def find(name: str) -> CatalogEntry:
-    """The entry of that name in the catalogue of refcli; errors as `Catalog.find`."""
-    return Catalog.load().find(name)

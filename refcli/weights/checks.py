@@ -105,7 +105,7 @@ class WeightsInfo:
 
 
 def read_info(directory: Path) -> WeightsInfo:
-    """Describe a weights directory: converted, trained here, or packaged.
+    """Describe a weights directory, whether converted, trained or packaged.
 
     Raises:
         WeightsError: it holds no weights, or files that cannot be read.
@@ -128,7 +128,7 @@ def read_info(directory: Path) -> WeightsInfo:
         dtypes=tuple(sorted({tensor.dtype for tensor in stored.values()})),
         image_size=_image_size(settings),
         tokenizer=text.tokenizer if text else None,
-        tokenizer_is_there=text is not None and _is_there(locate_tokenizer(directory, text)),
+        tokenizer_is_there=text is not None and _exists(locate_tokenizer(directory, text)),
         sha256=recorded if isinstance(recorded, str) else file_sha256(directory / MODEL_FILE),
         source=source,
         pretraining={name: args[name] for name in PRETRAINING_ARGS if name in args},
@@ -185,8 +185,8 @@ def _scores(meta: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     splits = mapping(mapping(meta, "scores"), "splits")
     overall = {name: mapping(mapping(splits, name), "overall") for name in splits}
     return {
-        name: {figure: value for figure, value in figures.items() if isinstance(value, int | float)}
-        for name, figures in overall.items()
+        name: {metric: value for metric, value in metrics.items() if isinstance(value, int | float)}
+        for name, metrics in overall.items()
     }
 
 
@@ -199,7 +199,7 @@ def _count(stored: Mapping[str, StoredTensor], *, depth: int) -> dict[str, int]:
 
 
 def _tasks(settings: Settings) -> tuple[str, ...]:
-    """The outputs of a model's head; all weights without a `tasks` entry were trained for all of them."""
+    """All outputs of the head, for models whose meta.json does not state their tasks."""
     return head_outputs(settings.head) if isinstance(settings, ModelSettings) else ()
 
 
@@ -207,7 +207,7 @@ def _text(settings: Settings) -> TextSettings | None:
     return settings.text if isinstance(settings, ModelSettings | TowerOnlySettings) else None
 
 
-def _is_there(text: TextSettings) -> bool:
+def _exists(text: TextSettings) -> bool:
     return text.tokenizer == BUILTIN or Path(text.tokenizer).is_file()
 
 
@@ -227,13 +227,13 @@ def verify(directory: Path) -> list[str]:
         WeightsError: it holds no weights at all.
     """
     require_model(directory)
-    checks: tuple[Callable[[Path], list[str]], ...] = (_changed_files, _misfits, _not_finite, _tokenizer_problems)
+    checks: tuple[Callable[[Path], list[str]], ...] = (_changed_files, _mismatches, _not_finite, _tokenizer_problems)
     problems: list[str] = []
     for check in checks:
         try:
             problems += check(directory)
         except RefcliError as problem:
-            problems.append(_line(problem))
+            problems.append(_as_line(problem))
     return list(dict.fromkeys(problems))  # several checks report a broken config.yaml
 
 
@@ -248,7 +248,7 @@ def unchecked(directory: Path) -> list[str]:
     return ["meta.json records no checksums: changed numbers would not be detected"]
 
 
-def _line(problem: RefcliError) -> str:
+def _as_line(problem: RefcliError) -> str:
     return f"{problem.message} ({problem.where})" + (f": {problem.hint}" if problem.hint else "")
 
 
@@ -263,7 +263,7 @@ def _changed_files(directory: Path) -> list[str]:
     return problems
 
 
-def _misfits(directory: Path) -> list[str]:
+def _mismatches(directory: Path) -> list[str]:
     settings = read_any_settings(directory)
     stored = stored_tensors(directory / MODEL_FILE)
     with torch.device("meta"), NoInitialisation():
@@ -287,7 +287,7 @@ def _not_finite(directory: Path) -> list[str]:
         try:
             problems += [f"{name} holds NaN or infinity" for name in non_finite_tensors(path)]
         except WeightsError as problem:
-            problems.append(_line(problem))
+            problems.append(_as_line(problem))
     return problems
 
 

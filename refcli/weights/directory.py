@@ -27,7 +27,7 @@ from refcli.weights.layout import (
     write_directory,
 )
 from refcli.weights.locate import BUILTIN, resolve
-from refcli.weights.tensors import NoInitialisation, assign_state, read_state
+from refcli.weights.tensors import NoInitialisation, assign_state, read_tensors
 from refcli.weights.tokenizers import find_tokenizer, load_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -126,7 +126,7 @@ def load_weights(
     tokenizer = Tokenizer.load(settings.text)  # before gigabytes are read: it may be missing
     check_tokenizer(tokenizer, settings.tower, where=str(directory))
     meta = read_meta(directory)
-    state = read_state(directory)
+    state = read_tensors(directory / MODEL_FILE)
     with torch.device("meta"), NoInitialisation():
         grounder = Grounder.from_settings(settings)
     assign_state(grounder, state, where=str(directory / MODEL_FILE))

@@ -91,7 +91,7 @@ def home() -> Path:
 
 
 def has_home() -> bool:
-    """Whether `home` exists as a setting; without it nothing can have been pulled."""
+    """Whether there is a home directory; without one nothing can have been pulled."""
     try:
         home()
     except UsageError:

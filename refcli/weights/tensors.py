@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from refcli.errors import WeightsError
-from refcli.weights.layout import MODEL_FILE
 
 DAMAGE = (SafetensorError, OSError, ValueError, RuntimeError, LookupError)
 """What reading a damaged safetensors file raises; a type that safetensors does not know raises torch's own errors."""
@@ -89,19 +88,16 @@ def is_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
-def read_state(directory: Path) -> dict[str, Tensor]:
-    """The tensors of model.safetensors.
+def read_tensors(path: Path, *, what: str = "the model file") -> dict[str, Tensor]:
+    """The tensors of a safetensors file; `what` names it in the error.
 
     Raises:
         WeightsError: the file is damaged.
     """
-    path = directory / MODEL_FILE
     try:
         return load_file(path)
     except DAMAGE as problem:
-        raise WeightsError(
-            "the model file is damaged", where=str(path), hint=f"fetch it again ({problem})"
-        ) from problem
+        raise WeightsError(f"{what} is damaged", where=str(path), hint=f"fetch it again ({problem})") from problem
 
 
 class Mismatch(NamedTuple):

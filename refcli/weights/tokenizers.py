@@ -24,7 +24,7 @@ from refcli.weights.layout import (
     write_directory,
 )
 from refcli.weights.locate import has_home, pulled_directory, resolve
-from refcli.weights.tensors import assign_state, read_state
+from refcli.weights.tensors import assign_state, read_tensors
 
 VISUAL_TOKENIZER_KIND = "vqkd"
 """The row of `CONVERSIONS` that writes directories with the same tensors."""
@@ -87,5 +87,5 @@ def load_visual_tokenizer(name_or_path: str) -> VisualTokenizer:
     settings = read_settings_of(directory, VisualTokenizerSettings, wanted="a visual tokenizer", hints=hints)
     with torch.device("meta"):
         tokenizer = VisualTokenizer(settings)
-    assign_state(tokenizer, read_state(directory), where=str(directory / MODEL_FILE))
+    assign_state(tokenizer, read_tensors(directory / MODEL_FILE), where=str(directory / MODEL_FILE))
     return tokenizer.float().eval()

@@ -9,25 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from refcli.config.load import validate
 from refcli.config.schema import ModelSettings, Settings, TowerSettings
-from refcli.errors import ConfigError, WeightsError
+from refcli.errors import ConfigError
 from refcli.files import write_atomically
 from refcli.grounder import Grounder
 from refcli.model.positions import resample_vision_positions
 from refcli.text.tokenizer import Tokenizer
 from refcli.weights.directory import load_weights, read_head_settings, read_tower_settings
-from refcli.weights.layout import PRETRAINING_HEADS_FILE, HeadOnlySettings, read_meta, write_meta
+from refcli.weights.layout import MODEL_FILE, PRETRAINING_HEADS_FILE, HeadOnlySettings, read_meta, write_meta
 from refcli.weights.locate import resolve
-from refcli.weights.tensors import find_mismatches, read_state, summarize
+from refcli.weights.tensors import find_mismatches, read_tensors, summarize
 from refcli.weights.tokenizers import load_tokenizer
 
 VISION_POSITIONS = "vision_embedding.positions"
-TOWER_PREFIX = "tower."
+TOWER_PREFIX, HEAD_PREFIX = "tower.", "head."
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def read_starting_weights(name: str) -> StartingWeights:
     directory = resolve(name)
     if settings := read_tower_settings(directory):
         tokenizer = Tokenizer.load(settings.text)  # before gigabytes are read: it may be missing
-        tower = {key.removeprefix(TOWER_PREFIX): tensor for key, tensor in read_state(directory).items()}
+        tower = {key.removeprefix(TOWER_PREFIX): tensor for key, tensor in read_tensors(directory / MODEL_FILE).items()}
         return StartingWeights(settings.tower, tower, tokenizer, None, {})
     loaded = load_weights(name, device="cpu", dtype=torch.float32)
     grounder, model = loaded.grounder, loaded.settings
@@ -106,22 +105,27 @@ def start_from(name: str, grounder: Grounder, settings: ModelSettings) -> tuple[
     optional = {part for parts in grounder.head.OPTIONAL_PARTS.values() for part in parts}
     wanted, given = grounder.head.state_dict(), dict(start.head)
     fresh = (_parts(wanted) - _parts(given)) & optional
-    behind = (_parts(given) - _parts(wanted)) & optional
-    head = {key: tensor for key, tensor in given.items() if key.split(".")[0] not in behind}
-    head |= {key: tensor for key, tensor in wanted.items() if key.split(".")[0] in fresh}
+    dropped = (_parts(given) - _parts(wanted)) & optional
+    head = {key: tensor for key, tensor in given.items() if _part(key) not in dropped}
+    head |= {key: tensor for key, tensor in wanted.items() if _part(key) in fresh}
     _copy_state(grounder.head, head, part="head", name=name)
     notes += (f"newly initialised, because the weights do not have them: {_listed(fresh)}",) if fresh else ()
-    notes += (f"dropped, because the settings switch them off: {_listed(behind)}",) if behind else ()
+    notes += (f"dropped, because the settings switch them off: {_listed(dropped)}",) if dropped else ()
     return notes
+
+
+def _part(key: str) -> str:
+    """The module directly below the head that a tensor belongs to."""
+    return key.split(".")[0]
 
 
 def _parts(state: Mapping[str, Tensor]) -> set[str]:
     """The modules directly below the head that have tensors."""
-    return {key.split(".")[0] for key in state}
+    return {_part(key) for key in state}
 
 
 def _listed(parts: set[str]) -> str:
-    return ", ".join(f"head.{part}" for part in sorted(parts))
+    return ", ".join(HEAD_PREFIX + part for part in sorted(parts))
 
 
 def _copy_state(module: nn.Module, given: Mapping[str, Tensor], *, part: str, name: str) -> None:
@@ -132,9 +136,6 @@ def _copy_state(module: nn.Module, given: Mapping[str, Tensor], *, part: str, na
             hint=f"make model.{part} the same as in the weights' config.yaml",
         )
     module.load_state_dict(dict(given))
-
-
-HEAD_PREFIX = "head."
 
 
 def start_head_from(name: str, grounder: Grounder, settings: ModelSettings) -> tuple[str, ...]:
@@ -164,9 +165,9 @@ def start_head_from(name: str, grounder: Grounder, settings: ModelSettings) -> t
             where=where,
             hint=f"model.head.name={stored.head.name}",
         )
-    given = {key.removeprefix(HEAD_PREFIX): tensor for key, tensor in read_state(directory).items()}
+    given = {key.removeprefix(HEAD_PREFIX): tensor for key, tensor in read_tensors(directory / MODEL_FILE).items()}
     wanted = grounder.head.state_dict()
-    parts = {_part(key) for key in given}
+    parts = _parts(given)
     expected = {key: tensor for key, tensor in wanted.items() if _part(key) in parts}
     differences = _differences(stored, grounder, settings)
     if rows := find_mismatches(expected, given):
@@ -176,18 +177,11 @@ def start_head_from(name: str, grounder: Grounder, settings: ModelSettings) -> t
             hint="the weights were made with " + ", ".join(differences) if differences else None,
         )
     grounder.head.load_state_dict({**wanted, **given})
-    rest = sorted({_part(key) for key in wanted} - parts)
-    notes: tuple[str, ...] = (
-        f"the head started from {name}: " + ", ".join(f"{HEAD_PREFIX}{part}" for part in sorted(parts)),
-    )
-    notes += (f"not in these weights: {', '.join(HEAD_PREFIX + part for part in rest)}",) if rest else ()
+    rest = _parts(wanted) - parts
+    notes: tuple[str, ...] = (f"the head started from {name}: {_listed(parts)}",)
+    notes += (f"not in these weights: {_listed(rest)}",) if rest else ()
     notes += (f"the weights were made with {', '.join(differences)}; these settings differ",) if differences else ()
     return notes
-
-
-def _part(key: str) -> str:
-    """The module directly below the head that a tensor belongs to."""
-    return key.split(".")[0]
 
 
 def _differences(stored: HeadOnlySettings, grounder: Grounder, settings: ModelSettings) -> list[str]:
@@ -239,10 +233,7 @@ def load_pretraining_heads(directory: Path, heads: nn.Module) -> tuple[str, ...]
     path = directory / PRETRAINING_HEADS_FILE
     given: Mapping[str, Tensor] = {}
     if path.is_file():
-        try:
-            given = load_file(path)
-        except (SafetensorError, OSError) as problem:
-            raise WeightsError(f"the pre-training heads are damaged: {problem}", where=str(path)) from problem
+        given = read_tensors(path, what="the file of the pre-training heads")
     fresh = []
     for name, head in heads.named_children():
         wanted = {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}

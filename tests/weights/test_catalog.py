@@ -11,7 +11,7 @@ from refcli.config.load import read_yaml
 from refcli.config.presets import data_specs_root
 from refcli.data.spec import list_specs, load_spec
 from refcli.errors import ExitCode, UsageError
-from refcli.weights.catalog import Catalog, CatalogEntry, find
+from refcli.weights.catalog import Catalog, CatalogEntry
 from refcli.weights.official.conversions.table import CONVERSIONS
 
 SETS = ("unc", "unc+", "gref_umd", "referit", "flickr")
@@ -118,7 +118,7 @@ def test_the_scores_have_the_means_computed_from_the_papers_tables(catalog, size
 
 def test_a_misspelt_name_suggests_the_nearest():
     with pytest.raises(UsageError, match="oneref-base-rec-refcco") as unknown:
-        find("oneref-base-rec-refcco")
+        Catalog.load().find("oneref-base-rec-refcco")
 
     assert unknown.value.exit_code == ExitCode.USAGE
     assert unknown.value.hint.startswith("did you mean 'oneref-base-rec-refcoco'?")

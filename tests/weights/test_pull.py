@@ -28,7 +28,7 @@ from loopback_hub import (
 from safetensors.torch import load_file, save
 
 from refcli.errors import DownloadError, ExitCode, RefcliError, UsageError, WeightsError
-from refcli.weights.catalog import find
+from refcli.weights.catalog import Catalog
 from refcli.weights.locate import home, resolve
 from refcli.weights.pull import pull, read_origin
 
@@ -255,7 +255,11 @@ def test_there_is_nothing_to_pull_for_the_packaged_model(hub, pulled):
 
 
 def test_the_names_used_here_are_those_of_the_catalogue():
-    assert (find(NAME).file, find(ZIPPED).file, find("beit3-tokenizer").file) == (FILE, ZIP, SPM)
+    assert (
+        Catalog.load().find(NAME).file,
+        Catalog.load().find(ZIPPED).file,
+        Catalog.load().find("beit3-tokenizer").file,
+    ) == (FILE, ZIP, SPM)
 
 
 def test_a_pulled_checkpoint_is_a_model_that_reads_expressions(hub, fixtures):

@@ -154,7 +154,7 @@ def convert(
         make_plan: Callable[..., ConversionPlan] = lookup(CONVERSIONS, kind, what="kind of checkpoint")
         state, prefix = without_prefix(checkpoint.state)
         plan = make_plan(state, args=checkpoint.args, heads=heads, image_size=size)
-        main, apart = _finished(plan.state, dtype, kind=kind), _finished(plan.kept_apart, dtype, kind=kind)
+        main, apart = _as_stored(plan.state, dtype, kind=kind), _as_stored(plan.kept_apart, dtype, kind=kind)
     except WeightsError as problem:
         problem.where = str(path)
         raise
@@ -203,7 +203,7 @@ def _check_free(out: Path) -> None:
             raise UsageError("this would replace the folder you are in", where=str(out), hint=hint)
 
 
-def _finished(tensors: dict[str, Tensor], dtype: Dtype, *, kind: str) -> dict[str, Tensor]:
+def _as_stored(tensors: dict[str, Tensor], dtype: Dtype, *, kind: str) -> dict[str, Tensor]:
     """The tensors as they are stored: cast, contiguous, without shared memory, and finite.
 
     They are removed from `tensors` one by one, so that only one of them is in memory in both types.

@@ -2,8 +2,8 @@
 
     python benchmarks/predict.py [builtin|base|base+mask]...
 
-Reads, decodes and letterboxes files, runs the model and encodes masks: all that `refcli predict` does but printing.
-fp32 and bf16 are measured in turn within one run, so their ratio can be trusted more than the absolute figures.
+Reads, decodes and letterboxes files, runs the model and encodes masks: everything that `refcli predict` does except
+printing. fp32 and bf16 are measured in turn within one run, so their ratio is more reliable than the absolute figures.
 """
 
 import statistics

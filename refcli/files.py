@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, under plain names and never through a link."""
+"""Atomic writes, temporary files and safe paths: files appear complete or not at all, and never through a link."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-LONGEST_NAME = 200
-"""Bytes of a plain name: file systems allow 255, and suffixes and numbers are put behind it."""
+MAX_NAME_BYTES = 200
+"""Of a plain name: file systems allow 255, and suffixes and numbers are appended."""
 TEMPORARY_SUFFIX = ".refcli-part"
 _TEMPORARY_NAME = re.compile(rf"\..*\.(?:([0-9a-f]{{8}})-)?[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}")
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
-"""The machine: locks of another one may not be seen here, in a folder that both share."""
+"""Identifies the machine: in a shared folder, locks of another machine may be invisible here."""
 _STALE_SECONDS = 86_400
-"""Age from which the temporaries of other machines are taken for stale."""
-_LONGEST_STEM = 40
+"""Age from which temporaries of other machines are considered stale."""
+_MAX_STEM = 40
 """Characters of the final name that a temporary name repeats."""
-_MOST_TRIES = 8
+_MAX_TRIES = 8
 _HASH_BLOCK = 1 << 20
 _swept: set[str] = set()
-"""Folders in which this process has already looked for stale temporaries."""
+"""Folders in which this process has already removed stale temporaries."""
 
 
 @contextmanager
@@ -88,10 +88,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """A new, empty file beside `path`, to be written and then moved there; removed if it is not moved.
+    """A new, empty file beside `path`, to be written and then moved there; it is removed if it is not moved.
 
-    It is created exclusively, with the permissions that the umask leaves. Temporaries in the same folder that killed
-    processes have left behind are removed first, once per process and folder.
+    It is created exclusively, with the permissions of the umask. Stale temporaries of killed processes in the same
+    folder are removed first, once per process and folder.
     """
     with _temporary(path, is_folder=False) as temporary:
         yield temporary
@@ -99,20 +99,20 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """As `temporary_file`, a new folder."""
+    """As `temporary_file`, but a folder."""
     with _temporary(path, is_folder=True) as temporary:
         yield temporary
 
 
 def share_as_folder(path: Path) -> None:
-    """Let those read and write a file who may do so in its folder: safetensors writes for the owner alone."""
+    """Give a file the read and write permissions of its folder: safetensors writes for the owner alone."""
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def remove_stale_temporaries(folder: Path) -> None:
-    """Remove the temporaries in a folder whose processes were killed: those of this user that are not locked.
+    """Remove the temporaries of killed processes in a folder: those of this user that are not locked.
 
-    Of other machines, only those that are a day old are removed.
+    Those of other machines are removed when they are a day old.
     """
     try:
         with os.scandir(folder) as entries:
@@ -146,16 +146,16 @@ def _temporary(path: Path, *, is_folder: bool) -> Iterator[Path]:
 def _create(path: Path, *, is_folder: bool) -> tuple[Path, int | None]:
     """A new temporary and, where the system has such locks, the open handle that holds its lock."""
     temporary, handle = _create_unlocked(path, is_folder=is_folder)
-    for _ in range(_MOST_TRIES):
+    for _ in range(_MAX_TRIES):
         if handle is None or _is_locked_at(handle, temporary):
             break
-        os.close(handle)  # another process took it for stale before it was locked
+        os.close(handle)  # another process considered it stale before it was locked
         temporary, handle = _create_unlocked(path, is_folder=is_folder)
     return temporary, handle
 
 
 def _create_unlocked(path: Path, *, is_folder: bool) -> tuple[Path, int | None]:
-    temporary = path.parent / f".{path.name[:_LONGEST_STEM]}.{_HOST}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    temporary = path.parent / f".{path.name[:_MAX_STEM]}.{_HOST}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
     if is_folder:
         temporary.mkdir()
         return temporary, None if fcntl is None else os.open(temporary, os.O_RDONLY)
@@ -172,7 +172,7 @@ def _is_locked_at(handle: int, path: Path) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: it cannot be mistaken for stale
+    except OSError:  # a file system without locks, where nothing is considered stale
         return True
     return _is_at(handle, path)
 
@@ -196,14 +196,14 @@ def _remove_if_stale(path: Path, *, least_age: float) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    except OSError:  # its process lives, or the file system has no locks
+    except OSError:  # its process is alive, or the file system has no locks
         return
     finally:
         os.close(handle)
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether an open file is the one that a path leads to."""
+    """Whether an open file is the one at a path."""
     try:
         return os.path.samestat(os.fstat(handle), path.lstat())
     except OSError:
@@ -211,21 +211,21 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a text names one file of a folder and nothing else.
+    """Whether a text is the name of a file in a folder, and cannot be anything else.
 
     It has no slash, backslash or colon, no control characters or halves of surrogate pairs, does not begin with a full
-    stop, and takes at most `LONGEST_NAME` bytes.
+    stop, and has at most `MAX_NAME_BYTES` bytes.
     """
     return (
         name.isprintable()
         and not name.startswith(".")
         and not set(name) & set("/\\:")
-        and 0 < len(name.encode()) <= LONGEST_NAME
+        and 0 < len(name.encode()) <= MAX_NAME_BYTES
     )
 
 
 def path_inside(folder: Path, name: str) -> Path | None:
-    """The path of a name that a file gives, with or without folders; None if it leads elsewhere or over a link.
+    """The path of a name from an untrusted file, with or without folders; None if it leaves the folder or uses a link.
 
     The folder itself may be a link; nothing needs to exist.
     """
@@ -241,7 +241,7 @@ def path_inside(folder: Path, name: str) -> Path | None:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file's contents, in hex."""
+    """The sha256 of a file, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASH_BLOCK):

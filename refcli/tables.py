@@ -32,12 +32,12 @@ def did_you_mean(name: str, known: Iterable[str], *, rest: str | None = None) ->
 
 
 def lookup(table: Mapping[str, str], name: str, *, what: str) -> Any:  # noqa: ANN401 - a row may be anything
-    """Import the object that row `name` of a table points to.
+    """Import the object that row `name` of a table names.
 
     Args:
         table: name -> "package.module:attribute".
         name: the row wanted.
-        what: what the table lists ("head", "source"), for the error.
+        what: what the table lists ("head", "source"); the error names it.
 
     Raises:
         ConfigError: no such row; the hint names the nearest one.

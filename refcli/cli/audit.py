@@ -34,7 +34,9 @@ def command(
         bool, typer.Option("--fail-on-overlap", help="Exit with code 4 if training and evaluation share images.")
     ] = False,
 ) -> None:
-    """Show what training splits share with evaluation splits, and repetitions within a split.
+    """Find overlaps between training and evaluation splits.
+
+    Repetitions within a split are counted too.
 
     Splits whose names start with train or focus are for training, all others for evaluation. The counts are of images
     with the same id, objects with the same annotation or box, and expressions with the same image and boxes. An

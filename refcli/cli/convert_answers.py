@@ -23,7 +23,7 @@ def command(
         bool, typer.Option("--outlines", help="YOLO: the outline of each mask instead of its box.")
     ] = False,
 ) -> None:
-    """Write the answers of a prediction file in the format of another tool.
+    """Convert a prediction file to the format of another tool.
 
     coco: one JSON file with run-length masks; yolo: label files; label-studio: pre-annotated tasks; labelme: a JSON
     file per image; cvat: XML ("images 1.1"); fiftyone: samples.json; csv: a table; odvg and refcli-data: training data

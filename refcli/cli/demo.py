@@ -21,7 +21,7 @@ def command(
     resume: OutResume = False,
     force: OutForce = False,
 ) -> None:
-    """Try refcli offline: draw new scenes and let the builtin model find what expressions refer to."""
+    """Try refcli offline on new synthetic scenes."""
     from shlex import quote
 
     from refcli.cli.output import log, write_line

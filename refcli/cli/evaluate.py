@@ -141,7 +141,9 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Score models, or prediction files of any system, on splits of a store.
+    """Score models or prediction files on splits of a store.
+
+    A prediction file may come from any system.
 
     All metrics are in pixels of the original images. Acc@0.5, box mIoU, mask mIoU and oIoU are over expressions with
     a target, before the system's "no target" if its answers have candidates; "gated" counts a wrong "no target" as a

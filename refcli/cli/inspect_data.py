@@ -47,7 +47,9 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace the drawings of an earlier call in --out.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document with all figures.")] = False,
 ) -> None:
-    """Inspect a store: counts and histograms of each split on stdout, and examples drawn onto their images.
+    """Show counts of a store and draw examples.
+
+    Counts and histograms of each split go to stdout.
 
     --sample writes DIR/DATASET/SPLIT-ROW.png for each example, all of them as DIR/contact_sheet.png, and their list as
     DIR/inspection.json. DIR must be missing or empty; --force replaces the drawings of an earlier call. An example that

@@ -100,9 +100,10 @@ def command(
     resume: OutResume = False,
     force: OutForce = False,
 ) -> None:
-    """Find the regions that expressions refer to: one JSON line per (image, expression) on stdout.
+    """Find the regions that expressions refer to.
 
-    Boxes are xyxy pixels of the image; masks are COCO run lengths.
+    Each pair of image and expression gives one JSON line on stdout. Boxes are xyxy pixels of the image; masks are COCO
+    run lengths.
     Exit code 3: some requests failed (they have "error" and are listed on stderr); 1: all failed.
     """
     options = PredictOptions(

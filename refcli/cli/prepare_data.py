@@ -115,7 +115,7 @@ def command(
     list_: Annotated[bool, typer.Option("--list", help="List the data sets and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
-    """Read expressions, boxes and masks of data sets, check them, and write them into a store.
+    """Convert data sets into a store of checked examples.
 
     Splits that the store already has stay; one of the same name is replaced, unless nothing has changed.
     """

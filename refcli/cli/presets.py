@@ -1,4 +1,4 @@
-"""`refcli presets`: list, show, copy and check the runs that ship with refcli."""
+"""`refcli presets`: list, show, copy and check the settings that ship with refcli."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, copy and check presets.")
 
-Name = Annotated[str, typer.Argument(help="NAME, or GROUP/NAME where several groups have it.")]
+Name = Annotated[str, typer.Argument(help="NAME, or GROUP/NAME if NAME is ambiguous.", metavar="NAME")]
 
 
 @app.command("list")
 def list_command() -> None:
-    """One line per preset: GROUP/NAME and what it is for."""
+    """List all presets with their purpose."""
     from refcli.cli.output import write_line
     from refcli.config.presets import headline, list_presets, preset_groups, preset_path
 
@@ -35,7 +35,7 @@ def list_command() -> None:
 def show_command(
     name: Name,
     resolved: Annotated[
-        bool, typer.Option("--resolved", help="Every setting with its value, not only the file.")
+        bool, typer.Option("--resolved", help="Print all settings with their values, not only those in the file.")
     ] = False,
 ) -> None:
     """Print a preset as YAML."""
@@ -61,9 +61,9 @@ def show_command(
 @app.command("copy")
 def copy_command(
     name: Name,
-    file: Annotated[Path, typer.Argument(help="The file to write; it must not exist yet.")],
+    file: Annotated[Path, typer.Argument(help="The file to write; it must not exist.", metavar="FILE")],
 ) -> None:
-    """Copy a preset to a file of your own; give that file as --preset."""
+    """Copy a preset to a new file, to be edited and given as --preset."""
     from refcli.cli.output import log
     from refcli.config.presets import find_preset
     from refcli.errors import UsageError
@@ -71,7 +71,7 @@ def copy_command(
 
     path = find_preset(name)
     if file.exists():
-        raise UsageError("the file is already there", where=str(file), hint="choose another name")
+        raise UsageError("the file exists already", where=str(file), hint="choose another name")
     if not file.parent.is_dir():
         raise UsageError("there is no such directory", where=str(file.parent))
     write_atomically(file, path.read_bytes())
@@ -82,10 +82,13 @@ def copy_command(
 def check_command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="NAME, GROUP/NAME or a YAML file; all presets if left out.", metavar="NAME"),
+        typer.Argument(help="NAME, GROUP/NAME or a YAML file; all presets by default.", metavar="NAME"),
     ] = None,
 ) -> None:
-    """Check presets against what the program knows: one line for each good one, exit code 2 if one has a mistake."""
+    """Check presets for unknown settings and invalid values.
+
+    Prints a line for each valid preset. Exit code 2: a preset is invalid.
+    """
     from refcli.cli.errors import report_error
     from refcli.cli.output import write_line
     from refcli.config.presets import find_preset, list_presets, preset_groups
@@ -108,14 +111,14 @@ def check_command(
 
 
 def loaders() -> dict[str, Loader]:
-    """Who reads the presets of a group."""
+    """The loader of the presets of each group."""
     from refcli.config.load import load_finetune, load_pretrain
 
     return {"finetune": load_finetune, "pretrain": load_pretrain}
 
 
 def check_preset(path: Path, *, group: str) -> None:
-    """Resolve a preset, and the settings of its head, which only the head knows.
+    """Resolve a preset and the settings of its head, which only the head can check.
 
     Raises:
         ConfigError: an unknown key or a value that does not fit, with the file and the key.

@@ -36,7 +36,10 @@ class Dtype(str, Enum):
 
 @app.command("list")
 def list_command(as_json: AsJson = False) -> None:
-    """List the weights that have a name; "unverified" means that no checksum is known."""
+    """List all named weights.
+
+    "unverified": no checksum of the file is known.
+    """
     import json
 
     from refcli.cli.output import printable, write_line
@@ -67,7 +70,9 @@ def pull_command(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Download and convert again.")] = False,
 ) -> None:
-    """Download weights from the Hugging Face Hub, verify and convert them, and print the directory.
+    """Download weights from the Hugging Face Hub and convert them.
+
+    They are verified first. Prints the directory.
 
     HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and HF_HUB_CACHE are respected. An interrupted download is resumed.
     """
@@ -97,7 +102,10 @@ def convert_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Convert an official checkpoint to a weights directory, without running any code in the file."""
+    """Convert an official checkpoint to a weights directory.
+
+    Code in the checkpoint is never run.
+    """
     import json
     from dataclasses import asdict
 
@@ -113,7 +121,7 @@ def convert_command(
 
 @app.command("info")
 def info_command(name_or_path: NameOrPath, as_json: AsJson = False) -> None:
-    """Describe weights: tasks, parameters, origin, licence, training and scores."""
+    """Describe weights: tasks, parameters, origin, licence, scores."""
     import json
     from dataclasses import asdict
 
@@ -138,7 +146,10 @@ def info_command(name_or_path: NameOrPath, as_json: AsJson = False) -> None:
 
 @app.command("verify")
 def verify_command(name_or_path: NameOrPath) -> None:
-    """Verify the files of weights (checksums, shapes, finite numbers) and print the directory."""
+    """Verify the files of weights: checksums, shapes, finite numbers.
+
+    Prints the directory.
+    """
     from refcli.cli.output import log, printable, write_line
     from refcli.recipes.weights import require_intact, verify_weights
     from refcli.weights.checks import unchecked

@@ -210,3 +210,12 @@ def test_presets_show_resolved_has_every_setting():
 
     assert done.returncode == 0
     assert "checkpoint_activations: false" in done.stdout
+
+
+@pytest.mark.parametrize("group", [[], ["weights"], ["presets"]])
+def test_the_summary_of_every_command_is_one_whole_sentence(group):
+    done = refcli_run(*group, "--help")
+
+    summaries = done.stdout.partition("Commands:\n")[2].splitlines()
+    assert len(summaries) > 3
+    assert [line for line in summaries if not line.endswith(".") or line.endswith("...")] == []

@@ -1,4 +1,4 @@
-"""Compiling parts of a model, and saying so when that fails."""
+"""Compiling parts of a model, and explaining failures."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from refcli.errors import TrainingError
 RECOMPILE_SWITCHES = ("fail_on_recompile_limit_hit", "fail_on_cache_limit_hit")
 """The same setting under the names of newer and older versions of torch."""
 RECOMPILE_LIMITS = ("recompile_limit", "cache_size_limit")
-MOST_GRAPHS = 64
-"""Programs of one part: for training and for validation, with and without hidden patches, and in each case for the
-first batch, for any number of words, for any batch size as well, and for a single sample. torch stops at 8."""
+MAX_GRAPHS = 64
+"""Compiled graphs of one part: for training and validation, with and without masked patches, and in each case for the
+first batch, for any number of words, for any batch size, and for a single sample. torch's own limit is 8."""
 COMPILER = ("torch._dynamo", "torch._inductor")
-"""Where the compiler's own exceptions are defined; they have no common base class."""
+"""The modules of the compiler's exceptions, which have no common base class."""
 
 
 def compile_parts(parts: Iterable[nn.Module]) -> None:
-    """Have each part's forward compiled when it is first called.
+    """Compile each part's forward when it is first called.
 
-    A part that would need compiling too often is an error afterwards, instead of quietly running uncompiled.
+    A part that is recompiled too often then raises an error, instead of silently running uncompiled.
     """
     config = torch._dynamo.config
     switch = next(name for name in RECOMPILE_SWITCHES if hasattr(config, name))
     limit = next(name for name in RECOMPILE_LIMITS if hasattr(config, name))
     setattr(config, switch, True)
-    setattr(config, limit, max(MOST_GRAPHS, getattr(config, limit)))
+    setattr(config, limit, max(MAX_GRAPHS, getattr(config, limit)))
     for part in parts:
         part.compile()
 
 
 @contextmanager
 def explain_compile_errors() -> Iterator[None]:
-    """Turn a failure of the compiler into an error with a way out.
+    """Turn a failure of the compiler into an error with a hint.
 
     Raises:
         TrainingError: compiling failed inside the block.

@@ -1,4 +1,4 @@
-"""Batches from loading processes that end when asked, keep quiet on signals, and pass errors on whole."""
+"""Batches from loading processes that end on request, outlive signals, and pass errors on complete."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ SampleT = TypeVar("SampleT")
 PREFETCHED_BATCHES = 4
 """Batches that each loading process keeps ready."""
 POLL_SECONDS = 2.0
-"""How often the main process looks up from waiting for a batch."""
+"""How often the main process interrupts its wait for a batch."""
 STALLED_SECONDS = 20.0
-"""How long a batch may take once a signal has come."""
+"""How long a batch may take once a signal has arrived."""
 KILL_SECONDS = 1.0
-"""How long the end of a killed process is waited for."""
+"""How long to wait for a killed process to end."""
 SHARED_MEMORY = Path("/dev/shm")
 TIMED_OUT = "DataLoader timed out"
 DIED = "DataLoader worker"
-"""How torch begins what it says of a loading process that has ended."""
+"""How torch's message about an ended loading process begins."""
 KILLED = re.compile(r"is killed by signal: (.+?)\. ")
 GRACE_SECONDS = 60.0
-"""How long a loading process outlives a SIGTERM, so that the main process can finish its step."""
+"""How long a loading process outlives SIGTERM, so that the main process can finish its step."""
 
 
 def iterate_batches(
@@ -55,15 +55,15 @@ def iterate_batches(
     Args:
         order: yields lists of keys of `dataset`.
         workers: loading processes; 0 loads in this one.
-        signals: once one of them is noted, a batch is waited for only a while.
+        signals: once one has arrived, the wait for a batch is limited.
 
     Raises:
-        RefcliError: as the dataset raised it, with its place and hint, also from a loading process.
-        TrainingError: a loading process died, or there is no room for its batches.
-        LoadingStalledError: a signal was noted, and no batch came.
+        RefcliError: as the dataset raised it, with its place and hint, even in a loading process.
+        TrainingError: a loading process died, or shared memory is too small for its batches.
+        LoadingStalledError: a signal arrived, and no batch did.
     """
     if workers:
-        _try_a_lock()
+        _check_locks()
     iterator = iter(
         DataLoader(
             _CarryErrors(dataset),
@@ -73,7 +73,7 @@ def iterate_batches(
             timeout=POLL_SECONDS if workers else 0,
             prefetch_factor=PREFETCHED_BATCHES if workers else None,
             worker_init_fn=init_worker,
-            generator=torch.Generator(),  # its own, so that starting to load draws nothing from the global one
+            generator=torch.Generator(),  # its own, so that loading draws nothing from the global one
         )
     )
     try:
@@ -89,15 +89,15 @@ def iterate_batches(
         if workers:
             iterator._shutdown_workers()  # type: ignore[attr-defined]
             for process in iterator._workers:  # type: ignore[attr-defined]
-                process.kill()  # one that hangs; the others have ended
+                process.kill()  # if it hangs; the others have ended
                 process.join(KILL_SECONDS)
 
 
-def _try_a_lock() -> None:
-    """Make and drop one of the locks that loading processes need: torch cannot clean up where it gets none.
+def _check_locks() -> None:
+    """Create one of the locks that loading processes need: torch cannot clean up if it gets none.
 
     Raises:
-        TrainingError: the system gives none; on Linux they take room in shared memory.
+        TrainingError: the system provides none; on Linux they need shared memory.
     """
     try:
         multiprocessing.Lock()
@@ -116,20 +116,20 @@ def _next_batch(iterator: Iterator[Any], signals: StopSignals | None) -> Any:  #
             if signals is not None and signals.received and signals.waiting_seconds > STALLED_SECONDS:
                 raise LoadingStalledError(signals.received) from error
         except (ConnectionError, EOFError, FileNotFoundError) as error:
-            if str(error).startswith("Caught "):  # in the dataset, and passed on by torch
+            if str(error).startswith("Caught "):  # raised in the dataset
                 raise
             raise RuntimeError(f"{DIED} while it passed on a batch") from error
 
 
 @contextmanager
 def explain_loading_errors(processes: Sequence[Any] = ()) -> Iterator[None]:
-    """Say what ended a loading process; torch raises that wherever the main process is at that moment.
+    """Explain what ended a loading process; torch raises its error wherever the main process is at that moment.
 
     Args:
-        processes: those that load, where they are known: torch's errors do not always say how one ended.
+        processes: the loading processes, if known: torch's errors do not always state how one ended.
 
     Raises:
-        TrainingError: one was ended by a signal, or processes have no room or files left to pass batches.
+        TrainingError: a signal ended one, or there is no shared memory or open file left to pass batches.
     """
     try:
         yield
@@ -143,29 +143,29 @@ def explain_loading_errors(processes: Sequence[Any] = ()) -> Iterator[None]:
 
 
 def _explained(error: RuntimeError, exit_codes: Sequence[int]) -> TrainingError | None:
-    """What an error of torch's about loading processes means; None for any other."""
+    """The meaning of torch's error about loading processes; None for any other error."""
     message = str(error)
     if message.startswith(("Too many open files", "received 0 items of ancdata")):
         return TrainingError(
             "too many files are open for the batches of the loading processes",
-            hint="allow more (ulimit -n 65536), or take fewer data.workers",
+            hint="allow more (ulimit -n 65536), or use fewer data.workers",
         )
     if not message.startswith(DIED):
         return None
-    number = _death(error) or next((-code for code in exit_codes if code < 0), None)
+    number = _signal_of(error) or next((-code for code in exit_codes if code < 0), None)
     if number == signal.SIGBUS:
         return no_shared_memory()
-    names = {int(known): known.name for known in signal.Signals}  # real-time signals have none
+    names = {int(known): known.name for known in signal.Signals}  # real-time signals have no name
     name = "unexpectedly" if number is None else f"by {names.get(number, f'signal {number}')}"
     doubt = " (was there enough memory?)" if number in (None, signal.SIGKILL) else ""
     return TrainingError(
         f"a loading process was ended {name}{doubt}",
-        hint="--resume goes on from the last checkpoint; fewer data.workers, or data.workers=0, need less memory",
+        hint="--resume continues from the last checkpoint; fewer data.workers, or data.workers=0, need less memory",
     )
 
 
-def _death(error: BaseException | None) -> int | None:
-    """The signal that ended a loading process, as torch's error or one that it comes from says."""
+def _signal_of(error: BaseException | None) -> int | None:
+    """The signal that ended a loading process, according to torch's error or its causes."""
     while error is not None:
         killed = KILLED.search(str(error))
         if killed:
@@ -175,7 +175,7 @@ def _death(error: BaseException | None) -> int | None:
 
 
 def no_shared_memory(needed: int | None = None, free: int | None = None) -> TrainingError:
-    """The error that loading processes cannot pass their batches to the main process.
+    """The error that shared memory is too small to pass batches to the main process.
 
     Args:
         needed: bytes.
@@ -191,15 +191,15 @@ def no_shared_memory(needed: int | None = None, free: int | None = None) -> Trai
 
 
 def check_shared_memory(batch_bytes: int, *, workers: int, loaders: int) -> None:
-    """Make sure that all batches that loading processes keep ready have room at once.
+    """Check that shared memory has room for all batches that loading processes keep ready.
 
     Args:
-        batch_bytes: of one batch.
+        batch_bytes: size of one batch.
         workers: loading processes of each loader.
-        loaders: how many load at a time on this machine.
+        loaders: number of loaders at a time on this machine.
 
     Raises:
-        TrainingError: they have not.
+        TrainingError: it has not.
     """
     if not workers:
         return
@@ -210,7 +210,7 @@ def check_shared_memory(batch_bytes: int, *, workers: int, loaders: int) -> None
 
 
 def free_shared_memory() -> int | None:
-    """Bytes that are free where processes share memory; None on systems without such a place."""
+    """Free bytes of shared memory; None on systems without /dev/shm."""
     try:
         found = os.statvfs(SHARED_MEMORY)
     except (AttributeError, OSError):  # Windows, macOS
@@ -219,10 +219,10 @@ def free_shared_memory() -> int | None:
 
 
 def init_worker(worker: int) -> None:
-    """Keep a loading process to one thread, and let it outlive signals meant for the main process.
+    """Limit a loading process to one thread, and let it outlive signals for the main process.
 
-    A terminal sends Ctrl-C to the whole process group, and schedulers do the same with SIGTERM; a loader that died at
-    once would break the step that the main process still wants to finish.
+    A terminal sends Ctrl-C to the whole process group, and schedulers do the same with SIGTERM; a loading process that
+    died at once would break the step that the main process still has to finish.
     """
     close_inherited_locks()
     cv2.setNumThreads(0)
@@ -238,12 +238,12 @@ def _leave_later(number: int, frame: FrameType | None) -> None:
 
 
 class _CarryErrors(Dataset[Any], Generic[SampleT]):
-    """Returns a RefcliError instead of raising it: torch would rebuild it from its text alone."""
+    """Returns a RefcliError instead of raising it: torch would rebuild it from its text only."""
 
     def __init__(self, dataset: Dataset[SampleT]) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: Any) -> SampleT | RefcliError:  # noqa: ANN401 - the sampler's and the dataset's affair
+    def __getitem__(self, key: Any) -> SampleT | RefcliError:  # noqa: ANN401 - sampler and dataset agree on it
         try:
             return self.dataset[key]
         except RefcliError as error:
@@ -251,10 +251,10 @@ class _CarryErrors(Dataset[Any], Generic[SampleT]):
 
 
 class _CollateUnlessError:
-    """Collates samples, or passes on the first error among them.
+    """Collates samples, or returns the first error among them.
 
-    A loading process puts the batch into shared memory here, where a failure can be passed on as well: torch would do
-    it in a thread, lose the batch, and leave the main process waiting for it.
+    A loading process also moves the batch to shared memory here, so that a failure can be returned: torch would do it
+    in a thread, lose the batch, and leave the main process waiting for it.
     """
 
     def __init__(self, collate: Callable[[Sequence[Any]], Batch], *, shares: bool) -> None:
@@ -272,7 +272,7 @@ class _CollateUnlessError:
         if self.shares:
             try:
                 _share(batch)
-            except (RuntimeError, OSError):  # torch's words about a full /dev/shm
+            except (RuntimeError, OSError):  # /dev/shm is full
                 return no_shared_memory()
         return batch
 

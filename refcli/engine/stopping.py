@@ -1,4 +1,4 @@
-"""How training stops before its end: on a signal with everything saved, or because a process failed."""
+"""How training stops early: on a signal, with everything saved, or because a process failed."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ EXIT_CODES = {
         ("SIGHUP", ExitCode.PREEMPTED),
         ("SIGINT", ExitCode.INTERRUPTED),
     )
-    if hasattr(signal, name)  # Windows has not all
+    if hasattr(signal, name)  # Windows lacks some
 }
-"""SLURM sends SIGUSR1 ahead of a time limit where it is asked to (`--signal=USR1@120`), and SIGTERM at the limit; a
-terminal that is closed, or a connection that is lost, sends SIGHUP."""
+"""SLURM sends SIGUSR1 ahead of a time limit on request (`--signal=USR1@120`), and SIGTERM at the limit; a closed
+terminal or a lost connection sends SIGHUP."""
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that stop a run in order; not SIGHUP where it is ignored, as under nohup."""
+    """The signals that stop a run after saving; not SIGHUP if it is ignored, as under nohup."""
     ignored = {number for number in EXIT_CODES if signal.getsignal(number) == signal.SIG_IGN}
     return [number for number in EXIT_CODES if number.name != "SIGHUP" or number not in ignored]
 
 
 class StoppedError(TrainingError):
-    """Training was asked to stop and saved everything before it did."""
+    """A signal stopped training, after everything was saved."""
 
     def __init__(self, step: int, received: signal.Signals) -> None:
         super().__init__(f"stopped by {received.name} after step {step}; it is saved", hint="continue with --resume")
@@ -43,22 +43,22 @@ class StoppedError(TrainingError):
 
 
 class ValidationStoppedError(TrainingError):
-    """A validation was interrupted because a signal came; the step before it is saved."""
+    """A signal interrupted a validation; the step before it is saved."""
 
 
 class LoadingStalledError(TrainingError):
-    """A signal came while no batch did, so that the step which waits for one is given up."""
+    """A signal arrived while no batch did, so the step that waits for one is abandoned."""
 
     def __init__(self, received: signal.Signals) -> None:
         super().__init__(
             f"stopped by {received.name} while it waited for a batch of the loading processes",
-            hint="--resume goes on from the last checkpoint; is the disk with the images available?",
+            hint="--resume continues from the last checkpoint; is the disk with the images available?",
         )
         self.exit_code = EXIT_CODES[received]
 
 
 class OtherProcessFailedError(TrainingError):
-    """Another process failed, which tells its error; this one only stops as well, with the same exit code."""
+    """Another process failed and reports its error; this one stops with the same exit code."""
 
     def __init__(self, exit_code: ExitCode, *, rank: int) -> None:
         super().__init__("another process failed, so this one stopped", where=f"process {rank}")
@@ -66,7 +66,7 @@ class OtherProcessFailedError(TrainingError):
 
 
 class StopSignals:
-    """While entered, the first signal that stops a run is only noted; a second one acts as usual."""
+    """While entered, the first stop signal is only recorded; a second one has its usual effect."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -75,7 +75,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         for number in stop_signals():
-            self._previous[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -85,14 +85,14 @@ class StopSignals:
 
     @property
     def waiting_seconds(self) -> float:
-        """How long ago the noted signal came; 0 without one."""
+        """Seconds since the signal arrived; 0 without one."""
         return time.monotonic() - self._received_at if self.received is not None else 0.0
 
     def interruptible(self, batches: Iterable[ItemT]) -> Iterator[ItemT]:
-        """The batches of a validation, which end as soon as a signal is noted.
+        """The batches of a validation, which end as soon as a signal arrives.
 
         Raises:
-            ValidationStoppedError: there is one.
+            ValidationStoppedError: one arrived.
         """
         for batch in batches:
             if self.received is not None:
@@ -100,14 +100,14 @@ class StopSignals:
             yield batch
 
     def raise_stopped(self, step: int) -> None:
-        """Raise the `StoppedError` of the noted signal (SIGTERM where it reached only another process).
+        """Raise the `StoppedError` of the signal (SIGTERM if only another process received one).
 
         Raises:
             StoppedError: always.
         """
         raise StoppedError(step, self.received or signal.SIGTERM)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         self._received_at = time.monotonic()
         self._restore()
@@ -120,12 +120,10 @@ class StopSignals:
 
 @contextmanager
 def failing_together(world: World) -> Iterator[None]:
-    """What fails in one process fails in all of them, so that none waits for another that is gone.
-
-    Every process must enter. For what only one of them does, such as writing files.
+    """Make all processes fail if one does, so that none waits for an ended one. Every process must enter.
 
     Raises:
-        RefcliError: the one that was raised inside; an `OtherProcessFailedError` where that was in another process.
+        RefcliError: the one raised inside; an `OtherProcessFailedError` if another process raised it.
     """
     failure: RefcliError | None = None
     try:

@@ -1,4 +1,4 @@
-"""Whoever scores words in a pre-training run (targets of STS), found and checked."""
+"""The model that scores words in a pre-training run (targets of STS): made and checked."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SCORER_KEY = "mrefm.semantic_targets"
 
 
 def make_word_scorer(settings: PretrainSettings, grounder: Grounder) -> FrozenTower | None:
-    """The model that scores words: other weights, or a copy of the one to be trained; None where STS is off.
+    """The model that scores words: other weights, or a copy of the one to be trained; None if STS is off.
 
     Args:
         grounder: the model as the run starts.
 
     Raises:
-        ConfigError: another head than OneRef's, or weights with another head or tokenizer than the model.
+        ConfigError: a head other than OneRef's, or weights with a head or tokenizer other than the model's.
         WeightsError: the weights cannot be read.
     """
     if not settings.mrefm.loss_weights.semantic_target_relation:
@@ -43,46 +43,46 @@ def make_word_scorer(settings: PretrainSettings, grounder: Grounder) -> FrozenTo
             f"the weights that score words have the head {loaded.settings.head.name!r}, which has no common space of "
             "words and images",
             where=where,
-            hint="name weights with the head 'oneref'; without weights the model scores words as this run starts",
+            hint="name weights with the head 'oneref'; without weights, a copy of the initial model scores words",
         )
     if loaded.tokenizer.model != load_tokenizer(settings.model.text).model:
         raise ConfigError(
-            "the weights that score words cut them into other pieces: their tokenizer is not the model's",
+            "the weights that score words split them differently: their tokenizer is not the model's",
             where=where,
-            hint=f"give the model theirs, model.text.tokenizer={loaded.settings.text.tokenizer}, or name other weights",
+            hint=f"set model.text.tokenizer={loaded.settings.text.tokenizer}, or name other weights",
         )
     return FrozenTower(loaded.grounder)
 
 
 def check_word_scorer(settings: PretrainSettings) -> None:
-    """Refuse targets of STS that chance would give for the whole run.
+    """Check that the targets of STS will not stay random for the whole run.
 
-    The default scorer is a copy of the model as the run starts, and words and pictures are compared behind the head's
-    two projections: these must be trained, or be renewed as training goes on.
+    The default scorer is a copy of the initial model, and words and images are compared after the head's two
+    projections: these must be trained already, or the copy must be refreshed during training.
 
     Raises:
-        ConfigError: the copy would be one of random weights, or have random projections.
+        ConfigError: the copy would have random weights or projections.
         WeightsError: `train.init_weights` names nothing that can be read.
     """
     targets, origin = settings.mrefm.semantic_targets, settings.train.init_weights
     if not settings.mrefm.loss_weights.semantic_target_relation or targets.weights or targets.refresh_every:
         return
     if origin is None:
-        what = "the run starts from nothing, and the copy of it that scores words (STS) would stay random"
+        what = "the run starts from random weights, and the copy that scores words (STS) would stay random"
     elif (head := _head_name(resolve(origin))) == settings.model.head.name:
         return
     else:
         has = f"have the head {head!r}" if head else "have no head"
-        what = f"{origin}: these weights {has}, so the projections that words are scored by (STS) would stay random"
+        what = f"{origin}: these weights {has}, so the projections that score words (STS) would stay random"
     raise ConfigError(
         what,
         where=SCORER_KEY,
         hint=f"start from a OneRef model (--init RUN/weights, such as a first stage's), name one in "
-        f"{SCORER_KEY}.weights, renew the copy as training goes on ({SCORER_KEY}.refresh_every=500), or leave the term "
+        f"{SCORER_KEY}.weights, refresh the copy during training ({SCORER_KEY}.refresh_every=500), or leave the term "
         "out (mrefm.loss_weights.semantic_target_relation=0)",
     )
 
 
 def _head_name(directory: Path) -> str | None:
-    """Which head some weights have; None for a tower alone."""
+    """The head of some weights; None for a tower alone."""
     return None if read_tower_settings(directory) else read_settings(directory).head.name

@@ -254,8 +254,7 @@ ANSWERS = {"silent": None, "a web server": b"HTTP/1.1 400 Bad Request\r\n\r\n", 
 
 
 @pytest.mark.parametrize("kind", [*ANSWERS, "another store"])
-def test_a_port_of_something_else_is_an_error_in_time(monkeypatch, kind):
-    monkeypatch.setattr(rendezvous, "CONNECT_SECONDS", 2.5)
+def test_a_port_of_another_program_is_an_error(kind):
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     kept = []
@@ -279,25 +278,23 @@ def test_a_port_of_something_else_is_an_error_in_time(monkeypatch, kind):
         assert store.port == port
     else:
         threading.Thread(target=serve, daemon=True).start()
-    start = time.monotonic()
     with pytest.raises(RendezvousConnectionError, match="not a refcli run"):
-        join_rendezvous(f"localhost:{port}", identity="a run", min_nodes=1, max_nodes=2)
-    assert time.monotonic() - start < 60
+        join_rendezvous(f"localhost:{port}", identity="a run", min_nodes=1, max_nodes=2, connect_seconds=2.5)
     listener.close()
 
 
-def test_an_endpoint_where_nobody_answers_is_an_error_in_time(monkeypatch, port):
-    monkeypatch.setattr(rendezvous, "CONNECT_SECONDS", 1.5)
-
+def test_an_endpoint_that_does_not_answer_is_an_error(monkeypatch, port):
     def bind(family, address, port):
         raise OSError("as if it were another machine")
 
     monkeypatch.setattr(rendezvous, "bind", bind)
 
     with pytest.raises(RendezvousConnectionError, match="no answer within"):
-        join_rendezvous(f"127.0.0.1:{port}", identity="a run", min_nodes=2, max_nodes=2)
+        join_rendezvous(f"127.0.0.1:{port}", identity="a run", min_nodes=2, max_nodes=2, connect_seconds=1.5)
     with pytest.raises(RendezvousConnectionError, match=r"[Nn]ame"):
-        join_rendezvous(f"no-such-machine.invalid:{port}", identity="a run", min_nodes=2, max_nodes=2)
+        join_rendezvous(
+            f"no-such-machine.invalid:{port}", identity="a run", min_nodes=2, max_nodes=2, connect_seconds=1.5
+        )
 
 
 EVERYWHERE = ["0.0.0.0:29500", "0:29500", "0x0:29500", "[::]:29500", "[0::0]:29500", "[::ffff:0:0]:29500"]

@@ -185,7 +185,9 @@ def test_a_damaged_checkpoint_names_the_older_one_that_training_can_go_on_from(t
     with pytest.raises(DataError, match="damaged") as caught:
         folder.load(10, trained_state(1), world=ALONE)
     assert caught.value.where == str(folder.path(10))
-    assert caught.value.hint == f"that of step 5 is whole: remove {folder.path(10)} and --resume goes on from there"
+    assert (
+        caught.value.hint == f"that of step 5 is complete: remove {folder.path(10)} and --resume continues from there"
+    )
 
 
 def test_a_damaged_checkpoint_without_a_whole_older_one_says_so(tmp_path):

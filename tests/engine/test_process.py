@@ -12,14 +12,12 @@ import pytest
 import torch
 
 from refcli.engine.device import FOR_INFERENCE, keep_freed_pages, resolve_device
-from refcli.engine.distributed import world as distributed
 from refcli.engine.distributed.launching import Launch, launch
 from refcli.engine.distributed.world import World, claim_error_report, join_world, no_gradient_sync
 from refcli.errors import ConfigError, UsageError
 
 COUNT_FAULTS = """
 import resource, torch
-from refcli.engine import distributed
 from refcli.engine.device import keep_freed_pages
 if {keep}: assert keep_freed_pages()
 def step():
@@ -126,10 +124,8 @@ def test_several_processes_train_on_cuda_or_the_cpu(several):
         join_world("mps")
 
 
-def test_an_error_is_told_where_nobody_can_be_asked(several):
-    several.setattr(distributed, "STORE_PATIENCE", timedelta(seconds=0.2))
-
-    assert claim_error_report(5) is None
+def test_a_process_reports_its_error_if_no_store_is_reachable(several):
+    assert claim_error_report(5, timeout=timedelta(seconds=0.2)) is None
 
 
 TWO_PROCESSES = """

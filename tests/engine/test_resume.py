@@ -122,7 +122,7 @@ def test_going_on_from_an_older_checkpoint_repeats_the_newer_one(run_training):
 
     with pytest.raises(DataError, match="damaged") as caught:
         run_training("parts", resume=True, changes={"save_every": 4})
-    assert "step 8 is whole" in caught.value.hint
+    assert "step 8 is complete" in caught.value.hint
     shutil.rmtree(run.checkpoints.path(12))
     again, _, _ = run_training("parts", resume=True, changes={"save_every": 4})
 

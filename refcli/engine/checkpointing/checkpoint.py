@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, loaded without running anything."""
+"""Checkpoints: written completely or not at all, loaded without executing anything."""
 
 from __future__ import annotations
 
@@ -47,21 +47,20 @@ UNFINISHED = re.compile(r"\.(tmp|old)-step-\d{8,}")
 STATE_NAMES = re.compile(
     r"collections\.OrderedDict|torch\.(_utils\._rebuild_tensor_v2|(cuda\.|storage\.)?\w+Storage|Size|device|\w+\d+|bool)"
 )
-"""All that the file of plain values asks for; the last are dtypes."""
+"""The globals that the file of plain values may use; the last are dtypes."""
 
 
 class Checkpoints:
     """The folder `checkpoints/` of a run: `step-00001234/` directories, and `best.json` that names one of them.
 
-    A directory gets its name when everything in it is on disk, so what has the name is whole and the newest is the
-    last.
+    A directory gets its name once everything in it is on disk, so a named one is complete, and the newest is the last.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
+        """The directory of the checkpoint of a step."""
         return self.root / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
@@ -87,17 +86,17 @@ class Checkpoints:
                 raise ValueError("a step must be a whole number and a score must be a number")
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DataError(
-                "it is not readable which checkpoint is the best",
+                "the file that names the best checkpoint cannot be read",
                 where=str(file),
-                hint="remove the file; --resume writes it anew",
+                hint="remove the file; --resume writes it again",
             ) from error
         return pointer if pointer.step in self.steps() else None
 
     def save(self, state: TrainingState, *, layout: BatchLayout, world: World) -> None:
-        """Write the checkpoint of `state.step` and remove old ones. Every process must come here; the main one writes.
+        """Write the checkpoint of `state.step` and remove old ones. Every process must call it; the main one writes.
 
         Raises:
-            TrainingError: it cannot be written; the earlier checkpoints are as they were.
+            TrainingError: it cannot be written; the earlier checkpoints are unchanged.
         """
         parts = capture_state(state, layout, world)
         with failing_together(world):
@@ -109,30 +108,30 @@ class Checkpoints:
                     self._prune(state.best)
 
     def load(self, step: int, state: TrainingState, *, world: World) -> BatchLayout:
-        """Put a checkpoint into `state`, see `restore_state`; returns the layout that it was saved with.
+        """Restore `state` from a checkpoint, see `restore_state`; returns the layout that it was saved with.
 
         Raises:
-            DataError: a file is missing, damaged, or of another model.
+            DataError: a file is missing, damaged, or belongs to another model.
         """
         with failing_together(world):
-            parts = self._read_whole(step, state.parts)
+            parts = self._read_parts(step, state.parts)
         try:
             layout = restore_state(parts, state, world)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
             raise DataError(
                 f"the checkpoint does not fit: {type(error).__name__}: {error}",
                 where=str(self.path(step)),
-                hint="it is of another model or another version of refcli; start again with --force",
+                hint="it belongs to another model or another version of refcli; start again with --force",
             ) from error
         if world.is_main:
             self.write_best(state.best)
         return layout
 
     def write_best(self, best: Pointer | None) -> None:
-        """Write best.json: for readers; training itself goes by the state."""
+        """Write best.json, for readers; training itself uses the state."""
         if best is not None:
             file = self.root / "best.json"
-            with explain_run_write_errors("the note of the best checkpoint", file):
+            with explain_run_write_errors("the file that names the best checkpoint", file):
                 write_atomically(file, (json.dumps(asdict(best)) + "\n").encode())
 
     def _write(self, target: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -155,17 +154,17 @@ class Checkpoints:
             raise
         _sync(self.root)
 
-    def _read_whole(self, step: int, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    def _read_parts(self, step: int, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         try:
             return {name: self._read(step, name) for name in names}
         except DataError as error:
-            raise DataError(error.message, where=error.where, hint=self._way_round(step, names)) from error
+            raise DataError(error.message, where=error.where, hint=self._fallback_hint(step, names)) from error
 
     def _read(self, step: int, part: str) -> dict[str, Any]:
         """A part of a checkpoint.
 
         Raises:
-            DataError: damaged; or it asks for more than tensors and plain values, and nothing of it was built.
+            DataError: damaged, or it holds more than tensors and plain values; nothing of that is built.
         """
         file = self.path(step) / FILES[part]
         try:
@@ -187,27 +186,27 @@ class Checkpoints:
         remove_stale_temporaries(self.root)
 
     def _prune(self, best: Pointer | None) -> None:
-        """Remove all checkpoints but the newest and the best, and what a killed process left half-written.
+        """Remove all checkpoints except the newest and the best, and what a killed process left half-written.
 
-        One in which somebody keeps files of his own stays.
+        A checkpoint directory with foreign files stays.
         """
         self.remove_unfinished()
         steps = self.steps()
         kept = {*steps[-NUM_KEPT:], *([best.step] if best else [])}
         for path in (self.path(step) for step in steps if step not in kept):
             if {file.name for file in path.iterdir()} <= set(FILES.values()):
-                shutil.rmtree(path.rename(self.root / f".old-{path.name}"))  # half removed it must not have the name
+                shutil.rmtree(path.rename(self.root / f".old-{path.name}"))  # half removed, it must not have its name
 
-    def _way_round(self, step: int, names: tuple[str, ...]) -> str:
-        """What to do about a damaged checkpoint: go on from the newest older one that can be read."""
+    def _fallback_hint(self, step: int, names: tuple[str, ...]) -> str:
+        """A hint for a damaged checkpoint: the newest older one that can be read."""
         for older in reversed([other for other in self.steps() if other < step]):
             try:
                 for name in names:
                     self._read(older, name)
             except DataError:
                 continue
-            return f"that of step {older} is whole: remove {self.path(step)} and --resume goes on from there"
-        return "there is no older one that is whole; start again with --force"
+            return f"that of step {older} is complete: remove {self.path(step)} and --resume continues from there"
+        return "there is no older one that is complete; start again with --force"
 
 
 def _read_plain(file: Path) -> object:
@@ -216,29 +215,29 @@ def _read_plain(file: Path) -> object:
     if foreign := sorted(
         f"{module}.{name}" for module, name in found.names if not STATE_NAMES.fullmatch(f"{module}.{name}")
     ):
-        raise DataError(f"it asks for {foreign[0][:200]!a}")
+        raise DataError(f"it refers to {foreign[0][:200]!a}")
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _holds_part(folder: Path) -> bool:
-    """Whether anything of a checkpoint is in a folder, and not only files that somebody has put there."""
+    """Whether a folder holds any file of a checkpoint, and not only foreign files."""
     return any((folder / name).exists() for name in FILES.values())
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors without common memory, as safetensors wants them; tied weights are stored under each name."""
+    """Contiguous tensors without shared memory, as safetensors requires; tied weights are stored under each name."""
     unshared: dict[str, Tensor] = {}
-    places: set[int] = set()
+    addresses: set[int] = set()
     for name, tensor in tensors.items():
-        whole = tensor.contiguous()
-        place = whole.untyped_storage().data_ptr()
-        unshared[name] = whole.clone() if place in places else whole
-        places.add(place)
+        contiguous = tensor.contiguous()
+        address = contiguous.untyped_storage().data_ptr()
+        unshared[name] = contiguous.clone() if address in addresses else contiguous
+        addresses.add(address)
     return unshared
 
 
 def _sync(path: Path) -> None:
-    """Make sure that a file or directory is on disk before anything points to it."""
+    """Flush a file or directory to disk before anything refers to it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

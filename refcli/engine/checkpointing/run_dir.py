@@ -41,11 +41,11 @@ FREE_TO_CHANGE = frozenset(
         "data.workers",
     }
 )
-"""Settings that a resumed run may have otherwise than the run it continues."""
+"""Settings that a resumed run may change."""
 HEADER = "# refcli "
-"""What run.yaml begins with."""
+"""The start of run.yaml."""
 OWN_FILES = ("run.yaml", "env.json", "metrics.jsonl", "log.txt", "checkpoints/best.json")
-"""What a run writes, besides the files of the patterns below."""
+"""Files of a run, besides those of the patterns below."""
 OWN_PATTERNS = (
     re.compile(r"non_finite-step-\d{8,}\.json"),
     re.compile(rf"checkpoints/step-\d{{8,}}/({'|'.join(map(re.escape, FILES.values()))})"),
@@ -55,16 +55,16 @@ OWN_PATTERNS = (
 STAGE_FOLDER = re.compile(r"\d+-[a-z0-9][a-z0-9_-]*")
 """The folders below stages/, each of which is a run."""
 MAX_FACTS_BYTES = 1 << 20
-"""Of env.json; what is longer is damaged."""
+"""Maximum size of env.json; a longer one is damaged."""
 VALIDATION_PREFIX = "validation/"
-"""What the names of validation metrics begin with in metrics.jsonl."""
+"""Prefix of validation metrics in metrics.jsonl."""
 STAGE_PREFIX = re.compile(r"^stages\.[^.]+\.")
-"""What a setting of a stage has before the name that it has elsewhere."""
+"""Prefix of a setting of a stage."""
 
 
 @dataclass(frozen=True)
 class BadBatch:
-    """The part of a process in a step whose loss is not a number."""
+    """The batch of one process in a step whose loss is not finite."""
 
     process: int
     losses: dict[str, float]
@@ -83,14 +83,14 @@ class RunDir:
         """Start a run directory, or continue an old one.
 
         Args:
-            settings: what the run does; written to run.yaml.
-            resume: continue the run that is in there (a directory without a checkpoint starts from the beginning).
-            force: remove the files that the run in there has written first. Other files are left alone.
-            facts: what else env.json shall hold (the store, the command).
+            settings: written to run.yaml.
+            resume: continue the run in the directory (without a checkpoint it starts from the beginning).
+            force: first remove the files of the run in the directory. Other files stay.
+            facts: further entries of env.json (the store, the number of processes).
 
         Raises:
             UsageError: the directory is not empty, or there is nothing to resume.
-            ConfigError: a resumed run with other settings.
+            ConfigError: a resumed run with different settings.
             TrainingError: the directory cannot be written.
         """
         if resume and force:
@@ -113,14 +113,14 @@ class RunDir:
         return run
 
     def check_free(self, *, force: bool) -> None:
-        """Refuse a place where a new run cannot begin; nothing is changed.
+        """Check that a new run can start in this directory; nothing is changed.
 
         Args:
-            force: a run that is there may be removed.
+            force: an earlier run in it may be removed.
 
         Raises:
-            UsageError: it is a file, or it is not empty; or, with `force`, it holds something but no run.
-            TrainingError: it cannot be looked into.
+            UsageError: it is a file, or it is not empty; or, with `force`, it is not empty but holds no run.
+            TrainingError: it cannot be read.
         """
         with explain_run_write_errors("the run directory", self.path):
             if not self.path.exists():
@@ -135,23 +135,23 @@ class RunDir:
                 where=str(self.path),
                 hint="choose another --out, or move these files elsewhere",
             )
-        way_out = (
+        hint = (
             "--resume continues it, --force replaces it"
             if self._holds_run()
             else "choose another --out (it holds no run that --resume could continue or --force replace)"
         )
-        raise UsageError("the output directory is not empty", where=str(self.path), hint=way_out)
+        raise UsageError("the output directory is not empty", where=str(self.path), hint=hint)
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl.
 
         Raises:
-            TrainingError: it cannot be written; this goes for all files below.
+            TrainingError: it cannot be written; this holds for all writing methods.
         """
         self._append("metrics.jsonl", json.dumps(line))
 
     def drop_metrics_after(self, step: int, *, validated: int) -> None:
-        """Drop the lines of what a resumed run will do again: steps after `step`, validations after `validated`."""
+        """Drop the lines that a resumed run will write again: steps after `step`, validations after `validated`."""
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return
@@ -163,7 +163,7 @@ class RunDir:
             write_atomically(file, kept.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; not those that a crash cut off or that hold no metrics of a step.
+        """The lines of metrics.jsonl, except those that a crash truncated or that hold no metrics of a step.
 
         Raises:
             DataError: it cannot be read.
@@ -182,7 +182,7 @@ class RunDir:
         return lines
 
     def facts(self) -> dict[str, Any]:
-        """What env.json says about how the run began; nothing where the file is missing or damaged."""
+        """The entries of env.json; empty if the file is missing or damaged."""
         try:
             with (self.path / "env.json").open("rb") as file:
                 facts = json.loads(file.read(MAX_FACTS_BYTES))
@@ -195,11 +195,11 @@ class RunDir:
         self._append("log.txt", f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {text}")
 
     def non_finite_file(self, step: int) -> Path:
-        """Where the batches of a step are recorded whose loss is not a number."""
+        """The file that records the batches of a step whose loss is not finite."""
         return self.path / f"non_finite-step-{step:08d}.json"
 
     def write_non_finite(self, *, step: int, batches: Sequence[BadBatch]) -> None:
-        """Record the batches whose loss is not a number."""
+        """Record the batches whose loss is not finite."""
         parts = [
             {
                 "process": batch.process,
@@ -220,7 +220,9 @@ class RunDir:
         file = self.path / "run.yaml"
         if not file.exists():
             raise UsageError("there is no run to resume", where=str(file), hint="leave out --resume to start one")
-        before = validate(type(settings), read_yaml(file), where=str(file))  # completes what an older version wrote
+        before = validate(
+            type(settings), read_yaml(file), where=str(file)
+        )  # with defaults for settings that an older version did not have
         changed = changed_keys(before.model_dump(mode="json"), settings.model_dump(mode="json"))
         forbidden = [key for key in changed if STAGE_PREFIX.sub("", key) not in FREE_TO_CHANGE]
         if forbidden:
@@ -232,26 +234,26 @@ class RunDir:
             )
 
     def _holds_run(self) -> bool:
-        """Whether a run began in this directory: its settings and environment are here, as only a run writes them.
+        """Whether a run started in this directory: it has the run.yaml and env.json that only a run writes.
 
-        A run that was killed while it wrote these two counts as well; it has nothing else.
+        A run that was killed while it wrote these two counts as well; it has no other files.
         """
         try:
             names = self._names()
             settings, environment_file = self.path / "run.yaml", self.path / "env.json"
-            begins_ours = not settings.exists() or settings.read_bytes()[: len(HEADER)] == HEADER.encode()
+            has_header = not settings.exists() or settings.read_bytes()[: len(HEADER)] == HEADER.encode()
             facts = json.loads(environment_file.read_bytes()) if environment_file.exists() else {"refcli": None}
         except (OSError, ValueError, RecursionError):
             return False
-        is_ours = begins_ours and isinstance(facts, dict) and "refcli" in facts
-        return is_ours and ({"run.yaml", "env.json"} <= names or names <= {"run.yaml", "env.json"})
+        is_run = has_header and isinstance(facts, dict) and "refcli" in facts
+        return is_run and ({"run.yaml", "env.json"} <= names or names <= {"run.yaml", "env.json"})
 
     def _names(self) -> set[str]:
-        """What is in this directory, besides temporaries of killed processes."""
+        """The entries of this directory, except temporary files of killed processes."""
         return {path.name for path in self.path.iterdir() if not path.name.endswith(TEMPORARY_SUFFIX)}
 
     def _own_files(self) -> Iterator[Path]:
-        """The files in this directory that a run has written; never through a link to a folder."""
+        """The files in this directory that a run has written; links to folders are not followed."""
         for folder, _, names in os.walk(self.path):  # does not follow links
             place = Path(folder).relative_to(self.path)
             for name in (place / one for one in names):
@@ -260,7 +262,7 @@ class RunDir:
                     yield self.path / name
 
     def _remove_own_files(self) -> None:
-        """Remove what runs have written here, the settings last, and the folders that are empty then."""
+        """Remove the files of runs, the settings last, and then the folders that are empty."""
         remove_stale_temporaries(self.path)
         self.checkpoints.remove_unfinished()
         stages = self.path / "stages"

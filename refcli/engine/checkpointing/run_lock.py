@@ -1,4 +1,4 @@
-"""One run at a time in a directory: two would mix their checkpoints, and --force would remove a run that is alive."""
+"""One run at a time in a directory: two would mix their checkpoints, and --force would remove a running one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _held: set[int] = set()
 
 @contextmanager
 def lock_run_directory(path: Path, world: World) -> Iterator[None]:
-    """Keep other runs out of a directory; the system lets them in as soon as the main process has ended, in any way.
+    """Lock a directory against other runs; the system releases the lock when the main process ends, in any way.
 
-    The directory is made where it does not exist, and then removed again if nothing was written. Where the system has
-    no such locks nothing is kept out.
+    A missing directory is created, and removed again if nothing is written. Without file locks (Windows, some network
+    file systems) nothing is locked.
 
     Raises:
-        UsageError: another run is in there; in every process.
+        UsageError: another run has the lock; in every process.
     """
     is_new = not os.path.lexists(path)
     with failing_together(world):
@@ -34,10 +34,10 @@ def lock_run_directory(path: Path, world: World) -> Iterator[None]:
 
 @contextmanager
 def lock_output_folder(path: Path) -> Iterator[None]:
-    """As `lock_run_directory`, for a folder that one process writes into.
+    """As `lock_run_directory`, for a folder that a single process writes to.
 
     Raises:
-        UsageError: another process is in there.
+        UsageError: another process has the lock.
     """
     is_new = not os.path.lexists(path)
     with _released(_lock(path, "writing"), path, is_new=is_new):
@@ -45,7 +45,7 @@ def lock_output_folder(path: Path) -> Iterator[None]:
 
 
 def close_inherited_locks() -> None:
-    """For forked processes, which must not keep a directory locked that their parent has left."""
+    """Close inherited locks in a forked process, which must not keep a directory locked after its parent has ended."""
     while _held:
         os.close(_held.pop())
 
@@ -71,7 +71,7 @@ def _lock(path: Path, verb: str) -> int | None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # who writes there will say what is wrong with the place
+    except OSError:  # writing there will report the problem
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Everything that a training step changes, and how it becomes plain values and comes back."""
+"""The state of training, and how it is captured as plain values and restored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from refcli.engine.distributed.sharding import (
 from refcli.engine.distributed.world import World
 
 MODEL, EMA, REST = "model", "ema", "state"
-"""The parts of a saved state: tensors by name, those that are averaged by name, and plain values."""
+"""The parts of a saved state: tensors by name, averaged tensors by name, and plain values."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ class Pointer:
 
 @dataclass
 class TrainingState:
-    """Everything that a step changes, besides the random generators."""
+    """Everything that a step changes, except the random generators."""
 
     objective: nn.Module
     optimizer: Optimizer
     ema: nn.Module | None
     """The averaged copy of the objective."""
     frozen_names: frozenset[str] = frozenset()
-    """What the average does not average, by name in the state dict: there it is as the objective has it."""
+    """Names in the state dict that are not averaged: the average has the objective's values."""
     step: int = 0
     """Optimiser steps done."""
     samples: int = 0
     """Samples that all processes together have trained on: the position in the data."""
     seconds: float = 0.0
-    """Time spent training, over all parts of the run."""
+    """Time spent training, over all sessions of the run."""
     validated: int = 0
     """The step of the last validation."""
     best: Pointer | None = None
@@ -56,18 +56,18 @@ class TrainingState:
 
     @property
     def trained(self) -> nn.Module:
-        """What is validated and comes out at the end: the average if there is one."""
+        """The model that is validated and returned in the end: the average if there is one."""
         return self.objective if self.ema is None else self.ema
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts that this state is saved as."""
+        """Names of the parts in which this state is saved."""
         return (MODEL, REST) if self.ema is None else (MODEL, EMA, REST)
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How the samples of one optimiser step are spread."""
+    """How the samples of one optimiser step are distributed."""
 
     processes: int
     batch_size: int
@@ -82,7 +82,7 @@ class BatchLayout:
 
 
 def capture_state(state: TrainingState, layout: BatchLayout, world: World) -> dict[str, dict[str, Any]]:
-    """The parts of a state that stands for all processes, their random generators included. All must come here."""
+    """The state of all processes, their random generators included, in parts. Every process must call it."""
     parts: dict[str, dict[str, Any]] = {MODEL: full_model_state(state.objective)}
     if state.ema is not None:
         parts[EMA] = {
@@ -102,16 +102,16 @@ def capture_state(state: TrainingState, layout: BatchLayout, world: World) -> di
 
 
 def restore_state(parts: Mapping[str, Mapping[str, Any]], state: TrainingState, world: World) -> BatchLayout:
-    """Undo `capture_state`; returns the layout that it was taken with.
+    """Restore what `capture_state` returned; returns its batch layout.
 
-    The random generators are left as they are where the world has another number of processes than then.
+    The random generators are restored only if the number of processes is the same.
 
     Raises:
-        RuntimeError, ValueError, KeyError, TypeError: the parts are of another model.
+        RuntimeError, ValueError, KeyError, TypeError: the parts belong to another model.
     """
     rest = parts[REST]
     layout = BatchLayout(**rest["layout"])
-    # The optimiser first: torch may let it take a step with gradients of 0, after which the weights are put right.
+    # The optimiser first: loading its state may change the weights, which are restored afterwards.
     load_full_optimizer_state(state.objective, state.optimizer, rest["optimizer"])
     load_full_model_state(state.objective, parts[MODEL])
     if state.ema is not None:
@@ -136,7 +136,7 @@ def capture_rng_state(device: torch.device) -> dict[str, Any]:
     """States of the torch, numpy and python generators, as values that `weights_only` loading accepts.
 
     Args:
-        device: where this process computes; of all GPUs, only its own counts.
+        device: the device of this process; the state of other GPUs is not included.
     """
     state: Any = np.random.get_state(legacy=True)
     name, keys, position, has_gauss, gauss = state
@@ -149,7 +149,7 @@ def capture_rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_rng_state(saved: Mapping[str, Any], device: torch.device) -> None:
-    """Put back what `capture_rng_state` took; a GPU's generator stays as it is where a CPU was used before."""
+    """Restore what `capture_rng_state` returned; a GPU's generator is left alone if the state is from a CPU."""
     torch.set_rng_state(saved["torch"])
     if saved["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(saved["cuda"], device)
@@ -161,7 +161,7 @@ def restore_rng_state(saved: Mapping[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def preserve_rng_state(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn inside does not change what is drawn afterwards."""
+    """Restore the random generators afterwards, so that numbers drawn inside do not change later ones."""
     saved = capture_rng_state(device)
     try:
         yield

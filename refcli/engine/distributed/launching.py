@@ -1,4 +1,4 @@
-"""Several processes for one command: start them, pass signals on, start them again after a crash."""
+"""Launch several processes for one command, forward signals to them, and restart them after a crash."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ from refcli.engine.stopping import EXIT_CODES, stop_signals
 from refcli.errors import ConfigError, ExitCode, TrainingError
 
 STARTS_VARIABLE = "REFCLI_STARTS"
-"""Set in the processes that are started here: how often this machine started them before."""
+"""Set in the launched processes: how often this machine has launched them before."""
 TORCH_SIGNALS = "TORCHELASTIC_SIGNALS_TO_HANDLE"
-"""Which signals torch handles while it starts processes. It would give SIGHUP back its effect under nohup."""
+"""The signals that torch handles while it starts processes. By default it would undo nohup's protection from SIGHUP."""
 NO_SHARED_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Has torch make a new store for every start: a machine that comes later never learns where the first one is."""
+"""Makes torch create a new store for every start: a machine that joins later never learns where the first one is."""
 STRAGGLER_SECONDS = 20.0
-"""How long the others may take to leave once one process has failed or stopped, or one machine is done."""
+"""How long the others may take to exit once a process has failed or stopped, or a machine is done."""
 POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Which processes to start, on which machines."""
+    """Which processes to launch, on which machines."""
 
     num_processes: int
     """On this machine."""
     min_nodes: int = 1
     max_nodes: int = 1
     endpoint: str | None = None
-    """HOST:PORT where the machines meet, HOST being one of them. None: this machine is alone."""
+    """HOST:PORT of the rendezvous, HOST being one of the machines. None for a single machine."""
     max_restarts: int = 0
-    """How often the processes are started again after a crash."""
+    """How often the processes are restarted after a crash."""
     identity: str = ""
-    """What the machines of one run have in common, and no other run has: they meet no other."""
+    """What the machines of one run have in common, and no other run has, so that different runs never mix."""
 
 
 def is_restart() -> bool:
-    """Whether this process takes the place of one that crashed, or that stopped because machines came or went."""
+    """Whether this process replaces one that crashed, or that stopped because machines joined or left."""
     return any(int(os.environ.get(name, "0")) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", STARTS_VARIABLE))
 
 
 def is_launched() -> bool:
-    """Whether this process is one that `launch` started."""
+    """Whether `launch` started this process."""
     return STARTS_VARIABLE in os.environ
 
 
@@ -84,31 +84,31 @@ def choose_num_processes(wanted: str, device: str) -> int:
 
 
 def launch(command: Sequence[str], plan: Launch, *, note: Callable[[str], None]) -> int:
-    """Run a command in every process of the plan, until all have left.
+    """Run a command in every process of the plan, until all have exited.
 
-    SIGTERM, SIGUSR1, SIGINT and SIGHUP (unless it is ignored, as under nohup) are passed on to the processes. Without
-    OMP_NUM_THREADS they share the cores evenly. On one machine nothing listens to the network: the processes find each
-    other through files in a private folder and connect over the loopback interface.
+    SIGTERM, SIGUSR1, SIGINT and SIGHUP (unless it is ignored, as under nohup) are forwarded to the processes. Without
+    OMP_NUM_THREADS they share the cores evenly. On a single machine nothing listens to the network: the processes find
+    each other through files in a private folder and connect over the loopback interface.
 
     Args:
         command: the program and its arguments.
-        note: is called with what the user should know.
+        note: called with messages for the user.
 
     Returns:
-        The exit code of the processes: that of the first that failed, if any did; 128 + N if it was ended by signal N.
+        The exit code of the first process that failed, or 0; 128 + N if signal N ended it.
 
     Raises:
         TrainingError: the machines did not find each other.
-        UsageError: another run meets at the endpoint.
+        UsageError: another run uses the endpoint.
     """
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with TemporaryDirectory(prefix="refcli-") as private, _quiet_machinery(), _all_put_back():
+    with TemporaryDirectory(prefix="refcli-") as private, _torch_logs_hidden(), _process_state_restored():
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // plan.num_processes)))
         if plan.min_nodes < plan.max_nodes:
             os.environ[NO_SHARED_STORE] = "1"
         os.environ[TORCH_SIGNALS] = ",".join(number.name for number in stop_signals())
         try:
-            agent = _Agent(command, plan, _meet(plan, private), private, note)
+            agent = _Agent(command, plan, _rendezvous(plan, private), private, note)
             try:
                 return _exit_code(agent.run(), agent.stopped)
             finally:
@@ -123,35 +123,35 @@ def launch(command: Sequence[str], plan: Launch, *, note: Callable[[str], None])
             return int(EXIT_CODES.get(stopped.sigval, 128 + stopped.sigval))
 
 
-def _meet(plan: Launch, private: str) -> RendezvousHandler:
-    """The launchers' meeting; the environment then tells the processes how to find each other.
+def _rendezvous(plan: Launch, private: str) -> RendezvousHandler:
+    """The rendezvous of the launchers; also sets the environment by which the processes find each other.
 
     Args:
-        private: a folder that only this user can look into.
+        private: a folder that only this user can read.
     """
     os.environ.pop(FOLDER_VARIABLE, None)
     if plan.endpoint is None:
         os.environ[FOLDER_VARIABLE] = private
         connect_over(None)
         return LocalRendezvous()
-    meeting, address = join_rendezvous(
+    handler, address = join_rendezvous(
         plan.endpoint, identity=plan.identity, min_nodes=plan.min_nodes, max_nodes=plan.max_nodes
     )
     connect_over(address)
-    return meeting
+    return handler
 
 
 class _Agent(LocalElasticAgent):
-    """torchrun's agent, but processes leave in their own time, and are not started again after an exit that was meant.
+    """torchrun's agent, but processes get time to exit, and are not restarted after a deliberate exit.
 
-    Every exit code except 1 is meant: a wrong setting, damaged data, a stop signal.
+    Every exit code except 0 and 1 is deliberate: a wrong setting, damaged data, a stop signal.
     """
 
     def __init__(
         self,
         command: Sequence[str],
         plan: Launch,
-        meeting: RendezvousHandler,
+        rendezvous: RendezvousHandler,
         logs: str,
         note: Callable[[str], None],
     ) -> None:
@@ -159,8 +159,8 @@ class _Agent(LocalElasticAgent):
             role="refcli",
             local_world_size=plan.num_processes,
             entrypoint=command[0],
-            args=tuple(argument.replace("$", "$$") for argument in command[1:]),  # they are taken for templates
-            rdzv_handler=meeting,
+            args=tuple(argument.replace("$", "$$") for argument in command[1:]),  # torch expands them as templates
+            rdzv_handler=rendezvous,
             max_restarts=plan.max_restarts,
             monitor_interval=POLL_SECONDS,
         )
@@ -169,7 +169,7 @@ class _Agent(LocalElasticAgent):
         self._note = note
         self._num_starts = 0
         self.stopped: signal.Signals | None = None
-        self._take_signals()
+        self._handle_signals()
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         if self._num_starts:
@@ -182,43 +182,43 @@ class _Agent(LocalElasticAgent):
         os.environ[STARTS_VARIABLE] = str(self._num_starts)
         self._num_starts += 1
         processes: dict[int, Any] = super()._start_workers(worker_group)
-        self._take_signals()  # torch has just put in handlers of its own
+        self._handle_signals()  # torch has just installed its own handlers
         return processes
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        self._let_stragglers_leave()
+        self._await_stragglers()
         result: RunResult = super()._monitor_workers(worker_group)
         self._note_deaths(result)
         codes = {failure.exitcode for failure in result.failures.values()}
         is_left_for_others = ExitCode.PREEMPTED in codes and self.stopped is None
         if is_left_for_others and worker_group.spec.rdzv_handler.num_nodes_waiting() > 0:
-            return RunResult(state=WorkerState.HEALTHY)  # torch now starts again together with the machines that wait
+            return RunResult(state=WorkerState.HEALTHY)  # torch then restarts together with the waiting machines
         if any(code > ExitCode.FAILED for code in codes):
             self._remaining_restarts = 0
         return result
 
     def _note_deaths(self, result: RunResult) -> None:
-        """Name the processes that were ended by a signal; not those that torch ended when others had failed."""
+        """Report the processes that a signal ended, except those that torch ended after others had failed."""
         has_failed = any(failure.exitcode > 0 for failure in result.failures.values())
         for rank, failure in result.failures.items():
             if failure.exitcode < 0 and not (has_failed and failure.exitcode == -signal.SIGTERM):
                 reason = " (was there enough memory?)" if failure.exitcode == -signal.SIGKILL else ""
                 self._note(f"process {rank} was ended by {failure.signal_name()}{reason}")
 
-    def _let_stragglers_leave(self) -> None:
-        """Once a process has failed, give the others time: torch would end them at once, in the midst of a word."""
+    def _await_stragglers(self) -> None:
+        """Once a process has failed, give the others time to exit: torch would end them at once."""
         processes = self._processes()
         if any(process.poll() for process in processes):
             latest = time.monotonic() + STRAGGLER_SECONDS
             while any(process.poll() is None for process in processes) and time.monotonic() < latest:
                 time.sleep(POLL_SECONDS)
 
-    def _take_signals(self) -> None:
+    def _handle_signals(self) -> None:
         for number in stop_signals():
-            signal.signal(number, self._pass_on)
+            signal.signal(number, self._forward)
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        """Hand a signal to the processes; where none is running, end the run."""
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        """Forward a signal to the processes; if none is running, end the run."""
         self.stopped = signal.Signals(number)
         self._remaining_restarts = 0
         running = [process for process in self._processes() if process.poll() is None]
@@ -235,7 +235,7 @@ class _Agent(LocalElasticAgent):
 
 
 def _exit_code(result: RunResult | None, stopped: signal.Signals | None) -> int:
-    """The exit code that a result comes to; None is a machine that was not needed."""
+    """The exit code of a result; None stands for a machine that was not needed."""
     if result is None or not result.failures:
         return int(ExitCode.OK)
     codes = [failure.exitcode for failure in sorted(result.failures.values(), key=lambda it: it.timestamp)]
@@ -246,22 +246,22 @@ def _exit_code(result: RunResult | None, stopped: signal.Signals | None) -> int:
 
 
 @contextmanager
-def _quiet_machinery() -> Iterator[None]:
-    """Keep torch's own log lines back, unless LOGLEVEL asks for them."""
+def _torch_logs_hidden() -> Iterator[None]:
+    """Hide torch's own log lines, unless LOGLEVEL asks for them."""
     logger = logging.getLogger("torch.distributed.elastic")
-    before, silence = logger.propagate, logging.NullHandler()
+    before, handler = logger.propagate, logging.NullHandler()
     logger.propagate = "LOGLEVEL" in os.environ
-    logger.addHandler(silence)
+    logger.addHandler(handler)
     try:
         yield
     finally:
         logger.propagate = before
-        logger.removeHandler(silence)
+        logger.removeHandler(handler)
 
 
 @contextmanager
-def _all_put_back() -> Iterator[None]:
-    """Leave signal handlers and environment as they were."""
+def _process_state_restored() -> Iterator[None]:
+    """Restore signal handlers and environment afterwards."""
     handlers = {number: signal.getsignal(number) for number in (*EXIT_CODES, signal.SIGQUIT)}
     variables = dict(os.environ)
     try:

@@ -1,4 +1,4 @@
-"""How launchers of one run meet: alone without any port, or at one address whose store holds plain data only."""
+"""How the launchers of one run find each other: without any port on one machine, else through one store."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from refcli.engine.distributed.stores import (
 from refcli.errors import UsageError
 
 CONNECT_SECONDS = 45.0
-"""How long a launcher tries to reach the store of the others; an endpoint without an answer is an error then."""
+"""How long a launcher tries to reach the store of the others before it fails."""
 STORE_TIMEOUT = timedelta(seconds=60)
 RUN_KEY = "refcli/run"
-"""Where the store at an endpoint says which run meets there."""
-LARGEST_STATE = 1 << 20
-"""Bytes; the state of a meeting is a list of machines."""
+"""Key of the store that names the run at its endpoint."""
+MAX_STATE_BYTES = 1 << 20
+"""The state of a rendezvous is a list of machines."""
 STATE_MODULE = "torch.distributed.elastic.rendezvous.dynamic_rendezvous"
 STATE_CLASS = "_RendezvousState"
 STATE_CLASSES = {
@@ -52,7 +52,7 @@ STATE_CLASSES = {
     ("datetime", "timezone"),
     ("datetime", "timedelta"),
 }
-"""All that torch's state of a meeting is made of, besides plain values."""
+"""The classes in torch's state of a rendezvous, besides plain values."""
 
 
 class LocalRendezvous(RendezvousHandler):
@@ -67,7 +67,7 @@ class LocalRendezvous(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """A world of one launcher, with a store in its own memory."""
-        return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo("localhost", 0))  # nobody serves a port 0
+        return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo("localhost", 0))  # nothing listens at port 0
 
     def is_closed(self) -> bool:
         """Never: no other launcher could close it."""
@@ -90,7 +90,7 @@ class LocalRendezvous(RendezvousHandler):
 
 
 class NetworkRendezvous(DynamicRendezvousHandler):
-    """torch's elastic meeting, with every port bound to one address."""
+    """torch's elastic rendezvous, with every port bound to one address."""
 
     def _create_tcp_store_server(self, master_addr: str, master_port: int) -> TCPStore:
         family, address = addresses_of(master_addr, master_port)[0]
@@ -98,10 +98,10 @@ class NetworkRendezvous(DynamicRendezvousHandler):
 
 
 class CheckedBackend(C10dRendezvousBackend):
-    """Torch's backend, but a state that holds anything except states is refused before torch unpickles it."""
+    """torch's backend, but refusing a state that holds anything else before torch unpickles it."""
 
     def get_state(self) -> Any:  # noqa: ANN401 - torch does not name the type
-        """The state and its token, as torch has it.
+        """The state and its token, as torch returns them.
 
         Raises:
             RendezvousStateError: it is something else.
@@ -109,7 +109,7 @@ class CheckedBackend(C10dRendezvousBackend):
         return _checked(super().get_state())
 
     def set_state(self, state: bytes, token: Any = None) -> Any:  # noqa: ANN401
-        """Put in a new state unless another launcher was quicker; the state that is then in the store.
+        """Store a new state unless another launcher was faster; returns the state that the store then has.
 
         Raises:
             RendezvousStateError: it is something else.
@@ -118,19 +118,20 @@ class CheckedBackend(C10dRendezvousBackend):
 
 
 def join_rendezvous(
-    endpoint: str, *, identity: str, min_nodes: int, max_nodes: int
+    endpoint: str, *, identity: str, min_nodes: int, max_nodes: int, connect_seconds: float = CONNECT_SECONDS
 ) -> tuple[DynamicRendezvousHandler, str]:
-    """Meet the other launchers of a run at HOST:PORT, as the host of their store if HOST is this machine.
+    """Join the other launchers of a run at HOST:PORT, hosting their store if HOST is this machine.
 
     Args:
-        identity: the same for all launchers of a run, and another one for every other run.
+        identity: the same for all launchers of a run, and different for every other run.
+        connect_seconds: how long to try to reach the store of another launcher.
 
     Returns:
-        The meeting, and the address of this machine at which the others reach it.
+        The rendezvous, and the address at which the others reach this machine.
 
     Raises:
-        UsageError: another run meets there, or it is no address of one machine.
-        RendezvousConnectionError: there is no answer, or none from a run of refcli.
+        UsageError: another run uses the endpoint, or it is not the address of one machine.
+        RendezvousConnectionError: nothing answers, or something other than a run of refcli.
     """
     host, _, number = endpoint.rpartition(":")
     host, port = host.strip("[]"), int(number)
@@ -148,7 +149,7 @@ def join_rendezvous(
             store.set(RUN_KEY, json.dumps([identity, uuid.uuid4().hex]))
             there, run_id = _read_run(store)
         else:
-            store, address, (there, run_id) = _join(host, port)
+            store, address, (there, run_id) = _join(host, port, connect_seconds)
     except OSError as error:
         raise RendezvousConnectionError(error.strerror or str(error)) from error
     if there != identity:
@@ -157,14 +158,14 @@ def join_rendezvous(
             where=f"--rdzv-endpoint {endpoint}",
             hint="give this run another port; the machines of one run need the same command, settings, data and --out",
         )
-    meeting = NetworkRendezvous.from_backend(
+    handler = NetworkRendezvous.from_backend(
         run_id, store, CheckedBackend(store, run_id), min_nodes=min_nodes, max_nodes=max_nodes, local_addr=address
     )
-    return meeting, address
+    return handler, address
 
 
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
-    """The addresses of an endpoint as every machine knows them."""
+    """The addresses of an endpoint that other machines can use."""
     return [
         (family, (outer_address() or address) if is_known_here_only(host, address) else address)
         for family, address in addresses_of(host, port)
@@ -172,7 +173,7 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
 
 
 def _bind_here(host: str, port: int) -> socket.socket | None:
-    """Listen at an endpoint; None where it is on another machine, or where somebody listens already."""
+    """Listen at an endpoint; None if it is on another machine, or in use."""
     for family, address in _addresses(host, port):
         try:
             return bind(family, address, port)
@@ -183,13 +184,13 @@ def _bind_here(host: str, port: int) -> socket.socket | None:
     return None
 
 
-def _join(host: str, port: int) -> tuple[TCPStore, str, tuple[str, str]]:
-    """Reach the store that another launcher serves; also this machine's address on the way there, and the run."""
-    deadline = time.monotonic() + CONNECT_SECONDS
-    there, here = _reachable(host, port, deadline)
+def _join(host: str, port: int, seconds: float) -> tuple[TCPStore, str, tuple[str, str]]:
+    """Connect to the store of another launcher; also returns this machine's address on that route, and the run."""
+    deadline = time.monotonic() + seconds
+    there, here = _connect(host, port, deadline, seconds)
     found: list[tuple[TCPStore, tuple[str, str]]] = []
 
-    def ask() -> None:
+    def connect() -> None:
         left = timedelta(seconds=max(1.0, deadline - time.monotonic() - 1))
         with suppress(RuntimeError, ValueError):  # torch's errors about a connection
             store = TCPStore(there, port, is_master=False, wait_for_workers=False, timeout=left)
@@ -197,18 +198,18 @@ def _join(host: str, port: int) -> tuple[TCPStore, str, tuple[str, str]]:
             store.set_timeout(STORE_TIMEOUT)
             found.append((store, run))
 
-    asking = threading.Thread(target=ask, daemon=True)  # torch waits for ever for an answer where there is none
+    connecting = threading.Thread(target=connect, daemon=True)  # torch would wait forever for an answer
     with _silent_stderr():
-        asking.start()
-        asking.join(max(1.0, deadline - time.monotonic()))
+        connecting.start()
+        connecting.join(max(1.0, deadline - time.monotonic()))
     if not found:
         raise RendezvousConnectionError("the program that listens there is not a refcli run")
     store, run = found[0]
     return store, here, run
 
 
-def _reachable(host: str, port: int, deadline: float) -> tuple[str, str]:
-    """The first address of an endpoint that takes a connection, and this machine's address on the way there."""
+def _connect(host: str, port: int, deadline: float, seconds: float) -> tuple[str, str]:
+    """The first address of an endpoint that accepts a connection, and this machine's address on that route."""
     reason = ""
     while True:
         for _, address in _addresses(host, port):
@@ -218,15 +219,15 @@ def _reachable(host: str, port: int, deadline: float) -> tuple[str, str]:
             except OSError as error:
                 reason = error.strerror or str(error)
         if time.monotonic() > deadline - 1:
-            raise RendezvousConnectionError(f"no answer within {CONNECT_SECONDS:g} seconds: {reason}")
+            raise RendezvousConnectionError(f"no answer within {seconds:g} seconds: {reason}")
         time.sleep(0.2)
 
 
 def _read_run(store: TCPStore) -> tuple[str, str]:
-    """The identity and the id of the run that a store is for.
+    """The identity and the id of the run of a store.
 
     Raises:
-        RuntimeError, ValueError: it is for none.
+        RuntimeError, ValueError: it names none.
     """
     identity, run_id = json.loads(store.get(RUN_KEY).decode())
     return str(identity), str(run_id)
@@ -234,40 +235,40 @@ def _read_run(store: TCPStore) -> tuple[str, str]:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Hide torch's own messages about a connection: the user gets one sentence."""
-    voice, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 2)
+    """Hide torch's own messages about a connection; one error reports it."""
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
-        os.dup2(voice, 2)
-        os.close(voice)
-        os.close(silence)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)
 
 
 class _StateUnpickler(pickle.Unpickler):
-    """Builds torch's states of a meeting, and nothing else."""
+    """Builds torch's states of a rendezvous, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
-        """The class, if it is one that states are made of."""
+        """The class, if a state may hold it."""
         if (module, name) not in STATE_CLASSES:
             raise pickle.UnpicklingError(f"{module}.{name} is no part of a state")
         return super().find_class(module, name)
 
 
 def _checked(found: Any) -> Any:  # noqa: ANN401
-    """What a backend returns, if its state holds nothing but states.
+    """What a backend returned, if its state is a plain state.
 
     Raises:
-        RendezvousStateError: it holds something else, or too much.
+        RendezvousStateError: it holds something else, or is too large.
     """
     if found is not None:
         state: bytes = found[0]
         try:
-            if len(state) > LARGEST_STATE:
+            if len(state) > MAX_STATE_BYTES:
                 raise pickle.UnpicklingError("it is too large")
             if type(_StateUnpickler(io.BytesIO(state)).load()).__name__ != STATE_CLASS:
                 raise pickle.UnpicklingError("it is something else")
-        except Exception as error:  # a damaged pickle raises whatever it likes
-            raise RendezvousStateError(f"the state of the meeting is damaged: {error}") from error
+        except Exception as error:  # a damaged pickle can raise anything
+            raise RendezvousStateError(f"the state of the rendezvous is damaged: {error}") from error
     return found

@@ -1,4 +1,9 @@
-"""FSDP2: every process keeps its part of every parameter; checkpoints are whole nevertheless."""
+"""FSDP2: every process keeps its shard of every parameter; checkpoints hold full tensors nevertheless.
+
+Checkpoints have the same content with and without sharding. `torch.distributed.checkpoint.state_dict` does not ensure
+that: it keys the state of an optimiser by parameter name instead of number, refuses parameters without state,
+lets missing names of a model pass, and on a CPU returns views of the live tensors (torch 2.14).
+"""
 
 from __future__ import annotations
 
@@ -18,23 +23,23 @@ from torch.optim import Optimizer
 
 from refcli.model.encoder import MultiwayBlock
 
-_BLUEPRINTS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+_UNSHARDED: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 """Every sharded module as it was before, its parameters on the meta device."""
 STEP = "step"
-"""The only entry of an optimiser's state that is one number however many the parameter has."""
+"""The only entry of an optimiser's state that is a single number for a parameter of any size."""
 
 
 def shard(module: nn.Module, device: torch.device) -> None:
-    """Shard a module in place over all processes: each block of the tower by itself, what remains together.
+    """Shard a module in place over all processes: each block of the tower separately, the rest together.
 
     The values must be the same in every process. Afterwards only `module(...)` itself may be called; its parameters
-    are other objects, and single numbers among them have become vectors of one.
+    are other objects, and scalar parameters have become vectors of length 1.
 
     Args:
         device: where the module is.
     """
     on_meta = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
-    _BLUEPRINTS[module] = deepcopy(module, dict(on_meta))
+    _UNSHARDED[module] = deepcopy(module, dict(on_meta))
     for part in list(module.modules()):
         for name, parameter in list(part.named_parameters(recurse=False)):
             if parameter.ndim == 0:  # FSDP2 refuses them
@@ -47,13 +52,13 @@ def shard(module: nn.Module, device: torch.device) -> None:
 
 
 def unsharded(module: nn.Module) -> nn.Module:
-    """The module with all its parameters, to validate or export; every process must ask for it.
+    """The module with full parameters, to validate or export; every process must call it.
 
     Returns:
-        `module` itself if it is not sharded. Otherwise a copy on the same device in the main process, and a shell
+        `module` itself if it is not sharded. Otherwise a copy on the same device in the main process, and a module
         without values in the others.
     """
-    blueprint = _BLUEPRINTS.get(module)
+    blueprint = _UNSHARDED.get(module)
     if blueprint is None:
         return module
     device = next(module.parameters()).device
@@ -66,13 +71,13 @@ def unsharded(module: nn.Module) -> nn.Module:
 
 
 def full_model_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a plain, DDP-wrapped or sharded module, named and shaped as that of a plain one.
+    """The state dict of a plain, DDP-wrapped or sharded module, with the names and shapes of the plain one.
 
     Every process must call it. Of a sharded module only the main process gets it (on the CPU), the others get {}.
     """
     module = _unwrapped(module)
     state: dict[str, Tensor] = module.state_dict()
-    blueprint = _BLUEPRINTS.get(module)
+    blueprint = _UNSHARDED.get(module)
     if blueprint is None:
         return state
     shapes = {name: value.shape for name, value in blueprint.state_dict().items()}
@@ -80,14 +85,14 @@ def full_model_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_full_model_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put the state dict of a plain module into a plain, DDP-wrapped or sharded one; every process has it whole.
+    """Load the state dict of a plain module into a plain, DDP-wrapped or sharded one; every process has all of it.
 
     Raises:
         RuntimeError: names or shapes do not fit, in torch's words.
     """
     module = _unwrapped(module)
     own = module.state_dict()
-    module.load_state_dict({name: _part(value, own.get(name)) for name, value in state.items()})
+    module.load_state_dict({name: _shard_of(value, own.get(name)) for name, value in state.items()})
 
 
 def full_optimizer_state(module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def full_optimizer_state(module: nn.Module, optimizer: Optimizer) -> dict[str, A
     """
     module = _unwrapped(module)
     state = optimizer.state_dict()
-    blueprint = _BLUEPRINTS.get(module)
+    blueprint = _UNSHARDED.get(module)
     if blueprint is None:
         return state
     names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -110,17 +115,17 @@ def full_optimizer_state(module: nn.Module, optimizer: Optimizer) -> dict[str, A
 
 
 def load_full_optimizer_state(module: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Put in what `full_optimizer_state` gave, whatever the parallelism was then; every process has it whole.
+    """Load what `full_optimizer_state` returned under any parallelism; every process has all of it.
 
     Raises:
         ValueError: the parameter groups do not fit, in torch's words.
     """
-    if _unwrapped(module) not in _BLUEPRINTS:
+    if _unwrapped(module) not in _UNSHARDED:
         optimizer.load_state_dict(dict(state))
         return
     parameters = _parameters(optimizer)
     entries = {
-        number: {key: value if key == STEP else _part(value, parameters[number]) for key, value in values.items()}
+        number: {key: value if key == STEP else _shard_of(value, parameters[number]) for key, value in values.items()}
         for number, values in state["state"].items()
         if number < len(parameters)
     }
@@ -132,12 +137,12 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    """All parameters, in the order of the numbers that a state dict gives them."""
+    """All parameters, in the order in which a state dict numbers them."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _gathered(value: Any, shape: torch.Size) -> Any:  # noqa: ANN401 - an optimiser keeps what it likes
-    """A sharded tensor made whole on the main process's CPU, in the shape it had before; anything else as it is."""
+def _gathered(value: Any, shape: torch.Size) -> Any:  # noqa: ANN401 - optimiser state may hold anything
+    """A sharded tensor as a full one on the main process's CPU, in its original shape; anything else unchanged."""
     if not isinstance(value, DTensor):
         return value
     full = value.full_tensor()
@@ -150,8 +155,8 @@ def _on_main(state: dict[str, Any]) -> dict[str, Any]:
     return {} if dist.get_rank() else state
 
 
-def _part(value: Any, like: Tensor | None) -> Any:  # noqa: ANN401 - an optimiser keeps what it likes
-    """This process's part of a whole tensor, if what it is for is sharded; anything else as it is."""
+def _shard_of(value: Any, like: Tensor | None) -> Any:  # noqa: ANN401 - optimiser state may hold anything
+    """This process's shard of a full tensor, if `like` is sharded; anything else unchanged."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor):
         return value
     value = value.reshape(1) if value.ndim == 0 else value

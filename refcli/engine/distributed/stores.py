@@ -1,4 +1,4 @@
-"""The stores through which processes find each other: private files on one machine, one bound port between several."""
+"""The stores through which processes find each other: private files on one machine, one port between several."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch._C._distributed_c10d import FileStore, Store, TCPStore
 FOLDER_VARIABLE = "REFCLI_STORE_FOLDER"
 """The private folder through whose files the processes of one machine find each other."""
 LOOPBACK_NAMES = ("lo", "lo0")
-"""What Linux, and what BSD and macOS call the interface that no other machine reaches."""
+"""The loopback interface on Linux, and on BSD and macOS."""
 BACKLOG = 2048
 ELSEWHERE = ("192.0.2.1", 9)
-"""An address for documentation (RFC 5737): the way there starts at the address that other machines see."""
+"""An address for documentation (RFC 5737): the route to it starts at the address that other machines see."""
 ANY_WORKER = -1
-"""For a file that is removed together with its folder."""
+"""World size of a file store whose file is removed with its folder."""
 
 
 def loopback_interface() -> str | None:
@@ -29,7 +29,7 @@ def loopback_interface() -> str | None:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that has an IPv4 address; None where the system does not say."""
+    """The network interface that has an IPv4 address; None if the system does not report it."""
     try:
         from fcntl import ioctl
     except ImportError:  # Windows
@@ -45,7 +45,7 @@ def interface_of(address: str) -> str | None:
 
 
 def addresses_of(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
-    """What a host name stands for, IPv4 first.
+    """The addresses of a host name, IPv4 first.
 
     Raises:
         OSError: the name is unknown.
@@ -56,12 +56,12 @@ def addresses_of(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]
 
 
 def is_known_here_only(host: str, address: str) -> bool:
-    """Whether other machines have another address for a host name: Debian calls the own one 127.0.1.1."""
+    """Whether a host name resolves to loopback here only: Debian maps its own name to 127.0.1.1."""
     return _is_loopback(address) and not _is_loopback(host)
 
 
 def is_every_interface(address: str) -> bool:
-    """Whether an address stands for all interfaces of a machine: nobody is reached there, everybody could come in."""
+    """Whether an address stands for all interfaces: others cannot connect to it, and listening there is open to all."""
     found = ipaddress.ip_address(address)
     return (getattr(found, "ipv4_mapped", None) or found).is_unspecified
 
@@ -75,10 +75,10 @@ def outer_address() -> str | None:
 
 
 def bind(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
-    """A socket that listens at one address, and at no other.
+    """A socket that listens at this one address.
 
     Raises:
-        OSError: it is not an address of this machine, or the port is taken.
+        OSError: it is not an address of this machine, or the port is in use.
     """
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -92,10 +92,10 @@ def bind(family: socket.AddressFamily, address: str, port: int) -> socket.socket
 
 
 def serve_store(listener: socket.socket, *, timeout: timedelta) -> TCPStore:
-    """A store that serves the others through a bound socket; torch's own would listen on every interface.
+    """A store served through a bound socket; torch's own would listen on every interface.
 
     Args:
-        timeout: of the operations of this process.
+        timeout: for the operations of this process.
     """
     address, port = listener.getsockname()[:2]
     return TCPStore(
@@ -113,7 +113,7 @@ def world_store(name: str, *, rank: int, size: int, timeout: timedelta) -> Store
     """The store through which the processes of a world connect, as the environment describes it.
 
     Args:
-        name: what distinguishes this world from one before a restart.
+        name: distinguishes this world from one before a restart.
     """
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder is not None:
@@ -132,10 +132,10 @@ def world_store(name: str, *, rank: int, size: int, timeout: timedelta) -> Store
 
 
 def error_report_store(name: str, *, timeout: timedelta) -> Store:
-    """A store to settle something among the processes of a world, also when their connections are gone.
+    """A store in which failing processes agree on who reports, even if their connections are lost.
 
     Raises:
-        KeyError, RuntimeError: it is no longer served.
+        KeyError, RuntimeError: it is no longer available.
     """
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder is not None:
@@ -149,14 +149,14 @@ def error_report_store(name: str, *, timeout: timedelta) -> Store:
 
 
 def connect_over(address: str | None) -> None:
-    """Have gloo, and NCCL on one machine, connect through the interface of an address; None is this machine alone.
+    """Make gloo, and NCCL on one machine, connect through the interface of an address; None for a single machine.
 
-    They go by environment variables, and by themselves listen at whatever address the host name stands for. What the
+    They read environment variables; by default they listen at whatever address the host name resolves to. What the
     user has set for several machines stays.
     """
-    is_here = address is None or _is_loopback(address)
-    name = loopback_interface() if is_here else interface_of(str(address))
-    if name is not None and is_here:
+    is_local = address is None or _is_loopback(address)
+    name = loopback_interface() if is_local else interface_of(str(address))
+    if name is not None and is_local:
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = name
     elif name is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

@@ -28,11 +28,11 @@ from refcli.engine.distributed.stores import connect_over, error_report_store, w
 from refcli.errors import ConfigError
 
 ValueT = TypeVar("ValueT")
-PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others: the main one validates and saves alone meanwhile."""
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""How long a process waits for the others, while the main one validates and saves."""
 ROUND_VARIABLE = "REFCLI_ROUND"
-"""A name that processes started together share, and those started before or after them do not have."""
-STORE_PATIENCE = timedelta(seconds=5)
+"""A name that processes started together share, and those started before or after them do not."""
+STORE_TIMEOUT = timedelta(seconds=5)
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,20 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     def wrap(
         self, objective: nn.Module, *, parallel: Literal["ddp", "fsdp"] = "ddp", static_graph: bool = False
     ) -> nn.Module:
-        """`objective` itself in a world of size 1, else what averages its gradients over all processes.
+        """`objective` itself in a world of size 1, else a module that averages its gradients over all processes.
 
-        Make the optimiser afterwards: `fsdp` replaces the parameters.
+        Build the optimiser afterwards: `fsdp` replaces the parameters.
 
         Args:
             parallel: `ddp`: every process has the whole objective; `fsdp`: it is sharded in place (`engine.sharding`).
-            static_graph: every step uses the same parameters, so that `ddp` need not look for unused ones. Not together
-                with `no_gradient_sync`.
+            static_graph: every step uses the same parameters, so that `ddp` need not look for unused ones. It excludes
+                `no_gradient_sync`.
         """
         if self.size == 1:
             return objective
@@ -71,7 +71,7 @@ class World:
         )
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process."""
+        """Whether the flag is set in any process."""
         if self.size == 1:
             return flag
         shared = torch.tensor(int(flag), device=self.device)
@@ -89,7 +89,7 @@ class World:
     def gather(self, value: ValueT) -> list[ValueT]:
         """The value of every process by rank, in every process.
 
-        Only plain values and tensors, which arrive on the CPU: what comes over the network is never unpickled freely.
+        Only plain values and tensors, which arrive on the CPU: data from the network is unpickled with `weights_only`.
         """
         if self.size == 1:
             return [value]
@@ -108,23 +108,22 @@ class World:
         ]
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Return when every process has called it."""
         if self.size > 1:
             dist.barrier()
 
     def close(self) -> None:
-        """Leave the process group; what `wrap` gave must not be in use any more.
+        """Leave the process group; what `wrap` returned must not be used afterwards.
 
-        Gloo's threads let go of tensors a while after the communication is done, for which they need the interpreter;
-        where that is already being torn down, they abort the process. They end when the last reference to the group is
-        gone, and the wrapped objective has one: so that goes first, out of the frames of an error that is on its way
-        and out of reference cycles.
+        Gloo's threads release tensors some time after a communication, for which they need the interpreter; if that is
+        already shutting down, they abort the process. They end with the last reference to the group, and the wrapped
+        objective holds one: it is released first, from the frames of a propagating error and from reference cycles.
         """
         if self.size == 1:
             return
         error = sys.exc_info()[1]
         if error is not None and self.device.type == "cuda":
-            return  # to take leave of NCCL, all processes are needed
+            return  # NCCL can only be shut down by all processes together
         while error is not None:
             traceback.clear_frames(error.__traceback__)
             error = error.__cause__ or error.__context__
@@ -134,7 +133,7 @@ class World:
 
 @contextmanager
 def no_gradient_sync(wrapped: nn.Module) -> Iterator[None]:
-    """Gradients of the backward passes inside stay in their process, until one outside averages them all."""
+    """Backward passes inside accumulate gradients in their process; the next one outside averages them all."""
     if isinstance(wrapped, DistributedDataParallel):
         with wrapped.no_sync():
             yield
@@ -173,30 +172,30 @@ def join_world(device_name: str) -> World:
         raise ConfigError(
             f"several processes cannot train on {device.type}", where="train.device", hint="use cuda or cpu"
         )
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):  # torchrun says so as well
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):  # torchrun sets it as well
         connect_over(None)
     rank = int(os.environ["RANK"])
-    store = world_store(_round(), rank=rank, size=size, timeout=PATIENCE)
-    # A store of torchrun's outlives a restart; what the processes before it left in there would lead these astray.
+    store = world_store(_round(), rank=rank, size=size, timeout=COLLECTIVE_TIMEOUT)
+    # torchrun's store survives a restart; the prefix hides what earlier processes left in it.
     store = PrefixStore(f"refcli/{_round()}", store)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,
         rank=rank,
         world_size=size,
-        timeout=PATIENCE,
+        timeout=COLLECTIVE_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
     return World(rank=rank, size=size, device=device)
 
 
 def _own_gpu(device: torch.device, local_rank: int) -> torch.device:
-    """The GPU of this process: the one of its number on this machine."""
+    """The GPU of this process: the one with its local rank."""
     if device.index is not None:
         raise ConfigError(
-            "each of several processes takes a GPU of its own, so none can be named",
+            "each of several processes takes its own GPU, so none can be named",
             where=f"device {device}",
-            hint="use --device cuda; CUDA_VISIBLE_DEVICES says which ones there are",
+            hint="use --device cuda; choose GPUs with CUDA_VISIBLE_DEVICES",
         )
     num_gpus = torch.cuda.device_count()
     if local_rank >= num_gpus:
@@ -207,25 +206,25 @@ def _own_gpu(device: torch.device, local_rank: int) -> torch.device:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether an error of torch's means that another process is gone."""
+    """Whether an error of torch means that another process has ended."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
-def claim_error_report(exit_code: int) -> int | None:
-    """Settle which of several failing processes tells its error: the one that asks first.
+def claim_error_report(exit_code: int, *, timeout: timedelta = STORE_TIMEOUT) -> int | None:
+    """Claim to report the error for all failing processes; the first one to ask gets it.
 
     Returns:
-        None if it is this process; otherwise the exit code of the one that tells, for this process to leave with.
+        None if this process is to report; otherwise the exit code of the one that does, for this process to exit with.
     """
     try:
-        store = error_report_store(_round(), timeout=STORE_PATIENCE)
-        mine = json.dumps([os.environ["RANK"], exit_code])
-        told = store.compare_set(f"refcli/told/{_round()}", "", mine).decode()
-    except (KeyError, RuntimeError):  # nobody is there any more to settle it
+        store = error_report_store(_round(), timeout=timeout)
+        claim = json.dumps([os.environ["RANK"], exit_code])
+        winner = store.compare_set(f"refcli/error-report/{_round()}", "", claim).decode()
+    except (KeyError, RuntimeError):  # the store is no longer available
         return None
-    return None if told == mine else int(json.loads(told)[1])
+    return None if winner == claim else int(json.loads(winner)[1])
 
 
 def _round() -> str:
-    """What distinguishes these processes from those that ran before a restart, in a store that outlives both."""
+    """Distinguishes these processes from those before a restart, in a store that survives it."""
     return os.environ.get(ROUND_VARIABLE) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

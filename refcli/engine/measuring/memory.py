@@ -1,4 +1,4 @@
-"""How much memory a training step takes, from the sizes of what is stored and two small forward passes."""
+"""The memory of a training step, estimated from the sizes of its tensors and two small forward passes."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from refcli.engine.optimisation.optimizer import build_optimizer, group_paramete
 from refcli.model.encoder import MultiwayEncoder
 
 STEPS = (0, 1)
-"""An objective may do one thing in even steps and another in odd ones; the greedier counts."""
+"""Even and odd steps of an objective may differ; the larger estimate counts."""
 PROBE_DIM = 16
-"""Side of the matrix on which an optimiser shows what it keeps."""
+"""Side of the matrix on which the state of an optimiser is measured."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes per process that live at once at the end of a forward pass; temporary buffers come on top.
+    """Bytes per process in use at the end of a forward pass; temporary buffers come on top.
 
-    weights + gradients + optimiser state + average + activations, where a gradient is as large as its parameter, the
-    average is a second model without what is frozen, and activations are whatever autograd keeps for the backward pass.
+    weights + gradients + optimiser state + average + activations: a gradient is as large as its parameter, the average
+    is a second model without the frozen parts, and activations are what autograd keeps for the backward pass.
     """
 
     weights: int
-    """Parameters and buffers, frozen ones as well."""
+    """Parameters and buffers, frozen ones included."""
     gradients: int
     optimizer: int
-    """State per parameter as a small stand-in shows it, separately for the matrices that Muon treats otherwise."""
+    """State per parameter, measured on a small layer, separately for the matrices that Muon treats differently."""
     average: int
     activations: int
     """a + b * batch size, from forward passes over one sample (a + b) and two (a + 2 b)."""
     checkpointed: int
-    """Activations with model.tower.checkpoint_activations: every block keeps its input; besides, there is either what
-    is kept outside the blocks, or, when the backward pass has used that up, all that one block keeps."""
+    """Activations with model.tower.checkpoint_activations: every block keeps its input, plus the larger of what is kept
+    outside the blocks and, later in the backward pass, of all that one block keeps."""
 
     def total(self, *, checkpointed: bool) -> int:
         """The sum."""
@@ -56,21 +56,21 @@ class _Kept(NamedTuple):
     """The part of it inside the encoders' blocks."""
     largest_block: int = 0
     inputs: int = 0
-    """What goes into all of those blocks."""
+    """The inputs of all these blocks."""
 
     @property
     def checkpointed(self) -> int:
-        """What is there at once with checkpoints around the blocks."""
+        """The maximum with checkpoints around the blocks."""
         return self.inputs + max(self.total - self.blocks, self.largest_block)
 
 
 def estimate_memory(
     objective: nn.Module, batch: Batch, *, optim: OptimSettings, settings: TrainSettings, device: torch.device
 ) -> MemoryEstimate:
-    """Estimate for batches like `batch`; runs the objective on its first samples.
+    """The estimate for batches like `batch`; runs the objective on its first samples.
 
     Args:
-        objective: on `device` and in the mode that it is trained in; its frozen parts need no gradient.
+        objective: on `device` and in training mode; its frozen parts need no gradient.
     """
     trained = {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}
     buffers = sum(map(_bytes, objective.buffers()))
@@ -112,7 +112,7 @@ def first_samples(batch: Batch, count: int) -> Batch:
 
 
 def _kept(objective: nn.Module, batch: Batch, step: int, settings: TrainSettings) -> _Kept:
-    """What a forward pass keeps for its backward pass; without checkpoints, whatever the settings say."""
+    """What a forward pass keeps for its backward pass, without activation checkpoints whatever the settings are."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*objective.parameters(), *objective.buffers())}
     storages: dict[int, int] = {}
     encoders: list[_Kept] = []
@@ -121,18 +121,18 @@ def _kept(objective: nn.Module, batch: Batch, step: int, settings: TrainSettings
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             storages[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # holding on to it, so that no other tensor gets its place
+        return tensor.detach()  # keep it alive, so that no other tensor gets its address
 
     with ExitStack() as stack:
         for module in objective.modules():
             if isinstance(module, MultiwayEncoder):
-                stack.enter_context(_watched(module, storages, encoders))
+                stack.enter_context(_recorded(module, storages, encoders))
         stack.enter_context(saved_tensors_hooks(keep, lambda tensor: tensor))
         stack.enter_context(
             torch.autocast(batch.images.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
         )
         losses = objective(batch, step)
-        assert losses  # they hold the graph, and the graph what it keeps
+        assert losses  # they keep the graph alive, and with it the activations
     return _Kept(
         total=sum(storages.values()),
         blocks=sum(kept.blocks for kept in encoders),
@@ -142,8 +142,8 @@ def _kept(objective: nn.Module, batch: Batch, step: int, settings: TrainSettings
 
 
 @contextmanager
-def _watched(encoder: MultiwayEncoder, storages: Mapping[int, int], encoders: list[_Kept]) -> Iterator[None]:
-    """Note what the blocks of an encoder add to `storages`, with its checkpoints switched off."""
+def _recorded(encoder: MultiwayEncoder, storages: Mapping[int, int], encoders: list[_Kept]) -> Iterator[None]:
+    """Record what the blocks of an encoder add to `storages`, with its activation checkpoints switched off."""
     before: list[int] = []
 
     def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
@@ -152,8 +152,8 @@ def _watched(encoder: MultiwayEncoder, storages: Mapping[int, int], encoders: li
     def leave(module: nn.Module, given: tuple[Any, ...], result: object) -> None:
         blocks, number = sum(storages.values()) - before.pop(), len(encoder.blocks)
         if blocks:  # not for a frozen tower, or a pass without gradients
-            rows = sum(_bytes(row) for row in given[0])
-            encoders.append(_Kept(blocks=blocks, largest_block=blocks // number, inputs=number * rows))
+            tokens = sum(_bytes(part) for part in given[0])
+            encoders.append(_Kept(blocks=blocks, largest_block=blocks // number, inputs=number * tokens))
 
     checkpoints, encoder.checkpoint_activations = encoder.checkpoint_activations, False
     handles = (encoder.register_forward_pre_hook(enter), encoder.register_forward_hook(leave))

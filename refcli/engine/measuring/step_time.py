@@ -1,4 +1,4 @@
-"""How long a training step takes here, from trying its parts."""
+"""The time of a training step on this machine, from measurements of its parts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from refcli.engine.measuring.memory import first_samples
 from refcli.engine.optimisation.optimizer import build_optimizer
 
 STEPS = (0, 1)
-"""An objective may do one thing in even steps and another in odd ones; the mean counts."""
+"""Even and odd steps of an objective may differ; the mean counts."""
 BUDGET_SECONDS = 6.0
-"""Time for the passes that are measured, after one for warming up; a single pass may take longer."""
+"""Time for the measured passes, after one for warming up; a single pass may take longer."""
 REPEATS = 5
-MAX_TRIED_PARAMETERS = 30_000_000
-"""Above this an optimiser is tried on a part of the model, to spare the memory of its state."""
+MAX_UPDATED_PARAMETERS = 30_000_000
+"""Above this the optimiser is measured on a smaller matrix, to save the memory of its state."""
 PROBE_SIDE = 2048
 
 
@@ -34,7 +34,7 @@ class StepTime:
     update: float
     """Clipping, optimiser and average."""
     num_samples: int
-    """On so many samples the passes were measured; for a larger batch they are extrapolated."""
+    """Samples on which the passes were measured; for a larger batch they are extrapolated."""
 
 
 def measure_step(
@@ -46,10 +46,10 @@ def measure_step(
     most: int,
     device: torch.device,
 ) -> StepTime:
-    """Measure a training step of an objective on `device`; its weights are changed.
+    """Measure a training step of an objective on `device`; its weights change.
 
     Args:
-        most: samples that fit into memory.
+        most: the number of samples that fit into memory.
     """
     size = len(batch.ids)
     few = first_samples(batch, 1)
@@ -71,14 +71,14 @@ def measure_step(
     return StepTime(passes=several + slope * (size - count), update=update, num_samples=count)
 
 
-def step_seconds(tried: StepTime, *, loading: float, accumulate: int, workers: int, device: torch.device) -> float:
-    """Seconds of an optimiser step with data that is loaded meanwhile.
+def step_seconds(measured: StepTime, *, loading: float, accumulate: int, workers: int, device: torch.device) -> float:
+    """Seconds of an optimiser step while data is loaded in the background.
 
     Args:
         loading: seconds that one process takes to load a batch.
-        workers: processes that load; 0 loads between the passes.
+        workers: number of loading processes; 0 loads between the passes.
     """
-    busy, loads = accumulate * tried.passes + tried.update, accumulate * loading
+    busy, loads = accumulate * measured.passes + measured.update, accumulate * loading
     if not workers:
         return busy + loads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -92,13 +92,13 @@ def _pass_seconds(objective: nn.Module, batch: Batch, settings: TrainSettings, d
     spent = 0.0
     for step in STEPS:
         objective.zero_grad(set_to_none=True)
-        _finish(device)
+        _synchronise(device)
         before = time.perf_counter()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
             losses: dict[str, Tensor] = objective(here, step)
         if losses:
             torch.autograd.backward(torch.stack([term.float() for term in losses.values()]).sum())
-        _finish(device)
+        _synchronise(device)
         spent += time.perf_counter() - before
     return max(spent / len(STEPS), 1e-9)
 
@@ -106,7 +106,7 @@ def _pass_seconds(objective: nn.Module, batch: Batch, settings: TrainSettings, d
 def _update_seconds(objective: nn.Module, optim: OptimSettings, settings: TrainSettings, device: torch.device) -> float:
     trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
     module, scale = objective, 1.0
-    if trained > MAX_TRIED_PARAMETERS:
+    if trained > MAX_UPDATED_PARAMETERS:
         objective.zero_grad(set_to_none=True)
         module = nn.Linear(PROBE_SIDE, PROBE_SIDE, bias=False, device=device)
         scale = trained / module.weight.numel()
@@ -117,19 +117,19 @@ def _update_seconds(objective: nn.Module, optim: OptimSettings, settings: TrainS
     optimizer = build_optimizer(module, optim)
     averages = [parameter.detach().clone() for parameter in parameters] if settings.ema_decay is not None else []
     times = []
-    for _ in range(3):  # the first one makes the optimiser's state
-        _finish(device)
+    for _ in range(3):  # the first one creates the optimiser's state
+        _synchronise(device)
         before = time.perf_counter()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if averages:
             torch._foreach_lerp_(averages, [parameter.detach() for parameter in parameters], 0.1)
-        _finish(device)
+        _synchronise(device)
         times.append(time.perf_counter() - before)
     return scale * min(times)
 
 
-def _finish(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+def _synchronise(device: torch.device) -> None:
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The moving average of a model that is being trained."""
+"""The exponential moving average of a model in training (EMA)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import nn
 
 WARMUP_POWER = 2 / 3
-"""After n steps the decay is 1 - n^-power until that exceeds the one that was asked for (K. Crowson's warm-up)."""
+"""After n steps the decay is 1 - n^-power, until that exceeds the requested one (K. Crowson's warm-up)."""
 
 
 class MovingAverage:
-    """A copy of an objective, of which everything that learns follows the objective as a moving average.
+    """A copy of an objective whose learning parts are moving averages of the objective's.
 
-    Its frozen parts are those of the objective: the same modules, or, where the two are to be sharded, equal ones.
+    Its frozen parts are those of the objective: the same modules or, if both are sharded, equal ones.
 
     Args:
         objective: parameters and floating-point buffers are averaged, other buffers copied.
-        decay: of the average, once there are steps enough.
-        frozen: parts of the objective that do not learn; they may change by other means.
-        is_shared: whether to have the frozen parts in common instead of copying them.
+        decay: of the average, after the warm-up.
+        frozen: parts of the objective that do not learn; they may change in other ways.
+        is_shared: share the frozen parts instead of copying them.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, objective: nn.Module, step: int) -> None:
-        """Follow the objective, of which `step` optimiser steps are done; after the first the two are equal."""
+        """Update the average after `step` optimiser steps; after the first it equals the objective."""
         weight = 1 - min(1 - step**-WARMUP_POWER, self.decay)
         averages, targets = [], []
         current = objective.state_dict()
@@ -52,7 +52,7 @@ class MovingAverage:
 
 
 def names_within(module: nn.Module, parts: Sequence[nn.Module]) -> frozenset[str]:
-    """The names in a module's state dict that belong to some of its parts."""
+    """The names in a module's state dict that belong to these parts of it."""
     return frozenset(
         f"{path}.{name}"
         for path, inner in module.named_modules(remove_duplicate=False)

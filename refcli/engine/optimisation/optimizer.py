@@ -19,9 +19,9 @@ BASE_LR = "base_lr"
 TABLE_WORDS = ("token", "position", "embed", "quer")
 """A bare parameter whose name has one of these is a table of vectors (cls/mask tokens, positions, queries)."""
 OUTPUT_RATIO = 8
-"""A Linear layer with so many times more outputs than inputs reads out a vocabulary."""
+"""A Linear layer with this many times more outputs than inputs predicts a vocabulary."""
 MIN_MATRIX_SIDE = 8
-"""A Linear layer with fewer outputs reads out numbers (a box, a score)."""
+"""A Linear layer with fewer outputs predicts numbers (a box, a score)."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class ParameterGroup:
     lr_scale: float
     decays: bool
     is_hidden_matrix: bool
-    """A matrix between hidden layers: the only sort that Muon orthogonalises (Jordan et al. 2024); the rest, and
-    embeddings and read-outs with it, falls back to AdamW."""
+    """A matrix between hidden layers, the only kind that Muon orthogonalises (Jordan et al. 2024). Others, such as
+    embeddings and output layers, fall back to AdamW."""
 
 
 def group_parameters(objective: nn.Module, settings: OptimSettings) -> dict[str, ParameterGroup]:
@@ -53,7 +53,7 @@ def group_parameters(objective: nn.Module, settings: OptimSettings) -> dict[str,
         groups[name] = ParameterGroup(
             lr_scale=1.0 if depth is None else settings.tower_lr_scale * settings.layer_decay ** (top - depth),
             decays=settings.decay_norms_and_biases or (parameter.ndim > 1 and not is_table),
-            is_hidden_matrix=isinstance(module, nn.Linear) and parameter.ndim == 2 and not _is_read_out(module),
+            is_hidden_matrix=isinstance(module, nn.Linear) and parameter.ndim == 2 and not _is_output_layer(module),
         )
     return groups
 
@@ -75,7 +75,7 @@ def build_optimizer(objective: nn.Module, settings: OptimSettings) -> Optimizer:
         "betas": settings.betas,
     } | settings.options
     try:
-        if settings.name == "adamw":  # timm's is the same one, and costs every process two seconds to import
+        if settings.name == "adamw":  # timm's is the same, and takes every process two seconds to import
             return AdamW(groups, **{"fused": True, **options})
         return _timm_optimizer(settings.name, groups, options)
     except (TypeError, ValueError) as error:
@@ -98,7 +98,7 @@ def _timm_optimizer(name: str, groups: list[dict[str, Any]], options: Mapping[st
 
 
 def set_lr(optimizer: Optimizer, factor: float) -> None:
-    """Give every group its own learning rate times the schedule's factor."""
+    """Set every group's learning rate to its base rate times the factor of the schedule."""
     for group in optimizer.param_groups:
         group["lr"] = group[BASE_LR] * factor
 
@@ -125,13 +125,13 @@ def _optimizer_groups(objective: nn.Module, settings: OptimSettings) -> list[dic
 
 
 def _is_table(name: str, module: nn.Module) -> bool:
-    """Whether a parameter holds one vector per row: an embedding, or a bare table of positions or tokens."""
+    """Whether a parameter holds one vector per row: an embedding, or a table of positions or tokens."""
     if isinstance(module, nn.Embedding):
         return True
     leaf = name.rpartition(".")[2]
     return leaf not in ("weight", "bias") and any(word in leaf for word in TABLE_WORDS)
 
 
-def _is_read_out(linear: nn.Linear) -> bool:
-    """Whether a Linear layer turns hidden vectors into a few numbers or into a vocabulary."""
+def _is_output_layer(linear: nn.Linear) -> bool:
+    """Whether a Linear layer maps hidden vectors to a few numbers or to a vocabulary."""
     return linear.out_features < MIN_MATRIX_SIDE or linear.out_features >= OUTPUT_RATIO * linear.in_features

@@ -1,4 +1,4 @@
-"""The learning-rate schedule: linear warm-up, then a cosine; a function of the step alone, so it has no state."""
+"""The learning-rate schedule: linear warm-up, then a cosine; a stateless function of the step."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 
 
 def lr_factor(step: int, *, total_steps: int, warmup_steps: int, final_ratio: float) -> float:
-    """Factor on every group's learning rate for the optimiser step with index `step` (from 0).
+    """Factor of every group's learning rate for the optimiser step with index `step` (from 0).
 
     Warm-up reaches 1 at step `warmup_steps - 1`; the cosine (Loshchilov & Hutter 2017, without restarts) then falls
-    from 1 to `final_ratio`, which step `total_steps` would have.
+    from 1 to `final_ratio`, the factor of a hypothetical step `total_steps`.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

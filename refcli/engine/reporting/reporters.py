@@ -1,4 +1,4 @@
-"""Who tells the user how training goes."""
+"""Progress reporters: what the loop reports, and the run's log.txt."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from refcli.engine.checkpointing.run_dir import RunDir
 
 
 class Reporter(Protocol):
-    """Listens to the loop; decides nothing."""
+    """Receives the progress of the loop; it has no influence on training."""
 
     def noted(self, text: str) -> None:
-        """Something the user should know."""
+        """A message for the user."""
 
     def started(self, *, step: int, total: int) -> None:
-        """Training starts, or goes on, after `step` of `total` steps."""
+        """Training starts or continues after `step` of `total` steps."""
 
     def stepped(self, step: int) -> None:
-        """One more optimiser step is done."""
+        """An optimiser step is done."""
 
     def measured(self, metrics: Mapping[str, float]) -> None:
         """A line of metrics was written."""
@@ -31,7 +31,7 @@ class Reporter(Protocol):
 
 
 class Silence:
-    """A reporter that says nothing: for the processes that are not the main one."""
+    """A reporter that does nothing, for all processes except the main one."""
 
     def noted(self, text: str) -> None:
         """Nothing."""
@@ -53,65 +53,65 @@ class Silence:
 
 
 class Relay:
-    """Passes everything on to another reporter; whoever listens in on the way derives from it."""
+    """Forwards everything to another reporter; base class of reporters that also do something themselves."""
 
-    def __init__(self, listener: Reporter) -> None:
-        self.listener = listener
+    def __init__(self, target: Reporter) -> None:
+        self.target = target
 
     def noted(self, text: str) -> None:
-        """Pass on."""
-        self.listener.noted(text)
+        """Forward it."""
+        self.target.noted(text)
 
     def started(self, *, step: int, total: int) -> None:
-        """Pass on."""
-        self.listener.started(step=step, total=total)
+        """Forward it."""
+        self.target.started(step=step, total=total)
 
     def stepped(self, step: int) -> None:
-        """Pass on."""
-        self.listener.stepped(step)
+        """Forward it."""
+        self.target.stepped(step)
 
     def measured(self, metrics: Mapping[str, float]) -> None:
-        """Pass on."""
-        self.listener.measured(metrics)
+        """Forward it."""
+        self.target.measured(metrics)
 
     def validated(self, metrics: Mapping[str, float], *, is_best: bool) -> None:
-        """Pass on."""
-        self.listener.validated(metrics, is_best=is_best)
+        """Forward it."""
+        self.target.validated(metrics, is_best=is_best)
 
     def saved(self, step: int) -> None:
-        """Pass on."""
-        self.listener.saved(step)
+        """Forward it."""
+        self.target.saved(step)
 
 
 class Logged(Relay):
-    """Writes the run's log.txt on the way."""
+    """Writes the run's log.txt."""
 
-    def __init__(self, run: RunDir, listener: Reporter) -> None:
-        super().__init__(listener)
+    def __init__(self, run: RunDir, target: Reporter) -> None:
+        super().__init__(target)
         self.run = run
 
     def noted(self, text: str) -> None:
-        """Log and pass on."""
+        """Log and forward it."""
         self.run.log(text)
         super().noted(text)
 
     def started(self, *, step: int, total: int) -> None:
-        """Log and pass on."""
+        """Log and forward it."""
         self.run.log(f"started after step {step} of {total}")
         super().started(step=step, total=total)
 
     def measured(self, metrics: Mapping[str, float]) -> None:
-        """Log and pass on."""
+        """Log and forward it."""
         self.run.log(metrics_text(metrics))
         super().measured(metrics)
 
     def validated(self, metrics: Mapping[str, float], *, is_best: bool) -> None:
-        """Log and pass on."""
+        """Log and forward it."""
         self.run.log(metrics_text(metrics) + (" (best so far)" if is_best else ""))
         super().validated(metrics, is_best=is_best)
 
     def saved(self, step: int) -> None:
-        """Log and pass on."""
+        """Log and forward it."""
         self.run.log(f"saved the checkpoint of step {step}")
         super().saved(step)
 

@@ -1,4 +1,4 @@
-"""Lines of metrics for TensorBoard, where its package is installed."""
+"""Metrics for TensorBoard, if its package is installed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ WRITER_MODULE = "torch.utils.tensorboard"
 
 
 class TensorBoard(Relay):
-    """Writes every metric as a scalar over the steps on the way to another reporter.
+    """Writes every metric as a scalar by step, and forwards everything to another reporter.
 
     Args:
-        folder: where the event files go, once training starts.
-        listener: everything is passed on to it.
+        folder: for the event files, which are created when training starts.
+        target: the other reporter.
 
     Raises:
         ConfigError: the package `tensorboard` is missing.
     """
 
-    def __init__(self, folder: Path, listener: Reporter) -> None:
-        super().__init__(listener)
+    def __init__(self, folder: Path, target: Reporter) -> None:
+        super().__init__(target)
         self.folder = folder
         self._writer: Any = None
         try:
@@ -38,17 +38,17 @@ class TensorBoard(Relay):
             ) from error
 
     def started(self, *, step: int, total: int) -> None:
-        """Open the event file; points after `step`, which a resumed run does again, are hidden."""
+        """Open the event file; points after `step`, which a resumed run repeats, are hidden."""
         self._writer = self._make_writer(str(self.folder), purge_step=step + 1)
         super().started(step=step, total=total)
 
     def measured(self, metrics: Mapping[str, float]) -> None:
-        """Write the line under "train/" and pass it on."""
+        """Write the line under "train/" and forward it."""
         self._write({f"train/{name}": value for name, value in metrics.items() if name != "step"}, metrics)
         super().measured(metrics)
 
     def validated(self, metrics: Mapping[str, float], *, is_best: bool) -> None:
-        """Write the line, whose names begin with "validation/", and pass it on."""
+        """Write the line, whose names begin with "validation/", and forward it."""
         self._write({name: value for name, value in metrics.items() if name != "step"}, metrics)
         super().validated(metrics, is_best=is_best)
 

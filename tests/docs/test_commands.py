@@ -82,7 +82,7 @@ def run_shell(tmp_path_factory):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         assert not done.returncode, f"{where}: {statement}\n{done.stderr}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pydoc
 import re
 import sys
 from itertools import pairwise
@@ -18,6 +19,7 @@ from refcli.errors import ExitCode
 
 MAX_README_LINES = 150
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+with_current_pages = pytest.mark.parametrize("name", [name for name in NAMES if name != "CHANGELOG.md"])
 HEADING = re.compile(r"^#{1,6} (.+)$", re.M)
 
 
@@ -75,6 +77,21 @@ def test_the_reference_has_every_command_and_setting(generated):
     assert "| `--fail-under METRIC=X` |" in commands
     assert "| `optim.lr` | number >= 0 | `0.0001` |" in settings
     assert "`model.head.settings.mask_upsamples`" in settings
+
+
+@with_current_pages
+def test_every_path_of_the_repository_in_the_text_exists(name):
+    for span in code_spans(ROOT / name):
+        if re.fullmatch(r"(?:refcli|tests|docs|data_specs|benchmarks|tools|\.ci|\.github)/[\w./-]+", span):
+            is_named = "NAME" not in span
+            assert (ROOT / span).exists() or not is_named, f"`{span}` in {name}"
+
+
+@with_current_pages
+def test_every_python_name_of_refcli_in_the_text_exists(name):
+    for span in code_spans(ROOT / name):
+        if re.fullmatch(r"refcli(\.[A-Za-z_]\w*)+", span):
+            assert pydoc.locate(span) is not None, f"`{span}` in {name}"
 
 
 def test_the_architecture_page_shows_the_layers_that_are_enforced():

@@ -148,7 +148,7 @@ def is_placed(one: Seen, direction: str, other: Seen) -> bool:
 
 
 def read(text: str, seen: list[Seen]) -> set[int]:
-    """The objects that an expression means."""
+    """The objects that an expression refers to."""
     text = text.removeprefix("the ")
     if " and " in text:
         return set.union(*(read(part, seen) for part in text.split(" and ")))
@@ -218,7 +218,7 @@ def test_number_words_count_the_referents(scenes: list[RenderedScene]) -> None:
 
 
 def test_relations_and_superlatives_hold_in_the_visible_masks_by_a_margin(scenes: list[RenderedScene]) -> None:
-    """Occlusion must not turn "leftmost" into a lie: the visible box's centre is still the leftmost of its group."""
+    """Occlusion must not make "leftmost" wrong: the visible box's centre is still the leftmost of its group."""
     checked = 0
     for rendered in scenes:
         image = render(rendered.scene, generator(5, "train", 0, 0, "picture"))

@@ -39,7 +39,9 @@ def image_path(split: str, index: int) -> str:
     return f"images/{split}/{index // SCENES_PER_FOLDER:03d}/{index:06d}.jpg"
 
 
-def render_scene(settings: SyntheticSettings, split: str, index: int) -> RenderedScene:
+def render_scene(
+    settings: SyntheticSettings, split: str, index: int, *, max_attempts: int = MAX_ATTEMPTS
+) -> RenderedScene:
     """Scene number `index` of a split: always the same for the same settings.
 
     If an object would be hidden too much, another layout is drawn.
@@ -47,7 +49,7 @@ def render_scene(settings: SyntheticSettings, split: str, index: int) -> Rendere
     Raises:
         ConfigError: the settings leave no room for so many objects.
     """
-    for attempt in range(MAX_ATTEMPTS):
+    for attempt in range(max_attempts):
         scene = draw_scene(settings, generator(settings.seed, split, index, attempt, "layout"))
         if scene is not None:
             rendered = render(scene, generator(settings.seed, split, index, attempt, "picture"))
@@ -55,7 +57,7 @@ def render_scene(settings: SyntheticSettings, split: str, index: int) -> Rendere
                 break
     else:
         raise ConfigError(
-            f"no layout fits the settings in {MAX_ATTEMPTS} attempts",
+            f"no layout fits the settings in {max_attempts} attempts",
             where=f"synthetic:{split} scene {index}",
             hint="ask for fewer objects, a larger canvas, or a smaller min_visible",
         )

@@ -13,11 +13,8 @@ from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES, BatchSize, Data, 
 from refcli.cli.output import log, printable, write_line
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from refcli.evaluation.comparison import Comparison
     from refcli.evaluation.report.document import RunReport, SplitReport
-    from refcli.recipes.evaluate import OnSample
 
 MOST_FAILURES_LISTED = 20
 SYSTEM_OPTIONS = {
@@ -153,6 +150,7 @@ def command(
     """
     import json
 
+    from refcli.cli.progress import ProgressBars
     from refcli.data.shard import Shard
     from refcli.errors import ExitCode
     from refcli.evaluation.gates import check_gates, parse_gates
@@ -183,7 +181,7 @@ def command(
         writes_page=report,
         num_cases=num_cases,
     )
-    with SampleBars() as bars:
+    with ProgressBars() as bars:
         evaluations = evaluate(settings, progress=bars.of)
 
     reports = [evaluation.report for evaluation in evaluations]
@@ -241,42 +239,6 @@ def _log_failures(report: RunReport) -> None:
             for line in lines.first[:MOST_FAILURES_LISTED]:
                 log(f"{kind}: {line}")
             log(f"{lines.count} lines of {file} were rejected: {kind}")
-
-
-class SampleBars:
-    """Progress bars on stderr, one per system and split, if it is a terminal."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        from refcli.cli.output import console_err
-
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        is_hidden = not console_err.is_terminal
-        self._progress = Progress(*columns, console=console_err, transient=True, disable=is_hidden)
-
-    def __enter__(self) -> SampleBars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def of(self, system: str) -> OnSample:
-        """The progress callback of a system."""
-        tasks: dict[str, TaskID] = {}
-
-        def show(split: str, done: int, total: int) -> None:
-            if split not in tasks:
-                tasks[split] = self._progress.add_task(printable(f"{system} {split}"), total=total)
-            self._progress.update(tasks[split], completed=done)
-
-        return show
 
 
 HEADINGS = ("samples", "Acc@0.5", "gated", "box mIoU", "mask mIoU", "oIoU", "N-acc", "T-acc")

@@ -1,7 +1,10 @@
-"""Progress bars on stderr, only on a terminal."""
+"""Progress bars, only on a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from typing_extensions import Self
 
@@ -11,11 +14,10 @@ from refcli.cli.output import console_err, printable
 class ProgressBars:
     """One bar per name, shown from its first progress on."""
 
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-        self._bars = Progress(
-            *columns, TimeRemainingColumn(), console=console_err, transient=True, disable=not console_err.is_terminal
-        )
+    def __init__(self, console: Console = console_err) -> None:
+        name = TextColumn("{task.description}", markup=False)
+        columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
@@ -30,3 +32,7 @@ class ProgressBars:
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(printable(name), total=total)
         self._bars.update(self._tasks[name], completed=done)
+
+    def of(self, group: str) -> Callable[[str, int, int], None]:
+        """`show` for the names of a group."""
+        return lambda name, done, total: self.show(f"{group} {name}", done, total)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from refcli.data.preparation.counts import CountCheck, check_counts
+from refcli.data.preparation.dataset_images import DatasetImages, FileNames
 from refcli.data.preparation.finish import FinishSettings, storable
-from refcli.data.preparation.images import DatasetImages, FileNames
 from refcli.data.preparation.origin import describe_origin, is_unchanged
 from refcli.data.preparation.plan import FilePlan, GeneratedPlan, MixturePlan, Plan
 from refcli.data.preparation.run import (

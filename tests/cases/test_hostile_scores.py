@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from refcli.cli.evaluate import SampleBars
+from refcli.cli.progress import ProgressBars
 from refcli.contracts.example import Example, Region
 from refcli.data.store.write import write_manifest, write_split
 from refcli.evaluation.predictions import MOST_LINE_BYTES
@@ -305,10 +305,9 @@ def test_per_sample_files_of_earlier_versions_are_read_as_they_were_meant(refcli
         assert document["metrics"]["m/val/t_acc"] == float(not says_none)
 
 
-def test_progress_shows_any_name_as_it_is(monkeypatch):
+def test_progress_shows_any_name_as_it_is():
     screen = io.StringIO()
-    monkeypatch.setattr("refcli.cli.output.console_err", Console(file=screen, force_terminal=True, width=100))
-    with SampleBars() as bars:
+    with ProgressBars(Console(file=screen, force_terminal=True, width=100)) as bars:
         bars.of("p[/bold]\x1b]0;pwn\x07.jsonl")("m:val", 1, 2)
     assert "p[/bold]\\x1b]0;pwn\\x07.jsonl m:val" in screen.getvalue()
     assert "\x1b]0" not in screen.getvalue()

@@ -14,8 +14,8 @@ import pytest
 from harness import NASTY, NUM_INPUTS, damaged, fuzz, map_bytes, mutated_json, mutated_json_bytes, mutated_lines
 from hypothesis import strategies as st
 
+from refcli.data.preparation.dataset_images import Place
 from refcli.data.preparation.finish import FinishSettings, storable
-from refcli.data.preparation.images import Place
 from refcli.data.preparation.plan import plan_file
 from refcli.data.preparation.run import finish_chunk
 from refcli.data.sources.record import Problems

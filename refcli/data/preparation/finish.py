@@ -16,8 +16,8 @@ import msgspec
 
 from refcli.contracts.example import RLE, Example, Region
 from refcli.data.preparation.box_evidence import CLIP_TOLERANCE, BoxEvidence
+from refcli.data.preparation.dataset_images import Place
 from refcli.data.preparation.image_roots import OTHER_SIZE, UNREADABLE, must_fit
-from refcli.data.preparation.images import Place
 from refcli.data.reading.images import ImageFacts, probe, verify
 from refcli.data.sources.known_keys import excerpt
 from refcli.data.sources.record import Problems, RawImage, RawRecord, RawRegion

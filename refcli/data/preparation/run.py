@@ -17,8 +17,8 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from refcli.data.preparation.box_evidence import BoxEvidence
+from refcli.data.preparation.dataset_images import DatasetImages
 from refcli.data.preparation.finish import FinishSettings, PlacedRecord, finish
-from refcli.data.preparation.images import DatasetImages
 from refcli.data.shard import Shard
 from refcli.data.sources.record import Problems, RawRecord
 from refcli.data.store.layout import examples_to_table

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from refcli.data.preparation.dataset_images import Place
 from refcli.data.preparation.finish import FinishSettings, finish, repair_text
-from refcli.data.preparation.images import Place
 from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRecord, RawRegion
 
 SQUARE = json.dumps([[10, 10, 30, 10, 30, 30, 10, 30]]).encode()

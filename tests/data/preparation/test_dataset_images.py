@@ -7,8 +7,8 @@ import pytest
 from image_files import COCO, tarred, write_image, zipped
 from PIL import Image
 
+from refcli.data.preparation.dataset_images import extract_images, safe_path
 from refcli.data.preparation.image_roots import FoundImage, ImageRoots
-from refcli.data.preparation.images import extract_images, safe_path
 from refcli.data.reading.images import probe, read_image, verify
 from refcli.data.sources.record import RawImage
 from refcli.errors import DataError, ImageError

@@ -1,4 +1,4 @@
-"""Weights directories: read, written, checked, downloaded and converted."""
+"""Weights: pulled, converted, saved, loaded, described and verified."""
 
 from __future__ import annotations
 

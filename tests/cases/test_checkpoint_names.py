@@ -33,7 +33,7 @@ def prefixed(state, prefix):
 
 
 def converted(tmp_path, content, *, suffix=".pth"):
-    """The tensors and the notes of the weights that a checkpoint becomes."""
+    """The tensors and the notes of the converted weights."""
     path = tmp_path / f"c{suffix}"
     save_file(content, path) if suffix == ".safetensors" else torch.save(content, path)
     report = convert(path, out=tmp_path / "w", heads=HEADS_OF_TINY)

@@ -33,7 +33,7 @@ WITHOUT_BOXES = [head for head in HEADS if head != "oneref"]
 
 @pytest.fixture
 def make_store(refcli, tmp_path):
-    """A store of squares: `train` and `val`, each of samples of some sorts (box, mask, none)."""
+    """A store of squares: `train` and `val`, each with samples of given sorts (box, mask, none)."""
 
     def make(name: str, *, train: str, val: str = "box") -> str:
         images = tmp_path / "images"
@@ -70,7 +70,7 @@ def make_store(refcli, tmp_path):
 
 @pytest.fixture
 def train(refcli, tmp_path):
-    """Train two steps of a small model; (exit code, stderr)."""
+    """Train a small model for two steps; returns (exit code, stderr)."""
 
     def call(store: str, out: str, *options: str, head: str = "oneref", **settings: object) -> tuple[int, str]:
         values = load_finetune("synthetic_tiny").model_dump(mode="json")
@@ -90,7 +90,7 @@ def train(refcli, tmp_path):
 
 @pytest.fixture
 def answers(refcli, tmp_path):
-    """What `weights info` says that the weights of a run answer."""
+    """The outputs of the weights of a run, as `weights info` shows them."""
 
     def call(run: str) -> list[str]:
         code, out, _ = refcli("weights", "info", tmp_path / run / "weights", "--json")

@@ -24,7 +24,7 @@ HUB = Path(__file__).parents[1] / "support" / "loopback_hub.py"
 REPO, SPM = "linhuixiao/OneRef", "beit3_checkpoints/beit3.spm"
 NAME = "oneref-large-rec-refcoco"
 CLIENT_BLOCK = 10 * 2**20
-"""What huggingface_hub writes at a time."""
+"""Bytes that huggingface_hub writes at a time."""
 SECONDS = 120
 NOTHING_HEAVY = """
 import sys
@@ -51,7 +51,7 @@ def hub():
 
 
 def pull_process(hub, tmp_path: Path, name: str, **environment: str) -> subprocess.Popen:
-    """The real command in a process of its own, with the hub's variables set to the hub on loopback."""
+    """The real command in its own process, with the Hub's variables set to the local Hub."""
     hubs = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "refcli", "weights", "pull", name],

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-import io
 import shutil
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
-import sentencepiece
 import torch
 from harness import NASTY, fuzz
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from small_tokenizer import write_small_tokenizer
 
 from refcli.weights.official.convert import convert
 
@@ -34,25 +32,11 @@ CHANGES = (
 )
 
 
-def small_tokenizer(path: Path) -> Path:
-    """A SentencePiece file small enough for the 200 words of the tiny models."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the red star is left of the blue ring"] * 50),
-        model_writer=model,
-        vocab_size=30,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    path.write_bytes(model.getvalue())
-    return path
-
-
 @pytest.mark.parametrize("num_inputs", [40, pytest.param(2_000, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")
 def test_any_changed_checkpoint_of_a_known_model_is_converted_or_refused(fixtures, tmp_path, num_inputs):
     official = load_file(fixtures / "oneref_tiny_res" / "weights.safetensors")
-    path, out, words = tmp_path / "c.pth", tmp_path / "out", small_tokenizer(tmp_path / "words.model")
+    path, out, words = tmp_path / "c.pth", tmp_path / "out", write_small_tokenizer(tmp_path / "words.model")
 
     @st.composite
     def checkpoints(draw: st.DrawFn) -> dict:

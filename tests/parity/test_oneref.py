@@ -32,7 +32,7 @@ def close(ours, theirs, atol):
 
 
 def real_rows(joined, is_pad):
-    """Vision rows and the text rows that are not padding; nothing reads the others."""
+    """Vision tokens and the text tokens that are not padding; the others are never used."""
     return torch.cat([joined[:, :NUM_VISION].flatten(0, 1), joined[:, NUM_VISION:][~is_pad]])
 
 

@@ -18,7 +18,7 @@ from refcli.weights.directory import load_weights
 
 @pytest.fixture(autouse=True)
 def pulled(tmp_path, monkeypatch) -> bytes:
-    """What the home has; the packaged pieces pass for the official ones, and the folder to work in is empty."""
+    """The pulled tokenizer; the packaged one passes for it, and the working folder is empty."""
     content = files("refcli.text").joinpath("builtin.spm").read_bytes()
     folder = tmp_path / "home" / "weights" / "beit3-tokenizer"
     folder.mkdir(parents=True)

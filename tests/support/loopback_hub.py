@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on loopback: the endpoints, headers and refusals that a download meets, and its failures."""
+"""A small Hugging Face Hub on loopback, with the endpoints, headers, refusals and failures that a download meets."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ REPO, MIRROR = "linhuixiao/OneRef", "xiaolinhui/OneRef"
 NAME, FILE = "oneref-large-rec-refcoco", "rec_single_dataset_finetuning_large_unc.pth"
 ZIPPED, ZIP = "oneref-base-rec-refcoco", "rec_single_dataset_finetuning_base.zip"
 SPM = "beit3_checkpoints/beit3.spm"
-"""Of the catalogue: repositories, and names with their files; the last is the tokenizer's."""
+"""Repositories, and names with their files, as in the catalogue; the last file is the tokenizer's."""
 CHUNK = 1000
 """Bytes that the client writes at a time in these tests; 10 MB otherwise."""
 
 
 def noise(seed: int, size: int = 20_000) -> bytes:
-    """Content that no compression makes smaller."""
+    """Incompressible content."""
     return random.Random(seed).randbytes(size)
 
 
 def sha256(content: bytes) -> str:
-    """In hex, as the hub's etags are."""
+    """In hex, as the Hub's etags."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -50,7 +50,7 @@ def sentencepiece_file(num_pieces: int, *, num_unused: int = 0) -> bytes:
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """A field of a protocol buffer, which one message may have any number of."""
+    """A repeatable field of a protocol buffer."""
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 
@@ -59,11 +59,11 @@ def _varint(number: int) -> bytes:
 
 
 TOKENIZER = sentencepiece_file(64_000)
-"""Takes the place of beit3.spm."""
+"""Replaces beit3.spm."""
 
 
 def checkpoint(seed: int) -> bytes:
-    """A file that is recognised as a BEiT-3 checkpoint, if not one that can be converted."""
+    """A file that is recognised as a BEiT-3 checkpoint, but cannot be converted."""
     import torch
 
     content = io.BytesIO()
@@ -72,12 +72,12 @@ def checkpoint(seed: int) -> bytes:
 
 
 def left_behind() -> list[str]:
-    """What lies in REFCLI_HOME/weights, apart from lock files."""
+    """The files in REFCLI_HOME/weights, apart from lock files."""
     return sorted(path.name for path in (home() / "weights").iterdir() if path.suffix != ".lock")
 
 
 def converted(path: Path, *, kind: str, out: Path, tokenizer: Path | None, origin: dict[str, object]) -> None:
-    """A stand-in for the real conversion, which has tests of its own: the checkpoint as it is, with its story."""
+    """Replaces the real conversion, which has its own tests: the unchanged checkpoint with its origin."""
     out.mkdir()
     (out / "model.safetensors").write_bytes(path.read_bytes())
     (out / "config.yaml").write_text("tower: {dim: 8}\n")
@@ -92,7 +92,7 @@ class Request:
     """One request as it arrived."""
 
     server: str
-    """`hub`, or `storage`: where the hub sends those who want a large file."""
+    """`hub`, or `storage`, to which the Hub redirects requests for large files."""
     method: str
     path: str
     range: str | None
@@ -101,7 +101,7 @@ class Request:
 
 @dataclass
 class Repository:
-    """Commits, newest last; each is a whole tree."""
+    """Commits, newest last; each is a complete tree."""
 
     commits: list[dict[str, bytes]] = field(default_factory=list)
     gated_to: str | None = None
@@ -128,9 +128,9 @@ class FakeHub:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[Request] = []
         self.break_after: int | None = None
-        """Storage hangs up after so many bytes of a response."""
+        """Storage closes the connection after so many bytes of a response."""
         self.breaks_left = 0
-        """How many responses are cut off like that; then storage answers 503 if `then_down`, else properly."""
+        """Number of responses cut off like that; then storage answers 503 if `then_down`, else normally."""
         self.then_down = False
         self.stall_after: int | None = None
         """Storage sends so many bytes and then nothing, until `released`."""
@@ -138,10 +138,10 @@ class FakeHub:
         self.corrupt = False
         """Storage flips a bit of the first byte."""
         self.etag: str | None = None
-        """What the hub calls every file, in place of its sha256, once it gave so many `honest_answers`."""
+        """The etag of every file, in place of its sha256, after so many `honest_answers`."""
         self.honest_answers = 0
         self.commit_header: str | None = None
-        """What the hub calls every commit, in place of its name."""
+        """The name of every commit, in place of the true one."""
         self.num_bytes_sent = 0
         self.url = ""
         self.storage_url = ""
@@ -170,7 +170,7 @@ class FakeHub:
 
 @contextmanager
 def running() -> Iterator[FakeHub]:
-    """A hub and its storage, on two ports; the ports close in the end."""
+    """A Hub and its storage on two ports, which are closed at the end."""
     hub = FakeHub()
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub, kind)) for kind in (_HubHandler, _StorageHandler)]
     hub.url, hub.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in servers)
@@ -198,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Keep quiet: `requests` is the log."""
+        """Print nothing: `requests` is the log."""
 
     def do_HEAD(self) -> None:
         self._note_and_answer()
@@ -214,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, token: str | None) -> None:
         raise NotImplementedError
 
-    def say(self, status: int, headers: dict[str, str]) -> None:
+    def send(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
         for key, value in {"Content-Length": "0", **headers}.items():
             self.send_header(key, value)
@@ -227,26 +227,26 @@ class _HubHandler(_Handler):
     def answer(self, token: str | None) -> None:
         parts = unquote(self.path.partition("?")[0]).strip("/").split("/", 4)
         if len(parts) != 5 or parts[2] != "resolve":
-            return self.say(404, {"X-Error-Code": "NotFound"})
+            return self.send(404, {"X-Error-Code": "NotFound"})
         repository = self.hub.repositories.get("/".join(parts[:2]))
         if token == "wrong":
-            return self.say(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+            return self.send(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
         if repository is None:
-            return self.say(401 if token is None else 404, {"X-Error-Code": "RepoNotFound"})
+            return self.send(401 if token is None else 404, {"X-Error-Code": "RepoNotFound"})
         if repository.gated_to is not None and token != repository.gated_to:
-            return self.say(401 if token is None else 403, {"X-Error-Code": "GatedRepo"})
+            return self.send(401 if token is None else 403, {"X-Error-Code": "GatedRepo"})
         found = repository.commit_of(parts[3])
         if found is None:
-            return self.say(404, {"X-Error-Code": "RevisionNotFound"})
+            return self.send(404, {"X-Error-Code": "RevisionNotFound"})
         commit, tree = found
         if parts[4] not in tree:
-            return self.say(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+            return self.send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         content = tree[parts[4]]
         digest = etag = sha256(content)
         if self.hub.etag is not None:
             etag = digest if self.hub.honest_answers > 0 else self.hub.etag
             self.hub.honest_answers -= 1
-        return self.say(
+        return self.send(
             302,
             {
                 "X-Repo-Commit": self.hub.commit_header or commit,
@@ -263,7 +263,7 @@ class _StorageHandler(_Handler):
     def answer(self, token: str | None) -> None:
         hub = self.hub
         if hub.breaks_left == 0 and hub.break_after is not None and hub.then_down:
-            return self.say(503, {})
+            return self.send(503, {})
         content = hub.content(self.path.strip("/"))
         if hub.corrupt:
             content = bytes([content[0] ^ 1]) + content[1:]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import loopback_hub
 import pytest
-import sentencepiece
+from small_tokenizer import write_small_tokenizer
 
 from refcli.weights import hub as hub_client
 from refcli.weights.pull import pull
@@ -15,23 +14,13 @@ from refcli.weights.pull import pull
 
 @pytest.fixture(scope="session")
 def spm(tmp_path_factory) -> Path:
-    """A SentencePiece file small enough for the 200 words of the tiny models."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the red star is left of the blue ring"] * 50),
-        model_writer=model,
-        vocab_size=30,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    path = tmp_path_factory.mktemp("spm") / "small.spm"
-    path.write_bytes(model.getvalue())
-    return path
+    """A SentencePiece file small enough for the 200 ids of the tiny models."""
+    return write_small_tokenizer(tmp_path_factory.mktemp("spm") / "small.spm")
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub with one large model and the tokenizer; nothing in the cache and in REFCLI_HOME yet."""
+    """A local Hub with one large model and the tokenizer; the cache and REFCLI_HOME are empty."""
     from huggingface_hub import constants
 
     with loopback_hub.running() as hub:
@@ -56,7 +45,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pulled():
-    """`pull` with a stand-in for the conversion; the large model unless another name is given."""
+    """`pull` with a fake conversion; pulls the large model by default."""
 
     def pulled(name: str = "oneref-large-rec-refcoco", **options) -> Path:
         return pull(name, convert=loopback_hub.converted, **options)

@@ -19,7 +19,7 @@ from refcli.weights.official.convert import convert
 
 
 def published(fixtures) -> dict[str, torch.Tensor]:
-    """The names and shapes of the whole published model; BatchNorm counts in whole numbers."""
+    """The names and shapes of the complete published model; the counters of BatchNorm are integers."""
     shapes = json.loads((fixtures / "cgformer_tiny" / "published_shapes.json").read_text())
     types = {name: torch.int64 if name.endswith("num_batches_tracked") else torch.float32 for name in shapes}
     return {name: torch.empty(shape, dtype=types[name], device="meta") for name, shape in shapes.items()}

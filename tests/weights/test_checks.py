@@ -29,7 +29,7 @@ def nothing_pulled(tmp_path, monkeypatch):
 
 @pytest.fixture
 def converted(fixtures, tmp_path):
-    """A converted MRefM checkpoint with a tokenizer beside it; its args say that VTS was on and STS was off."""
+    """A converted MRefM checkpoint with a tokenizer; its args state that VTS was on and STS was off."""
     args = Namespace(enable_mrefm=True, enable_mim_vts=True, enable_mlm_sts=False, lr=1e-4)
     official = load_file(fixtures / "oneref_tiny_mrefm" / "weights.safetensors")
     torch.save({"model": official, "epoch": 4, "args": args}, tmp_path / "c.pth")
@@ -45,7 +45,7 @@ def change(path, change_state):
 
 
 def without_tokenizer(problems):
-    """The tiny model's tokenizer is a stand-in, which `verify` says as well."""
+    """The tiny model's tokenizer is a stand-in, which `verify` reports as well."""
     return [problem for problem in problems if "beit3.spm" not in problem]
 
 

@@ -31,18 +31,18 @@ PARAMETERS = {
     "oneref_base_384_mrefm_rec": 282_713_876,
     "beit3_base_224_indomain_backbone": 220_987_392,
 }
-"""Of the published code's own models."""
+"""Of the models of the published code."""
 
 
 @pytest.fixture
 def folder():
-    """Room for gigabytes, given back at once; pytest would keep its own directories for three runs."""
+    """A folder for gigabytes, removed at once; pytest would keep its own directories for three runs."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
 
 
 def published(fixtures, layout):
-    """Every tensor of a published layout; the values of each are its own, so that two cannot be mistaken."""
+    """Every tensor of a published layout; each has different values, so that a swap is detected."""
     entries = json.loads((fixtures / "keys" / f"{layout}.json").read_text())["tensors"]
     state = {}
     for number, (name, entry) in enumerate(entries.items(), start=1):
@@ -103,7 +103,7 @@ sys.stdout.write(str(peak() - before))
     ],
 )
 def test_converting_needs_less_than_two_and_a_half_times_the_models_size(fixtures, folder, layout, stored, dtype):
-    """The size is that of the model in float32; half of it is in the file where that is stored in half precision."""
+    """The size is that of the model in float32; a file in half precision has half of it."""
     entries = json.loads((fixtures / "keys" / f"{layout}.json").read_text())["tensors"]
     shapes = {name: entry["shape"] for name, entry in entries.items()}
     model = {name: torch.zeros(shape, dtype=stored) for name, shape in shapes.items()}

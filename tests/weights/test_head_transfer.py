@@ -30,7 +30,7 @@ def fresh(settings: ModelSettings, seed: int) -> Grounder:
 
 
 def write_decoder(directory: Path, settings: ModelSettings, *, without: str = "pyramid") -> dict[str, torch.Tensor]:
-    """A directory with the head of a fresh model, less one part, as `refcli weights convert` writes it."""
+    """A directory with the head of a new model without one part, as `refcli weights convert` writes it."""
     state = fresh(settings, seed=1).head.state_dict()
     kept = {f"head.{key}": tensor.clone() for key, tensor in state.items() if not key.startswith(without)}
     directory.mkdir()

@@ -196,7 +196,7 @@ def test_a_server_cannot_link_the_cache_to_an_existing_file(hub, tmp_path, pulle
     if honest_answers < 2:
         with pytest.raises(WeightsError, match="a name that the Hub never uses"):
             pulled("beit3-tokenizer")
-    else:  # the name is asked for twice, once to see what is cached and once to download
+    else:  # the name is requested twice: to look into the cache, and to download
         pulled("beit3-tokenizer")
 
     assert not any(path.is_symlink() and path.resolve() == secret for path in tmp_path.rglob("*"))
@@ -248,7 +248,7 @@ def test_a_full_disk_is_noticed_before_the_download(hub, monkeypatch, pulled):
 
 
 def test_only_the_wanted_files_are_requested_from_the_hub(hub, monkeypatch, pulled):
-    """huggingface_hub asks for a list of coding agents, to report in its headers which one runs it."""
+    """huggingface_hub would request a list of coding agents, to report in its headers which one runs it."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)

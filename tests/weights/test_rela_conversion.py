@@ -19,7 +19,7 @@ NO_OPTIONS = {"args": {}, "heads": None, "image_size": None}
 
 
 def published(fixtures, *, device="meta") -> dict[str, torch.Tensor]:
-    """The names and shapes of the published model's two decoders, and two tensors of what is beside them."""
+    """The names and shapes of the published model's two decoders, and two of its other tensors."""
     shapes = json.loads((fixtures / "rela_tiny" / "keys.json").read_text()) | OTHERS
     return {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
 

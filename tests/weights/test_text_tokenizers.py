@@ -27,7 +27,7 @@ MODEL = ModelSettings(
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """An empty folder to work in and an empty home; the packaged pieces pass for the official ones."""
+    """An empty working folder and an empty home; the packaged tokenizer passes for the official one."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("REFCLI_HOME", str(tmp_path / "home"))
@@ -45,7 +45,7 @@ def put_pulled(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def converted_too_early(tmp_path) -> Path:
-    """Weights that were converted before the tokenizer was pulled: config.yaml names what is not there."""
+    """Weights that were converted before the tokenizer was pulled: config.yaml names a missing file."""
     save_weights(
         tmp_path / "w", Grounder.from_settings(MODEL), MODEL.model_copy(update={"text": TextSettings()}), meta={}
     )

@@ -13,7 +13,7 @@ from refcli.weights.transfer import read_starting_weights, start_from
 
 
 def converted(fixtures, tmp_path, spm, name, *, keep=""):
-    """A directory made of the tensors of a fixture whose names start with `keep`."""
+    """A directory converted from the tensors of a fixture whose names start with `keep`."""
     state = load_file(fixtures / name / "weights.safetensors")
     torch.save({"model": {key: state[key] for key in state if key.startswith(keep)}}, tmp_path / "c.pth")
     convert(tmp_path / "c.pth", out=tmp_path / "w", heads=4, tokenizer=spm)
@@ -21,7 +21,7 @@ def converted(fixtures, tmp_path, spm, name, *, keep=""):
 
 
 def fresh(directory, **head):
-    """A new model with the tower and the tokenizer of some weights, and a head of its own."""
+    """A new model with the tower settings and the tokenizer of weights, and another head."""
     text = {"tokenizer": str(directory / "tokenizer.spm")}
     settings = ModelSettings(
         tower=read_starting_weights(str(directory)).tower_settings, text=text, head=HeadChoice(settings=head)

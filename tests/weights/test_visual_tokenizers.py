@@ -50,7 +50,7 @@ def test_a_saved_directory_has_the_form_of_a_converted_one(fixtures, saved, tmp_
     ours, theirs = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in folders)
     assert ours.keys() == theirs.keys()
     ours, theirs = (json.loads((folder / "meta.json").read_text()) for folder in folders)
-    assert theirs.keys() - ours.keys() == {"source", "keys", "origin"}  # nothing of ours comes from another file
+    assert theirs.keys() - ours.keys() == {"source", "keys", "origin"}  # ours was not converted from another file
     assert all(ours[key] == theirs[key] for key in ("schema", "refcli", "kind", "tasks", "dtype", "notes"))
     assert ours["files"].keys() == theirs["files"].keys()
     ours, theirs = (set(load_file(folder / "model.safetensors")) for folder in folders)

@@ -1,1 +1,1 @@
-"""Official checkpoints: read without running anything in them, renamed, and converted."""
+"""Official checkpoints: read without executing code in them, and converted to weights directories."""

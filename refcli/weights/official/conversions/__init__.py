@@ -1,1 +1,1 @@
-"""One module per kind of official checkpoint: its tensor names and ours."""
+"""The conversion of each kind of official checkpoint: its tensor names, ours, and its sizes."""

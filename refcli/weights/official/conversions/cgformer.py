@@ -13,9 +13,8 @@ from torch import Tensor
 from refcli.config.schema import HeadChoice, TowerSettings
 from refcli.errors import UsageError
 from refcli.heads.cgformer.head import CGFormerHead, CGFormerSettings
-from refcli.weights.layout import HeadOnlySettings
 from refcli.weights.official.conversions.plan import ConversionPlan, KeyTableError, size_of
-from refcli.weights.official.conversions.renaming import Names, Renaming
+from refcli.weights.official.conversions.renaming import ENCODERS_LEFT_OUT, Names, Renaming
 from refcli.weights.tensors import Mismatch
 
 KIND = "CGFormer"
@@ -62,8 +61,7 @@ RENAMING = Renaming(
     KIND,
     NAMES,
     left_out=(
-        (re.compile(r"backbone\."), "its Swin transformer, which the one tower replaces"),
-        (re.compile(r"text_encoder\."), "its BERT, which the one tower replaces"),
+        *ENCODERS_LEFT_OUT,
         (
             re.compile(r"decoder\.layers\.\d+\.loadtoken\.(norm|mlp\.fc[12])\.(weight|bias)"),
             "saved by the published code, but never used",
@@ -85,24 +83,16 @@ def plan(
 
     Raises:
         KeyTableError: missing, misshapen or unknown tensors.
-        UsageError: heads or an image size: this is no tower.
+        UsageError: heads or an image size: this is not a tower.
     """
     for given, option in ((heads, "--heads"), (image_size, "--image-size")):
         if given is not None:
             raise UsageError("CGFormer is converted without a tower, so there is nothing to set", where=option)
     settings, tower_dim = _sizes(official)
+    head = HeadChoice(name="cgformer", settings=settings.model_dump(mode="json", exclude_defaults=True))
     model = _decoder_of(settings, tower_dim)
-    RENAMING.check(official, model=model)
-    return ConversionPlan(
-        settings=HeadOnlySettings(
-            tower_dim=tower_dim,
-            head=HeadChoice(name="cgformer", settings=settings.model_dump(mode="json", exclude_defaults=True)),
-        ),
-        state=RENAMING.from_official(official),
-        names=RENAMING.our_names(RENAMING.to_official(model)),
-        dropped=RENAMING.dropped(official),
-        notes=("a decoder without pyramid and tower; its tensors have the names of a complete model",),
-    )
+    note = "a decoder without pyramid and tower; its tensors have the names of a complete model"
+    return RENAMING.plan_head(official, model=model, head=head, tower_dim=tower_dim, note=note)
 
 
 def _sizes(official: Mapping[str, Tensor]) -> tuple[CGFormerSettings, int]:

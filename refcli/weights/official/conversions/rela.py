@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +14,8 @@ from refcli.config.schema import HeadChoice, TowerSettings
 from refcli.errors import UsageError
 from refcli.heads.rela.head import RelaHead, RelaSettings
 from refcli.heads.rela.pixel_decoder import CHANNELS_PER_GROUP, NUM_LEVELS
-from refcli.weights.layout import HeadOnlySettings
 from refcli.weights.official.conversions.plan import ConversionPlan, KeyTableError, size_of
-from refcli.weights.official.conversions.renaming import Names, Renaming
+from refcli.weights.official.conversions.renaming import ENCODERS_LEFT_OUT, Names, Renaming
 from refcli.weights.tensors import Mismatch
 
 KIND = "ReLA"
@@ -80,10 +79,7 @@ NAMES: Names = (
 RENAMING = Renaming(
     KIND,
     NAMES,
-    left_out=(
-        (re.compile(r"backbone\."), "its Swin transformer, which the one tower replaces"),
-        (re.compile(r"text_encoder\."), "its BERT, which the one tower replaces"),
-    ),
+    left_out=ENCODERS_LEFT_OUT,
     hint_for_unknown="is this the right kind of checkpoint, of the published code's main branch?",
     hint_for_ours="only the pixel decoder and the region decoder can be written in the official layout",
 )
@@ -109,25 +105,18 @@ def plan(
 
     Raises:
         KeyTableError: missing, misshapen or unknown tensors.
-        UsageError: heads that do not fit, or an image size: this is no tower.
+        UsageError: heads that do not fit, or an image size: this is not a tower.
     """
     if image_size is not None:
         raise UsageError("ReLA is converted without a tower, so there is nothing to resize", where="--image-size")
     called = {REGIONS if name == OLD_REGIONS else name: name for name in official}
     official = {name: official[old_name] for name, old_name in called.items()}
     settings, tower_dim = _sizes(official, PUBLISHED_HEADS if heads is None else heads)
+    head = HeadChoice(name="rela", settings=settings.model_dump(mode="json", exclude_defaults=True))
     model = _decoders_of(settings, tower_dim)
-    RENAMING.check(official, model=model)
-    return ConversionPlan(
-        settings=HeadOnlySettings(
-            tower_dim=tower_dim,
-            head=HeadChoice(name="rela", settings=settings.model_dump(mode="json", exclude_defaults=True)),
-        ),
-        state=RENAMING.from_official(official),
-        names={called[name]: ours for name, ours in RENAMING.our_names(RENAMING.to_official(model)).items()},
-        dropped=RENAMING.dropped(official),
-        notes=("decoders without pyramid and tower; their tensors have the names of a complete model",),
-    )
+    note = "decoders without pyramid and tower; their tensors have the names of a complete model"
+    found = RENAMING.plan_head(official, model=model, head=head, tower_dim=tower_dim, note=note)
+    return replace(found, names={called[name]: ours for name, ours in found.names.items()})
 
 
 def _sizes(official: Mapping[str, Tensor], heads: int) -> tuple[RelaSettings, int]:

@@ -10,8 +10,10 @@ from functools import cache
 
 from torch import Tensor
 
+from refcli.config.schema import HeadChoice
 from refcli.errors import WeightsError
-from refcli.weights.official.conversions.plan import check_keys
+from refcli.weights.layout import HeadOnlySettings
+from refcli.weights.official.conversions.plan import ConversionPlan, check_keys
 
 Names = tuple[tuple[str, str], ...]
 """(official, ours) templates of names; {fields} stand for the parts that both names share."""
@@ -53,6 +55,13 @@ def our_names(official: Iterable[str], names: Names) -> dict[str, str]:
     return {name: ours for name in official if (ours := rename(name, names))}
 
 
+ENCODERS_LEFT_OUT = (
+    (re.compile(r"backbone\."), "its Swin transformer, which the one tower replaces"),
+    (re.compile(r"text_encoder\."), "its BERT, which the one tower replaces"),
+)
+"""The encoders of published decoders."""
+
+
 @dataclass(frozen=True)
 class Renaming:
     """How the tensors of a published model are renamed one by one, in both directions; each keeps its shape."""
@@ -91,6 +100,36 @@ class Renaming:
         """
         expected = self.to_official(model)
         check_keys(self.kind, official, expected, also_known=lambda name: self.why_left_out(name) is not None)
+
+    def plan_head(
+        self,
+        official: Mapping[str, Tensor],
+        *,
+        model: Mapping[str, Tensor],
+        head: HeadChoice,
+        tower_dim: int,
+        note: str,
+    ) -> ConversionPlan:
+        """The conversion to (part of) a head without a tower.
+
+        Args:
+            official: the tensors of the checkpoint.
+            model: the state dict of that part of our head, under the names in a complete model.
+            head: name and settings of the head.
+            tower_dim: width of a tower that the tensors fit.
+            note: for the user.
+
+        Raises:
+            KeyTableError: missing, misshapen or unknown tensors.
+        """
+        self.check(official, model=model)
+        return ConversionPlan(
+            settings=HeadOnlySettings(tower_dim=tower_dim, head=head),
+            state=self.from_official(official),
+            names=self.our_names(self.to_official(model)),
+            dropped=self.dropped(official),
+            notes=(note,),
+        )
 
     def from_official(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors under our names, not copied; what our model has no tensor for is left out.

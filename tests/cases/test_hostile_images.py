@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from refcli.data.reading import images as image_module
-from refcli.data.reading.images import open_image, open_scaled, probe, read_image
+from refcli.data.reading.images import ImageLimits, open_image, open_scaled, probe, read_image
 from refcli.errors import ImageError
 
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, STRIPS, SAMPLES, ROWS, SIZES = (
@@ -64,12 +63,11 @@ def test_an_uncompressed_tiff_whose_strips_do_not_cover_it_is_refused(length):
         read_image(grey_tiff(32, length, 24))
 
 
-def test_a_tile_larger_than_its_image_counts_as_what_decoding_needs(monkeypatch):
-    monkeypatch.setattr(image_module, "MAX_DECODING_BYTES", 1_000_000)
+def test_a_tile_larger_than_its_image_counts_as_what_decoding_needs():
     tags = {WIDTH: 16, LENGTH: 16, BITS: 8, COMPRESSION: DEFLATE, PHOTOMETRIC: 1, TILES: 8, SAMPLES: 1}
     tags |= {TILE_WIDTH: 32768, TILE_LENGTH: 16384, TILE_SIZES: 4}
     with pytest.raises(ImageError, match=r"decoding the image needs 0\.5 GB"):
-        read_image(tiff(tags, b"data"))
+        read_image(tiff(tags, b"data"), limits=ImageLimits(max_bytes=1_000_000))
 
 
 @pytest.mark.parametrize(
@@ -86,31 +84,29 @@ def test_a_tile_larger_than_its_image_counts_as_what_decoding_needs(monkeypatch)
         ("RGB", "WEBP", 16),
     ],
 )
-def test_an_image_is_limited_by_the_bytes_that_decoding_needs(monkeypatch, mode, file_format, bytes_per_pixel):
+def test_an_image_is_limited_by_the_bytes_that_decoding_needs(mode, file_format, bytes_per_pixel):
     data = encoded(Image.new(mode, (100, 90)), file_format)
     needed = bytes_per_pixel * 100 * 90
-    monkeypatch.setattr(image_module, "MAX_DECODING_BYTES", 2 * needed)
-    assert open_image(data).size == (100, 90)
-    monkeypatch.setattr(image_module, "MAX_DECODING_BYTES", needed - 1)
+    assert open_image(data, limits=ImageLimits(max_bytes=2 * needed)).size == (100, 90)
     with pytest.raises(ImageError, match="decoding the image needs") as caught:
-        open_image(data)
+        open_image(data, limits=ImageLimits(max_bytes=needed - 1))
     assert caught.value.hint
 
 
-def test_a_turned_and_a_progressive_image_need_more(monkeypatch):
+def test_a_turned_and_a_progressive_image_need_more():
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.new("RGB", (100, 100))
-    monkeypatch.setattr(image_module, "MAX_DECODING_BYTES", 4 * 100 * 100)
-    assert open_image(encoded(image, "JPEG")).size == (100, 100)
+    limits = ImageLimits(max_bytes=4 * 100 * 100)
+    assert open_image(encoded(image, "JPEG"), limits=limits).size == (100, 100)
     for options in ({"exif": exif}, {"progressive": True}):
         with pytest.raises(ImageError, match="decoding the image needs"):
-            open_image(encoded(image, "JPEG", **options))
+            open_image(encoded(image, "JPEG", **options), limits=limits)
 
 
 def test_all_threads_share_the_memory_for_decoding(monkeypatch):
     data = encoded(Image.new("L", (100, 100)), "PNG")
-    monkeypatch.setattr(image_module, "MAX_DECODING_BYTES", 5 * 100 * 100)
+    limits = ImageLimits(max_bytes=5 * 100 * 100)
     convert, inside, most, lock = Image.Image.convert, 0, 0, threading.Lock()
 
     def counting(image: Image.Image, *arguments, **options) -> Image.Image:
@@ -125,15 +121,14 @@ def test_all_threads_share_the_memory_for_decoding(monkeypatch):
 
     monkeypatch.setattr(Image.Image, "convert", counting)
     with ThreadPoolExecutor(8) as pool:
-        sizes = list(pool.map(lambda _: open_image(data).size, range(24)))
+        sizes = list(pool.map(lambda _: open_image(data, limits=limits).size, range(24)))
     assert sizes == [(100, 100)] * 24
     assert most == 1
 
 
-def test_an_uncompressed_tiff_of_one_strip_needs_its_pixels_only(monkeypatch):
+def test_an_uncompressed_tiff_of_one_strip_needs_its_pixels_only():
     data = encoded(Image.new("RGB", (100, 100)), "TIFF", tiffinfo={ROWS: 100})
-    monkeypatch.setattr(image_module, "MAX_DECODING_BYTES", 4 * 100 * 100)
-    assert open_image(data).size == (100, 100)
+    assert open_image(data, limits=ImageLimits(max_bytes=4 * 100 * 100)).size == (100, 100)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")

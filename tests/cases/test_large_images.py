@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,7 @@ from PIL import Image
 
 from refcli.config.schema import TowerSettings
 from refcli.contracts.prediction import Answer, Target
-from refcli.data.reading import images as image_module
-from refcli.data.reading.images import LARGE_PIXELS, open_image, open_scaled, read_image
+from refcli.data.reading.images import LARGE_PIXELS, ImageLimits, open_image, open_scaled, read_image
 from refcli.data.sources.synthetic import SyntheticSettings, render_scene
 from refcli.data.training.transforms import letterbox
 from refcli.drawing.contact_sheet import contact_sheet
@@ -40,11 +40,7 @@ def smooth(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@pytest.fixture
-def small_limit(monkeypatch):
-    """Images of more than 100,000 pixels are large, and keep a side of at least 160 pixels."""
-    monkeypatch.setattr(image_module, "LARGE_PIXELS", 100_000)
-    monkeypatch.setattr(image_module, "REDUCED_SIDE", 160)
+LOW_LIMITS = ImageLimits(large_pixels=100_000, reduced_side=160)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +54,9 @@ def small_limit(monkeypatch):
         (320, 320, "WEBP", (160, 160)),
     ],
 )
-def test_a_large_image_is_read_at_a_reduced_size(small_limit, width, height, file_format, expected):
+def test_a_large_image_is_read_at_a_reduced_size(width, height, file_format, expected):
     whole = smooth(width, height)
-    scaled = open_scaled(encoded(whole, file_format))
+    scaled = open_scaled(encoded(whole, file_format), limits=LOW_LIMITS)
     assert (scaled.width, scaled.height) == (width, height)
     assert scaled.image.size == expected
     averaged = np.asarray(whole.resize(expected, Image.Resampling.BOX), dtype=int)
@@ -69,12 +65,12 @@ def test_a_large_image_is_read_at_a_reduced_size(small_limit, width, height, fil
 
 @pytest.mark.parametrize(("width", "height"), [(70_000, 3), (3, 70_000), (150_001, 70)])
 @pytest.mark.parametrize("mode", ["RGBA", "L"])
-def test_long_and_thin_images_are_reduced_tile_by_tile(small_limit, width, height, mode):
+def test_long_and_thin_images_are_reduced_tile_by_tile(width, height, mode):
     image = Image.new(mode, (width, height), "white")
     image.paste(
         0 if mode == "L" else (0, 0, 0, 255), (0, 0, width // 2, height) if width > 3 else (0, 0, 3, height // 2)
     )
-    scaled = open_scaled(encoded(image, "PNG", compress_level=1))
+    scaled = open_scaled(encoded(image, "PNG", compress_level=1), limits=LOW_LIMITS)
     assert (scaled.width, scaled.height) == (width, height)
     assert max(scaled.image.size) == -(-max(width, height) // 64)
     assert scaled.image.getpixel((0, 0)) == (0, 0, 0)
@@ -82,7 +78,7 @@ def test_long_and_thin_images_are_reduced_tile_by_tile(small_limit, width, heigh
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F", "1"])
-def test_every_mode_is_reduced_to_the_average_of_its_pixels(small_limit, mode):
+def test_every_mode_is_reduced_to_the_average_of_its_pixels(mode):
     if mode in ("I;16", "I", "F"):
         kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
         image = Image.fromarray((np.asarray(smooth(640, 480).convert("L")).astype(float) * 257).astype(kind))
@@ -91,16 +87,16 @@ def test_every_mode_is_reduced_to_the_average_of_its_pixels(small_limit, mode):
     data = encoded(image, "TIFF")
     whole = Image.fromarray(read_image(data))
     averaged = np.asarray(whole.resize((160, 120), Image.Resampling.BOX), dtype=int)
-    assert np.abs(np.asarray(open_scaled(data).image, dtype=int) - averaged).max() <= 2
+    assert np.abs(np.asarray(open_scaled(data, limits=LOW_LIMITS).image, dtype=int) - averaged).max() <= 2
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF"])
-def test_a_reduced_image_is_turned_upright(small_limit, orientation, file_format):
+def test_a_reduced_image_is_turned_upright(orientation, file_format):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(smooth(640, 480), file_format, exif=exif)
-    whole, scaled = open_image(data), open_scaled(data)
+    whole, scaled = open_image(data), open_scaled(data, limits=LOW_LIMITS)
     assert (scaled.width, scaled.height) == whole.size
     reduced = np.asarray(whole.resize(scaled.image.size, Image.Resampling.BOX), dtype=int)
     assert np.abs(np.asarray(scaled.image, dtype=int) - reduced).mean() < 4
@@ -126,9 +122,9 @@ def test_a_large_image_is_answered_in_its_own_pixels(monkeypatch):
     image = Image.fromarray(scene.image)
     large = encoded(image.resize((8 * image.width, 8 * image.height), Image.Resampling.BICUBIC), quality=95)
     predictor = Predictor("builtin", device="cpu", precision="fp32")
-    monkeypatch.setattr(image_module, "REDUCED_SIDE", 2 * max(image.size))
     (whole,) = predictor.predict(large, example.expression)
-    monkeypatch.setattr(image_module, "LARGE_PIXELS", 100_000)
+    limits = ImageLimits(large_pixels=100_000, reduced_side=2 * max(image.size))
+    monkeypatch.setattr("refcli.inference.image_sources.open_scaled", partial(open_scaled, limits=limits))
     (reduced,) = predictor.predict(large, example.expression)
     assert (reduced.width, reduced.height) == (8 * image.width, 8 * image.height) == (whole.width, whole.height)
     assert reduced.targets[0].mask.size == (8 * image.height, 8 * image.width)

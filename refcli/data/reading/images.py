@@ -23,17 +23,10 @@ from PIL import Image, UnidentifiedImageError
 from refcli.data.reading.decoding_memory import BYTES_OF_MODE, DECODER_BYTES, check_completeness, decoding_bytes
 from refcli.errors import ImageError
 
-MAX_PIXELS = 200_000_000
-"""Larger images are refused before decoding (a small file can claim any size)."""
-MAX_DECODING_BYTES = 1_000_000_000
-"""Memory that decoding may need: for one image, and for all threads that decode at the same time."""
 LARGE_PIXELS = 50_000_000
 """`open_scaled` reduces images with more pixels; all others keep every pixel."""
 _LARGE_BYTES = 1 << 27
 """A decoded image of at least this size is returned to the system at once."""
-REDUCED_SIDE = 3072
-"""The least longer side of a reduced image in pixels; models use a fraction of it."""
-
 _ORIENTATION = 0x0112
 _TURNED = range(2, 9)
 _SIDEWAYS = range(5, 9)
@@ -88,8 +81,24 @@ _BROKEN = (
 """Exceptions that Pillow's decoders raise for damaged files."""
 
 
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """Limits of size and memory for reading images."""
+
+    max_pixels: int = 200_000_000
+    """Larger images are refused before decoding (a small file can claim any size)."""
+    max_bytes: int = 1_000_000_000
+    """Memory that decoding may need: for one image, and for all threads that decode at the same time."""
+    large_pixels: int = LARGE_PIXELS
+    reduced_side: int = 3072
+    """The least longer side of a reduced image in pixels; models use a fraction of it."""
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
 class _NoPillowLimit:
-    """A context that turns off Pillow's own limit, which warns from 89 megapixels on: `MAX_PIXELS` applies instead."""
+    """A context that turns off Pillow's own limit, which warns from 89 megapixels on: `ImageLimits` apply instead."""
 
     def __init__(self) -> None:
         self.reset()
@@ -126,10 +135,10 @@ class _Budget:
         self._held = 0
 
     @contextmanager
-    def hold(self, num_bytes: int) -> Iterator[None]:
-        """Wait for a part of the budget and hold it."""
+    def hold(self, num_bytes: int, max_bytes: int) -> Iterator[None]:
+        """Wait for a part of the budget of `max_bytes`, and hold it."""
         with self._free:
-            self._free.wait_for(lambda: not self._held or self._held + num_bytes <= MAX_DECODING_BYTES)
+            self._free.wait_for(lambda: not self._held or self._held + num_bytes <= max_bytes)
             self._held += num_bytes
         try:
             yield
@@ -178,19 +187,21 @@ class ScaledImage:
     """Size of the upright original in pixels: the frame of boxes and masks."""
 
 
-def read_image(source: str | Path | bytes, *, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
+def read_image(
+    source: str | Path | bytes, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
+) -> UInt8[np.ndarray, "height width 3"]:
     """Read an image as RGB: EXIF orientation applied, transparency composited over white, high bit depths scaled to 8
     bits.
 
     Args:
         source: a path, or the bytes of an image file.
         name: the image's name in errors; default: the path.
+        limits: of size and memory.
 
     Raises:
-        ImageError: the file is missing, not an image, damaged or larger than `MAX_PIXELS`, or decoding it needs more
-            than `MAX_DECODING_BYTES`.
+        ImageError: the file is missing, not an image, damaged, or beyond the limits.
     """
-    image = _decode(source, name, spare_bytes=3).image
+    image = _decode(source, name, limits, spare_bytes=3).image
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for tile in _tiles(image, 1):
         left, top, right, bottom = tile
@@ -198,18 +209,22 @@ def read_image(source: str | Path | bytes, *, name: str | None = None) -> UInt8[
     return pixels
 
 
-def open_image(source: str | Path | bytes, *, name: str | None = None) -> Image.Image:
+def open_image(
+    source: str | Path | bytes, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
+) -> Image.Image:
     """As `read_image`, as a decoded Pillow image of mode RGB."""
-    return _decode(source, name).image
+    return _decode(source, name, limits).image
 
 
-def open_scaled(source: str | Path | bytes, *, name: str | None = None) -> ScaledImage:
+def open_scaled(
+    source: str | Path | bytes, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
+) -> ScaledImage:
     """As `open_image` for up to `LARGE_PIXELS` pixels; larger images are reduced by 2, 4, 8 ... while decoding.
 
     For viewing and for models, which use far fewer pixels: a JPEG of 200 million pixels needs a sixteenth of the
     memory.
     """
-    return _decode(source, name, may_reduce=True)
+    return _decode(source, name, limits, may_reduce=True)
 
 
 def probe(path: Path) -> ImageFacts:
@@ -220,7 +235,7 @@ def probe(path: Path) -> ImageFacts:
     """
     with _open(path, str(path)) as image:
         has_orientation = image.format in _HEADER_IS_ENOUGH or (image.format == "PNG" and "exif" in image.info)
-        if has_orientation and image.width * image.height <= MAX_PIXELS:
+        if has_orientation and image.width * image.height <= DEFAULT_LIMITS.max_pixels:
             orientation = _orientation(image)
             width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
             return ImageFacts(width, height, orientation)
@@ -239,33 +254,39 @@ def verify(path: Path) -> ImageFacts:
 
 
 def _decode(
-    source: str | Path | bytes, name: str | None, *, may_reduce: bool = False, spare_bytes: int = 0
+    source: str | Path | bytes,
+    name: str | None,
+    limits: ImageLimits,
+    *,
+    may_reduce: bool = False,
+    spare_bytes: int = 0,
 ) -> ScaledImage:
     """Open, check, decode and convert an image; `spare_bytes` is the caller's own memory per pixel."""
     where = name or ("image bytes" if isinstance(source, bytes) else str(source))
     with _closing(_open(source, where)) as image:
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > limits.max_pixels:
             raise ImageError(
-                f"the image has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 1_000_000} million",
+                f"the image has {image.width} x {image.height} pixels, "
+                f"more than {limits.max_pixels // 1_000_000} million",
                 where=where,
                 hint="scale it down",
             )
         try:
             check_completeness(image)
-            factor = _reduction(image.size) if may_reduce else 1
+            factor = _reduction(image.size, limits) if may_reduce else 1
             # A PNG may store its orientation after the pixels; Pillow would decode it to find out.
             is_turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) != 1
             num_bytes = decoding_bytes(image, factor, is_turned=is_turned)
             num_bytes += spare_bytes * image.width * image.height
-            if num_bytes > MAX_DECODING_BYTES:
+            if num_bytes > limits.max_bytes:
                 raise ImageError(
                     f"decoding the image needs {num_bytes / 1e9:.1f} GB "
                     f"({image.width} x {image.height} pixels, {image.format} {image.mode}), "
-                    f"more than {MAX_DECODING_BYTES / 1e9:.1f}",
+                    f"more than {limits.max_bytes / 1e9:.1f}",
                     where=where,
                     hint="scale it down, or save it as an 8-bit RGB JPEG",
                 )
-            with _budget.hold(num_bytes), _no_pillow_limit:
+            with _budget.hold(num_bytes, limits.max_bytes), _no_pillow_limit:
                 scaled = _to_upright_rgb(image, factor)
                 if num_bytes >= _LARGE_BYTES:
                     _release_memory()
@@ -304,11 +325,11 @@ def _to_upright_rgb(image: Image.Image, factor: int) -> ScaledImage:
     return ScaledImage(rgb, width, height)
 
 
-def _reduction(size: tuple[int, int]) -> int:
-    """The largest power of two (up to 64) that leaves a large image a longer side of `REDUCED_SIDE`; 1 for others."""
-    if size[0] * size[1] <= LARGE_PIXELS:
+def _reduction(size: tuple[int, int], limits: ImageLimits) -> int:
+    """The largest power of two (up to 64) that leaves a large image a longer side of `reduced_side`; 1 for others."""
+    if size[0] * size[1] <= limits.large_pixels:
         return 1
-    return min(1 << max(0, (max(size) // REDUCED_SIDE).bit_length() - 1), _LARGEST_FACTOR)
+    return min(1 << max(0, (max(size) // limits.reduced_side).bit_length() - 1), _LARGEST_FACTOR)
 
 
 def _orientation(image: Image.Image) -> int:

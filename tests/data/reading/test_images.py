@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refcli.data.reading import images as image_module
-from refcli.data.reading.images import read_image
+from refcli.data.reading.images import ImageLimits, read_image
 from refcli.errors import ImageError
 
 
@@ -151,12 +150,12 @@ def test_a_missing_file_or_one_that_is_not_an_image_is_named(tmp_path):
     assert caught.value.where == "upload 7"
 
 
-def test_an_image_of_too_many_pixels_is_refused_before_decoding(monkeypatch):
-    monkeypatch.setattr(image_module, "MAX_PIXELS", 99)
+def test_an_image_of_too_many_pixels_is_refused_before_decoding():
+    limits = ImageLimits(max_pixels=99)
     limit = Image.MAX_IMAGE_PIXELS
-    assert read_image(encoded(Image.new("L", (9, 11)), "PNG")).shape == (11, 9, 3)
+    assert read_image(encoded(Image.new("L", (9, 11)), "PNG"), limits=limits).shape == (11, 9, 3)
     with pytest.raises(ImageError, match="10 x 10 pixels"):
-        read_image(encoded(Image.new("L", (10, 10)), "PNG"))
+        read_image(encoded(Image.new("L", (10, 10)), "PNG"), limits=limits)
     assert limit == Image.MAX_IMAGE_PIXELS
 
 

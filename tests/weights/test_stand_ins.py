@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from handmade_pickles import Running, save
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from refcli.errors import WeightsError
 from refcli.files import write_atomically
@@ -72,6 +73,13 @@ def test_harmless_args_are_read_without_a_warning(tmp_path):
         "act": "torch.nn.modules.activation.GELU()",
         "milestones": {"3": 1},
     }
+
+
+def test_exactly_the_types_that_torch_calls_unsafe_get_a_stand_in(tmp_path):
+    args = Namespace(out=Path("x"), kind=float, act=torch.nn.GELU(), last=deque([1]), size=torch.Size([1]))
+    path = save(tmp_path / "c.pth", {"model": {**STATE, "b": torch.nn.Parameter(torch.zeros(1))}, "args": args})
+    plain = {*reading.NAMESPACES, *reading.BUILT_AS}
+    assert {*read_checkpoint(path).unknown_types} == {*get_unsafe_globals_in_checkpoint(path)} - plain
 
 
 @pytest.mark.parametrize(

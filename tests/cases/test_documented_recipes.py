@@ -28,7 +28,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def prepare(refcli, tmp_path):
-    """Prepare two lines of one's own data; (exit code, stderr)."""
+    """Prepare two lines of own data; (exit code, stderr)."""
 
     def call(images: Path | None, *, splits=(None, None), name="mine.jsonl", options=()) -> tuple[int, str]:
         lines = []
@@ -74,9 +74,7 @@ def assert_answered_and_scored(refcli, tmp_path, monkeypatch, requests: Path) ->
     assert code == 0, err
 
 
-def test_request_lines_of_a_store_find_images_that_stayed_where_they_are(
-    refcli, prepare, photos, tmp_path, monkeypatch
-):
+def test_request_lines_of_a_store_find_images_that_were_not_copied(refcli, prepare, photos, tmp_path, monkeypatch):
     assert prepare(photos)[0] == 0
     assert_answered_and_scored(refcli, tmp_path, monkeypatch, make_requests(tmp_path))
 
@@ -95,7 +93,7 @@ def test_request_lines_beside_the_manifest_find_the_images_too(refcli, prepare, 
     assert_answered_and_scored(refcli, tmp_path, monkeypatch, beside)
 
 
-def test_a_manifest_of_something_else_changes_nothing(refcli, photos):
+def test_a_manifest_of_another_program_is_ignored(refcli, photos):
     (photos / "manifest.json").write_text('{"name": "a web page"}')
     lines = [{"image": name, "expression": "x"} for name in ("a.jpg", "none.jpg")]
     (photos / "r.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -105,7 +103,7 @@ def test_a_manifest_of_something_else_changes_nothing(refcli, photos):
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
-def test_the_line_with_jq_prints_boxes_and_nothing_else(refcli, photos):
+def test_the_jq_filter_prints_boxes_only(refcli, photos):
     lines = [{"image": name, "expression": "a thing"} for name in ("a.jpg", "none.jpg")]
     (photos / "r.jsonl").write_text("\n".join(map(json.dumps, lines)))
     _, out, _ = refcli("predict", photos / "r.jsonl")
@@ -116,7 +114,7 @@ def test_the_line_with_jq_prints_boxes_and_nothing_else(refcli, photos):
     assert done.stdout == "[1,2,3,4]\n[5,6,7,8]\n"
 
 
-def test_lines_that_name_their_split_are_not_said_to_be_of_another(prepare, photos):
+def test_no_default_split_is_reported_for_lines_that_name_their_split(prepare, photos):
     code, err = prepare(photos, splits=("val", "dev"))
     assert code == 0
     assert DEFAULT_SPLIT not in err
@@ -124,17 +122,17 @@ def test_lines_that_name_their_split_are_not_said_to_be_of_another(prepare, phot
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "is_said"),
+    ("name", "options", "is_reported"),
     [("mine.jsonl", (), True), ("mine_val.jsonl", (), False), ("mine.jsonl", ("--split", "test"), False)],
 )
-def test_the_split_train_is_said_where_nothing_names_another(prepare, photos, name, options, is_said):
+def test_the_default_split_train_is_reported_if_nothing_names_another(prepare, photos, name, options, is_reported):
     code, err = prepare(photos, name=name, options=options)
     assert code == 0
-    assert (DEFAULT_SPLIT in err) == is_said
+    assert (DEFAULT_SPLIT in err) == is_reported
 
 
 @pytest.mark.parametrize("command", ["finetune", "pretrain"])
-def test_presets_are_taken_by_the_names_that_the_list_prints(refcli, tmp_path, command):
+def test_commands_accept_the_preset_names_that_the_list_prints(refcli, tmp_path, command):
     _, listed, _ = refcli("presets", "list")
     assert f"{command}/synthetic_tiny" in listed
     for name in (f"{command}/synthetic_tiny", "synthetic_tiny"):
@@ -158,13 +156,13 @@ def test_a_file_may_extend_a_preset_by_either_name(refcli, tmp_path, name):
         ("paper", "it is 'pretrain/paper'"),
     ],
 )
-def test_a_wrong_preset_is_named_with_the_way_out(refcli, tmp_path, name, hint):
+def test_an_unknown_preset_is_named_with_a_suggestion(refcli, tmp_path, name, hint):
     code, _, err = refcli("finetune", "-p", name, "-d", tmp_path, "-o", tmp_path / "run")
     assert code == 2
     assert hint in err
 
 
-def test_a_file_of_one_s_own_comes_before_a_preset_of_a_group(refcli, tmp_path, monkeypatch):
+def test_a_file_takes_precedence_over_a_preset_of_the_same_name(refcli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "finetune").mkdir()
     (tmp_path / "finetune" / "synthetic_tiny").write_text("train: {steps: none}\n")

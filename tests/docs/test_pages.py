@@ -15,6 +15,7 @@ from documentation import DOCS, NAMES, ROOT, blocks_of, code_spans, prose_of
 from refcli.answers import answer_to_json
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, FramedTarget, Target
+from refcli.data.sources.jsonl import KEYS
 from refcli.errors import ExitCode
 
 MAX_README_LINES = 150
@@ -127,6 +128,10 @@ def test_the_page_of_the_prediction_format_explains_every_field():
     record = answer_to_json(answer)
     spans = " ".join(code_spans(DOCS / "reference" / "predictions.md"))
     assert {*record, *record["targets"][0]} <= set(re.findall(r"\w+", spans))
+
+
+def test_the_guide_to_own_data_explains_every_key():
+    assert set(KEYS) <= set(code_spans(DOCS / "guides" / "own-data.md"))
 
 
 def test_the_site_builds_without_a_warning(tmp_path, monkeypatch, caplog):

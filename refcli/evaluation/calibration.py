@@ -1,4 +1,4 @@
-"""Where to draw the line between "found" and "no target"."""
+"""Calibration of the existence threshold, which separates "found" from "no target"."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from refcli.grounder import Grounder
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A threshold on the existence probability, and how it does on the samples that it was chosen on."""
+    """A threshold on the existence probability, and its accuracies on the samples that it was chosen on."""
 
     threshold: float
     t_acc: float
-    """Share of the samples with a target that it lets through."""
+    """Share of the samples with a target that pass."""
     n_acc: float
-    """Share of the others that it turns down."""
+    """Share of the samples without a target that do not pass."""
 
 
 def calibrate_on(grounder: Grounder, batches: Iterable[Batch], *, min_t_acc: float, bf16: bool = False) -> Calibrated:
-    """Ask a grounder about one pass over validation batches, and choose its threshold; see `calibrate_existence`.
+    """Choose the threshold of a grounder on one pass over validation batches; see `calibrate_existence`.
 
     Raises:
         ConfigError: the head has no existence output.
-        DataError: the samples are all of one sort.
+        DataError: all samples have a target, or none has one.
     """
     existence, has_target = ask_existence(grounder, batches, bf16=bf16)
     threshold = calibrate_existence(existence, has_target, min_t_acc=min_t_acc)
-    lets_through = existence >= threshold
-    return Calibrated(threshold, float(lets_through[has_target].mean()), float((~lets_through)[~has_target].mean()))
+    passes = existence >= threshold
+    return Calibrated(threshold, float(passes[has_target].mean()), float((~passes)[~has_target].mean()))
 
 
 @torch.inference_mode()
 def ask_existence(
     grounder: Grounder, batches: Iterable[Batch], *, bf16: bool = False
 ) -> tuple[Float[np.ndarray, " samples"], Bool[np.ndarray, " samples"]]:
-    """Existence probability of every sample, and whether it has a target; the grounder is in evaluation mode after it.
+    """The existence probability of every sample, and whether it has a target; puts the grounder into evaluation mode.
 
     Raises:
         ConfigError: the head has no existence output.
@@ -76,17 +76,17 @@ def calibrate_existence(
 ) -> float:
     """The existence probability below which the answer should be "no target".
 
-    Of all thresholds that let at least `min_t_acc` of the targeted samples through (T-acc), the one with the largest
-    sum of T-acc and N-acc (the share of the others that is turned down).
+    Of all thresholds that at least `min_t_acc` of the samples with a target pass (T-acc), the one with the largest sum
+    of T-acc and N-acc (the share of the samples without a target that do not pass).
 
     Raises:
-        DataError: the samples are all of one sort.
+        DataError: all samples have a target, or none has one.
     """
     if has_target.all() or not has_target.any():
         raise DataError(
             "a threshold needs samples with and without a target",
             where="calibration split",
-            hint="take a split with no-target expressions",
+            hint="choose a split with no-target expressions",
         )
     there, absent = np.sort(existence[has_target]), np.sort(existence[~has_target])
     levels = np.unique(np.concatenate([[0.0, 1.0], existence]))

@@ -1,4 +1,4 @@
-"""Two runs on the same samples: differences with their intervals and a paired test."""
+"""Comparison of two runs on the same samples: differences with intervals and a paired test."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from refcli.evaluation.run import Run, Scoring, SplitScores
 
 NUM_PERMUTATIONS = 10_000
 ROUNDING = 1e-12
-"""Differences this close to the observed one are as large: only the order of additions tells them apart."""
+"""Differences this close to the observed one count as equal: they differ in the order of additions only."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of this run beside that of the other."""
+    """A metric of this run beside that of the other."""
 
     this: float
     other: float
@@ -45,20 +45,19 @@ class Comparison:
 
     name: str
     num_samples: int
-    """Samples that count in both runs; all figures here are over these."""
+    """Samples that count in both runs; all metrics here are over these."""
     num_left_out: int
     """Samples that count in one run only."""
     metrics: Mapping[str, Difference]
     is_gated: bool = False
-    """In all figures a wrong "no target" is a miss, in both runs."""
+    """Whether a wrong "no target" is a miss in all metrics of both runs."""
 
 
 def compare_runs(this: Run, other: Run) -> list[Comparison]:
     """Compare two runs on every split that both have.
 
     Raises:
-        DataError: see `check_comparable`, they have no sample of a split in common, or the figures of only one of them
-            are gated.
+        DataError: see `check_comparable`; or they have no sample of a split in common, or only one of them is gated.
     """
     check_comparable([split.name for split in this.splits], this.scoring, other)
     theirs = {split.name: split for split in other.splits}
@@ -72,19 +71,19 @@ def check_comparable(names: Sequence[str], scoring: Scoring, other: Run, *, has_
         names: its splits.
         scoring: how it is scored.
         other: the other run.
-        has_candidates: the answers will say what was proposed before a "no target".
+        has_candidates: the answers will have candidates before a "no target".
 
     Raises:
-        DataError: they have no split in common, count boxes from different scores on, or the other run is gated and
-            this one will not be.
+        DataError: they have no split in common or different score thresholds, or the other run is gated and this one
+            will not be.
     """
     theirs = [split.name for split in other.splits]
     if not set(names) & set(theirs):
         raise DataError("the two runs have no split in common", where=f"{', '.join(names)} and {', '.join(theirs)}")
     if scoring.score_threshold != other.scoring.score_threshold:
         raise DataError(
-            f"the other run counts boxes from a score of {other.scoring.score_threshold:g} on in grec_*, this one from "
-            f"{scoring.score_threshold:g}",
+            f"grec_* of the other run counts boxes with a score of at least {other.scoring.score_threshold:g}, this "
+            f"one of at least {scoring.score_threshold:g}",
             where=other.weights,
             hint=f"--score-threshold {other.scoring.score_threshold:g}",
         )
@@ -94,12 +93,12 @@ def check_comparable(names: Sequence[str], scoring: Scoring, other: Run, *, has_
 
 
 def check_gates_alike(this: SplitScores, other: SplitScores) -> None:
-    """Make sure that both sides say what was proposed before a wrong "no target", or neither.
+    """Make sure that both runs have candidates before a wrong "no target", or neither.
 
-    A split without a wrong "no target" has the same figures before and after the gate.
+    A split without a wrong "no target" has the same metrics before and after the gate.
 
     Raises:
-        DataError: only one side is gated.
+        DataError: only one run is gated.
     """
     for gated, before in ((this, other), (other, this)):
         if gated.is_gated and not before.is_gated and before.num_discarded:
@@ -107,18 +106,18 @@ def check_gates_alike(this: SplitScores, other: SplitScores) -> None:
 
 
 def gates_differ(name: str, which: str, num_gated: int) -> DataError:
-    """The refusal to test figures after the gate against figures before it."""
+    """The refusal to test metrics after the gate against metrics before it."""
     return DataError(
-        f'the figures of {which} are gated ({num_gated} wrong "no target" have no candidates), those of '
+        f'the metrics of {which} are gated ({num_gated} wrong "no target" have no candidates), those of '
         "the other one are not",
         where=name,
-        hint='add --gated, which counts a wrong "no target" as a miss in every figure of both; or predict again: lines '
+        hint='add --gated, which counts a wrong "no target" as a miss in all metrics of both; or predict again: lines '
         "now have candidates",
     )
 
 
 def compare_splits(this: SplitScores, other: SplitScores, *, seed: int = 0) -> Comparison:
-    """Compare two runs on the samples of one split that count in both, in every figure that both have.
+    """Compare two runs on the samples of one split that count in both, in all metrics that both have.
 
     Args:
         this: one run.
@@ -126,7 +125,7 @@ def compare_splits(this: SplitScores, other: SplitScores, *, seed: int = 0) -> C
         seed: of the resampling and the permutations.
 
     Raises:
-        DataError: no sample is in both, or see `check_gates_alike`.
+        DataError: no sample is in both; or see `check_gates_alike`.
     """
     check_gates_alike(this, other)
     mine, theirs = _counted_ids(this), _counted_ids(other)
@@ -156,7 +155,7 @@ def _counted_ids(split: SplitScores) -> list[str]:
 
 
 def _places(ids: list[str], wanted: pa.Array) -> np.ndarray:
-    """Where each of the wanted ids is."""
+    """The index of each of the wanted ids."""
     places: np.ndarray = pc.index_in(wanted, pa.array(ids, pa.string())).to_numpy()
     return places
 

@@ -1,4 +1,4 @@
-"""Scoring the Predictor that the user gets on a split of a store; scoring goes on while the model works."""
+"""Score the Predictor on a split of a store, in a thread beside the model."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from refcli.inference.requests import Request
 from refcli.inference.unread_text import UnreadText
 
 MOST_WAITING = 256
-"""Answers that may wait to be scored; then the model waits."""
+"""Answers that may wait to be scored before the model waits."""
 
 
 class Split(Protocol):
-    """Examples with images: what evaluation needs of a store's split."""
+    """What evaluation needs of a split of a store: examples with images."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Example: ...
 
     def image_path(self, example: Example, /) -> Path:
-        """Where the example's image lies."""
+        """The path of the example's image."""
         ...
 
 
@@ -40,13 +40,13 @@ class RawPredictor(Protocol):
     """What evaluation needs of a Predictor."""
 
     def answer_requests(self, requests: Iterable[Request], *, raw: bool) -> Iterator[AnsweredRequest]:
-        """Ordered answers; with `raw`, they keep their targets where `no_target` is set."""
+        """Answers in the order of the requests; with `raw`, they keep their targets although `no_target` is set."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ExampleRequest(Request):
-    """The question about one example."""
+    """A request for one example."""
 
     example: Example
 
@@ -62,66 +62,66 @@ def evaluate_split(
     on_sample: Callable[[int, int], None] | None = None,
     unread: UnreadText | None = None,
 ) -> SplitScores:
-    """Ask the expressions of a split and score the answers, in a thread beside the model.
+    """Answer the expressions of a split and score the answers.
 
     Args:
-        predictor: the model; its batch size and precision are its own.
-        split: where the examples come from.
+        predictor: the model.
+        split: the examples.
         name: `dataset:split`.
-        rows: the part that is asked; None: everything.
+        rows: the part to score; None: everything.
         size: samples of all parts together; None: those of `rows`.
-        scoring: conventions and thresholds; None: the default ones.
+        scoring: conventions and thresholds; None: the defaults.
         on_sample: called with (samples done, samples of this part) after each.
         unread: counts expressions that the model could not read.
 
     Raises:
-        DataError: an image whose size is not the one that the data set says.
+        DataError: an image has another size than the data set states.
     """
-    how = scoring or Scoring()
-    asked_rows = range(len(split)) if rows is None else rows
+    scoring = scoring or Scoring()
+    chosen = range(len(split)) if rows is None else rows
 
     def requests() -> Iterator[Request]:
-        for index in asked_rows:
+        for index in chosen:
             example = split[index]
             source = split.image_path(example)
             yield _ExampleRequest(example.id, example.image, example.expression, source, example=example)
 
-    table = how.table()
+    table = scoring.table()
     start = time.perf_counter()
     waiting: deque[Future[SampleScore]] = deque()
-    remaining = iter(asked_rows)
+    remaining = iter(chosen)
     with ThreadPoolExecutor(1, thread_name_prefix="scoring") as pool:
         for done, (request, answer, _) in enumerate(predictor.answer_requests(requests(), raw=True), start=1):
             assert isinstance(request, _ExampleRequest)
             if unread is not None:
                 unread.add(answer)
-            waiting.append(pool.submit(_score_as_written, request.example, answer, how))
+            waiting.append(pool.submit(_score_as_written, request.example, answer, scoring))
             while waiting and (waiting[0].done() or len(waiting) > MOST_WAITING):
                 table.add(next(remaining), waiting.popleft().result())
             if on_sample is not None:
-                on_sample(done, len(asked_rows))
+                on_sample(done, len(chosen))
         for future in waiting:
             table.add(next(remaining), future.result())
     return SplitScores(
         name=name,
         table=table.finish(),
-        size=len(asked_rows) if size is None else size,
+        size=len(chosen) if size is None else size,
         total=len(split),
         seconds=time.perf_counter() - start,
     )
 
 
-def _score_as_written(example: Example, answer: Answer, how: Scoring) -> SampleScore:
-    """Score what `predict` would write, with the precision of its lines: a model has the figures of its file."""
-    return score(example, as_written(filter_targets(answer)), how)
+def _score_as_written(example: Example, answer: Answer, scoring: Scoring) -> SampleScore:
+    """Score what `predict` would write, with the precision of its lines, so that a model and its file score alike."""
+    return score(example, as_written(filter_targets(answer)), scoring)
 
 
-def score(example: Example, answer: Answer, how: Scoring) -> SampleScore:
-    """A sample's score; an answer that holds an error is none.
+def score(example: Example, answer: Answer, scoring: Scoring) -> SampleScore:
+    """The score of a sample; an answer with an error counts as missing.
 
     Raises:
         DataError: see `score_sample`.
     """
     if answer.error is not None:
-        return score_unanswered(example, str(answer.error), counts=how.missing == "wrong", frames=how.frames)
-    return score_sample(example, answer, frames=how.frames, score_threshold=how.score_threshold)
+        return score_unanswered(example, str(answer.error), counts=scoring.missing == "wrong", frames=scoring.frames)
+    return score_sample(example, answer, frames=scoring.frames, score_threshold=scoring.score_threshold)

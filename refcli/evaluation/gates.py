@@ -1,4 +1,4 @@
-"""Gates: figures that must not fall below a value."""
+"""Gates: lower limits on metrics."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ OPTION = "--fail-under"
 
 
 def parse_gates(gates: Sequence[str], *, conventions: Sequence[str] = ()) -> dict[str, float]:
-    """`metric=value` or `convention/metric=value` texts as numbers.
+    """Parse `metric=value` and `convention/metric=value`.
 
     Args:
         gates: the texts.
-        conventions: those that are measured; none: not known yet, `check_gates` will find out.
+        conventions: those that are measured; empty: unknown yet, `check_gates` checks them.
 
     Raises:
-        UsageError: an unknown metric, a convention that is not measured, or a value that is no fraction.
+        UsageError: an unknown metric, a convention that is not measured, or a value that is not a fraction.
     """
     parsed: dict[str, float] = {}
     for gate in gates:
@@ -47,10 +47,10 @@ def _check_name(convention: str, metric: str, conventions: Sequence[str]) -> Non
 
 
 def check_gates(reports: Sequence[RunReport], gates: Mapping[str, float]) -> None:
-    """Hold every split of every run to every gate.
+    """Check every split of every run against every gate.
 
     Raises:
-        GateError: a figure is below its gate, or was not measured; all of them are named.
+        GateError: metrics are below their gates, or were not measured; all of them are named.
     """
     missed = []
     for report in reports:

@@ -1,4 +1,4 @@
-"""Where masks are compared: the pixels of the image itself, or a square of model pixels that it is resized to."""
+"""The frames in which masks are compared: the image itself, or a square of model pixels that it is resized to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from refcli.geometry.frame import Frame
 from refcli.geometry.masks import decode_mask, rle_area, rle_intersection
 
 _POSITION_DECIMALS = 9
-"""Of places among cells, so that rounding does not make a pixel read a cell that has no weight."""
+"""Of positions among cells, so that rounding does not make a pixel read a cell without weight."""
 
 
 class MaskOverlap(NamedTuple):
@@ -29,7 +29,7 @@ class MaskOverlap(NamedTuple):
 
 
 class ModelMask(NamedTuple):
-    """A mask as the model gave it, over its whole letterbox with the padding."""
+    """A mask as the model gave it, over its whole letterbox including the padding."""
 
     frame_size: tuple[int, int]
     """(height, width) of the letterbox in pixels."""
@@ -45,10 +45,10 @@ class MaskFrame:
         side: width and height in pixels.
         keeps_aspect: letterboxed, else stretched.
         cells: if set, the answer passes a grid of so many cells a side: a cell is on where the mask is on at the
-            cell's centre, and a frame pixel is on where any cell is on that bilinear enlargement would read. That is
-            what becomes of a mask which is thresholded at the head's resolution, enlarged, and taken where it is not
-            zero (OneRef): it grows by about a frame pixel on every side. The model's own masks, where they are known,
-            are taken for these cells: they also hold what was drawn on the padding, which no mask of the image does.
+            cell's centre, and a frame pixel is on where any cell is on that bilinear enlargement would read. This
+            equals a mask that is thresholded at the head's resolution, enlarged, and on where it is not zero (OneRef):
+            it grows by about a frame pixel on every side. If the model's own masks are known, they are these cells:
+            they also cover the padding, which no mask of the image does.
     """
 
     side: int
@@ -76,7 +76,7 @@ class MaskFrame:
         return _grown(resized[step // 2 :: step, step // 2 :: step], taps, taps)
 
     def _painted(self, mask: ModelMask, image: RLE) -> Bool[np.ndarray, "columns rows"]:
-        """The model's own cells enlarged to this letterbox of the same image; its own may be of another size."""
+        """The model's cells enlarged to this letterbox of the same image; the model's own may have another size."""
         height, width = image.size
         here = Frame.fit(width, height, self.side, self.side)
         there = Frame.fit(width, height, *mask.frame_size[::-1])
@@ -91,7 +91,7 @@ class MaskFrame:
         )
 
     def _resized(self, mask: RLE) -> Bool[np.ndarray, "columns rows"]:
-        """The mask in the frame, column by column as run lengths are (counts do not mind)."""
+        """The mask in the frame, column by column as run lengths are (counts do not depend on it)."""
         height, width = mask.size
         by_column = decode_mask(mask).T
         if not self.keeps_aspect:
@@ -115,7 +115,7 @@ def _taps(position: Float[np.ndarray, " side"], num_cells: int) -> _Taps:
     """The two cells that each pixel of a bilinear enlargement reads (half-pixel centres, clamped at the borders).
 
     Args:
-        position: the pixel's place among the cells; 0 is the centre of the first.
+        position: the pixel's position among the cells; 0 is the centre of the first.
         num_cells: cells along the axis. A pixel at a cell's centre reads that cell only.
     """
     position = position.round(_POSITION_DECIMALS).clip(0, num_cells - 1)
@@ -124,14 +124,14 @@ def _taps(position: Float[np.ndarray, " side"], num_cells: int) -> _Taps:
 
 
 def _grown(cells: Bool[np.ndarray, "columns rows"], across: _Taps, down: _Taps) -> Bool[np.ndarray, "columns rows"]:
-    """On where any of the four cells is that a pixel reads."""
+    """On where any of the four cells that a pixel reads is on."""
     columns = cells[across[0]] | cells[across[1]]
     grown: Bool[np.ndarray, "columns rows"] = columns[:, down[0]] | columns[:, down[1]]
     return grown
 
 
 IMAGE = "image"
-"""The frame of the original image; its counts come from the run lengths alone."""
+"""The frame of the original image; its pixels are counted without decoding the masks."""
 FRAMES: Mapping[str, MaskFrame | None] = {
     IMAGE: None,
     "letterbox384": MaskFrame(384, keeps_aspect=True, cells=192),
@@ -146,7 +146,7 @@ def overlap_in(frame: str, truth: RLE | None, found: RLE | None, painted: Sequen
         frame: the row.
         truth: the true mask.
         found: the answered one.
-        painted: the parts of `found` as the model gave them; none: not known.
+        painted: the parts of `found` as the model gave them; empty: unknown.
     """
     resized = FRAMES[frame]
     if resized is not None:

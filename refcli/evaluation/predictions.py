@@ -1,4 +1,4 @@
-"""Scoring a prediction file (`refcli.prediction/1`) of any system, as a stream."""
+"""Score a prediction file (`refcli.prediction/1`) of any system, as a stream."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from refcli.geometry.masks import check_run_lengths
 
 LINES_AT_ONCE = 2048
 BYTES_AT_ONCE = 4 << 20
-"""Answers in memory at a time; they are scored in the order of the store, so that its row groups are read once each."""
+"""Lines in memory at a time; they are scored in the order of the store, so that each row group is read once."""
 MOST_LINE_BYTES = 16 << 20
 MOST_TARGETS = 10_000
-"""What a line may hold."""
+"""Limits of a line."""
 LONGEST_QUOTED = 500
-"""Characters of a problem that are kept."""
+"""Characters of a reason that are kept."""
 
 
 class Line(NamedTuple):
-    """A usable line of the file."""
+    """A valid line of the file."""
 
     number: int
     answer: Answer
@@ -45,17 +45,17 @@ class Line(NamedTuple):
 
 
 class RejectionLog:
-    """Lines that answer nothing, in any order: all are counted, the first of each sort quoted."""
+    """Collects rejected lines in any order: all are counted, the first of each kind quoted."""
 
     def __init__(self, file: str) -> None:
         self._file = file
         self._counts: Counter[str] = Counter()
         self._first: dict[str, list[tuple[int, str]]] = {}
 
-    def add(self, sort: str, number: int, message: str) -> None:
-        """One more line of a sort."""
-        self._counts[sort] += 1
-        quoted = self._first.setdefault(sort, [])
+    def add(self, kind: str, number: int, message: str) -> None:
+        """Add a line of a kind."""
+        self._counts[kind] += 1
+        quoted = self._first.setdefault(kind, [])
         if len(message) > LONGEST_QUOTED:
             message = message[:LONGEST_QUOTED] + "..."
         if len(quoted) < MOST_LISTED or number < quoted[-1][0]:
@@ -63,15 +63,15 @@ class RejectionLog:
             del quoted[MOST_LISTED:]
 
     def listed(self) -> dict[str, RejectedLines]:
-        """By sort."""
+        """The rejected lines by kind."""
         return {
-            sort: RejectedLines(count, tuple(text for _, text in self._first[sort]))
-            for sort, count in self._counts.items()
+            kind: RejectedLines(count, tuple(text for _, text in self._first[kind]))
+            for kind, count in self._counts.items()
         }
 
 
 class RowIndex:
-    """Rows by id, in sixteen bytes per row: the hashes are kept, not the ids.
+    """Rows by id, in sixteen bytes per row: hashes are kept, not ids.
 
     Args:
         hashes: Python's hash of the id of every row.
@@ -79,7 +79,7 @@ class RowIndex:
 
     @classmethod
     def of(cls, split: StoreSplit) -> RowIndex:
-        """Where each example of a split is."""
+        """The rows of the examples of a split."""
         parts = [_hashes(table["id"].to_pylist()) for table in split.tables(["id"])]
         return cls(np.concatenate(parts) if parts else np.empty(0, np.int64))
 
@@ -88,7 +88,7 @@ class RowIndex:
         self._sorted = hashes[self._order]
 
     def candidates(self, ident: str) -> list[int]:
-        """Rows whose id has the same hash: the one that is meant, and hardly ever another."""
+        """Rows whose id has the same hash: that of the id, and very rarely another."""
         first, last = np.searchsorted(self._sorted, hash(ident)), np.searchsorted(self._sorted, hash(ident), "right")
         rows: list[int] = self._order[first:last].tolist()
         return rows
@@ -104,8 +104,8 @@ class SplitScoring:
     Args:
         split: the truth.
         rows: the part of it that is scored here.
-        how: conventions and thresholds.
-        problems: where lines are noted.
+        scoring: conventions and thresholds.
+        rejected: collects rejected lines.
         on_sample: called with (samples done, samples of this part) after each.
     """
 
@@ -113,18 +113,24 @@ class SplitScoring:
         self,
         split: StoreSplit,
         rows: range,
-        how: Scoring,
-        problems: RejectionLog,
+        scoring: Scoring,
+        rejected: RejectionLog,
         on_sample: Callable[[int, int], None] | None,
     ) -> None:
-        self._split, self._rows, self._how, self._problems, self._on_sample = split, rows, how, problems, on_sample
+        self._split, self._rows, self._scoring, self._rejected, self._on_sample = (
+            split,
+            rows,
+            scoring,
+            rejected,
+            on_sample,
+        )
         self._index = RowIndex.of(split)
-        self._table = how.table()
+        self._table = scoring.table()
         self._is_named = np.zeros(len(split), dtype=np.bool_)
         self._num_done = 0
 
     def add(self, batch: Sequence[Line]) -> set[int]:
-        """Score a batch; returns the numbers of the lines that name a sample of this split."""
+        """Score a batch; returns the numbers of the lines whose id is in this split."""
         known: set[int] = set()
         named = [(row, line) for line in batch for row in self._index.candidates(line.answer.id)]
         for row, line in sorted(named, key=lambda pair: (pair[0], pair[1].number)):
@@ -133,7 +139,7 @@ class SplitScoring:
                 continue
             known.add(line.number)
             if self._is_named[row]:
-                self._problems.add("duplicate id", line.number, example.id)
+                self._rejected.add("duplicate id", line.number, example.id)
                 continue
             self._is_named[row] = True
             if row in self._rows:
@@ -141,7 +147,7 @@ class SplitScoring:
         return known
 
     def finish(self) -> pa.Table:
-        """All samples of the part: those that no line named are unanswered."""
+        """All samples of the part; those without a line are unanswered."""
         for row in self._rows:
             if not self._is_named[row]:
                 self._add(row, self._unanswered(self._split[row], "no line of the file answers it"))
@@ -149,13 +155,13 @@ class SplitScoring:
 
     def _score(self, example: Example, line: Line) -> SampleScore:
         try:
-            return score(example, line.answer, self._how)
+            return score(example, line.answer, self._scoring)
         except DataError as error:
-            self._problems.add(WRONG_SIZE, line.number, f"{example.id}: {error.message}")
+            self._rejected.add(WRONG_SIZE, line.number, f"{example.id}: {error.message}")
             return self._unanswered(example, error.message)
 
     def _unanswered(self, example: Example, error: str) -> SampleScore:
-        return score_unanswered(example, error, counts=self._how.missing == "wrong", frames=self._how.frames)
+        return score_unanswered(example, error, counts=self._scoring.missing == "wrong", frames=self._scoring.frames)
 
     def _add(self, row: int, sample: SampleScore) -> None:
         self._table.add(row, sample)
@@ -173,50 +179,50 @@ def score_file(
     scoring: Scoring | None = None,
     on_sample: Callable[[str, int, int], None] | None = None,
 ) -> Run:
-    """Score the lines of a file against the samples that they name by `id`, in any order.
+    """Score the lines of a file against the samples with the same `id`, in any order.
 
-    Every sample is accounted for: one without a usable line is missing, and `scoring.missing` says what that means.
-    Lines that answer nothing are counted and the first of each sort quoted: `not a prediction` (no JSON, another
-    schema, a malformed field, damaged run lengths), `unknown id`, `duplicate id` (the first line counts) and `wrong
-    size` (of the image or a mask; the sample is then unanswered). A box with a number that is not finite is a miss,
-    not an error. Boxes that are all in other units than pixels are a warning.
+    A sample without a valid line is missing; `scoring.missing` decides what it counts as. Rejected lines are counted
+    and the first of each kind quoted: `not a prediction` (not JSON, another schema, a malformed field, damaged run
+    lengths), `unknown id`, `duplicate id` (the first line counts) and `wrong size` (of the image or a mask; the sample
+    is then unanswered). A box with a number that is not finite is a miss, not an error. Boxes that all seem to be in
+    other units than pixels give a warning.
 
     Memory does not grow with masks or lines: a bounded number of both is held, and some hundred bytes per sample.
 
     Args:
         path: JSON lines, plain or gzipped.
-        splits: what may be named, by `dataset:split`; a line answers its id in each of them.
+        splits: the splits by `dataset:split`; a line answers its id in each of them.
         rows: the part of each split that is scored here; None: everything.
         sizes: samples of all parts of each split together; None: those of `rows`.
-        scoring: conventions and thresholds; None: the default ones.
+        scoring: conventions and thresholds; None: the defaults.
         on_sample: called with (split, samples done, samples of this part) after each.
 
     Raises:
         DataError: the file cannot be read.
     """
-    how = scoring or Scoring()
+    scoring = scoring or Scoring()
     chosen = rows or {name: range(len(split)) for name, split in splits.items()}
-    problems = RejectionLog(path.name)
+    rejected = RejectionLog(path.name)
     start = time.perf_counter()
     parts = {
-        name: SplitScoring(split, chosen[name], how, problems, partial(on_sample, name) if on_sample else None)
+        name: SplitScoring(split, chosen[name], scoring, rejected, partial(on_sample, name) if on_sample else None)
         for name, split in splits.items()
     }
     units = BoxUnits()
     an_id = next((split[0].id for split in splits.values() if len(split)), "none")
-    for batch in in_batches(read_lines(path, problems)):
+    for batch in in_batches(read_lines(path, rejected)):
         known = set().union(*(part.add(batch) for part in parts.values()))
         for line in batch:
             units.add(line.answer)
             if line.number not in known:
-                problems.add("unknown id", line.number, f"{line.answer.id} (the store has ids such as {an_id})")
+                rejected.add("unknown id", line.number, f"{line.answer.id} (the store has ids such as {an_id})")
     tables = {name: part.finish() for name, part in parts.items()}
     seconds = time.perf_counter() - start
-    listed = problems.listed()
+    listed = rejected.listed()
     return Run(
         weights=str(path),
         precision=None,
-        scoring=how,
+        scoring=scoring,
         splits=tuple(
             SplitScores(
                 name=name,
@@ -232,8 +238,8 @@ def score_file(
     )
 
 
-def read_lines(path: Path, problems: RejectionLog) -> Iterator[Line]:
-    """The usable lines of a prediction file; the others are noted.
+def read_lines(path: Path, rejected: RejectionLog) -> Iterator[Line]:
+    """The valid lines of a prediction file; the others are rejected.
 
     Raises:
         DataError: the file cannot be read, or is cut off within a gzip block.
@@ -245,9 +251,9 @@ def read_lines(path: Path, problems: RejectionLog) -> Iterator[Line]:
             try:
                 answer = _answer_in(line)
             except RefcliError as error:
-                problems.add("not a prediction", number, f"{error.where or ''} {error.message}".strip())
+                rejected.add("not a prediction", number, f"{error.where or ''} {error.message}".strip())
             except (ValueError, RecursionError) as error:
-                problems.add("not a prediction", number, f"no JSON: {error}")
+                rejected.add("not a prediction", number, f"not JSON: {error}")
             else:
                 yield Line(number, answer, len(line))
     except (OSError, DataError) as error:
@@ -259,11 +265,11 @@ def read_lines(path: Path, problems: RejectionLog) -> Iterator[Line]:
 
 
 def _answer_in(line: bytes) -> Answer:
-    """The answer that a line holds.
+    """The answer in a line.
 
     Raises:
-        DataError: it holds none.
-        ValueError: it is no JSON.
+        DataError: there is none.
+        ValueError: the line is not JSON.
     """
     record = json.loads(line)
     if not isinstance(record, dict):
@@ -280,7 +286,7 @@ def _answer_in(line: bytes) -> Answer:
 
 
 def in_batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    """Lists of at most `LINES_AT_ONCE` lines, which end when they hold `BYTES_AT_ONCE`."""
+    """Lists of at most `LINES_AT_ONCE` lines, each complete once it holds `BYTES_AT_ONCE`."""
     batch: list[Line] = []
     num_bytes = 0
     for line in lines:
@@ -294,19 +300,19 @@ def in_batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
 
 
 PER_MILLE = 1000
-"""What some vision-language models take the sides of an image for."""
+"""The sides of an image in the coordinates of some vision-language models."""
 NOTABLE_SHARE = 0.1
-"""So many boxes beyond their image, of boxes that all lie in 0..1000, are no accident."""
+"""A larger share of boxes outside their images, of boxes that all lie in 0..1000, suggests other units."""
 
 
 class BoxUnits:
-    """Counts boxes by the ranges that all their edges lie in."""
+    """Counts boxes by the range of their coordinates."""
 
     def __init__(self) -> None:
         self._num_boxes = self._num_fractions = self._num_per_mille = self._num_beyond = 0
 
     def add(self, answer: Answer) -> None:
-        """Count the boxes that a system says; the tight boxes of masks are in pixels, and an empty box is anything."""
+        """Count the boxes of a system; the tight boxes of masks are in pixels, and empty boxes fit any unit."""
         for target in answer.proposals:
             box = target.box_xyxy
             if target.box_is_from_mask or not is_finite(box) or not box_area(box):
@@ -318,7 +324,7 @@ class BoxUnits:
                 self._num_beyond += box[0] >= answer.width or box[1] >= answer.height
 
     def warnings(self) -> list[str]:
-        """What to say about them; nothing where they may be pixels."""
+        """A warning if the boxes seem to be in other units than pixels."""
         if self._num_boxes and self._num_boxes == self._num_fractions:
             return [
                 f"all {self._num_boxes} boxes lie within 0..1: they seem to be fractions of the image; write them in "

@@ -23,7 +23,7 @@ SUMMARY, PAGE = "summary.json", "report.html"
 LONGEST_NAME = 40
 """Characters of a system's name in the name of its folder."""
 OWN = frozenset({PER_SAMPLE, SUMMARY, PAGE})
-"""What an evaluation writes. `files` of the summary lists what is there; it has no say in any other name."""
+"""The files of an evaluation. `files` of the summary lists those that exist; other names in it are ignored."""
 
 
 @dataclass(frozen=True)
@@ -154,14 +154,15 @@ class _Summary(msgspec.Struct):
 
 
 def check_free(folder: Path, *, force: bool = False) -> None:
-    """Make sure that nothing is lost by writing an evaluation into a folder.
+    """Make sure that writing an evaluation into a folder loses nothing.
 
     Args:
         folder: it may be missing.
         force: an earlier evaluation may be replaced.
 
     Raises:
-        UsageError: it holds something; with `force`, something of the same name that its summary does not list.
+        UsageError: the folder is not empty; with `force`, it has a file of an evaluation that its
+            summary does not list.
     """
     if not folder.is_dir():
         return
@@ -176,11 +177,11 @@ def check_free(folder: Path, *, force: bool = False) -> None:
 
 
 def write_summary(folder: Path, document: Mapping[str, object], files: Sequence[str], *, force: bool = False) -> None:
-    """Begin an evaluation's folder: remove what an earlier one wrote, and list what this one will write.
+    """Start the folder of an evaluation: remove the files of an earlier one, and list those that this one will write.
 
     Args:
-        folder: made where it is missing.
-        document: the figures.
+        folder: created if it is missing.
+        document: the metrics.
         files: names of `OWN` that follow.
         force: see `check_free`.
 
@@ -195,7 +196,7 @@ def write_summary(folder: Path, document: Mapping[str, object], files: Sequence[
 
 
 def page_place(folder: Path) -> Path:
-    """Where the page goes; it is listed before it is written, where there is a summary.
+    """The path of the page; a summary in the folder lists it before it is written.
 
     Raises:
         UsageError: there is a page that the summary does not list.
@@ -212,7 +213,7 @@ def page_place(folder: Path) -> Path:
 
 
 def listed_files(folder: Path) -> frozenset[str]:
-    """Which of `OWN` the summary of a folder lists; none where there is no summary of an evaluation."""
+    """The files of `OWN` that the summary of a folder lists; none without a summary of an evaluation."""
     path = folder / SUMMARY
     if path.is_symlink() or not path.is_file():
         return frozenset()
@@ -231,5 +232,5 @@ def _not_ours(folder: Path, name: str) -> UsageError:
     return UsageError(
         f"{name} is not replaced: {SUMMARY} does not list it as a file of this evaluation",
         where=str(folder / name),
-        hint="give another --out, or remove it yourself",
+        hint="give another --out, or remove the file yourself",
     )

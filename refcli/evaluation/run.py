@@ -1,4 +1,4 @@
-"""A scored run: its splits sample by sample, in one Parquet file that can be read, merged and compared."""
+"""A scored run, sample by sample, and its Parquet file, which can be read, merged and compared."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from refcli.files import write_atomically
 PER_SAMPLE = "per_sample.parquet"
 PER_SAMPLE_SCHEMA = "refcli.per_sample/1"
 WRONG_SIZE = "wrong size"
-"""The sort of line problems that only the part notes which scores the sample; all others every part finds."""
+"""The kind of rejected lines that only the part reports that scores the sample; every part finds all other kinds."""
 MOST_LISTED = 50
-"""Lines of each sort of problem that are quoted; all are counted."""
+"""Rejected lines of each kind that are quoted; all are counted."""
 _FACTS = b"refcli"
-"""Key of the facts about the run in the file's metadata."""
+"""Key of the facts about the run in the metadata of the file."""
 
 MOST_UNPACKED = 1000
-"""A file unpacks to at most so many times its size; columns in which all values are equal take next to nothing."""
+"""Largest ratio of unpacked to packed size; columns in which all values are equal take next to nothing."""
 
 Missing: TypeAlias = Literal["error", "wrong"]
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
@@ -49,67 +49,67 @@ _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 
 @dataclass(frozen=True)
 class Scoring:
-    """How samples are scored; equal settings give numbers that can be merged."""
+    """How samples are scored; runs with equal settings can be merged."""
 
     conventions: tuple[str, ...] = (ORIGINAL,)
     """Rows of `CONVENTIONS`, `original` first."""
     score_threshold: float = SCORE_THRESHOLD
-    """Boxes of GREC have at least this score."""
+    """Lowest score of the boxes that GREC counts."""
     missing: Missing = "error"
-    """What a sample without a usable answer is: left out as an error, or wrong in every figure."""
+    """A sample without a usable answer is excluded as an error, or wrong in all metrics."""
     gated: bool = False
-    """Every figure is of what a user sees: a wrong "no target" discards boxes and masks."""
+    """A wrong "no target" discards boxes and masks in all metrics, as for a user."""
 
     @property
     def frames(self) -> tuple[str, ...]:
-        """Where masks are compared."""
+        """The frames in which masks are compared."""
         return frames_of(self.conventions)
 
     def table(self) -> ScoreTable:
-        """An empty table for samples scored like this."""
+        """An empty table for samples that are scored this way."""
         return ScoreTable(self.frames)
 
 
 @dataclass(frozen=True)
 class RejectedLines:
-    """Lines of a prediction file that answer nothing, of one sort."""
+    """The rejected lines of a prediction file of one kind."""
 
     count: int
     first: tuple[str, ...]
-    """The first of them, as `file:line: what is wrong`."""
+    """The first of them, as `file:line: reason`."""
 
 
 @dataclass(frozen=True)
 class SplitScores:
-    """All that was measured on one split, or on a part of it."""
+    """The scores of one split, or of a part of it."""
 
     name: str
     """`dataset:split`."""
     table: pa.Table
-    """One row per sample of the part, see `ScoreTable`."""
+    """One row per sample of the part; see `ScoreTable`."""
     size: int
-    """Samples that were to be scored, in all parts together."""
+    """Samples to score in all parts together."""
     total: int
     """Samples of the split."""
     seconds: float
     all_gated: bool = False
-    """`gated_run` has seen to it that every figure is gated."""
+    """Whether `gated_run` has gated all metrics."""
 
     @property
     def num_gated(self) -> int:
-        """Samples that count, mean something, and are answered "no target" without the candidates."""
+        """Samples with a target that count and are answered "no target" without candidates."""
         return int(pc.sum(pc.and_(self.table["is_gated"], self.table["counts"])).as_py() or 0)
 
     @property
     def num_discarded(self) -> int:
-        """Samples that count, mean something, and are answered "no target" with known candidates."""
+        """Samples with a target that count and are answered "no target" with known candidates."""
         table = self.table.filter(self.table["counts"])
         is_discarded = pc.and_(table["says_none"], pc.greater(table["num_targets"], 0))
         return int(pc.sum(pc.and_(is_discarded, pc.greater(table["num_found"], 0))).as_py() or 0)
 
     @property
     def is_gated(self) -> bool:
-        """Whether a wrong "no target" is a miss in figures that are elsewhere of what was proposed before it."""
+        """Whether a wrong "no target" is a miss in all metrics, although most are otherwise before the gate."""
         return self.all_gated or self.num_gated > 0
 
     @property
@@ -119,7 +119,7 @@ class SplitScores:
 
     @property
     def failures(self) -> tuple[tuple[str, str], ...]:
-        """(sample id, error) of samples without an answer that are in no figure."""
+        """(sample id, error) of samples without an answer that are in no metric."""
         return self._with_error(counts=False)
 
     @property
@@ -138,25 +138,25 @@ class Run:
     """One system on some splits."""
 
     weights: str
-    """The name of its weights, or its prediction file."""
+    """The name of its weights, or the path of its prediction file."""
     precision: str | None
     """Type of its weights; None for a prediction file."""
     scoring: Scoring
     splits: tuple[SplitScores, ...]
     problems: Mapping[str, Mapping[str, RejectedLines]] = field(default_factory=dict)
-    """By prediction file and sort."""
+    """Rejected lines by prediction file and kind."""
     warnings: tuple[str, ...] = ()
-    """What looks wrong about the answers as a whole."""
+    """Doubts about the answers as a whole."""
 
 
 def gated_run(run: Run) -> Run:
-    """The same run with every figure of what a user sees: a wrong "no target" discards boxes and masks."""
+    """The same run with all metrics after the gate: a wrong "no target" discards boxes and masks."""
     splits = tuple(replace(split, table=gated_table(split.table), all_gated=True) for split in run.splits)
     return replace(run, splits=splits, scoring=replace(run.scoring, gated=True))
 
 
 def write_run(run: Run, path: Path) -> None:
-    """Write every sample of a run, with the run's facts in the file's metadata, atomically."""
+    """Write all samples of a run atomically, with the facts about the run in the metadata of the file."""
     tables = [split.table.add_column(0, "split", pa.array([split.name] * len(split.table))) for split in run.splits]
     facts = {
         "schema": PER_SAMPLE_SCHEMA,
@@ -164,7 +164,7 @@ def write_run(run: Run, path: Path) -> None:
         "precision": run.precision,
         "scoring": {name: value for name, value in asdict(run.scoring).items() if name != "gated" or value},
         "splits": {s.name: {"size": s.size, "total": s.total, "seconds": s.seconds} for s in run.splits},
-        "problems": {file: {sort: asdict(one) for sort, one in sorts.items()} for file, sorts in run.problems.items()},
+        "problems": {file: {kind: asdict(one) for kind, one in kinds.items()} for file, kinds in run.problems.items()},
         **({"warnings": run.warnings} if run.warnings else {}),
     }
     table = pa.concat_tables(tables).replace_schema_metadata({_FACTS: json.dumps(facts).encode()})
@@ -202,10 +202,10 @@ class _Facts(msgspec.Struct):
 
 
 def read_run(path: Path) -> Run:
-    """The run in a per-sample file, or in the folder that holds it.
+    """Read the run in a per-sample file, or in the folder that holds it.
 
     Raises:
-        DataError: there is none, or it is not one that this version wrote.
+        DataError: there is no such file, or refcli did not write it.
     """
     file = path / PER_SAMPLE if path.is_dir() else path
     if not file.is_file():
@@ -231,7 +231,7 @@ def _no_run(file: Path, reason: str) -> DataError:
 def _facts_in(parquet: pq.ParquetFile, *, where: str) -> _Facts:
     metadata = parquet.metadata.metadata or {}
     if _FACTS not in metadata:
-        raise ValueError("it says nothing about a run")
+        raise ValueError("it holds no facts about a run")
     facts = parse_json(metadata[_FACTS], _Facts, where=where)
     if facts.schema != PER_SAMPLE_SCHEMA:
         raise ValueError(f"its schema is {facts.schema!r}")
@@ -240,15 +240,15 @@ def _facts_in(parquet: pq.ParquetFile, *, where: str) -> _Facts:
         raise ValueError(f"its conventions are {', '.join(conventions) or 'none'}")
     if not facts.splits:
         raise ValueError("it has no split")
-    for name, sorts in facts.problems.items():
-        for problem in sorts.values():
+    for name, kinds in facts.problems.items():
+        for problem in kinds.values():
             if not all(re.match(rf"{re.escape(name)}:[0-9]{{1,18}}: ", line) for line in problem.first):
                 raise ValueError(f"its problems of {name} name no lines")
     return facts
 
 
 def _table_in(parquet: pq.ParquetFile, num_bytes: int) -> pa.Table:
-    """All columns that may be of use, of a file that can hold what it says it does."""
+    """The known columns of a file, if it can hold as many samples as it states."""
     metadata = parquet.metadata
     unpacked = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
     if metadata.num_rows > num_bytes or unpacked > MOST_UNPACKED * num_bytes:
@@ -269,7 +269,7 @@ def _run_of(table: pa.Table, facts: _Facts) -> Run:
         raise ValueError("there is no column 'split'")
     names = table["split"].cast(pa.string())
     if not set(pc.unique(names).to_pylist()) <= facts.splits.keys():
-        raise ValueError("samples are of a split that it does not know")
+        raise ValueError("samples are of a split that its facts do not list")
     table = _with_added(check_table(table.replace_schema_metadata(None), scoring.frames), facts.precision)
     parts = {name: table.filter(pc.equal(names, name)) for name in facts.splits}
     for name, part in parts.items():
@@ -284,18 +284,18 @@ def _run_of(table: pa.Table, facts: _Facts) -> Run:
             for name, about in facts.splits.items()
         ),
         problems={
-            file: {sort: RejectedLines(one.count, tuple(one.first)) for sort, one in sorts.items()}
-            for file, sorts in facts.problems.items()
+            file: {kind: RejectedLines(one.count, tuple(one.first)) for kind, one in kinds.items()}
+            for file, kinds in facts.problems.items()
         },
         warnings=tuple(facts.warnings),
     )
 
 
 def _with_added(table: pa.Table, precision: str | None) -> pa.Table:
-    """The table with the columns that files of earlier versions lack.
+    """The table with the columns that files of earlier versions do not have.
 
-    What those lack of an answer of a model is nothing: all that it proposed was scored. Of a line of a file that says
-    "no target", it was what would have been answered else.
+    In those, the answers of models were scored with all their candidates; lines of prediction files that are "no
+    target" were scored without.
     """
     says_none, is_answered = table["says_none"], pc.is_null(table["error"])
     if "states_none" not in table.column_names:
@@ -311,13 +311,13 @@ def _with_added(table: pa.Table, precision: str | None) -> pa.Table:
 
 
 def merge_runs(parts: Mapping[str, Run]) -> Run:
-    """The parts of one run together; every figure is that of the run in one piece.
+    """Merge the parts of one run; all metrics equal those of the run in one piece.
 
     Args:
-        parts: by the name that errors call them.
+        parts: name in error messages -> part.
 
     Raises:
-        DataError: they are of different systems or settings, a sample is in two of them, or one is in none.
+        DataError: the parts are of different systems or settings, or a sample is in several or none of them.
     """
     (first_name, first), *others = parts.items()
     for name, other in others:
@@ -330,26 +330,26 @@ def merge_runs(parts: Mapping[str, Run]) -> Run:
     names = dict.fromkeys(split.name for run in parts.values() for split in run.splits)
     problems: dict[str, dict[str, RejectedLines]] = {}
     for run in parts.values():
-        for file, sorts in run.problems.items():
-            _add_problems(problems.setdefault(file, {}), sorts, file)
+        for file, kinds in run.problems.items():
+            _add_problems(problems.setdefault(file, {}), kinds, file)
     splits = tuple(_merge_split(name, parts) for name in names)
     warnings = tuple(dict.fromkeys(warning for run in parts.values() for warning in run.warnings))
     return replace(first, splits=splits, problems=problems, warnings=warnings)
 
 
 def _add_problems(together: dict[str, RejectedLines], part: Mapping[str, RejectedLines], file: str) -> None:
-    """Add those of one more part to those of others."""
+    """Add the rejected lines of one more part."""
 
     def line_number(quoted: str) -> int:
         return int(quoted.removeprefix(f"{file}:").partition(":")[0])
 
-    for sort, lines in part.items():
-        before = together.get(sort)
+    for kind, lines in part.items():
+        before = together.get(kind)
         if before is None:
-            together[sort] = lines
-        elif sort == WRONG_SIZE:
+            together[kind] = lines
+        elif kind == WRONG_SIZE:
             first = sorted(before.first + lines.first, key=line_number)[:MOST_LISTED]
-            together[sort] = RejectedLines(before.count + lines.count, tuple(first))
+            together[kind] = RejectedLines(before.count + lines.count, tuple(first))
 
 
 def _about(run: Run) -> str:
@@ -374,14 +374,14 @@ def _merge_split(name: str, parts: Mapping[str, Run]) -> SplitScores:
         first = int(missing[0]) if len(missing) else len(once)
         raise DataError(
             f"{name} has {size} samples; {size - len(once)} are in no part, {len(np.unique(twice))} in more than one",
-            where=f"the first in none is {first}" if len(once) < size else f"rows {_shown(twice)}",
+            where=f"the first missing one is {first}" if len(once) < size else f"rows {_shown(twice)}",
             hint="give every --shard I/N exactly once",
         )
     return replace(found[0][1], table=table, seconds=sum(split.seconds for _, split in found))
 
 
 def _shown(rows: np.ndarray) -> str:
-    """The first and the last of row numbers; none where all are beyond the split."""
+    """The first and the last of some row numbers; a text if all are beyond the split."""
     if not len(rows):
         return "beyond the last sample"
     return f"{rows[0]}..{rows[-1]}" if len(rows) > 1 else str(rows[0])

@@ -1,4 +1,4 @@
-"""One sample's answer against its truth: the numbers that all metrics are made of."""
+"""The score of one sample: its answer compared with its truth, in the numbers that all metrics are computed from."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from refcli.geometry.frame import Frame
 from refcli.geometry.masks import check_run_lengths, union_masks
 
 SCORE_THRESHOLD = 0.7
-"""GREC counts boxes from this score on (the published gRefCOCO evaluator)."""
+"""Lowest score of the boxes that GREC counts (the published gRefCOCO evaluator)."""
 MATCH_OVERLAP = 0.5
-"""From this IoU (GIoU) on, a box is found (every paper of the field)."""
+"""A box is found if its IoU (GIoU) is at least this (every paper of the field)."""
 ONEREF_SIDE = 384
 NO_OVERLAP = MaskOverlap(0, 0, 0)
 
@@ -29,10 +29,10 @@ NO_OVERLAP = MaskOverlap(0, 0, 0)
 class SampleScore:
     """One sample, in pixels of the original image.
 
-    Several referents, or several answered targets, count as one where not said otherwise: the enclosing box and the
-    union of the masks. Boxes and masks are those of the answer before its existence gate, as far as it holds them;
-    `says_none` is the gate. A box that is not finite is no box; a score that is not a number is below every other.
-    Where the size of the image is unknown, the answer's is taken; masks bring their own.
+    Several true or answered targets count as one unless stated otherwise: the enclosing box and the union of the
+    masks. Boxes and masks are those of the answer before its existence gate, if it has them; `says_none` is the gate.
+    A box that is not finite is ignored; a score that is not a number ranks last. If the size of the image is unknown,
+    the answer's is used; masks have their own.
     """
 
     id: str
@@ -40,51 +40,51 @@ class SampleScore:
     kind: str
     num_words: int
     num_targets: int
-    """Regions that the expression means; 0 where it means nothing."""
+    """Regions that the expression refers to; 0 without a target."""
     box_share: float
-    """Part of the image that the truth's enclosing box takes; NaN where nothing is meant, or the size is unknown."""
+    """Share of the image that the true enclosing box covers; NaN without a target, or if the size is unknown."""
     error: str | None
     """Why there is no answer."""
     counts: bool
-    """False: the sample is in no figure."""
+    """Whether the sample is in the metrics."""
     says_none: bool
-    """The answer is "no target", or, where the system states nothing about existence, has no target."""
+    """The answer is "no target" or, if the system states nothing about existence, has no target."""
     states_none: bool | None
-    """What the system states about existence: "no target" or not, whatever its mask; None where it states nothing."""
+    """What the system states about existence, regardless of its mask: True is "no target"; None: it states nothing."""
     knows_existence: bool
-    """The system gave a probability of "no target"."""
+    """Whether the system gave a probability of "no target"."""
     no_target_score: float
-    """This probability; NaN where there is none."""
+    """This probability; NaN if there is none."""
     num_found: int
     num_drawn: int
     """Answered targets that have a mask."""
     num_from_mask: int
-    """Answered targets whose box is the tight box of their mask: the system says no box of its own."""
+    """Answered targets whose box is the tight box of their mask: the system gives no box of its own."""
     num_framed: int
-    """Answered targets that are known in the model frame, with what lies on its padding."""
+    """Answered targets that are known in the model frame, including its padding."""
     is_gated: bool
-    """Something is meant, the answer is "no target", and what it would have been else is not known."""
+    """There is a target, the answer is "no target", and its candidates are unknown."""
     box_iou: float
-    """NaN where the sample has no target."""
+    """NaN without a target."""
     box_iou_oneref384: float
-    """The same as OneRef's evaluation counts it (see `refcli.evaluation.metrics.conventions`); NaN also where the
-    size of the image is unknown."""
+    """The same as OneRef's evaluation counts it (see `refcli.evaluation.metrics.conventions`); NaN also if the size of
+    the image is unknown."""
     kept: int
-    """Boxes of GREC: with enough score, none after "no target"."""
+    """Boxes of GREC: those with a sufficient score, none after "no target"."""
     matched_iou: int
     matched_giou: int
     """Kept boxes that greedy matching pairs with a region at 0.5."""
     rank_any: int
     rank_union: int
-    """Place by score, from 1, of the first box that hits any region, or the box around all; 0: none does."""
+    """Rank by score, from 1, of the first box that hits any region, or the box around all; 0: none does."""
     truth_has_masks: bool
-    """Every region has a mask; True where there is none."""
+    """Whether every region has a mask; True without regions."""
     overlaps: Mapping[str, MaskOverlap] = field(default_factory=dict)
-    """Pixel counts per frame; zeros where the truth has no masks."""
+    """Pixel counts per frame; zeros if the truth has no masks."""
 
     @property
     def has_target(self) -> bool:
-        """Whether the expression means something."""
+        """Whether the expression refers to anything."""
         return self.num_targets > 0
 
     @property
@@ -94,7 +94,7 @@ class SampleScore:
 
     @property
     def mask_iou(self) -> float:
-        """In pixels of the image, before the gate; 1 for two empty masks, NaN where nothing is meant or known."""
+        """In pixels of the image, before the gate; 1 for two empty masks, NaN without a target or known masks."""
         if not (self.has_target and self.mask_is_known):
             return float("nan")
         return self.mask_intersection / self.mask_union if self.mask_union else 1.0
@@ -121,12 +121,12 @@ def score_sample(
 
     Args:
         example: the truth.
-        answer: the answer; what its system proposed before a "no target" is scored as far as it holds it.
+        answer: the answer; its candidates before a "no target" are scored, if it has them.
         frames: where masks are compared.
-        score_threshold: GREC's.
+        score_threshold: lowest score of the boxes that GREC counts.
 
     Raises:
-        DataError: the image, or a mask of the answer, does not have the size that the data set says; or a mask of the
+        DataError: the image, or a mask of the answer, has another size than the data set states; or a mask of the
             truth is damaged.
     """
     width, height = _size_of(example, answer)
@@ -171,7 +171,7 @@ def score_sample(
 
 
 def says_none(answer: Answer) -> bool:
-    """Whether an answer is "no target": as its system states, or else because it has no target."""
+    """Whether an answer is "no target": because its system states so, or else because it has no target."""
     stated = _states_none(answer)
     return answer.no_target or not answer.targets if stated is None else stated
 
@@ -184,9 +184,9 @@ def _states_none(answer: Answer) -> bool | None:
 
 
 def score_unanswered(example: Example, error: str, *, counts: bool, frames: tuple[str, ...] = (IMAGE,)) -> SampleScore:
-    """A sample without a usable answer: in no figure, or (`counts`) wrong in every figure.
+    """The score of a sample without a usable answer: excluded from the metrics, or (`counts`) wrong in all of them.
 
-    Wrong means: no box and an empty mask where something is meant, "there is something" where nothing is.
+    Wrong means: no box and an empty mask if there is a target; a target if there is none.
     """
     nothing = float("nan") if not example.regions else 0.0
     return SampleScore(
@@ -220,7 +220,7 @@ def score_unanswered(example: Example, error: str, *, counts: bool, frames: tupl
 
 
 def _size_of(example: Example, answer: Answer) -> tuple[int, int]:
-    """(width, height) of the image, from the truth or else from the answer; 0 where unknown.
+    """(width, height) of the image, from the truth or else from the answer; 0 if unknown.
 
     Raises:
         DataError: truth and answer disagree.
@@ -244,7 +244,7 @@ def _size_of(example: Example, answer: Answer) -> tuple[int, int]:
 
 
 def _known_size(example: Example) -> tuple[int, int]:
-    """(width, height) of the truth: the image's or, where that is unknown, of a mask; (0, 0) if neither is known."""
+    """(width, height) of the truth: of the image or, if that is unknown, of a mask; (0, 0) if neither is known."""
     if example.width > 0 and example.height > 0:
         return example.width, example.height
     height, width = next((region.mask.size for region in example.regions if region.mask is not None), (0, 0))
@@ -292,7 +292,7 @@ def _box_iou_oneref384(
 
 
 def _box_around_image(in_frame: Sequence[FramedTarget], width: int, height: int) -> BoxXYXY | None:
-    """The enclosing box of what the model said, in pixels of the image, over the padding where it reaches there."""
+    """The enclosing box of the model's own boxes, in pixels of the image; it may extend over the padding."""
     boxes = []
     for target in in_frame:
         if target.box_xyxy is not None and is_finite(target.box_xyxy):
@@ -303,9 +303,9 @@ def _box_around_image(in_frame: Sequence[FramedTarget], width: int, height: int)
 
 
 def greedy_matches(overlaps: Float[np.ndarray, "found truth"]) -> int:
-    """How many pairs are matched when the largest overlap of at least 0.5 is taken again and again.
+    """The number of pairs that are matched by taking the largest overlap of at least 0.5 repeatedly.
 
-    This is the published GREC evaluator's way (gRefCOCO). Where boxes crowd, a maximum matching can find more pairs.
+    The published GREC evaluator (gRefCOCO) matches this way. A maximum matching can find more pairs in a crowd.
     """
     left = overlaps.copy()
     num_pairs = 0
@@ -317,7 +317,7 @@ def greedy_matches(overlaps: Float[np.ndarray, "found truth"]) -> int:
 
 
 def first_hit(ious_by_rank: Float[np.ndarray, "found truth"]) -> int:
-    """The place (from 1) of the first box with an IoU of at least 0.5 with any true box; 0 where there is none."""
+    """The rank (from 1) of the first box with an IoU of at least 0.5 with any true box; 0 if there is none."""
     hits = np.flatnonzero((ious_by_rank >= MATCH_OVERLAP).any(axis=1))
     return int(hits[0]) + 1 if len(hits) else 0
 
@@ -330,7 +330,7 @@ def _matches(kept: list[BoxXYXY], example: Example) -> tuple[int, int]:
 
 
 def _ranks(targets: tuple[Target, ...], example: Example) -> tuple[int, int]:
-    """Ranks of the first hits; answers of equal score keep their order."""
+    """Ranks of the first hits; targets of equal score keep their order."""
     together = _truth_box(example)
     if not targets or together is None:
         return 0, 0
@@ -365,6 +365,6 @@ def _overlaps(
         truth = union_masks(masks) if masks else None
         found = union_masks(drawn) if drawn else None
         return {frame: overlap_in(frame, truth, found, painted) for frame in frames}
-    except DataError as error:  # of the store's mask: answers are checked when they are read
+    except DataError as error:  # of a mask of the store: answers are checked when they are read
         error.where = error.where or f"{example.dataset}:{example.split}: {example.id}"
         raise

@@ -1,4 +1,4 @@
-"""Scores of many samples as columns: compact while they come, whole as a table, numpy for the metrics."""
+"""Scores of many samples as columns: an Arrow table to store, numpy arrays for the metrics."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ TYPES: Mapping[str, pa.DataType] = {
     "truth_has_masks": pa.bool_(),
     "mask_iou": pa.float64(),
 }
-"""Columns that a `SampleScore` has."""
+"""Columns that are fields of `SampleScore`."""
 ADDED = ("states_none", "num_framed", "is_gated")
-"""Columns that files of earlier versions lack."""
+"""Columns that files of earlier versions do not have."""
 MAY_BE_NULL = ("error", "states_none")
 ROW = "row"
-"""Place of the sample in its split, from 0."""
+"""Index of the sample in its split."""
 
 
 def check_table(table: pa.Table, frames: Sequence[str]) -> pa.Table:
-    """The columns of a table from outside, of the right types and with plausible values.
+    """Check the columns of a table from outside: right types and plausible values.
 
     Args:
-        table: all of `ROW`, `TYPES` (where `ADDED` may be missing) and the counts of the frames, or more.
-        frames: the frames that must be there.
+        table: `ROW`, `TYPES` (of which `ADDED` may be missing) and the counts of the frames; others are dropped.
+        frames: the required frames.
 
     Raises:
-        ValueError: a column is missing, or holds values that no evaluation gives.
+        ValueError: a column is missing, or holds values that no evaluation writes.
         pa.ArrowException: a column is of another type, or damaged.
     """
     counts = {name: pa.int64() for frame in frames for name in overlap_columns(frame)}
@@ -88,7 +88,7 @@ def check_table(table: pa.Table, frames: Sequence[str]) -> pa.Table:
 
 
 def gated_table(table: pa.Table) -> pa.Table:
-    """The same samples as a user sees the answers: after a wrong "no target" there is no box and no mask."""
+    """The same samples after the gate: a wrong "no target" discards boxes and masks."""
     is_wrong_none = _existence(table)[0] & (table["num_targets"].to_numpy() > 0) & table["error"].is_null().to_numpy()
     columns = {name: table[name] for name in table.column_names}
     columns["is_gated"] = pa.array(is_wrong_none)
@@ -103,12 +103,12 @@ def gated_table(table: pa.Table) -> pa.Table:
 
 
 def overlap_columns(frame: str) -> tuple[str, ...]:
-    """Names of the three columns of a frame's pixel counts: plain for the image, else with the frame's name."""
+    """Names of the three columns of pixel counts of a frame; the suffix is the frame, none for the image."""
     return tuple(part if frame == IMAGE else f"{part}_{frame}" for part in MaskOverlap._fields)
 
 
 class ScoreTable:
-    """Gathers scored samples; every few thousand rows become Arrow buffers.
+    """Collects scored samples; every few thousand rows become Arrow buffers.
 
     Args:
         frames: the frames that every sample has pixel counts for.
@@ -122,7 +122,7 @@ class ScoreTable:
         self._batches: list[pa.RecordBatch] = []
 
     def add(self, row: int, sample: SampleScore) -> None:
-        """Add the sample at place `row` of its split; places may come in any order."""
+        """Add sample `row` of the split; samples may be added in any order."""
         self._rows.append((row, sample))
         if len(self._rows) >= ROWS_AT_ONCE:
             self._flush()
@@ -154,20 +154,20 @@ class MaskOverlaps:
 
 @dataclass(frozen=True)
 class ScoreColumns:
-    """The samples that count, as numpy columns; see `SampleScore` for their meaning."""
+    """The samples that count, as numpy arrays; `SampleScore` describes the fields."""
 
     image: np.ndarray
-    """int64: samples of one image have one number."""
+    """int64: samples of the same image have the same number."""
     kind: np.ndarray
     num_words: np.ndarray
     num_targets: np.ndarray
     box_share: np.ndarray
     says_none: np.ndarray
-    """Whether each answer is "no target". An answer without any target is. A system that states "no target" for a
-    sample of the split, or gives a probability, states for the others that there is a target, even if their masks are
-    empty."""
+    """Whether each answer is "no target", as an answer without any target is. A system that states "no target" for any
+    sample of the split, or gives a probability, thereby states for the others that there is a target, even if their
+    masks are empty."""
     knows_existence: np.ndarray
-    """Whether the system judges existence: see `says_none`."""
+    """Whether the system judges existence; see `says_none`."""
     box_iou: np.ndarray
     box_iou_oneref384: np.ndarray
     kept: np.ndarray
@@ -176,15 +176,15 @@ class ScoreColumns:
     rank_any: np.ndarray
     rank_union: np.ndarray
     mask_is_known: np.ndarray
-    """Whether the sample is in mask figures: all its regions have masks, the split has regions with masks (or no
-    regions at all), and the system draws any mask in this split (or finds nothing at all). A system that draws masks
-    and leaves some out has drawn empty ones there."""
+    """Whether the sample is in mask metrics: all its regions have masks, the split has regions with masks (or no
+    regions at all), and the system draws any mask in this split (or finds nothing at all). A mask that is missing
+    from a system that draws masks is an empty one."""
     overlaps: Mapping[str, MaskOverlaps]
     """By frame."""
 
     @classmethod
     def of(cls, samples: Iterable[SampleScore]) -> ScoreColumns:
-        """Collect single scores."""
+        """The columns of single scores."""
         rows = list(samples)
         table = ScoreTable(tuple(rows[0].overlaps) if rows else (IMAGE,))
         for number, row in enumerate(rows):
@@ -216,14 +216,14 @@ class ScoreColumns:
 
     @property
     def has_target(self) -> np.ndarray:
-        """Whether something is meant."""
+        """Whether there is a target."""
         return self.num_targets > 0
 
     def __len__(self) -> int:
         return len(self.kind)
 
     def __getitem__(self, rows: np.ndarray) -> ScoreColumns:
-        """The same columns for a boolean mask or a list of row numbers."""
+        """The samples of a boolean mask or a list of row numbers."""
         columns = {name: getattr(self, name)[rows] for name in self.__dataclass_fields__ if name != "overlaps"}
         overlaps = {
             frame: MaskOverlaps(part.intersection[rows], part.union[rows], part.truth[rows])
@@ -233,7 +233,7 @@ class ScoreColumns:
 
 
 def _numbered(names: list[str]) -> np.ndarray:
-    """Equal names have equal numbers, in the order of the names."""
+    """A number for each name, in the order of the names."""
     number = {name: at for at, name in enumerate(sorted(set(names)))}
     return np.array([number[name] for name in names], dtype=np.int64)
 
@@ -245,8 +245,8 @@ def _existence(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     states_none = table["states_none"].fill_null(False).to_numpy()
     if not (is_answered & (knows | states_none)).any():
         return says_none, knows
-    says_nothing_here = table["states_none"].is_null().to_numpy() & (table["num_found"].to_numpy() > 0) & is_answered
-    return says_none & ~says_nothing_here, knows | is_answered
+    states_nothing = table["states_none"].is_null().to_numpy() & (table["num_found"].to_numpy() > 0) & is_answered
+    return says_none & ~states_nothing, knows | is_answered
 
 
 def _masks_known(table: pa.Table) -> np.ndarray:

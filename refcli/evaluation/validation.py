@@ -1,4 +1,4 @@
-"""Quick validation while training: boxes, masks and existence scored in the model frame."""
+"""Validation during training: boxes, masks and existence are scored in the model frame."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from refcli.geometry.box_tensors import box_iou_pairs, cxcywh_to_xyxy
 from refcli.grounder import Grounder
 
 HIT_IOU = 0.5
-"""A prediction is a hit from this IoU on (the field's Acc@0.5)."""
+"""Lowest IoU of a hit (the field's Acc@0.5)."""
 
 
 @dataclass
 class ValidationScores:
-    """One number per sample and metric, gathered batch by batch."""
+    """One number per sample and metric, collected batch by batch."""
 
     box_iou: list[Tensor] = field(default_factory=list)
     mask_iou: list[Tensor] = field(default_factory=list)
@@ -32,7 +32,7 @@ class ValidationScores:
         """Means over samples; `score` is the mean of those among box_iou, mask_iou and existence_accuracy that exist.
 
         Raises:
-            DataError: nothing at all could be scored.
+            DataError: nothing could be scored.
         """
         metrics: dict[str, float] = {}
         for name, parts in (("box", self.box_iou), ("mask", self.mask_iou)):
@@ -47,7 +47,7 @@ class ValidationScores:
             raise DataError(
                 "the validation splits have nothing that this head can be scored on",
                 where="data.validation",
-                hint="a head without an existence output needs samples with a referent",
+                hint="a head without an existence output needs samples with a target",
             )
         return {**metrics, "score": round(sum(chosen) / len(chosen), 5)}
 
@@ -55,12 +55,12 @@ class ValidationScores:
 def validate(grounder: Grounder, batches: Iterable[Batch], *, bf16: bool = False) -> dict[str, float]:
     """Score a grounder (in evaluation mode) on one pass over validation batches.
 
-    The best-scored target is compared with the truth, where the truth exists; masks only where the data set has masks.
-    The official metrics in image pixels are `refcli evaluate`'s; these are close enough to choose a checkpoint by.
+    The best-scored target is compared with the truth if there is a target; masks only if the data set has masks. The
+    official metrics in image pixels are those of `refcli evaluate`; these are close enough to choose a checkpoint.
 
     Returns:
-        box_iou, box_accuracy, mask_iou, mask_accuracy, existence_accuracy as far as the head and the data have them,
-        and `score`.
+        box_iou, box_accuracy, mask_iou, mask_accuracy, existence_accuracy, if the head and the data have them, and
+        `score`.
     """
     device = next(grounder.parameters()).device
     scores = ValidationScores()
@@ -87,8 +87,8 @@ def _add(scores: ValidationScores, prediction: Prediction, batch: Batch) -> None
         logits = prediction.mask_logits[rows, best][has_mask].float()
         scores.mask_iou.append(mask_iou_pairs(logits, truth.masks[has_mask]).cpu())
     if prediction.existence is not None:
-        said = prediction.existence >= prediction.existence_threshold
-        scores.existence.append((said == truth.exists).float().cpu())
+        states_target = prediction.existence >= prediction.existence_threshold
+        scores.existence.append((states_target == truth.exists).float().cpu())
 
 
 def mask_iou_pairs(

@@ -14,7 +14,7 @@ from refcli.errors import DataError, UsageError
 from refcli.evaluation.comparison import check_comparable
 from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.predictions import score_file
-from refcli.evaluation.report.cases import NUM_CASES, Cases, ask_again, choose_cases, find_answers, make_cases
+from refcli.evaluation.report.cases import NUM_CASES, Cases, answer_cases, choose_cases, find_answers, make_cases
 from refcli.evaluation.report.document import report_document, report_run
 from refcli.evaluation.results import Evaluation, check_folders, system_folders
 from refcli.evaluation.run import Run, Scoring, SplitScores, gated_run, merge_runs, read_run
@@ -186,7 +186,7 @@ def evaluate_model(
     cases = {}
     for part, scores in zip(parts, scored, strict=True) if num_cases else ():
         choice = choose_cases(scores, num_cases)
-        cases[part.name] = make_cases(scores, part.split, choice, ask_again(predictor, part.split, choice))
+        cases[part.name] = make_cases(scores, part.split, choice, answer_cases(predictor, part.split, choice))
     return _evaluation(run, cases)
 
 

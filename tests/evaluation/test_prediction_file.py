@@ -145,7 +145,7 @@ def test_every_line_that_answers_nothing_is_counted_and_quoted(store, examples, 
     counts = {sort: lines.count for sort, lines in run.problems["predictions.jsonl"].items()}
     assert counts == {"not a prediction": 6, "duplicate id": 1, "unknown id": 1, "wrong size": 1}
     first = run.problems["predictions.jsonl"]["not a prediction"].first
-    assert first[1].startswith(f"predictions.jsonl:{len(good) + 1}: no JSON")
+    assert first[1].startswith(f"predictions.jsonl:{len(good) + 1}: not JSON")
     missing, wrong = sorted([good[targeted].id, other_size[0].id]), ()
     assert sorted(ident for ident, _ in run.splits[0].failures) == missing
     assert run.splits[0].wrong == wrong

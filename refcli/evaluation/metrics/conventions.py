@@ -1,4 +1,4 @@
-"""Scoring conventions: what published evaluations do differently from the default, one row each."""
+"""Scoring conventions: how published evaluations differ from the default, one row each."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ GENERALISED = ("giou", "ciou", "n_acc", "t_acc")
 
 @dataclass(frozen=True)
 class Convention:
-    """How masks and boxes become figures.
+    """How metrics are computed from masks and boxes.
 
-    Masks of answers are binary, in pixels of the image: what a system's own evaluation does before that (the order of
-    resizing and thresholding, the threshold) is not undone. Only `frame` resizes them again.
+    Masks of answers are binary, in pixels of the image. What the evaluation of a system does before that (the order of
+    resizing and thresholding, the threshold) is not undone; only `frame` resizes them again.
     """
 
     source: str
-    """Who counts like this."""
+    """The evaluation that counts this way."""
     differs: str
-    """In words, what is not as in `original`."""
+    """How it differs from `original`, in words."""
     metrics: tuple[str, ...]
-    """What is reported by it."""
+    """The metrics that it reports."""
     frame: str = IMAGE
     """Row of `refcli.evaluation.mask_frames.FRAMES`."""
     box_column: Literal["box_iou", "box_iou_oneref384"] = "box_iou"
@@ -41,12 +41,12 @@ class Convention:
     added_to_union: float = 0.0
     """A small number in the denominator of the IoU per sample, in pixels."""
     empty_iou: float = 0.0
-    """IoU of a sample with a target where both masks are empty."""
+    """IoU of a sample with a target if both masks are empty."""
     wrong_none: Literal["union", "truth", "kept"] = "union"
-    """What a wrong "no target" is in gIoU and cIoU: IoU 0 and a union of truth and discarded mask, or of the truth
-    alone, or no mistake at all (the discarded mask counts)."""
+    """How gIoU and cIoU count a wrong "no target": IoU 0 and a union of truth and discarded mask, or of the truth
+    alone, or no error (the discarded mask counts)."""
     none_below_pixels: int = 0
-    """A system that states nothing about existence says "no target" with a mask of fewer pixels than this."""
+    """A mask of fewer pixels than this is "no target", for a system that states nothing about existence."""
 
     def mask_iou(self, intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
         """IoU per sample from pixel counts."""
@@ -129,7 +129,7 @@ ALL = "all"
 
 
 def choose_conventions(names: Sequence[str]) -> tuple[str, ...]:
-    """The conventions that are meant, `original` first, each once; `all` is every row.
+    """The conventions of some names, `original` first, each once; `all` is every row.
 
     Raises:
         UsageError: no such convention.
@@ -146,5 +146,5 @@ def choose_conventions(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def frames_of(conventions: Sequence[str]) -> tuple[str, ...]:
-    """The frames that masks must be compared in for these conventions, the image's first."""
+    """The frames in which these conventions compare masks, the image first."""
     return tuple(dict.fromkeys((IMAGE, *(CONVENTIONS[name].frame for name in conventions))))

@@ -1,1 +1,1 @@
-"""An evaluation as a document and as an HTML page."""
+"""Reports of an evaluation: a JSON document and an HTML page."""

@@ -1,4 +1,4 @@
-"""Single samples to look at: which ones, and what was answered there."""
+"""Cases: single samples that a report draws, with their answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from refcli.geometry.boxes import box_area
 from refcli.inference.requests import Request
 
 NUM_CASES = 12
-"""Of each sort, where nothing else is asked for."""
+"""Default number of worst cases, and of random ones."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Case:
 
     example: Example
     answer: Answer | None
-    """Before the existence gate; None where there is no usable one."""
+    """Before the existence gate; None if there is no usable one."""
     image: Path
     box_iou: float
     mask_iou: float
-    """NaN where not measured."""
+    """NaN if not measured."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +48,29 @@ class Cases:
 
 @dataclass(frozen=True)
 class Choice:
-    """The rows (in their split) of the samples to look at."""
+    """The rows (in their split) of the samples to draw."""
 
     worst: tuple[int, ...]
     random: tuple[int, ...]
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """All of them, each once, in order."""
+        """All rows, each once, in order."""
         return tuple(sorted({*self.worst, *self.random}))
 
 
 def mask_ious(scores: ScoreColumns) -> np.ndarray:
-    """Mask IoU per sample in pixels of the image, before the gate; NaN where nothing is meant or no mask is known."""
+    """Mask IoU per sample in pixels of the image, before the gate; NaN without a target or known masks."""
     counts = scores.overlaps[IMAGE]
     iou = CONVENTIONS[ORIGINAL].mask_iou(counts.intersection, counts.union)
     return np.where(scores.has_target & scores.mask_is_known, iou, np.nan)
 
 
 def quality(scores: ScoreColumns) -> np.ndarray:
-    """How good each answer is, in 0..1: what "worst" is measured by.
+    """The quality of each answer in 0..1, by which the worst are chosen.
 
-    The mean of box IoU and (where known) mask IoU where something is meant, 0 after a wrong "no target". Where nothing
-    is meant, 1 for "no target" and 0 for anything else; NaN there for systems that do not judge existence.
+    With a target, the mean of box IoU and (if known) mask IoU, 0 after a wrong "no target". Without a target, 1 for
+    "no target" and 0 for any other answer; NaN for systems that do not judge existence.
     """
     box, mask = np.nan_to_num(scores.box_iou), mask_ious(scores)
     found = np.where(np.isnan(mask), box, (box + np.nan_to_num(mask)) / 2)
@@ -80,11 +80,11 @@ def quality(scores: ScoreColumns) -> np.ndarray:
 
 
 def choose_cases(split: SplitScores, count: int, *, seed: int = 0) -> Choice:
-    """The worst samples and some at random, of those that count.
+    """Choose the worst samples and random ones, of those that count.
 
     Args:
         split: the scored samples.
-        count: of each sort, at most.
+        count: number of the worst, and of the random ones, at most.
         seed: of the random ones, and of the order among samples that are equally bad.
     """
     rows = split.table.filter(split.table["counts"])[ROW].to_numpy()
@@ -94,8 +94,8 @@ def choose_cases(split: SplitScores, count: int, *, seed: int = 0) -> Choice:
     return Choice(tuple(rows[ranked[:count]].tolist()), tuple(sorted(rows[order[:count]].tolist())))
 
 
-def ask_again(predictor: RawPredictor, split: Split, choice: Choice) -> dict[int, Answer]:
-    """The model's answers to the chosen samples, by row."""
+def answer_cases(predictor: RawPredictor, split: Split, choice: Choice) -> dict[int, Answer]:
+    """The answers of a model to the chosen samples, by row."""
     examples = [split[row] for row in choice.rows]
     requests = (Request(one.id, one.image, one.expression, split.image_path(one)) for one in examples)
     answers = (answered.answer for answered in predictor.answer_requests(requests, raw=True))
@@ -105,7 +105,7 @@ def ask_again(predictor: RawPredictor, split: Split, choice: Choice) -> dict[int
 def find_answers(
     path: Path, splits: Mapping[str, Split], choices: Mapping[str, Choice]
 ) -> dict[str, dict[int, Answer]]:
-    """The chosen samples' answers in a prediction file, by split and row, in one more pass over it.
+    """Find the answers to the chosen samples in a prediction file, by split and row, in one more pass over it.
 
     Raises:
         DataError: the file cannot be read.
@@ -123,7 +123,7 @@ def find_answers(
 
 
 def _before_gate(answer: Answer) -> Answer:
-    """The answer with what was proposed before a "no target" as its targets, empty masks left out."""
+    """The answer with its candidates before a "no target" as targets, without empty masks."""
     if answer.targets:
         return answer
     drawn = tuple(target for target in answer.proposals if not target.box_is_from_mask or box_area(target.box_xyxy))
@@ -131,7 +131,7 @@ def _before_gate(answer: Answer) -> Answer:
 
 
 def make_cases(scored: SplitScores, split: Split, choice: Choice, answers: Mapping[int, Answer]) -> Cases:
-    """The chosen samples with all that is known of them; an answer that could not be scored is none."""
+    """The chosen samples with their answers and scores; an answer that could not be scored is missing."""
     table = scored.table.filter(scored.table["counts"])
     rows, is_answered = table[ROW].to_numpy(), table["error"].is_null().to_numpy()
     box_iou, mask_iou = scored.scores.box_iou, mask_ious(scored.scores)

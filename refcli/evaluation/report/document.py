@@ -1,4 +1,4 @@
-"""What is reported of a run: figures overall and by group, as a document and as rows of a table."""
+"""The report of a run: metrics overall and by group, as a JSON document and as rows of tables."""
 
 from __future__ import annotations
 
@@ -22,65 +22,65 @@ TABLE = ("acc50", "acc50_gated", "box_miou", "mask_miou", "mask_oiou", "n_acc", 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """The figures of one split; fractions in 0..1."""
+    """The metrics of one split, as fractions in 0..1."""
 
     name: str
     overall: Slice
     """By the default convention."""
     kinds: Mapping[str, Slice]
-    """By kind of expression, in alphabetical order; empty where the data set has no kinds."""
+    """By kind of expression, in alphabetical order; empty if the data set has no kinds."""
     breakdown: Mapping[str, Mapping[str, Slice]]
     """By group, see `break_down`."""
     conventions: Mapping[str, Slice]
     """By convention, `original` among them."""
     intervals: Mapping[str, tuple[float, float]]
-    """95 % bootstrap intervals of the overall figures."""
+    """95 % bootstrap intervals of the overall metrics."""
     failures: tuple[tuple[str, str], ...]
-    """(sample id, error) of samples without an answer, which are in no figure."""
+    """(sample id, error) of samples without an answer, which are in no metric."""
     num_wrong: int
     """Samples without an answer that count as wrong."""
     size: int
-    """Samples that were to be scored, in all parts of the run together."""
+    """Samples to score in all parts of the run together."""
     total: int
     """Samples of the split."""
     seconds: float
     from_masks: float = 0.0
-    """Share of the answered boxes that are the tight boxes of masks: figures of boxes are then "from mask"."""
+    """Share of the answered boxes that are the tight boxes of masks."""
     is_gated: bool = False
-    """A wrong "no target" is a miss in every figure: answers do not say what was proposed before it, or by wish."""
+    """Whether a wrong "no target" is a miss in all metrics: its answers have no candidates, or --gated was given."""
     num_gated: int = 0
-    """Samples with a wrong "no target" and nothing else."""
+    """Samples with a wrong "no target" without candidates."""
     num_found: int = 0
-    """Answered targets, those before a "no target" as far as they are known."""
+    """Answered targets, including the known candidates before a "no target"."""
     num_unframed: int = 0
-    """Those of them that are not known in the frame of their model."""
+    """Those of them that are unknown in the frame of their model."""
     num_unknown_size: int = 0
-    """Samples with a target whose image is of unknown size; groups by size leave them out."""
+    """Samples with a target and an image of unknown size; groups by size leave them out."""
 
     @property
     def num_samples(self) -> int:
-        """Samples of this run, with those in no figure."""
+        """Samples of this run, including those in no metric."""
         return self.overall.count + len(self.failures)
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """The figures of one system."""
+    """The metrics of one system."""
 
     weights: str
-    """The name of its weights, or its prediction file."""
+    """The name of its weights, or the path of its prediction file."""
     precision: str | None
     score_threshold: float
     splits: tuple[SplitReport, ...]
     problems: Mapping[str, Mapping[str, RejectedLines]] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
-    """With the run that was given for comparison, split by split."""
+    """With another run, split by split."""
     warnings: tuple[str, ...] = ()
-    """What looks wrong about the answers as a whole."""
+    """Doubts about the answers as a whole."""
 
 
 def report_split(result: SplitScores, conventions: Sequence[str] = (ORIGINAL,)) -> SplitReport:
-    """All figures of one split."""
+    """All metrics of one split."""
     scores = result.scores
     by_convention = {name: measure(scores, name) for name in conventions}
     found, from_mask, framed = (
@@ -108,7 +108,7 @@ def report_split(result: SplitScores, conventions: Sequence[str] = (ORIGINAL,)) 
 
 
 def report_run(run: Run, comparisons: Sequence[Comparison] = ()) -> RunReport:
-    """All figures of one run."""
+    """All metrics of one run."""
     return RunReport(
         weights=run.weights,
         precision=run.precision,
@@ -123,8 +123,8 @@ def report_run(run: Run, comparisons: Sequence[Comparison] = ()) -> RunReport:
 def report_document(report: RunReport) -> dict[str, object]:
     """The JSON document of a run.
 
-    `metrics` has all figures under flat keys: `dataset/split/metric`, and `dataset/split/convention/metric` for
-    conventions other than the default. Figures are fractions in 0..1.
+    `metrics` has all metrics under flat keys: `dataset/split/metric`, and `dataset/split/convention/metric` for
+    conventions other than the default. Metrics are fractions in 0..1.
     """
     return {
         "schema": EVALUATION_SCHEMA,

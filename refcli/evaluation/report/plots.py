@@ -1,4 +1,4 @@
-"""What a report shows as curves and bars, as SVG in the colours of the page."""
+"""Plots of a report, as SVG in the colours of the page."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from refcli.evaluation.run import SplitScores
 from refcli.evaluation.score_table import ScoreColumns
 
 WIDTH = 5.4
-"""Inches; 72 points each."""
+"""In inches of 72 points."""
 HEIGHT = 3.0
 ROW_HEIGHT = 0.26
 MAX_BARS = 30
 LONGEST_LABEL = 28
 NUM_BINS = 20
 BOX, MASK, THIRD, GREY = "#2f7fd6", "#2a9d6f", "#9a6bd0", "#8a93a3"
-"""Readable on white and on black."""
+"""Legible on white and on black."""
 INK = "#0a0b0c"
-"""Stands for the page's ink until the page says what that is."""
+"""A placeholder, which the page replaces by the ink of a colour scheme."""
 BARS = ("acc50", "mask_miou", "n_acc")
-"""What slices are drawn by: the first of these that was measured."""
+"""Groups are drawn by the first of these that was measured."""
 MARKS = slice(50, 100, 10)
-"""Places of the published thresholds among hundredths."""
+"""Indices of the published thresholds among hundredths."""
 EXISTENCE = "no_target_score"
-"""Column of the probability of "no target", in tables that have one."""
+"""Column of the probability of "no target", in tables that have it."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "refcli",
@@ -47,7 +47,7 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.6,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
-"""Text stays text, and equal figures are equal bytes."""
+"""Text stays text, and equal plots are equal bytes."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Plot:
 
     title: str
     alt: str
-    """What it shows, in words and numbers."""
+    """Its content in words and numbers."""
     svg: str
-    """With `INK` where lines and letters take the page's colour."""
+    """Lines and letters in the ink of the page are `INK`."""
 
 
 def draw_plots(split: SplitScores, report: SplitReport) -> list[Plot]:
-    """The plots of one split; those that nothing was measured for are left out."""
+    """The plots of one split, without those of metrics that were not measured."""
     ious = _measured_ious(split.scores)
     groups = {"kind": report.kinds, **report.breakdown}
     with matplotlib.rc_context(STYLE):
@@ -77,7 +77,7 @@ def draw_plots(split: SplitScores, report: SplitReport) -> list[Plot]:
 
 
 def _measured_ious(scores: ScoreColumns) -> dict[str, np.ndarray]:
-    """IoU of the samples with a target, by what was measured."""
+    """Box and mask IoU of the samples with a target, if measured."""
     mask = mask_ious(scores)
     found = {"box": np.nan_to_num(scores.box_iou[scores.has_target]), "mask": mask[~np.isnan(mask)]}
     return {name: values for name, values in found.items() if len(values)}
@@ -155,7 +155,7 @@ def _histogram(axes: Axes, values: np.ndarray, label: str, colour: str) -> None:
 
 
 def _label(name: str) -> str:
-    """A name as it fits beside an axis; letters that XML cannot hold become question marks."""
+    """A name shortened to fit beside an axis; letters that XML cannot hold become question marks."""
     plain = "".join(letter if letter.isprintable() else "?" for letter in name)
     return plain if len(plain) <= LONGEST_LABEL else plain[: LONGEST_LABEL - 1] + "…"
 

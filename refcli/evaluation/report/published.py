@@ -22,38 +22,40 @@ class ResultTable(Settings):
     """Systems with the same metric, protocol and source."""
 
     metric: str
-    """Ours that means the same."""
+    """The metric of refcli that means the same."""
     convention: str
-    """How it was counted, as far as known."""
+    """The convention that it was counted by, if known."""
     training: Literal["single", "mixed", "unsupervised", "other"]
-    """On the data set's own training split, on several data sets together, or without annotations."""
+    """On the training split of the data set, on several data sets together, or without annotations."""
     source: str
     second_hand: bool = False
-    """The figures come from another paper's table or a web page, not from their authors."""
+    """The results come from a table of another paper or a web page, not from their authors."""
     splits: tuple[str, ...]
     """`dataset:split` of each column."""
     systems: dict[str, tuple[float | None, ...]]
-    """Percent in each column; None where nothing was published."""
+    """Percent in each column; None if nothing was published."""
 
     @model_validator(mode="after")
     def _fits(self) -> ResultTable:
         if self.metric not in METRICS or self.convention not in CONVENTIONS:
             raise ValueError(f"there is no metric {self.metric!r} or no convention {self.convention!r}")
-        for name, figures in self.systems.items():
-            if len(figures) != len(self.splits) or any(not 0 <= one <= 100 for one in figures if one is not None):
+        for name, percentages in self.systems.items():
+            if len(percentages) != len(self.splits) or any(
+                not 0 <= one <= 100 for one in percentages if one is not None
+            ):
                 raise ValueError(f"{name} does not have {len(self.splits)} percentages")
         return self
 
 
 class PublishedResults(Settings):
-    """The file."""
+    """The content of the file."""
 
     tables: tuple[ResultTable, ...] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
-class PublishedFigure:
-    """One figure of one published system on one split."""
+class PublishedResult:
+    """One result of one published system on one split."""
 
     system: str
     metric: str
@@ -70,27 +72,27 @@ def load_published() -> PublishedResults:
     """All published results that refcli knows.
 
     Raises:
-        ConfigError: the file does not fit.
+        ConfigError: the file is invalid.
     """
     path = data_specs_root() / FILE
     return validate(PublishedResults, read_yaml(path), where=str(path))
 
 
-def published_on(split: str) -> list[PublishedFigure]:
-    """What was published on a split ("dataset:split"), in the order of the file; nothing for other data sets."""
+def published_on(split: str) -> list[PublishedResult]:
+    """The published results on a split ("dataset:split"), in the order of the file; none for other data sets."""
     return [
-        PublishedFigure(
-            system, table.metric, figure / 100, table.convention, table.training, table.source, table.second_hand
+        PublishedResult(
+            system, table.metric, percentage / 100, table.convention, table.training, table.source, table.second_hand
         )
         for table in load_published().tables
         if split in table.splits
-        for system, figures in table.systems.items()
-        if (figure := figures[table.splits.index(split)]) is not None
+        for system, percentages in table.systems.items()
+        if (percentage := percentages[table.splits.index(split)]) is not None
     ]
 
 
 def published_size(split: str) -> int | None:
-    """Expressions of a published split as its specification counts them; None where that is not known."""
+    """Number of expressions of a published split by its specification; None if unknown."""
     dataset, _, part = split.rpartition(":")
     counts = load_spec(dataset).splits.get(part)
     return None if counts is None else counts.expressions

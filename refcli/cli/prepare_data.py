@@ -103,7 +103,7 @@ def command(
     ] = False,
     workers: Annotated[int, typer.Option("--workers", help="Number of processes.", min=1)] = 1,
     shard: Annotated[
-        str | None, typer.Option("--shard", help="Prepare only part i of n; the parts make one split.", metavar="i/n")
+        str | None, typer.Option("--shard", help="Prepare only part I of N; the parts make one split.", metavar="I/N")
     ] = None,
     size: Annotated[int, typer.Option("--size", help="synthetic: images in each --split, or in train.", min=1)] = 2000,
     seed: Annotated[int, typer.Option("--seed", help="synthetic: another seed gives other images.", min=0)] = 0,

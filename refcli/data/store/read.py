@@ -151,7 +151,7 @@ class StoreSplit:
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} examples; there is no number {index}")
+            raise IndexError(f"{self.name} has {len(self)} examples; {index} is out of range")
         group = bisect_right(self._starts, index) - 1
         return self._reader(group)[index - self._starts[group]]
 

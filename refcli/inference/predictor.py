@@ -119,11 +119,11 @@ class Predictor:
             partial(self._decode, keep_image=keep_images), batch_size=self.batch_size, keeps_drawables=keep_images
         )
         for batch in read_ahead.batches(requests):
-            for item, answer in zip(batch, self._answer(batch), strict=True):
+            for answer in self._answer(batch):
+                item = batch.pop(0)  # frees its image as soon as the caller is done with it
                 drawable = item.image.drawable if item.image else None
                 final = answer if raw else filter_targets(answer, self.min_score)
                 yield AnsweredRequest(item.request, final, drawable)
-            batch.clear()  # frees the images before the next batch is complete
 
     def _decode(self, source: ImageSource, *, keep_image: bool) -> DecodedImage:
         opened = open_source(source)

@@ -24,8 +24,8 @@ MAX_REQUESTS_IN_BATCH = 64
 """A batch is emitted at this size even if most of its requests have no image."""
 IMAGES_REMEMBERED = 8
 """A request about one of the last images does not decode it again."""
-MAX_DRAWABLE_AHEAD = 10
-"""Requests read ahead while images are kept for drawings: each may take 50 MB."""
+MAX_DRAWABLE_AHEAD = 4
+"""Requests read ahead while images are kept for drawings: each image may take 50 MB."""
 PATIENCE_SECONDS = 0.05
 """A partial batch is emitted when no new request has arrived for this long, so that a dialogue is answered at once."""
 

@@ -76,19 +76,17 @@ def test_exif_orientation_is_applied_so_that_boxes_fit_the_upright_image(finds_w
 
 
 def test_below_the_threshold_the_answer_is_no_target_and_the_raw_one_keeps_its_box(finds_white, white_box):
-    predictor = Predictor(finds_white())
-    requests = [
-        Request("0", "a", "it", white_box(50, 50, (5, 5, 45, 45))),
-        Request("1", "b", "the big red car over there"),
-    ]
-    requests[1] = Request("1", "b", "the big red car over there", requests[0].source)
+    loaded = finds_white()
+    predictor = Predictor(loaded)
+    pixels = white_box(50, 50, (5, 5, 45, 45))
+    requests = [Request("0", "a", "it", pixels), Request("1", "b", "the big red car over there", pixels)]
     final = list(predictor.predict_many(requests))
     raw = [answered.answer for answered in predictor.answer_requests(requests, raw=True)]
     assert [answer.no_target for answer in final] == [False, True]
     assert [len(answer.targets) for answer in final] == [1, 0]
     assert [answer.no_target for answer in raw] == [False, True]
     assert [len(answer.targets) for answer in raw] == [1, 1]
-    words = len(predictor._tokenizer.encode("it"))
+    words = len(loaded.tokenizer.encode("it"))
     assert final[0].no_target_score == pytest.approx(words / 10)
 
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES, BatchSize, Data, Device, Precision, PrecisionChoice
-from refcli.cli.output import log, printable, write_line
+from refcli.cli.output import MAX_FAILURES_LISTED, log, printable, write_line
 
 if TYPE_CHECKING:
     from refcli.evaluation.comparison import Comparison
     from refcli.evaluation.report.document import RunReport, SplitReport
 
-MOST_FAILURES_LISTED = 20
 SYSTEM_OPTIONS = {
     "data": "--data",
     "splits": "--split",
@@ -228,7 +227,7 @@ def _log_failures(report: RunReport) -> None:
     for warning in report.warnings:
         log(f"warning: {warning}")
     for split in report.splits:
-        for sample, error in split.failures[:MOST_FAILURES_LISTED]:
+        for sample, error in split.failures[:MAX_FAILURES_LISTED]:
             log(f"failed: {sample}: {error}")
         if split.failures:
             log(f"{len(split.failures)} of {split.num_samples} samples of {split.name} failed and are in no metric")
@@ -236,7 +235,7 @@ def _log_failures(report: RunReport) -> None:
             log(f"{split.num_wrong} of {split.num_samples} samples of {split.name} have no answer and count as wrong")
     for file, kinds in report.problems.items():
         for kind, lines in kinds.items():
-            for line in lines.first[:MOST_FAILURES_LISTED]:
+            for line in lines.first[:MAX_FAILURES_LISTED]:
                 log(f"{kind}: {line}")
             log(f"{lines.count} lines of {file} were rejected: {kind}")
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from refcli.data.store.statistics import Bin, Distribution, SplitStatistics
     from refcli.recipes.inspect_data import DrawnSample
 
-MOST_FAILURES_LISTED = 20
 MOST_KINDS = 12
 BAR_WIDTH = 12
 """Characters of the longest bar of a histogram."""
@@ -73,12 +72,12 @@ def command(
 
 
 def _log_sample(sample: DrawnSample) -> None:
-    from refcli.cli.output import log
+    from refcli.cli.output import MAX_FAILURES_LISTED, log
 
-    for failure in sample.failures[:MOST_FAILURES_LISTED]:
+    for failure in sample.failures[:MAX_FAILURES_LISTED]:
         log(f"failed: {failure.split} {failure.id}: {failure.error}")
     if sample.failures:
-        more = len(sample.failures) - MOST_FAILURES_LISTED
+        more = len(sample.failures) - MAX_FAILURES_LISTED
         log(f"not drawn: {len(sample.failures)}" + (f", {more} more than are listed" if more > 0 else ""))
     if sample.sheet is None:
         log("nothing could be drawn: are the images where `refcli prepare-data --images` found them?")

@@ -18,6 +18,8 @@ from refcli.errors import ExitCode, RefcliError, UsageError
 
 console_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 """The console for messages: everything that is not data."""
+MAX_FAILURES_LISTED = 20
+"""Failures of one kind that a command lists on stderr; it counts all."""
 
 
 def open_streams() -> None:

@@ -29,7 +29,6 @@ BUILTIN_NOTE = (
     "note: the builtin weights were trained on synthetic scenes only; for photographs choose a NAME of "
     "`refcli weights list`, run `refcli weights pull NAME` and give --weights NAME"
 )
-MAX_FAILURES_LISTED = 20
 SECONDS_BETWEEN_UPDATES = 0.2
 
 
@@ -227,7 +226,7 @@ class AnswerCounter:
 
 
 def _log_summary(summary: PredictSummary, out: Path | None) -> None:
-    from refcli.cli.output import log, printable
+    from refcli.cli.output import MAX_FAILURES_LISTED, log, printable
     from refcli.errors import shorten
 
     if not summary.num_answers:

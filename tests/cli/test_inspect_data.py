@@ -9,7 +9,8 @@ import pytest
 import typer
 from PIL import Image
 
-from refcli.cli.inspect_data import BAR_WIDTH, MOST_FAILURES_LISTED, MOST_KINDS, bar, command
+from refcli.cli.inspect_data import BAR_WIDTH, MOST_KINDS, bar, command
+from refcli.cli.output import MAX_FAILURES_LISTED
 from refcli.contracts.example import Example, Region
 from refcli.data.store.write import write_manifest, write_split
 from refcli.errors import ExitCode, UsageError
@@ -110,13 +111,13 @@ def test_missing_images_are_listed_and_set_the_exit_code(tmp_path, capsys):
 
 
 def test_if_nothing_can_be_drawn_the_list_is_short_and_the_exit_code_is_1(tmp_path, capsys):
-    missing = [{"image": "gone.png"} for _ in range(MOST_FAILURES_LISTED + 5)]
+    missing = [{"image": "gone.png"} for _ in range(MAX_FAILURES_LISTED + 5)]
     with pytest.raises(typer.Exit) as left:
         command(store_of(tmp_path / "store", *missing), sample=1, out=tmp_path / "out")
     report = capsys.readouterr().err
 
     assert left.value.exit_code == ExitCode.FAILED
-    assert report.count("failed: ") == MOST_FAILURES_LISTED
+    assert report.count("failed: ") == MAX_FAILURES_LISTED
     assert f"not drawn: {len(missing)}, 5 more than are listed" in report
     assert "nothing could be drawn" in report
 

@@ -63,7 +63,7 @@ class CatalogEntry(Settings):
     file: str | None = None
     """Path inside the repository; None for weights that are part of refcli."""
     member: str | None = None
-    """For a zip: the end of the member's name, from the start of a folder's or file's name."""
+    """For a zip: the end of the member's path, in complete folder names."""
     stated_size: str | None = None
     """Size of the file, as its authors round it."""
     revision: str | None = None

@@ -273,8 +273,8 @@ def _mismatches(directory: Path) -> list[str]:
             wanted = {f"tower.{name}": tensor for name, tensor in OneTower(settings.tower).state_dict().items()}
         elif isinstance(settings, HeadOnlySettings):
             tower = TowerSettings(dim=settings.tower_dim, heads=1)
-            whole = Grounder.from_settings(ModelSettings(tower=tower, head=settings.head)).state_dict()
-            wanted = {name: tensor for name, tensor in whole.items() if name in stored}  # part of a head is enough
+            complete = Grounder.from_settings(ModelSettings(tower=tower, head=settings.head)).state_dict()
+            wanted = {name: tensor for name, tensor in complete.items() if name in stored}  # part of a head is enough
         else:
             assert isinstance(settings, VisualTokenizerSettings)
             wanted = VisualTokenizer(settings).state_dict()

@@ -146,5 +146,5 @@ def check_tokenizer(tokenizer: Tokenizer, tower: TowerSettings, *, where: str) -
             f"the tokenizer has {tokenizer.vocabulary_size:,} ids, more than the tower embeds "
             f"({tower.vocabulary_size:,})",
             where=where,
-            hint="put the tokenizer that the weights were trained with there",
+            hint="use the tokenizer that the weights were trained with",
         )

@@ -220,7 +220,7 @@ def pull(
                     origin = _install(target, file, directory, force=force, report=report, convert=convert)
                 else:
                     origin |= {"repo": file.repo, "revision": file.revision}
-                    report(f"{directory} was made from this very file")
+                    report(f"{directory} was converted from the same file")
         if pin:
             _write_pins(name, origin)
     if not pin and pinned is None and target.sha256 is None:

@@ -112,7 +112,7 @@ class Mismatch(NamedTuple):
     def __str__(self) -> str:
         """As a row of a table."""
         both = [f"has {self.found}"] if self.found is not None else []
-        both += [f"wants {self.wanted}"] if self.wanted is not None else []
+        both += [f"needs {self.wanted}"] if self.wanted is not None else []
         return f"{self.problem:15}  {self.name}  {', '.join(both)}".rstrip()
 
     def sentence(self, prefix: str = "") -> str:
@@ -140,7 +140,7 @@ def find_mismatches(wanted: Mapping[str, TensorLike], given: Mapping[str, Tensor
         elif shape != tuple(wanted[name].shape):
             rows.append(Mismatch(name, "wrong shape", shape, tuple(wanted[name].shape)))
         elif tensor.is_floating_point() != wanted[name].is_floating_point():
-            right = "floating-point numbers" if wanted[name].is_floating_point() else "whole numbers"
+            right = "floating-point numbers" if wanted[name].is_floating_point() else "integers"
             rows.append(Mismatch(name, "wrong type", str(tensor.dtype).removeprefix("torch."), right))
     return sorted(rows, key=lambda row: row.name)
 

@@ -176,5 +176,5 @@ def test_every_tensor_that_does_not_fit_a_visual_tokenizer_is_in_the_table(fixtu
         Mismatch("encoder.fc_norm.weight", "wrong type", "int64", "floating-point numbers"),
         *(Mismatch(name, "missing", wanted=tuple(official[name].shape)) for name in missing),
     }
-    assert caught.value.message.startswith("6 tensors do not make a VQ-KD model:")
+    assert caught.value.message.startswith("6 tensors do not fit a VQ-KD model:")
     assert caught.value.where == str(path)

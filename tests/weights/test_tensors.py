@@ -18,13 +18,13 @@ def test_each_mismatch_has_one_row_with_its_problem():
     assert rows == [
         Mismatch("a", "missing", wanted=(2, 3)),
         Mismatch("b", "wrong shape", (5,), (4,)),
-        Mismatch("count", "wrong type", "float32", "whole numbers"),
+        Mismatch("count", "wrong type", "float32", "integers"),
         Mismatch("odd", "unexpected", (1,)),
     ]
     assert [row.sentence("head.") for row in rows] == [
         "head.a is missing",
         "head.b has shape (5,) instead of (4,)",
-        "head.count holds float32 instead of whole numbers",
+        "head.count holds float32 instead of integers",
         "head.odd is not part of the model",
     ]
 

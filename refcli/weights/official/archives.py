@@ -47,7 +47,7 @@ def extract_checkpoint(path: Path, member: str | None, out: Path) -> str:
     """Write one member of a zip to `out`.
 
     Args:
-        member: the end of its name, whole folders ("unc/best_checkpoint.pth"); None for the only checkpoint there is.
+        member: the end of its path, such as "unc/best_checkpoint.pth"; None for the only checkpoint in the zip.
 
     Returns:
         The member's full name.

@@ -79,7 +79,7 @@ def detect_kind(state: Mapping[str, Tensor]) -> str:
 
 
 def without_prefix(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
-    """The tensors without a prefix that all names share (Lightning's "model."), if that makes them a known kind."""
+    """The tensors without a prefix that all names share (Lightning's "model."), if they are then of a known kind."""
     shortened, prefix = state, ""
     while _known_kind(shortened) is None:
         parts = {name.partition(".")[0] if "." in name else "" for name in shortened}

@@ -44,7 +44,7 @@ MASK_HEAD = "seg_conv1.weight"
 PRETRAINING_HEADS = re.compile(r"(mlm_head|mlm_sts_head|mim_head|mim_vts_head|layer_norm)\.")
 """MRefM's heads (and the norm of its head on a middle layer); no box or mask depends on them."""
 UNUSED = re.compile(r"text_proj\.")
-"""Built and saved by the published code, and read by nothing."""
+"""Built and saved by the published code, but never used."""
 BOX_HEAD = re.compile(r"(visu_proj|bbox_embed)\.")
 CONTRAST_SCALE = "logit_scale"
 

@@ -41,7 +41,7 @@ class ConversionPlan:
 
 
 class KeyTableError(WeightsError):
-    """A checkpoint whose tensors do not fit the model; `rows` has all that do not fit."""
+    """A checkpoint whose tensors do not fit the model; `rows` lists every one of them."""
 
     def __init__(self, kind: str, rows: Sequence[Mismatch]) -> None:
         self.rows = tuple(sorted(rows, key=lambda row: (row.problem, row.name)))
@@ -49,7 +49,7 @@ class KeyTableError(WeightsError):
         more = f"\n  and {len(rows) - MAX_ROWS_SHOWN} more" if len(rows) > MAX_ROWS_SHOWN else ""
         tensors = "1 tensor does" if len(rows) == 1 else f"{len(rows)} tensors do"
         super().__init__(
-            f"{tensors} not make a {kind} model:{shown}{more}",
+            f"{tensors} not fit a {kind} model:{shown}{more}",
             where="state dict",
             hint="is the file complete, and of this kind? nothing was written",
         )

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from refcli.data.preparation.counts import CountCheck, check_counts
+from refcli.data.preparation.counts import CountCheck, check_counts, count_error
 from refcli.data.preparation.dataset_images import DatasetImages, FileNames
 from refcli.data.preparation.finish import FinishSettings, storable
 from refcli.data.preparation.origin import describe_origin, is_unchanged
@@ -368,13 +368,14 @@ def _contradiction(plan: FilePlan, splits: UnpublishedSplits, *, is_strict: bool
 
 
 def _refused_if_strict(plan: FilePlan, splits: UnpublishedSplits, counts: Sequence[CountCheck]) -> DataError | None:
-    for check in counts:
-        if not check.agrees and check.is_certain:
-            return DataError(
-                f"{plan.dataset}:{check.split} has {check.found:,} {check.what}, {check.expected:,} are expected",
-                where=", ".join(map(str, plan.files.values())),
-                hint="the files are not the published ones; without --strict they are used as they are",
-            )
+    wrong_count = count_error(
+        plan.dataset,
+        counts,
+        where=", ".join(map(str, plan.files.values())),
+        hint="the files are not the published ones; without --strict they are used as they are",
+    )
+    if wrong_count is not None:
+        return wrong_count
     for kind, places in splits.problems.places.items():
         if kind not in TOLERATED:
             return DataError(

@@ -70,7 +70,7 @@ def coded_splits(splits: Sequence[StoreSplit], only: Collection[str] | None) -> 
     wanted = [only is None or split.name.rpartition(":")[0] in only for split in splits]
     kept = list(_kept(splits, all_images, wanted, len(image_ids)))
     tables = [_rows(split, mask) for split, mask in zip(splits, kept, strict=True) if mask.any()]
-    images = np.concatenate([ours[mask] for ours, mask in zip(all_images, kept, strict=True)])
+    images = np.concatenate([own_images[mask] for own_images, mask in zip(all_images, kept, strict=True)])
     by_row, by_region, region_ends = _coded_rows(images, tables)
     row_ends = np.cumsum([mask.sum() for mask in kept])
     rows = (np.split(codes, row_ends[:-1]) for codes in (images, *by_row))
@@ -149,13 +149,13 @@ def _kept(
     splits: Sequence[StoreSplit], all_images: Sequence[Codes], wanted: Sequence[bool], num_images: int
 ) -> Iterator[_Mask]:
     """For every split, the rows whose text and boxes are needed."""
-    trained = [is_train_like(split.name.rpartition(":")[2]) for split in splits]
+    are_train_like = [is_train_like(split.name.rpartition(":")[2]) for split in splits]
     shown = {side: np.zeros(num_images, dtype=np.bool_) for side in (True, False)}
-    for ours, side, is_wanted in zip(all_images, trained, wanted, strict=True):
+    for own_images, side, is_wanted in zip(all_images, are_train_like, wanted, strict=True):
         if is_wanted:
-            shown[side][ours] = True
-    for ours, side, is_wanted in zip(all_images, trained, wanted, strict=True):
-        yield np.ones(len(ours), dtype=np.bool_) if is_wanted else shown[not side][ours]
+            shown[side][own_images] = True
+    for own_images, side, is_wanted in zip(all_images, are_train_like, wanted, strict=True):
+        yield np.ones(len(own_images), dtype=np.bool_) if is_wanted else shown[not side][own_images]
 
 
 def _rows(split: StoreSplit, mask: _Mask) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from refcli.data.preparation.run import Intake
 from refcli.data.sources.record import Source
 from refcli.data.sources.table import SOURCES
 from refcli.data.spec import DatasetSpec, SplitCounts
+from refcli.errors import DataError
 from refcli.tables import lookup
 
 REMEMBERED = "remembered"
@@ -65,6 +66,18 @@ def compare_counts(expected: Mapping[str, SplitCounts], found: Mapping[str, Mapp
         for what in sorted(found[split])
         if (count := getattr(expected[split], what)) is not None
     ]
+
+
+def count_error(dataset: str, counts: Sequence[CountCheck], *, where: str, hint: str) -> DataError | None:
+    """The error about the first certain count that differs; None if there is none."""
+    wrong = next((check for check in counts if check.is_certain and not check.agrees), None)
+    if wrong is None:
+        return None
+    return DataError(
+        f"{dataset}:{wrong.split} has {wrong.found:,} {wrong.what}, {wrong.expected:,} are expected",
+        where=where,
+        hint=hint,
+    )
 
 
 def _known_counts(spec: DatasetSpec, settings: Mapping[str, Any]) -> Mapping[str, SplitCounts]:

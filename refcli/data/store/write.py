@@ -288,7 +288,7 @@ def list_splits(out: Path, listings: Sequence[Listing], *, part: Shard | None = 
     Args:
         out: the store.
         listings: the splits.
-        part: which one,: the listings are one part of their splits; parts of another origin or count are dropped.
+        part: the part of their splits that the listings are; parts of another origin or count are dropped.
 
     Raises:
         DataError: the existing manifest is damaged, or a file would lie outside the store.

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import refcli
-from refcli.data.preparation.counts import CountCheck, compare_counts
+from refcli.data.preparation.counts import CountCheck, compare_counts, count_error
 from refcli.data.preparation.plan import MixturePlan
 from refcli.data.spec import DatasetSpec, is_evaluation_split, is_train_like, list_specs, load_spec
 from refcli.data.store.layout import MANIFEST, SCHEMA, is_in_place, read_manifest, split_files
@@ -165,7 +165,12 @@ def write_mixture(
             written[split] = _Written(writer, writer.finish(), members, root)
         found = {split: one.counts() for split, one in written.items()} if plan.keep_leaks else {}
         counts = compare_counts(spec.splits, found)
-        refused = _refused_if_strict(name, counts, store_path)
+        refused = count_error(
+            name,
+            counts,
+            where=str(store_path),
+            hint="a member differs from the published one; without --strict it is used as it is",
+        )
         if refused and strict:
             raise refused
         list_splits(
@@ -277,17 +282,6 @@ def _is_unchanged(store_path: Path, name: str, origins: Mapping[str, Mapping[str
         and is_in_place(store_path, splits[split])
         and not (strict and splits[split].get("outcome", {}).get("refused_if_strict", True))
         for split, origin in origins.items()
-    )
-
-
-def _refused_if_strict(name: str, counts: Sequence[CountCheck], store_path: Path) -> DataError | None:
-    wrong = next((check for check in counts if check.is_certain and not check.agrees), None)
-    if wrong is None:
-        return None
-    return DataError(
-        f"{name}:{wrong.split} has {wrong.found:,} {wrong.what}, {wrong.expected:,} are expected",
-        where=str(store_path),
-        hint="a member differs from the published one; without --strict it is used as it is",
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from refcli.data.reading.pickles import read_pickle, read_torch_list
+from refcli.data.reading.pickles import PlainPickleLimits, read_pickle, read_torch_list
 from refcli.engine.checkpointing.checkpoint import Checkpoints
 from refcli.engine.checkpointing.state import BatchLayout, TrainingState
 from refcli.engine.distributed.world import World
@@ -111,16 +111,16 @@ def test_each_pickle_of_the_old_container_is_checked(tmp_path):
         read_torch_list(tmp_path / "a.pth")
 
 
-def test_a_small_gzip_file_of_a_huge_pickle_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("refcli.data.reading.pickles.MAX_UNPACKED", 1 << 20)
+def test_a_small_gzip_file_of_a_huge_pickle_is_refused(tmp_path):
+    limits = PlainPickleLimits(unpacked=1 << 20)
     content = b"\x80\x02](" + ONE * (2 << 20) + b"e."
     (tmp_path / "a.p").write_bytes(gzip.compress(content))
     with pytest.raises(DataError, match="expands to far more data"):
-        read_pickle(tmp_path / "a.p")
+        read_pickle(tmp_path / "a.p", limits=limits)
     with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", content)
     with pytest.raises(DataError, match="more than"):
-        read_torch_list(tmp_path / "a.pth")
+        read_torch_list(tmp_path / "a.pth", limits=limits)
 
 
 @pytest.mark.parametrize("protocol", range(6))

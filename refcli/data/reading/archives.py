@@ -49,7 +49,7 @@ class Archive(ABC):
         except _FAILED as error:
             raise self._failed(error, name) from error
 
-    def read_starting_weights(self, name: str, *, num_bytes: int) -> bytes:
+    def read_first_bytes(self, name: str, *, num_bytes: int) -> bytes:
         """The first bytes of one file, fewer if it is shorter.
 
         Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -13,26 +14,41 @@ from refcli.data.reading.pickle_machine import PickleMachine, PickleRefusedError
 from refcli.data.reading.streams import open_binary
 from refcli.errors import DataError
 
-MAX_PICKLE_BYTES = 2 << 30
-"""The largest known list of this kind, 888,121 records with polygons, takes about 1 GB."""
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 """First pickle of the container that torch wrote before 1.6."""
 _TORCH_PROTOCOL = 1001
 _START_BYTES = 32
 _LIST_START = re.compile(rb"\x80.(?:\x95.{8})?\]|\(l", re.DOTALL)
 """PROTO, perhaps FRAME, EMPTY_LIST; or, in protocol 0, MARK and LIST."""
-MAX_DEPTH = 100
-"""Nesting of values; annotation files have 6."""
-MAX_WEIGHT, MAX_WEIGHT_PER_BYTE = 2_000_000, 16
-"""Weight allowed at all, and per byte of the pickle in addition; values that are not shared weigh 1 per byte at
-most."""
-MAX_MEMORY, MAX_MEMORY_PER_BYTE = 128 << 20, 48
-"""The same for the memory of the built values in bytes; known annotation files need 3 to 20 per byte."""
-MAX_MEMORY_PER_STORED_BYTE = 256
-"""And per byte of the file, in which the pickle may be compressed."""
-MAX_UNPACKED, MAX_UNPACKED_PER_BYTE = 64 << 20, 64
-"""The same for the decompressed pickle; annotations compress to an eighth."""
 _HINT = "re-save as JSON, or as a pickle of plain lists, dicts, strings and numbers"
+
+
+@dataclass(frozen=True)
+class PlainPickleLimits:
+    """The largest pickle of plain data that is loaded; most limits have a fixed part and one per byte."""
+
+    num_bytes: int = 2 << 30
+    """Decompressed size; the largest known list, 888,121 records with polygons, has about 1 GB."""
+    depth: int = 100
+    """Nesting of values; annotation files have 6."""
+    weight: int = 2_000_000
+    weight_per_byte: int = 16
+    """Values, counted as often as they are met; values that are not shared weigh 1 per byte at most."""
+    memory: int = 128 << 20
+    memory_per_byte: int = 48
+    """Memory of the built values in bytes; known annotation files need 3 to 20 per byte of the pickle."""
+    memory_per_stored_byte: int = 256
+    """And per byte of the file, in which the pickle may be compressed."""
+    unpacked: int = 64 << 20
+    unpacked_per_byte: int = 64
+    """Decompressed size by that of the file; annotations compress to an eighth."""
+
+    def max_unpacked(self, num_stored: int) -> int:
+        """The largest pickle that a file of this size may hold in compressed form, in bytes."""
+        return self.unpacked + self.unpacked_per_byte * num_stored
+
+
+PLAIN_LIMITS = PlainPickleLimits()
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -63,57 +79,57 @@ class _PlainUnpickler(pickle.Unpickler):
         )
 
 
-def read_pickle(path: Path, *, max_bytes: int = MAX_PICKLE_BYTES) -> object:
+def read_pickle(path: Path, *, limits: PlainPickleLimits = PLAIN_LIMITS) -> object:
     """Unpickle plain data, protocols 0 to 5, without importing or calling anything.
 
     Byte strings of Python 2 become text as Latin-1, which never fails and from which UTF-8 can be recovered.
 
     Args:
         path: the file, plain or gzip.
-        max_bytes: largest decompressed size.
+        limits: the largest pickle allowed.
 
     Raises:
         DataError: the pickle asks for a global or a persistent id, is truncated or broken, or is too large.
     """
-    with open_binary(path, max_bytes=max_bytes) as stream:
-        return _load(stream, path)
+    with open_binary(path, max_bytes=limits.num_bytes) as stream:
+        return _load(stream, path, limits)
 
 
-def read_torch_list(path: Path, *, max_bytes: int = MAX_PICKLE_BYTES) -> object:
+def read_torch_list(path: Path, *, limits: PlainPickleLimits = PLAIN_LIMITS) -> object:
     """Read plain data written by `torch.save`, in its zip container or that of torch before 1.6, without torch.
 
     Raises:
         DataError: as `read_pickle`, or the file is neither container.
     """
     where = str(path)
-    with open_binary(path, max_bytes=max_bytes) as stream:
+    with open_binary(path, max_bytes=limits.num_bytes) as stream:
         magic = stream.read(len(ZIP_MAGICS[0]))
         stream.seek(0)
         if magic in ZIP_MAGICS:
-            return _load_zip(stream, path, min(max_bytes, _max_unpacked(path.stat().st_size)))
-        if _load(stream, path) != _TORCH_MAGIC:
+            return _load_zip(stream, path, limits)
+        if _load(stream, path, limits) != _TORCH_MAGIC:
             raise DataError("this is not a file written by torch.save", where=where, hint="check the file's format")
-        if _load(stream, path) != _TORCH_PROTOCOL:
+        if _load(stream, path, limits) != _TORCH_PROTOCOL:
             raise DataError("the torch container has an unknown protocol", where=where, hint=_HINT)
-        _load(stream, path)  # byte order and integer sizes of the writer, which concern tensors only
-        return _load(stream, path)
+        _load(stream, path, limits)  # byte order and integer sizes of the writer, which concern tensors only
+        return _load(stream, path, limits)
 
 
 def starts_torch_list(path: Path) -> bool:
     """Whether a file is a list saved by torch, by its container and first opcodes; False if it cannot be read."""
     where = str(path)
     try:
-        with open_binary(path, max_bytes=MAX_PICKLE_BYTES) as stream:
+        with open_binary(path, max_bytes=PLAIN_LIMITS.num_bytes) as stream:
             magic = stream.read(len(ZIP_MAGICS[0]))
             stream.seek(0)
             if magic in ZIP_MAGICS:
                 with archive_of(stream, where=where) as archive:
-                    start = archive.read_starting_weights(_data_member(archive), num_bytes=_START_BYTES)
+                    start = archive.read_first_bytes(_data_member(archive), num_bytes=_START_BYTES)
             else:
-                if not magic.startswith(pickle.PROTO) or _load(stream, path) != _TORCH_MAGIC:
+                if not magic.startswith(pickle.PROTO) or _load(stream, path, PLAIN_LIMITS) != _TORCH_MAGIC:
                     return False
-                _load(stream, path)
-                _load(stream, path)
+                _load(stream, path, PLAIN_LIMITS)
+                _load(stream, path, PLAIN_LIMITS)
                 start = stream.read(_START_BYTES)
     except DataError:
         return False
@@ -129,16 +145,17 @@ def _data_member(archive: Archive) -> str:
     return names[0]
 
 
-def _load_zip(stream: BinaryIO, path: Path, max_bytes: int) -> object:
+def _load_zip(stream: BinaryIO, path: Path, limits: PlainPickleLimits) -> object:
+    max_bytes = min(limits.num_bytes, limits.max_unpacked(path.stat().st_size))
     with archive_of(stream, where=str(path)) as archive:
         content = archive.read(_data_member(archive), max_bytes=max_bytes)
-    return _load(io.BytesIO(content), path)
+    return _load(io.BytesIO(content), path, limits)
 
 
-def _load(stream: BinaryIO, path: Path) -> object:
+def _load(stream: BinaryIO, path: Path, limits: PlainPickleLimits) -> object:
     """Unpickle one pickle after a check of its opcodes; leaves the stream at the pickle's end."""
     start, where = stream.tell(), str(path)
-    end = start + _check_opcodes(stream, num_stored=path.stat().st_size, where=where)
+    end = start + _check_opcodes(stream, limits, num_stored=path.stat().st_size, where=where)
     stream.seek(start)
     try:
         content: object = _PlainUnpickler(stream, where).load()
@@ -150,7 +167,7 @@ def _load(stream: BinaryIO, path: Path) -> object:
     return content
 
 
-def _check_opcodes(stream: BinaryIO, *, num_stored: int, where: str) -> int:
+def _check_opcodes(stream: BinaryIO, limits: PlainPickleLimits, *, num_stored: int, where: str) -> int:
     """Make sure that Python's unpickler, allowed no global, needs time and memory in proportion to the pickle.
 
     Follows the pickle to its end, or to the first opcode that asks for a global or an external object, where such an
@@ -158,6 +175,7 @@ def _check_opcodes(stream: BinaryIO, *, num_stored: int, where: str) -> int:
 
     Args:
         stream: the pickle.
+        limits: its limits.
         num_stored: size of the file, in which the pickle may be compressed.
         where: for the errors.
 
@@ -167,7 +185,7 @@ def _check_opcodes(stream: BinaryIO, *, num_stored: int, where: str) -> int:
     Raises:
         DataError: the pickle is broken, or expands to far more than its size.
     """
-    machine = _DataMachine(stream, num_stored)
+    machine = _DataMachine(stream, limits, num_stored)
     try:
         machine.run()
     except PickleRefusedError as refusal:
@@ -189,16 +207,12 @@ def _broken(error: Exception, where: str) -> DataError:
     )
 
 
-def _max_unpacked(num_stored: int) -> int:
-    """The largest pickle that a file of this size may hold in compressed form, in bytes."""
-    return MAX_UNPACKED + MAX_UNPACKED_PER_BYTE * num_stored
-
-
 class _DataMachine(PickleMachine):
     """Analyses plain data: all limits are in proportion to the bytes read, and a global ends the pickle."""
 
-    def __init__(self, content: bytes | BinaryIO, num_stored: int) -> None:
-        super().__init__(content, max_depth=MAX_DEPTH)
+    def __init__(self, content: bytes | BinaryIO, limits: PlainPickleLimits, num_stored: int) -> None:
+        super().__init__(content, max_depth=limits.depth)
+        self.limits = limits
         self.num_stored = num_stored
         self.weight = 0
         """The largest weight of a value so far."""
@@ -206,14 +220,18 @@ class _DataMachine(PickleMachine):
     def check(self, value: Value) -> None:
         super().check(value)
         self.weight = max(self.weight, value.weight)
-        if self.weight > MAX_WEIGHT:
+        if self.weight > self.limits.weight:
             self.check_bounds()
 
     def check_bounds(self) -> None:
-        num_read = self.before + self.at
-        memory = MAX_MEMORY + min(MAX_MEMORY_PER_BYTE * num_read, MAX_MEMORY_PER_STORED_BYTE * self.num_stored)
-        weight = MAX_WEIGHT + MAX_WEIGHT_PER_BYTE * num_read
-        if max(self.weight, self.work) > weight or self.memory > memory or num_read > _max_unpacked(self.num_stored):
+        limits, num_read = self.limits, self.before + self.at
+        memory = limits.memory + min(limits.memory_per_byte * num_read, limits.memory_per_stored_byte * self.num_stored)
+        weight = limits.weight + limits.weight_per_byte * num_read
+        if (
+            max(self.weight, self.work) > weight
+            or self.memory > memory
+            or num_read > limits.max_unpacked(self.num_stored)
+        ):
             raise self.bomb()
 
     def bomb(self) -> PickleRefusedError:

@@ -51,7 +51,7 @@ def test_names_and_contents_come_back_in_order(tmp_path: Path, pack, squeeze):
         assert archive.names() == list(MEMBERS)
         for name in reversed(archive.names()):
             assert archive.read(name, max_bytes=100) == MEMBERS[name]
-            assert archive.read_starting_weights(name, num_bytes=2) == MEMBERS[name][:2]
+            assert archive.read_first_bytes(name, num_bytes=2) == MEMBERS[name][:2]
         with pytest.raises(DataError, match="no member 'absent'"):
             archive.read("absent", max_bytes=100)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refcli.data.reading.pickles import read_pickle, read_torch_list, starts_torch_list
+from refcli.data.reading.pickles import PlainPickleLimits, read_pickle, read_torch_list, starts_torch_list
 from refcli.errors import DataError
 
 ROWS = [("a.jpg", {"height": 3, "width": 4}, [1.5, 2.0, 3.25, 4.0], "the café", None), (True, 1 << 80, b"raw", -1)]
@@ -129,6 +129,7 @@ def test_a_pickle_that_announces_more_bytes_than_there_are_is_refused(tmp_path: 
 
 
 def test_a_compressed_pickle_over_the_limit_is_refused(tmp_path: Path):
+    limits = PlainPickleLimits(num_bytes=1 << 16)
     data = pickle.dumps(["x" * (1 << 20)])
     for name, content in (
         ("a.gz", gzip.compress(data)),
@@ -139,7 +140,7 @@ def test_a_compressed_pickle_over_the_limit_is_refused(tmp_path: Path):
         path = tmp_path / name
         path.write_bytes(content)
         with pytest.raises(DataError, match="more than 65,536 bytes"):
-            (read_pickle if name in "a.gz b" else read_torch_list)(path, max_bytes=1 << 16)
+            (read_pickle if name in "a.gz b" else read_torch_list)(path, limits=limits)
 
 
 @pytest.mark.parametrize("protocol", [2, 4])

@@ -20,7 +20,7 @@ from refcli.data.sources.synthetic.settings import SyntheticSettings
 from refcli.data.store.layout import MANIFEST, examples_to_table, read_manifest
 from refcli.data.store.write import Listing, SplitSummary, list_splits, new_split
 from refcli.errors import DataError, UsageError
-from refcli.files import temporary_file
+from refcli.files import explain_write_errors, temporary_file
 
 SCENES_PER_TASK = 50
 HELD_OUT_SHARE = 20
@@ -146,9 +146,6 @@ def _write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
     is_done, data = cv2.imencode(".jpg", image[..., ::-1], options)
     if not is_done:
         raise DataError("an image cannot be encoded as JPEG", where=str(path))
-    try:
-        with temporary_file(path) as temporary:
-            temporary.write_bytes(data.tobytes())
-            temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"an image cannot be written: {error}", where=str(path), hint="check the disk") from error
+    with explain_write_errors("an image", path, error=DataError), temporary_file(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+        temporary.replace(path)

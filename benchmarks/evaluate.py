@@ -3,9 +3,9 @@
     python benchmarks/evaluate.py [masks] [files] [overlap]
 
 `masks`: intersection and union of two stored masks (run lengths) of 640 x 480 pixels, by refcli and by numpy booleans;
-the latter also with both masks unpacked beforehand, which no evaluation has for free.
+the latter also with both masks unpacked beforehand, which an evaluation would have to pay for.
 `files`: whole lines of a prediction file, from JSON to the row of the table.
-`overlap`: the packaged model on synthetic scenes, with and without scoring; rounds take turns.
+`overlap`: the packaged model on synthetic scenes, with and without scoring, in alternating rounds.
 """
 
 import json
@@ -39,7 +39,7 @@ SPLIT = "synthetic:test"
 
 
 def draw_object(generator: np.random.Generator) -> np.ndarray:
-    """A lobed blob of some 10 to 40 % of the picture's sides, with runs like those of a segmented thing."""
+    """A lobed blob of some 10 to 40 % of the image sides, with runs like those of a segmented object."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     centre_y, centre_x = generator.uniform(100, 380), generator.uniform(120, 520)
     radius = generator.uniform(30, 110) * (1 + 0.2 * np.sin(np.arctan2(y - centre_y, x - centre_x) * 7))
@@ -47,7 +47,7 @@ def draw_object(generator: np.random.Generator) -> np.ndarray:
 
 
 def per_second(work: Callable[[int], object]) -> float:
-    """Best of some rounds, in processor time: other programs do not count."""
+    """The best of several rounds, in processor time, which other programs do not affect."""
     best = float("inf")
     for _ in range(ROUNDS):
         start = time.process_time()

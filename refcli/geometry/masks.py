@@ -18,9 +18,10 @@ _NUMBERS_OF_A_TRIANGLE = 6
 MAX_MASK_PIXELS = 1 << 29
 """pycocotools counts pixels in 32 bits, and a decoded mask takes a byte for each."""
 _REACH = 10
-"""How many image sides a polygon may reach out; pycocotools takes memory by the length of outlines, and crashes."""
+"""Largest distance of a polygon from the image, in image sides; pycocotools takes memory by the length of outlines, and
+crashes."""
 _MAX_OUTLINE_SIDES, _MAX_OUTLINE = 1_000, 4_000_000
-"""Length of all outlines of one mask in image sides and in pixels; pycocotools takes 80 bytes for a pixel of it."""
+"""Largest length of all outlines of one mask, in image sides and in pixels; pycocotools takes 80 bytes per pixel."""
 _FIRST_DIGIT = 48
 _PAYLOAD_BITS = 5
 _MORE, _SIGN, _PAYLOAD = 0x20, 0x10, 0x1F
@@ -35,24 +36,24 @@ def encode_mask(mask: Bool[np.ndarray, "height width"]) -> RLE:
 
 
 def encode_columns(parts: Iterable[Bool[np.ndarray, "height columns"]], height: int, width: int) -> RLE:
-    """Compress a bitmap that comes as neighbouring groups of columns; equals `encode_mask` of the whole."""
+    """Compress a bitmap given as neighbouring groups of columns; equals `encode_mask` of the complete bitmap."""
     edges = [np.zeros(1, dtype=np.int64)]
     position, last = 0, False
     for part in parts:
         pixels = np.concatenate(([last], part.T.ravel()))
         edges.append(np.flatnonzero(pixels[1:] != pixels[:-1]) + position)
         position, last = position + part.size, bool(pixels[-1])
-    runs = np.diff(np.concatenate((*edges, [position])))  # the first one is of background, and may be empty
+    runs = np.diff(np.concatenate((*edges, [position])))  # the first run is background, and may be empty
     return _rle(coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width))
 
 
 def scaled_mask(rle: RLE, width: int, height: int) -> Bool[np.ndarray, "height width"]:
-    """The bitmap of a compressed mask at a smaller size: what covers at least half of a pixel.
+    """The bitmap of a compressed mask at a smaller size: a pixel is on if the mask covers at least half of it.
 
     Raises:
         DataError: as `decode_mask`.
     """
-    by_column = decode_mask(rle).T.view(np.uint8)  # contiguous, and so resized without a copy
+    by_column = decode_mask(rle).T.view(np.uint8)  # contiguous, so resized without a copy
     small: np.ndarray = cv2.resize(by_column, (height, width), interpolation=cv2.INTER_AREA)
     bitmap: np.ndarray = small.T.view(np.bool_)
     return bitmap
@@ -72,10 +73,10 @@ def decode_mask(rle: RLE) -> Bool[np.ndarray, "height width"]:
 
 
 def union_masks(masks: Sequence[RLE]) -> RLE:
-    """The pixels that are in any of the masks (at least one mask, all of one size).
+    """The union of one or more masks of the same size.
 
     Raises:
-        DataError: masks of several sizes, or one whose run lengths do not fill it.
+        DataError: masks of different sizes, or run lengths that do not fill a mask.
     """
     _check_same_size(masks)
     return masks[0] if len(masks) == 1 else _rle(coco.merge([_coco(mask) for mask in masks]))
@@ -88,8 +89,7 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
 
     Raises:
         DataError: a polygon has an odd number of coordinates, one that is not finite, or one further than ten times
-            the image's longer side from 0; the outlines together are longer than any drawing; the image is larger than
-            any.
+            the longer side of the image from 0; the outlines together are too long; the image is too large.
     """
     _check_size(height, width)
     reach, longest = _REACH * max(height, width), min(_MAX_OUTLINE_SIDES * max(height, width), _MAX_OUTLINE)
@@ -110,8 +110,8 @@ def runs_to_rle(runs: Sequence[int], height: int, width: int) -> RLE:
     """The mask of uncompressed run lengths, column by column, the first of zeros.
 
     Raises:
-        DataError: a run is negative or not a whole number, the runs do not add up to the mask's pixels, or the mask is
-            larger than any.
+        DataError: a run is negative or not a whole number, the runs do not add up to the pixels of the mask, or the
+            mask is too large.
     """
     _check_size(height, width)
     if not all(type(run) is int and run >= 0 for run in runs):
@@ -122,13 +122,13 @@ def runs_to_rle(runs: Sequence[int], height: int, width: int) -> RLE:
 
 
 def _outline(polygon: Sequence[float]) -> float:
-    """Its length, as pycocotools measures edges: the longer of both directions."""
+    """The length of an outline as pycocotools measures edges: in the longer of both directions."""
     points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _is_finite(numbers: Sequence[float]) -> bool:
-    """Whether no number is NaN or infinite: then, and only then, their sum is neither (whole numbers always are)."""
+    """Whether no number is NaN or infinite: only then their sum is neither; whole numbers are always finite."""
     try:
         return math.isfinite(sum(numbers))
     except OverflowError:  # whole numbers beyond every float
@@ -136,11 +136,11 @@ def _is_finite(numbers: Sequence[float]) -> bool:
 
 
 def check_run_lengths(rle: RLE) -> None:
-    """Refuse a compressed mask whose run lengths do not fill it; pycocotools measures such a mask without a word.
+    """Refuse a compressed mask whose run lengths do not fill it; pycocotools measures such a mask without an error.
 
     Raises:
-        DataError: the counts are damaged, a run is negative, the runs do not add up to the mask's pixels, or the mask
-            is larger than any.
+        DataError: the counts are damaged, a run is negative, the runs do not add up to the pixels of the mask, or the
+            mask is too large.
     """
     _runs(rle)
 
@@ -164,11 +164,11 @@ def _runs(rle: RLE) -> np.ndarray:
         shifts = _PAYLOAD_BITS * (np.arange(len(digits)) - np.repeat(first, num_digits))
         runs = np.add.reduceat((digits & _PAYLOAD) << shifts, first)
         runs -= np.where(digits[last] & _SIGN, 1 << (_PAYLOAD_BITS * num_digits), 0)
-        runs[1::2] = np.cumsum(runs[1::2])  # from the fourth on, a run is given as its difference to the last but one
+        runs[1::2] = np.cumsum(runs[1::2])  # from the fourth on, a run is its difference to the last but one
         runs[2::2] = np.cumsum(runs[2::2])
         if runs.min() < 0:
             raise DataError("a run length is negative")
-        if runs.max() > height * width:  # also keeps the sum from wrapping round
+        if runs.max() > height * width:  # also keeps the sum from overflowing
             raise DataError(f"a run is longer than a mask of {height} x {width}")
         total = int(runs.sum())
     if total != height * width:
@@ -200,9 +200,9 @@ def mask_box(rle: RLE) -> tuple[float, float, float, float]:
 
 
 def _coco(rle: RLE) -> dict[str, Any]:
-    """A mask for pycocotools, which follows run lengths that do not fill it for ever or out of the memory.
+    """A checked mask for pycocotools, which loops forever or reads beyond its memory if run lengths do not fill a mask.
 
-    Where a run of none stands between others, it stops too early: the runs beside it are made one.
+    It also stops at an empty run between others, so the runs beside an empty one are joined.
     """
     runs = _runs(rle)
     if runs[1:].all():

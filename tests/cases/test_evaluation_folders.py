@@ -1,4 +1,4 @@
-"""evaluate --out keeps what is in a folder; --force replaces an earlier evaluation and nothing else."""
+"""evaluate --out keeps the files in a folder; --force replaces an earlier evaluation and nothing else."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_folder_that_holds_anything_is_left_as_it_is(evaluate, tmp_path, name)
     assert contents(out) == {name: b"mine"}
 
 
-def test_what_a_file_manager_leaves_is_nothing(evaluate, tmp_path):
+def test_files_of_file_managers_are_ignored(evaluate, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / ".DS_Store").write_text("x")
@@ -96,7 +96,7 @@ def test_an_earlier_evaluation_is_replaced_with_force_only(evaluate, tmp_path):
     assert sorted(contents(out)) == ["notes.txt", "per_sample.parquet", "summary.json"]
 
 
-def test_a_page_that_somebody_put_beside_an_evaluation_stays(evaluate, refcli, tmp_path):
+def test_a_foreign_page_beside_an_evaluation_stays(evaluate, refcli, tmp_path):
     out = tmp_path / "out"
     evaluate("--out", out)
     (out / "report.html").write_text("mine")
@@ -118,7 +118,7 @@ def test_the_page_of_a_merged_run_is_written_again(evaluate, refcli, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../victim", "/victim", "sub/victim", "victim"])
-def test_a_summary_has_no_say_in_other_names(evaluate, tmp_path, name):
+def test_other_names_in_a_summary_are_ignored(evaluate, tmp_path, name):
     out = tmp_path / "out"
     evaluate("--out", out)
     victim = (tmp_path / "out" / name) if not name.startswith("/") else tmp_path / "victim"
@@ -142,7 +142,7 @@ def test_no_link_is_followed(evaluate, tmp_path):
     assert not (out / "report.html").is_symlink()
 
 
-def test_several_systems_are_replaced_alike(evaluate, tmp_path):
+def test_several_systems_are_replaced_in_the_same_way(evaluate, tmp_path):
     out, other = tmp_path / "out", tmp_path / "truth.jsonl"
     asked = ("--predictions", other, "--out", out)
     assert evaluate(*asked)[0] == 0

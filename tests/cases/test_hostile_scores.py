@@ -240,7 +240,7 @@ def refused(refcli, store, tmp_path, content: bytes) -> str:
     path = tmp_path / "odd.parquet"
     path.write_bytes(content)
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, good(0, 1, 2, 3))))
-    said = []
+    messages = []
     for arguments in (
         ("--merge", path),
         ("--data", store, "--split", SPLIT, "--predictions", tmp_path / "p.jsonl", "--compare", path),
@@ -248,8 +248,8 @@ def refused(refcli, store, tmp_path, content: bytes) -> str:
         code, out, err = refcli("evaluate", *arguments)
         assert (code, out) == (5, ""), err
         assert "unexpected error" not in err
-        said.append(err)
-    return said[0]
+        messages.append(err)
+    return messages[0]
 
 
 @pytest.mark.parametrize("odd", FACTS)
@@ -288,7 +288,7 @@ def test_a_split_of_a_billion_samples_is_not_counted_through(refcli, run_file, t
     assert "999999999996 are in no part" in err
 
 
-def test_per_sample_files_of_earlier_versions_are_read_as_they_were_meant(refcli, run_file, tmp_path):
+def test_per_sample_files_of_earlier_versions_are_read_with_their_meaning(refcli, run_file, tmp_path):
     table = pq.read_table(run_file)
     facts = json.loads(table.schema.metadata[b"refcli"])
     table = table.drop_columns(["states_none", "num_framed", "is_gated"])
@@ -314,7 +314,7 @@ def test_progress_shows_any_name_as_it_is():
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder without a run", "nothing"])
-def test_what_is_no_regular_file_is_refused_at_once(refcli, tmp_path, kind):
+def test_anything_but_a_regular_file_is_refused_at_once(refcli, tmp_path, kind):
     path = tmp_path / "odd"
     if kind == "fifo":
         os.mkfifo(path)
@@ -335,7 +335,7 @@ def test_what_is_no_regular_file_is_refused_at_once(refcli, tmp_path, kind):
         ([1, 2, 3, 4], "a target is"),
     ],
 )
-def test_what_is_malformed_is_said_in_plain_words(score, target, reason):
+def test_a_malformed_field_is_described_in_plain_words(score, target, reason):
     code, _, messages = score([*good(0, 1, 2), record(3, targets=[target])])
     assert code == 3
     assert reason in messages

@@ -1,4 +1,4 @@
-"""Masks whose sizes or run lengths are not what they say never reach the C code that would crash or hang on them."""
+"""Masks with wrong sizes or run lengths never reach the C code, which would crash or hang."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_mask_of_an_impossible_size_is_refused(size):
         runs_to_rle([size[0] * size[1]], *size)
 
 
-def test_runs_of_nothing_between_others_change_no_pixel():
+def test_empty_runs_between_others_change_no_pixel():
     """pycocotools stops at two that end together, and a mask joined of it is endless to its next reader."""
     for runs in itertools.product((0, 2, 4), repeat=5):
         if sum(runs) != 8:

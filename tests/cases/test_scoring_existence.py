@@ -1,4 +1,4 @@
-"""Whether something exists is what the system states; figures before and after its "no target" are told apart."""
+"""Existence is what the system states; metrics before and after its "no target" are kept apart."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ CONVENTIONS = ("original", "rela480", "rela480-text", "gsva")
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("score_given", [True, False])
-def test_a_stated_decision_stands_whatever_the_mask_shows(score, convention, score_given):
+def test_a_stated_decision_counts_regardless_of_the_mask(score, convention, score_given):
     """Empty and tiny masks where a target is stated, large ones where none is."""
     sides = [40, 40, 0, 5, 40, 40, 0, 5, 40, 40]
     none = [False, False, False, False, True, False, False, False, True, False]
     answers = [
-        answer(number, side, none=said, score=(0.9 if said else 0.1) if score_given else None)
-        for number, (side, said) in enumerate(zip(sides, none, strict=True))
+        answer(number, side, none=states_none, score=(0.9 if states_none else 0.1) if score_given else None)
+        for number, (side, states_none) in enumerate(zip(sides, none, strict=True))
     ]
     n_acc, t_acc, giou = accuracies(score(answers), convention)
     assert n_acc == 1 / 4
@@ -107,7 +107,7 @@ def test_fifty_pixels_decide_for_a_system_that_states_nothing_anywhere(score):
         assert accuracies(document, "original")[:2] == (0, 1)
 
 
-def test_an_answer_without_any_target_is_no_target_whatever_its_flag_says(score):
+def test_an_answer_without_any_target_is_no_target_regardless_of_its_flag(score):
     answers = [answer(number, 40, none=False, score=0.2, empty=number in (2, 7)) for number in range(10)]
     for convention in CONVENTIONS:
         assert accuracies(score(answers), convention)[:2] == (1 / 4, 5 / 6)
@@ -131,7 +131,7 @@ def with_candidates() -> list[dict]:
     ]
 
 
-def test_lines_without_candidates_are_scored_gated_and_say_so(refcli, score, store, tmp_path):
+def test_lines_without_candidates_are_scored_gated_with_a_note(refcli, score, store, tmp_path):
     document = score(gated_file())
     assert document["splits"]["m:val"]["gated"] is True
     assert document["splits"]["m:val"]["gated_answers"] == 2
@@ -159,14 +159,14 @@ def whole(number: int) -> Answer:
     return answer(number, 40, none=False)
 
 
-def test_figures_of_different_kinds_are_not_tested_against_each_other(refcli, score, store, tmp_path):
+def test_gated_and_other_metrics_are_not_compared(refcli, score, store, tmp_path):
     score(with_candidates(), "--out", tmp_path / "before")
     score(gated_file(), "--out", tmp_path / "after")
     asked = ("evaluate", "--data", store, "--split", "m:val", "--predictions")
-    gated, ungated = tmp_path / "gated.jsonl", tmp_path / "ungated.jsonl"
+    gated, complete = tmp_path / "gated.jsonl", tmp_path / "complete.jsonl"
     gated.write_text("\n".join(json.dumps(answer_to_json(one)) for one in gated_file()))
-    ungated.write_text("\n".join(map(json.dumps, with_candidates())))
-    for file, other in ((gated, "before"), (ungated, "after")):
+    complete.write_text("\n".join(map(json.dumps, with_candidates())))
+    for file, other in ((gated, "before"), (complete, "after")):
         code, out, err = refcli(*asked, file, "--compare", tmp_path / other)
         assert (code, out) == (5, "")
         assert "add --gated" in err
@@ -176,7 +176,7 @@ def test_figures_of_different_kinds_are_not_tested_against_each_other(refcli, sc
         assert comparison["gated"] is True
         assert all(one["this"] == one["other"] for one in comparison["metrics"].values())
     assert refcli(*asked, gated, "--compare", tmp_path / "after")[0] == 0
-    assert refcli(*asked, ungated, "--compare", tmp_path / "before")[0] == 0
+    assert refcli(*asked, complete, "--compare", tmp_path / "before")[0] == 0
 
 
 def test_a_model_is_not_run_for_a_comparison_that_will_be_refused(refcli, score, store, tmp_path):

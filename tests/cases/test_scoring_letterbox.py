@@ -118,7 +118,7 @@ def published(split: StoreSplit, model: Spills) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("cells", [192, 96, 384])
-def test_the_figures_of_a_model_are_those_of_the_published_evaluation(split, cells):
+def test_the_metrics_of_a_model_are_those_of_the_published_evaluation(split, cells):
     model = predictor(FRAME_SIDE, cells)
     scored = evaluate_split(model, split, name="m:val", scoring=SCORING)
     report = report_split(scored, SCORING.conventions)
@@ -163,7 +163,7 @@ def test_a_model_of_another_size_is_scored_where_its_letterbox_lies_in_384_pixel
     assert np.abs(large_counts.intersection / small_counts.intersection - 1).max() < 0.02
 
 
-def test_a_prediction_file_of_another_system_says_that_its_padding_is_not_known(refcli, split, tmp_path):
+def test_a_prediction_file_of_another_system_has_a_note_that_its_padding_is_unknown(refcli, split, tmp_path):
     model = predictor(FRAME_SIDE, 192)
     requests = [Request(split[row].id, "", "it", split.image_path(split[row])) for row in range(len(split))]
     records = [answer_to_json(answer) for answer in model.predict_many(requests)]

@@ -1,4 +1,4 @@
-"""A model and its own prediction file have the same figures, down to the last digit."""
+"""A model and its own prediction file have the same metrics, down to the last digit."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def measured(refcli, store: Path, *system: object) -> dict:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_model_and_its_prediction_file_have_the_same_figures(refcli, store, requests, weights, tmp_path, head):
+def test_a_model_and_its_prediction_file_have_the_same_metrics(refcli, store, requests, weights, tmp_path, head):
     folder = weights(*HEADS[head])
     code, out, _ = refcli("predict", requests, "-w", folder)
     assert code == 0
@@ -136,7 +136,7 @@ def test_a_no_target_line_keeps_what_the_model_proposed(refcli, requests, weight
             assert "no_target_source" not in line
 
 
-def test_a_minimum_score_changes_the_answers_and_not_the_figures_before_the_gate(
+def test_a_minimum_score_changes_the_answers_and_not_the_metrics_before_the_gate(
     refcli, store, requests, weights, tmp_path
 ):
     folder = weights(*HEADS["box and mask"])

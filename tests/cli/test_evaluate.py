@@ -94,7 +94,7 @@ def test_a_limit_takes_the_first_samples(refcli, store, weights):
     assert json.loads(out)["splits"]["synthetic:test"]["overall"]["count"] == 5
 
 
-def test_a_gate_that_is_not_met_ends_with_code_4_after_the_figures(refcli, store, weights):
+def test_a_gate_that_is_not_met_ends_with_code_4_after_the_metrics(refcli, store, weights):
     arguments = ("evaluate", "--data", store, "--split", "synthetic:test", "-w", weights, "--json")
     code, out, err = refcli(*arguments, "--fail-under", "acc50=1")
     assert code == 4
@@ -103,10 +103,10 @@ def test_a_gate_that_is_not_met_ends_with_code_4_after_the_figures(refcli, store
     assert refcli(*arguments, "--fail-under", "acc50=0")[0] == 0
 
 
-def test_pictures_that_cannot_be_read_are_listed_and_left_out_with_code_3(refcli, weights, tmp_path):
+def test_unreadable_images_are_listed_and_left_out_with_code_3(refcli, weights, tmp_path):
     write_synthetic(tmp_path, size=3, splits=["test"])
-    picture = sorted((tmp_path / "synthetic").rglob("*.jpg"))[0]
-    picture.write_bytes(b"broken")
+    image = sorted((tmp_path / "synthetic").rglob("*.jpg"))[0]
+    image.write_bytes(b"broken")
     code, out, err = refcli("evaluate", "--data", tmp_path, "--split", "synthetic:test", "-w", weights, "--json")
     part = json.loads(out)["splits"]["synthetic:test"]
     assert code == 3
@@ -123,7 +123,7 @@ def test_pictures_that_cannot_be_read_are_listed_and_left_out_with_code_3(refcli
         ([], 2, "--split"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(refcli, store, weights, arguments, code, message):
+def test_mistakes_are_reported_before_anything_runs(refcli, store, weights, arguments, code, message):
     actual, out, err = refcli("evaluate", "--data", store, "-w", weights, *arguments)
     assert actual == code
     assert message in err

@@ -46,7 +46,7 @@ def truth(lines, tmp_path) -> Path:
 
 @pytest.fixture
 def half(lines, tmp_path) -> Path:
-    """Every other answer of the truth, and one that nobody asked for."""
+    """Every other answer of the truth, and one with an unknown id."""
     path = tmp_path / "half.jsonl"
     path.write_text("\n".join([*lines[::2], lines[0].replace('"id": "', '"id": "else/')]))
     return path
@@ -77,7 +77,7 @@ def test_a_gzipped_prediction_file_is_scored_without_a_model(refcli, truth, line
     assert document["metrics"]["synthetic/test/mask_oiou"] == 1
 
 
-def test_missing_and_unknown_lines_end_with_code_3_and_are_told(refcli, half, lines):
+def test_missing_and_unknown_lines_end_with_code_3_and_are_reported(refcli, half, lines):
     code, out, err = refcli("--predictions", half, "--json")
     document = json.loads(out)
     missing = len(lines) - len(lines[::2])
@@ -115,7 +115,7 @@ def test_shards_are_merged_to_what_one_run_writes(refcli, half, tmp_path):
     assert refcli("--merge", *files[:2], data=False)[0] == 5
 
 
-def test_lines_of_no_use_are_counted_alike_in_shards_and_in_one_run(refcli, lines, tmp_path):
+def test_rejected_lines_are_counted_equally_in_shards_and_in_one_run(refcli, lines, tmp_path):
     wrong = [line.replace('"width": ', '"width": 9') for line in lines]
     others = [lines[0], "no JSON", lines[0].replace('"id": "', '"id": "else/')]
     (tmp_path / "bad.jsonl").write_text("\n".join([*reversed(wrong[1:]), *others]))
@@ -131,7 +131,7 @@ def test_lines_of_no_use_are_counted_alike_in_shards_and_in_one_run(refcli, line
     }  # fmt: skip
 
 
-def test_conventions_stand_side_by_side_and_are_explained(refcli, truth):
+def test_conventions_are_side_by_side_and_explained(refcli, truth):
     code, out, _ = refcli("--predictions", truth, "--convention", "lavt480", "--convention", "rela480")
     assert code == 0
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
@@ -158,7 +158,7 @@ def test_several_systems_give_one_table_and_a_folder_each(refcli, truth, half, t
     assert [one["weights"] for one in document["runs"]] == [str(truth), str(half)]
 
 
-def test_boxes_that_are_the_tight_boxes_of_masks_are_said_to_be(refcli, truth, lines, tmp_path):
+def test_boxes_that_are_the_tight_boxes_of_masks_are_marked(refcli, truth, lines, tmp_path):
     (tmp_path / "masks.jsonl").write_text("\n".join(lines).replace('"box_source": "head"', '"box_source": "mask"'))
     asked = ("--predictions", tmp_path / "masks.jsonl")
     assert "from mask: 100.0 % of the answered boxes" in refcli(*asked, "--report", "--out", tmp_path / "out")[1]
@@ -196,13 +196,13 @@ def test_a_run_is_compared_with_another(refcli, truth, half, tmp_path):
         (["--predictions", "x"], False, 2, "--data"),
     ],
 )
-def test_mistakes_are_told(refcli, arguments, data, code, message):
+def test_mistakes_are_reported(refcli, arguments, data, code, message):
     actual, out, err = refcli(*arguments, data=data)
     assert (actual, out) == (code, "")
     assert message in err
 
 
-def test_the_last_system_is_looked_for_before_the_first_is_scored(refcli, truth, tmp_path):
+def test_the_last_system_is_found_before_the_first_is_scored(refcli, truth, tmp_path):
     for option, missing, code in (
         ("--predictions", tmp_path / "none.jsonl", 5),
         ("--predictions", tmp_path, 5),
@@ -212,7 +212,7 @@ def test_the_last_system_is_looked_for_before_the_first_is_scored(refcli, truth,
         assert not (tmp_path / "out").exists()
 
 
-def test_results_that_cannot_be_written_are_told_without_a_bug(refcli, truth, tmp_path, monkeypatch):
+def test_results_that_cannot_be_written_are_an_expected_error(refcli, truth, tmp_path, monkeypatch):
     def write_run(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -222,14 +222,14 @@ def test_results_that_cannot_be_written_are_told_without_a_bug(refcli, truth, tm
     assert "the results cannot be written" in err
 
 
-def test_runs_that_count_boxes_otherwise_are_not_compared(refcli, truth, tmp_path):
+def test_runs_with_other_score_thresholds_are_not_compared(refcli, truth, tmp_path):
     refcli("--predictions", truth, "--out", tmp_path / "run", "--score-threshold", "0.5")
     code, out, err = refcli("--predictions", truth, "--compare", tmp_path / "run")
     assert (code, out) == (5, "")
     assert "--score-threshold 0.5" in err
 
 
-def test_results_that_were_published_stand_beside_a_run_on_the_same_split(monkeypatch, capsys, tmp_path, store):
+def test_published_results_are_beside_a_run_on_the_same_split(monkeypatch, capsys, tmp_path, store):
     from dataclasses import replace
 
     from refcli.data.store.write import write_manifest, write_split

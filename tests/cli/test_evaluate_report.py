@@ -54,7 +54,7 @@ def refcli(monkeypatch, capsys):
     return call
 
 
-def test_a_page_of_other_figures_does_not_stay(refcli, store, truth, tmp_path):
+def test_a_page_of_an_earlier_evaluation_is_removed(refcli, store, truth, tmp_path):
     asked = ("--data", store, "--split", SPLIT, "--predictions", truth, "--out", tmp_path / "out")
     refcli(*asked, "--report", "--cases", "0")
     assert (tmp_path / "out" / "report.html").is_file()
@@ -62,7 +62,7 @@ def test_a_page_of_other_figures_does_not_stay(refcli, store, truth, tmp_path):
     assert not (tmp_path / "out" / "report.html").exists()
 
 
-def test_the_page_is_written_beside_the_figures_and_is_the_same_every_time(refcli, store, truth, tmp_path):
+def test_the_page_is_written_beside_the_metrics_and_is_the_same_every_time(refcli, store, truth, tmp_path):
     asked = ("--data", store, "--split", SPLIT, "--predictions", truth, "--report", "--cases", "2")
     pages = []
     for name in ("one", "two"):
@@ -77,7 +77,7 @@ def test_the_page_is_written_beside_the_figures_and_is_the_same_every_time(refcl
     assert pages[0].count(JPEG) == 4
 
 
-def test_a_model_is_asked_again_for_the_cases(refcli, store, tmp_path):
+def test_a_model_answers_the_cases_again(refcli, store, tmp_path):
     code, _, _ = refcli(
         "--data", store, "--split", SPLIT, "--report", "--cases", "3", "--out", tmp_path, "--limit", "8"
     )
@@ -122,7 +122,7 @@ def test_several_systems_have_a_page_each(refcli, store, truth, tmp_path):
         (["--merge", "a", "b", "--report"], "no folder for the page"),
     ],
 )
-def test_mistakes_are_told(refcli, arguments, message):
+def test_mistakes_are_reported(refcli, arguments, message):
     code, out, err = refcli(*arguments)
     assert (code, out) == (2, "")
     assert message in " ".join(err.split())

@@ -1,4 +1,4 @@
-"""A small synthetic store, and the answers of a system that knows the truth."""
+"""A small synthetic store, and the true answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def examples(store) -> list[Example]:
 
 @pytest.fixture
 def make_store(tmp_path) -> Callable[..., Path]:
-    """Write examples as a store without pictures."""
+    """Write examples as a store without images; settings are those of `write_split`."""
 
     def make(examples: list[Example], **settings: int) -> Path:
         out = tmp_path / "made"
@@ -48,7 +48,7 @@ def make_store(tmp_path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def truth_of() -> Callable[[Example], Answer]:
-    """What a system that knows the truth answers, with a certainty about existence."""
+    """The true answer to an example, with a certain probability of existence."""
 
     def answer(example: Example) -> Answer:
         targets = tuple(Target(region.box_xyxy, 1.0, region.mask) for region in example.regions)

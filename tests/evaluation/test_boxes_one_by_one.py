@@ -1,4 +1,4 @@
-"""Boxes one by one: GIoU, the greedy matching of GREC, and ranks of phrase grounding."""
+"""Boxes one by one: the greedy matching of GREC, and ranks of phrase grounding."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
 from refcli.evaluation.metrics.measure import measure
 from refcli.evaluation.sample_score import first_hit, greedy_matches, score_sample
 from refcli.evaluation.score_table import ScoreColumns
-from refcli.geometry.boxes import overlap_matrices
 
 LEFT, RIGHT, FAR = (0.0, 0.0, 100.0, 100.0), (200.0, 0.0, 300.0, 100.0), (400.0, 400.0, 500.0, 500.0)
 SHIFTED = (18.0, 0.0, 118.0, 100.0)  # with LEFT: IoU 82 / 118 = 0.69
@@ -28,26 +26,9 @@ def figures(*pairs: tuple[list, list], says_none: bool = False, score_threshold:
         scored = [one if len(one) == 2 else (one, 0.9) for one in found]
         targets = tuple(Target(box, score) for box, score in scored)
         example = Example(str(number), "d", "s", f"{number}", f"{number}", 600, 600, "x", regions)
-        said = Answer(str(number), "i", "x", 600, 600, targets, says_none or not targets, None, "w")
-        scores.append(score_sample(example, said, score_threshold=score_threshold))
+        answered = Answer(str(number), "i", "x", 600, 600, targets, says_none or not targets, None, "w")
+        scores.append(score_sample(example, answered, score_threshold=score_threshold))
     return dict(measure(ScoreColumns.of(scores)).metrics)
-
-
-def test_giou_equals_the_published_matrix(fixtures):
-    tensors = load_file(fixtures / "metrics/io.safetensors")
-    _, giou = overlap_matrices(tensors["xyxy_pred"][:16].double().tolist(), tensors["xyxy_gt"][:16].double().tolist())
-    np.testing.assert_allclose(giou, tensors["giou_matrix_first16"].numpy(), atol=1e-6)
-
-
-def test_overlaps_of_degenerate_and_lost_boxes_are_never_nan():
-    point, inverted = (5.0, 5.0, 5.0, 5.0), (60.0, 0.0, 40.0, 100.0)
-    lost = (float("nan"), 0.0, float("inf"), 1.0)
-    iou, giou = overlap_matrices([point, inverted, lost], [point, LEFT])
-    assert np.isfinite(iou).all()
-    assert np.isfinite(giou).all()
-    assert iou.max() == 0
-    assert giou.max() <= 0
-    assert giou[2].tolist() == [-1.0, -1.0]
 
 
 def test_greedy_matching_takes_the_best_pair_first_and_nothing_below_a_half():
@@ -95,13 +76,13 @@ def test_boxes_below_the_score_threshold_are_not_there():
 
 def test_nothing_is_kept_after_no_target_and_the_accuracies_count_that():
     targeted, empty = ([LEFT], [LEFT]), ([], [LEFT])
-    said = figures(targeted, empty, says_none=True)
-    assert (said["grec_n_acc"], said["grec_t_acc"], said["grec_pr_iou"]) == (1.0, 0.0, 0.5)
+    answered = figures(targeted, empty, says_none=True)
+    assert (answered["grec_n_acc"], answered["grec_t_acc"], answered["grec_pr_iou"]) == (1.0, 0.0, 0.5)
     heard = figures(targeted, empty)
     assert (heard["grec_n_acc"], heard["grec_t_acc"], heard["grec_pr_iou"]) == (0.0, 1.0, 0.5)
 
 
-def test_recall_looks_at_the_first_boxes_by_score_for_any_box_or_for_the_box_around_all():
+def test_recall_checks_the_first_boxes_by_score_for_any_box_or_for_the_box_around_all():
     around = (0.0, 0.0, 300.0, 100.0)
     found = [(FAR, 0.9), *[(FAR, 0.8)] * 4, (around, 0.5), (RIGHT, 0.6)]
     measured = figures(([LEFT, RIGHT], found))

@@ -1,4 +1,4 @@
-"""The existence threshold is the best of those that keep what is there."""
+"""The existence threshold is the best of those that enough samples with a target pass."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def accuracies(threshold, existence, has_target):
     return kept[has_target].mean(), (~kept[~has_target]).mean()
 
 
-def test_two_separate_groups_are_told_apart():
+def test_two_separate_groups_are_separated():
     existence, has_target = np.array([0.9, 0.2, 0.8, 0.3]), np.array([True, False, True, False])
     threshold = calibrate_existence(existence, has_target, min_t_acc=0.95)
     assert accuracies(threshold, existence, has_target) == (1.0, 1.0)
@@ -30,7 +30,7 @@ def test_no_threshold_of_a_fine_grid_is_better():
     assert t_acc + n_acc >= max(sum(pair) for pair in others if pair[0] >= 0.9) - 1e-9
 
 
-def test_one_sort_of_samples_is_an_error():
+def test_samples_that_all_have_a_target_are_an_error():
     with pytest.raises(DataError):
         calibrate_existence(np.array([0.5, 0.6]), np.array([True, True]), min_t_acc=0.9)
 

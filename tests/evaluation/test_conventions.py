@@ -1,4 +1,4 @@
-"""Each convention counts as the code that it is named after."""
+"""Each convention counts like the code that it is named after."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def scored(*samples: tuple[np.ndarray | None, np.ndarray | None, bool], existenc
 
 
 def worked_example() -> ScoreColumns:
-    """Nothing meant: none said, and 100 pixels drawn; 200 pixels meant: half of them drawn, and all, but none said."""
+    """No target: "no target", or 100 pixels drawn; a target of 200 pixels: half are drawn, or all, but "no target"."""
     hundred, two_hundred = mask(slice(0, 10), slice(0, 10)), mask(slice(0, 10), slice(0, 20))
     return scored(
         (None, None, True), (None, hundred, False), (two_hundred, hundred, False), (two_hundred, two_hundred, True)
@@ -75,7 +75,7 @@ def test_a_wrong_none_costs_the_discarded_mask_in_the_code_and_only_the_truth_in
     assert measure(scores, "gsva").metrics["ciou"] == pytest.approx(200 / (100 + 500))
 
 
-def test_fewer_than_fifty_pixels_are_no_target_for_systems_that_say_nothing_about_existence():
+def test_fewer_than_fifty_pixels_are_no_target_for_systems_that_state_nothing_about_existence():
     small, enough, large = (mask(slice(0, 1), slice(0, n)) for n in (49, 50, 400))
     samples = (None, small, False), (None, enough, False), (large, small, False), (large, enough, False)
     silent = scored(*samples, existence=None)
@@ -124,7 +124,7 @@ def test_oneref_masks_equal_the_published_evaluation(fixtures):
     meta = json.loads((fixtures / "metrics/meta.json").read_text())
     frame = MaskFrame(48, keeps_aspect=True, cells=12)
     truth = tensors["gt_mask"][:, 0].bool().numpy()
-    # What a system with 12 x 12 cells would store: its mask at the size of the picture.
+    # What a system with 12 x 12 cells would store: its mask at the size of the image.
     stored = F.interpolate((tensors["seg_logit"] > 0).float(), size=(48, 48), mode="nearest")[:, 0].bool().numpy()
     counts = [frame.overlap(encode_mask(true), encode_mask(drawn)) for true, drawn in zip(truth, stored, strict=True)]
     assert [one.intersection for one in counts] == tensors["mask_intersection"].int().tolist()
@@ -137,7 +137,7 @@ def test_oneref_masks_equal_the_published_evaluation(fixtures):
 
 
 def published_oneref_counts(cosines: torch.Tensor, truth: np.ndarray) -> tuple[int, int]:
-    """(intersection, union) as the published code has them, of cosines on 192 x 192 cells and a mask of the picture."""
+    """(intersection, union) as the published code has them, of cosines on 192 x 192 cells and a mask of the image."""
     height, width = truth.shape
     frame = Frame.fit(width, height, 384, 384)
     true = np.zeros((384, 384), dtype=bool)
@@ -148,7 +148,7 @@ def published_oneref_counts(cosines: torch.Tensor, truth: np.ndarray) -> tuple[i
     return int((true & drawn).sum()), int((true | drawn).sum())
 
 
-def test_oneref_figures_from_stored_masks_are_close_to_those_from_the_models_own_cells():
+def test_oneref_metrics_from_stored_masks_are_close_to_those_from_the_cells_of_the_model():
     """The stored mask is the enlarged cosine above 0; the published one is thresholded first."""
     generator = np.random.default_rng(1)
     published, ours = [], []

@@ -1,4 +1,4 @@
-"""Evaluation asks every sample once, in order, scores it in image pixels, slices by kind and holds gates."""
+"""Evaluation answers every sample once, in order, scores it in image pixels, groups by kind and checks gates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOX = (10.0, 20.0, 50.0, 60.0)
 
 
 class InMemory:
-    """A split of examples whose pictures nobody opens."""
+    """A split of examples without images."""
 
     def __init__(self, examples: list[Example]) -> None:
         self.examples = examples
@@ -34,7 +34,7 @@ class InMemory:
         return self.examples[index]
 
     def image_path(self, example: Example) -> Path:
-        return Path("/pictures") / example.image
+        return Path("/images") / example.image
 
 
 def filled(box: tuple[float, float, float, float], height: int = 100, width: int = 100) -> RLE:
@@ -46,7 +46,7 @@ def filled(box: tuple[float, float, float, float], height: int = 100, width: int
 
 
 class Oracle:
-    """Answers right, except for the expressions it was told to miss, refuse or fail."""
+    """Answers correctly, except for the expressions "miss", "refuse" and "fail"."""
 
     def __init__(self, split: InMemory) -> None:
         self.split = split
@@ -88,16 +88,16 @@ def split() -> InMemory:
     )
 
 
-def test_every_sample_is_asked_once_with_its_picture_and_the_failed_ones_are_listed(split):
+def test_every_sample_is_answered_once_with_its_image_and_the_failed_ones_are_listed(split):
     oracle, progress = Oracle(split), []
     result = evaluate_split(oracle, split, name="d:s", on_sample=lambda done, total: progress.append((done, total)))
-    assert oracle.asked == [Path(f"/pictures/{n}.jpg") for n in range(6)]
+    assert oracle.asked == [Path(f"/images/{n}.jpg") for n in range(6)]
     assert progress == [(n, 6) for n in range(1, 7)]
     assert len(result.scores) == 5
     assert result.failures == (("5", "unreadable"),)
 
 
-def test_figures_are_sliced_by_kind(split):
+def test_metrics_are_grouped_by_kind(split):
     report = report_split(evaluate_split(Oracle(split), split, name="d:s"))
     assert list(report.kinds) == ["attribute", "no_target", "ordinal"]
     assert report.kinds["attribute"].metrics["acc50"] == 0.5
@@ -109,13 +109,13 @@ def test_figures_are_sliced_by_kind(split):
     assert report.overall.metrics["acc50"] == 0.75
 
 
-def test_only_the_rows_asked_for_are_asked(split):
+def test_only_the_chosen_rows_are_answered(split):
     oracle = Oracle(split)
     assert len(evaluate_split(oracle, split, name="d:s", rows=range(2)).scores) == 2
-    assert oracle.asked == [Path("/pictures/0.jpg"), Path("/pictures/1.jpg")]
+    assert oracle.asked == [Path("/images/0.jpg"), Path("/images/1.jpg")]
 
 
-def test_the_document_is_json_with_flat_keys_and_every_figure(split):
+def test_the_document_is_json_with_flat_keys_and_all_metrics(split):
     document = json.loads(json.dumps(report_document(report_of(split))))
     assert document["schema"] == "refcli.evaluation/1"
     assert document["metrics"]["d/s/acc50"] == 0.75
@@ -139,7 +139,7 @@ def test_a_split_without_kinds_or_without_answers_has_the_overall_row_only(split
         assert rows == [["overall", "0", *["-"] * len(TABLE)]]
 
 
-def test_gates_are_held_for_every_split_and_all_misses_are_named(split):
+def test_gates_are_checked_for_every_split_and_all_misses_are_named(split):
     report = report_of(split)
     check_gates([report], parse_gates(["acc50=0.75", "n_acc=1"]))
     with pytest.raises(GateError, match=r"acc50 is 0.7500, wanted 0.8; d:s t_acc is 0.7500, wanted 0.9") as caught:
@@ -168,13 +168,13 @@ def test_a_gate_on_what_was_not_measured_is_not_met(split):
         ("lavt/mask_miou=0.5", "known: original"),
     ],
 )
-def test_gates_that_cannot_be_understood_are_refused(gate, message):
+def test_malformed_gates_are_refused(gate, message):
     with pytest.raises(UsageError) as caught:
         parse_gates([gate])
     assert message in str(caught.value)
 
 
-def test_a_gate_on_a_convention_that_is_not_measured_says_what_to_add():
+def test_a_gate_on_a_convention_that_is_not_measured_names_the_option_to_add():
     with pytest.raises(UsageError, match="add --convention lavt480"):
         parse_gates(["lavt480/mask_miou=0.5"], conventions=["original"])
 

@@ -1,4 +1,4 @@
-"""The page about a run: what is in it, what cannot be in it, and that it holds together."""
+"""The HTML page about a run: its content, hostile content, and its form."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def shifted(examples, truth_of, write_lines) -> Path:
     return write_lines(answers)
 
 
-def test_every_figure_of_the_summary_is_in_the_page_as_it_is(store, shifted):
+def test_every_metric_of_the_summary_is_in_the_page_unrounded(store, shifted):
     run, truth = scored(store, shifted, conventions=choose_conventions(["all"]))
     report = report_run(run)
     page = Page(render_report(run, report, cases_of(run, truth, shifted, 2)))
@@ -153,16 +153,16 @@ def test_many_cases_share_the_room(store, shifted, examples):
     assert sum(sizes) <= 600_000
 
 
-def test_hostile_words_are_words(make_store, examples, truth_of, write_lines):
+def test_hostile_text_is_text(make_store, examples, truth_of, write_lines):
     one = replace(examples[0], expression=HOSTILE.replace("\ud800", ""), kind='<b>$\\frac{1}$</b>"')
     lines = write_lines([truth_of(one), json.dumps({"schema": HOSTILE})], name="<i>x.jsonl")
     store = make_store([one, replace(examples[1], kind=None)])
-    _copy_pictures(store, one, examples[1])
+    _copy_images(store, one, examples[1])
     run, truth = scored(store, lines)
     page = Page(render_report(run, report_run(run), cases_of(run, truth, lines, 2), other=HOSTILE))
     assert {"script", "b>", "i"}.isdisjoint(page.tags)
     drawn = [kind for kind, _ in page.images() if kind == "image/jpeg"]
-    assert len(drawn) == 2 * 1  # the sample that is not answered is in no figure, and nobody else's image is here
+    assert len(drawn) == 2 * 1  # the sample without an answer is in no metric, and other images are not in the store
     assert page.tags.count("img") == len(drawn) + page.tags.count("source")
     assert '<script>alert("1")</script> $x^2$' in page.text
     assert "<i>x.jsonl" in page.text
@@ -179,25 +179,25 @@ def test_a_system_without_masks_and_a_split_without_kinds(make_store, examples, 
     assert len(page.images()) == 2 * 3
 
 
-def test_a_split_where_nothing_is_meant(make_store, examples, truth_of, write_lines):
+def test_a_split_without_targets(make_store, examples, truth_of, write_lines):
     empty = [one for one in examples if not one.regions]
     run, _ = scored(make_store(empty), write_lines(map(truth_of, empty)))
     assert Page(render_report(run, report_run(run), {})).values["synthetic/test/n_acc"] == 1
 
 
-def test_pictures_that_are_not_there_leave_cases_out_with_a_word(make_store, examples, truth_of, write_lines):
+def test_missing_images_leave_cases_out_with_a_note(make_store, examples, truth_of, write_lines):
     lines = write_lines(map(truth_of, examples))
     page = Page(page_of(make_store(examples), lines, count=4))
     assert "4 of 4 are left out: their images cannot be read" in page.text
     assert all(kind == "image/svg+xml" for kind, _ in page.images())
 
 
-def test_without_answers_the_page_says_why_there_are_no_cases(store, shifted):
+def test_without_answers_the_page_explains_why_there_are_no_cases(store, shifted):
     run, _ = scored(store, shifted)
     assert "per_sample.parquet, which holds no answers" in Page(render_report(run, report_run(run))).text
 
 
-def test_failures_and_lines_of_no_use_are_counted(store, examples, truth_of, write_lines):
+def test_failures_and_rejected_lines_are_counted(store, examples, truth_of, write_lines):
     lines = write_lines([*map(truth_of, examples[1:]), "no JSON", "nor this"])
     page = Page(page_of(store, lines))
     assert f"1 of {len(examples)} samples have no answer" in page.text
@@ -205,7 +205,7 @@ def test_failures_and_lines_of_no_use_are_counted(store, examples, truth_of, wri
     assert "2 lines of predictions.jsonl were rejected: not a prediction" in page.text
 
 
-def test_published_rows_stand_beside_the_run(make_store, examples, truth_of, write_lines):
+def test_published_results_are_beside_those_of_the_run(make_store, examples, truth_of, write_lines):
     real = [replace(one, dataset="refcoco_unc", split="val") for one in examples[:3]]
     run, _ = scored(make_store(real), write_lines(map(truth_of, real)), split="refcoco_unc:val")
     text = Page(render_report(run, report_run(run), {})).text
@@ -239,7 +239,7 @@ def test_the_worst_are_those_with_the_least_overlap_and_wrong_decisions(store, e
     assert [row for row, value in enumerate(values) if value < 1] == sorted([far, denied, absent])
 
 
-def test_cases_at_random_are_the_seeds_and_each_once(store, shifted, examples):
+def test_random_cases_depend_on_the_seed_and_occur_once(store, shifted, examples):
     run, _ = scored(store, shifted)
     (part,) = run.splits
     chosen = choose_cases(part, 10).random
@@ -268,7 +268,7 @@ def _without_masks(regions: tuple[Region, ...]) -> tuple[Region, ...]:
     return tuple(replace(region, mask=None) for region in regions)
 
 
-def _copy_pictures(store: Path, *examples) -> None:
+def _copy_images(store: Path, *examples) -> None:
     for one in examples:
         path = store / one.dataset / one.image
         path.parent.mkdir(parents=True, exist_ok=True)

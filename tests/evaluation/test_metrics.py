@@ -1,4 +1,4 @@
-"""Metrics mean what their definitions say; where the published code measures the same, the numbers are the same."""
+"""Metrics follow their definitions, and equal the published code where it measures the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from refcli.evaluation.metrics.measure import measure
 from refcli.evaluation.metrics.ratios import Ratio, intervals, share, values
 from refcli.evaluation.sample_score import score_sample
 from refcli.evaluation.score_table import ScoreColumns
-from refcli.geometry.boxes import box_iou, enclosing_box
 from refcli.geometry.masks import encode_mask
 
 SIDE = 100
@@ -46,7 +45,7 @@ def answer(*targets: Target, says_none=False) -> Answer:
 
 
 def metrics(*pairs) -> dict[str, float]:
-    return dict(measure(ScoreColumns.of(score_sample(truth, said) for truth, said in pairs)).metrics)
+    return dict(measure(ScoreColumns.of(score_sample(truth, predicted) for truth, predicted in pairs)).metrics)
 
 
 LEFT, RIGHT = (0, 0, 50, 100), (50, 0, 100, 100)
@@ -60,7 +59,7 @@ def golden(fixtures):
     return load_file(folder / "io.safetensors"), json.loads((folder / "meta.json").read_text())
 
 
-def test_box_figures_equal_the_published_evaluation(golden):
+def test_box_metrics_equal_the_published_evaluation(golden):
     tensors, meta = golden
     predicted = tensors["xyxy_pred"].double().clamp(0, 1) * SIDE
     truth = tensors["xyxy_gt"].double() * SIDE
@@ -70,13 +69,13 @@ def test_box_figures_equal_the_published_evaluation(golden):
     ]
     scores = ScoreColumns.of(score_sample(*pair) for pair in pairs)
     np.testing.assert_allclose(scores.box_iou, tensors["box_iou"].numpy(), atol=1e-6)
-    figures = measure(scores).metrics
-    assert figures["acc50"] == meta["accuracy_at_0_5"]
-    assert figures["box_miou"] == pytest.approx(meta["box_miou"], abs=1e-6)
-    assert "mask_miou" not in figures
+    found = measure(scores).metrics
+    assert found["acc50"] == meta["accuracy_at_0_5"]
+    assert found["box_miou"] == pytest.approx(meta["box_miou"], abs=1e-6)
+    assert "mask_miou" not in found
 
 
-def test_mask_figures_equal_the_published_evaluation_on_the_same_bitmaps(golden):
+def test_mask_metrics_equal_the_published_evaluation_on_the_same_bitmaps(golden):
     tensors, meta = golden
     # The published binarisation: threshold at the head's resolution, then enlarge and take what is not zero.
     sure = (tensors["seg_logit"].sigmoid() - 0.5).relu()
@@ -93,29 +92,29 @@ def test_mask_figures_equal_the_published_evaluation_on_the_same_bitmaps(golden)
     )
     np.testing.assert_array_equal(scores.overlaps["image"].intersection, tensors["mask_intersection"].numpy())
     np.testing.assert_array_equal(scores.overlaps["image"].union, tensors["mask_union"].numpy())
-    figures = measure(scores).metrics
-    assert figures["mask_miou"] == pytest.approx(meta["mask_miou"], abs=1e-6)
-    assert figures["mask_oiou"] == pytest.approx(meta["mask_oiou"], abs=1e-6)
-    assert figures["pr50"] == pytest.approx((tensors["mask_iou"] >= 0.5).double().mean().item())
+    found = measure(scores).metrics
+    assert found["mask_miou"] == pytest.approx(meta["mask_miou"], abs=1e-6)
+    assert found["mask_oiou"] == pytest.approx(meta["mask_oiou"], abs=1e-6)
+    assert found["pr50"] == pytest.approx((tensors["mask_iou"] >= 0.5).double().mean().item())
 
 
-def test_accuracy_counts_the_box_whatever_the_gate_says_and_the_gated_one_does_not():
-    figures = metrics(
+def test_accuracy_ignores_the_gate_and_the_gated_accuracy_does_not():
+    found = metrics(
         (example(region(LEFT)), answer(target(LEFT))), (example(region(LEFT)), answer(target(LEFT), says_none=True))
     )
-    assert figures["acc50"] == 1.0
-    assert figures["acc50_gated"] == 0.5
-    assert figures["t_acc"] == 0.5
-    assert figures["mask_miou"] == 1.0
+    assert found["acc50"] == 1.0
+    assert found["acc50_gated"] == 0.5
+    assert found["t_acc"] == 0.5
+    assert found["mask_miou"] == 1.0
 
 
 def test_thresholds_are_met_by_equality():
     half = (0, 0, 25, 100)  # IoU exactly 0.5 with LEFT
-    figures = metrics((example(region(LEFT)), answer(target(half))))
-    assert (figures["acc50"], figures["acc60"], figures["pr50"], figures["pr60"]) == (1.0, 0.0, 1.0, 0.0)
+    found = metrics((example(region(LEFT)), answer(target(half))))
+    assert (found["acc50"], found["acc60"], found["pr50"], found["pr60"]) == (1.0, 0.0, 1.0, 0.0)
 
 
-def test_samples_without_a_target_are_in_no_box_or_mask_figure():
+def test_samples_without_a_target_are_in_no_box_or_mask_metric():
     targeted = (example(region(LEFT)), answer(target(SHIFTED)))
     empty = (example(), answer(target(RIGHT)))
     with_empty, without = metrics(targeted, empty), metrics(targeted)
@@ -125,13 +124,13 @@ def test_samples_without_a_target_are_in_no_box_or_mask_figure():
     assert with_empty["n_acc"] == 0.0
 
 
-def test_several_referents_are_their_enclosing_box_and_the_union_of_their_masks():
+def test_several_targets_are_their_enclosing_box_and_the_union_of_their_masks():
     truth = example(region((0, 0, 10, 10)), region((90, 90, 100, 100)))
     together = Target((0.0, 0.0, 100.0, 100.0), 0.9, encode_mask(bitmap((0, 0, 10, 10), (90, 90, 100, 100))))
     apart = (target((90, 90, 100, 100)), target((0, 0, 10, 10)))
-    for said in (answer(together), answer(*apart)):
-        figures = metrics((truth, said))
-        assert figures["box_miou"] == figures["mask_miou"] == 1.0
+    for predicted in (answer(together), answer(*apart)):
+        found = metrics((truth, predicted))
+        assert found["box_miou"] == found["mask_miou"] == 1.0
     one = metrics((truth, answer(target((0, 0, 10, 10)))))
     assert one["box_miou"] == pytest.approx(0.01)
     assert one["mask_miou"] == pytest.approx(0.5)
@@ -139,26 +138,26 @@ def test_several_referents_are_their_enclosing_box_and_the_union_of_their_masks(
 
 def test_oiou_weighs_by_area_and_miou_does_not():
     small, big = (0, 0, 10, 10), (0, 0, 100, 100)
-    figures = metrics(
+    found = metrics(
         (example(region(small)), answer(target((50, 50, 60, 60)))), (example(region(big)), answer(target(big)))
     )
-    assert figures["mask_miou"] == 0.5
-    assert figures["mask_oiou"] == pytest.approx(10_000 / 10_200)
+    assert found["mask_miou"] == 0.5
+    assert found["mask_oiou"] == pytest.approx(10_000 / 10_200)
 
 
-def test_generalised_figures_follow_the_published_table_of_cases():
+def test_generalised_metrics_follow_the_published_table_of_cases():
     right_none = (example(), answer(target(LEFT), says_none=True))
     missed_none = (example(), answer(target((0, 0, 10, 10))))
     wrong_none = (example(region(LEFT)), answer(target(MISPLACED), says_none=True))
     found = (example(region(LEFT)), answer(target(SHIFTED)))
-    figures = metrics(right_none, missed_none, wrong_none, found)
-    assert figures["giou"] == pytest.approx((1 + 0 + 0 + 4000 / 6000) / 4)
-    assert figures["ciou"] == pytest.approx((0 + 0 + 0 + 4000) / (0 + 100 + 7000 + 6000))
-    assert figures["n_acc"] == 0.5
-    assert figures["t_acc"] == 0.5
+    found = metrics(right_none, missed_none, wrong_none, found)
+    assert found["giou"] == pytest.approx((1 + 0 + 0 + 4000 / 6000) / 4)
+    assert found["ciou"] == pytest.approx((0 + 0 + 0 + 4000) / (0 + 100 + 7000 + 6000))
+    assert found["n_acc"] == 0.5
+    assert found["t_acc"] == 0.5
 
 
-def test_data_without_masks_and_models_without_masks_have_no_mask_figures():
+def test_data_without_masks_and_models_without_masks_have_no_mask_metrics():
     for pair in (
         (example(region(LEFT, mask=False)), answer(target(LEFT))),
         (example(region(LEFT)), answer(target(LEFT, mask=False))),
@@ -168,14 +167,14 @@ def test_data_without_masks_and_models_without_masks_have_no_mask_figures():
 
 
 def test_an_answer_without_any_target_scores_nothing_on_a_sample_that_has_one():
-    figures = metrics((example(region(LEFT)), answer(says_none=True)))
-    assert (figures["acc50"], figures["box_miou"], figures["mask_miou"], figures["giou"]) == (0, 0, 0, 0)
+    found = metrics((example(region(LEFT)), answer(says_none=True)))
+    assert (found["acc50"], found["box_miou"], found["mask_miou"], found["giou"]) == (0, 0, 0, 0)
 
 
-def test_a_picture_or_a_mask_of_another_size_than_the_data_says_is_refused():
-    said = Answer("0", "i.jpg", "x", SIDE, SIDE + 1, (), True, None, "w")
+def test_an_image_or_a_mask_of_another_size_than_the_data_states_is_refused():
+    predicted = Answer("0", "i.jpg", "x", SIDE, SIDE + 1, (), True, None, "w")
     with pytest.raises(DataError, match="100 x 101"):
-        score_sample(example(), said)
+        score_sample(example(), predicted)
     small = Target((0.0, 0.0, 5.0, 5.0), 0.9, encode_mask(bitmap((0, 0, 5, 5), side=50)))
     with pytest.raises(DataError, match="a mask is 50 x 50, the data says 100 x 100"):
         score_sample(example(region(LEFT)), answer(small))
@@ -184,45 +183,38 @@ def test_a_picture_or_a_mask_of_another_size_than_the_data_says_is_refused():
 def test_boxes_that_are_not_finite_are_no_boxes():
     nothing = float("nan")
     lost = Target((nothing, 0.0, 50.0, 100.0), 0.9, encode_mask(bitmap(LEFT)))
-    figures = metrics((example(region(LEFT)), answer(lost)))
-    assert (figures["acc50"], figures["box_miou"], figures["recall1_any"], figures["grec_pr_iou"]) == (0, 0, 0, 0)
-    assert figures["mask_miou"] == 1.0
+    found = metrics((example(region(LEFT)), answer(lost)))
+    assert (found["acc50"], found["box_miou"], found["recall1_any"], found["grec_pr_iou"]) == (0, 0, 0, 0)
+    assert found["mask_miou"] == 1.0
     assert metrics((example(region(LEFT)), answer(lost, target(LEFT))))["box_miou"] == 1.0
 
 
-def test_a_system_that_draws_masks_has_drawn_empty_ones_where_it_leaves_them_out():
+def test_a_missing_mask_of_a_system_that_draws_masks_is_empty():
     drawn = (example(region(LEFT)), answer(target(LEFT)))
     left_out = (example(region(LEFT)), answer(target(LEFT, mask=False)))
-    figures = metrics(drawn, left_out)
-    assert (figures["mask_miou"], figures["mask_oiou"], figures["pr50"]) == (0.5, 0.5, 0.5)
+    found = metrics(drawn, left_out)
+    assert (found["mask_miou"], found["mask_oiou"], found["pr50"]) == (0.5, 0.5, 0.5)
 
 
-def test_boxes_without_masks_and_expressions_without_a_target_give_no_mask_figures():
+def test_boxes_without_masks_and_expressions_without_a_target_give_no_mask_metrics():
     targeted = (example(region(LEFT, mask=False)), answer(target(LEFT)))
     empty = (example(), answer(says_none=True))
     assert not {"mask_miou", "giou", "ciou"} & metrics(targeted, empty).keys()
 
 
-def test_nothing_meant_and_nothing_answered_is_perfect_and_one_false_mask_is_not():
+def test_no_target_and_no_answer_is_perfect_and_one_false_mask_is_not():
     right = (example(), answer(says_none=True))
-    figures = metrics(right, right)
-    assert (figures["giou"], figures["ciou"], figures["n_acc"]) == (1.0, 1.0, 1.0)
-    assert not {"acc50", "mask_miou", "t_acc"} & figures.keys()
-    figures = metrics(right, (example(), answer(target((0, 0, 10, 10)))))
-    assert (figures["giou"], figures["ciou"], figures["n_acc"]) == (0.5, 0.0, 0.5)
+    found = metrics(right, right)
+    assert (found["giou"], found["ciou"], found["n_acc"]) == (1.0, 1.0, 1.0)
+    assert not {"acc50", "mask_miou", "t_acc"} & found.keys()
+    found = metrics(right, (example(), answer(target((0, 0, 10, 10)))))
+    assert (found["giou"], found["ciou"], found["n_acc"]) == (0.5, 0.0, 0.5)
 
 
-def test_two_empty_masks_of_something_that_is_meant_agree():
+def test_two_empty_masks_of_a_target_agree():
     invisible = Region((0.0, 0.0, 1.0, 1.0), encode_mask(bitmap()))
-    figures = metrics((example(invisible), answer(Target((0.0, 0.0, 1.0, 1.0), 0.9, encode_mask(bitmap())))))
-    assert (figures["mask_miou"], figures["mask_oiou"]) == (1.0, 1.0)
-
-
-def test_box_iou_of_degenerate_boxes_is_zero_and_never_nan():
-    point = (5.0, 5.0, 5.0, 5.0)
-    assert box_iou(point, point) == 0.0
-    assert box_iou(LEFT, (60.0, 0.0, 40.0, 100.0)) == 0.0
-    assert enclosing_box([]) is None
+    found = metrics((example(invisible), answer(Target((0.0, 0.0, 1.0, 1.0), 0.9, encode_mask(bitmap())))))
+    assert (found["mask_miou"], found["mask_oiou"]) == (1.0, 1.0)
 
 
 def test_shares_are_exact_over_many_samples():
@@ -230,7 +222,7 @@ def test_shares_are_exact_over_many_samples():
     assert values({"a": share(hits, np.ones_like(hits))}) == {"a": 1_000_001 / 3_000_001}
 
 
-def test_intervals_hold_the_figure_and_shrink_with_more_images_but_not_with_more_questions_about_one():
+def test_intervals_hold_the_metric_and_shrink_with_more_images_but_not_with_more_questions_about_one():
     random = np.random.default_rng(0)
 
     def width(num_images: int, questions: int) -> float:

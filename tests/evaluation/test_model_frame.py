@@ -13,8 +13,8 @@ from refcli.evaluation.validation import mask_iou_pairs, validate
 SIDE = 8
 
 
-class Says(torch.nn.Module):
-    """A grounder that always gives the prediction it was made with."""
+class FixedGrounder(torch.nn.Module):
+    """A grounder that always returns the same prediction."""
 
     def __init__(self, **parts) -> None:
         super().__init__()
@@ -47,29 +47,29 @@ def make_batch(boxes_xyxy, *, exists=None, masks=None, mask_is_known=None) -> Ba
 
 
 def test_boxes_are_scored_in_pixels_of_the_model_frame():
-    said = torch.tensor([[[0.0, 0, 4, 4]], [[0, 0, 4, 2]]])
-    scores = validate(Says(boxes_xyxy=said), [make_batch([[0, 0, 4, 4], [0, 0, 4, 8]])])
+    boxes = torch.tensor([[[0.0, 0, 4, 4]], [[0, 0, 4, 2]]])
+    scores = validate(FixedGrounder(boxes_xyxy=boxes), [make_batch([[0, 0, 4, 4], [0, 0, 4, 8]])])
 
     assert scores == {"box_iou": 0.625, "box_accuracy": 0.5, "score": 0.625}
 
 
 def test_exactly_half_is_a_hit_as_in_the_official_figures():
-    said = torch.tensor([[[0.0, 0, 4, 4]]])
-    scores = validate(Says(boxes_xyxy=said), [make_batch([[0, 0, 4, 8]])])
+    boxes = torch.tensor([[[0.0, 0, 4, 4]]])
+    scores = validate(FixedGrounder(boxes_xyxy=boxes), [make_batch([[0, 0, 4, 8]])])
 
     assert (scores["box_iou"], scores["box_accuracy"]) == (0.5, 1.0)
 
 
 def test_the_best_scored_target_counts():
-    said = torch.tensor([[[5.0, 5, 8, 8], [0, 0, 4, 4]]])
-    grounder = Says(boxes_xyxy=said, scores=torch.tensor([[0.2, 0.7]]))
+    boxes = torch.tensor([[[5.0, 5, 8, 8], [0, 0, 4, 4]]])
+    grounder = FixedGrounder(boxes_xyxy=boxes, scores=torch.tensor([[0.2, 0.7]]))
 
     assert validate(grounder, [make_batch([[0, 0, 4, 4]])])["box_iou"] == 1.0
 
 
-def test_samples_without_a_referent_count_for_existence_only():
-    said = torch.tensor([[[0.0, 0, 4, 4]], [[0, 0, 1, 1]]])
-    grounder = Says(boxes_xyxy=said, existence=torch.tensor([0.9, 0.8]))
+def test_samples_without_a_target_count_for_existence_only():
+    boxes = torch.tensor([[[0.0, 0, 4, 4]], [[0, 0, 1, 1]]])
+    grounder = FixedGrounder(boxes_xyxy=boxes, existence=torch.tensor([0.9, 0.8]))
     scores = validate(grounder, [make_batch([[0, 0, 4, 4], [0, 0, 0, 0]], exists=[True, False])])
 
     assert scores == {"box_iou": 1.0, "box_accuracy": 1.0, "existence_accuracy": 0.5, "score": 0.75}
@@ -80,7 +80,7 @@ def test_masks_are_compared_at_the_truths_resolution_and_only_where_they_are_kno
     truth[0, :, :4] = True
     logits = torch.tensor([[[[1.0, -1.0], [1.0, -1.0]]], [[[1.0, 1.0], [1.0, 1.0]]]])
     scores = validate(
-        Says(mask_logits=logits), [make_batch([[0, 0, 4, 8]] * 2, masks=truth, mask_is_known=[True, False])]
+        FixedGrounder(mask_logits=logits), [make_batch([[0, 0, 4, 8]] * 2, masks=truth, mask_is_known=[True, False])]
     )
 
     assert (scores["mask_iou"], scores["mask_accuracy"]) == (1.0, 1.0)
@@ -91,25 +91,25 @@ def test_mask_iou_equals_counting_pixels():
     logits = torch.randn(5, SIDE, SIDE, generator=generator)
     masks = torch.rand(5, SIDE, SIDE, generator=generator) > 0.6
     expected = []
-    for said, truth in zip(logits.tolist(), masks.tolist(), strict=True):
+    for boxes, truth in zip(logits.tolist(), masks.tolist(), strict=True):
         pairs = [
-            (s > 0, t) for said_row, row in zip(said, truth, strict=True) for s, t in zip(said_row, row, strict=True)
+            (s > 0, t) for logit_row, row in zip(boxes, truth, strict=True) for s, t in zip(said_row, row, strict=True)
         ]
         expected.append(sum(s and t for s, t in pairs) / sum(s or t for s, t in pairs))
 
     assert mask_iou_pairs(logits, masks).tolist() == pytest.approx(expected)
 
 
-def test_samples_are_weighed_alike_whatever_the_batches():
-    said = torch.tensor([[[0.0, 0, 4, 4]]])
+def test_samples_have_the_same_weight_in_any_batches():
+    boxes = torch.tensor([[[0.0, 0, 4, 4]]])
     one, other = make_batch([[0, 0, 4, 4]]), make_batch([[0, 0, 4, 8]])
-    three = validate(Says(boxes_xyxy=said), [one, one, other])
+    three = validate(FixedGrounder(boxes_xyxy=boxes), [one, one, other])
 
     assert three["box_iou"] == pytest.approx(2.5 / 3, abs=1e-5)
 
 
 def test_nothing_to_score_is_a_data_error():
-    said = torch.tensor([[[0.0, 0, 4, 4]]])
+    boxes = torch.tensor([[[0.0, 0, 4, 4]]])
 
     with pytest.raises(DataError, match="nothing"):
-        validate(Says(boxes_xyxy=said), [make_batch([[0, 0, 0, 0]], exists=[False])])
+        validate(FixedGrounder(boxes_xyxy=boxes), [make_batch([[0, 0, 0, 0]], exists=[False])])

@@ -1,4 +1,4 @@
-"""A prediction file is scored line by line; what it leaves out or gets wrong is told, and memory stays small."""
+"""A prediction file is scored line by line; missing and rejected lines are reported, and memory stays small."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def figures(run: Run, convention: str = "original") -> dict[str, float]:
 
 
 def shifted(answer: Answer, across: int, down: int) -> Answer:
-    """Every box and mask moved within the picture; what leaves it is cut off."""
+    """Every box and mask moved within the image; parts outside are cut off."""
 
     def move(target: Target) -> Target:
         x1, y1, x2, y2 = target.box_xyxy
@@ -120,7 +120,7 @@ def test_order_and_compression_change_nothing(store, examples, truth_of, write_l
     assert plain == shuffled == unpacked
 
 
-def test_every_line_that_answers_nothing_is_counted_and_quoted(store, examples, truth_of, write_lines):
+def test_every_rejected_line_is_counted_and_quoted(store, examples, truth_of, write_lines):
     good = list(map(truth_of, examples))
     targeted = next(n for n, answer in enumerate(good) if answer.targets)
     record = answer_to_json(good[targeted])
@@ -138,7 +138,7 @@ def test_every_line_that_answers_nothing_is_counted_and_quoted(store, examples, 
             json.dumps(record | {"width": float("inf")}),
             "",
             good[-1],
-            replace(good[-1], id="nobody/knows"),
+            replace(good[-1], id="unknown/id"),
         ]
     )
     run = score(path, store)
@@ -152,7 +152,7 @@ def test_every_line_that_answers_nothing_is_counted_and_quoted(store, examples, 
     assert len(run.splits[0].scores) == len(examples) - 2
 
 
-def test_missing_answers_are_left_out_or_wrong_in_every_figure(store, examples, truth_of, write_lines):
+def test_missing_answers_are_left_out_or_wrong_in_all_metrics(store, examples, truth_of, write_lines):
     unanswered = {next(e.id for e in examples if e.regions), next(e.id for e in examples if not e.regions)}
     answers = [truth_of(example) for example in examples if example.id not in unanswered]
     failed = replace(truth_of(next(e for e in examples if e.id in unanswered)), targets=(), error="out of memory")
@@ -179,7 +179,7 @@ def test_missing_answers_are_left_out_or_wrong_in_every_figure(store, examples, 
         assert figures(run, name)["giou"] == pytest.approx(1 - 2 / len(examples), abs=1e-6)
 
 
-def test_only_the_rows_asked_for_are_scored_and_ids_of_others_are_known(store, examples, truth_of, write_lines):
+def test_only_the_chosen_rows_are_scored_and_ids_of_others_are_known(store, examples, truth_of, write_lines):
     split = Store(store).split(SPLIT)
     run = score_file(write_lines(map(truth_of, examples)), {SPLIT: split}, rows={SPLIT: range(5, 9)})
     assert run.splits[0].table["id"].to_pylist() == [example.id for example in examples[5:9]]

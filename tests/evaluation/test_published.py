@@ -37,13 +37,13 @@ def test_a_row_is_found_by_its_split_as_a_fraction():
     assert rela == pytest.approx({"giou": 0.6360, "ciou": 0.6242, "n_acc": 0.5637, "t_acc": 0.9632})
 
 
-def test_a_column_without_a_figure_and_other_data_sets_have_no_row():
+def test_a_column_without_a_value_and_other_data_sets_have_no_row():
     assert "VG-LAW" in {one.system for one in published_on("referit:test")}
     assert "VG-LAW" not in {one.system for one in published_on("flickr30k:test")}
     assert published_on("synthetic:test") == published_on("mine:val") == []
 
 
-def test_no_system_has_two_figures_for_one_thing():
+def test_no_system_has_two_results_for_the_same_metric():
     for split in {split for table in load_published().tables for split in table.splits}:
         keys = [(one.system, one.metric, one.convention, one.training) for one in published_on(split)]
         assert len(set(keys)) == len(keys), split

@@ -32,9 +32,9 @@ def refcli(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["refcli", *map(str, arguments), "--json"])
         with pytest.raises(SystemExit) as left:
             app.run()
-        said = capsys.readouterr()
-        assert not left.value.code, said.err
-        return json.loads(said.out)
+        captured = capsys.readouterr()
+        assert not left.value.code, captured.err
+        return json.loads(captured.out)
 
     return run
 

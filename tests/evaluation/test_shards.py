@@ -1,4 +1,4 @@
-"""However a split is divided, the parts together give the numbers of the whole, and no sample is lost or doubled."""
+"""The parts of a split together give the metrics of the whole, and no sample is lost or repeated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from refcli.geometry.masks import encode_mask
 from refcli.inference.predictor import AnsweredRequest
 
 SPLIT = "synthetic:test"
-HOW = Scoring(choose_conventions(["all"]), score_threshold=0.5)
+SCORING = Scoring(choose_conventions(["all"]), score_threshold=0.5)
 
 
 def filled(box: tuple[float, float, float, float], height: int, width: int) -> RLE:
@@ -56,15 +56,15 @@ def _sizes(examples):
     SIZES.update({example.id: (example.width, example.height) for example in examples})
 
 
-def run_of(store, shard: Shard, how: Scoring = HOW) -> Run:
+def run_of(store, shard: Shard, scoring: Scoring = SCORING) -> Run:
     split = Store(store).split(SPLIT)
     rows = shard.rows(len(split))
-    result = evaluate_split(Clumsy(), split, name=SPLIT, rows=rows, size=len(split), scoring=how)
-    return Run("clumsy", "float32", how, (result,))
+    result = evaluate_split(Clumsy(), split, name=SPLIT, rows=rows, size=len(split), scoring=scoring)
+    return Run("clumsy", "float32", scoring, (result,))
 
 
 def document(run: Run) -> dict:
-    """Every figure, but not the time it took."""
+    """All metrics, without the times."""
     made = json.loads(json.dumps(report_document(report_run(run))))
     for split in made["splits"].values():
         del split["seconds"]
@@ -130,7 +130,7 @@ def test_a_part_with_another_limit_is_refused(store):
         merge_runs(parts)
 
 
-def test_what_is_no_per_sample_file_is_refused(tmp_path, store):
+def test_another_file_than_a_per_sample_file_is_refused(tmp_path, store):
     (tmp_path / "text.parquet").write_text("no")
     for path in (tmp_path / "text.parquet", tmp_path, store / "synthetic/test.parquet"):
         with pytest.raises(DataError, match="not a per-sample file"):
@@ -154,6 +154,6 @@ def test_a_split_that_keeps_one_row_group_reads_the_others_again(make_store, exa
     assert read[5:] == [10]
     index = RowIndex.of(split)
     assert [index.candidates(example.id) for example in examples] == [[row] for row in range(len(examples))]
-    assert index.candidates("nobody/knows") == []
+    assert index.candidates("unknown/id") == []
     with pytest.raises(IndexError):
         split[len(split)]

@@ -67,8 +67,8 @@ def truth(tmp_path_factory) -> StoreSplit:
     return Store(folder).split(SPLIT)
 
 
-def look_at(run: Run) -> None:
-    """Everything that `evaluate` makes of a run, the drawings left out."""
+def make_reports(run: Run) -> None:
+    """Make everything that `evaluate` makes of a run, except drawings."""
     report = report_run(run)
     json.dumps(report_document(report)).encode()
     for split in report.splits:
@@ -85,7 +85,7 @@ def test_any_prediction_file_is_scored_or_refused(truth, tmp_path, num_inputs):
         path.write_bytes(content)
         run = score_file(path, {SPLIT: truth}, scoring=SCORING)
         assert len(run.splits[0].table) == len(TRUTH)
-        look_at(run)
+        make_reports(run)
         write_run(run, tmp_path / "run.parquet")
         assert repr(read_run(tmp_path / "run.parquet").splits[0].table.to_pydict()) == repr(
             run.splits[0].table.to_pydict()
@@ -162,7 +162,7 @@ def test_any_per_sample_file_is_read_or_refused(valid, tmp_path, num_inputs):
     def read(content: bytes) -> None:
         path.write_bytes(content)
         run = read_run(path)
-        look_at(run)
+        make_reports(run)
         merge_runs({"one": run})
         for comparison in compare_runs(good, run):
             comparison_text(comparison, this="this", other=run.weights).encode()

@@ -1,4 +1,4 @@
-"""Answers survive the way to JSON lines and back."""
+"""Answers survive the round trip through JSON lines."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_every_format_that_pillow_reads_is_an_image_and_the_rest_is_named_by_suf
     assert ".txt 1" in note
 
 
-def test_a_folder_of_nothing_but_heic_says_so(here):
+def test_a_folder_of_heic_images_only_is_reported(here):
     make(here, "in/IMG_1.HEIC")
     with pytest.raises(UsageError) as caught:
         found("in")
@@ -118,7 +118,7 @@ def test_inputs_without_images_are_noted_and_refused_only_if_there_are_no_others
         found("in/__MACOSX", "in/docs", "in/o", exclude=here / "in/o")
 
 
-def test_a_folder_that_is_going_to_get_the_answers_is_no_input(here):
+def test_the_output_folder_is_no_input(here):
     make(here, "in/a.jpg", "in/o/b.jpg", "in/o/deep/c.jpg", "in/p/d.jpg")
     assert found("in", exclude=here / "in/o")[0] == ["in/a.jpg", "in/p/d.jpg"]
     assert found("in/*/*.jpg", exclude=here / "in/o")[0] == ["in/p/d.jpg"]
@@ -236,7 +236,7 @@ def test_a_note_of_many_is_short_and_printable(refcli, here, monkeypatch):
     assert note.isprintable()
 
 
-def test_a_deep_folder_ends_no_search(here):
+def test_a_deep_folder_is_searched(here):
     deep = here / "in"
     for _ in range(400):
         deep = deep / "d"

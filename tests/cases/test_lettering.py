@@ -1,4 +1,4 @@
-"""Whatever an expression is written in, its drawing can be read, or says where it can."""
+"""Expressions in any script are readable in drawings, or the drawing names the place to look them up."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def write_font(path: Path, letter: str) -> None:
     builder.save(path)
 
 
-def test_a_font_of_the_system_is_taken_where_it_has_the_letters(monkeypatch, tmp_path):
+def test_a_system_font_with_the_letters_is_used(monkeypatch, tmp_path):
     monkeypatch.setattr(lettering, "font_folders", lambda: (tmp_path, tmp_path / "missing"))
     (tmp_path / "below").mkdir()
     (tmp_path / "broken.ttf").write_bytes(b"no font")

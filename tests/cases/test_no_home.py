@@ -1,4 +1,4 @@
-"""Without a home directory everything works that needs none, and the rest says what to set."""
+"""Without a home directory, commands that need none work, and the others name the variable to set."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_what_is_known_without_a_home_is_shown(refcli, nameless, arguments):
         ("predict", "a.jpg", "-e", "x", "-w", NAME),
     ],
 )
-def test_what_needs_a_home_says_what_to_set(refcli, nameless, arguments):
+def test_a_command_that_needs_a_home_names_the_variable_to_set(refcli, nameless, arguments):
     code, _, err = refcli(*arguments)
     assert code == 2
     assert WAY_OUT in err
@@ -97,7 +97,7 @@ def test_the_hub_keeps_its_files_in_refclis_home_where_there_is_no_other(nameles
 
 @pytest.mark.parametrize("place", ["file/below", "link/below"])
 @pytest.mark.parametrize("variable", ["HOME", "REFCLI_HOME"])
-def test_a_home_that_cannot_be_made_is_an_error_of_pull_alone(refcli, tmp_path, monkeypatch, variable, place):
+def test_a_home_that_cannot_be_created_is_an_error_of_pull_alone(refcli, tmp_path, monkeypatch, variable, place):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     monkeypatch.delenv("REFCLI_HOME", raising=False)

@@ -1,4 +1,4 @@
-"""`--out` of predict and demo: only what refcli wrote is ever removed, and a broken-off run can be completed."""
+"""`--out` of predict and demo: only files that refcli wrote are removed, and an interrupted run can be completed."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ def test_resume_and_force_need_a_folder_and_exclude_each_other(ask):
     assert ask("--resume", "--force", "--out", "o")[0] == 2
 
 
-def test_a_second_process_is_kept_out_of_the_folder(ask, tmp_path):
+def test_a_second_process_cannot_write_to_the_folder(ask, tmp_path):
     pytest.importorskip("fcntl")
     with OutputFolder(tmp_path / "o"):
         for arguments in ([], ["--resume"], ["--force"]):
@@ -302,7 +302,7 @@ def test_a_second_process_is_kept_out_of_the_folder(ask, tmp_path):
     assert ask("--out", "o", "--force")[0] == 0
 
 
-def test_demo_keeps_the_same_rules(refcli, tmp_path, monkeypatch, random_weights):
+def test_demo_follows_the_same_rules(refcli, tmp_path, monkeypatch, random_weights):
     monkeypatch.setattr(locate, "BUILTIN_PATH", Path(random_weights))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine/masks").mkdir(parents=True)

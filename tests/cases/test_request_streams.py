@@ -1,4 +1,4 @@
-"""Every request gets its line, whatever it holds, and every line is valid UTF-8 JSON wherever it goes."""
+"""Every request, however malformed, gets one line, and every line is valid UTF-8 JSON."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_line_of_any_length_takes_bounded_memory_and_is_answered(tmp_path):
         assert ("longer than" in odd.error) == (len(middle + b"\n") > 1000)
 
 
-def test_a_line_that_never_ends_ends_the_reading(monkeypatch, tmp_path):
+def test_a_line_without_an_end_stops_the_reading(monkeypatch, tmp_path):
     class Endless(io.RawIOBase):
         def readable(self):
             return True
@@ -181,7 +181,7 @@ def test_stdout_is_utf8_whatever_the_terminal_is(tmp_path, monkeypatch, random_w
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not have")
-def test_names_in_a_table_neither_fake_a_row_nor_draw_on_the_terminal(refcli, ask, random_weights):
+def test_names_in_a_table_neither_fake_a_row_nor_control_the_terminal(refcli, ask, random_weights):
     faked = "x.png\nfound       99%     0     0    10    10  victim.png"
     for name in (faked, "y\x1b[31mred.png", "z\x9b2J\u202e.png", "\r\x08.png", "n" * 150 + ".png"):
         Image.new("RGB", (30, 20)).save(name)
@@ -230,7 +230,7 @@ def test_a_closed_stdin_is_one_sentence(refcli, random_weights, monkeypatch):
     assert refcli("predict", "-", "-w", random_weights)[0] == 2
 
 
-def test_a_stdout_that_takes_nothing_is_one_sentence(refcli, ask, random_weights, monkeypatch):
+def test_a_stdout_that_cannot_be_written_is_one_sentence(refcli, ask, random_weights, monkeypatch):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with Path("/dev/full").open("w") as full:

@@ -1,4 +1,4 @@
-"""Files appear whole, with the permissions of the umask, never through a link; what killed runs left is removed."""
+"""Files appear complete, with the permissions of the umask, never through a link; stale temporaries are removed."""
 
 import os
 import signal
@@ -163,7 +163,7 @@ def test_names_that_are_no_plain_names(name):
     assert not is_plain_name(name)
 
 
-def test_a_name_from_a_file_leads_into_its_folder_only(tmp_path):
+def test_a_name_from_a_file_stays_inside_its_folder(tmp_path):
     store = tmp_path / "store"
     (store / "toy").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()

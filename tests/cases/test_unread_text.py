@@ -1,4 +1,4 @@
-"""What a model cannot read of an expression is left out where it means nothing, and reported where it may."""
+"""Text that a model cannot read is dropped if it carries no meaning, and reported otherwise."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_words_with_unknown_pieces_are_listed_as_they_were_written(builtin, text
 @pytest.mark.parametrize(
     "text", ["\ud83d", "a \udc80 b", "\x00", "\ud83d\ude00", "x" * 20_000, "\u2028", "e\u0301" * 200]
 )
-def test_any_text_has_tokens_or_says_nothing(builtin, text):
+def test_any_text_has_tokens_or_is_empty(builtin, text):
     for tokenizer in (builtin, trained(*SENTENCES)):
         try:
             assert tokenizer.encode_batch([text])[0].shape[1] <= tokenizer.max_tokens
@@ -125,7 +125,7 @@ def test_the_end_that_is_cut_off_starts_with_the_first_word_that_is_not_read_who
     assert tokenizer.read(" ".join(words)).unread_text == " ".join(words[2:])
 
 
-def test_answers_say_which_words_are_unknown_and_where_reading_stopped(refcli, scene):
+def test_answers_list_unknown_words_and_where_reading_stopped(refcli, scene):
     path, expression = scene
     asked = [expression, "the zebra", "红色的圆", f"{expression} café", " ".join([expression] * 40)]
     code, out, err = refcli("predict", path, *(part for text in asked for part in ("-e", text)))
@@ -157,7 +157,7 @@ def test_a_line_with_these_fields_of_another_kind_is_malformed(refcli, scene, ke
         answer_from_json(json.loads(out) | {key: value})
 
 
-def test_the_table_says_it_too(refcli, scene):
+def test_the_table_shows_unread_text_too(refcli, scene):
     _, out, _ = refcli("predict", scene[0], "-e", "the zebra", "-f", "table")
     assert "(unknown words: zebra)" in out
 
@@ -179,7 +179,7 @@ def test_evaluation_counts_them(refcli, scene, tmp_path):
     assert "zebra" in err
 
 
-def test_training_batches_are_read_like_questions(builtin):
+def test_training_batches_are_tokenised_like_requests(builtin):
     class Kept:
         def __init__(self, tokenizer: Tokenizer) -> None:
             self.texts: list[str] = []

@@ -1,4 +1,4 @@
-"""The command line: what it prints where, and how it ends."""
+"""The command line: its output, its messages and its exit codes."""
 
 from __future__ import annotations
 

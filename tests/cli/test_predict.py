@@ -121,7 +121,7 @@ def test_min_score_drops_targets(refcli, images, weights):
     assert answer["targets"] == []
 
 
-def test_the_builtin_model_says_once_that_it_knows_synthetic_scenes_only(refcli, images, weights, monkeypatch):
+def test_the_builtin_model_warns_once_that_it_knows_synthetic_scenes_only(refcli, images, weights, monkeypatch):
     monkeypatch.setattr(locate, "BUILTIN_PATH", type(locate.BUILTIN_PATH)(weights))
     code, out, err = refcli("predict", "a.png", "b.jpg", "-e", "x")
     assert code == 0

@@ -1,4 +1,4 @@
-"""Drawings show where the target is, say what was asked, and never change its place."""
+"""Drawings show the targets in their places and the expression below."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from PIL import Image
 
 from refcli.contracts.prediction import Answer, Target
 from refcli.drawing.colours import OVERLAY_COLOURS
-from refcli.drawing.contact_sheet import GUTTER, contact_sheet
 from refcli.drawing.lettering import font_of, wrap
 from refcli.drawing.overlays import SMALLEST_DRAWING, blank_image, draw_answer
 from refcli.geometry.masks import encode_mask
@@ -90,7 +89,7 @@ def test_an_error_is_shown_on_a_grey_field():
     assert drawing.tobytes() != plain.tobytes()
 
 
-def test_wrapped_lines_fit_and_together_say_the_text():
+def test_wrapped_lines_fit_and_together_contain_the_text():
     font = font_of(20)
     text = "the second small striped circle from the left that is not behind the large green rectangle"
     lines = wrap(text, font, 250, max_lines=10)
@@ -100,12 +99,3 @@ def test_wrapped_lines_fit_and_together_say_the_text():
     assert len(short) == 2
     assert short[1].endswith("...")
     assert font.getlength(short[1]) <= 250
-
-
-def test_a_contact_sheet_holds_every_drawing_in_rows():
-    drawings = [Image.new("RGB", (100, 50), colour) for colour in ("red", "green", "blue")]
-    sheet = np.asarray(contact_sheet(drawings, columns=2, cell_width=200))
-    assert sheet.shape[1] == 2 * 200 + 3 * GUTTER
-    assert tuple(sheet[GUTTER + 50, GUTTER + 100]) == (255, 0, 0)
-    assert tuple(sheet[GUTTER + 50, 2 * GUTTER + 300]) == (0, 128, 0)
-    assert tuple(sheet[2 * GUTTER + 150, GUTTER + 100]) == (0, 0, 255)

@@ -1,4 +1,4 @@
-"""Any text has tokens, or says nothing."""
+"""Any text has tokens, or is an empty expression."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def texts() -> st.SearchStrategy[str]:
 
 
 @pytest.mark.parametrize("num_inputs", NUM_INPUTS)
-def test_any_text_has_tokens_or_says_nothing(num_inputs):
+def test_any_text_has_tokens_or_is_empty(num_inputs):
     tokenizer = Tokenizer.load(TextSettings())
 
     def read(text: str) -> None:

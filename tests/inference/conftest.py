@@ -1,4 +1,4 @@
-"""A model that needs no training: it finds whatever is white."""
+"""A model without training: it finds white pixels."""
 
 from __future__ import annotations
 

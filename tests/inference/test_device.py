@@ -1,4 +1,4 @@
-"""The device and the precision are what was asked for, or a documented choice."""
+"""The device and the precision are the requested ones, or a documented choice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_an_asked_precision_is_obeyed(precision, dtype):
+def test_a_requested_precision_is_used(precision, dtype):
     assert choose_precision(precision, CPU, 1) == dtype
 
 

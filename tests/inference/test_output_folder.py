@@ -1,4 +1,4 @@
-"""An output folder holds a drawing per answer, its masks, and all lines, or a partial file if the run broke off."""
+"""An output folder contains a drawing per answer, its masks and all lines, or a partial file of an interrupted run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_drawings_masks_and_lines_are_written(tmp_path):
     assert not list((tmp_path / "out").glob("*.partial"))
 
 
-def test_a_run_that_breaks_off_leaves_its_lines_under_another_name(tmp_path):
+def test_an_interrupted_run_leaves_its_lines_under_another_name(tmp_path):
     with pytest.raises(KeyboardInterrupt), OutputFolder(tmp_path) as folder:
         folder.add(FOUND, np.zeros((40, 60, 3), np.uint8))
         raise KeyboardInterrupt
@@ -74,7 +74,7 @@ def test_large_drawings_are_jpegs(tmp_path):
     assert drawing.suffix == ".jpg"
 
 
-def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path):
+def test_a_folder_that_cannot_be_created_is_the_users_mistake(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be created"):
         OutputFolder(tmp_path / "file")

@@ -32,7 +32,7 @@ def iou(mask: np.ndarray, truth: np.ndarray) -> float:
         (1000, 90, (5, 10, 995, 80)),
     ],
 )
-def test_boxes_and_masks_come_back_in_the_pixels_of_the_original_image(finds_white, white_box, width, height, box):
+def test_boxes_and_masks_are_in_the_pixels_of_the_original_image(finds_white, white_box, width, height, box):
     pixels = white_box(width, height, box)
     (answer,) = Predictor(finds_white()).predict(pixels, "it")
     pixel_of_the_model = max(width, height) / 96
@@ -54,7 +54,7 @@ def test_an_image_gives_the_same_answer_as_path_bytes_array_and_pillow_image(fin
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "I;16", "1", "LA"])
-def test_pillow_images_of_any_mode_are_understood(finds_white, white_box, mode):
+def test_pillow_images_of_any_mode_are_read(finds_white, white_box, mode):
     pixels = white_box(120, 80, (20, 10, 60, 50))
     if mode == "I;16":
         image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
@@ -111,7 +111,7 @@ def test_a_head_without_boxes_answers_with_the_tight_box_of_its_mask(finds_white
     assert answer.no_target_score is None
 
 
-def test_a_head_without_boxes_that_draws_nothing_says_no_target(finds_white):
+def test_a_head_without_boxes_that_gives_an_empty_mask_answers_no_target(finds_white):
     (answer,) = Predictor(finds_white(box=False, existence=False)).predict(np.zeros((40, 60, 3), np.uint8), "it")
     assert answer.no_target
     assert answer.targets == ()
@@ -155,7 +155,7 @@ def test_extreme_shapes_are_answered_inside_the_image(finds_white, size):
 
 
 @pytest.mark.parametrize("expression", ["das größte Ei", "左の猫", "🐈 🐈", "\u202eabc", "x" * 10_000, "word " * 2_000])
-def test_any_text_that_says_something_is_answered(finds_white, white_box, expression):
+def test_any_text_with_content_is_answered(finds_white, white_box, expression):
     (answer,) = Predictor(finds_white()).predict(white_box(50, 50, (5, 5, 45, 45)), expression)
     assert answer.error is None
     assert answer.expression == expression

@@ -1,4 +1,4 @@
-"""Images are decoded ahead, once, in order, and a dialogue is not kept waiting."""
+"""Images are decoded ahead, once, in order, and a dialogue is answered at once."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_errors_keep_their_place_and_do_not_fill_the_batch():
     assert [item.error for item in rest] == ["broken (bad)", None]
 
 
-def test_a_part_filled_batch_goes_out_while_the_source_is_silent():
+def test_a_partial_batch_is_emitted_while_the_source_is_silent():
     lines: queue.Queue[Request | None] = queue.Queue()
     batches = ReadAhead(lambda source: IMAGE, batch_size=64).batches(iter(lines.get, None))
     for number in range(3):
@@ -74,7 +74,7 @@ def test_a_failure_of_the_source_reaches_the_caller_after_all_that_came_before_i
     assert got == ["0", "1", "2"]
 
 
-def test_reading_does_not_run_away_from_the_model_and_stops_with_it():
+def test_reading_ahead_is_bounded_and_stops_with_the_model():
     num_read = 0
 
     def requests():

@@ -17,7 +17,7 @@ def parse(*lines: bytes | dict, folder: Path | None = None, expressions: tuple[s
     return list(parse_request_lines(raw, "r.jsonl", folder, expressions))
 
 
-def test_every_image_is_asked_every_expression_in_order():
+def test_every_expression_is_asked_about_every_image_in_order():
     requests = list(read_requests(["a.jpg", "b.jpg"], ["x", "y"]))
     assert [(request.image, request.expression) for request in requests] == [
         ("a.jpg", "x"), ("a.jpg", "y"), ("b.jpg", "x"), ("b.jpg", "y"),
@@ -33,7 +33,7 @@ def test_folders_are_searched_recursively_and_sorted(tmp_path):
     assert images == [Path("a.jpg"), Path("b.PNG"), Path("deep/c.webp")]
 
 
-def test_globs_are_expanded_and_a_file_with_brackets_is_itself(tmp_path):
+def test_globs_are_expanded_and_a_file_name_with_brackets_is_taken_literally(tmp_path):
     for name in ("a1.jpg", "a2.jpg", "a[1].jpg", "b.jpg"):
         (tmp_path / name).touch()
     globbed = [Path(request.image).name for request in read_requests([str(tmp_path / "a?.jpg")], ["x"])]
@@ -52,7 +52,7 @@ def test_globs_are_expanded_and_a_file_with_brackets_is_itself(tmp_path):
         (["-"], [], ["-"], "only once"),
     ],
 )
-def test_what_can_never_be_answered_is_refused_before_anything_runs(
+def test_inputs_that_cannot_give_requests_are_refused_before_anything_runs(
     inputs, expressions, files, message, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -71,7 +71,7 @@ def test_lines_ask_one_expression_or_several():
     assert (first.id, first.expression, second.id, second.expression) == ("7#0", "u", "7#1", "v")
 
 
-def test_lines_without_an_expression_take_those_of_the_command_line():
+def test_lines_without_an_expression_use_those_of_the_command_line():
     requests = parse({"image": "a", "id": "i"}, {"image": "b", "expression": "own"}, expressions=("x", "y"))
     assert [(request.id, request.expression) for request in requests] == [
         ("i#0", "x"),
@@ -114,7 +114,7 @@ def test_blank_lines_are_skipped_but_counted_and_a_byte_order_mark_is_ignored():
     assert second.id == "r.jsonl:4"
 
 
-def test_relative_paths_are_looked_for_here_first_and_then_beside_the_file(tmp_path, monkeypatch):
+def test_relative_paths_are_resolved_here_first_and_then_beside_the_file(tmp_path, monkeypatch):
     here, there = tmp_path / "here", tmp_path / "there"
     for place, names in ((here, ["both.jpg"]), (there, ["both.jpg", "only.jpg"])):
         place.mkdir()

@@ -1,4 +1,4 @@
-"""What a user gets of each head: all its boxes, one mask of everything meant, or "no target"."""
+"""The answers of every kind of head: all its boxes, one mask of all targets, or "no target"."""
 
 import json
 
@@ -106,7 +106,7 @@ def test_below_the_existence_threshold_the_answer_is_no_target_whatever_the_mask
 
 
 @pytest.mark.parametrize("name", MASK_ONLY)
-def test_a_mask_of_nothing_is_no_target_even_if_the_head_believes_in_one(name):
+def test_an_empty_mask_is_no_target_even_with_a_high_existence_score(name):
     answer = filter_targets(raw_answer(say(name, torch.full((1, SIDE, SIDE), -9.0), 2.0), 0, FRAME, ASKED, "w"))
     assert (answer.no_target, answer.targets) == (True, ())
 
@@ -131,7 +131,7 @@ def test_a_whole_model_answers_by_the_threshold_that_its_settings_have(name, thr
             assert len(record["targets"]) == 1
 
 
-def test_a_head_with_several_boxes_shows_them_all():
+def test_a_head_with_several_boxes_returns_all_of_them():
     masks = torch.full((1, 3, SIDE, SIDE), -1.0)
     boxes = torch.tensor([[[2, 2, 8, 8], [12, 4, 20, 12], [6, 20, 30, 30]]], dtype=torch.float32)
     for number, (x1, y1, x2, y2) in enumerate(boxes[0].int().tolist()):

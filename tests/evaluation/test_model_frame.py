@@ -91,11 +91,9 @@ def test_mask_iou_equals_counting_pixels():
     logits = torch.randn(5, SIDE, SIDE, generator=generator)
     masks = torch.rand(5, SIDE, SIDE, generator=generator) > 0.6
     expected = []
-    for boxes, truth in zip(logits.tolist(), masks.tolist(), strict=True):
-        pairs = [
-            (s > 0, t) for logit_row, row in zip(boxes, truth, strict=True) for s, t in zip(said_row, row, strict=True)
-        ]
-        expected.append(sum(s and t for s, t in pairs) / sum(s or t for s, t in pairs))
+    for drawn, truth in zip((logits > 0).flatten(1).tolist(), masks.flatten(1).tolist(), strict=True):
+        pairs = list(zip(drawn, truth, strict=True))
+        expected.append(sum(one and other for one, other in pairs) / sum(one or other for one, other in pairs))
 
     assert mask_iou_pairs(logits, masks).tolist() == pytest.approx(expected)
 

@@ -140,7 +140,7 @@ def test_a_checkpoint_in_which_somebody_keeps_files_is_not_pruned(tmp_path):
     for step in (5, 10, 15, 20):
         put(run.checkpoints.path(step), ["state.pt", "model.safetensors"])
     put(run.checkpoints.path(5), ["notes.txt"])
-    run.checkpoints._prune(None)
+    run.checkpoints.remove_old(None)
 
     assert run.checkpoints.steps() == [5, 15, 20]
     assert is_untouched(run.checkpoints.path(5), ["notes.txt", "state.pt"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import sys
@@ -144,13 +145,12 @@ def test_a_signal_ends_the_wait_for_a_loading_process_that_hangs(monkeypatch):
     monkeypatch.setattr(loading, "POLL_SECONDS", 0.2)
     monkeypatch.setattr(loading, "STALLED_SECONDS", 0.2)
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # torch's wait for a process to end
-    start = time.monotonic()
     with StopSignals() as signals, pytest.raises(LoadingStalledError) as caught:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
         load(Samples(lambda: time.sleep(1000)), signals=signals)
 
     assert caught.value.exit_code == 75
-    assert time.monotonic() - start < 60, "and the hanging process is not waited for"
+    assert not multiprocessing.active_children(), "the hanging process was killed"
 
 
 @pytest.fixture(scope="module")

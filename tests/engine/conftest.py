@@ -6,7 +6,6 @@ import itertools
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,14 +165,7 @@ class SmallRuns:
         """Start and wait."""
         return self.wait(self.start(out, **options))
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Return as soon as a condition holds that a run brings about."""
-        deadline = time.monotonic() + 300
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
-    def said(self, out: Path, rank: int = 0) -> str:
+    def stderr_of(self, out: Path, rank: int = 0) -> str:
         """What a process of the latest run in `out` wrote to stderr."""
         return Path(f"{out}.{rank}.txt").read_text()
 

@@ -12,8 +12,8 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from refcli.grounder import Grounder
 
 SIDE, WORDS, SCENES = 32, 4, 101
 LONGEST_SECONDS = 300
-"""A process that hangs is ended by SIGALRM."""
+"""SIGALRM ends a process that hangs."""
 SETTINGS = {
     "model": {
         "tower": {
@@ -94,36 +94,79 @@ def collate(samples) -> Batch:
     return Batch(torch.stack(images), token_ids, torch.zeros_like(token_ids, dtype=torch.bool), targets, ids)
 
 
-class Talk(Silence):
-    """Notes go to stderr."""
+class StepReporter(Silence):
+    """Writes notes to stderr; after a given step this process sends itself a signal."""
+
+    def __init__(self, signal_after: tuple[int, int] | None, moment) -> None:
+        self.signal_after = signal_after
+        self.moment = moment
 
     def noted(self, text):
         sys.stderr.write(text + "\n")
 
+    def stepped(self, step):
+        self.moment()
+        if self.signal_after is not None and step == self.signal_after[0]:
+            os.kill(os.getpid(), self.signal_after[1])
 
-def slow_writes(seconds: float) -> None:
-    """Make every flush to disk take so long, and every state file twice as long, half-written in between."""
+
+def kill_at(number: int | None = None, *, in_state_file: int | None = None):
+    """Let this process kill itself: at a moment, or in the middle of a state file.
+
+    There is a moment after every step, before and after every flush to disk, and in the middle of every state file.
+
+    Args:
+        number: of the moment, from 1.
+        in_state_file: number of the state file, from 1.
+
+    Returns:
+        What to call after every step.
+    """
+    num_moments = num_files = 0
     fsync, save = os.fsync, torch.save
 
-    def slow_fsync(descriptor):
-        time.sleep(seconds)
-        fsync(descriptor)
+    def moment():
+        nonlocal num_moments
+        num_moments += 1
+        if num_moments == number:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    def slow_save(content, file):
+    def counted_fsync(descriptor):
+        moment()
+        fsync(descriptor)
+        moment()
+
+    def counted_save(content, file):
+        nonlocal num_files
+        if not isinstance(file, Path):  # a message to another process
+            save(content, file)
+            return
+        num_files += 1
         whole = io.BytesIO()
         save(content, whole)
         half = whole.tell() // 2
-        with Path(file).open("wb") as out:
-            for part in (whole.getvalue()[:half], whole.getvalue()[half:]):
-                out.write(part)
-                out.flush()
-                time.sleep(seconds)
+        with file.open("wb") as out:
+            out.write(whole.getvalue()[:half])
+            out.flush()
+            moment()
+            if num_files == in_state_file:
+                os.kill(os.getpid(), signal.SIGKILL)
+            out.write(whole.getvalue()[half:])
 
-    os.fsync, torch.save = slow_fsync, slow_save
+    os.fsync, torch.save = counted_fsync, counted_save
+    return moment
 
 
-def train_here(out: str, *, settings=(), resume=False, force=False, poisoned=None, fails_to_validate=False) -> None:
-    """Train in this process, one of the world that the environment describes."""
+def train_here(
+    out: str, *, settings=(), resume=False, force=False, poisoned=None, fails_to_validate=False, kill=None, stop=None
+) -> None:
+    """Train in this process, one of the world that the environment describes.
+
+    Args:
+        kill: arguments of `kill_at`.
+        stop: (step, signal): the last process sends itself this signal after this step.
+    """
+    moment = kill_at(**(kill or {}))
     chosen = validate(FinetuneSettings, apply_overrides(SETTINGS, settings), where="this test")
     world = join_world("cpu")
     try:
@@ -144,24 +187,22 @@ def train_here(out: str, *, settings=(), resume=False, force=False, poisoned=Non
             losses = model(collate([Scenes(None)[number, 0] for number in range(8)]), 0)
             return {"score": -float(sum(losses.values()))}
 
-        train(
-            grounder,
-            Feed(batches, score),
-            TrainingContext(chosen.optim, chosen.train, RunDir(Path(out)), world, Talk()),
-        )
+        reporter = StepReporter(stop if world.rank == world.size - 1 else None, moment)
+        context = TrainingContext(chosen.optim, chosen.train, RunDir(Path(out)), world, reporter)
+        train(grounder, Feed(batches, score), context)
     finally:
         world.close()
 
 
-def fork(run, environment: dict[str, str], talk: str) -> int:
-    """Do `run` in a new process that talks to a file; returns its id."""
+def fork(run, environment: dict[str, str], log: str) -> int:
+    """Run something in a new process that writes to a file; returns its id."""
     child = os.fork()
     if child:
         return child
     code = 1
     try:
         signal.alarm(LONGEST_SECONDS)
-        descriptor = os.open(talk, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.environ.update(environment)
@@ -178,18 +219,14 @@ def fork(run, environment: dict[str, str], talk: str) -> int:
         os._exit(code)
 
 
-def start(*, out: str, size: int = 1, write_seconds: float = 0.0, **options) -> list[int]:
+def start(*, out: str, size: int = 1, **options) -> list[int]:
     """Start a run in so many processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
-    def run():
-        if write_seconds:
-            slow_writes(write_seconds)
-        train_here(out, **options)
-
+    run = partial(train_here, out, **options)
     return [
         fork(run, {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}, f"{out}.{rank}.txt") for rank in range(size)
     ]

@@ -114,7 +114,7 @@ def test_the_best_is_noted_again_if_a_run_was_killed_before_it_could_be(tmp_path
     assert folder.pointer("best") == Pointer(10, 0.5)
 
 
-@pytest.mark.parametrize("broken", ["save_file", "_sync"])
+@pytest.mark.parametrize("broken", ["save_file", "flush_to_disk"])
 def test_a_crash_while_saving_leaves_the_last_checkpoint_and_no_rubbish(tmp_path, monkeypatch, broken):
     folder = Checkpoints(tmp_path)
     save(folder, trained_state(10))

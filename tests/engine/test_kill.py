@@ -1,13 +1,10 @@
-"""A run that is killed without warning and resumed ends with the same bits as one that was left alone."""
+"""A run that is killed and resumed ends with the same bits as an uninterrupted one."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 CLOCK = ("seconds", "samples_per_second", "tokens_per_second", "flops_utilisation", "waiting_for_data")
-WRITE_SECONDS = 0.01
+NUM_MOMENTS = 100
+"""A run has at least as many moments at which it can be killed."""
 
 
 def final_tensors(run: Path, step: int = 30) -> dict[str, torch.Tensor]:
@@ -34,70 +32,39 @@ def equal_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
 
 
 def lines_of(run: Path) -> list[dict]:
-    """metrics.jsonl without what depends on the clock."""
+    """metrics.jsonl without the values that depend on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key.split("/")[-1] not in CLOCK} for line in lines]
 
 
-def num_lines(run: Path) -> int:
-    file = run / "metrics.jsonl"
-    return file.read_text().count("\n") if file.exists() else 0
-
-
-class Saves:
-    """Counts the checkpoints that a run begins to write."""
-
-    def __init__(self, run: Path) -> None:
-        self.run = run
-        self.seen: set[str] = set()
-
-    def have_begun(self, number: int) -> bool:
-        self.seen |= {path.name for path in (self.run / "checkpoints").glob(".tmp-step-*")}
-        return len(self.seen) >= number
-
-
 @pytest.fixture(scope="module")
 def whole(small_runs, tmp_path_factory) -> Path:
-    """A run that was left alone."""
+    """An uninterrupted run."""
     out = tmp_path_factory.mktemp("kill") / "whole"
-    assert small_runs.run(out) == [0], small_runs.said(out)
+    assert small_runs.run(out) == [0], small_runs.stderr_of(out)
     return out
 
 
 @pytest.mark.parametrize("trial", [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 10))])
-def test_killed_at_a_random_moment_and_resumed_the_bits_are_the_same(small_runs, whole, tmp_path, trial):
-    """Every second trial is killed while a checkpoint is being written."""
-    out, moments = tmp_path / "run", random.Random(trial)
-    (process,) = small_runs.start(out, write_seconds=WRITE_SECONDS)
-    if trial % 2:
-        number = moments.randint(1, 5)
-        small_runs.wait_until(partial(Saves(out).have_begun, number))
-        time.sleep(moments.uniform(0, 6 * WRITE_SECONDS))
-    else:
-        number = moments.randint(0, 25)
-        small_runs.wait_until(lambda: num_lines(out) >= number)
-        time.sleep(moments.uniform(0, 0.02))
-    os.kill(process, signal.SIGKILL)
-    assert small_runs.wait([process]) == [-signal.SIGKILL], "it was not over yet"
+def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits_after_resuming(small_runs, whole, tmp_path, trial):
+    """A moment is the end of a step, or before, in or after a write to disk."""
+    out, number = tmp_path / "run", random.Random(trial).randint(1, NUM_MOMENTS)
+    assert small_runs.run(out, kill={"number": number}) == [-signal.SIGKILL], small_runs.stderr_of(out)
     began = (out / "run.yaml").is_file()
 
-    assert small_runs.run(out, resume=began, force=not began) == [0], small_runs.said(out)
+    assert small_runs.run(out, resume=began, force=not began) == [0], small_runs.stderr_of(out)
     assert equal_bits(final_tensors(out), final_tensors(whole))
     assert lines_of(out) == lines_of(whole)
     assert not list((out / "checkpoints").glob(".*"))
 
 
-def test_killed_in_the_middle_of_a_file_leaves_the_checkpoint_before_it_whole(small_runs, whole, tmp_path):
+def test_a_run_killed_in_the_middle_of_a_file_keeps_the_checkpoint_before_it(small_runs, whole, tmp_path):
     out = tmp_path / "run"
-    (process,) = small_runs.start(out, write_seconds=0.2)
-    small_runs.wait_until(partial(Saves(out).have_begun, 2))
+    assert small_runs.run(out, kill={"in_state_file": 2}) == [-signal.SIGKILL], small_runs.stderr_of(out)
     state = next((out / "checkpoints").glob(".tmp-step-*")) / "state.pt"
-    small_runs.wait_until(lambda: state.exists() and state.stat().st_size > 0)
-    os.kill(process, signal.SIGKILL)
-    small_runs.wait([process])
 
     with pytest.raises(RuntimeError):
         torch.load(state, weights_only=True)
     assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-00000005"]
-    assert small_runs.run(out, resume=True) == [0], small_runs.said(out)
+    assert small_runs.run(out, resume=True) == [0], small_runs.stderr_of(out)
     assert equal_bits(final_tensors(out), final_tensors(whole))

@@ -184,7 +184,7 @@ def machine(tmp_path):
 
 def test_two_machines_meet_and_each_passes_on_the_exit_code_of_its_own_process(tmp_path, machine):
     machines = [machine(2), machine(2)]
-    codes = sorted(int(it.communicate(timeout=40)[0]) for it in machines)
+    codes = sorted(int(it.communicate(timeout=300)[0]) for it in machines)
 
     assert codes == [3, 4]
     assert {path.name for path in tmp_path.glob("?-?")} == {"2-0", "2-1"}
@@ -197,7 +197,7 @@ def test_a_machine_that_comes_later_makes_the_first_start_again_together_with_it
         assert first.poll() is None
         time.sleep(0.1)
     second = machine(1)
-    said = [it.communicate(timeout=200)[0].splitlines() for it in (first, second)]
+    said = [it.communicate(timeout=300)[0].splitlines() for it in (first, second)]
 
     assert sorted(lines[-1] for lines in said) == ["3", "4"]
     assert said[0][0] == "starting the processes again"

@@ -134,7 +134,7 @@ def test_a_disk_that_is_full_at_a_later_checkpoint_loses_only_the_steps_since_th
 ):
     whole, _, whole_run = run_training("whole")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sync", full_after(12))  # five files and folders per checkpoint
+        patch.setattr(checkpoint, "flush_to_disk", full_after(12))  # five files and folders per checkpoint
         with pytest.raises(TrainingError, match="step 12 cannot be written: No space left on device"):
             run_training("parts")
     notes.started_at.clear()

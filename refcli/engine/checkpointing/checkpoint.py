@@ -105,7 +105,7 @@ class Checkpoints:
                 with explain_run_write_errors(f"the checkpoint of step {state.step}", target):
                     self._write(target, parts)
                     self.write_best(state.best)
-                    self._prune(state.best)
+                    self.remove_old(state.best)
 
     def load(self, step: int, state: TrainingState, *, world: World) -> BatchLayout:
         """Restore `state` from a checkpoint, see `restore_state`; returns the layout that it was saved with.
@@ -146,13 +146,13 @@ class Checkpoints:
                 else:
                     save_file(_unshared(content), file)
                     share_as_folder(file)
-                _sync(file)
-            _sync(temporary)
+                flush_to_disk(file)
+            flush_to_disk(temporary)
             temporary.replace(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _sync(self.root)
+        flush_to_disk(self.root)
 
     def _read_parts(self, step: int, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         try:
@@ -185,7 +185,7 @@ class Checkpoints:
                 shutil.rmtree(path)
         remove_stale_temporaries(self.root)
 
-    def _prune(self, best: Pointer | None) -> None:
+    def remove_old(self, best: Pointer | None) -> None:
         """Remove all checkpoints except the newest and the best, and what a killed process left half-written.
 
         A checkpoint directory with foreign files stays.
@@ -236,7 +236,7 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return unshared
 
 
-def _sync(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Flush a file or directory to disk before anything refers to it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,11 +1,17 @@
-"""Shared paths, and one thread for everything: the models of tests are too small to be divided."""
+"""Shared paths, checked shapes, and one thread for everything: the models of tests are too small to be divided."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from shape_checks import check_shapes
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; also for the programs that tests start
+UNCHECKED = "REFCLI_UNCHECKED_SHAPES"
+if UNCHECKED not in os.environ:
+    check_shapes()
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
@@ -32,3 +38,15 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("weights") / "random"
     save_weights(folder, Grounder.from_settings(settings), settings, meta={})
     return str(folder)
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run tests that use torch.compile in a process of their own: it cannot trace the checks of shapes."""
+    if UNCHECKED in os.environ or pyfuncitem.get_closest_marker("compiles") is None:
+        return None
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-m", "", pyfuncitem.nodeid]
+    ran = subprocess.run(
+        command, cwd=pyfuncitem.config.rootpath, env={**os.environ, UNCHECKED: "1"}, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout
+    return True

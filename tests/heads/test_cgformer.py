@@ -268,6 +268,7 @@ def test_settings_that_make_no_head_are_refused(settings):
         CGFormerSettings(**settings)
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 def test_training_with_noise_and_dropout_compiles_as_one_graph():
     head = tiny_head(dropout=0.1).train()

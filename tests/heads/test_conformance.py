@@ -229,6 +229,7 @@ def test_saved_weights_answer_as_before(name, tmp_path):
     assert_same(predict(loaded, batch), predict(grounder, batch))
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 @every_head
 def test_compiled_as_one_graph_it_computes_the_same(name):

@@ -95,6 +95,7 @@ def test_bfloat16_weights_and_autocast_stay_near_float32(how):
     assert (half.float() - exact).abs().mean() < 0.02
 
 
+@pytest.mark.compiles
 def test_the_tower_compiles_without_graph_breaks():
     tower = make_tower()
     explanation = torch._dynamo.explain(tower)(torch.randn(2, 3, 32, 32), *make_text())

@@ -1,4 +1,4 @@
-"""Grounder: one tower and one head, trained and asked as one module."""
+"""Grounder: a tower and a head as one module, for training and prediction."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Grounder(nn.Module):
 
     @classmethod
     def from_settings(cls, model: ModelSettings) -> Grounder:
-        """Build with fresh weights.
+        """Build a model with fresh weights.
 
         Raises:
             ConfigError: an unknown head, or a head setting that does not exist.
@@ -42,7 +42,7 @@ class Grounder(nn.Module):
         return cls(OneTower(model.tower), head_class(model.head.name)(head_settings(model.head), model.tower))
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Weighted losses by name. The whole training computation happens in here; `step` is the loop's counter."""
+        """Weighted losses by name: the whole computation of a training step. `step` is the loop's counter."""
         features = self.features(batch.images, batch.token_ids, batch.token_is_pad)
         return self.head.losses(self.head(features), batch.targets)
 
@@ -52,7 +52,7 @@ class Grounder(nn.Module):
         token_ids: Int[Tensor, "batch words"],
         token_is_pad: Bool[Tensor, "batch words"],
     ) -> Prediction:
-        """Answer in the model frame."""
+        """The prediction of the head, in the model frame."""
         return self.head.predict(self.head(self.features(images, token_ids, token_is_pad)))
 
     def features(
@@ -61,7 +61,7 @@ class Grounder(nn.Module):
         token_ids: Int[Tensor, "batch words"],
         token_is_pad: Bool[Tensor, "batch words"],
     ) -> Features:
-        """What the tower tells the head, with the hidden layers that the head reads."""
+        """The features of the tower, with the hidden layers that the head reads."""
         features: Features = self.tower(images, token_ids, token_is_pad, keep_hidden=self.head.hidden_layers)
         return features
 
@@ -79,7 +79,7 @@ class Grounder(nn.Module):
         return Work(flops=forward * (1 + BACKWARD_FACTOR if is_trained else 1))
 
     def param_depth(self, name: str) -> int | None:
-        """How deep in the tower a parameter sits: 0 for embeddings, 1..layers for blocks, None for the head."""
+        """The depth of a parameter in the tower: 0 for embeddings, 1..layers for blocks, None for the head."""
         if not name.startswith("tower."):
             return None
         if block := BLOCK_NAME.match(name):

@@ -1,4 +1,4 @@
-"""Typed settings: the schema, the presets, and how both become one checked object."""
+"""Typed settings: the schema, the presets, and loading both into one checked object."""
 
 from __future__ import annotations
 

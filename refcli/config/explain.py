@@ -1,4 +1,4 @@
-"""Write resolved settings as the YAML that gives them back."""
+"""Resolved settings as YAML from which they can be loaded again."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file of settings.
 
     Raises:
-        ConfigError: missing, not YAML, more than settings ever hold, or not a mapping at the top.
+        ConfigError: missing, not YAML, larger than any settings, or not a mapping at the top.
     """
     return read_mapping(path)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`: mappings are merged key by key, everything else is replaced."""
+    """`base` updated with `over`: mappings are merged key by key, everything else is replaced."""
     merged = dict(base)
     for key, value in over.items():
         inner = merged.get(key)
@@ -43,7 +43,7 @@ def read_preset(group: str, name_or_path: str) -> tuple[Path, dict[str, Any]]:
 
     Args:
         group: "finetune", "evaluate", ...
-        name_or_path: a preset's name, with its group before it or not, or the path of a YAML file (recognised by its
+        name_or_path: the name of a preset, with or without its group, or the path of a YAML file (recognised by its
             suffix or a separator).
     """
     names_group = name_or_path.partition("/")[0] in preset_groups() and not os.path.lexists(name_or_path)
@@ -64,7 +64,7 @@ def read_preset(group: str, name_or_path: str) -> tuple[Path, dict[str, Any]]:
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Lay `key.sub=value` strings over `values`; each value is read as YAML.
+    """Update `values` with `key.sub=value` strings; each value is read as YAML.
 
     Raises:
         ConfigError: an override without "=", with an empty key, or with a value that is not YAML.
@@ -98,8 +98,8 @@ def load_finetune(preset_or_path: str, overrides: Sequence[str] = ()) -> Finetun
     """Settings of a fine-tuning run: schema defaults <- preset or file (also a run.yaml) <- overrides.
 
     Raises:
-        ConfigError: anything unknown or unfit, with the file (or `--set`) and the key; an override of what the stages
-            say for themselves.
+        ConfigError: an unknown or unfit setting, with the file (or `--set`) and the key; an override of a setting that
+            the stages set themselves.
     """
     path, values = read_preset("finetune", preset_or_path)
     origin = _origin(path, overrides)
@@ -111,7 +111,7 @@ def load_finetune(preset_or_path: str, overrides: Sequence[str] = ()) -> Finetun
         for name, stage in settings.stages.items():
             for key in given & set(_dotted_keys(stage.model_dump())):
                 raise ConfigError(
-                    f"the stages say {key} for themselves, so it would change nothing",
+                    f"the stages set {key} themselves, so the override would have no effect",
                     where=f"--set {override}",
                     hint=f"--set stages.{name}.{key}=...; the stages are " + ", ".join(settings.stages),
                 )
@@ -135,12 +135,12 @@ def _check_stage_names(stages: object, overrides: Sequence[str]) -> None:
 
 
 def stages_of(settings: FinetuneSettings) -> dict[str, FinetuneSettings]:
-    """The whole settings of every stage by its name, in order; empty for a run that has no stages.
+    """The complete settings of every stage by name, in order; empty for a run without stages.
 
-    Only the first has `train.init_weights` and `train.init_head`: the others start from the one before.
+    Only the first has `train.init_weights` and `train.init_head`; the others start from the previous one.
 
     Raises:
-        ConfigError: what a stage says does not exist or does not fit.
+        ConfigError: a setting of a stage is unknown or does not fit.
     """
     return _stages(settings, lambda key: key)
 
@@ -156,7 +156,7 @@ def _stages(settings: FinetuneSettings, origin: Callable[[str], str]) -> dict[st
 
 
 def _below(prefix: str, origin: Callable[[str], str]) -> Callable[[str], str]:
-    """Where the keys below another one were set."""
+    """The origin of the keys below another one."""
     return lambda key: origin(f"{prefix}.{key}" if key else prefix)
 
 
@@ -177,7 +177,7 @@ def load_pretrain(preset_or_path: str, overrides: Sequence[str] = ()) -> Pretrai
 
 
 def _origin(path: Path, overrides: Sequence[str]) -> Callable[[str], str]:
-    """Says where a dotted key was set: by the last override that does, else by the file."""
+    """A function that tells where a dotted key was set: by the last override of it, or by the file."""
 
     def origin(key: str) -> str:
         for override in reversed(overrides):
@@ -209,10 +209,10 @@ def _validate(kind: type[S], values: Mapping[str, Any], *, origin: Callable[[str
 
 
 def _hint(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """The nearest key known at the level of an unknown one, and all the others of that level."""
+    """The known keys at the level of an unknown one, the nearest first."""
     level = kind
     for part in location[:-1]:
-        if part not in level.model_fields:  # the name of a stage: what is below it is what is below any
+        if part not in level.model_fields:  # the name of a stage: the levels below are those of any stage
             continue
         annotation = level.model_fields[str(part)].annotation
         choices = (annotation, *get_args(annotation))

@@ -38,7 +38,7 @@ def list_presets(group: str) -> list[str]:
 
 
 def preset_path(group: str, name: str) -> Path:
-    """The file of preset `name`, which may have the group before it, as `refcli presets list` prints it.
+    """The file of preset `name`, with or without its group, as `refcli presets list` prints it.
 
     Raises:
         ConfigError: the group has no such preset; the hint names the nearest one, or the group that has it.
@@ -73,7 +73,7 @@ def find_preset(name: str) -> Path:
         raise ConfigError(
             f"{len(groups)} presets are called {name!r}",
             where=f"preset {name}",
-            hint="say which: " + ", ".join(f"{group}/{name}" for group in groups),
+            hint="name one: " + ", ".join(f"{group}/{name}" for group in groups),
         )
     raise ConfigError(
         f"there is no preset called {name!r}",
@@ -87,7 +87,7 @@ def find_preset(name: str) -> Path:
 
 
 def headline(path: Path) -> str:
-    """The first comment line of a preset, which says what it is for; empty if it has none."""
+    """The first comment line of a preset, which states its purpose; empty without one."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             return line.lstrip("# ").rstrip()

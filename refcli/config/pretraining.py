@@ -25,7 +25,7 @@ class VisualTokenizerSettings(Settings):
     """Sizes of a VQ-KD encoder and its codebook. Defaults are the published ViT-B/16 with 8192 codes (BEiT v2)."""
 
     image_size: Pixels = 224
-    """Side in pixels of the square that the position table is for; other sizes are resampled from it."""
+    """Side in pixels of the square image of the position table, which is resampled for other sizes."""
     patch_size: Pixels = 16
     dim: Width = 768
     layers: Layers = 12
@@ -44,36 +44,36 @@ class VisualTokenizerSettings(Settings):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches that the position table is for."""
+        """(rows, columns) of patches of the position table."""
         side = self.image_size // self.patch_size
         return side, side
 
 
 class ImageMaskingSettings(Settings):
-    """Which patches the tower does not see (OneRef section 3.2; "dynamic masking")."""
+    """Which patches are hidden from the tower (OneRef section 3.2, "dynamic masking")."""
 
     method: Literal["block", "uniform", "vanilla"] = "uniform"
     """`block`: blocks inside the referred rectangle (the paper's Algorithm 1). `uniform`: single patches inside it (the
-    official code). `vanilla`: `context_ratio` of all patches, wherever the referent is (plain masked modelling)."""
+    official code). `vanilla`: `context_ratio` of all patches, independent of the referent (plain masked modelling)."""
     region_ratio: float = Field(0.75, ge=0, le=1)
     """gamma: the part of the referred rectangle's patches that is masked."""
     context_ratio: float = Field(0.35, ge=0, le=1)
-    """beta: the part of all patches that is masked before the rectangle is masked anew."""
+    """beta: the part of all patches that is masked before the mask inside the rectangle is drawn again."""
     margin: int = Field(1, ge=0)
-    """Patches by which the rectangle is widened on every side (1 in the official code)."""
+    """Patches that the rectangle is widened by on every side (1 in the official code)."""
     min_aspect: float = Field(0.3, gt=0, le=1)
-    """a: blocks have an aspect ratio between a and 1/a (BEiT's 0.3; the paper gives no number)."""
+    """a: blocks have an aspect ratio between a and 1/a (0.3 in BEiT; the paper states no value)."""
 
 
 class TextMaskingSettings(Settings):
-    """Which words the tower does not see."""
+    """Which words are hidden from the tower."""
 
     ratio: float = Field(0.4, ge=0, le=1)
     """Part of the word pieces (</s> counted, <s> not) that is masked; at least one."""
     prefer: Literal["referents", "none"] = "referents"
     """`referents`: the subject's and the object's words are masked first, the rest at random."""
     parser: Literal["rules", "spacy"] = "rules"
-    """Who finds subject and object: our own rules, or spaCy's dependency parser (an extra)."""
+    """Finds subject and object: our own rules, or spaCy's dependency parser (extra `spacy`)."""
     mask_share: float = Field(0.8, ge=0, le=1)
     """Part of the masked pieces that becomes <mask>."""
     random_share: float = Field(0.1, ge=0, le=1)
@@ -87,11 +87,11 @@ class TextMaskingSettings(Settings):
 
 
 class VisualCodeSettings(Settings):
-    """What referring MIM predicts at a masked patch."""
+    """Targets of referring MIM at masked patches."""
 
     source: Literal["tokenizer", "pixel_clusters"] = "tokenizer"
-    """`tokenizer`: the code ids of a VQ-KD visual tokenizer. `pixel_clusters`: the nearest of some patch means that
-    k-means finds in the training images; needs nothing trained."""
+    """`tokenizer`: the code ids of a VQ-KD visual tokenizer. `pixel_clusters`: the nearest of the patch means that
+    k-means finds in the training images, which needs no trained weights."""
     weights: str | None = None
     """The visual tokenizer: a directory that `refcli weights convert` or the preset visual_tokenizer_small wrote, or a
     catalogue name."""
@@ -100,21 +100,21 @@ class VisualCodeSettings(Settings):
 
 
 class SemanticTargetSettings(Settings):
-    """Where the targets of the semantic target-relation score come from (STS)."""
+    """Targets of the semantic target-relation score (STS)."""
 
     weights: str | None = None
-    """The frozen model that scores words; None is a copy of the model as pre-training starts."""
+    """The frozen model that scores words; None: a copy of the model at the start of pre-training."""
     refresh_every: int | None = Field(None, ge=1)
-    """Copy the model anew every so many steps: for runs that start from nothing (not in the paper)."""
+    """Steps after which the model is copied again, for runs that start from scratch (not in the paper)."""
     region_weight: NonNegativeFloat = 0.5
     image_weight: NonNegativeFloat = 0.5
-    """lambda_reg and lambda_img: how much the referred region's crop and the whole image say (the paper gives no
-    numbers)."""
+    """lambda_reg and lambda_img: weights of the referred region's crop and of the whole image (the paper states no
+    values)."""
     scale: PositiveFloat = 10.0
     """Factor on the cosines before their softmax over the words."""
 
     @model_validator(mode="after")
-    def _something_speaks(self) -> SemanticTargetSettings:
+    def _has_a_weight(self) -> SemanticTargetSettings:
         if not self.region_weight + self.image_weight:
             raise ValueError("region_weight and image_weight are both 0")
         if self.weights is not None and self.refresh_every is not None:
@@ -146,16 +146,16 @@ class MRefMSettings(Settings):
     semantic_targets: SemanticTargetSettings = SemanticTargetSettings()
     loss_weights: MRefMWeights = MRefMWeights()
     mim_input: Literal["product", "patch"] = "product"
-    """What the code is predicted from: the normalised product of the patch and the expression (referring MIM), or the
-    patch alone (plain MIM)."""
+    """The input of the code prediction: the normalised product of patch and expression (referring MIM), or the patch
+    alone (plain MIM)."""
     mlm_input: Literal["text", "product"] = "text"
-    """What the word is predicted from: its own row (the official code), or its product with the image's class vector
-    (the paper)."""
+    """The input of the word prediction: the word's own token (the official code), or its product with the image's class
+    vector (the paper)."""
     patch_place: Literal["corner", "centre"] = "corner"
-    """Which point of a patch the visual target-relation score is about; the official code takes the top left corner."""
+    """The point of a patch that the visual target-relation score is about; the top left corner in the official code."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     drop_worst_ratio: float = Field(0.2, ge=0, lt=1)
-    """Part of the masked words, the ones with the largest loss, that is left out after `drop_worst_after` steps."""
+    """Part of the masked words, those with the largest loss, that is left out after `drop_worst_after` steps."""
     drop_worst_after: int = Field(12000, ge=0)
 
     @model_validator(mode="after")
@@ -168,14 +168,14 @@ class MRefMSettings(Settings):
         silent = [kind for kind, weight in own_terms.items() if not weight + weights.grounding]
         if silent and (self.alternate or len(silent) == len(own_terms)):
             raise ValueError(
-                f"the steps that {' and '.join(silent)} have no term: give one a weight"
+                f"the steps that {' and '.join(silent)} have no loss: give one a weight"
                 + (", or set alternate=false" if len(silent) == 1 else "")
             )
         return self
 
 
 class VisualTokenizerTrainingSettings(Settings):
-    """A small visual tokenizer of one's own: encoder, codebook and a decoder that gives the patches back."""
+    """Training of a small visual tokenizer: encoder, codebook and a decoder that reconstructs the patches."""
 
     sizes: VisualTokenizerSettings = VisualTokenizerSettings(
         image_size=112, patch_size=14, dim=128, layers=3, heads=4, ffn_dim=512, num_codes=256, code_dim=16
@@ -186,7 +186,7 @@ class VisualTokenizerTrainingSettings(Settings):
     commitment: PositiveFloat = 0.25
     """Weight of the distance between a patch's vector and its code."""
     revive_below: NonNegativeFloat = 0.1
-    """A code used less often than this (moving average of patches per step) is moved to a random patch."""
+    """A code that is used less often than this (moving average of patches per step) is moved to a random patch."""
 
 
 class PretrainSettings(Settings):
@@ -196,7 +196,7 @@ class PretrainSettings(Settings):
     model: ModelSettings = ModelSettings()
     mrefm: MRefMSettings = MRefMSettings()
     visual_tokenizer: VisualTokenizerTrainingSettings = VisualTokenizerTrainingSettings()
-    """Used where `objective` is visual_tokenizer; model.tower then only says the size of the images."""
+    """Used where `objective` is visual_tokenizer; model.tower then only gives the size of the images."""
     data: DataSettings = DataSettings()
     optim: OptimSettings = OptimSettings()
     train: TrainSettings = TrainSettings()
@@ -207,10 +207,10 @@ class PretrainSettings(Settings):
             return self
         ignored = [f"train.{name}" for name in ("init_weights", "freeze_tower") if getattr(self.train, name)]
         if ignored:
-            raise ValueError(f"a visual tokenizer starts fresh and whole: leave out {' and '.join(ignored)}")
+            raise ValueError(f"a visual tokenizer is trained from scratch: leave out {' and '.join(ignored)}")
         if self.train.ema_decay is not None:
             raise ValueError(
-                "the codes of a visual tokenizer are moving averages already, and belong to its encoder as it is: "
+                "the codes of a visual tokenizer are moving averages already, and fit its encoder without averaging: "
                 "set train.ema_decay=null"
             )
         return self

@@ -17,24 +17,24 @@ from pydantic import (
 )
 
 NUM_UNUSED_ROWS = 2
-"""torchscale numbers positions from 2: rows 0 and 1 of every table are never read."""
+"""torchscale numbers positions from 2: rows 0 and 1 of every table are unused."""
 
 ValidationMetric = Literal["score", "box_iou", "box_accuracy", "mask_iou", "mask_accuracy", "existence_accuracy"]
-"""What fine-tuning may be watched by, all 0..1: `box_accuracy` is Acc@0.5, `mask_iou` the mean over samples, `score`
-the mean of those among box_iou, mask_iou and existence_accuracy that the head and the data have."""
+"""Validation metrics of fine-tuning, all 0..1: `box_accuracy` is Acc@0.5, `mask_iou` the mean over samples, `score` the
+mean of box_iou, mask_iou and existence_accuracy, as far as the head and the data have them."""
 
 
 AttentionImplementation: TypeAlias = Literal["auto", "sdpa", "explicit"]
 
 
 class Settings(BaseModel):
-    """Base of every settings class: frozen, no unknown keys, and numbers that are numbers."""
+    """Base of every settings class: frozen, without unknown keys, NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Width = Annotated[int, Field(gt=0, le=1 << 16)]
-"""Channels of a layer. Sizes of models are bounded here, since the settings beside weights may come from anywhere."""
+"""Channels of a layer. Sizes are bounded, since the settings beside weights may come from anywhere."""
 InnerWidth = Annotated[int, Field(gt=0, le=1 << 20)]
 """Channels inside a feed-forward block."""
 Layers = Annotated[int, Field(gt=0, le=256)]
@@ -45,10 +45,10 @@ MAX_PATCHES = 1 << 16
 
 
 def check_grid(height: int, width: int, patch_size: int) -> None:
-    """Refuse a model frame that is no whole number of patches, or very many.
+    """Check that a model frame is a whole number of patches, and not too many.
 
     Raises:
-        ValueError: it is.
+        ValueError: it is not.
     """
     if height % patch_size or width % patch_size:
         raise ValueError(f"image_size {(height, width)} is not a multiple of patch_size {patch_size}")
@@ -60,7 +60,7 @@ class TowerSettings(Settings):
     """The one tower: a BEiT-3 multiway transformer. Defaults are BEiT-3 base at 384."""
 
     image_size: tuple[Pixels, Pixels] = (384, 384)
-    """(height, width) of the model frame in pixels; one number means a square."""
+    """(height, width) of the model frame in pixels; one number stands for a square."""
     patch_size: Pixels = 16
     dim: Width = 768
     layers: Layers = 12
@@ -69,13 +69,13 @@ class TowerSettings(Settings):
     vocabulary_size: int = Field(64010, gt=0, le=1 << 24)
     max_text_positions: int = Field(1024, gt=0, le=1 << 16)
     drop_path: float = Field(0.1, ge=0, lt=1)
-    """Rate of the last layer; it grows linearly from 0 at the first."""
+    """Rate of stochastic depth in the last layer; it grows linearly from 0 in the first."""
     layer_norm_eps: PositiveFloat = 1e-5
     init: Literal["beit3", "scaled"] = "beit3"
     """`beit3`: the published initialisation. `scaled`: 1/sqrt(fan-in) weights and 2-D sine positions, for small towers
-    trained from nothing."""
+    trained from scratch."""
     attention: AttentionImplementation = "auto"
-    """`auto`: explicit matmuls when training short sequences on a CPU (its fused backward is slow), else the library's
+    """`auto`: explicit matmuls to train short sequences on a CPU, where the fused backward pass is slow, else torch's
     scaled_dot_product_attention."""
     checkpoint_activations: bool = False
 
@@ -100,17 +100,17 @@ class TowerSettings(Settings):
 
 
 class TextSettings(Settings):
-    """How an expression becomes token ids."""
+    """The tokenizer of expressions."""
 
     tokenizer: str = "builtin"
-    """`builtin` (the small packaged SentencePiece model) or the path of a SentencePiece file. `beit3.spm`, where there
-    is no such file, is the one that `refcli weights pull beit3-tokenizer` got."""
+    """`builtin` (the small packaged SentencePiece model) or the path of a SentencePiece file. `beit3.spm`, unless such
+    a file exists, is the one that `refcli weights pull beit3-tokenizer` downloaded."""
     max_tokens: int = Field(64, ge=3)
     """Longest sequence including <s> and </s>; longer expressions are truncated."""
 
 
 class HeadChoice(Settings):
-    """Which head sits on the tower, and its own settings (declared by the head's `Config`)."""
+    """The head on the tower, and its settings, which the head's `Config` declares."""
 
     name: str = "oneref"
     """A name of `refcli.heads.table`, or "package.module:ClassName" for a head of another package."""
@@ -136,35 +136,35 @@ class ModelSettings(Settings):
 
 
 class AugmentSettings(Settings):
-    """Training-time changes of a sample; none of them can lose a part of the referent."""
+    """Augmentation of training samples; the referent always stays complete."""
 
     flip: float = Field(0.0, ge=0, le=1)
     """Probability of a horizontal flip (left/right words of the expression are swapped)."""
     min_scale: float = Field(1.0, gt=0, le=1)
-    """The letterboxed image's long side is drawn between this and 1 times the model frame."""
+    """The long side of the letterboxed image is between this and 1 times the model frame, at random."""
     translate: bool = False
-    """Place the image anywhere in the model frame instead of centring it."""
+    """Place the image at random in the model frame instead of in its centre."""
     crop: float = Field(0.0, ge=0, le=1)
-    """Probability of a random crop that keeps every referred region whole; never for expressions of position."""
+    """Probability of a random crop around all referred regions; never for expressions of position."""
     colour_jitter: float = Field(0.0, ge=0, le=1)
-    """Strength of brightness/contrast/saturation jitter: factors are drawn from 1 +- this."""
+    """Strength of brightness, contrast and saturation jitter: factors are drawn from 1 +- this."""
     colour_jitter_probability: float = Field(0.8, ge=0, le=1)
     no_target: float = Field(0.0, ge=0, le=1)
-    """Probability that a sample with a referent gets the expression of another image, and so has none."""
+    """Probability that a sample with a referent gets the expression of another image, and so no target."""
 
 
 class DataSettings(Settings):
-    """Which splits of a store are trained on and watched."""
+    """Splits of a store for training and validation."""
 
     train: tuple[str, ...] = ("synthetic:train",)
-    """`dataset:split` names inside the store; one alone need be no list."""
+    """`dataset:split` names in the store; a single one may be written without a list."""
     weights: dict[str, PositiveFloat] | None = None
-    """How often each of `train` is drawn, relative to the others; None draws every sample equally often."""
+    """Relative frequency of each split of `train`; None draws every sample equally often."""
     validation: tuple[str, ...] = ()
     validation_samples: PositiveInt | None = None
-    """Use only the first so many samples of the validation splits."""
+    """Use only this many samples, the first ones of the validation splits."""
     kinds: tuple[str, ...] | None = None
-    """Train only on these kinds of expression (a curriculum); None means all."""
+    """Train only on these kinds of expression (a curriculum); None: all."""
     workers: int = Field(1, ge=0)
     augment: AugmentSettings = AugmentSettings()
 
@@ -184,7 +184,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimSettings(Settings):
-    """Optimiser, schedule and what they act on."""
+    """Optimiser, schedule and parameter groups."""
 
     name: str = "adamw"
     """Any optimiser of timm by name."""
@@ -192,7 +192,7 @@ class OptimSettings(Settings):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 1e-4
     decay_norms_and_biases: bool = False
-    """The official recipe decays every parameter; ours spares norms, biases, positions and scalars."""
+    """Also decay norms, biases, positions and scalars, as the official recipe does."""
     tower_lr_scale: NonNegativeFloat = 1.0
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Learning-rate factor per layer below the top of the tower."""
@@ -200,13 +200,13 @@ class OptimSettings(Settings):
     final_lr_ratio: float = Field(0.0, ge=0, le=1)
     """The cosine ends at this fraction of `lr`."""
     clip_grad_norm: PositiveFloat | None = 1.0
-    """None leaves gradients as they are."""
+    """None: gradients are not clipped."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments of the timm optimiser."""
 
 
 class TrainSettings(Settings):
-    """Length, precision and book-keeping of one training run."""
+    """Length, precision, validation and checkpoints of one training run."""
 
     steps: int = Field(1000, ge=1)
     """Optimiser steps."""
@@ -215,12 +215,12 @@ class TrainSettings(Settings):
     accumulate: int = Field(1, ge=1)
     """Forward passes per optimiser step."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 means autocast; weights and optimiser state stay fp32. `auto` is decided when a run starts, and run.yaml
-    says what it was: bf16 on GPUs with instructions for it and on CPUs that multiply it faster as measured, else fp32.
-    """
+    """bf16 is autocast; weights and optimiser state stay fp32. `auto` is resolved when a run starts and recorded in
+    run.yaml: bf16 on GPUs with bf16 instructions and on CPUs where matrix products are measured to be faster with it,
+    else fp32."""
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several processes: every one has the whole model, or a shard of it (FSDP2; for models that do not fit)."""
+    """With several processes, each has the complete model, or a shard of it (FSDP2, for models that do not fit)."""
     ema_decay: float | None = Field(None, ge=0, lt=1)
     freeze_tower: bool = False
     seed: int = 13
@@ -228,17 +228,17 @@ class TrainSettings(Settings):
     log_every: PositiveInt = 20
     save_every: PositiveInt = 500
     validate_every: int | None = Field(None, ge=1)
-    """Validate after every so many steps, and always at the end."""
+    """Steps between validations; the run always ends with one."""
     best_by: ValidationMetric = "score"
-    """Fine-tuning: the validation metric that chooses the best checkpoint. Pre-training has only its score."""
+    """Fine-tuning: the validation metric that selects the best checkpoint. Pre-training has only its score."""
     keep: Literal["last", "best"] = "last"
-    """Which checkpoint's weights come out at the end."""
+    """The checkpoint whose weights are saved at the end."""
     patience: int | None = Field(None, ge=1)
-    """End the run early when so many validations in a row have not improved on the best one."""
+    """End the run early after this many validations without an improvement on the best one."""
     tensorboard: bool = False
-    """Write the metrics for TensorBoard as well (RUN/tensorboard; needs the extra of that name)."""
+    """Also write the metrics for TensorBoard (RUN/tensorboard; needs the extra `tensorboard`)."""
     init_weights: str | None = None
-    """Start from these weights (a directory, a catalogue name or a pulled hf:// address) instead of random ones."""
+    """Initial weights (a directory, a catalogue name or a pulled hf:// address); None: random."""
 
     @model_validator(mode="after")
     def _patience_is_tried(self) -> TrainSettings:
@@ -248,31 +248,31 @@ class TrainSettings(Settings):
 
 
 class FinetuneTrainSettings(TrainSettings):
-    """What only fine-tuning has besides."""
+    """Settings that only fine-tuning has."""
 
     init_head: str | None = None
-    """Start the head from these weights, which hold a head without a tower (`refcli weights convert` writes them from
-    official CGFormer and ReLA decoders); the tower is that of `init_weights`."""
+    """Initial weights of the head: a head without a tower, as `refcli weights convert` writes it from official CGFormer
+    and ReLA decoders. The tower is that of `init_weights`."""
     existence_min_t_acc: float | None = Field(None, gt=0, lt=1)
-    """At the end, choose the head's `existence_threshold` on the validation samples and store it in the weights: of the
-    thresholds that let at least this share of the samples with a referent through (T-acc), the one with the largest sum
+    """At the end, calibrate the head's `existence_threshold` on the validation samples and store it in the weights: of
+    the thresholds that accept at least this share of the samples with a referent (T-acc), the one with the largest sum
     of T-acc and N-acc. None keeps the threshold of the head's settings."""
 
 
 class StageHead(Settings):
-    """What a stage may say about the head."""
+    """The settings of the head that a stage may change."""
 
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
 class StageModel(Settings):
-    """What a stage may say about the model: it stays the same, but the losses of its head may differ."""
+    """The settings of the model that a stage may change: only those of the head, such as its losses."""
 
     head: StageHead = StageHead()
 
 
 class StageSettings(Settings):
-    """Where one stage of a run differs from the settings that all its stages share; the keys are those."""
+    """Settings of one stage of a run that differ from those of all its stages; the keys are the same."""
 
     model: StageModel = StageModel()
     optim: dict[str, Any] = Field(default_factory=dict)
@@ -283,8 +283,8 @@ class StageSettings(Settings):
     def _starts_after_the_one_before(cls, value: dict[str, Any]) -> dict[str, Any]:
         if named := [f"train.{key}" for key in ("init_weights", "init_head") if key in value]:
             raise ValueError(
-                f"a stage starts from the weights of the one before; {' and '.join(named)}, outside the stages, is for "
-                "the first"
+                f"a stage starts from the weights of the previous one; set {' and '.join(named)} outside the stages, "
+                "for the first"
             )
         return value
 
@@ -297,8 +297,8 @@ class FinetuneSettings(Settings):
     optim: OptimSettings = OptimSettings()
     train: FinetuneTrainSettings = FinetuneTrainSettings()
     stages: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], StageSettings] = Field(default_factory=dict)
-    """Stages by name, in their order: each is a run of its own that starts from the weights of the one before. Empty:
-    the run is one. See `config.load.stages_of`."""
+    """Stages by name, in order: each is a run of its own that starts from the weights of the previous one. Empty: a
+    single run. See `config.load.stages_of`."""
 
     @model_validator(mode="after")
     def _best_is_known(self) -> FinetuneSettings:

@@ -1,4 +1,4 @@
-"""YAML of users and from outside files: plain values of bounded size, or one sentence about what is wrong."""
+"""YAML from users and downloaded files: plain values of bounded size, or an error in one sentence."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import yaml
 from refcli.errors import ConfigError, RefcliError
 
 MAX_CHARACTERS = 1 << 17
-"""The longest file that comes with refcli has 21 thousand."""
+"""The longest file in refcli has 21 thousand."""
 MAX_VALUES, MAX_DEPTH = 10_000, 32
-"""Values and keys, an alias counting as all that it stands for; the same file has 2,700."""
+"""Values and keys, an alias counted as everything that it stands for; the same file has 2,700."""
 MAX_BITS = 64
 """Of a whole number."""
 _TAGS = frozenset(
@@ -29,11 +29,11 @@ def parse_yaml(text: str, *, what: str, where: str, error: type[RefcliError] = C
     `1e-4` is a number, and what looks like a date is text.
 
     Args:
-        what: for the error, such as "the settings file".
+        what: the subject of the error message, such as "the settings file".
         error: the class of the error.
 
     Raises:
-        RefcliError: no YAML, a value of another kind, a key that is given twice, or more than settings ever hold.
+        RefcliError: not YAML, a value of another kind, a repeated key, or more values than any settings have.
     """
     if len(text) > MAX_CHARACTERS:
         raise error(f"{what} has {len(text):,} characters, and at most {MAX_CHARACTERS:,} are read", where=where)
@@ -55,7 +55,7 @@ def read_mapping(
     """The mapping in a YAML file, see `parse_yaml`.
 
     Raises:
-        RefcliError: missing, no plain file, not such YAML, or not a mapping at the top.
+        RefcliError: missing, not a regular file, not such YAML, or not a mapping at the top.
     """
     where = str(path)
     try:
@@ -65,7 +65,7 @@ def read_mapping(
             text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError as problem:
         raise error(f"there is no such {what.removeprefix('the ')}", where=where) from problem
-    except (OSError, ValueError) as problem:  # also a name with a zero in it
+    except (OSError, ValueError) as problem:  # also for a name that contains a null character
         raise error(f"{what} cannot be read: {problem}", where=where) from problem
     values = parse_yaml(text, what=what, where=where, error=error)
     if not isinstance(values, dict):
@@ -74,13 +74,13 @@ def read_mapping(
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes no more than the limits and constructs only plain values."""
+    """Composes at most as much as the limits allow and constructs only plain values."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._num_values = 0
         self._sizes: dict[str, int] = {}
-        """How many values each anchor stands for, once it is complete."""
+        """The number of values behind each complete anchor."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
         event = self.peek_event()  # type: ignore[no-untyped-call]

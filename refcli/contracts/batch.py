@@ -1,4 +1,4 @@
-"""What one training or inference step sees: images, words and truth as tensors of the model frame."""
+"""The input of a training or inference step: images, words and truth as tensors in the model frame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Targets:
     """The truth of a batch in the model frame.
 
     Samples without a referent have `exists == False`, an all-False mask and a zero box.
-    Several referents of one expression are joined: the box encloses them all, the mask is their union.
+    Several referents of one expression become one: the box encloses all of them, the mask is their union.
     """
 
     boxes_cxcywh: Float[Tensor, "batch 4"]
@@ -22,11 +22,11 @@ class Targets:
     masks: Bool[Tensor, "batch height width"]
     """Union of the referred pixels in the model frame."""
     mask_is_known: Bool[Tensor, " batch"]
-    """False where the data set has boxes only (the mask is then the filled box)."""
+    """False where the data set has only boxes; the mask is then the filled box."""
     exists: Bool[Tensor, " batch"]
 
     def to(self, device: str | torch.device) -> Targets:
-        """The same truth on another device."""
+        """The targets on another device."""
         return Targets(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
 
 
@@ -40,10 +40,10 @@ class Batch:
     targets: Targets
     ids: tuple[str, ...]
     word_roles: Int[Tensor, "batch words"] | None = None
-    """For pre-training: 1 at the pieces of the expression's subject, 2 at those of its object, else 0."""
+    """For pre-training: 1 at the word pieces of the expression's subject, 2 at those of its object, else 0."""
 
     def to(self, device: str | torch.device) -> Batch:
-        """The same batch on another device."""
+        """The batch on another device."""
         return Batch(
             images=self.images.to(device, non_blocking=True),
             token_ids=self.token_ids.to(device, non_blocking=True),

@@ -25,7 +25,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One (image, expression) pair; `regions == ()` means that nothing in the image is meant."""
+    """One (image, expression) pair; `regions == ()` means that the expression has no target in the image."""
 
     id: str
     dataset: str
@@ -38,4 +38,4 @@ class Example:
     expression: str
     regions: tuple[Region, ...]
     kind: str | None = None
-    """What sort of expression it is (attribute, ordinal, ...), where the source knows; metrics are sliced by it."""
+    """The kind of expression (attribute, ordinal, ...), where the source states it; metrics are sliced by it."""

@@ -1,4 +1,4 @@
-"""What a head says (Prediction, model frame) and what a user gets (Answer, image pixels)."""
+"""The output of a head (Prediction, model frame) and of the program (Answer, image pixels)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 PREDICTION_SCHEMA = "refcli.prediction/1"
 NoTargetSource: TypeAlias = Literal["existence", "mask", "min_score"]
-"""Why an answer is "no target": the system's judgement of existence, a mask in which nothing is drawn, or no target
-with the score that the user asked for."""
+"""Why an answer is "no target": the system's existence score, an empty mask, or no target with the requested score."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +38,32 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class FramedTarget:
-    """A target as the model gave it, in the model frame: what lies on the padding of the letterbox is still there."""
+    """A target as predicted, in the model frame, including the part on the padding of the letterbox."""
 
     size: tuple[int, int]
     """(height, width) of the model frame in pixels."""
     box_xyxy: tuple[float, float, float, float] | None
-    """In pixels of the model frame; None where the head gives no box."""
+    """In pixels of the model frame; None where the head predicts no box."""
     mask: RLE | None
-    """Mask logits > 0, at the resolution of the head, over the whole model frame."""
+    """Mask logits > 0 over the whole model frame, at the resolution of the head."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One thing found, in pixels of the original image."""
+    """One region found, in pixels of the original image."""
 
     box_xyxy: tuple[float, float, float, float]
     score: float
     mask: RLE | None = None
     box_is_from_mask: bool = False
-    """The head gives no box; this is the tight one of the mask."""
+    """The head predicts no box; this is the tight box of the mask."""
     frame: FramedTarget | None = None
-    """The same before it was cut to the image; None where it is not known."""
+    """The target before it was cut to the image; None where that is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to one expression about one image; `error` is set where none could be given."""
+    """The answer to one expression about one image; `error` is set where there is none."""
 
     id: str
     image: str
@@ -77,12 +76,12 @@ class Answer:
     weights: str
     error: str | None = None
     candidates: tuple[Target, ...] | None = None
-    """With "no target": all that the system proposed before it decided so, with empty masks too. None: not known, or
-    `targets` has them."""
+    """With "no target": everything that the system proposed before that decision, including empty masks. None: unknown,
+    or in `targets`."""
     no_target_source: NoTargetSource | None = None
-    """With "no target": why; None where the system only says so."""
+    """With "no target": the reason; None where the system does not state it."""
     unknown_words: tuple[str, ...] = ()
-    """Words of the expression that the model does not know, as they were written."""
+    """Words of the expression that the model does not know, as written."""
     unread_text: str = ""
     """The end of an expression that is too long for the model."""
 
@@ -110,5 +109,5 @@ class Answer:
 
     @property
     def proposals(self) -> tuple[Target, ...]:
-        """What the system proposed before it decided about existence, as far as it is known."""
+        """What the system proposed before it decided about existence, as far as known."""
         return self.targets if self.candidates is None else self.candidates

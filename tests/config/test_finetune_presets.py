@@ -209,7 +209,7 @@ def test_staged_settings_come_back_from_what_is_written(staged):
         ("stages.zero.train.stepz=9", "did you mean 'steps'?"),
         ("stages.zero.trian={}", "did you mean 'train'?"),
         ("stages.all.model.tower.dim=9", "known: head"),
-        ("stages.all.train.init_weights=x", "the one before"),
+        ("stages.all.train.init_weights=x", "the previous one"),
         ("stages.Last={}", "known: zero, all"),
         ("stages.al.train.steps=3", "did you mean 'all'?"),
         ("stages.all.optim.lr=fast", "valid number"),

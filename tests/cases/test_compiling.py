@@ -22,6 +22,8 @@ from refcli.model.beit3 import OneTower
 from refcli.pretraining.mrefm import MRefM
 from refcli.weights.directory import load_weights
 
+pytestmark = pytest.mark.compiles
+
 SIDE, VOCABULARY, MASK_ID = 32, 50, 40
 TOWER = {
     "image_size": SIDE,

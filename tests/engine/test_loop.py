@@ -163,6 +163,7 @@ def test_a_loss_that_is_not_finite_ends_training_and_names_the_batch(run_trainin
     assert record["batches"][0]["losses"] == {"l1": "nan", "l2": "nan"}, "LayerNorm makes inf a nan"
 
 
+@pytest.mark.compiles
 def test_compiled_parts_are_compiled_and_give_the_same_losses(run_training, notes):
     torch.manual_seed(0)
     plain = LinearBox()

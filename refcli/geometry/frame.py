@@ -1,4 +1,4 @@
-"""The way between the pixels of an image and the pixels of the model frame."""
+"""The mapping between image pixels and the pixels of the model frame."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 ROWS_AT_ONCE = 64
-"""Image rows whose logits are interpolated together: so few that they stay in the processor's cache."""
+"""Image rows whose logits are interpolated together: few enough for the processor's cache."""
 TAPS_AT_ONCE = 1 << 16
-"""Image rows whose weights are held at a time."""
+"""Image rows whose interpolation weights are in memory at a time."""
 COLUMNS_AT_ONCE, PIXELS_AT_ONCE = 1024, 1 << 22
-"""Image columns of a group of `Frame.mask_columns`, and its pixels where they are short."""
+"""Columns per group of `Frame.mask_columns`, and pixels per group where columns are short."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
     """A letterbox: the image is resized by one ratio and placed inside the model frame.
 
-    Sizes and offsets are pixels. `resized_*` are rounded to whole pixels; boxes move by the unrounded `ratio`,
-    as in the published evaluation, so they are right to a sub-pixel only.
+    Sizes and offsets are in pixels. `resized_*` are rounded to whole pixels; boxes are scaled by the unrounded `ratio`,
+    as in the published evaluation, so they are exact only to less than a pixel.
     """
 
     image_width: int
@@ -48,7 +48,7 @@ class Frame:
             image_height: height of the image in pixels.
             model_width: width of the model frame in pixels.
             model_height: height of the model frame in pixels.
-            scale: shrink the image to this part (0..1] of the largest that fits.
+            scale: size of the image relative to the largest one that fits, in (0, 1].
         """
         ratio = min(model_width / image_width, model_height / image_height) * scale
         resized_width = min(max(round(image_width * ratio), 1), model_width)
@@ -77,7 +77,7 @@ class Frame:
         return clipped
 
     def boxes_around_image(self, boxes_xyxy: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-        """Boxes in model-frame pixels -> boxes in image pixels that may reach over the padding, not clipped."""
+        """Boxes in model-frame pixels -> boxes in image pixels, not clipped, so they may extend over the padding."""
         boxes: Float[np.ndarray, "n 4"] = (np.asarray(boxes_xyxy) - self._offsets()) / self.ratio
         return boxes
 
@@ -86,8 +86,8 @@ class Frame:
     ) -> Bool[np.ndarray, "targets image_height image_width"]:
         """Mask logits that cover the whole model frame -> bitmaps of the image.
 
-        The letterbox is cut out first and only then enlarged, so that what the model says about the padding cannot
-        bleed into the image; logits are interpolated bilinearly and are foreground where > 0.
+        The letterbox is cut out before it is resized, so that predictions on the padding cannot bleed into the image;
+        logits are interpolated bilinearly and are foreground where > 0.
         """
         logits = mask_logits.detach().float().cpu()
         masks = np.empty((len(logits), self.image_height, self.image_width), dtype=np.bool_)
@@ -98,7 +98,7 @@ class Frame:
     def mask_columns(
         self, mask_logits: Float[Tensor, "mask_height mask_width"]
     ) -> Iterator[Bool[np.ndarray, "image_height columns"]]:
-        """The same of one target as neighbouring groups of image columns, for images too large for a bitmap."""
+        """The mask of one target as consecutive groups of image columns, for images too large for one bitmap."""
         plane = mask_logits.detach().float().cpu()
         step = max(COLUMNS_AT_ONCE, PIXELS_AT_ONCE // self.image_height)
         for start in range(0, self.image_width, step):
@@ -131,19 +131,19 @@ class Frame:
 def _taps(
     part: slice, num_pixels: int, resized: int, offset: int, cells_per_pixel: float, num_cells: int
 ) -> tuple[Tensor, ...]:
-    """For some image pixels along one axis: their two neighbouring mask cells and the weight of the second.
+    """For some image pixels along one axis: the two neighbouring mask cells and the weight of the second.
 
     Args:
-        part: which pixels.
+        part: the image pixels.
         num_pixels: image pixels along the axis.
-        resized: model-frame pixels that the image takes.
+        resized: model-frame pixels of the image.
         offset: model-frame pixels before the image.
         cells_per_pixel: mask cells per model-frame pixel.
         num_cells: mask cells along the whole frame.
     """
     centres = (torch.arange(part.start, part.stop, dtype=torch.float64) + 0.5) * (resized / num_pixels) + offset
     first, last = offset * cells_per_pixel, (offset + resized) * cells_per_pixel - 1
-    if last < first:  # the image is thinner than one cell
+    if last < first:  # the image is narrower than one cell
         first = last = (first + last) / 2
     position = (centres * cells_per_pixel - 0.5).clamp(first, last).clamp(0, num_cells - 1)
     lower = position.floor().long()

@@ -1,4 +1,4 @@
-"""Expressions: tokenisation, words about place, subject and object."""
+"""Expressions: tokenisation, words of position, subject and object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an expression says about place, and how it reads in a mirror."""
+"""Words of position in expressions, and expressions for mirrored images."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ _PLACE = re.compile(
 
 
 def swap_left_right(expression: str) -> str:
-    """The expression for the mirrored picture: whole words of direction are swapped, their case is kept.
+    """The expression for the mirrored image: whole words of direction are swapped, in their case.
 
-    "right" that only stresses what follows ("right behind the car") or agrees ("that's right") stays.
+    "right" stays where it only adds emphasis ("right behind the car") or agreement ("that's right").
     """
     stays = {match.start() for pattern in _NO_DIRECTION for match in pattern.finditer(expression)}
     stays |= {
@@ -60,8 +60,8 @@ def swap_left_right(expression: str) -> str:
     return _DIRECTION.sub(mirrored, expression)
 
 
-def speaks_of_position(expression: str) -> bool:
-    """Whether the expression places its referent in the picture or in an order, so that cropping may change it.
+def mentions_position(expression: str) -> bool:
+    """Whether the expression locates its referent in the image or in an order, so that cropping may change its meaning.
 
     Whole words: "the laptop" and "a bright cup" do not, "top cup", "third from left" and "the one behind" do.
     """
@@ -69,7 +69,7 @@ def speaks_of_position(expression: str) -> bool:
 
 
 def _like(model: str, word: str) -> str:
-    """`word` in the case of `model`."""
+    """`word` with the capitalisation of `model`."""
     if model.isupper():
         return word.upper()
     return word.capitalize() if model[0].isupper() else word

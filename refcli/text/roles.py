@@ -1,4 +1,4 @@
-"""Which word of a referring expression names the referent (subject), and which one what it is related to (object)."""
+"""The word of a referring expression that names the referent (subject), and the one it is related to (object)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Span: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True)
 class Roles:
-    """Where subject and object stand in an expression; None where there is no such word."""
+    """The positions of subject and object in an expression; None where there is none."""
 
     subject: Span | None
     object: Span | None
@@ -29,26 +29,26 @@ SPACY_MODEL = "en_core_web_md"
 """The model of the official code."""
 SPACY_SUBJECTS = frozenset({"subj", "xsubj", "npsubj", "nsubj", "nsubjpass", "csubj", "csubjpass", "agent", "expl"})
 SPACY_OBJECTS = frozenset({"dobj", "pobj", "dative", "oprd"})
-"""Dependencies that the official code takes for subject and object."""
+"""Dependencies that the official code reads as subject and object."""
 
 
 def role_finder(parser: Literal["rules", "spacy"]) -> RoleFinder:
     """The function that finds the roles: our rules, or spaCy's dependency parser.
 
     Raises:
-        ConfigError: spaCy or its model is asked for and not installed.
+        ConfigError: spaCy or its model is needed and not installed.
     """
     return find_roles if parser == "rules" else SpacyRoles()
 
 
 def find_roles(expression: str) -> Roles:
-    """Subject and object by rules for English referring expressions, in any case and also without articles.
+    """Subject and object by rules for English referring expressions, in any letter case and also without articles.
 
-    The words are cut into noun phrases at prepositions, verbs and relative pronouns, and where a modifier follows a
-    noun ("man blue shirt"). A phrase's noun is the last of its words that is not known for a modifier, so unknown words
-    are nouns. The first phrase has the subject ("one of the men": the noun after "of"; "the tallest": what stands for
-    a noun); the first later phrase with a noun has the object, else a colour that is worn ("man in blue"). Places in
-    the picture ("on the left", "top corner") are neither.
+    The words are split into noun phrases at prepositions, verbs and relative pronouns, and where a modifier follows a
+    noun ("man blue shirt"). The noun of a phrase is its last word that is not a known modifier, so unknown words are
+    nouns. The first phrase has the subject ("one of the men": the noun after "of"; "the tallest": the word in place of
+    a noun). The first later phrase with a noun has the object, else a colour that is worn ("man in blue"). Places in
+    the image ("on the left", "top corner") are neither.
     """
     first, *later = _noun_phrases(expression)
     subjects = first.nouns[-1:] or first.spare[-1:]
@@ -63,8 +63,8 @@ def find_roles(expression: str) -> Roles:
 
 
 class SpacyRoles:
-    """Subject and object as the official code takes them from spaCy: the first word of certain dependencies, and the
-    root where there is no subject.
+    """Subject and object as in the official code, from spaCy: the first word of certain dependencies, and the root
+    where there is no subject.
 
     Raises:
         ConfigError: spaCy or the model is not installed.
@@ -79,7 +79,7 @@ class SpacyRoles:
 
 
 def roles_of_parse(document: Any) -> Roles:  # noqa: ANN401 - a spacy.tokens.Doc; spaCy is optional and not imported here
-    """The roles in a parsed spaCy document."""
+    """The roles in a document parsed by spaCy."""
 
     def first(dependencies: frozenset[str]) -> Span | None:
         return next((_span(word) for word in document if word.dep_ in dependencies), None)
@@ -93,7 +93,7 @@ def _span(word: Any) -> Span:  # noqa: ANN401 - a spacy.tokens.Token
 
 @cache
 def _parser(model: str) -> Callable[[str], Any]:
-    """spaCy's pipeline, loaded once in a process."""
+    """spaCy's pipeline, loaded once per process."""
     where = "mrefm.text_masking.parser"
     try:
         spacy = import_module("spacy")
@@ -119,7 +119,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 JOINS = _words("and or of & , . ; : / ( ) is are was were be being been am isn't aren't there appears seems")
-"""End a phrase that has a noun, and are passed over in one without ("black and white cat", "this is a cat")."""
+"""End a phrase with a noun, and are skipped in one without ("black and white cat", "this is a cat")."""
 BREAKS = _words(
     "in on at by with without w w/ w/o from to under underneath beneath below above over behind beside besides "
     "against along across around onto into off out through toward towards about before after during for as like "
@@ -134,7 +134,7 @@ FINITE_VERBS = _words(
 )
 """End a phrase that has a noun; nouns elsewhere."""
 RELATIVES = _words("who which that whom whose where while")
-PASSED_OVER = _words(
+SKIPPED = _words(
     "the a an this these those his her its their my your our no any some each every all both other another same "
     "such very most more less only just not almost too so quite here also still even together alone it he she they "
     "him them us you we i me it's that's he's she's there's what left right top bottom middle mid center centre "
@@ -145,12 +145,12 @@ PASSED_OVER = _words(
 FRAME = _words(
     "side sides corner edge row column end background foreground picture photo pic image screen frame viewer"
 )
-"""Nouns that say where in the picture, wherever they come after another noun or a preposition."""
+"""Nouns for places in the image, after another noun or a preposition."""
 MEASURES = _words(
     "side sides corner edge row rows column end part parts pair pairs couple group groups bunch lot lots set stack "
     "pile piles type kind kinds line number body variety crowd cluster section portion one picture view photo image"
 )
-"""Nouns that are passed over before "of"."""
+"""Nouns that are skipped before "of"."""
 COLOURS = _words(
     "red green blue yellow orange purple pink brown black white gray grey cyan tan beige gold golden silver maroon "
     "teal turquoise navy khaki plaid denim camo violet blonde blond brunette"
@@ -163,7 +163,7 @@ SPARE = COLOURS | _words(
     "visible partial main entire shiny fuzzy blurry clear cute pretty female male asian wooden wood metal plastic "
     "brick curly furry fluffy hairy hot cold high low bare barefoot upright sideways different similar complete"
 )
-"""Adjectives and numbers: they stand for the noun of a phrase without one."""
+"""Adjectives and numbers, which take the place of the noun in a phrase without one."""
 PARTICIPLES = _words(
     "eaten broken worn bitten hidden shown seen cut made bent lit torn frozen thrown drawn laid ridden driven written"
 )
@@ -189,13 +189,13 @@ _SPARE_LIKE = re.compile(r"\w{2,}(?:est|less|ous)|\d+\w*")
 
 @dataclass
 class _Phrase:
-    """A noun phrase in the making."""
+    """A noun phrase under construction."""
 
     opener: str = ""
-    """The word it follows; "" for the first one and for one that follows a noun directly."""
+    """The word before it; "" for the first phrase and for one that follows a noun directly."""
     nouns: list[Span] = field(default_factory=list)
     spare: list[Span] = field(default_factory=list)
-    """What stands for the noun if there is none."""
+    """Words that take the place of a missing noun."""
     num_words: int = 0
 
 
@@ -231,7 +231,7 @@ def _noun_phrases(expression: str) -> list[_Phrase]:
 def _kind(
     word: str, following: str, phrase: _Phrase, *, is_first: bool
 ) -> Literal["break", "join", "possessive", "noun", "spare", "pass"]:
-    """What a word does to the phrase it comes to."""
+    """The effect of a word on the current phrase."""
     has_noun = bool(phrase.nouns)
     tail = word.rsplit("-", 1)[-1]
     is_verb = (_VERB_LIKE.fullmatch(tail) or tail in PARTICIPLES) and tail not in ING_OR_ED_NOUNS
@@ -247,9 +247,9 @@ def _kind(
         return "pass"
     if word in ("one", "ones") and phrase.num_words:
         return "noun"
-    if word.endswith(("'s", "'")) and word not in PASSED_OVER:
+    if word.endswith(("'s", "'")) and word not in SKIPPED:
         return "possessive"
-    if is_verb or tail in PASSED_OVER or (_ADVERB_LIKE.fullmatch(tail) and tail not in OTHER_NOUNS):
+    if is_verb or tail in SKIPPED or (_ADVERB_LIKE.fullmatch(tail) and tail not in OTHER_NOUNS):
         return "pass"
     if tail in SPARE or (_SPARE_LIKE.fullmatch(tail) and tail not in OTHER_NOUNS):
         return "spare"

@@ -1,4 +1,4 @@
-"""Expressions to token ids: SentencePiece with the id rule of BEiT-3."""
+"""Expressions -> token ids: SentencePiece with the ids of BEiT-3."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ SUBJECT, OBJECT = 1, 2
 OFFICIAL_NAME = "beit3.spm"
 OFFICIAL_NUM_PIECES = 64000
 ORDINARY_MARKS = '!?:;"'
-"""A tokenizer with pieces for all of them was trained on punctuation, which is then left as it is."""
+"""A tokenizer with pieces for all of them was trained with punctuation, so expressions keep theirs."""
 PLAIN_MARKS = {
     letter: plain
     for plain, letters in {'"': "“”„‟«»", "'": "‘’‚‛′`´", "-": "‐‑‒–—―−", ",": "、，", ".": "。"}.items()
     for letter in letters
 }
-"""What a mark is written as where a tokenizer has no piece for it."""
+"""Replacement of a mark for which a tokenizer has no piece."""
 ASCII_MARKS = frozenset("$+<=>|~")
-"""Marks that Unicode calls symbols."""
+"""Marks that are symbols in Unicode."""
 ZERO_WIDTH_SPACE = "\u200b"
-"""It separates words, unlike the other characters without a shape."""
+"""It separates words, unlike the other invisible characters."""
 VARIANTS = frozenset(map(chr, range(0xFE00, 0xFE10)))
-"""They choose the shape of the character before them, such as that of a symbol or of an emoji."""
+"""Variation selectors: they change the shape of the previous character."""
 UNLEARNED_MARKS = frozenset(",.-")
-"""Marks that the packaged tokenizer has pieces for, and the packaged model has never met."""
+"""Marks for which the packaged tokenizer has pieces, but which the packaged model was not trained on."""
 _OUTER_APOSTROPHE = re.compile(r"(?<!\w)'+|'+(?!\w)")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model gets to read of an expression."""
+    """The part of an expression that a model reads."""
 
     text: str
-    """The expression, without marks that the tokenizer has no pieces for."""
+    """The expression without marks for which the tokenizer has no pieces."""
     unknown_words: tuple[str, ...]
-    """Words, as they were written, of which the tokenizer does not know a part."""
+    """Words, as written, that the tokenizer knows only in part or not at all."""
     unread_text: str
-    """The end that is cut off, from the first word that is not read whole; blank where nothing is."""
+    """The truncated end, from the first word that is not read completely; empty without one."""
     token_ids: tuple[int, ...]
     """Ids of `text` with <s> and </s>, as `Tokenizer.encode` gives them."""
 
@@ -69,7 +69,7 @@ class Tokenizer:
         self._pieces = spm.SentencePieceProcessor(model_proto=model)
         self._unknown_piece: int = self._pieces.unk_id()
         self._known: dict[str, bool] = {}
-        """Marks and letters that were looked up."""
+        """Cache of known and unknown marks and letters."""
         self._knows_marks = self.num_pieces == OFFICIAL_NUM_PIECES or all(map(self._knows, ORDINARY_MARKS))
 
     @classmethod
@@ -87,9 +87,9 @@ class Tokenizer:
             raise WeightsError(
                 "the tokenizer file is not there",
                 where=str(path),
-                hint="`refcli weights pull beit3-tokenizer` gets it, or put it there yourself"
+                hint="`refcli weights pull beit3-tokenizer` downloads it, or put it there yourself"
                 if path.name == OFFICIAL_NAME
-                else "put the SentencePiece file there that the model was trained with",
+                else "put the SentencePiece file that the model was trained with there",
             )
         try:
             tokenizer = cls(path.read_bytes(), max_tokens=settings.max_tokens)
@@ -102,7 +102,7 @@ class Tokenizer:
             raise WeightsError(
                 f"beit3.spm must have {OFFICIAL_NUM_PIECES:,} pieces, this one has {tokenizer.num_pieces:,}",
                 where=str(path),
-                hint="the file is truncated or another model's; fetch it again",
+                hint="the file is truncated or another model's; download it again",
             )
         return tokenizer
 
@@ -125,7 +125,7 @@ class Tokenizer:
         """Lower-case, split, map to ids, truncate to `max_tokens` and wrap in <s> ... </s>.
 
         Raises:
-            ExpressionError: nothing is left to say.
+            ExpressionError: the expression has no word.
         """
         pieces = self._split(_lower(expression))
         if not pieces:
@@ -136,19 +136,18 @@ class Tokenizer:
     def read(
         self, expression: str, *, unlearned_marks: Set[str] = frozenset(), learned_words: Set[str] | None = None
     ) -> Reading:
-        """What is asked of an expression, and what of it the model cannot read.
+        """The text that the model reads of an expression, and the parts that it cannot read.
 
-        A tokenizer that was trained without punctuation gets none: marks that it has no piece for are written as a
-        plainer mark that it has, or left out, and letters that it has no piece for lose their accents. Every other
-        tokenizer gets the expression as it is.
+        For a tokenizer that was trained without punctuation, unknown marks are replaced by a plainer known mark or
+        removed, and unknown letters lose their accents. For every other tokenizer the expression is unchanged.
 
         Args:
             expression: any text.
-            unlearned_marks: marks that have pieces, but that the model never met.
-            learned_words: all words that the model ever met, in lower case; None: any word of known pieces may be one.
+            unlearned_marks: marks that have pieces but that the model was not trained on.
+            learned_words: all words that the model was trained on, in lower case; None: any word of known pieces.
 
         Raises:
-            ExpressionError: nothing is left to say.
+            ExpressionError: the expression has no word.
         """
         text = self.plain(expression, unlearned_marks=unlearned_marks)
         is_bare = any(map(str.isalnum, text)) or text != expression
@@ -169,7 +168,7 @@ class Tokenizer:
         return Reading(text, unknown, " ".join(words[cut:]), tuple(token_ids))
 
     def plain(self, expression: str, *, unlearned_marks: Set[str] = frozenset()) -> str:
-        """The expression without the marks that `read` leaves out; one of nothing else stays as it is."""
+        """The expression without the marks that `read` removes; an expression of such marks only is unchanged."""
         text = self._without_marks(expression, unlearned_marks)
         return text if text.strip() else expression
 
@@ -181,8 +180,8 @@ class Tokenizer:
         """`SUBJECT` at all pieces of each expression's subject, `OBJECT` at those of its object, else 0.
 
         Args:
-            expressions: as for `encode_batch`, with whose slots the result is aligned.
-            find: finds the two words in a lower-case expression.
+            expressions: as for `encode_batch`; the result is aligned with its ids.
+            find: finds both words in a lower-case expression.
         """
         found = [self._piece_roles(_lower(expression), find) for expression in expressions]
         roles = np.zeros((len(found), max(map(len, found))), dtype=np.int64)
@@ -200,7 +199,7 @@ class Tokenizer:
         return self._known[mark]
 
     def _without_marks(self, expression: str, unlearned_marks: Set[str]) -> str:
-        """The expression without marks that a vocabulary of bare words cannot hold."""
+        """The expression without marks that a vocabulary of bare words cannot represent."""
         if self._knows_marks:
             return expression
         plain = "".join(
@@ -210,14 +209,14 @@ class Tokenizer:
         return _OUTER_APOSTROPHE.sub(" ", plain) if unlearned_marks else plain
 
     def _letter(self, letter: str) -> str:
-        """A letter, without its accent where the tokenizer knows it only so."""
+        """A letter, without its accent if the tokenizer knows it only without."""
         if letter.isascii() or self._knows(letter.lower()):
             return letter
         base = "".join(part for part in unicodedata.normalize("NFD", letter) if not unicodedata.combining(part))
         return base if base and self._knows(base.lower()) else letter
 
     def _mark(self, character: str, unlearned_marks: Set[str]) -> str:
-        """A mark as the tokenizer knows it, or a blank; other characters as they are."""
+        """A mark in a form that the tokenizer knows, or a blank; other characters unchanged."""
         category = unicodedata.category(character)
         if category == "Cc" or character == ZERO_WIDTH_SPACE:
             return " "
@@ -230,14 +229,14 @@ class Tokenizer:
         return next(filter(self._knows, learned), " ")
 
     def _piece_roles(self, expression: str, find: RoleFinder) -> NDArray[np.int64]:
-        """The roles of <s>, of the pieces that are not truncated, and of </s>."""
+        """The roles of <s>, of the pieces up to the truncation, and of </s>."""
         offsets = self._pieces.encode(expression, return_type="offset_mapping")["offsets"]
         starts, stops = np.array(offsets[: self.max_tokens - 2], dtype=np.int64).reshape(-1, 2).T
         roles = np.zeros(len(starts) + 2, dtype=np.int64)
         found = find(expression)
         for role, span in ((OBJECT, found.object), (SUBJECT, found.subject)):
             if span is not None:
-                # a sign that is written out has pieces of no width: "½" is "1", "⁄", "2"
+                # pieces of an expanded character have no width: "½" is "1", "⁄", "2"
                 touched = (starts < span[1]) & ((stops > span[0]) | (starts >= span[0]))
                 roles[1:-1][touched] = role
         return roles
@@ -252,10 +251,10 @@ def pad_token_ids(encoded: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], 
 
 
 def _lower(text: str) -> str:
-    """In lower case, and without halves of surrogate pairs, which have no UTF-8."""
+    """In lower case, and without lone surrogates, which have no UTF-8."""
     return _HALF_PAIR.sub("\ufffd", text.lower())
 
 
 def _parts(text: str) -> list[str]:
-    """The words of a text in compatible characters: full-width letters are letters."""
+    """The words of a text in compatibility normal form: full-width letters become plain ones."""
     return unicodedata.normalize("NFKC", text).split()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from refcli.text.phrases import speaks_of_position, swap_left_right
+from refcli.text.phrases import mentions_position, swap_left_right
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_other_words_stay(expression):
     ],
 )
 def test_expressions_of_position_are_known(expression):
-    assert speaks_of_position(expression)
+    assert mentions_position(expression)
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_expressions_of_position_are_known(expression):
     ["laptop", "a bright cup", "the woman in red", "striped cat", "two blue stars", "biggest pizza", "stopped bus", ""],
 )
 def test_other_expressions_do_not_speak_of_position(expression):
-    assert not speaks_of_position(expression)
+    assert not mentions_position(expression)

@@ -13,7 +13,7 @@ from refcli.contracts.example import Example
 from refcli.data.training.transforms import View
 from refcli.geometry.boxes import enclosing_box
 from refcli.geometry.frame import Frame
-from refcli.text.phrases import speaks_of_position
+from refcli.text.phrases import mentions_position
 
 SHORTEST_CROP = 0.5
 """A crop keeps at least this fraction of each side."""
@@ -24,7 +24,7 @@ def draw_view(rng: random.Random, example: Example, tower: TowerSettings, augmen
     model_height, model_width = tower.image_size
     crop = (0, 0, example.width, example.height)
     is_mirrored = rng.random() < augment.flip
-    if rng.random() < augment.crop and not speaks_of_position(example.expression):
+    if rng.random() < augment.crop and not mentions_position(example.expression):
         crop = _draw_crop(rng, example)
     scale = rng.uniform(augment.min_scale, 1.0)
     frame = Frame.fit(crop[2] - crop[0], crop[3] - crop[1], model_width, model_height, scale=scale)

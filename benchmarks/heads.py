@@ -1,18 +1,18 @@
-"""Every head on the same pre-trained tower, trained alike on one small set and compared on other scenes.
+"""Every head on the same pre-trained tower, trained equally on one small set and compared on other scenes.
 
     python benchmarks/heads.py --out HEADS [--init WEIGHTS] [--seeds 1 2] [--scenes 3000] [--steps 1500]
     python benchmarks/heads.py --out HEADS --init refcli/weights/builtin --image-size 112 --lr 1e-3 --warmup-steps 50 \
-        --steps 300                                                                       # that of docs/results.md
+        --steps 300                                                                       # the one in docs/results.md
 
-All heads see the same scenes in the same order, for the same number of steps with the same optimiser, and start from
-the same tower: that of --init (with `model.text.tokenizer: builtin`), or of a run of Mask Referring Modelling below
---out. What --init has of a head is left out: every head starts fresh, with an existence output and 0.5 as its
-threshold. The heads' own sizes are reduced until they cost about as much as the small tower.
+All heads train on the same scenes in the same order, for the same number of steps with the same optimiser, and start
+from the same tower: that of --init (with `model.text.tokenizer: builtin`), or of a run of Mask Referring Modelling
+below --out. A head in --init is left out: every head starts fresh, with an existence output and a threshold of 0.5. The
+heads are reduced in size until they cost about as much as the small tower.
 
-All runs are ordinary `refcli` runs below --out; what is finished there is not done again, and what was interrupted goes
-on, so the script may be stopped at any time. It ends with three Markdown tables (costs and figures over all samples,
-figures by kind of expression, and by number of targets: mean and spread over the seeds) and two sheets of pictures,
-`multi_target.png` and `no_target.png`, with the truth and every head of the first seed side by side.
+All runs are ordinary `refcli` runs below --out. Finished runs are kept and interrupted ones resumed, so the script may
+be stopped at any time. It ends with three Markdown tables (costs and metrics over all samples, by kind of expression,
+and by number of targets: mean and spread over the seeds) and two sheets of images, `multi_target.png` and
+`no_target.png`, with the truth and every head of the first seed side by side.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from heads_measured import cost, draw_cases, turned_down_at
+from heads_measured import cost, draw_cases, n_acc_at
 from safetensors.torch import load_file, save_file
 from small_runs import MODEL, TEST, evaluate, kept, markdown, percent, prepare, say, train
 
@@ -81,11 +81,11 @@ METRICS = {
     "t_acc": "T-acc",
 }
 T_ACC, AT_T_ACC = 0.97, "n_acc_at_t_acc"
-"""N-acc is also compared at the threshold of one T-acc, since 0.5 is another trade of the two for every head."""
+"""N-acc is also compared at the threshold of one T-acc, since 0.5 is a different trade-off for every head."""
 
 
 def main() -> None:
-    """Run what is missing, then print the tables and draw the cases."""
+    """Run the missing parts, then print the tables and draw the cases."""
     options = parse()
     store, names = options.out / "store", options.heads
     prepare(store, scenes=options.scenes, test_scenes=options.test_scenes)
@@ -117,11 +117,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--scenes", type=int, default=3000, help="labelled training scenes, six expressions each")
     parser.add_argument("--test-scenes", type=int, default=500)
-    parser.add_argument("--image-size", type=int, help="default: what the tower was trained at")
+    parser.add_argument("--image-size", type=int, help="default: that of the tower")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--warmup-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--pretrain-steps", type=int, default=1500, help="where no --init is given")
+    parser.add_argument("--pretrain-steps", type=int, default=1500, help="without --init")
     parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=list(HEADS))
     return parser.parse_args()
 
@@ -161,13 +161,13 @@ def run_head(options: argparse.Namespace, name: str, seed: int) -> Mapping[str, 
         return evaluate(folder / "run" / "weights", store, "--out", folder / "run" / "report", "--force")
 
     document: Mapping[str, Any] = kept(folder / "summary.json", run)
-    turned_down = turned_down_at(folder / "run" / "report" / "per_sample.parquet", t_acc=T_ACC)
-    document["splits"][TEST]["overall"][AT_T_ACC] = turned_down
+    n_acc = n_acc_at(folder / "run" / "report" / "per_sample.parquet", t_acc=T_ACC)
+    document["splits"][TEST]["overall"][AT_T_ACC] = n_acc
     return document
 
 
 def sizes(options: argparse.Namespace) -> list[str]:
-    """Settings of the tower that all start from."""
+    """Settings of the tower that all heads start from."""
     tower = yaml.safe_load((options.out / "tower" / "config.yaml").read_text())["tower"]
     shape = {key: tower[key] for key in ("image_size", "patch_size", "dim", "layers", "heads", "ffn_dim")}
     shape |= {"image_size": options.image_size} if options.image_size else {}
@@ -175,7 +175,7 @@ def sizes(options: argparse.Namespace) -> list[str]:
 
 
 def overall_table(runs: Mapping[str, Sequence[Mapping[str, Any]]], costs: Mapping[str, Mapping[str, float]]) -> str:
-    """Costs of the head beyond the tower's, and the figures of all samples."""
+    """Costs of the head in addition to the tower, and the metrics over all samples."""
     rows = []
     for name, of_head in runs.items():
         one = costs[name]
@@ -193,7 +193,7 @@ def overall_table(runs: Mapping[str, Sequence[Mapping[str, Any]]], costs: Mappin
 
 
 def grouped_table(title: str, groups: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> str:
-    """The figures of every head for every group of samples."""
+    """The metrics of every head for every group of samples."""
     rows = []
     for group in sorted({group for of_head in groups.values() for run in of_head for group in run}):
         for name, of_head in groups.items():

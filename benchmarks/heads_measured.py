@@ -1,4 +1,4 @@
-"""For `heads.py`: what a trained head costs, and what it answers where several things or nothing are meant."""
+"""For `heads.py`: the cost of a trained head, and its answers with several targets and with none."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from refcli.contracts.prediction import Answer, Target
 from refcli.data.reading.images import read_image
 from refcli.data.store.read import Store, StoreSplit
 from refcli.drawing.contact_sheet import contact_sheet
+from refcli.drawing.encoding import encode_png
 from refcli.drawing.overlays import draw_answer
 from refcli.files import write_atomically
 from refcli.inference.predictor import Predictor
@@ -24,10 +25,10 @@ from refcli.inference.requests import Request
 from refcli.weights.directory import load_weights
 
 NUM_CASES = 6
-"""Drawn of each sort."""
+"""Cases drawn of each kind."""
 ROUNDS = 40
 EXPRESSION = "the red star left of the large circle"
-SORTS: dict[str, Callable[[Example], bool]] = {
+KINDS_OF_CASES: dict[str, Callable[[Example], bool]] = {
     "multi_target": lambda example: len(example.regions) > 1,
     "no_target": lambda example: not example.regions,
 }
@@ -36,7 +37,7 @@ SORTS: dict[str, Callable[[Example], bool]] = {
 def cost(weights: Path) -> dict[str, float]:
     """Parameters of the head, multiply-accumulates, and milliseconds for one pair on one thread in fp32.
 
-    Deformable sampling is not counted among the multiply-accumulates: it is no matrix product.
+    Deformable sampling is not counted: it has no matrix product.
     """
     loaded = load_weights(str(weights))
     grounder = loaded.grounder.requires_grad_(False)
@@ -63,25 +64,26 @@ def cost(weights: Path) -> dict[str, float]:
 
 
 def draw_cases(weights: Mapping[str, Path], store: Path, split_name: str, out: Path) -> None:
-    """One sheet per sort of case: a row per expression, the truth in the first column and then every head."""
+    """One sheet per kind of case: a row per expression, with the truth in the first column and then every head."""
     split = Store(store).split(split_name)
     predictors = {name: Predictor(str(path), precision="fp32") for name, path in weights.items()}
-    for sort, belongs in SORTS.items():
-        examples = _first_of_each_picture(split, belongs)
+    for kind, belongs in KINDS_OF_CASES.items():
+        examples = _first_of_each_image(split, belongs)
         rows = []
         for example in examples:
             path = split.image_path(example)
             request = Request(example.id, example.image, example.expression, path)
             answers = [next(predictor.predict_many([request])) for predictor in predictors.values()]
             pixels = read_image(path)
-            rows += [draw_answer(pixels, _truth(example), is_truth=True)]
+            truth = [Target(region.box_xyxy, 1.0, region.mask) for region in example.regions]
+            rows += [draw_answer(pixels, Answer.to(example, truth, weights="truth"), is_truth=True)]
             rows += [draw_answer(pixels, answer) for answer in answers]
-        title = f"{sort.replace('_', ' ')}, from the left: truth, " + ", ".join(predictors)
+        title = f"{kind.replace('_', ' ')}, from the left: truth, " + ", ".join(predictors)
         sheet = contact_sheet(rows, columns=1 + len(predictors), cell_width=320, title=title)
-        write_atomically(out / f"{sort}.png", encode_png(sheet))
+        write_atomically(out / f"{kind}.png", encode_png(sheet))
 
 
-def _first_of_each_picture(split: StoreSplit, belongs: Callable[[Example], bool]) -> list[Example]:
+def _first_of_each_image(split: StoreSplit, belongs: Callable[[Example], bool]) -> list[Example]:
     chosen: dict[str, Example] = {}
     for row in range(len(split)):
         if len(chosen) == NUM_CASES:
@@ -92,22 +94,8 @@ def _first_of_each_picture(split: StoreSplit, belongs: Callable[[Example], bool]
     return list(chosen.values())
 
 
-def _truth(example: Example) -> Answer:
-    return Answer(
-        id=example.id,
-        image=example.image,
-        expression=example.expression,
-        width=example.width,
-        height=example.height,
-        targets=tuple(Target(region.box_xyxy, 1.0, region.mask) for region in example.regions),
-        no_target=not example.regions,
-        no_target_score=None,
-        weights="truth",
-    )
-
-
-def turned_down_at(per_sample: Path, *, t_acc: float) -> float:
-    """Share of the samples without a target that the threshold turns down which lets `t_acc` of the others through."""
+def n_acc_at(per_sample: Path, *, t_acc: float) -> float:
+    """N-acc at the existence threshold whose T-acc is `t_acc`."""
     table = pq.read_table(per_sample, columns=["num_targets", "no_target_score"])
     scores = table.column("no_target_score").to_numpy()
     has_target = table.column("num_targets").to_numpy() > 0

@@ -72,7 +72,7 @@ def test_every_row_of_the_recipes_has_a_preset():
 
 
 @pytest.mark.parametrize("name", list_presets("finetune"))
-def test_every_preset_resolves_and_says_what_data_it_needs_and_where_it_comes_from(name):
+def test_every_preset_resolves_and_states_its_data_and_sources(name):
     settings = load_finetune(name)
 
     assert all(stage.model.tower == settings.model.tower for stage in stages_of(settings).values())
@@ -151,7 +151,7 @@ def test_the_base_models_can_be_built(name):
         assert hasattr(grounder.head, "existence") is head.existence is ("existence" in name)
 
 
-def test_the_joint_models_learn_boxes_and_masks_in_both_stages():
+def test_the_joint_models_train_boxes_and_masks_in_both_stages():
     for name in OURS:
         assert [losses_of(stage) for stage in stages_of(load_finetune(name)).values()] == [(1, 1, 20, 2, 20, 2)] * 2
 
@@ -194,7 +194,7 @@ def test_an_extending_preset_changes_one_setting_of_one_stage(staged):
     assert [stage.train.steps for stage in stages_of(load_finetune("longer")).values()] == [3, 9]
 
 
-def test_staged_settings_come_back_from_what_is_written(staged):
+def test_staged_settings_survive_being_written_and_read(staged):
     settings = load_finetune("two")
     read = validate(type(settings), yaml.safe_load(explain(settings)), where="this test")
 
@@ -217,7 +217,7 @@ def test_staged_settings_come_back_from_what_is_written(staged):
         ("train.patience=2", "validate_every"),
     ],
 )
-def test_a_mistake_about_stages_or_the_best_is_told_with_its_place(staged, override, told):
+def test_a_mistake_about_stages_or_the_best_checkpoint_is_reported_with_its_place(staged, override, told):
     with pytest.raises(ConfigError) as caught:
         load_finetune("two", [override])
 
@@ -232,7 +232,7 @@ def test_the_best_cannot_be_kept_without_validation(staged):
     assert {stage.train.keep for stage in stages_of(kept).values()} == {"best"}
 
 
-def test_a_mistake_in_a_stage_of_a_file_is_told_with_file_and_key(staged):
+def test_a_mistake_in_a_stage_of_a_file_is_reported_with_file_and_key(staged):
     (staged / "wrong.yaml").write_text("extends: two\nstages: {all: {optim: {lrr: 1}}}\n")
 
     with pytest.raises(ConfigError, match="no setting called 'lrr'") as caught:

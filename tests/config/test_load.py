@@ -64,7 +64,7 @@ def test_overrides_are_yaml_and_win_over_the_file(specs):
     assert settings.optim.options == {"eps": 1e-6}, "1e-6 is a number although YAML 1.1 wants 1.0e-6"
 
 
-def test_an_unknown_key_in_a_file_is_answered_with_the_file_the_key_and_the_nearest_one(specs):
+def test_an_unknown_key_in_a_file_is_reported_with_the_file_the_key_and_the_nearest_one(specs):
     (specs / "p.yaml").write_text("optim: {warmup_step: 7}\n")
 
     with pytest.raises(ConfigError) as caught:
@@ -76,7 +76,7 @@ def test_an_unknown_key_in_a_file_is_answered_with_the_file_the_key_and_the_near
     assert "batch_size" not in caught.value.hint, "only keys of that level are listed"
 
 
-def test_an_unknown_key_in_an_override_is_blamed_on_the_override(specs):
+def test_an_unknown_key_in_an_override_is_reported_with_the_override(specs):
     (specs / "p.yaml").write_text("optim: {lr: 1.0}\n")
 
     with pytest.raises(ConfigError) as caught:
@@ -105,7 +105,7 @@ def test_settings_that_contradict_each_other_are_reported_in_plain_words(specs):
     assert caught.value.message.startswith("settings: train.keep=best and train.patience go by validations")
 
 
-def test_several_mistakes_are_told_at_once(specs):
+def test_several_mistakes_are_reported_together(specs):
     (specs / "p.yaml").write_text("train: {steps: 0, precision: fp64}\n")
 
     with pytest.raises(ConfigError) as caught:
@@ -156,7 +156,7 @@ def test_merge_changes_neither_of_its_arguments():
     assert (base, over) == ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
 
 
-def test_what_explain_writes_loads_to_the_same_settings(tmp_path):
+def test_explained_settings_load_as_the_same_settings(tmp_path):
     settings = load_finetune("synthetic_small", ["optim.lr=3e-7", "data.kinds=[ordinal]"])
     file = tmp_path / "run.yaml"
     file.write_text(explain(settings))
@@ -171,7 +171,7 @@ def test_validate_names_the_file_and_key():
     assert caught.value.where == "there.yaml: layer_decay"
 
 
-def test_every_shipped_finetune_preset_loads_and_says_what_it_is_for():
+def test_every_shipped_finetune_preset_loads_and_states_its_purpose():
     names = list_presets("finetune")
 
     assert names

@@ -41,7 +41,7 @@ def test_all_presets_are_known_to_this_test():
 
 
 @pytest.mark.parametrize("name", list_presets("pretrain"))
-def test_every_preset_resolves_and_says_where_it_comes_from(name):
+def test_every_preset_resolves_and_states_its_sources(name):
     load_pretrain(name)
     head = preset_path("pretrain", name).read_text().split("\n\n")[0]
     header = " ".join(line for line in head.splitlines() if line.startswith("#"))
@@ -100,7 +100,7 @@ def test_the_paper_has_blocks_products_and_both_relation_scores():
     }
 
 
-def test_the_baseline_knows_nothing_of_the_referent():
+def test_the_baseline_is_independent_of_the_referent():
     assert changes("mlm_mim_vanilla") == {
         "image_masking.method": "vanilla",
         "image_masking.context_ratio": 0.4,

@@ -27,7 +27,7 @@ def test_sizes_and_offsets_equal_the_published_transform(fixtures):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("model", [(96, 96), (384, 384), (128, 64)])
-def test_the_picture_fits_and_touches_two_sides(size, model):
+def test_the_image_fits_and_touches_two_sides(size, model):
     frame = Frame.fit(*size, *model)
     assert 1 <= frame.resized_width <= frame.model_width
     assert 1 <= frame.resized_height <= frame.model_height
@@ -36,7 +36,7 @@ def test_the_picture_fits_and_touches_two_sides(size, model):
     assert frame.top >= 0 and frame.top + frame.resized_height <= frame.model_height
 
 
-def test_boxes_come_back_where_they_were():
+def test_boxes_survive_a_round_trip():
     rng = random.Random(0)
     for _ in range(200):
         width, height = rng.randint(1, 3000), rng.randint(1, 3000)
@@ -55,7 +55,7 @@ def test_the_map_keeps_proportions_so_iou_does_not_change():
     np.testing.assert_allclose(sides[0] / sides[1], [100 / 60, 200 / 120])
 
 
-def test_boxes_outside_the_picture_are_clipped_to_it():
+def test_boxes_outside_the_image_are_clipped_to_it():
     frame = Frame.fit(200, 100, 96, 96)
     boxes = frame.boxes_to_image(np.array([[-50.0, 0.0, 500.0, 96.0]]))
     assert boxes.tolist() == [[0.0, 0.0, 200.0, 100.0]]
@@ -75,7 +75,7 @@ def test_masks_equal_a_bilinear_resize_of_the_cut_out_letterbox():
 
 @pytest.mark.parametrize("cells", [24, 48, 96, 192])
 @pytest.mark.parametrize("size", [(200, 100), (100, 200), (64, 64), (300, 50)])
-def test_what_the_model_says_about_the_padding_stays_outside(size, cells):
+def test_predictions_on_the_padding_stay_outside_the_image(size, cells):
     frame = Frame.fit(*size, 96, 96)
     centres = (torch.arange(cells) + 0.5) * 96 / cells
     is_row = (centres > frame.top) & (centres < frame.top + frame.resized_height)

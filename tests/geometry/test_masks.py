@@ -76,7 +76,7 @@ def test_box_pixels_round_half_up_and_stay_inside():
     assert box_pixels((-20.0, -1.0, -3.0, 5.0), height=10, width=30) == (0, 0, 0, 5)
 
 
-def test_polygons_without_area_cover_nothing_and_broken_ones_are_refused():
+def test_polygons_without_area_are_empty_and_malformed_ones_are_refused():
     assert rle_area(polygons_to_rle([], 10, 10)) == 0
     assert rle_area(polygons_to_rle([[1.0, 1.0, 5.0, 5.0]], 10, 10)) == 0
     with pytest.raises(DataError, match="x, y pairs"):

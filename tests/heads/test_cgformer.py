@@ -90,7 +90,7 @@ def test_every_piece_has_the_published_size(fixtures):
 
 
 @pytest.mark.parametrize(("settings", "head_macs", "model_macs"), [({}, 857.17, 955.1), ({"lite": True}, 120, 218)])
-def test_it_costs_what_is_printed(settings, head_macs, model_macs):
+def test_it_has_the_printed_flops(settings, head_macs, model_macs):
     grounder = on_meta(BASE, **settings).eval()
     with torch.device("meta"):
         inputs = torch.empty(1, 3, 480, 480), torch.zeros(1, 22, dtype=torch.long), torch.zeros(1, 22) > 0
@@ -167,7 +167,7 @@ def test_only_the_referent_reads_the_words_and_only_real_ones():
         torch.testing.assert_close(loaded[sample, :-1], load.mlp(tokens[sample, :-1]), rtol=1e-5, atol=1e-5)
 
 
-def test_two_answers_are_the_same_unless_legacy_asks_for_noise():
+def test_two_predictions_are_equal_unless_legacy_adds_noise():
     features = tiny_features()
     for settings, same in (({}, True), ({"legacy": True}, False), ({"legacy": True, "noise": "never"}, True)):
         head = tiny_head(**settings).eval()
@@ -178,7 +178,7 @@ def test_two_answers_are_the_same_unless_legacy_asks_for_noise():
     assert not torch.equal(head(features).mask_logits, head(features).mask_logits)
 
 
-def test_the_temperature_learns_unless_legacy():
+def test_the_temperature_is_trained_unless_legacy():
     for legacy in (False, True):
         head = tiny_head(legacy=legacy).train()
         assert [group.temperature().item() for group in head.decoder.groupings] == [pytest.approx(1)] * 2
@@ -236,7 +236,7 @@ def test_the_contrast_pulls_the_referent_to_its_sentence_from_all_else():
     torch.testing.assert_close(token_contrast(tokens, sentences, exists), sum(each) / 2)
 
 
-def test_losses_come_by_name_and_a_weight_of_zero_switches_one_off():
+def test_losses_have_names_and_a_weight_of_zero_switches_one_off():
     on = {"existence": True, "loss_weights": {"contrast": 0.1}}
     head = tiny_head(**on)
     losses = head.losses(head(tiny_features()), rectangle())

@@ -41,7 +41,7 @@ def sampled_one_by_one(values, points, weights):
     return result.flatten(2)
 
 
-def test_sampling_is_the_weighted_sum_of_what_a_loop_reads():
+def test_sampling_equals_the_weighted_sum_of_a_plain_loop():
     torch.manual_seed(0)
     values = torch.randn(2, NUM_TOKENS, 2, 3)
     points = 1.4 * torch.rand(2, 4, 2, 3, 2, 2) - 0.2  # some of them outside
@@ -102,7 +102,7 @@ def test_sampling_is_done_in_float32(how, monkeypatch):
     assert [tensor.dtype for call in seen for tensor in call] == [torch.float32] * 2
 
 
-def test_places_are_told_row_by_row_from_their_middle():
+def test_places_are_the_centres_of_cells_row_by_row():
     places = places_of([(1, 2), (2, 1)], device=CPU)
     assert places.centres_xy.tolist() == [[0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75]]
     assert places.sides_xy.tolist() == [[2, 1], [1, 2]]

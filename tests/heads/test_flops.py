@@ -35,7 +35,7 @@ def make_batch(words: int) -> Batch:
 
 
 @pytest.mark.parametrize(("name", "settings"), HEADS)
-def test_the_work_of_a_head_is_what_torch_counts_for_it(name, settings):
+def test_the_flops_of_a_head_are_those_that_torch_counts(name, settings):
     model = ModelSettings(tower=TOWER, head=HeadChoice(name=name, settings=settings))
     with torch.device("meta"):
         grounder = Grounder.from_settings(model).eval()

@@ -53,7 +53,7 @@ def test_the_official_rec_model_has_neither_mask_nor_existence():
     assert ((prediction.scores >= 0) & (prediction.scores <= 1)).all()
 
 
-def test_every_parameter_but_the_mask_token_learns():
+def test_every_parameter_except_the_mask_token_is_trained():
     grounder = make_grounder(**EVERYTHING).train()
     sum(grounder(make_batch(), 0).values()).backward()
     still = {n for n, p in grounder.named_parameters() if p.grad is None or not p.grad.abs().sum()}

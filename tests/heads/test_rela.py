@@ -117,7 +117,7 @@ def test_it_has_the_published_numbers_of_parameters():
     assert count(narrow.pixel_decoder) == 5_315_008
 
 
-def test_its_two_decoders_cost_what_the_published_ones_do():
+def test_its_two_decoders_have_the_flops_of_the_published_ones():
     sides = (120, 60, 30, 15)
     with torch.device("meta"):
         head = RelaHead(RelaSettings(), BASE)
@@ -138,7 +138,7 @@ def test_its_two_decoders_cost_what_the_published_ones_do():
     assert [level.shape[2:] for level in pixel_maps.levels] == [(15, 15), (30, 30), (60, 60)]
 
 
-def test_the_whole_model_costs_what_its_preset_says():
+def test_the_whole_model_has_the_flops_stated_in_its_preset():
     with torch.device("meta"):
         model = Grounder.from_settings(ModelSettings(tower=BASE, head=HeadChoice(name="rela"))).eval()
         inputs = torch.empty(1, 3, 480, 480), torch.zeros(1, 22, dtype=torch.long), torch.zeros(1, 22) > 0
@@ -155,7 +155,7 @@ def test_the_read_outs_start_as_torchs_linear_layers_and_the_rest_as_xaviers():
     assert not decoder.mlps[0].mlp[0].bias.any()
 
 
-def test_an_attention_of_regions_is_torchs_own_within_what_is_open():
+def test_region_attention_equals_torchs_own_within_the_open_places():
     torch.manual_seed(0)
     ours, theirs = (
         RegionAttention(RegionLayerSettings(12, heads=3, ffn_dim=12, pre_norm=False, attention_implementation="sdpa")),
@@ -171,7 +171,7 @@ def test_an_attention_of_regions_is_torchs_own_within_what_is_open():
     torch.testing.assert_close(result, F.layer_norm(expected, (12,)), rtol=1e-5, atol=1e-5)
 
 
-def test_a_region_looks_where_its_mask_is_and_everywhere_if_that_is_nowhere():
+def test_a_region_attends_inside_its_mask_or_everywhere_if_it_is_empty():
     mask_logits = torch.tensor([[[[-3.0, -1], [-2, -1]], [[-1, 2], [-3, -2]]]])
     assert places_inside(mask_logits).tolist() == [[[[True] * 4, [False, True, False, False]]]]
 
@@ -185,7 +185,7 @@ def test_padded_words_are_left_out_and_with_legacy_they_are_not():
         assert same is not legacy
 
 
-def test_at_the_start_the_words_say_nothing():
+def test_the_words_have_no_effect_at_the_start():
     head, features = tiny_head().eval(), tiny_features()
     before = head(features)
     features.text.normal_()
@@ -206,7 +206,7 @@ def test_the_mean_of_the_regions_is_their_sum_divided_by_their_number():
 @pytest.mark.parametrize(
     ("init", "legacy", "share"), [("scaled", False, 1 / 9), ("scaled", True, 1.0), ("beit3", False, 1.0)]
 )
-def test_the_mask_is_the_published_sum_unless_the_tower_is_to_be_trained_from_nothing(init, legacy, share):
+def test_the_mask_is_the_published_sum_unless_the_tower_is_trained_from_scratch(init, legacy, share):
     tower = TINY.model_copy(update={"init": init})
     assert tiny_head(tower, regions=3, legacy=legacy).decoder.share == pytest.approx(share)
 
@@ -252,7 +252,7 @@ def test_a_sample_of_boxes_only_trains_no_mask_but_existence():
     assert losses["no_target_ce"] > 0
 
 
-def test_it_answers_with_one_mask_of_all_that_is_meant_or_with_nothing():
+def test_it_predicts_one_mask_of_all_referents_or_no_target():
     head = tiny_head(existence_threshold=0.4)
     mask_logits = torch.tensor([[[1.0, -1.0], [2.0, -0.1]]] * 2)
     prediction = head.predict(RelaOutput(mask_logits, torch.zeros(2, 9), torch.tensor([2.0, -2.0])))

@@ -44,7 +44,7 @@ def test_a_cell_of_the_published_minimap_needs_every_pixel_around_its_centre():
             assert cells[row, column] == around.all()
 
 
-def test_the_minimap_by_area_is_half_of_a_cell_or_the_fullest_one_and_nothing_of_nothing():
+def test_the_minimap_by_area_has_half_covered_cells_or_the_fullest_one_and_none_without_a_mask():
     mask = torch.zeros(3, 8, 8, dtype=torch.bool)
     mask[0, :4, :6] = True  # all of the first cell and half of the second
     mask[1, 6:, 7] = True  # an eighth of the last
@@ -63,7 +63,7 @@ def test_pixels_that_no_cells_share_evenly_belong_to_one_cell_each():
         )
 
 
-def test_the_balanced_cross_entropy_is_torchs_with_class_weights_over_what_counts():
+def test_the_balanced_cross_entropy_equals_torchs_with_class_weights_over_the_samples_that_count():
     torch.manual_seed(0)
     pairs, truth = torch.randn(3, 2, 7), torch.randint(0, 2, (3, 7))
     counts = torch.tensor([True, False, True])
@@ -72,7 +72,7 @@ def test_the_balanced_cross_entropy_is_torchs_with_class_weights_over_what_count
     assert balanced_cross_entropy(difference(pairs), truth.float(), torch.zeros(3) > 0) == 0
 
 
-def test_the_mean_of_what_two_processes_say_is_the_mean_over_all_that_counts(monkeypatch):
+def test_the_mean_over_two_processes_is_the_mean_over_all_samples_that_count(monkeypatch):
     torch.manual_seed(0)
     logits, truth, counts = torch.randn(4, 7), (torch.rand(4, 7) > 0.5).float(), torch.tensor([1, 1, 0, 1]) > 0
     expected = balanced_cross_entropy(logits, truth, counts)

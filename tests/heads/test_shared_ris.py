@@ -80,7 +80,7 @@ def test_the_fpn_of_two_three_and_four_stages_has_4_6_and_8_million_parameters(s
 
 
 @pytest.mark.parametrize(("num_stages", "giga_macs"), [(2, 4.89), (3, 7.34), (4, 9.78)])
-def test_the_fpn_costs_what_its_closed_form_says(num_stages, giga_macs):
+def test_the_fpn_has_the_flops_of_its_closed_form(num_stages, giga_macs):
     with torch.device("meta"):
         fpn = SharedFPN(768, 512, num_stages=num_stages, heads=8, multiway=True, attention_implementation="explicit")
         rows = Tokens(torch.empty(1, 901, 768), torch.empty(1, WORDS, 768))
@@ -105,7 +105,7 @@ def test_the_decoder_has_the_papers_size_and_cost(num_layers, num_parameters, gi
 
 
 @pytest.mark.parametrize(("tower", "giga_macs"), [(BASE, 154.4), (LARGE, 381.6)], ids=["base", "large"])
-def test_the_whole_model_costs_what_the_paper_prints(tower, giga_macs):
+def test_the_whole_model_has_the_flops_printed_in_the_paper(tower, giga_macs):
     grounder = on_meta(tower).eval()
     with torch.device("meta"):
         inputs = torch.empty(1, 3, 480, 480), torch.zeros(1, WORDS, dtype=torch.long), torch.zeros(1, WORDS) > 0
@@ -115,7 +115,7 @@ def test_the_whole_model_costs_what_the_paper_prints(tower, giga_macs):
 
 
 @pytest.mark.parametrize("how", ["sdpa", "explicit"])
-def test_the_attention_is_torchs_own_with_padded_keys_left_out(how):
+def test_the_attention_equals_torchs_own_without_padded_keys(how):
     torch.manual_seed(0)
     ours, theirs = (
         ResidualSelfAttention(12, 3, attention_implementation=how),
@@ -182,7 +182,7 @@ def test_the_normed_top_layer_takes_the_place_of_the_raw_one():
 
 
 @pytest.mark.parametrize(("norm_last", "still"), [(False, {"tower.encoder.norm"}), (True, set())])
-def test_only_the_final_norm_is_left_untrained_and_only_where_nothing_reads_it(norm_last, still):
+def test_only_a_final_norm_that_is_unused_stays_untrained(norm_last, still):
     torch.manual_seed(0)
     settings = {"dim": 16, "heads": 2, "norm_last": norm_last}
     grounder = Grounder.from_settings(ModelSettings(tower=TINY, head=HeadChoice(name="shared_ris", settings=settings)))
@@ -212,7 +212,7 @@ def rectangle(exists=(True, True, False), known=(True, False, True)) -> Targets:
 
 
 @pytest.mark.parametrize("size", ["image", "prediction"])
-def test_the_losses_are_twice_cross_entropy_and_half_of_dice_over_the_masks_that_are_known(size):
+def test_the_losses_are_twice_cross_entropy_and_half_of_dice_over_known_masks(size):
     torch.manual_seed(0)
     targets, logits = rectangle(), torch.randn(3, 4, 4)
     losses = tiny_head(loss_size=size).losses(SharedRISOutput(logits, None), targets)
@@ -248,7 +248,7 @@ def test_the_mask_covers_what_is_above_the_threshold_and_the_score_is_its_mean_p
     torch.testing.assert_close(exact.mask_logits[0, 0, 0, 0].item(), math.log(0.3 / 0.7) - math.log(0.35 / 0.65))
 
 
-def test_existence_looks_where_the_mask_is_and_does_not_change_the_mask():
+def test_existence_reads_the_patches_inside_the_mask_and_does_not_train_the_mask():
     torch.manual_seed(0)
     output, text, patches = ExistenceOutput(8), torch.randn(1, 8), torch.randn(1, 6, 8)
     mask_logits = torch.full((1, 4, 6), -50.0)

@@ -10,7 +10,7 @@ from refcli.heads.shared.simple_pyramid import SimplePyramid
 @pytest.mark.parametrize(
     ("dim", "num_parameters", "giga_macs"), [(768, 3_349_248, 3.03), (1024, 4_988_032, 4.51)], ids=["base", "large"]
 )
-def test_its_size_is_what_shared_ris_leaves_room_for(dim, num_parameters, giga_macs):
+def test_its_size_fits_the_totals_of_shared_ris(dim, num_parameters, giga_macs):
     with torch.device("meta"):
         pyramid = SimplePyramid(dim)
         patches = torch.empty(1, 900, dim)

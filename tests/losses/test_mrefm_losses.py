@@ -47,7 +47,7 @@ def test_without_smoothing_and_dropping_it_is_cross_entropy_with_its_gradient():
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_a_prediction_equal_to_the_smoothed_truth_costs_nothing():
+def test_a_prediction_equal_to_the_smoothed_truth_has_loss_zero():
     logits = torch.full((1, 5), math.log(0.1 / 4))
     logits[0, 2] = math.log(0.9)
     loss = mlm_loss(logits, torch.tensor([2]), label_smoothing=0.1, drop_worst_ratio=0.0)
@@ -116,7 +116,7 @@ def test_distribution_divergence_has_the_gradient_of_softmax_and_none_outside():
     assert logits.grad[~COUNTS].eq(0).all()
 
 
-def test_distribution_divergence_is_zero_at_the_truth_and_where_nothing_exists():
+def test_the_sts_loss_is_zero_at_the_truth_and_without_referents():
     truth = scores()
     logits = truth.clamp(min=1e-30).log()
     everywhere = torch.ones(4, dtype=torch.bool)

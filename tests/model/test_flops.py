@@ -51,7 +51,7 @@ def test_the_formula_agrees_with_what_torch_counts(settings, lengths, backward):
     assert (3 if backward else 1) * formula == pytest.approx(counted(settings, batch, backward=backward), rel=0.02)
 
 
-def test_the_base_tower_costs_what_the_official_code_notes():
+def test_the_base_tower_has_the_flops_noted_in_the_official_code():
     # A comment there gives 8,008,375,566,336 multiply-adds for 128 pairs with 64 words each.
     assert forward_flops(BASE, num_patches=576, num_words=64) / 2 == pytest.approx(8_008_375_566_336 / 128, rel=0.01)
 
@@ -65,7 +65,7 @@ def test_work_counts_real_words_as_tokens_and_padded_ones_as_arithmetic():
     assert uneven.flops == even.flops
 
 
-def test_work_follows_the_shape_of_the_pictures():
+def test_work_depends_on_the_shape_of_the_images():
     tower = OneTower(SMALL)
     wide = training_work(tower, make_batch((56, 140), (5,)))
 

@@ -21,7 +21,7 @@ def test_resampling_to_an_oblong_grid_keeps_the_first_three_rows():
     assert torch.equal(wide[:3], table[:3])
 
 
-def test_sine_positions_tell_every_patch_apart():
+def test_sine_positions_differ_for_every_patch():
     positions = sine_positions_2d((5, 7), 32)
     distances = torch.cdist(positions, positions) + torch.eye(35) * 9
     assert positions.shape == (35, 32)

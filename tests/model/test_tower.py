@@ -37,7 +37,7 @@ def test_padded_words_change_nothing():
     torch.testing.assert_close(short.text[~is_pad], long.text[:, :4][~is_pad], rtol=0, atol=2e-6)
 
 
-def test_a_batch_gives_what_its_samples_give_alone():
+def test_a_batch_equals_its_samples_one_by_one():
     tower, images = make_tower(), torch.randn(2, 3, 32, 32)
     ids, is_pad = make_text()
     with torch.no_grad():

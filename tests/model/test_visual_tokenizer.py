@@ -30,7 +30,7 @@ def tokenizer() -> VisualTokenizer:
     return VisualTokenizer(VisualTokenizerSettings(**TINY)).eval()
 
 
-def test_an_oblong_picture_gives_one_id_per_patch(tokenizer):
+def test_an_oblong_image_has_one_id_per_patch(tokenizer):
     ids = tokenizer.code_ids(torch.rand(2, 3, 24, 48))
     assert ids.shape == (2, 3 * 6)
     assert ids.min() >= 0
@@ -111,7 +111,7 @@ def test_bfloat16_weights_keep_most_ids(tokenizer):
     assert (tokenizer.bfloat16().code_ids(images) == ids).float().mean() > 0.8
 
 
-def test_a_batch_gives_what_its_pictures_give_alone(tokenizer):
+def test_a_batch_equals_its_images_one_by_one(tokenizer):
     images = torch.rand(3, 3, 32, 32)
     assert torch.equal(tokenizer.code_ids(images), torch.cat([tokenizer.code_ids(image[None]) for image in images]))
 

@@ -113,7 +113,7 @@ def test_a_weight_is_a_factor():
     assert thrice["visual_target_relation"].item() == pytest.approx(once["visual_target_relation"].item())
 
 
-def test_every_head_and_the_tower_learn_and_the_teacher_does_not():
+def test_the_heads_and_the_tower_are_trained_and_the_teacher_is_not():
     mrefm = make(alternate=False)
     sum(mrefm(make_batch(), 0).values()).backward()
     unused = ("grounder.head.pool_projection", "grounder.head.box_mlp")  # the box losses are off
@@ -125,7 +125,7 @@ def test_every_head_and_the_tower_learn_and_the_teacher_does_not():
     assert mrefm.grounder.tower.vision_embedding.mask_token.grad.norm() > 0
 
 
-def test_what_is_hidden_depends_on_seed_step_and_sample_only():
+def test_masks_depend_on_seed_step_and_sample_only():
     def mim(seed, step, batch):
         return make(seed)(batch, step)["mim"].item()
 
@@ -144,7 +144,7 @@ def test_a_batch_without_any_referent_gives_finite_losses(step):
     assert losses.get("semantic_target_relation", torch.zeros(())) == 0
 
 
-def test_losses_fall_when_it_learns():
+def test_losses_fall_in_training():
     mrefm = make(alternate=False)
     optimizer = torch.optim.AdamW([p for p in mrefm.parameters() if p.requires_grad], lr=3e-3)
     totals = []
@@ -158,7 +158,7 @@ def test_losses_fall_when_it_learns():
     assert mrefm.metrics()["mim_accuracy"] > 0.5 and set(mrefm.metrics()) == {"mim_accuracy", "mlm_accuracy"}
 
 
-def test_the_teacher_is_renewed_when_asked_and_only_then():
+def test_the_teacher_is_refreshed_only_as_set():
     for every, changes in ((None, False), (2, True)):
         mrefm = make(semantic_targets={"refresh_every": every}).train()
         with torch.no_grad():
@@ -181,7 +181,7 @@ def test_the_teacher_is_renewed_when_asked_and_only_then():
         {"semantic_targets": {"region_weight": 0, "image_weight": 0}},
     ],
 )
-def test_settings_under_which_a_step_would_learn_nothing_are_refused(settings):
+def test_settings_that_leave_a_step_without_losses_are_refused(settings):
     with pytest.raises(ValidationError, match=r"no term|replaces it|both 0"):
         MRefMSettings(**settings)
 

@@ -59,7 +59,7 @@ def test_k_means_explains_more_than_its_start():
     assert after < 0.9 * before
 
 
-def test_the_start_takes_one_vector_of_every_far_group():
+def test_the_start_has_one_vector_of_every_distant_group():
     centres, vectors = blobs()
     hits = [
         len(torch.cdist(spread_start(vectors, 6, generator=generator(seed)), centres).argmin(1).unique())

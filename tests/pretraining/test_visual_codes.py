@@ -89,7 +89,7 @@ def test_a_tokenizer_with_patches_of_the_towers_size_sees_the_pixels_as_they_are
     assert torch.equal(ids, tokenizer.code_ids(visual_pixels(images)))
 
 
-def test_a_tokenizer_with_other_patches_sees_a_picture_resized_to_the_towers_grid(tokenizer):
+def test_a_tokenizer_with_other_patches_gets_an_image_resized_to_the_towers_grid(tokenizer):
     images = torch.randn(2, 3, 28, 42)
     codes = TokenizerCodes(tokenizer, TOWER)
     ids = codes.code_ids(images)
@@ -99,7 +99,7 @@ def test_a_tokenizer_with_other_patches_sees_a_picture_resized_to_the_towers_gri
     assert torch.equal(ids, tokenizer.code_ids(resized.clamp(0, 1)))
 
 
-def test_a_white_picture_is_not_taken_for_bytes_after_resizing(tokenizer):
+def test_a_white_image_is_not_read_as_bytes_after_resizing(tokenizer):
     seen = []
     tokenizer.code_ids = lambda pixels: seen.append(pixels) or torch.zeros(1, 121, dtype=torch.int64)
     white = normalised(np.full((154, 154, 3), 255, np.uint8))

@@ -51,7 +51,7 @@ def unit_vectors(training, batch):
         return F.normalize(training.tokenizer.code_vectors(visual_pixels(batch.images)), dim=-1).flatten(0, 1)
 
 
-def test_pictures_come_back_and_many_codes_are_used():
+def test_images_are_reconstructed_and_many_codes_are_used():
     training = new_training()
     optimizer = torch.optim.AdamW(training.parameters(), lr=3e-3)
     history = []
@@ -131,7 +131,7 @@ def test_an_idle_code_moves_to_the_vector_of_some_patch_and_waits_there():
     assert training.usage[is_idle].tolist() == [2.0] * int(is_idle.sum())
 
 
-def test_nothing_moves_in_evaluation_mode():
+def test_the_codebook_stays_in_evaluation_mode():
     training = new_training().eval()
     before = copy.deepcopy(training.state_dict())
     first = training(pictures(0), 0)
@@ -167,7 +167,7 @@ def test_a_resumed_training_moves_its_codes_as_an_uninterrupted_one():
     assert torch.equal(whole.usage, resumed.usage)
 
 
-def test_pictures_of_another_size_are_refused():
+def test_images_of_another_size_are_refused():
     with pytest.raises(ConfigError, match="the visual tokenizer is for"):
         VisualTokenizerTraining(VisualTokenizerTrainingSettings(), TowerSettings(image_size=(112, 126), patch_size=14))
 
@@ -212,7 +212,7 @@ time.sleep(2)  # a process that leaves within a second of wrapping is aborted by
 """
 
 
-def test_two_processes_learn_what_one_learns_from_both_their_batches(tmp_path):
+def test_two_processes_train_as_one_does_with_both_batches(tmp_path):
     training, batches = new_training(revive_below=0.0), [pictures(step) for step in range(3)]
     torch.save((training, batches), tmp_path / "start.pt")
     optimizer = torch.optim.SGD(training.parameters(), lr=0.1)

@@ -32,7 +32,7 @@ def test_directions_are_mirrored(expression, mirrored):
 
 
 @pytest.mark.parametrize(("expression"), ["left", "rightmost dog", "the Left-hand cup right of it", "on the far RIGHT"])
-def test_mirroring_twice_gives_the_expression_back(expression):
+def test_mirroring_twice_restores_the_expression(expression):
     assert swap_left_right(expression) != expression
     assert swap_left_right(swap_left_right(expression)) == expression
 
@@ -93,5 +93,5 @@ def test_expressions_of_position_are_known(expression):
     "expression",
     ["laptop", "a bright cup", "the woman in red", "striped cat", "two blue stars", "biggest pizza", "stopped bus", ""],
 )
-def test_other_expressions_do_not_speak_of_position(expression):
+def test_other_expressions_do_not_mention_position(expression):
     assert not mentions_position(expression)

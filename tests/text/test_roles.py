@@ -95,7 +95,7 @@ def test_case_does_not_matter_and_spans_are_of_the_text_as_given():
 
 
 @pytest.mark.parametrize("nothing", ["", "   ", "?!", "the", "of of of", "who", "'s", "東京"])
-def test_what_is_no_expression_is_no_error(nothing):
+def test_text_that_is_no_expression_is_no_error(nothing):
     roles = find_roles(nothing)
     assert roles.object is None
     assert roles.subject is None or nothing[slice(*roles.subject)].strip()

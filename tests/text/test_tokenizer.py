@@ -36,7 +36,7 @@ def test_piece_ids_are_shifted_by_one(builtin):
     assert builtin.encode("the red star") == [BOS, *expected, EOS]
 
 
-def test_what_the_pieces_do_not_know_becomes_unk(builtin):
+def test_unknown_text_becomes_unk(builtin):
     assert builtin.encode("é")[-2:] == [UNK, EOS]
 
 

@@ -177,7 +177,7 @@ def load_pretrain(preset_or_path: str, overrides: Sequence[str] = ()) -> Pretrai
 
 
 def _origin(path: Path, overrides: Sequence[str]) -> Callable[[str], str]:
-    """A function that tells where a dotted key was set: by the last override of it, or by the file."""
+    """A function that names the origin of a dotted key: the last override of it, or the file."""
 
     def origin(key: str) -> str:
         for override in reversed(overrides):

@@ -122,7 +122,7 @@ class SemanticTargetSettings(Settings):
         return self
 
 
-class MRefMWeights(Settings):
+class MRefMLossWeights(Settings):
     """Weight of each term; 0 switches it off. The losses of the head (similarity, box, mask) have their own weights in
     model.head.settings.loss_weights."""
 
@@ -144,7 +144,7 @@ class MRefMSettings(Settings):
     text_masking: TextMaskingSettings = TextMaskingSettings()
     visual_codes: VisualCodeSettings = VisualCodeSettings()
     semantic_targets: SemanticTargetSettings = SemanticTargetSettings()
-    loss_weights: MRefMWeights = MRefMWeights()
+    loss_weights: MRefMLossWeights = MRefMLossWeights()
     mim_input: Literal["product", "patch"] = "product"
     """The input of the code prediction: the normalised product of patch and expression (referring MIM), or the patch
     alone (plain MIM)."""

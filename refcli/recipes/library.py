@@ -86,7 +86,7 @@ def score_predictions(answers: Iterable[Answer], examples: Iterable[Example]) ->
 
     Raises:
         DataError: two answers have one id, an answer is to no example, or an image or mask has another size than the
-            example says.
+            example states.
     """
     given: dict[str, Answer] = {}
     for answer in answers:

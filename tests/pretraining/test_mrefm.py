@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from refcli.config.pretraining import MRefMSettings, MRefMWeights
+from refcli.config.pretraining import MRefMLossWeights, MRefMSettings
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.contracts.batch import Batch, Targets
 from refcli.errors import ConfigError
@@ -176,7 +176,7 @@ def test_the_teacher_is_refreshed_only_as_set():
     [
         {"loss_weights": {"mim": 0, "visual_target_relation": 0, "grounding": 0}},
         {"loss_weights": {"mlm": 0, "semantic_target_relation": 0, "grounding": 0}},
-        {"alternate": False, "loss_weights": dict.fromkeys(MRefMWeights.model_fields, 0)},
+        {"alternate": False, "loss_weights": dict.fromkeys(MRefMLossWeights.model_fields, 0)},
         {"semantic_targets": {"weights": "builtin", "refresh_every": 500}},
         {"semantic_targets": {"region_weight": 0, "image_weight": 0}},
     ],

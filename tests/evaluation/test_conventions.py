@@ -170,7 +170,7 @@ def test_oneref_boxes_are_cut_to_whole_pixels_and_to_the_letterbox():
     truth, found = (10.7, 20.2, 60.9, 90.1), (-200.0, -3.0, 700.0, 95.5)
     example = Example("0", "d", "s", "i", "i", 640, 480, "x", (Region(truth),))
     score = score_sample(example, Answer("0", "i", "x", 640, 480, (Target(found, 0.9),), False, None, "w"))
-    whole = torch.tensor([10, 20, 10 + 50, 20 + 69])  # x, y, width and height without their fractions
+    whole = torch.tensor([10.0, 20.0, 10.0 + 50, 20.0 + 69])  # x, y, width and height without their fractions
     frame = Frame.fit(640, 480, 384, 384)
     in_frame = torch.from_numpy(frame.boxes_to_model(np.array([found]))).clamp(0, 384)
     expected = box_iou_pairs(in_frame, torch.from_numpy(frame.boxes_to_model(whole[None].numpy())))

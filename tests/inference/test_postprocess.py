@@ -15,6 +15,7 @@ from refcli.drawing.overlays import draw_answer
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import decode_mask
 from refcli.grounder import Grounder
+from refcli.heads.cgformer.consecutive_decoder import Decoded
 from refcli.heads.cgformer.head import CGFormerOutput
 from refcli.heads.oneref.head import OneRefOutput
 from refcli.heads.rela.head import RelaOutput
@@ -67,7 +68,7 @@ def say(name: str, mask: torch.Tensor, existence: float) -> Prediction:
     box = torch.tensor([[0.5, 0.4375, 0.875, 0.625]])  # around both blobs
     nothing = torch.zeros(1, 16)
     outputs = {
-        "cgformer": lambda: CGFormerOutput(mask, None, None, exists),
+        "cgformer": lambda: CGFormerOutput(mask, Decoded(mask[:, None], nothing[:, None], (), ()), None, exists),
         "oneref": lambda: OneRefOutput(
             nothing, nothing, nothing, nothing, box, mask / 9, mask, exists, (4, 4), (SIDE, SIDE)
         ),

@@ -182,7 +182,7 @@ def test_the_teacher_is_refreshed_only_as_set():
     ],
 )
 def test_settings_that_leave_a_step_without_losses_are_refused(settings):
-    with pytest.raises(ValidationError, match=r"no term|replaces it|both 0"):
+    with pytest.raises(ValidationError, match=r"no loss|replaces it|both 0"):
         MRefMSettings(**settings)
 
 

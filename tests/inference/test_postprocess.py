@@ -68,7 +68,7 @@ def say(name: str, mask: torch.Tensor, existence: float) -> Prediction:
     box = torch.tensor([[0.5, 0.4375, 0.875, 0.625]])  # around both blobs
     nothing = torch.zeros(1, 16)
     outputs = {
-        "cgformer": lambda: CGFormerOutput(mask, Decoded(mask[:, None], nothing[:, None], (), ()), None, exists),
+        "cgformer": lambda: CGFormerOutput(mask, Decoded(mask[:, None], torch.zeros(1, 1, 1), (), ()), None, exists),
         "oneref": lambda: OneRefOutput(
             nothing, nothing, nothing, nothing, box, mask / 9, mask, exists, (4, 4), (SIDE, SIDE)
         ),

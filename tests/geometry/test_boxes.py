@@ -14,7 +14,8 @@ LEFT = (0.0, 0.0, 100.0, 100.0)
 
 def test_giou_equals_the_published_matrix(fixtures):
     tensors = load_file(fixtures / "metrics/io.safetensors")
-    _, giou = overlap_matrices(tensors["xyxy_pred"][:16].double().tolist(), tensors["xyxy_gt"][:16].double().tolist())
+    found, truth = (list(map(tuple, tensors[name][:16].double().tolist())) for name in ("xyxy_pred", "xyxy_gt"))
+    _, giou = overlap_matrices(found, truth)
     np.testing.assert_allclose(giou, tensors["giou_matrix_first16"].numpy(), atol=1e-6)
 
 

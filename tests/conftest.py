@@ -50,3 +50,19 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     )
     assert ran.returncode == 0, ran.stdout
     return True
+
+
+@pytest.fixture
+def refcli(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+    from refcli.cli.app import run
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["refcli", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            run()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call

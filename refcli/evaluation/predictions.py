@@ -178,6 +178,7 @@ def score_file(
     sizes: Mapping[str, int] | None = None,
     scoring: Scoring | None = None,
     on_sample: Callable[[str, int, int], None] | None = None,
+    bytes_at_once: int = BYTES_AT_ONCE,
 ) -> Run:
     """Score the lines of a file against the samples with the same `id`, in any order.
 
@@ -196,6 +197,7 @@ def score_file(
         sizes: samples of all parts of each split together; None: those of `rows`.
         scoring: conventions and thresholds; None: the defaults.
         on_sample: called with (split, samples done, samples of this part) after each.
+        bytes_at_once: size of the lines in memory at a time.
 
     Raises:
         DataError: the file cannot be read.
@@ -210,7 +212,7 @@ def score_file(
     }
     units = BoxUnits()
     an_id = next((split[0].id for split in splits.values() if len(split)), "none")
-    for batch in in_batches(read_lines(path, rejected)):
+    for batch in in_batches(read_lines(path, rejected), bytes_at_once):
         known = set().union(*(part.add(batch) for part in parts.values()))
         for line in batch:
             units.add(line.answer)
@@ -285,14 +287,14 @@ def _answer_in(line: bytes) -> Answer:
     return answer
 
 
-def in_batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    """Lists of at most `LINES_AT_ONCE` lines, each complete once it holds `BYTES_AT_ONCE`."""
+def in_batches(lines: Iterable[Line], bytes_at_once: int = BYTES_AT_ONCE) -> Iterator[list[Line]]:
+    """Lists of at most `LINES_AT_ONCE` lines, each complete once it holds `bytes_at_once`."""
     batch: list[Line] = []
     num_bytes = 0
     for line in lines:
         batch.append(line)
         num_bytes += line.num_bytes
-        if len(batch) == LINES_AT_ONCE or num_bytes >= BYTES_AT_ONCE:
+        if len(batch) == LINES_AT_ONCE or num_bytes >= bytes_at_once:
             yield batch
             batch, num_bytes = [], 0
     if batch:

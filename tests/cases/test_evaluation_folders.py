@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from true_answers import true_lines
 
-from refcli.answers.jsonl import answer_to_json
-from refcli.contracts.prediction import Answer, Target
 from refcli.data.sources.synthetic.write import write_synthetic
-from refcli.data.store.read import Store
 
 OWN = ["per_sample.parquet", "report.html", "summary.json"]
 
@@ -25,13 +23,7 @@ def store(tmp_path_factory) -> Path:
 @pytest.fixture
 def evaluate(refcli, store, tmp_path):
     """Score the truth into a folder."""
-    split = Store(store).split("synthetic:test")
-    lines = []
-    for one in (split[index] for index in range(len(split))):
-        targets = tuple(Target(region.box_xyxy, 1.0) for region in one.regions)
-        answer = Answer(one.id, one.image, one.expression, one.width, one.height, targets, not targets, None, "truth")
-        lines.append(json.dumps(answer_to_json(answer)))
-    (tmp_path / "truth.jsonl").write_text("\n".join(lines))
+    (tmp_path / "truth.jsonl").write_text("\n".join(true_lines(store, "synthetic:test")))
 
     def run(*arguments: object) -> tuple[int, str, str]:
         asked = ("evaluate", "--data", store, "--split", "synthetic:test", "--predictions", tmp_path / "truth.jsonl")

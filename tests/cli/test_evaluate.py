@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
 
-from refcli.cli.app import run
 from refcli.config.schema import HeadChoice, ModelSettings, TowerSettings
 from refcli.data.sources.synthetic.write import write_synthetic
 from refcli.grounder import Grounder
@@ -33,20 +31,6 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     write_synthetic(folder, size=6, splits=["test", "val"])
     return folder
-
-
-@pytest.fixture
-def refcli(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["refcli", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            run()
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def test_the_table_has_a_row_per_kind_and_the_overall(refcli, store, weights):

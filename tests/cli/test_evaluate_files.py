@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from true_answers import true_lines
 
-from refcli.answers.jsonl import answer_to_json
-from refcli.cli.app import run
-from refcli.contracts.prediction import Answer, Target
 from refcli.data.sources.synthetic.write import write_synthetic
 from refcli.data.store.read import Store
+from refcli.data.store.write import write_manifest, write_split
 
 SPLIT = "synthetic:test"
 
@@ -27,14 +26,8 @@ def store(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lines(store) -> list[str]:
-    """The truth as a prediction file."""
-    split = Store(store).split(SPLIT)
-    found = []
-    for one in (split[index] for index in range(len(split))):
-        targets = tuple(Target(region.box_xyxy, 1.0, region.mask) for region in one.regions)
-        answer = Answer(one.id, one.image, one.expression, one.width, one.height, targets, not targets, None, "truth")
-        found.append(json.dumps(answer_to_json(answer)))
-    return found
+    """The truth as lines of a prediction file."""
+    return true_lines(store, SPLIT)
 
 
 @pytest.fixture
@@ -53,22 +46,17 @@ def half(lines, tmp_path) -> Path:
 
 
 @pytest.fixture
-def refcli(monkeypatch, capsys, store):
-    """Run `refcli evaluate` in this process: (exit code, stdout, stderr)."""
+def evaluate(refcli, store):
+    """Run `refcli evaluate` on the split, unless `data` is False: (exit code, stdout, stderr)."""
 
-    def call(*arguments: object, data: bool = True) -> tuple[int, str, str]:
-        where = ("--data", store, "--split", SPLIT) if data else ()
-        monkeypatch.setattr(sys, "argv", ["refcli", "evaluate", *map(str, (*where, *arguments))])
-        with pytest.raises(SystemExit) as caught:
-            run()
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
+    def run(*arguments: object, data: bool = True) -> tuple[int, str, str]:
+        return refcli("evaluate", *(("--data", store, "--split", SPLIT) if data else ()), *arguments)
 
-    return call
+    return run
 
 
-def test_a_gzipped_prediction_file_is_scored_without_a_model(refcli, truth, lines):
-    code, out, err = refcli("--predictions", truth, "--json", "--fail-under", "acc50=1", "--fail-under", "giou=1")
+def test_a_gzipped_prediction_file_is_scored_without_a_model(evaluate, truth, lines):
+    code, out, err = evaluate("--predictions", truth, "--json", "--fail-under", "acc50=1", "--fail-under", "giou=1")
     document = json.loads(out)
     assert (code, err) == (0, "")
     assert document["weights"] == str(truth)
@@ -77,8 +65,8 @@ def test_a_gzipped_prediction_file_is_scored_without_a_model(refcli, truth, line
     assert document["metrics"]["synthetic/test/mask_oiou"] == 1
 
 
-def test_missing_and_unknown_lines_end_with_code_3_and_are_reported(refcli, half, lines):
-    code, out, err = refcli("--predictions", half, "--json")
+def test_missing_and_unknown_lines_end_with_code_3_and_are_reported(evaluate, half, lines):
+    code, out, err = evaluate("--predictions", half, "--json")
     document = json.loads(out)
     missing = len(lines) - len(lines[::2])
     assert code == 3
@@ -86,25 +74,25 @@ def test_missing_and_unknown_lines_end_with_code_3_and_are_reported(refcli, half
     assert document["problems"]["half.jsonl"]["unknown id"]["count"] == 1
     assert f"{missing} of {len(lines)} samples of {SPLIT} failed and are in no metric" in err
     assert "1 lines of half.jsonl were rejected: unknown id" in err
-    code, out, err = refcli("--predictions", half, "--json", "--missing", "wrong")
+    code, out, err = evaluate("--predictions", half, "--json", "--missing", "wrong")
     assert code == 3  # for the unknown id
     assert json.loads(out)["splits"][SPLIT]["overall"]["count"] == len(lines)
     assert json.loads(out)["splits"][SPLIT]["counted_as_wrong"] == missing
     assert f"{missing} of {len(lines)} samples of {SPLIT} have no answer and count as wrong" in err
 
 
-def test_an_empty_prediction_file_answers_nothing(refcli, tmp_path):
+def test_an_empty_prediction_file_answers_nothing(evaluate, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    assert refcli("--predictions", tmp_path / "empty.jsonl", "--json")[0] == 1
+    assert evaluate("--predictions", tmp_path / "empty.jsonl", "--json")[0] == 1
 
 
-def test_shards_are_merged_to_what_one_run_writes(refcli, half, tmp_path):
+def test_shards_are_merged_to_what_one_run_writes(evaluate, half, tmp_path):
     arguments = ("--predictions", half, "--convention", "all", "--missing", "wrong", "--json")
-    refcli(*arguments, "--out", tmp_path / "whole")
+    evaluate(*arguments, "--out", tmp_path / "whole")
     folders = [tmp_path / f"part-{number}" for number in (3, 1, 2)]
     for folder in folders:
-        refcli(*arguments, "--out", folder, "--shard", f"{folder.name[-1]}/3")
-    code, out, _ = refcli("--merge", *folders, "--json", "--out", tmp_path / "merged", data=False)
+        evaluate(*arguments, "--out", folder, "--shard", f"{folder.name[-1]}/3")
+    code, out, _ = evaluate("--merge", *folders, "--json", "--out", tmp_path / "merged", data=False)
     assert code == 3
     merged, whole = json.loads(out), json.loads((tmp_path / "whole/summary.json").read_text())
     assert merged == json.loads((tmp_path / "merged/summary.json").read_text())
@@ -112,69 +100,69 @@ def test_shards_are_merged_to_what_one_run_writes(refcli, half, tmp_path):
         del document["splits"][SPLIT]["seconds"]
     assert merged == whole
     files = [folder / "per_sample.parquet" for folder in folders]
-    assert refcli("--merge", *files[:2], data=False)[0] == 5
+    assert evaluate("--merge", *files[:2], data=False)[0] == 5
 
 
-def test_rejected_lines_are_counted_equally_in_shards_and_in_one_run(refcli, lines, tmp_path):
+def test_rejected_lines_are_counted_equally_in_shards_and_in_one_run(evaluate, lines, tmp_path):
     wrong = [line.replace('"width": ', '"width": 9') for line in lines]
     others = [lines[0], "no JSON", lines[0].replace('"id": "', '"id": "else/')]
     (tmp_path / "bad.jsonl").write_text("\n".join([*reversed(wrong[1:]), *others]))
     asked = ("--predictions", tmp_path / "bad.jsonl", "--json")
-    whole = json.loads(refcli(*asked)[1])["problems"]
+    whole = json.loads(evaluate(*asked)[1])["problems"]
     folders = [tmp_path / str(number) for number in (2, 3, 1)]
     for folder in folders:
-        refcli(*asked, "--out", folder, "--shard", f"{folder.name}/3")
-    merged = json.loads(refcli("--merge", *folders, "--json", data=False)[1])["problems"]
+        evaluate(*asked, "--out", folder, "--shard", f"{folder.name}/3")
+    merged = json.loads(evaluate("--merge", *folders, "--json", data=False)[1])["problems"]
     assert merged == whole
     assert {sort: one["count"] for sort, one in whole["bad.jsonl"].items()} == {
         "wrong size": len(wrong) - 1, "not a prediction": 1, "unknown id": 1,
     }  # fmt: skip
 
 
-def test_conventions_are_side_by_side_and_explained(refcli, truth):
-    code, out, _ = refcli("--predictions", truth, "--convention", "lavt480", "--convention", "rela480")
+def test_conventions_are_side_by_side_and_explained(evaluate, truth):
+    code, out, _ = evaluate("--predictions", truth, "--convention", "lavt480", "--convention", "rela480")
     assert code == 0
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
     assert rows["convention"][:3] == ["acc50", "mask_miou", "mask_oiou"]
     assert rows["lavt480"][:3] == ["-", "100.0", "100.0"]
-    document = json.loads(refcli("--predictions", truth, "--convention", "lavt480", "--json")[1])
+    document = json.loads(evaluate("--predictions", truth, "--convention", "lavt480", "--json")[1])
     assert "480 x 480" in document["conventions"]["lavt480"]["differs"]
     assert document["metrics"]["synthetic/test/lavt480/mask_miou"] == 1
-    assert refcli("--predictions", truth, "--convention", "lavt480", "--fail-under", "lavt480/mask_miou=1")[0] == 0
+    assert evaluate("--predictions", truth, "--convention", "lavt480", "--fail-under", "lavt480/mask_miou=1")[0] == 0
 
 
-def test_several_systems_give_one_table_and_a_folder_each(refcli, truth, half, tmp_path):
-    code, out, _ = refcli("--predictions", truth, "--predictions", half, "--out", tmp_path / "out")
+def test_several_systems_give_one_table_and_a_folder_each(evaluate, truth, half, tmp_path):
+    code, out, _ = evaluate("--predictions", truth, "--predictions", half, "--out", tmp_path / "out")
     assert code == 3
     assert [line.split()[:2] for line in out.splitlines() if line] == [
         ["split", "system"], [SPLIT, str(truth)], [SPLIT, str(half)],
     ]  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1-truth.jsonl.gz", "2-half.jsonl"]
-    _, out, _ = refcli("--predictions", truth, "--predictions", half, "--convention", "lavt480")
+    _, out, _ = evaluate("--predictions", truth, "--predictions", half, "--convention", "lavt480")
     rows = [line.split() for line in out.splitlines()]
     assert [SPLIT, str(half), "lavt480", "-", "100.0", "100.0"] in [row[:6] for row in rows]
-    document = json.loads(refcli("--predictions", truth, "--predictions", half, "--json")[1])
+    document = json.loads(evaluate("--predictions", truth, "--predictions", half, "--json")[1])
     assert document["schema"] == "refcli.evaluations/1"
     assert [one["weights"] for one in document["runs"]] == [str(truth), str(half)]
 
 
-def test_boxes_that_are_the_tight_boxes_of_masks_are_marked(refcli, truth, lines, tmp_path):
+def test_boxes_that_are_the_tight_boxes_of_masks_are_marked(evaluate, truth, lines, tmp_path):
     (tmp_path / "masks.jsonl").write_text("\n".join(lines).replace('"box_source": "head"', '"box_source": "mask"'))
     asked = ("--predictions", tmp_path / "masks.jsonl")
-    assert "from mask: 100.0 % of the answered boxes" in refcli(*asked, "--report", "--out", tmp_path / "out")[1]
+    assert "from mask: 100.0 % of the answered boxes" in evaluate(*asked, "--report", "--out", tmp_path / "out")[1]
     assert "from mask: 100.0 %" in (tmp_path / "out/report.html").read_text()
-    assert json.loads(refcli(*asked, "--json")[1])["splits"][SPLIT]["boxes_from_masks"] == 1
-    assert "from mask" not in refcli("--predictions", truth)[1]
+    assert json.loads(evaluate(*asked, "--json")[1])["splits"][SPLIT]["boxes_from_masks"] == 1
+    assert "from mask" not in evaluate("--predictions", truth)[1]
 
 
-def test_a_run_is_compared_with_another(refcli, truth, half, tmp_path):
-    refcli("--predictions", half, "--missing", "wrong", "--out", tmp_path / "half")
-    code, out, _ = refcli("--predictions", truth, "--compare", tmp_path / "half")
+def test_a_run_is_compared_with_another(evaluate, truth, half, tmp_path):
+    evaluate("--predictions", half, "--missing", "wrong", "--out", tmp_path / "half")
+    code, out, _ = evaluate("--predictions", truth, "--compare", tmp_path / "half")
     assert code == 0
     row = next(line.split() for line in out.splitlines() if line.startswith("acc50 "))
     assert row[1] == "100.00"
     assert float(row[3]) == pytest.approx(100 - float(row[2]), abs=0.01)
-    document = json.loads(refcli("--predictions", truth, "--compare", tmp_path / "half", "--json")[1])
+    document = json.loads(evaluate("--predictions", truth, "--compare", tmp_path / "half", "--json")[1])
     difference = document["comparison"][SPLIT]["metrics"]["acc50"]
     assert difference["interval"][0] <= difference["difference"] <= difference["interval"][1]
 
@@ -196,53 +184,46 @@ def test_a_run_is_compared_with_another(refcli, truth, half, tmp_path):
         (["--predictions", "x"], False, 2, "--data"),
     ],
 )
-def test_mistakes_are_reported(refcli, arguments, data, code, message):
-    actual, out, err = refcli(*arguments, data=data)
+def test_mistakes_are_reported(evaluate, arguments, data, code, message):
+    actual, out, err = evaluate(*arguments, data=data)
     assert (actual, out) == (code, "")
     assert message in err
 
 
-def test_the_last_system_is_found_before_the_first_is_scored(refcli, truth, tmp_path):
+def test_the_last_system_is_found_before_the_first_is_scored(evaluate, truth, tmp_path):
     for option, missing, code in (
         ("--predictions", tmp_path / "none.jsonl", 5),
         ("--predictions", tmp_path, 5),
         ("--weights", "none", 2),
     ):
-        assert refcli("--predictions", truth, option, missing, "--out", tmp_path / "out")[0] == code
+        assert evaluate("--predictions", truth, option, missing, "--out", tmp_path / "out")[0] == code
         assert not (tmp_path / "out").exists()
 
 
-def test_results_that_cannot_be_written_are_an_expected_error(refcli, truth, tmp_path, monkeypatch):
+def test_results_that_cannot_be_written_are_an_expected_error(evaluate, truth, tmp_path, monkeypatch):
     def write_run(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("refcli.evaluation.results.write_run", write_run)
-    code, out, err = refcli("--predictions", truth, "--out", tmp_path / "out")
+    code, out, err = evaluate("--predictions", truth, "--out", tmp_path / "out")
     assert (code, out) == (1, "")
     assert "the results cannot be written" in err
 
 
-def test_runs_with_other_score_thresholds_are_not_compared(refcli, truth, tmp_path):
-    refcli("--predictions", truth, "--out", tmp_path / "run", "--score-threshold", "0.5")
-    code, out, err = refcli("--predictions", truth, "--compare", tmp_path / "run")
+def test_runs_with_other_score_thresholds_are_not_compared(evaluate, truth, tmp_path):
+    evaluate("--predictions", truth, "--out", tmp_path / "run", "--score-threshold", "0.5")
+    code, out, err = evaluate("--predictions", truth, "--compare", tmp_path / "run")
     assert (code, out) == (5, "")
     assert "--score-threshold 0.5" in err
 
 
-def test_published_results_are_beside_a_run_on_the_same_split(monkeypatch, capsys, tmp_path, store):
-    from dataclasses import replace
-
-    from refcli.data.store.write import write_manifest, write_split
-
+def test_published_results_are_beside_a_run_on_the_same_split(refcli, tmp_path, store):
     split = Store(store).split(SPLIT)
     real = [replace(split[index], dataset="refcoco_unc", split="val") for index in range(3)]
     write_manifest(tmp_path / "s", [write_split(tmp_path / "s", "refcoco_unc", "val", real)])
     (tmp_path / "none.jsonl").write_text("")
     arguments = ("--data", tmp_path / "s", "--split", "refcoco_unc:val", "--predictions", tmp_path / "none.jsonl")
-    monkeypatch.setattr(sys, "argv", ["refcli", "evaluate", *map(str, arguments), "--missing", "wrong"])
-    with pytest.raises(SystemExit):
-        run()
-    out = capsys.readouterr().out
+    _, out, _ = refcli("evaluate", *arguments, "--missing", "wrong")
     assert "published on refcoco_unc:val; the published split has 10834, this run scored 3" in out
     rows = [line.split() for line in out.splitlines()]
     assert ["acc50", "OneRef-B", "single", "oneref384", "88.75"] in rows

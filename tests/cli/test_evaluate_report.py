@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from true_answers import true_lines
 
-from refcli.answers.jsonl import answer_to_json
-from refcli.cli.app import run
-from refcli.contracts.prediction import Answer, Target
 from refcli.data.sources.synthetic.write import write_synthetic
-from refcli.data.store.read import Store
 
 SPLIT = "synthetic:test"
 JPEG = "data:image/jpeg"
@@ -28,45 +24,30 @@ def store(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def truth(store, tmp_path_factory) -> Path:
     """The truth as a prediction file."""
-    split = Store(store).split(SPLIT)
     path = tmp_path_factory.mktemp("lines") / "truth.jsonl"
-    with path.open("w") as file:
-        for one in (split[index] for index in range(len(split))):
-            targets = tuple(Target(region.box_xyxy, 1.0, region.mask) for region in one.regions)
-            answer = Answer(
-                one.id, one.image, one.expression, one.width, one.height, targets, not targets, None, "truth"
-            )
-            file.write(json.dumps(answer_to_json(answer)) + "\n")
+    path.write_text("\n".join(true_lines(store, SPLIT)))
     return path
 
 
 @pytest.fixture
-def refcli(monkeypatch, capsys):
+def evaluate(refcli):
     """Run `refcli evaluate` in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["refcli", "evaluate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            run()
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return call
+    return partial(refcli, "evaluate")
 
 
-def test_a_page_of_an_earlier_evaluation_is_removed(refcli, store, truth, tmp_path):
+def test_a_page_of_an_earlier_evaluation_is_removed(evaluate, store, truth, tmp_path):
     asked = ("--data", store, "--split", SPLIT, "--predictions", truth, "--out", tmp_path / "out")
-    refcli(*asked, "--report", "--cases", "0")
+    evaluate(*asked, "--report", "--cases", "0")
     assert (tmp_path / "out" / "report.html").is_file()
-    assert refcli(*asked, "--force")[0] == 0
+    assert evaluate(*asked, "--force")[0] == 0
     assert not (tmp_path / "out" / "report.html").exists()
 
 
-def test_the_page_is_written_beside_the_metrics_and_is_the_same_every_time(refcli, store, truth, tmp_path):
+def test_the_page_is_written_beside_the_metrics_and_is_the_same_every_time(evaluate, store, truth, tmp_path):
     asked = ("--data", store, "--split", SPLIT, "--predictions", truth, "--report", "--cases", "2")
     pages = []
     for name in ("one", "two"):
-        code, _, err = refcli(*asked, "--out", tmp_path / name)
+        code, _, err = evaluate(*asked, "--out", tmp_path / name)
         page = tmp_path / name / "report.html"
         assert (code, err.split()) == (0, ["wrote", str(page)])
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == [
@@ -77,8 +58,8 @@ def test_the_page_is_written_beside_the_metrics_and_is_the_same_every_time(refcl
     assert pages[0].count(JPEG) == 4
 
 
-def test_a_model_answers_the_cases_again(refcli, store, tmp_path):
-    code, _, _ = refcli(
+def test_a_model_answers_the_cases_again(evaluate, store, tmp_path):
+    code, _, _ = evaluate(
         "--data", store, "--split", SPLIT, "--report", "--cases", "3", "--out", tmp_path, "--limit", "8"
     )
     assert code == 0
@@ -88,28 +69,28 @@ def test_a_model_answers_the_cases_again(refcli, store, tmp_path):
     assert "no usable answer" not in page
 
 
-def test_a_finished_run_gets_a_page_without_cases(refcli, store, truth, tmp_path):
-    refcli("--data", store, "--split", SPLIT, "--predictions", truth, "--out", tmp_path / "run")
-    code, _, _ = refcli("--merge", tmp_path / "run", "--report")
+def test_a_finished_run_gets_a_page_without_cases(evaluate, store, truth, tmp_path):
+    evaluate("--data", store, "--split", SPLIT, "--predictions", truth, "--out", tmp_path / "run")
+    code, _, _ = evaluate("--merge", tmp_path / "run", "--report")
     page = (tmp_path / "run/report.html").read_text()
     assert code == 0
     assert "which holds no answers" in page
     assert JPEG not in page
 
 
-def test_a_comparison_is_in_the_page_with_the_other_runs_name(refcli, store, truth, tmp_path):
-    refcli("--data", store, "--split", SPLIT, "--out", tmp_path / "model", "--limit", "8")
+def test_a_comparison_is_in_the_page_with_the_other_runs_name(evaluate, store, truth, tmp_path):
+    evaluate("--data", store, "--split", SPLIT, "--out", tmp_path / "model", "--limit", "8")
     asked = ("--data", store, "--split", SPLIT, "--limit", "8", "--predictions", truth, "--out", tmp_path / "truth")
-    code, _, _ = refcli(*asked, "--report", "--cases", "0", "--compare", tmp_path / "model")
+    code, _, _ = evaluate(*asked, "--report", "--cases", "0", "--compare", tmp_path / "model")
     page = (tmp_path / "truth/report.html").read_text()
     assert code == 0
     assert "Compared with builtin" in page
     assert JPEG not in page
 
 
-def test_several_systems_have_a_page_each(refcli, store, truth, tmp_path):
+def test_several_systems_have_a_page_each(evaluate, store, truth, tmp_path):
     asked = ("--data", store, "--split", SPLIT, "--predictions", truth, "--predictions", truth)
-    assert refcli(*asked, "--report", "--cases", "1", "--out", tmp_path)[0] == 0
+    assert evaluate(*asked, "--report", "--cases", "1", "--out", tmp_path)[0] == 0
     assert len(list(tmp_path.glob("*/report.html"))) == 2
 
 
@@ -122,7 +103,7 @@ def test_several_systems_have_a_page_each(refcli, store, truth, tmp_path):
         (["--merge", "a", "b", "--report"], "no folder for the page"),
     ],
 )
-def test_mistakes_are_reported(refcli, arguments, message):
-    code, out, err = refcli(*arguments)
+def test_mistakes_are_reported(evaluate, arguments, message):
+    code, out, err = evaluate(*arguments)
     assert (code, out) == (2, "")
     assert message in " ".join(err.split())

@@ -16,7 +16,6 @@ from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
 from refcli.data.store.read import Store
 from refcli.errors import DataError
-from refcli.evaluation import predictions as prediction_file
 from refcli.evaluation.metrics.conventions import CONVENTIONS, choose_conventions
 from refcli.evaluation.predictions import score_file
 from refcli.evaluation.report.document import report_split
@@ -195,9 +194,8 @@ def test_a_file_that_cannot_be_read_is_an_error(store, tmp_path, content):
         score(path, store)
 
 
-def test_memory_does_not_grow_with_the_masks(make_store, write_lines, monkeypatch):
+def test_memory_does_not_grow_with_the_masks(make_store, write_lines):
     """Four times the samples, each with two ragged masks of more than 10 kB, take hardly any more."""
-    monkeypatch.setattr(prediction_file, "BYTES_AT_ONCE", 300_000)
     ragged = encode_mask(np.random.default_rng(0).random((150, 150)) < 0.5)
     box = (0.0, 0.0, 150.0, 150.0)
     assert len(ragged.counts) > 10_000
@@ -216,7 +214,7 @@ def test_memory_does_not_grow_with_the_masks(make_store, write_lines, monkeypatc
         del examples
         split = Store(out).split("noise:test")
         tracemalloc.start()
-        score_file(path, {"noise:test": split})
+        score_file(path, {"noise:test": split}, bytes_at_once=300_000)
         _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return highest

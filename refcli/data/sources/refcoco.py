@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from refcli.config.schema import Settings
 from refcli.data.reading.json_files import convert, read_json
 from refcli.data.reading.pickles import read_pickle
 from refcli.data.reading.streams import text_start
-from refcli.data.sources.coco.instances import CocoAnnotation, CocoImage, Instances, coco_region, read_instances
+from refcli.data.sources.coco.instances import CocoImage, Instances, coco_region, read_instances
 from refcli.data.sources.image_names import coco_id, coco_image, own_image, saiapr_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys
 from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
@@ -264,30 +265,87 @@ def read_referred_records(
             where=str(files["instances"]),
             hint="take the instances.json of the same folder, or COCO's instances_train2014.json",
         )
+    join = _Join(files, settings, dataset, instances, problems)
     for ref, texts, ann_ids in zip(refs, present, referred, strict=True):
-        where = _place(path, ref)
-        absent = ref.expressions(settings.text, present=False)
+        yield from join.records(ref, texts, ann_ids)
+
+
+@dataclass(frozen=True)
+class _Join:
+    """Refs while they are joined with their annotations and images."""
+
+    files: Mapping[str, Path]
+    settings: ReferSettings
+    dataset: str
+    instances: Instances
+    problems: Problems
+
+    def records(self, ref: Ref, texts: tuple[RawExpression, ...], ann_ids: tuple[Id, ...]) -> Iterator[RawRecord]:
+        """The records of a ref, whose sentences with a target are `texts`, in each of its splits."""
+        where = _place(self.files["refs"], ref)
+        absent = ref.expressions(self.settings.text, present=False)
         if not texts and not absent:
-            problems.add("ref_without_sentences", where)
-            continue
-        entry = instances.images.get(comparable_id(ref.image_id))
+            self.problems.add("ref_without_sentences", where)
+            return
+        image_id = comparable_id(ref.image_id)
+        entry = self.instances.images.get(image_id)
         if entry is None:
-            count = len(texts) + len(absent)
-            problems.add("unknown_image", where, f"image {comparable_id(ref.image_id)}, {count} expressions")
-            continue
+            self.problems.add("unknown_image", where, f"image {image_id}, {len(texts) + len(absent)} expressions")
+            return
         try:
-            image = _image(entry, instances, settings, dataset, where=f"{files['instances'].name}: image {entry.id}")
+            image = self._image(entry)
         except DataError as error:
-            problems.add("unusable_image_name", where, f"{error.where}: {error.message}")
-            continue
-        annotations = None
-        if texts:
-            annotations = _annotations(ref, ann_ids, instances, problems, where=where, num_expressions=len(texts))
+            self.problems.add("unusable_image_name", where, f"{error.where}: {error.message}")
+            return
+        family = "coco" if image.key.startswith("coco:") else self.dataset
+        regions = self._regions(ann_ids, image_id, family, where, len(texts)) if texts else None
         for split in ref.splits:
-            if annotations is not None:
-                yield RawRecord(split, image, texts, _regions(annotations, image, dataset), where)
+            if regions is not None:
+                yield RawRecord(split, image, texts, regions, where)
             if absent:
                 yield RawRecord(split, image, absent, (), where)
+
+    def _regions(
+        self, ann_ids: tuple[Id, ...], image_id: Id, family: str, where: str, num_expressions: int
+    ) -> tuple[RawRegion, ...] | None:
+        """The regions of annotations of an image; None if one of the annotations is unknown."""
+        annotations = []
+        for ann_id in ann_ids:
+            annotation = self.instances.annotations.get(ann_id)
+            if annotation is None:
+                self.problems.add("unknown_annotation", where, f"annotation {ann_id}, {num_expressions} expressions")
+                return None
+            if annotation.image_id != image_id:
+                raise DataError(
+                    f"the ref is about image {image_id}, its annotation {ann_id} about image {annotation.image_id}",
+                    where=where,
+                    hint="the refs file and instances.json come from different releases",
+                )
+            annotations.append(annotation)
+        for annotation in annotations:
+            if annotation.iscrowd == 1:
+                self.problems.add("crowd_region", where, f"annotation {annotation.id}")
+        return tuple(coco_region(annotation, family=family) for annotation in annotations)
+
+    def _image(self, entry: CocoImage) -> RawImage:
+        where = f"{self.files['instances'].name}: image {entry.id}"
+        number = whole_number(entry.id)
+        origin = self.settings.images
+        if origin == "auto" and number is not None:
+            is_coco = entry.id in self.instances.of_coco or number == coco_id(entry.file_name)
+            origin = "coco" if is_coco else "auto"
+        if origin != "auto":
+            if number is None:
+                raise DataError(f"the id {entry.id!r} is not the number of an image", where=where)
+            make_image = coco_image if origin == "coco" else saiapr_image
+            return make_image(number, width=entry.width, height=entry.height)
+        if not entry.file_name.strip():
+            raise DataError(
+                "the image has no file_name",
+                where=where,
+                hint="the setting images: coco (or saiapr) finds images by their ids",
+            )
+        return own_image(entry.file_name, dataset=self.dataset, width=entry.width, height=entry.height)
 
 
 def sniff_refer(path: Path) -> bool:
@@ -315,55 +373,6 @@ def _single_annotation(ref: Ref, where: str) -> tuple[Id, ...]:
             "the ref has a list of annotations, as in gRefCOCO", where=where, hint="read it with --format grefcoco"
         )
     return ref.ann_ids
-
-
-def _annotations(
-    ref: Ref, ann_ids: tuple[Id, ...], instances: Instances, problems: Problems, *, where: str, num_expressions: int
-) -> list[CocoAnnotation] | None:
-    """The annotations of a ref; None if one of them is unknown."""
-    annotations = []
-    for ann_id in ann_ids:
-        annotation = instances.annotations.get(ann_id)
-        if annotation is None:
-            problems.add("unknown_annotation", where, f"annotation {ann_id}, {num_expressions} expressions")
-            return None
-        if annotation.image_id != comparable_id(ref.image_id):
-            raise DataError(
-                f"the ref is about image {comparable_id(ref.image_id)}, its annotation {ann_id} about image "
-                f"{annotation.image_id}",
-                where=where,
-                hint="the refs file and instances.json come from different releases",
-            )
-        annotations.append(annotation)
-    for annotation in annotations:
-        if annotation.iscrowd == 1:
-            problems.add("crowd_region", where, f"annotation {annotation.id}")
-    return annotations
-
-
-def _regions(annotations: list[CocoAnnotation], image: RawImage, dataset: str) -> tuple[RawRegion, ...]:
-    family = "coco" if image.key.startswith("coco:") else dataset
-    return tuple(coco_region(annotation, family=family) for annotation in annotations)
-
-
-def _image(entry: CocoImage, instances: Instances, settings: ReferSettings, dataset: str, *, where: str) -> RawImage:
-    number = whole_number(entry.id)
-    if settings.images != "auto" and number is None:
-        raise DataError(f"the id {entry.id!r} is not the number of an image", where=where)
-    if number is not None and (
-        settings.images == "coco"
-        or (settings.images == "auto" and (entry.id in instances.of_coco or number == coco_id(entry.file_name)))
-    ):
-        return coco_image(number, width=entry.width, height=entry.height)
-    if settings.images == "saiapr" and number is not None:
-        return saiapr_image(number, width=entry.width, height=entry.height)
-    if not entry.file_name.strip():
-        raise DataError(
-            "the image has no file_name",
-            where=where,
-            hint="the setting images: coco (or saiapr) finds images by their ids",
-        )
-    return own_image(entry.file_name, dataset=dataset, width=entry.width, height=entry.height)
 
 
 SOURCE = Source(

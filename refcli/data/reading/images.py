@@ -98,7 +98,7 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 class _NoPillowLimit:
-    """A context that turns off Pillow's own limit, which warns from 89 megapixels on: `ImageLimits` apply instead."""
+    """A context that turns off Pillow's own limit, a warning from 89 megapixels on: `ImageLimits` apply instead."""
 
     def __init__(self) -> None:
         self.reset()
@@ -221,8 +221,7 @@ def open_scaled(
 ) -> ScaledImage:
     """As `open_image` for up to `LARGE_PIXELS` pixels; larger images are reduced by 2, 4, 8 ... while decoding.
 
-    For viewing and for models, which use far fewer pixels: a JPEG of 200 million pixels needs a sixteenth of the
-    memory.
+    For viewing and for models, which use far fewer pixels; a JPEG of 200 million pixels needs 1/16 of the memory.
     """
     return _decode(source, name, limits, may_reduce=True)
 

@@ -15,8 +15,7 @@ T = TypeVar("T")
 _EXCERPT = 60
 """Bytes of the document shown in a message."""
 _STRING_OR_EXTRA = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|-?(?:NaN|Infinity)\b', re.DOTALL)
-"""A string (an unterminated one extends to the end, so that the search stays linear), or one of Python's extra
-numbers."""
+"""A string (an unterminated one extends to the end, which keeps the search linear), NaN or Infinity."""
 _PAIR_OR_HALF = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
 )

@@ -113,8 +113,7 @@ class PickleMachine:
         self.memo: dict[int, Value] = {}
         self.texts: dict[int, Value] = {}
         self.steps = self.work = self.memory = self.declared = 0
-        """Opcodes; the weight of everything hashed or passed to a call; bytes of memory that the values need; the
-        declared protocol."""
+        """Opcodes; weight of all that is hashed or passed to a call; memory of values in bytes; declared protocol."""
         self.found = PickleSurvey()
         self.is_done = False
         self.table = self._table()

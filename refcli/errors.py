@@ -1,4 +1,4 @@
-"""Every mistake a user can make, with where it is, what to do next, and the exit code it leads to."""
+"""Errors for the user: each has a message, a place, a hint and an exit code."""
 
 from __future__ import annotations
 

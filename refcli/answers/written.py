@@ -1,4 +1,4 @@
-"""What every file of another tool is made from: answers grouped by image, and categories from their expressions."""
+"""What all writers share: answers grouped by image, categories from expressions, file names, and the result."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class AnsweredImage:
 
 @dataclass(slots=True)
 class Written:
-    """What a writer did.
+    """The result of a writer.
 
     Args:
         files: names of the files, below the output folder.
         num_answers: answers that were written.
         num_targets: boxes that were written.
-        failed: ids of answers with an error or without an image size, which no other tool has a form for.
+        failed: ids of answers with an error or without an image size, which the formats cannot represent.
     """
 
     files: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Written:
 
 
 def usable(answers: Iterable[Answer], written: Written, *, min_score: float = 0.0) -> Iterator[Answer]:
-    """The answers that other tools can hold; counts them, and lists the others in `written`.
+    """The answers that the formats can represent; counts them, and lists the others in `written`.
 
     Args:
         answers: in any order.

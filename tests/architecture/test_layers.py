@@ -40,7 +40,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "errors": frozenset({"torch", "numpy", "pydantic"}),
 }
 TERMINAL = frozenset({"typer", "rich", "click"})
-"""Only `cli` talks to a terminal."""
+"""Only `cli` imports them."""
 EMPTY_WORDS = frozenset({"utils", "util", "helpers", "helper", "common", "misc"})
 MAX_LINES = 500
 
@@ -103,7 +103,7 @@ def test_a_layer_does_not_import_what_is_not_its_business(layer):
     assert wrong == []
 
 
-def test_only_the_command_line_talks_to_a_terminal():
+def test_only_the_command_line_imports_terminal_libraries():
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for path in modules()

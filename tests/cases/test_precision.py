@@ -1,4 +1,4 @@
-"""`train.precision: auto` is decided when a run starts and stays so; what is said of speed is what was measured."""
+"""`train.precision: auto` is decided when a run starts and then kept; reported speeds are measured ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`refcli presets`: every preset can be shown whole and checked; a mistake is named by file and key."""
+"""`refcli presets`: every preset can be shown with all settings and checked; a mistake is named by file and key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALL = [f"{group}/{name}" for group in preset_groups() for name in list_presets(g
 
 @dataclass
 class Done:
-    """What a command left."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -68,7 +68,7 @@ def test_a_preset_of_pretraining_is_shown_with_every_setting(run):
     assert "extends" not in shown
 
 
-def test_a_mistake_is_told_with_file_and_key_and_the_others_are_still_checked(specs, run):
+def test_a_mistake_is_reported_with_file_and_key_and_the_others_are_still_checked(specs, run):
     done = run("check")
 
     assert done.code == 2
@@ -92,7 +92,7 @@ def test_a_name_that_does_not_exist_is_a_mistake(specs, run):
 
 
 @pytest.mark.parametrize(
-    ("text", "code", "told"),
+    ("text", "code", "message"),
     [
         ("extends: good\n", 0, ""),
         ("mrefm: {alternate: false}\n", 0, ""),
@@ -106,11 +106,11 @@ def test_a_name_that_does_not_exist_is_a_mistake(specs, run):
         ("- 1\n", 2, "mapping"),
     ],
 )
-def test_a_file_of_ones_own_is_checked_too(specs, run, tmp_path, text, code, told):
+def test_a_custom_file_is_checked_too(specs, run, tmp_path, text, code, message):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     done = run("check", str(file))
 
     assert done.code == code, done.err
     assert (done.out == f"ok {file}\n") is (code == 0)
-    assert told in done.err
+    assert message in done.err

@@ -1,1 +1,1 @@
-"""Preparing a data set: plan, read, check, repair, store."""
+"""Prepare a data set: plan, read, check, repair, store."""

@@ -59,10 +59,10 @@ def is_untouched(folder: Path, names=PRECIOUS) -> bool:
 @pytest.mark.parametrize(("command", "preset"), [("finetune", "synthetic_tiny"), ("pretrain", "synthetic_tiny")])
 def test_a_folder_that_never_held_a_run_is_refused(train, tmp_path, command, preset):
     put(tmp_path / "proj", [*PRECIOUS, "log.txt", "metrics.jsonl", "weights/model.safetensors"])
-    code, output, talk = train(tmp_path / "proj", "--force", command=command, preset=preset)
+    code, output, stderr = train(tmp_path / "proj", "--force", command=command, preset=preset)
 
     assert (code, output) == (2, "")
-    assert "holds no run" in talk
+    assert "holds no run" in stderr
     assert is_untouched(tmp_path / "proj", [*PRECIOUS, "log.txt", "metrics.jsonl", "weights/model.safetensors"])
 
 
@@ -93,9 +93,9 @@ def test_files_of_others_inside_a_run_survive_and_the_run_itself_goes(train, tmp
     assert train(run)[0] == 0
     before = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
     put(run)
-    code, _, talk = train(run, "--force", "--set", "train.steps=1")
+    code, _, stderr = train(run, "--force", "--set", "train.steps=1")
 
-    assert code == 0, talk
+    assert code == 0, stderr
     assert is_untouched(run)
     after = {path.relative_to(run) for path in run.rglob("*") if path.is_file()} - set(map(Path, PRECIOUS))
     swap = {Path(str(path).replace("step-00000002", "step-00000001")) for path in before}
@@ -155,8 +155,8 @@ def test_a_folder_of_somebody_that_has_a_checkpoints_name_is_none(tmp_path):
 
 def test_an_unforced_folder_without_a_run_is_not_offered_force(train, tmp_path):
     put(tmp_path / "proj")
-    code, _, talk = train(tmp_path / "proj")
+    code, _, stderr = train(tmp_path / "proj")
 
     assert code == 2
-    assert "it holds no run that --resume could continue or --force replace" in talk
+    assert "it holds no run that --resume could continue or --force replace" in stderr
     shutil.rmtree(tmp_path / "proj")

@@ -69,7 +69,7 @@ def test_batches_arrive_in_order_whoever_loads_them(workers):
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "printed"),
     [
         (signal.SIGKILL, "a loading process was ended by SIGKILL (was there enough memory?)"),
         (signal.SIGSEGV, "a loading process was ended by SIGSEGV"),
@@ -77,11 +77,11 @@ def test_batches_arrive_in_order_whoever_loads_them(workers):
         (signal.SIGBUS, "no room in /dev/shm"),
     ],
 )
-def test_a_loading_process_that_a_signal_ends_is_named(number, said):
+def test_a_loading_process_that_a_signal_ends_is_named(number, printed):
     with pytest.raises(TrainingError) as caught:
         load(Samples(end_by(number)))
 
-    assert said in caught.value.message
+    assert printed in caught.value.message
     assert "data.workers=0" in caught.value.hint
     assert caught.value.exit_code == 1
 
@@ -176,19 +176,19 @@ def train(refcli, store, tmp_path):
 def test_too_little_shared_memory_is_refused_before_the_first_step(monkeypatch, tmp_path, train, command, dry):
     monkeypatch.setattr(loading, "free_shared_memory", lambda: 64 << 20)
     dims = ["--set", "train.batch_size=32", "--set", "model.tower.image_size=[384,384]", "--set", "data.workers=2"]
-    code, _, talk = train(*dims, *(["--dry-run"] if dry else []), command=command)
+    code, _, stderr = train(*dims, *(["--dry-run"] if dry else []), command=command)
 
     assert code == 1
-    assert "no room in /dev/shm" in talk and "--shm-size" in talk and "data.workers=0" in talk
-    assert "Traceback" not in talk
+    assert "no room in /dev/shm" in stderr and "--shm-size" in stderr and "data.workers=0" in stderr
+    assert "Traceback" not in stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_without_loading_processes_no_shared_memory_is_needed(monkeypatch, train):
     monkeypatch.setattr(loading, "free_shared_memory", lambda: 0)
-    code, _, talk = train("--set", "data.workers=0")
+    code, _, stderr = train("--set", "data.workers=0")
 
-    assert code == 0, talk
+    assert code == 0, stderr
 
 
 def test_a_killed_loading_process_ends_the_command_with_its_name(monkeypatch, train):
@@ -200,12 +200,12 @@ def test_a_killed_loading_process_ends_the_command_with_its_name(monkeypatch, tr
         return real(dataset, key)
 
     monkeypatch.setattr(GroundingDataset, "__getitem__", die)
-    code, output, talk = train("--set", "data.workers=1")
+    code, output, stderr = train("--set", "data.workers=1")
 
     assert (code, output) == (1, "")
-    assert "a loading process was ended by SIGKILL (was there enough memory?)" in talk
-    assert "--resume" in talk
-    assert "Traceback" not in talk and "bug" not in talk
+    assert "a loading process was ended by SIGKILL (was there enough memory?)" in stderr
+    assert "--resume" in stderr
+    assert "Traceback" not in stderr and "bug" not in stderr
 
 
 def test_a_run_whose_images_hang_saves_what_it_has_when_it_is_stopped(monkeypatch, tmp_path, train):
@@ -230,9 +230,9 @@ def test_a_run_whose_images_hang_saves_what_it_has_when_it_is_stopped(monkeypatc
     stopper = threading.Thread(target=stop)
     stopper.start()
     options = ["train.steps=1000", "train.log_every=1", "train.save_every=1000", "data.workers=1"]
-    code, _, talk = train(*(part for one in options for part in ("--set", one)))
+    code, _, stderr = train(*(part for one in options for part in ("--set", one)))
     stopper.join()
 
-    assert code == 75, talk
-    assert "it is saved" in talk
+    assert code == 75, stderr
+    assert "it is saved" in stderr
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))

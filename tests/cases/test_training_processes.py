@@ -133,12 +133,12 @@ def test_nothing_of_a_training_command_on_one_machine_listens_beyond_loopback(tm
     settings += [f"train.parallel={parallel}", "data.workers=1"]
     command = ["finetune", "--preset", "synthetic_tiny", "--data", str(tmp_path / "store"), "--device", "cpu"]
     command += ["--nproc", "2", "--out", str(tmp_path / "run"), *(x for one in settings for x in ("--set", one))]
-    with (tmp_path / "talk").open("w") as talk:
-        process = subprocess.Popen([sys.executable, "-m", "refcli", *command], stdout=talk, stderr=talk)
+    with (tmp_path / "messages").open("w") as messages:
+        process = subprocess.Popen([sys.executable, "-m", "refcli", *command], stdout=messages, stderr=messages)
     seen = ports_until_the_end(process.pid, lambda: process.poll() is None)
     process.kill()
 
-    assert process.wait() == 0, (tmp_path / "talk").read_text()
+    assert process.wait() == 0, (tmp_path / "messages").read_text()
     assert seen and seen <= set(LOOPBACK)
 
 
@@ -303,13 +303,13 @@ EVERYWHERE = ["0.0.0.0:29500", "0:29500", "0x0:29500", "[::]:29500", "[0::0]:295
 @pytest.mark.parametrize("endpoint", ["localhost:0", "localhost:65536", "localhost", *EVERYWHERE])
 def test_an_endpoint_that_is_no_place_of_one_machine_is_refused(refcli, tmp_path, endpoint):
     write_synthetic(tmp_path / "store", size=2, seed=3, splits=["train"])
-    code, _, talk = refcli(
+    code, _, messages = refcli(
         "finetune", "--preset", "synthetic_tiny", "--data", tmp_path / "store", "--out", tmp_path / "run",
         "--nproc", "1", "--nnodes", "2", "--rdzv-endpoint", endpoint,
     )  # fmt: skip
 
     assert code == 2
-    assert "not an endpoint" in talk
+    assert "not an endpoint" in messages
     assert not (tmp_path / "run").exists()
 
 
@@ -333,9 +333,9 @@ def test_a_second_run_at_the_endpoint_of_another_is_refused_by_the_command(
     monkeypatch.setattr("refcli.engine.distributed.launching.launch", stay)
 
     assert refcli(*common)[0] == 0
-    code, output, talk = refcli(*common, *difference)
+    code, output, messages = refcli(*common, *difference)
     assert (code, output) == (2, "")
-    assert f"localhost:{port}" in talk
+    assert f"localhost:{port}" in messages
     assert refcli(*common)[0] == 0, "another machine of the first run is welcome"
     assert len(kept) == 2
 

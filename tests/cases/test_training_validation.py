@@ -110,8 +110,8 @@ def test_a_validation_that_fails_loses_no_step(tmp_path, train, resume, failing,
     assert train()[0] == code
     assert saved_steps(tmp_path) == ["step-00000002"]
     assert validated_steps(tmp_path) == []
-    code, _, talk = resume()
-    assert code == 0, talk
+    code, _, stderr = resume()
+    assert code == 0, stderr
     assert "started after step 2" in (tmp_path / "run" / "log.txt").read_text()
     assert validated_steps(tmp_path) == [2, 4]
 
@@ -129,14 +129,14 @@ def test_a_signal_during_a_validation_ends_it_at_the_next_batch_and_a_resumed_ru
     tmp_path, train, resume, failing, number, code
 ):
     watch = failing(lambda: os.kill(os.getpid(), number))
-    left, _, talk = train()
+    left, _, stderr = train()
 
     assert (left, watch.batches) == (code, 1)
-    assert f"stopped by {number.name} after step 2; it is saved" in talk
+    assert f"stopped by {number.name} after step 2; it is saved" in stderr
     assert saved_steps(tmp_path) == ["step-00000002"]
     assert validated_steps(tmp_path) == []
-    code, _, talk = resume()
-    assert code == 0, talk
+    code, _, stderr = resume()
+    assert code == 0, stderr
     assert (watch.calls, validated_steps(tmp_path)) == (3, [2, 4])
 
 
@@ -165,9 +165,9 @@ def test_a_signal_during_the_validation_that_a_resumed_run_makes_up_for_leaves_i
 def test_a_validation_of_pretraining_is_stopped_by_a_signal_as_well(tmp_path, train, resume, monkeypatch):
     watch = Failing(pretrain.mean_losses, lambda: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(pretrain, "mean_losses", watch)
-    code, _, talk = train(command="pretrain")
+    code, _, stderr = train(command="pretrain")
 
-    assert (code, watch.batches) == (75, 1), talk
+    assert (code, watch.batches) == (75, 1), stderr
     assert saved_steps(tmp_path) == ["step-00000002"]
     assert resume(command="pretrain")[0] == 0
     assert validated_steps(tmp_path) == [2, 4]
@@ -190,14 +190,14 @@ def test_a_run_killed_after_a_validation_neither_repeats_nor_forgets_it(tmp_path
 def test_missing_images_of_the_validation_are_reported_before_the_first_step(tmp_path, store, train, dry):
     gone = sorted((store / "synthetic" / "images" / "val").rglob("*.jpg"))[1]
     gone.unlink()
-    code, _, talk = train(*(["--dry-run"] if dry else []))
+    code, _, stderr = train(*(["--dry-run"] if dry else []))
 
-    assert "warning: an image of the validation cannot be found" in talk
-    assert str(gone) in talk
+    assert "warning: an image of the validation cannot be found" in stderr
+    assert str(gone) in stderr
     assert code == (0 if dry else 1)
     if not dry:
         assert saved_steps(tmp_path) == ["step-00000002"]
-        assert talk.index("warning:") < talk.index("step 1 ")
+        assert stderr.index("warning:") < stderr.index("step 1 ")
 
 
 SLOW_DAMAGE = [b"\xff\xfe\n", b"[]\n{}\nnull\n", b"[" * 999]
@@ -215,9 +215,9 @@ def test_odd_lines_among_the_metrics_do_not_keep_a_run_from_going_on(tmp_path, t
     assert train("--set", "train.steps=2")[0] == 0
     with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
         file.write(damage)
-    code, _, talk = resume("--set", "train.steps=3")
+    code, _, stderr = resume("--set", "train.steps=3")
 
-    assert code == 0, talk
+    assert code == 0, stderr
     assert validated_steps(tmp_path) == [2, 3]
 
 
@@ -234,20 +234,20 @@ def test_a_metric_that_no_validation_will_have_is_refused_before_the_first_step(
     tmp_path, train, best_by, changes, has, dry
 ):
     sets = [part for one in [f"train.best_by={best_by}", *changes] for part in ("--set", one)]
-    code, _, talk = train(*sets, *(["--dry-run"] if dry else []))
+    code, _, stderr = train(*sets, *(["--dry-run"] if dry else []))
 
-    assert code == 2, talk
-    assert f"the validation does not measure {best_by}" in talk and "train.best_by" in talk
-    assert has in talk
+    assert code == 2, stderr
+    assert f"the validation does not measure {best_by}" in stderr and "train.best_by" in stderr
+    assert has in stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("dry", [False, True])
 def test_pretraining_can_choose_by_its_score_alone(tmp_path, train, dry):
-    code, _, talk = train("--set", "train.best_by=box_iou", *(["--dry-run"] if dry else []), command="pretrain")
+    code, _, stderr = train("--set", "train.best_by=box_iou", *(["--dry-run"] if dry else []), command="pretrain")
 
-    assert code == 2, talk
-    assert "train.best_by is for fine-tuning" in talk
+    assert code == 2, stderr
+    assert "train.best_by is for fine-tuning" in stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -255,19 +255,19 @@ def test_validation_samples_without_masks_cannot_choose_by_masks(refcli, tmp_pat
     boxes = store / "boxes.jsonl"
     image = next((store / "synthetic" / "images" / "val").rglob("*.jpg"))
     boxes.write_text(json.dumps({"image": str(image), "expression": "the ball", "box": [1, 2, 30, 40]}) + "\n")
-    code, _, talk = refcli("prepare-data", "--from", boxes, "--name", "mine", "--split", "val", "--out", store)
-    assert code == 0, talk
-    code, _, talk = train("--set", "data.validation=[mine:val]", "--set", "train.best_by=mask_iou")
+    code, _, stderr = refcli("prepare-data", "--from", boxes, "--name", "mine", "--split", "val", "--out", store)
+    assert code == 0, stderr
+    code, _, stderr = train("--set", "data.validation=[mine:val]", "--set", "train.best_by=mask_iou")
 
-    assert code == 2, talk
-    assert "the validation does not measure mask_iou" in talk
+    assert code == 2, stderr
+    assert "the validation does not measure mask_iou" in stderr
 
 
 def test_a_later_stage_that_cannot_choose_is_refused_before_the_first(tmp_path, train):
     stages = "{first: {optim: {lr: 0.1}}, second: {train: {best_by: existence_accuracy}}}"
     sets = ["model.head.settings.existence=false", f"stages={stages}"]
-    code, _, talk = train(*(part for one in sets for part in ("--set", one)))
+    code, _, stderr = train(*(part for one in sets for part in ("--set", one)))
 
-    assert code == 2, talk
-    assert "the validation does not measure existence_accuracy" in talk
+    assert code == 2, stderr
+    assert "the validation does not measure existence_accuracy" in stderr
     assert not list((tmp_path / "run").rglob("checkpoints"))

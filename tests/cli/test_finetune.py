@@ -71,49 +71,49 @@ def test_two_processes_go_through_the_stages_together_and_resume_without_being_t
     tmp_path, preset, store, in_two_processes
 ):
     start = ("--preset", preset, "--data", store, "--device", "cpu")
-    code, out, talk = in_two_processes(*start, "--fail-under", "box_iou=0")
+    code, out, stderr = in_two_processes(*start, "--fail-under", "box_iou=0")
     run = tmp_path / "run"
 
-    assert (code, out) == (0, f"{run}\n"), talk
-    assert talk.index("stage 1 of 2, frozen") < talk.index("stage 2 of 2, all") < talk.index("weights: ")
-    assert talk.count("stage 2 of 2, all") == 1
+    assert (code, out) == (0, f"{run}\n"), stderr
+    assert stderr.index("stage 1 of 2, frozen") < stderr.index("stage 2 of 2, all") < stderr.index("weights: ")
+    assert stderr.count("stage 2 of 2, all") == 1
     stages = [run / "stages" / "1-frozen", run / "stages" / "2-all"]
     assert [last_step(stage) for stage in stages] == [2, 3]
     assert {json.loads((path / "env.json").read_text())["processes"] for path in (run, *stages)} == {2}
     assert (run / "weights" / "model.safetensors").is_file()
 
-    code, out, talk = in_two_processes("--resume")
-    assert (code, out) == (0, f"{run}\n"), talk
-    assert "continuing after step 3" in talk
-    assert "stage 1" not in talk
+    code, out, stderr = in_two_processes("--resume")
+    assert (code, out) == (0, f"{run}\n"), stderr
+    assert "continuing after step 3" in stderr
+    assert "stage 1" not in stderr
 
 
 @pytest.mark.slow
 def test_two_processes_leave_with_the_code_of_the_gate(tmp_path, preset, store, in_two_processes):
     start = ("--preset", preset, "--data", store, "--device", "cpu")
-    code, out, talk = in_two_processes(*start, "--fail-under", "box_iou=1")
+    code, out, stderr = in_two_processes(*start, "--fail-under", "box_iou=1")
 
-    assert (code, out) == (4, ""), talk
-    assert talk.count("wanted 1") == 1
-    assert "Traceback" not in talk
+    assert (code, out) == (4, ""), stderr
+    assert stderr.count("wanted 1") == 1
+    assert "Traceback" not in stderr
     assert (tmp_path / "run" / "weights" / "model.safetensors").is_file()
 
 
 def test_a_dry_run_prints_the_settings_with_the_stages_and_tells_of_each(tmp_path, preset, store, refcli):
-    code, out, talk = refcli("--preset", preset, "--data", store, "--dry-run")
+    code, out, stderr = refcli("--preset", preset, "--data", store, "--dry-run")
     stages = yaml.safe_load(out)["stages"]
 
     assert code == 0
     assert [(name, stage["train"]["steps"]) for name, stage in stages.items()] == [("frozen", 2), ("all", 3)]
-    assert "stage 1 of 2, frozen:" in talk and "stage 2 of 2, all:" in talk
+    assert "stage 1 of 2, frozen:" in stderr and "stage 2 of 2, all:" in stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_a_gate_on_an_unknown_metric_is_refused_before_anything_is_trained(tmp_path, preset, store, refcli):
-    code, out, talk = refcli("--preset", preset, "--data", store, "--fail-under", "boxiou=0.5")
+    code, out, stderr = refcli("--preset", preset, "--data", store, "--fail-under", "boxiou=0.5")
 
     assert (code, out) == (2, "")
-    assert "did you mean 'box_iou'?" in talk
+    assert "did you mean 'box_iou'?" in stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -137,7 +137,7 @@ def test_the_run_of_another_command_is_not_resumed_and_its_command_is_named(
 
 def test_init_head_is_the_setting_of_that_name(tmp_path, store, refcli):
     start = ("--preset", "synthetic_tiny", "--data", store, "--device", "cpu", "--dry-run")
-    code, out, talk = refcli(*start, "--init-head", "no-such-head")
+    code, out, stderr = refcli(*start, "--init-head", "no-such-head")
     assert code == 2
-    assert "there are no weights called 'no-such-head'" in talk
+    assert "there are no weights called 'no-such-head'" in stderr
     assert yaml.safe_load(out)["train"]["init_head"] == "no-such-head"

@@ -80,8 +80,8 @@ def test_the_mean_over_two_processes_is_the_mean_over_all_samples_that_count(mon
     weights = [((0.9 + 0.2 * truth[half]) * counts[half, None]).sum() for half in halves]
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    said = []
+    printed = []
     for half, others in zip(halves, reversed(weights), strict=True):
         monkeypatch.setattr("torch.distributed.all_reduce", lambda total, others=others: total.add_(others))
-        said.append(balanced_cross_entropy(logits[half], truth[half], counts[half]))
-    torch.testing.assert_close(sum(said) / 2, expected)
+        printed.append(balanced_cross_entropy(logits[half], truth[half], counts[half]))
+    torch.testing.assert_close(sum(printed) / 2, expected)

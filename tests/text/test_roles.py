@@ -66,7 +66,7 @@ the outlined one that is left of the cyan arrow | one     | arrow
 """.strip().splitlines()
 
 
-def said(expression, span):
+def printed(expression, span):
     return None if span is None else expression[slice(*span)]
 
 
@@ -87,7 +87,7 @@ def roles_by_piece(tokenizer, expression, **settings):
 def test_subject_and_object_are_found(line):
     expression, subject, relative = (part.strip() or None for part in line.split("|"))
     roles = find_roles(expression)
-    assert (said(expression, roles.subject), said(expression, roles.object)) == (subject, relative)
+    assert (printed(expression, roles.subject), printed(expression, roles.object)) == (subject, relative)
 
 
 def test_case_does_not_matter_and_spans_are_of_the_text_as_given():

@@ -197,10 +197,10 @@ def test_a_machine_that_comes_later_makes_the_first_start_again_together_with_it
         assert first.poll() is None
         time.sleep(0.1)
     second = machine(1)
-    said = [it.communicate(timeout=300)[0].splitlines() for it in (first, second)]
+    printed = [it.communicate(timeout=300)[0].splitlines() for it in (first, second)]
 
-    assert sorted(lines[-1] for lines in said) == ["3", "4"]
-    assert said[0][0] == "starting the processes again"
+    assert sorted(lines[-1] for lines in printed) == ["3", "4"]
+    assert printed[0][0] == "starting the processes again"
     assert (tmp_path / "2-1").exists()
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "Batch",
     "CGFormerHead",
     "Collate",
+    "Evaluation",
     "Example",
     "Features",
     "FinetuneSettings",
@@ -29,6 +30,7 @@ __all__ = [
     "RefcliError",
     "Region",
     "RelaHead",
+    "Reporter",
     "Request",
     "SharedRISHead",
     "Store",
@@ -58,7 +60,9 @@ if TYPE_CHECKING:
     from refcli.data.store.read import Store
     from refcli.data.training.collate import Collate
     from refcli.data.training.dataset import GroundingDataset
+    from refcli.engine.reporting.reporters import Reporter
     from refcli.errors import RefcliError
+    from refcli.evaluation.results import Evaluation
     from refcli.grounder import Grounder
     from refcli.heads.base import Head
     from refcli.heads.cgformer.head import CGFormerHead
@@ -91,7 +95,9 @@ else:
             "refcli.data.store.read": "Store",
             "refcli.data.training.collate": "Collate",
             "refcli.data.training.dataset": "GroundingDataset",
+            "refcli.engine.reporting.reporters": "Reporter",
             "refcli.errors": "RefcliError",
+            "refcli.evaluation.results": "Evaluation",
             "refcli.grounder": "Grounder",
             "refcli.heads.base": "Head",
             "refcli.heads.cgformer.head": "CGFormerHead",

@@ -51,10 +51,10 @@ def show_command(
     group = path.parent.name
     if group not in loaders():
         raise UsageError(f"{group} presets cannot be resolved", where=f"preset {name}", hint="leave out --resolved")
-    from refcli.heads.table import with_whole_head
+    from refcli.heads.table import with_head_defaults
 
     settings = loaders()[group](str(path))
-    whole = settings.model_copy(update={"model": with_whole_head(settings.model)})
+    whole = settings.model_copy(update={"model": with_head_defaults(settings.model)})
     write_line(explain(whole).rstrip("\n"))
 
 

@@ -56,7 +56,7 @@ def head_outputs(choice: HeadChoice) -> tuple[OutputName, ...]:
     return tuple(name for name, output in outputs.items() if output.switch is None or getattr(config, output.switch))
 
 
-def with_whole_head(model: ModelSettings) -> ModelSettings:
+def with_head_defaults(model: ModelSettings) -> ModelSettings:
     """The same model with every setting of its head spelled out, so that later versions' defaults do not change it.
 
     Raises:

@@ -19,7 +19,7 @@ from refcli.errors import ConfigError
 from refcli.evaluation.calibration import with_threshold
 from refcli.evaluation.validation import validate
 from refcli.grounder import Grounder
-from refcli.heads.table import with_whole_head
+from refcli.heads.table import with_head_defaults
 from refcli.recipes.outputs import check_predicts_regions, resolve_outputs
 from refcli.recipes.precision import resolve_precision
 from refcli.recipes.preview import preview_training
@@ -66,7 +66,7 @@ def finetune(
         RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (after saving).
         GateError: a floor is not reached; everything is written nevertheless.
     """
-    settings = settings.model_copy(update={"model": with_whole_head(settings.model)})
+    settings = settings.model_copy(update={"model": with_head_defaults(settings.model)})
     if floors and not settings.data.validation:
         raise ConfigError("without validation nothing can be held to --fail-under", where="data.validation")
     plan_stages(settings, out)  # a mistake in the stages is found before this process joins others

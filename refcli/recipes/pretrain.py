@@ -17,7 +17,7 @@ from refcli.engine.loading import explain_loading_errors
 from refcli.engine.reporting.reporters import Reporter
 from refcli.engine.stopping import StopSignals, failing_together
 from refcli.grounder import Grounder
-from refcli.heads.table import with_whole_head
+from refcli.heads.table import with_head_defaults
 from refcli.pretraining.mrefm import MRefM
 from refcli.pretraining.pixel_clusters import PixelClusters
 from refcli.pretraining.validation import mean_losses
@@ -65,7 +65,7 @@ def pretrain(
     Raises:
         RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (after saving).
     """
-    settings = settings.model_copy(update={"model": with_whole_head(settings.model)})
+    settings = settings.model_copy(update={"model": with_head_defaults(settings.model)})
     with training_session(
         settings, store_path=store_path, out=out, resume=resume, force=force, reporter=reporter
     ) as session:

@@ -1,4 +1,4 @@
-"""The fine-tuning presets of OneRef say what its scripts and tables say; stages are settings laid over common ones."""
+"""The fine-tuning presets of OneRef have the values of its scripts and tables; stages override common settings."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_staged_settings_survive_being_written_and_read(staged):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("train.steps=9", "--set stages.zero.train.steps=..."),
         ("stages.zero.train.stepz=9", "did you mean 'steps'?"),
@@ -217,11 +217,11 @@ def test_staged_settings_survive_being_written_and_read(staged):
         ("train.patience=2", "validate_every"),
     ],
 )
-def test_a_mistake_about_stages_or_the_best_checkpoint_is_reported_with_its_place(staged, override, told):
+def test_a_mistake_about_stages_or_the_best_checkpoint_is_reported_with_its_place(staged, override, message):
     with pytest.raises(ConfigError) as caught:
         load_finetune("two", [override])
 
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert f"--set {override}" in caught.value.where
 
 

@@ -1,4 +1,4 @@
-"""The pre-training presets say what OneRef's scripts and paper say."""
+"""The pre-training presets have the values of OneRef's scripts and paper."""
 
 from __future__ import annotations
 

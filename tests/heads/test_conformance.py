@@ -74,7 +74,7 @@ def settings_of(name: str) -> ModelSettings:
 
 
 def make_batch(*, exists=(True, False, True), size=(32, 32), words=6) -> Batch:
-    """A rectangle of its own colour in each picture; the second expression is shorter than the others."""
+    """A rectangle of its own colour in each image; the second expression is shorter than the others."""
     torch.manual_seed(1)
     rows, columns = size
     images = 0.3 * torch.randn(3, 3, rows, columns)

@@ -1,4 +1,4 @@
-"""Two processes train a head as one does on their batches together, whoever of them sees what."""
+"""Two processes train a head as one does on their batches together, however the samples are distributed."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Patches are masked as the paper and the official code say, sample by sample the same."""
+"""Patches are masked as in the paper and the official code, sample by sample the same."""
 
 import json
 import runpy

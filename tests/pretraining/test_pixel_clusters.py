@@ -21,11 +21,11 @@ def generator(seed=0):
 
 
 def checkered(seed, count=8):
-    """Normalised pictures of 4x4 patches, each of one of five colours, and the number of each patch's colour."""
+    """Normalised images of 4x4 patches, each of one of five colours, and the number of each patch's colour."""
     draw = np.random.default_rng(seed)
     colours = draw.integers(0, len(COLOURS), size=(count, 4, 4))
     levels = np.array(COLOURS, np.uint8)[colours].repeat(4, axis=1).repeat(4, axis=2)
-    images = torch.from_numpy(np.stack([letterbox(picture, TOWER)[0] for picture in levels]))
+    images = torch.from_numpy(np.stack([letterbox(pixels, TOWER)[0] for pixels in levels]))
     return images, torch.from_numpy(colours).flatten(1)
 
 

@@ -1,4 +1,4 @@
-"""The two relation scores are trained to be what the paper and the official code say."""
+"""The two relation scores have the targets of the paper and the official code."""
 
 import math
 import runpy
@@ -62,9 +62,9 @@ def test_word_scores_are_the_weighted_mean_of_two_softmaxes_over_the_words_that_
 
     expected = torch.zeros(3, 6)
     for sample in range(3):
-        for picture, weight in ((region, 0.75), (image, 0.25)):
+        for image_class, weight in ((region, 0.75), (image, 0.25)):
             shares = {
-                word: math.exp(5 * torch.cosine_similarity(picture[sample], words[sample, word], dim=0).item())
+                word: math.exp(5 * torch.cosine_similarity(image_class[sample], words[sample, word], dim=0).item())
                 for word in range(6)
                 if counts[sample, word]
             }

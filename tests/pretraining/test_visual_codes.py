@@ -1,4 +1,4 @@
-"""Pixels come back from normalised pictures, and every source of codes answers on the tower's grid."""
+"""Normalised images give their pixels back, and every source of codes works on the tower's grid."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def tokenizer():
 
 
 def normalised(levels):
-    """One picture of 8-bit RGB, through the evaluation transform of a frame of its own size."""
+    """One image of 8-bit RGB, through the evaluation transform of a frame of its own size."""
     height, width, _ = levels.shape
     tower = TowerSettings(image_size=(height, width), patch_size=1)
     return torch.from_numpy(letterbox(levels, tower)[0])[None]
@@ -57,8 +57,8 @@ def test_no_level_of_a_byte_is_normalised_to_the_value_of_padding():
 
 
 def test_padding_becomes_black_and_the_mean_colour_does_not():
-    picture = Image.new("RGB", (40, 20), tuple(round(255 * mean) for mean in IMAGE_MEAN))
-    image, frame = letterbox(picture, TowerSettings(image_size=40, patch_size=8))
+    original = Image.new("RGB", (40, 20), tuple(round(255 * mean) for mean in IMAGE_MEAN))
+    image, frame = letterbox(original, TowerSettings(image_size=40, patch_size=8))
     pixels = visual_pixels(torch.from_numpy(image)[None])[0]
     inside = torch.zeros(40, 40, dtype=torch.bool)
     inside[frame.top : frame.top + 20] = True

@@ -1,4 +1,4 @@
-"""A tokenizer that is trained learns codes that give pictures back, and uses them all."""
+"""A tokenizer that is trained learns codes from which images can be reconstructed, and uses them all."""
 
 import copy
 import subprocess
@@ -34,8 +34,8 @@ def new_training(seed=0, **settings):
     return VisualTokenizerTraining(VisualTokenizerTrainingSettings(sizes=SIZES, **settings), TOWER)
 
 
-def pictures(seed, count=8):
-    """Normalised pictures of 4x4 patches; each patch has one of eight colours and a little noise."""
+def image_batch(seed, count=8):
+    """Normalised images of 4x4 patches; each patch has one of eight colours and a little noise."""
     generator = torch.Generator().manual_seed(seed)
     colours = torch.randint(0, 8, (count, 4, 4), generator=generator)
     corners = 3 * (torch.stack([colours & 1, colours >> 1 & 1, colours >> 2 & 1], 1) - 0.5)
@@ -56,12 +56,12 @@ def test_images_are_reconstructed_and_many_codes_are_used():
     optimizer = torch.optim.AdamW(training.parameters(), lr=3e-3)
     history = []
     for step in range(150):
-        losses = training(pictures(step), step)
+        losses = training(image_batch(step), step)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
         history.append(losses["reconstruction"].item())
-    pixels = visual_pixels(pictures(999).images)
+    pixels = visual_pixels(image_batch(999).images)
     assert sum(history[-10:]) / 10 < 0.4 * pixels.var().item()  # the mean colour alone would leave the variance
     assert history[-1] < 0.5 * history[0]
     assert training.metrics()["code_perplexity"] > 7  # eight colours, sixteen codes
@@ -70,7 +70,7 @@ def test_images_are_reconstructed_and_many_codes_are_used():
 
 
 def test_the_reconstruction_is_the_mean_squared_error_of_the_pixels_of_every_patch():
-    training, batch = new_training().eval(), pictures(1)
+    training, batch = new_training().eval(), image_batch(1)
     training.tokenizer.codebook.copy_(F.normalize(torch.randn(16, 4), dim=-1))
     losses = training(batch, 5)
     pixels, vectors = visual_pixels(batch.images), unit_vectors(training, batch)
@@ -81,7 +81,7 @@ def test_the_reconstruction_is_the_mean_squared_error_of_the_pixels_of_every_pat
 
 
 def test_the_encoder_gets_the_gradient_of_its_codes_as_if_they_were_its_vectors():
-    training, batch = new_training(), pictures(2)
+    training, batch = new_training(), image_batch(2)
     given = []
     training.decoder.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
     reconstruction = training(batch, 0)["reconstruction"]
@@ -99,7 +99,7 @@ def test_codes_are_moving_averages_of_the_unit_vectors_that_chose_them():
     training = new_training(codebook_decay=0.9, revive_below=0.0)
     codes, usage = [code.clone() for code in training.tokenizer.codebook], torch.zeros(16)
     for step in range(3):
-        batch = pictures(step)
+        batch = image_batch(step)
         vectors = unit_vectors(training, batch)
         ids = torch.cdist(vectors, torch.stack(codes)).argmin(-1)
         training(batch, step)
@@ -116,7 +116,7 @@ def test_codes_are_moving_averages_of_the_unit_vectors_that_chose_them():
 
 
 def test_an_idle_code_moves_to_the_vector_of_some_patch_and_waits_there():
-    training, batch = new_training(revive_below=1.0), pictures(3)
+    training, batch = new_training(revive_below=1.0), image_batch(3)
     vectors = unit_vectors(training, batch)
     ids = torch.cdist(vectors, training.tokenizer.codebook).argmin(-1)
     is_idle = ids.bincount(minlength=16) == 0
@@ -134,15 +134,15 @@ def test_an_idle_code_moves_to_the_vector_of_some_patch_and_waits_there():
 def test_the_codebook_stays_in_evaluation_mode():
     training = new_training().eval()
     before = copy.deepcopy(training.state_dict())
-    first = training(pictures(0), 0)
+    first = training(image_batch(0), 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in training.state_dict().items())
-    assert first == training(pictures(0), 1)
+    assert first == training(image_batch(0), 1)
 
 
 def test_under_autocast_the_codebook_stays_in_float32_and_of_unit_length():
     training = new_training()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = training(pictures(0), 0)
+        losses = training(image_batch(0), 0)
     sum(losses.values()).backward()
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     assert training.tokenizer.codebook.dtype == torch.float32
@@ -158,11 +158,11 @@ def test_perplexity_is_the_number_of_codes_that_are_used_equally_often():
 
 def test_a_resumed_training_moves_its_codes_as_an_uninterrupted_one():
     whole, resumed = new_training(), new_training(seed=1)
-    whole(pictures(0), 0)
+    whole(image_batch(0), 0)
     resumed.load_state_dict(whole.state_dict())
     for training in (whole, resumed):
         torch.manual_seed(5)
-        training(pictures(1), 1)
+        training(image_batch(1), 1)
     assert torch.equal(whole.tokenizer.codebook, resumed.tokenizer.codebook)
     assert torch.equal(whole.usage, resumed.usage)
 
@@ -213,7 +213,7 @@ time.sleep(2)  # a process that leaves within a second of wrapping is aborted by
 
 
 def test_two_processes_train_as_one_does_with_both_batches(tmp_path):
-    training, batches = new_training(revive_below=0.0), [pictures(step) for step in range(3)]
+    training, batches = new_training(revive_below=0.0), [image_batch(step) for step in range(3)]
     torch.save((training, batches), tmp_path / "start.pt")
     optimizer = torch.optim.SGD(training.parameters(), lr=0.1)
     for step, batch in enumerate(batches):

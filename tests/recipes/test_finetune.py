@@ -21,7 +21,7 @@ from refcli.engine.distributed.world import World
 from refcli.engine.reporting.reporters import Silence
 from refcli.engine.stopping import StoppedError
 from refcli.errors import ConfigError, ImageError
-from refcli.heads.table import with_whole_head
+from refcli.heads.table import with_head_defaults
 from refcli.model.positions import resample_vision_positions
 from refcli.recipes.finetune import build, finetune, preview
 from refcli.weights.directory import load_weights
@@ -100,7 +100,7 @@ def test_the_weights_are_the_average_and_answer(tmp_path, store, settings):
     batch = next(parts.feed.batches(0))
 
     as_trained = changed(settings, "model.head.settings.existence=false").model  # every sample has a target
-    assert loaded.settings == with_whole_head(as_trained), "a later version may have other defaults"
+    assert loaded.settings == with_head_defaults(as_trained), "a later version may have other defaults"
     assert loaded.settings.head.settings["loss_weights"]["box_giou"] == 1.0
     assert loaded.meta["averaged"] is True
     prediction = loaded.grounder.predict(batch.images, batch.token_ids, batch.token_is_pad)

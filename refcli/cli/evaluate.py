@@ -159,18 +159,17 @@ def command(
     from refcli.evaluation.run import Scoring
     from refcli.recipes.evaluate import EvaluationSettings, ModelSelection, SplitSelection, evaluate
 
-    has_model = bool(weights) or not (predictions or merge)
-    _refuse_unused(context, parts or [], merges=merge, has_model=has_model)
+    models = weights or ([] if predictions or merge else ["builtin"])
+    _refuse_unused(context, parts or [], merges=merge, has_model=bool(models))
     scoring = Scoring(choose_conventions(conventions or []), score_threshold, missing.value, gated)
     gates = parse_gates(fail_under or [], conventions=() if merge else scoring.conventions)
     part = Shard() if shard is None else Shard.parse(shard)
     settings = EvaluationSettings(
         data=None if data is None else SplitSelection(data, tuple(splits or ()), limit, part),
-        models=tuple(
-            ModelSelection(name, device or "auto", precision.value, batch_size)
-            for name in (weights or ["builtin"] if has_model else [])
+        systems=(
+            *(ModelSelection(name, device or "auto", precision.value, batch_size) for name in models),
+            *(predictions or ()),
         ),
-        predictions=tuple(predictions or ()),
         merges=merge,
         parts=tuple(parts or ()),
         scoring=scoring,

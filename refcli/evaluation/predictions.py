@@ -117,13 +117,8 @@ class SplitScoring:
         rejected: RejectionLog,
         on_sample: Callable[[int, int], None] | None,
     ) -> None:
-        self._split, self._rows, self._scoring, self._rejected, self._on_sample = (
-            split,
-            rows,
-            scoring,
-            rejected,
-            on_sample,
-        )
+        self._split, self._rows, self._scoring = split, rows, scoring
+        self._rejected, self._on_sample = rejected, on_sample
         self._index = RowIndex.of(split)
         self._table = scoring.table()
         self._is_named = np.zeros(len(split), dtype=np.bool_)

@@ -61,10 +61,9 @@ class EvaluationSettings:
     """What one call of `refcli evaluate` does."""
 
     data: SplitSelection | None
-    """None where parts are merged."""
-    models: tuple[ModelSelection, ...] = ()
-    predictions: tuple[Path, ...] = ()
-    """Prediction files to score."""
+    """None if parts are merged."""
+    systems: tuple[ModelSelection | Path, ...] = ()
+    """Models and prediction files to score."""
     merges: bool = False
     """Whether to merge parts, instead of scoring systems."""
     parts: tuple[Path, ...] = ()
@@ -98,16 +97,17 @@ def evaluate(settings: EvaluationSettings, *, progress: Callable[[str], OnSample
     _check_settings(settings)
     page_folder = _page_folder(settings)
     other = None if settings.compare is None else read_run(settings.compare)
-    names = _system_names(settings)
+    names = [_find(system) for system in settings.systems]
     if other is not None and settings.data is not None:
-        check_comparable(settings.data.splits, settings.scoring, other, has_candidates=bool(settings.models))
-    folders = system_folders(names)
+        has_candidates = any(isinstance(system, ModelSelection) for system in settings.systems)
+        check_comparable(settings.data.splits, settings.scoring, other, has_candidates=has_candidates)
+    folders = [""] if settings.merges else system_folders(names)
     if settings.out is not None:
         check_folders(settings.out, folders, force=settings.force)
 
     evaluations = []
-    for at, folder in enumerate(folders):
-        evaluation = _evaluate_system(settings, at, progress)
+    for system, folder in zip([None] if settings.merges else settings.systems, folders, strict=True):
+        evaluation = _evaluate_system(system, settings, progress)
         if other is not None:
             evaluation = evaluation.compared_with(other)
         with explain_write_errors("the results", settings.out or page_folder or Path()):
@@ -121,18 +121,19 @@ def evaluate(settings: EvaluationSettings, *, progress: Callable[[str], OnSample
     return evaluations
 
 
-def _evaluate_system(settings: EvaluationSettings, at: int, progress: Callable[[str], OnSample] | None) -> Evaluation:
-    """Merge the parts, or evaluate one system: the models first, then the prediction files."""
-    if settings.data is None:
+def _evaluate_system(
+    system: ModelSelection | Path | None, settings: EvaluationSettings, progress: Callable[[str], OnSample] | None
+) -> Evaluation:
+    """Evaluate a model or a prediction file; None: merge the parts."""
+    if settings.data is None or system is None:
         return merge_evaluations(settings.parts)
+    data, scoring = settings.data, settings.scoring
     num_cases = (NUM_CASES if settings.num_cases is None else settings.num_cases) if settings.writes_page else 0
-    if at < len(settings.models):
-        model = settings.models[at]
-        on_sample = progress(system_name(model.weights)) if progress else None
-        return evaluate_model(settings.data, model, scoring=settings.scoring, num_cases=num_cases, on_sample=on_sample)
-    file = settings.predictions[at - len(settings.models)]
-    on_sample = progress(file.name) if progress else None
-    return evaluate_file(file, settings.data, scoring=settings.scoring, num_cases=num_cases, on_sample=on_sample)
+    if isinstance(system, Path):
+        on_sample = progress(system.name) if progress else None
+        return evaluate_file(system, data, scoring=scoring, num_cases=num_cases, on_sample=on_sample)
+    on_sample = progress(system_name(system.weights)) if progress else None
+    return evaluate_model(data, system, scoring=scoring, num_cases=num_cases, on_sample=on_sample)
 
 
 def evaluate_model(
@@ -326,18 +327,16 @@ def _page_folder(settings: EvaluationSettings) -> Path | None:
     return settings.parts[0] if is_one_folder else None
 
 
-def _system_names(settings: EvaluationSettings) -> list[str]:
-    """The names of all systems, which must exist; merged parts are one system.
+def _find(system: ModelSelection | Path) -> str:
+    """The name of a system, which must exist.
 
     Raises:
         WeightsError: there are no such weights.
         DataError: there is no such file. A pipe is refused: a file is read twice.
     """
-    if settings.data is None:
-        return [""]
-    names = [system_name(model.weights) for model in settings.models]
-    for file in settings.predictions:
-        if not file.is_file():
-            reason = "it is not a regular file" if file.exists() else "there is none"
-            raise DataError(f"the prediction file cannot be read: {reason}", where=str(file))
-    return [*names, *map(str, settings.predictions)]
+    if isinstance(system, ModelSelection):
+        return system_name(system.weights)
+    if not system.is_file():
+        reason = "it is not a regular file" if system.exists() else "there is none"
+        raise DataError(f"the prediction file cannot be read: {reason}", where=str(system))
+    return str(system)

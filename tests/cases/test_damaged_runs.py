@@ -1,4 +1,4 @@
-"""A run whose small files are damaged is resumed where they are not needed, and else says what to do."""
+"""A run whose small files are damaged is resumed where they are not needed, and otherwise an error says what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`train.precision: auto` is decided when a run starts and then kept; reported speeds are measured ones."""
+"""`train.precision: auto` is decided when a run starts and then stays; reported speeds are measured."""
 
 from __future__ import annotations
 
@@ -124,16 +124,16 @@ def test_a_dry_run_says_the_precision_and_tries_a_step(refcli, store, tmp_path, 
 )
 def test_loading_beside_the_passes_costs_nothing_where_there_are_cores(monkeypatch, workers, seconds):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)), raising=False)
-    tried = StepTime(passes=0.3, update=0.05, num_samples=4)
-    found = step_seconds(tried, loading=0.1, accumulate=2, workers=workers, device=CPU)
+    measured = StepTime(passes=0.3, update=0.05, num_samples=4)
+    found = step_seconds(measured, loading=0.1, accumulate=2, workers=workers, device=CPU)
     assert found == pytest.approx(seconds)
 
 
 def test_slow_loading_decides_where_it_is_the_narrowest_place(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)), raising=False)
-    tried = StepTime(passes=0.1, update=0.0, num_samples=4)
+    measured = StepTime(passes=0.1, update=0.0, num_samples=4)
     for workers, seconds in ((1, 2.0), (4, 0.5)):
-        assert step_seconds(tried, loading=2.0, accumulate=1, workers=workers, device=CPU) == pytest.approx(seconds)
+        assert step_seconds(measured, loading=2.0, accumulate=1, workers=workers, device=CPU) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(

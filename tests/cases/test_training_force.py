@@ -1,4 +1,4 @@
-"""`--force` removes what a run has written, and never a file that somebody else put there."""
+"""`--force` removes what a run has written, and never a foreign file."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_run_that_was_killed_while_it_began_is_replaced(tmp_path):
     assert (whole.path / "env.json").is_file()
 
 
-def test_a_checkpoint_in_which_somebody_keeps_files_is_not_pruned(tmp_path):
+def test_a_checkpoint_with_foreign_files_is_not_removed(tmp_path):
     run = RunDir.open(tmp_path / "run", FinetuneSettings(), resume=False, force=False, facts={})
     for step in (5, 10, 15, 20):
         put(run.checkpoints.path(step), ["state.pt", "model.safetensors"])
@@ -146,7 +146,7 @@ def test_a_checkpoint_in_which_somebody_keeps_files_is_not_pruned(tmp_path):
     assert is_untouched(run.checkpoints.path(5), ["notes.txt", "state.pt"])
 
 
-def test_a_folder_of_somebody_that_has_a_checkpoints_name_is_none(tmp_path):
+def test_a_foreign_folder_with_the_name_of_a_checkpoint_is_none(tmp_path):
     run = RunDir.open(tmp_path / "run", FinetuneSettings(), resume=False, force=False, facts={})
     put(run.checkpoints.path(40), ["notes.txt"])
 

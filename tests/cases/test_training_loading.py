@@ -64,12 +64,12 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="has rea
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_arrive_in_order_whoever_loads_them(workers):
+def test_batches_arrive_in_order_from_any_loading_process(workers):
     assert load(Samples(), workers=workers) == [str(number) for number in range(12)]
 
 
 @pytest.mark.parametrize(
-    ("number", "printed"),
+    ("number", "message"),
     [
         (signal.SIGKILL, "a loading process was ended by SIGKILL (was there enough memory?)"),
         (signal.SIGSEGV, "a loading process was ended by SIGSEGV"),
@@ -77,11 +77,11 @@ def test_batches_arrive_in_order_whoever_loads_them(workers):
         (signal.SIGBUS, "no room in /dev/shm"),
     ],
 )
-def test_a_loading_process_that_a_signal_ends_is_named(number, printed):
+def test_a_loading_process_that_a_signal_ends_is_named(number, message):
     with pytest.raises(TrainingError) as caught:
         load(Samples(end_by(number)))
 
-    assert printed in caught.value.message
+    assert message in caught.value.message
     assert "data.workers=0" in caught.value.hint
     assert caught.value.exit_code == 1
 

@@ -67,7 +67,7 @@ def last_step(run: Path) -> int:
     return max(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines())
 
 
-def test_two_processes_go_through_the_stages_together_and_resume_without_being_told_again(
+def test_two_processes_go_through_the_stages_together_and_resume_with_the_same_settings(
     tmp_path, preset, store, in_two_processes
 ):
     start = ("--preset", preset, "--data", store, "--device", "cpu")
@@ -99,7 +99,7 @@ def test_two_processes_leave_with_the_code_of_the_gate(tmp_path, preset, store, 
     assert (tmp_path / "run" / "weights" / "model.safetensors").is_file()
 
 
-def test_a_dry_run_prints_the_settings_with_the_stages_and_tells_of_each(tmp_path, preset, store, refcli):
+def test_a_dry_run_prints_the_settings_and_describes_each_stage(tmp_path, preset, store, refcli):
     code, out, stderr = refcli("--preset", preset, "--data", store, "--dry-run")
     stages = yaml.safe_load(out)["stages"]
 

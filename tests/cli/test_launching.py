@@ -236,29 +236,29 @@ def wait_for(event: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         pytest.param(TORCHRUN, (), id="torchrun", marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_train_and_only_the_main_one_talks(tmp_path, training, launcher, arguments):
+def test_two_processes_train_and_only_rank_0_reports(tmp_path, training, launcher, arguments):
     run = tmp_path / "run"
     process = training(run, *arguments, launcher=launcher)
-    output, messages = process.communicate(timeout=PATIENCE)
+    output, stderr = process.communicate(timeout=PATIENCE)
 
-    assert (process.returncode, output) == (0, f"{run}\n"), messages
-    assert messages.count("weights: ") == 1
-    assert [line for line in messages.splitlines() if "loss" in line] == [
+    assert (process.returncode, output) == (0, f"{run}\n"), stderr
+    assert stderr.count("weights: ") == 1
+    assert [line for line in stderr.splitlines() if "loss" in line] == [
         line.partition(" ")[2] for line in (run / "log.txt").read_text().splitlines() if "loss" in line
     ]
     assert json.loads((run / "env.json").read_text())["processes"] == 2
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 4
 
 
-def test_an_error_of_both_processes_is_told_once(tmp_path, store, training):
-    for picture in (store / "synthetic").rglob("*.jpg"):
-        picture.write_bytes(b"not a picture")
+def test_an_error_of_both_processes_is_reported_once(tmp_path, store, training):
+    for image in (store / "synthetic").rglob("*.jpg"):
+        image.write_bytes(b"not an image")
     process = training(tmp_path / "run", "--nproc", "2")
-    output, messages = process.communicate(timeout=PATIENCE)
+    output, stderr = process.communicate(timeout=PATIENCE)
 
     assert (process.returncode, output) == (1, "")
-    assert messages.count("error:") == messages.count(".jpg") == 1, messages
-    assert "Traceback" not in messages
+    assert stderr.count("error:") == stderr.count(".jpg") == 1, stderr
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in Linux's /proc")
@@ -273,12 +273,12 @@ def test_processes_go_on_from_the_last_checkpoint_after_a_crash_and_save_when_st
     lines = len((run / "metrics.jsonl").read_text().splitlines())
     wait_for(lambda: len((run / "metrics.jsonl").read_text().splitlines()) > lines + 1, process)
     process.send_signal(signal.SIGTERM)
-    _, messages = process.communicate(timeout=PATIENCE)
+    _, stderr = process.communicate(timeout=PATIENCE)
 
-    assert process.returncode == 75, messages
-    assert "starting the processes again" in messages
-    assert messages.count("after step") == 2, "one line for going on, one for stopping"
-    assert "Traceback" not in messages
+    assert process.returncode == 75, stderr
+    assert "starting the processes again" in stderr
+    assert stderr.count("after step") == 2, "one line for resuming, one for stopping"
+    assert "Traceback" not in stderr
     stopped = int(max(path.name for path in run.glob("checkpoints/step-*")).removeprefix("step-"))
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert restarted > 0 and restarted % 5 == 0

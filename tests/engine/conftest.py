@@ -26,7 +26,7 @@ BATCH = 4
 
 
 class BoxFromPixels(nn.Module):
-    """Predicts the box of a batch from 2x2 pictures; dropout makes it draw random numbers."""
+    """Predicts the box of a batch from 2x2 images; dropout makes it draw random numbers."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A part that cannot be compiled is an error with a way out, never a quiet slow run."""
+"""A part that cannot be compiled is an error with a hint, never a silent slow run."""
 
 from __future__ import annotations
 

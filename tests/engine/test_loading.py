@@ -1,4 +1,4 @@
-"""Loading processes pass errors on whole, end when asked, and outlive signals."""
+"""Loading processes pass errors on complete, end on request, and outlive signals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Squares:
 
     def __getitem__(self, key):
         if key == 7:
-            raise ImageError("the picture is cut off", where="seven.jpg", hint="fetch it again")
+            raise ImageError("the image is cut off", where="seven.jpg", hint="fetch it again")
         return key * key
 
 
@@ -33,7 +33,7 @@ def test_batches_come_in_order_and_an_error_arrives_with_its_place(workers):
     assert [next(batches).tolist() for _ in range(3)] == [[1, 4], [9, 16], [25, 36]]
     with pytest.raises(ImageError) as caught:
         next(batches)
-    assert (caught.value.message, caught.value.where) == ("the picture is cut off", "seven.jpg")
+    assert (caught.value.message, caught.value.where) == ("the image is cut off", "seven.jpg")
     assert not multiprocessing.active_children()
 
 
@@ -46,7 +46,7 @@ def test_closing_ends_the_loading_processes():
 
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_loading_processes_go_on_when_the_whole_group_gets_a_signal(which):
+def test_loading_processes_continue_when_the_process_group_gets_a_signal(which):
     endless = ([number % 6] for number in range(1000))
     with closing(iterate_batches(Squares(), endless, torch.tensor, workers=1)) as batches:
         next(batches)

@@ -1,4 +1,4 @@
-"""What an objective may tell besides its losses."""
+"""What an objective may report besides its losses."""
 
 from __future__ import annotations
 

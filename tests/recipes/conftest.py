@@ -20,19 +20,19 @@ SIDE = 32
 
 
 def draw_squares(out: Path, split: str, count: int, seed: int) -> list[Example]:
-    """`count` pictures with a red and a blue square, one expression for each."""
+    """`count` images with a red and a blue square, one expression for each."""
     generator = np.random.default_rng(seed)
     examples = []
     for number in range(count):
-        picture = np.full((SIDE, SIDE, 3), 255, np.uint8)
+        image = np.full((SIDE, SIDE, 3), 255, np.uint8)
         path = f"images/{split}-{number}.png"
         left = int(generator.integers(1, 5))
         boxes = {"red": (left, 4, left + 10, 14), "blue": (17, 16 + left % 3, 29, 28 + left % 3)}
         for colour, (x1, y1, x2, y2) in boxes.items():
-            picture[y1:y2, x1:x2] = (255, 0, 0) if colour == "red" else (0, 0, 255)
+            image[y1:y2, x1:x2] = (255, 0, 0) if colour == "red" else (0, 0, 255)
         file = out / "squares" / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(file)
+        Image.fromarray(image).save(file)
         for colour, (x1, y1, x2, y2) in boxes.items():
             mask = np.zeros((SIDE, SIDE), dtype=bool)
             mask[y1:y2, x1:x2] = True

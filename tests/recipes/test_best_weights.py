@@ -1,4 +1,4 @@
-"""Which weights a run keeps: the last or the best by a named metric; and what they are held to."""
+"""Which weights a run keeps: the last, or the best by a named metric; and the gates on them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_metric_that_the_validation_does_not_have_is_refused_with_those_that_i
     assert caught.value.hint.endswith("box_iou, mask_iou, score")
 
 
-def test_a_best_checkpoint_that_is_gone_is_told(tmp_path, store, changed, scripted):
+def test_a_damaged_best_checkpoint_is_reported(tmp_path, store, changed, scripted):
     settings = changed("train.best_by=box_iou", "train.keep=best")
     out = run(settings, store, tmp_path / "run")
     (out / "checkpoints" / "step-00000002" / "ema.safetensors").write_bytes(b"x")
@@ -135,7 +135,7 @@ def test_a_run_that_was_never_validated_reaches_no_floor(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("box_acuracy=0.5", "did you mean 'box_accuracy'?"),
         ("score", "not a fraction"),
@@ -144,10 +144,10 @@ def test_a_run_that_was_never_validated_reaches_no_floor(tmp_path):
         ("score=nan", "not a fraction"),
     ],
 )
-def test_a_floor_that_says_nothing_is_refused(text, told):
+def test_a_floor_without_meaning_is_refused(text, message):
     with pytest.raises(UsageError) as caught:
         parse_floors([text])
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert caught.value.where == f"--fail-under {text}"
 
 
@@ -161,7 +161,7 @@ def test_a_run_ends_when_validations_no_longer_improve(tmp_path, store, changed,
     assert f"ended after step {last}: {patience} validation" in (out / "log.txt").read_text()
 
 
-def test_a_run_that_ended_early_stays_ended_and_goes_on_with_more_patience(tmp_path, store, changed, scripted):
+def test_a_run_that_ended_early_stays_ended_and_continues_with_more_patience(tmp_path, store, changed, scripted):
     impatient = changed("train.best_by=box_iou", "train.patience=1")
     out = run(impatient, store, tmp_path / "run")
     before = (out / "weights" / "model.safetensors").read_bytes()

@@ -42,9 +42,9 @@ def changed(settings: FinetuneSettings, head: str, *overrides: str) -> FinetuneS
 def test_the_threshold_is_chosen_on_the_validation_samples_and_predict_and_evaluate_use_it(
     tmp_path, half_empty, settings, head
 ):
-    stderr = Noting()
+    reporter = Noting()
     asked = changed(settings, head, "train.existence_min_t_acc=0.7", "train.steps=4")
-    weights = finetune(asked, store_path=half_empty, out=tmp_path / "run", reporter=stderr)
+    weights = finetune(asked, store_path=half_empty, out=tmp_path / "run", reporter=reporter)
 
     loaded = load_weights(str(weights))
     threshold = loaded.settings.head.settings["existence_threshold"]
@@ -70,7 +70,7 @@ def test_the_threshold_is_chosen_on_the_validation_samples_and_predict_and_evalu
     assert story["splits"] == ["squares:val"]
     assert story["t_acc"] == pytest.approx(np.mean(~says_none[has_target]))
     assert story["n_acc"] == pytest.approx(np.mean(says_none[~has_target]))
-    assert any("existence_threshold" in note for note in stderr.notes)
+    assert any("existence_threshold" in note for note in reporter.notes)
     assert "existence_threshold" in (tmp_path / "run" / "log.txt").read_text()
 
 

@@ -166,17 +166,17 @@ def test_a_tokenizer_with_more_ids_than_the_tower_embeds_is_refused(store, setti
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_picture_stops_training_with_its_path(tmp_path, store, settings, workers):
-    picture = store / "squares" / "images" / "train-3.png"
-    whole = picture.read_bytes()
-    picture.write_bytes(whole[:40])
+def test_a_broken_image_stops_training_with_its_path(tmp_path, store, settings, workers):
+    image = store / "squares" / "images" / "train-3.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:40])
     try:
         with pytest.raises(ImageError) as caught:
             finetune(
                 changed(settings, f"data.workers={workers}"), store_path=store, out=tmp_path / "run", reporter=Silence()
             )
     finally:
-        picture.write_bytes(whole)
+        image.write_bytes(whole)
 
     assert "train-3.png" in caught.value.where
 
@@ -197,7 +197,7 @@ def test_preview_counts_parameters_and_shows_shapes(store, settings):
     assert "images (5, 3, 32, 32)" in text
 
 
-def test_the_command_trains_prints_the_run_and_resumes_without_being_told_again(tmp_path, store, settings):
+def test_the_command_trains_prints_the_run_and_resumes_with_the_same_settings(tmp_path, store, settings):
     preset, run = tmp_path / "mine.yaml", tmp_path / "run"
     preset.write_text(explain(settings))
 

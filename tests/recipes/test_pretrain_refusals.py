@@ -1,4 +1,4 @@
-"""What pre-training refuses or tells before anything costly, and what it does not ask for where it is not used."""
+"""What pre-training refuses or reports before anything costly, and what it needs only if used."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def weights_of(model: ModelSettings, path: Path) -> str:
 
 
 class Notes(Silence):
-    """Keeps what is noted."""
+    """Keeps the notes."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -126,7 +126,7 @@ def test_every_remedy_is_taken(tmp_path, store, tiny, remedy):
     assert (parts.objective.teacher is None) is (remedy == "off")
 
 
-def test_weights_that_score_words_with_another_head_are_told_from_those_with_another_tokenizer(
+def test_weights_that_score_words_with_another_head_or_another_tokenizer_are_refused(
     tmp_path, store, tiny, monkeypatch
 ):
     model = tiny().model

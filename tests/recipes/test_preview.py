@@ -21,7 +21,7 @@ NO_DATA = Data(None, None, None)
 
 
 class Masking(Grounder):
-    """Knows what its batches take, and says that it hides something."""
+    """Knows the work of its batches, and masks something."""
 
     def work(self, batch):
         return training_work(self.tower, batch)
@@ -98,9 +98,9 @@ def test_memory_is_a_sum_of_terms_with_the_other_choice_beside_it(lines_of, sett
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_time_is_that_of_a_step_that_is_tried(lines_of, settings, batch, monkeypatch, accumulate):
-    tried = StepTime(passes=0.02, update=0.01, num_samples=3)
-    monkeypatch.setattr(preview, "measure_step", lambda *given, **named: tried)
+def test_time_is_that_of_a_measured_step(lines_of, settings, batch, monkeypatch, accumulate):
+    measured = StepTime(passes=0.02, update=0.01, num_samples=3)
+    monkeypatch.setattr(preview, "measure_step", lambda *given, **named: measured)
     monkeypatch.setattr(preview, "step_seconds", lambda *given, accumulate, **named: 0.02 * accumulate + 0.01)
     lines, grounder = lines_of(change(settings, accumulate=accumulate, steps=500))
     seconds = 0.02 * accumulate + 0.01
@@ -112,7 +112,7 @@ def test_time_is_that_of_a_step_that_is_tried(lines_of, settings, batch, monkeyp
     assert any(f"{share:.0%} of the 4 GFLOP/s" in line for line in lines)
 
 
-def test_an_objective_that_tells_nothing_has_no_time_and_no_masks(lines_of, settings):
+def test_an_objective_without_work_and_masks_has_no_such_lines(lines_of, settings):
     class Plain(Grounder):
         work = None
 

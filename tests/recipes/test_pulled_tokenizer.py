@@ -1,4 +1,4 @@
-"""Runs whose settings say beit3.spm find the pulled file, and their run.yaml says nothing of where it lay."""
+"""Runs with the tokenizer beit3.spm find the pulled file, and their run.yaml does not record its path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages of one run: in turn, each from the weights of the one before, resumed to the bit wherever it was stopped."""
+"""Stages of one run: one after the other, each from the previous weights, resumed to the bit wherever stopped."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def changed(settings: FinetuneSettings, *overrides: str) -> FinetuneSettings:
     return validate(FinetuneSettings, apply_overrides(settings.model_dump(), overrides), where="this test")
 
 
-class Listener(Silence):
-    """Keeps what is noted, and sends this process a SIGTERM when a step of a stage is done."""
+class RecordingReporter(Silence):
+    """Keeps the notes, and sends this process a SIGTERM when a step of a stage is done."""
 
     def __init__(self, stop: tuple[int, int] | None = None) -> None:
         self.notes: list[str] = []
@@ -57,15 +57,15 @@ class Listener(Silence):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run(settings, store, out, *, stop=None, **options) -> Listener:
-    listener = Listener(stop)
-    finetune(settings, store_path=store, out=out, reporter=listener, **options)
-    return listener
+def run(settings, store, out, *, stop=None, **options) -> RecordingReporter:
+    reporter = RecordingReporter(stop)
+    finetune(settings, store_path=store, out=out, reporter=reporter, **options)
+    return reporter
 
 
 @pytest.fixture
 def whole(tmp_path, store, staged):
-    """The run of both stages without a stop."""
+    """The uninterrupted run of both stages."""
     run(staged, store, tmp_path / "whole")
     return tmp_path / "whole"
 
@@ -78,7 +78,7 @@ def tower_of(weights):
     return load_weights(str(weights), device="cpu", dtype=torch.float32).grounder.tower.state_dict()
 
 
-def test_stages_are_runs_that_one_could_have_chained_by_hand(tmp_path, store, staged, whole):
+def test_stages_equal_runs_chained_by_hand(tmp_path, store, staged, whole):
     first, second = stages_of(staged).values()
     run(first, store, tmp_path / "1")
     run(changed(second, f"train.init_weights={tmp_path / '1' / 'weights'}"), store, tmp_path / "2")
@@ -114,23 +114,23 @@ def test_a_stopped_and_resumed_run_writes_the_same_weights_to_the_bit(tmp_path, 
     out = tmp_path / "parts"
     with pytest.raises(StoppedError):
         run(staged, store, out, stop=stop)
-    listener = run(staged, store, out, resume=True)
+    reporter = run(staged, store, out, resume=True)
 
     assert weights_of(out / "weights") == weights_of(whole / "weights")
-    assert listener.starts == ([(stop[1], 3), (0, 4)] if stop[0] == 1 else [(stop[1], 4)])
+    assert reporter.starts == ([(stop[1], 3), (0, 4)] if stop[0] == 1 else [(stop[1], 4)])
 
 
 @pytest.mark.parametrize("leftover", [None, ".run.yaml.0123456789abcdef.refcli-part"])
-def test_a_run_killed_between_its_stages_goes_on_with_the_next(tmp_path, store, staged, whole, leftover):
+def test_a_run_killed_between_its_stages_continues_with_the_next(tmp_path, store, staged, whole, leftover):
     expected = weights_of(whole / "weights")
     for path in (whole / "stages" / "2-all", whole / "weights"):
         shutil.rmtree(path)
     if leftover:
         (whole / "stages" / "2-all").mkdir()
         (whole / "stages" / "2-all" / leftover).touch()
-    listener = run(staged, store, whole, resume=True)
+    reporter = run(staged, store, whole, resume=True)
 
-    assert listener.starts == [(0, 4)]
+    assert reporter.starts == [(0, 4)]
     assert weights_of(whole / "weights") == expected
 
 
@@ -142,15 +142,15 @@ def test_a_finished_stage_cannot_be_changed_and_the_run_stays_as_it_is(store, st
     assert (whole / "run.yaml").read_bytes() == before
 
 
-def test_another_run_in_the_same_place_wants_force_and_leaves_nothing_of_the_first(store, staged, whole):
+def test_another_run_in_the_same_place_needs_force_and_removes_the_first(store, staged, whole):
     with pytest.raises(UsageError, match="not empty"):
         run(staged, store, whole)
     assert (whole / "stages" / "1-frozen" / "weights").is_dir()
     other = changed(staged, "train.seed=7")
     before = weights_of(whole / "weights")
-    listener = run(other, store, whole, force=True)
+    reporter = run(other, store, whole, force=True)
 
-    assert listener.starts == [(0, 3), (0, 4)]
+    assert reporter.starts == [(0, 3), (0, 4)]
     assert weights_of(whole / "weights") != before
 
 
@@ -187,21 +187,21 @@ def test_force_removes_what_an_earlier_launch_left_and_not_what_its_own_start_be
         run(staged, store, out, force=True, stop=(1, 2))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    listener = run(staged, store, out, force=True)
+    reporter = run(staged, store, out, force=True)
 
-    assert listener.starts == starts
+    assert reporter.starts == starts
     assert weights_of(out / "weights") == weights_of(whole / "weights")
 
 
-def test_the_user_is_told_of_a_tower_that_is_frozen_as_it_was_drawn(tmp_path, store, staged, whole):
-    told = [note for note in run(staged, store, tmp_path / "run").notes if "random weights" in note]
+def test_a_frozen_tower_with_random_weights_is_reported(tmp_path, store, staged, whole):
+    reported = [note for note in run(staged, store, tmp_path / "run").notes if "random weights" in note]
     given = run(changed(staged, f"train.init_weights={whole / 'weights'}"), store, tmp_path / "given").notes
 
-    assert len(told) == 1
+    assert len(reported) == 1
     assert not any("random weights" in note for note in given)
 
 
-def test_the_user_is_told_which_stage_it_is(tmp_path, store, staged):
+def test_each_stage_is_announced(tmp_path, store, staged):
     notes = run(staged, store, tmp_path / "run").notes
 
     assert [note for note in notes if note.startswith("stage")] == ["stage 1 of 2, frozen", "stage 2 of 2, all"]
@@ -219,12 +219,12 @@ def test_a_dry_run_shows_every_stage(store, staged):
     assert any("images (5, 3, 32, 32)" in line for line in second)
 
 
-def test_a_finished_run_goes_on_in_its_last_stage(store, staged, whole):
-    listener = run(
+def test_a_finished_run_continues_in_its_last_stage(store, staged, whole):
+    reporter = run(
         changed(staged, "stages.all.train.steps=6", "stages.all.train.log_every=2"), store, whole, resume=True
     )
 
-    assert listener.starts == [(4, 6)]
+    assert reporter.starts == [(4, 6)]
 
 
 def test_a_run_without_stages_leaves_none_of_an_earlier_one(store, settings, whole):

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, few, and loaded without running anything."""
+"""Checkpoints are complete or absent, few, and loaded without executing anything."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_a_damaged_checkpoint_names_the_older_one_that_training_can_go_on_from(t
     )
 
 
-def test_a_damaged_checkpoint_without_a_whole_older_one_says_so(tmp_path):
+def test_a_damaged_checkpoint_without_a_complete_older_one_has_another_hint(tmp_path):
     folder = Checkpoints(tmp_path)
     for step in (5, 10):
         save(folder, trained_state(step))

@@ -1,4 +1,4 @@
-"""A run that stopped, was killed or could not write goes on as if nothing had happened."""
+"""A run that was stopped, killed or could not write resumes as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again_without_
     assert metrics_of(resumed_run) == metrics_of(whole_run)
 
 
-def test_going_on_from_an_older_checkpoint_repeats_the_newer_one(run_training):
+def test_resuming_from_an_older_checkpoint_repeats_the_newer_one(run_training):
     whole, _, _ = run_training("whole", changes={"save_every": 4})
     _, _, run = run_training("parts", changes={"save_every": 4})
     (run.checkpoints.path(12) / "state.pt").write_bytes(b"")
@@ -157,7 +157,7 @@ def full_after(calls):
     return sync
 
 
-def test_another_number_of_processes_goes_on_at_the_same_sample(run_training, batch_of, notes):
+def test_another_number_of_processes_continues_at_the_same_sample(run_training, batch_of, notes):
     asked = []
     _, _, run = run_training(changes={"steps": 5})
     file = run.checkpoints.path(5) / "state.pt"
@@ -182,7 +182,7 @@ def test_a_resumed_run_with_other_settings_is_refused_by_key(run_training):
         run_training(resume=True, optim={"lr": 1.0}, changes={"seed": 4, "steps": 8})
 
 
-def test_a_resumed_run_may_be_longer_and_log_and_save_otherwise(run_training, notes):
+def test_a_resumed_run_may_be_longer_and_log_and_save_at_other_steps(run_training, notes):
     run_training(changes={"steps": 5})
     notes.saved_steps.clear()
     run_training(resume=True, changes={"steps": 9, "log_every": 2, "save_every": 2})

@@ -27,7 +27,7 @@ def test_run_yaml_repeats_the_run(tmp_path):
     assert load_finetune(str(tmp_path / "run" / "run.yaml")) == settings
 
 
-def test_env_json_tells_versions_and_facts(tmp_path):
+def test_env_json_records_versions_and_facts(tmp_path):
     open_run(tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "env.json").read_text())
 
@@ -93,11 +93,11 @@ def test_a_validation_that_no_checkpoint_knows_of_is_forgotten(tmp_path):
     ]
 
 
-def test_a_directory_of_someone_else_is_an_error_with_a_way_out():
+def test_a_directory_of_another_user_is_an_error_with_a_hint():
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o555)
         root = os.geteuid() == 0
-        if root:  # who may write anywhere, and so looks at it as somebody else
+        if root:  # root may write anywhere, so act as another user
             os.seteuid(65534)
         try:
             with pytest.raises(TrainingError, match="cannot be written: Permission denied") as caught:
@@ -111,7 +111,7 @@ def test_a_directory_of_someone_else_is_an_error_with_a_way_out():
     assert "writable" in caught.value.hint
 
 
-def test_a_disk_that_is_full_when_a_line_is_due_is_told(tmp_path):
+def test_a_full_disk_is_reported_when_a_line_is_due(tmp_path):
     run = open_run(tmp_path / "run")
     (run.path / "metrics.jsonl").symlink_to("/dev/full")
 

@@ -1,4 +1,4 @@
-"""A directory belongs to one run at a time, and to nobody when that run's process is gone."""
+"""A directory belongs to one run at a time, and is free when that run's process has ended."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"], "what stayed empty is gone"
 
 
-def test_a_killed_run_lets_go_though_its_loaders_live_on(tmp_path):
-    ready, tell = os.pipe()
+def test_a_killed_run_releases_its_lock_while_its_loaders_still_run(tmp_path):
+    ready, notify = os.pipe()
     main = os.fork()
     if not main:
         with lock_run_directory(tmp_path / "run", ALONE):
@@ -40,7 +40,7 @@ def test_a_killed_run_lets_go_though_its_loaders_live_on(tmp_path):
             loader = os.fork()
             if not loader:
                 close_inherited_locks()
-                os.write(tell, b"%d" % os.getpid())
+                os.write(notify, b"%d" % os.getpid())
             time.sleep(60)
         os._exit(0)
     loader = int(os.read(ready, 20))
@@ -55,7 +55,7 @@ def test_a_killed_run_lets_go_though_its_loaders_live_on(tmp_path):
         os.kill(loader, signal.SIGKILL)
 
 
-def test_a_place_that_cannot_be_used_is_left_to_who_writes_there(tmp_path):
+def test_a_place_that_cannot_be_locked_is_left_to_the_writer(tmp_path):
     (tmp_path / "file").touch()
     with lock_run_directory(tmp_path / "file", ALONE):
         pass

@@ -1,4 +1,4 @@
-"""Several processes for one command: what they are told, how they end, and that signals reach them."""
+"""Several processes for one command: what they get, how they end, and that signals reach them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def notes() -> list[str]:
 def run(tmp_path, notes, monkeypatch):
     """Launch some lines of python; they know their `rank`, how many `starts` were before, and `here`, a directory."""
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # and put back what launching sets
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # and restore what launching sets
 
     def launch_lines(lines: str, plan: Launch, *arguments: str) -> int:
         script = tmp_path / "process.py"
@@ -45,7 +45,7 @@ def run(tmp_path, notes, monkeypatch):
 
 
 def stop_when_ready(here: Path, number: int) -> threading.Thread:
-    """Send this process a signal once both of its processes have said that they are ready."""
+    """Send this process a signal once both of its processes are ready."""
 
     def stop():
         while len(list(here.glob("ready-*"))) < 2:
@@ -65,7 +65,7 @@ def test_every_process_knows_its_number_and_gets_the_arguments_as_they_are(run, 
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "3"), ("5", "5")])
-def test_processes_share_the_cores_evenly_unless_told_otherwise(run, tmp_path, monkeypatch, given, expected):
+def test_processes_share_the_cores_evenly_unless_omp_num_threads_is_set(run, tmp_path, monkeypatch, given, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(7)))
     if given is None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -79,14 +79,12 @@ def test_processes_share_the_cores_evenly_unless_told_otherwise(run, tmp_path, m
 @pytest.mark.parametrize(
     ("codes", "expected"), [((0, 0), 0), ((0, 5), 5), ((75, 75), 75), ((2, 2), 2), ((130, 130), 130)]
 )
-def test_the_exit_code_of_the_processes_is_passed_on_and_a_meant_one_never_starts_them_again(
-    run, notes, codes, expected
-):
+def test_the_exit_code_is_passed_on_and_a_deliberate_one_never_restarts_the_processes(run, notes, codes, expected):
     assert run(f"sys.exit({codes}[rank])", Launch(2, max_restarts=3)) == expected
     assert notes == []
 
 
-def test_after_a_crash_all_start_again_and_know_it(run, tmp_path, notes, monkeypatch):
+def test_after_a_crash_all_processes_restart_and_know_it(run, tmp_path, notes, monkeypatch):
     crash_once = """
 (here / f"{rank}-{starts}-{os.environ['TORCHELASTIC_RESTART_COUNT']}").touch()
 if starts == 0 and rank == 1:
@@ -191,24 +189,24 @@ def test_two_machines_meet_and_each_passes_on_the_exit_code_of_its_own_process(t
 
 
 @pytest.mark.slow
-def test_a_machine_that_comes_later_makes_the_first_start_again_together_with_it(tmp_path, machine):
+def test_a_machine_that_joins_later_makes_the_first_restart_together_with_it(tmp_path, machine):
     first = machine(1)
     while not (tmp_path / "1-0").exists():
         assert first.poll() is None
         time.sleep(0.1)
     second = machine(1)
-    printed = [it.communicate(timeout=300)[0].splitlines() for it in (first, second)]
+    output = [it.communicate(timeout=300)[0].splitlines() for it in (first, second)]
 
-    assert sorted(lines[-1] for lines in printed) == ["3", "4"]
-    assert printed[0][0] == "starting the processes again"
+    assert sorted(lines[-1] for lines in output) == ["3", "4"]
+    assert output[0][0] == "starting the processes again"
     assert (tmp_path / "2-1").exists()
 
 
 def test_machines_that_do_not_find_each_other_are_an_error_with_the_endpoint(monkeypatch):
-    def nobody(endpoint, **wishes):
+    def unreachable(endpoint, **options):
         raise RendezvousConnectionError("no connection")
 
-    monkeypatch.setattr(launching, "join_rendezvous", nobody)
+    monkeypatch.setattr(launching, "join_rendezvous", unreachable)
 
     with pytest.raises(TrainingError, match="did not find each other") as caught:
         launch(["true"], Launch(1, 2, 2, "elsewhere:29500"), note=print)

@@ -98,7 +98,7 @@ def test_each_block_and_the_rest_are_sharded_and_learn_as_before(sharded):
     assert_same_state(full_model_state(sharded), plain.state_dict())
 
 
-def test_a_checkpoint_of_either_sort_goes_on_as_the_other(sharded):
+def test_a_checkpoint_of_either_kind_resumes_as_the_other(sharded):
     plain, other = Objective(), Objective()
     here, there, third = optimizer_of(sharded), optimizer_of(plain), optimizer_of(other)
     train(plain, there, range(3))
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_either_sort_goes_on_as_the_other(sharded):
         assert_same_state(mine["state"][number], values)
 
 
-def test_the_whole_of_a_sharded_module_is_a_plain_copy(sharded):
+def test_the_unsharded_copy_of_a_module_is_plain(sharded):
     plain = Objective()
     train(plain, optimizer_of(plain), range(2))
     train(sharded, optimizer_of(sharded), range(2))

@@ -51,7 +51,7 @@ def state_of(optimizer) -> int:
 
 
 def measured_peak(grounder: Grounder, batch: Batch, precision: str) -> int:
-    """Largest number of bytes that are allocated at once in the second step, as torch's profiler tells it."""
+    """Largest number of bytes that are allocated at once in the second step, by torch's profiler."""
     optimizer = build_optimizer(grounder, ADAMW)
 
     def step():

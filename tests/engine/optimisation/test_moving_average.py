@@ -88,7 +88,7 @@ def test_a_checkpoint_has_frozen_parts_once_and_gives_back_all(tmp_path, is_shar
     assert not torch.equal(saved.ema.student[0].weight, saved.objective.student[0].weight)
 
 
-def test_an_average_that_was_saved_whole_is_still_read(tmp_path):
+def test_an_average_that_was_saved_completely_is_still_read(tmp_path):
     """As before frozen parts were left out: what it has of them is not wanted any more."""
     old, model = Taught(seed=1), Taught(seed=2)
     before = MovingAverage(old, decay=0.6, frozen=[])

@@ -32,7 +32,7 @@ def test_a_term_is_averaged_over_the_steps_that_had_it():
     assert (line["mim"], line["mlm"], line["loss"]) == (1.0, 1.0, 1.0)
 
 
-def test_rates_are_by_the_whole_time_waiting_included():
+def test_rates_use_the_total_time_including_waiting():
     averages = MetricAverages()
     averages.add_time(1.5, waited=0.5, num_samples=8, work=Work(600, 3e9))
     averages.add_time(2.5, waited=0.5, num_samples=8, work=Work(400, 5e9))

@@ -1,4 +1,4 @@
-"""TensorBoard gets every metric under its step, and everything goes on to the next reporter."""
+"""TensorBoard gets every metric under its step, and forwards everything to the next reporter."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_metric_is_a_scalar_of_its_step(written, notes, tmp_path):
     ]
 
 
-def test_the_next_reporter_hears_everything(written, notes, tmp_path):
+def test_the_next_reporter_gets_everything(written, notes, tmp_path):
     board = TensorBoard(tmp_path, notes)
     board.started(step=0, total=100)
     board.measured(LINE)

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from heads_measured import cost, draw_cases, n_acc_at
 from safetensors.torch import load_file, save_file
-from small_runs import MODEL, TEST, evaluate, kept, markdown, percent, prepare, say, train
+from small_runs import MODEL, TEST, evaluate, log, markdown, percent, prepare, read_or_make, train
 
 from refcli.config.explain import explain
 from refcli.config.load import load_finetune
@@ -98,10 +98,11 @@ def main() -> None:
             document = run_head(options, name, seed)
             runs[name].append(document["splits"][TEST])
             overall = runs[name][-1]["overall"]
-            say(f"{name} seed {seed}: " + " ".join(f"{key} {overall.get(key, 0):.3f}" for key in METRICS))
+            log(f"{name} seed {seed}: " + " ".join(f"{key} {overall.get(key, 0):.3f}" for key in METRICS))
     weights = {name: options.out / f"seed{options.seeds[0]}" / name / "run" / "weights" for name in names}
     costs = {
-        name: kept(path.parents[1] / "cost.json", lambda p=path: json.dumps(cost(p))) for name, path in weights.items()
+        name: read_or_make(path.parents[1] / "cost.json", lambda p=path: json.dumps(cost(p)))
+        for name, path in weights.items()
     }
     print(overall_table(runs, costs))
     for title, group in (("kind", lambda run: run["kinds"]), ("targets", lambda run: run["breakdown"]["targets"])):
@@ -160,7 +161,7 @@ def run_head(options: argparse.Namespace, name: str, seed: int) -> Mapping[str, 
         train("finetune", folder / "preset.yaml", folder / "run", store, [], "--init", options.out / "tower")
         return evaluate(folder / "run" / "weights", store, "--out", folder / "run" / "report", "--force")
 
-    document: Mapping[str, Any] = kept(folder / "summary.json", run)
+    document: Mapping[str, Any] = read_or_make(folder / "summary.json", run)
     n_acc = n_acc_at(folder / "run" / "report" / "per_sample.parquet", t_acc=T_ACC)
     document["splits"][TEST]["overall"][AT_T_ACC] = n_acc
     return document

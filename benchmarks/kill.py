@@ -2,7 +2,7 @@
 
 python benchmarks/kill.py [TRIALS] [SEED]
 
-Every second trial is killed while it writes a checkpoint; writing is slowed down, or it would hardly ever be hit.
+Every second trial is killed while it writes a checkpoint; writing is slowed down so that this can be hit.
 """
 
 import random
@@ -37,26 +37,26 @@ def start(store: Path, out: Path, *options: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, out: Path) -> None:
-    """Wait for a run that must end well."""
+    """Wait for a run that must succeed."""
     if process.wait():
         sys.exit(out.with_suffix(".log").read_text())
 
 
 def half_written(out: Path) -> list[str]:
-    """Checkpoints that have no name yet."""
+    """Checkpoints that are being written."""
     return [path.name for path in (out / "checkpoints").glob(".tmp-step-*")]
 
 
 def wait_for_save(process: subprocess.Popen, out: Path, number: int) -> None:
-    """Return when the checkpoint of that number is being written."""
+    """Return once that many checkpoints have begun to be written."""
     seen: set[str] = set()
     while len(seen) < number and process.poll() is None:
         seen.update(half_written(out))
         time.sleep(0.0005)
 
 
-def end_of(out: Path) -> dict:
-    """Everything that a run ends with: weights, average, optimiser and random generators."""
+def final_state(out: Path) -> dict:
+    """The final state of a run: weights, average, optimiser and random generators."""
     last = out / "checkpoints" / f"step-{STEPS:08d}"
     state = load(last / "state.pt", weights_only=True)
     moments = state["optimizer"]["state"]
@@ -70,7 +70,7 @@ def end_of(out: Path) -> dict:
 
 
 def trial(number: int, store: Path, out: Path, *, seconds: float, moments: random.Random) -> str:
-    """Start, kill, resume; returns what was found on disk after the kill."""
+    """Start, kill, resume; returns a description of what was on disk after the kill."""
     process, before = start(store, out), time.perf_counter()
     if number % 2:
         wait_for_save(process, out, moments.randint(1, STEPS // SAVE_EVERY - 1))
@@ -88,7 +88,7 @@ def trial(number: int, store: Path, out: Path, *, seconds: float, moments: rando
 
 
 def main(trials: int = 10, seed: int = 0) -> None:
-    """Print a line per trial and how many ended like the run that was left alone."""
+    """Print a line per trial, and how many ended like the uninterrupted run."""
     moments = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         store, whole = Path(folder) / "store", Path(folder) / "whole"
@@ -97,13 +97,13 @@ def main(trials: int = 10, seed: int = 0) -> None:
         before = time.perf_counter()
         finish(start(store, whole), whole)
         seconds = time.perf_counter() - before
-        expected = end_of(whole)
-        print(f"left alone: {STEPS} steps in {seconds:.1f} s; {len(expected)} tensors are compared")
+        expected = final_state(whole)
+        print(f"uninterrupted: {STEPS} steps in {seconds:.1f} s; {len(expected)} tensors are compared")
         num_equal = 0
         for number in range(trials):
             out = Path(folder) / f"trial-{number}"
             found = trial(number, store, out, seconds=seconds, moments=moments)
-            ended = end_of(out)
+            ended = final_state(out)
             different = [name for name, value in expected.items() if not equal(value, ended[name])]
             num_equal += not different
             print(f"{number}: {found}; resumed: {'equal' if not different else f'{len(different)} differ'}", flush=True)

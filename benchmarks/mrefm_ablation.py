@@ -6,12 +6,12 @@ Every condition sees the same scenes for the same number of steps with the same 
 
     none            fine-tuning alone
     longer          fine-tuning alone, for as many steps as pre-training and fine-tuning together
-    vanilla         plain masked image and language modelling: nothing in it knows the referent (the paper's MVLM)
+    vanilla         plain masked image and language modelling: it does not use the referent (the paper's MVLM)
     mrefm_no_scores referring-aware masking and the referring products, no target-relation scores
     mrefm           all terms
 
-All runs are ordinary `refcli` runs below --out; what is finished there is not done again, and what was interrupted goes
-on, so the script may be stopped at any time. The last lines are the table: mean and spread over the seeds.
+All runs are ordinary `refcli` runs below --out. Finished ones are not repeated and interrupted ones are resumed, so the
+script may be stopped at any time. The last lines are the table: mean and spread over the seeds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from small_runs import MODEL, evaluate, kept, markdown, percent, prepare, say, train
+from small_runs import MODEL, evaluate, log, markdown, percent, prepare, read_or_make, train
 
 CONDITIONS: dict[str, tuple[str, ...] | None] = {
     "none": None,
@@ -48,7 +48,7 @@ def main() -> None:
     for seed in options.seeds:
         for name in names:
             scores = run_condition(options, name, seed)
-            say(f"{name} seed {seed}: " + " ".join(f"{metric} {scores[metric]:.3f}" for metric in METRICS))
+            log(f"{name} seed {seed}: " + " ".join(f"{metric} {scores[metric]:.3f}" for metric in METRICS))
     print(table(options, names))
 
 
@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
 
 
 def run_condition(options: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
-    """Pre-train if the condition says so, fine-tune, evaluate; returns the figures."""
+    """Pre-train if the condition includes it, fine-tune, evaluate; returns the metrics."""
     folder, store = options.out / f"seed{seed}" / name, options.out / "store"
 
     def run() -> str:
@@ -83,7 +83,7 @@ def run_condition(options: argparse.Namespace, name: str, seed: int) -> dict[str
         ], *init)  # fmt: skip
         return evaluate(folder / "finetune" / "weights", store)
 
-    metrics = kept(folder / "summary.json", run)["metrics"]
+    metrics = read_or_make(folder / "summary.json", run)["metrics"]
     return {metric: metrics[f"synthetic/test/{metric}"] for metric in METRICS}
 
 

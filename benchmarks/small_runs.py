@@ -1,4 +1,4 @@
-"""What the comparisons of small models share: a small tower, resumable `refcli` runs, and means with their spread."""
+"""Shared by the comparisons of small models: a small tower, resumable `refcli` runs, and means with their spread."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRAIN, TEST = "synthetic:few", "synthetic:test"
 
 
 def prepare(store: Path, *, scenes: int, test_scenes: int) -> None:
-    """Draw the scenes of training and test, unless they are there: other seeds, other splits."""
+    """Draw the training and test scenes, with different seeds, unless they exist."""
     for split, size, seed in ((TRAIN, scenes, SCENES_SEED), (TEST, test_scenes, TEST_SEED)):
         name = split.partition(":")[2]
         if not (store / "synthetic" / f"{name}.parquet").is_file():
@@ -32,12 +32,12 @@ def prepare(store: Path, *, scenes: int, test_scenes: int) -> None:
 
 
 def train(command: str, preset: object, run: Path, store: Path, settings: Sequence[str], *more: object) -> None:
-    """One training run on TRAIN, unless its weights are there; an interrupted one goes on."""
+    """One training run on TRAIN, unless its weights exist; an interrupted one is resumed."""
     if (run / "weights" / "model.safetensors").is_file():
         return
     overrides = [part for setting in (f'data.train=["{TRAIN}"]', *settings) for part in ("--set", setting)]
-    how = ["--resume"] if (run / "run.yaml").is_file() else []
-    refcli(command, "--preset", preset, "--data", store, "--out", run, *overrides, *more, *how)
+    start = ["--resume"] if (run / "run.yaml").is_file() else []
+    refcli(command, "--preset", preset, "--data", store, "--out", run, *overrides, *more, *start)
 
 
 def evaluate(weights: Path, store: Path, *more: object) -> str:
@@ -45,8 +45,8 @@ def evaluate(weights: Path, store: Path, *more: object) -> str:
     return refcli("evaluate", "--weights", weights, "--data", store, "--split", TEST, "--json", *more)
 
 
-def kept(path: Path, make: Callable[[], str]) -> Any:
-    """The content of a JSON file, which is made and written first if it is not there."""
+def read_or_make(path: Path, make: Callable[[], str]) -> Any:
+    """The content of a JSON file; if it does not exist, it is made and written first."""
     if not path.is_file():
         text = make()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,14 +57,14 @@ def kept(path: Path, make: Callable[[], str]) -> Any:
 
 
 def refcli(*arguments: object) -> str:
-    """Run one command; returns what it printed."""
+    """Run one command; returns its stdout."""
     command = [sys.executable, "-m", "refcli", *map(str, arguments)]
-    say("$ refcli " + " ".join(map(str, arguments)))
+    log("$ refcli " + " ".join(map(str, arguments)))
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ).stdout
 
 
 def percent(fractions: Sequence[float | None]) -> str:
-    """Mean and standard deviation over the seeds, in percent; a dash where nothing was measured."""
+    """Mean and standard deviation over the seeds, in percent; a dash without measurements."""
     figures = [100 * fraction for fraction in fractions if fraction is not None]
     if not figures:
         return "-"
@@ -78,6 +78,6 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def say(text: str) -> None:
-    """Talk on stderr; the tables alone go to stdout."""
+def log(text: str) -> None:
+    """Write to stderr; only the tables go to stdout."""
     print(text, file=sys.stderr, flush=True)

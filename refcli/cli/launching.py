@@ -221,7 +221,7 @@ def sbatch_script(
 
 
 def remove_options(arguments: Sequence[str], options: dict[str, bool]) -> list[str]:
-    """The arguments without some options; the flag of an option says whether a value follows it."""
+    """The arguments without some options; the flag of an option states whether a value follows it."""
     kept: list[str] = []
     rest = iter(arguments)
     for argument in rest:

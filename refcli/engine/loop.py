@@ -95,7 +95,7 @@ def train(
 
 
 def _build_average(objective: nn.Module, frozen: Sequence[nn.Module], context: TrainingContext) -> MovingAverage | None:
-    """The moving average of the objective, if one is asked for; sharded if the objective will be."""
+    """The moving average of the objective, or None without `train.ema_decay`; sharded if the objective will be."""
     settings = context.train
     if settings.ema_decay is None:
         return None

@@ -132,7 +132,7 @@ def world_store(name: str, *, rank: int, size: int, timeout: timedelta) -> Store
 
 
 def error_report_store(name: str, *, timeout: timedelta) -> Store:
-    """A store in which failing processes agree on who reports, even if their connections are lost.
+    """A store in which failing processes agree on the one that reports, even if their connections are lost.
 
     Raises:
         KeyError, RuntimeError: it is no longer available.

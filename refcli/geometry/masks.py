@@ -106,7 +106,7 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
     return _rle(coco.merge(coco.frPyObjects(parts, height, width)))
 
 
-def runs_to_rle(runs: Sequence[int], height: int, width: int) -> RLE:
+def runs_to_rle(runs: Sequence[float], height: int, width: int) -> RLE:
     """The mask of uncompressed run lengths, column by column, the first of zeros.
 
     Raises:

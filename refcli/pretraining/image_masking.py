@@ -88,7 +88,7 @@ def mask_patches(
     num_wanted = num_inside - (num_inside.double() * (1 - settings.region_ratio)).long()
     if settings.method == "block":
         blocks = draws.uniforms(4 * BLOCK_ROUNDS, stream=BLOCK_STREAM)
-        age = _block_age(rectangle, grid, num_wanted, blocks, min_aspect=settings.min_aspect).flatten(1)
+        age = block_age(rectangle, grid, num_wanted, blocks, min_aspect=settings.min_aspect).flatten(1)
         order = (order >> (63 - _AGE_SHIFT)) + ((BLOCK_ROUNDS - age) << _AGE_SHIFT)
     order = order.masked_fill(~inside, torch.iinfo(order.dtype).max).argsort(1)
     first = torch.arange(num_patches, device=order.device) < num_wanted.unsqueeze(1)
@@ -102,7 +102,7 @@ def _patches_between(rectangle: PatchRectangle, grid: tuple[int, int]) -> Bool[T
     return ((row >= y0) & (row < y1)).unsqueeze(2) & ((column >= x0) & (column < x1)).unsqueeze(1)
 
 
-def _block_age(
+def block_age(
     rectangle: PatchRectangle,
     grid: tuple[int, int],
     num_wanted: Int[Tensor, " batch"],

@@ -31,8 +31,10 @@ REPLACED: dict[str, str] = {
     r"look-alike": "near-duplicate",
 }
 """Words (as a regular expression, whole words or parts of a snake_case or CamelCase name) -> what to write instead."""
-KEPT = re.compile(r"unusable_picture|mask_in_picture_of_unknown_size|</?picture>")
-"""Values of the JSON formats and elements of HTML, which stay as they are."""
+KEPT = re.compile(
+    r"unusable_picture|mask_in_picture_of_unknown_size|</?picture>|picture (?:photo|view)|left side of the picture"
+)
+"""Values of the JSON formats, elements of HTML, and words of expressions, which stay as they are."""
 
 
 def texts() -> list[Path]:

@@ -19,7 +19,7 @@ LARGE = TowerSettings(dim=1024, layers=24, heads=16, ffn_dim=4096, attention="ex
 
 
 def make_batch(size: tuple[int, int], lengths: tuple[int, ...], device: str = "cpu") -> Batch:
-    """Pictures of one size and expressions of some lengths, padded to the longest."""
+    """Images of one size and expressions of some lengths, padded to the longest."""
     pairs, words = len(lengths), max(lengths)
     is_pad = torch.arange(words) >= torch.tensor(lengths)[:, None]
     yes = torch.ones(pairs, dtype=torch.bool)

@@ -14,7 +14,7 @@ from refcli.pretraining.image_masking import (
     BLOCK_ROUNDS,
     BLOCK_STREAM,
     PATCH_STREAM,
-    _block_age,
+    block_age,
     mask_patches,
     referred_rectangle,
 )
@@ -154,7 +154,7 @@ def test_blocks_cover_93_percent_of_what_is_masked_in_the_whole_frame_and_more_i
         num_inside = (rectangle.x1 - rectangle.x0) * (rectangle.y1 - rectangle.y0)
         num_wanted = num_inside - (num_inside.double() * (1 - ImageMaskingSettings().region_ratio)).long()
         draws = SampleDraws(0, 0, keys(2000)).uniforms(4 * BLOCK_ROUNDS, stream=BLOCK_STREAM)
-        age = _block_age(rectangle, (24, 24), num_wanted, draws, min_aspect=ImageMaskingSettings().min_aspect)
+        age = block_age(rectangle, (24, 24), num_wanted, draws, min_aspect=ImageMaskingSettings().min_aspect)
         covered = (age > 0).sum((1, 2)).minimum(num_wanted)
         return float(covered.sum() / num_wanted.sum())
 

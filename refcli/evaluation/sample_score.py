@@ -15,7 +15,7 @@ from refcli.errors import DataError
 from refcli.evaluation.mask_frames import IMAGE, MaskOverlap, ModelMask, overlap_in
 from refcli.geometry.boxes import BoxXYXY, box_area, box_iou, enclosing_box, is_finite, overlap_matrices
 from refcli.geometry.frame import Frame
-from refcli.geometry.masks import check_run_lengths, union_masks
+from refcli.geometry.masks import union_masks
 
 SCORE_THRESHOLD = 0.7
 """Lowest score of the boxes that GREC counts (the published gRefCOCO evaluator)."""
@@ -338,20 +338,6 @@ def _ranks(targets: tuple[Target, ...], example: Example) -> tuple[int, int]:
     boxes = [targets[place].box_xyxy for place in order]
     iou, _ = overlap_matrices(boxes, [*(region.box_xyxy for region in example.regions), together])
     return first_hit(iou[:, :-1]), first_hit(iou[:, -1:])
-
-
-def _true_mask(example: Example) -> RLE | None:
-    masks = [region.mask for region in example.regions if region.mask is not None]
-    try:
-        for mask in masks:
-            check_run_lengths(mask)
-        return union_masks(masks) if masks else None
-    except DataError as error:
-        raise DataError(
-            f"a mask of the truth is damaged: {error.message}",
-            where=f"{example.dataset}:{example.split} {example.id}",
-            hint="prepare the data again",
-        ) from error
 
 
 def _overlaps(

@@ -138,8 +138,8 @@ def report_document(report: RunReport) -> dict[str, object]:
         "metrics": flat_metrics(report),
         "splits": {split.name: _split_document(split) for split in report.splits},
         "problems": {
-            file: {sort: {"count": one.count, "first": list(one.first)} for sort, one in sorts.items()}
-            for file, sorts in report.problems.items()
+            file: {kind: {"count": one.count, "first": list(one.first)} for kind, one in kinds.items()}
+            for file, kinds in report.problems.items()
         },
         "warnings": list(report.warnings),
         "comparison": {one.name: _comparison_document(one) for one in report.comparisons},

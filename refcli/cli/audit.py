@@ -26,7 +26,7 @@ def command(
     ] = False,
     max_distance: Annotated[
         int,
-        typer.Option("--max-distance", help="Bits of 64 by which hashes of look-alikes may differ.", min=0, max=8),
+        typer.Option("--max-distance", help="Bits of 64 by which hashes of near-duplicates may differ.", min=0, max=8),
     ] = 2,
     workers: Annotated[int, typer.Option("--workers", help="Number of processes that read images.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stdout.")] = False,
@@ -77,10 +77,10 @@ def show_audit(result: Audit) -> None:
     log_table(("split", "examples", "images", "objects", "duplicates", "ambiguous"), splits)
     log("")
     show_overlaps(result)
-    for pair in (result.look_alikes or ())[:MOST_LISTED]:
-        log(f"look-alike: {pair.train} (training), {pair.evaluation} (evaluation), {pair.distance} bits differ")
-    if result.look_alikes and len(result.look_alikes) > MOST_LISTED:
-        log(f"{len(result.look_alikes):,} look-alikes in all; --json lists them")
+    for pair in (result.near_duplicates or ())[:MOST_LISTED]:
+        log(f"near-duplicate: {pair.train} (training), {pair.evaluation} (evaluation), {pair.distance} bits differ")
+    if result.near_duplicates and len(result.near_duplicates) > MOST_LISTED:
+        log(f"{len(result.near_duplicates):,} near-duplicates in all; --json lists them")
 
 
 def show_overlaps(result: Audit, datasets: Collection[str] | None = None) -> None:
@@ -90,14 +90,21 @@ def show_overlaps(result: Audit, datasets: Collection[str] | None = None) -> Non
         for row in result.overlaps
         if datasets is None or {name.rpartition(":")[0] for name in (row.train, row.evaluation)} & set(datasets)
     ]
-    found = [row for row in pairs if row.shared_images or row.look_alikes]
+    found = [row for row in pairs if row.shared_images or row.near_duplicates]
     if found:
-        num_columns = 5 if result.look_alikes is None else 6
-        headings = ("training", "evaluation", "images", "objects", "identical", "look-alikes")
+        headings = ("training", "evaluation", "images", "objects", "identical", "near-duplicates")
         counts = [
-            (row.train, row.evaluation, row.shared_images, row.shared_objects, row.identical_examples, row.look_alikes)
-            for row in found
+            (
+                pair.train,
+                pair.evaluation,
+                pair.shared_images,
+                pair.shared_objects,
+                pair.identical_examples,
+                pair.near_duplicates,
+            )
+            for pair in found
         ]
+        num_columns = 5 if result.near_duplicates is None else 6
         log_table(headings[:num_columns], [row[:num_columns] for row in counts], num_names=2)
     for name in result.not_audited:
         log(f"not audited: {name}, some of its parts are missing or it is empty")

@@ -180,7 +180,7 @@ class KilledError(BaseException):
 
 
 def killed_at(monkeypatch, number):
-    """Let the process die, as far as the disk can tell, at the call of that number which changes a folder."""
+    """Stop all changes of folders from the call of that number on, as if the process had been killed."""
     count = 0
 
     def dying(call):

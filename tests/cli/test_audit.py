@@ -83,10 +83,10 @@ def test_the_gate_passes_without_shared_images(tmp_path):
     command(make_store(tmp_path, train=["a"], val=["c"]), fail_on_overlap=True)
 
 
-def test_look_alikes_are_reported_if_images_are_checked(tmp_path, capsys):
+def test_near_duplicates_are_reported_if_images_are_checked(tmp_path, capsys):
     store = make_store(tmp_path, train=["a"], val=["c"])
     command(store, check_images=True, fail_on_overlap=True)
-    assert "look-alike: a (training), c (evaluation), 0 bits differ" in capsys.readouterr().err
+    assert "near-duplicate: a (training), c (evaluation), 0 bits differ" in capsys.readouterr().err
     command(store, check_images=True, as_json=True)
     assert json.loads(capsys.readouterr().out)["look_alikes"] == [{"train": "a", "evaluation": "c", "distance": 0}]
 

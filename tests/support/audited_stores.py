@@ -46,12 +46,12 @@ def counts(overlap):
 
 def only_overlap(out, train, val):
     (overlap,) = audit_store(make_store(out, train=train, val=val)).overlaps
-    assert (overlap.train, overlap.evaluation, overlap.look_alikes) == ("toy:train", "toy:val", None)
+    assert (overlap.train, overlap.evaluation, overlap.near_duplicates) == ("toy:train", "toy:val", None)
     return counts(overlap)
 
 
 def two_data_sets(out):
-    """toy and other, which share coco:1; other:train has nothing of toy:val but other pictures, other:test neither."""
+    """Data sets toy and other, which share only the image coco:1, in toy:train and other:val."""
     make_store(out, train=[("coco:1", "a cat", [BOX]), ("coco:4", "a cow", [BOX])], val=[("coco:2", "a dog", [BOX])])
     return make_store(
         out,
@@ -63,6 +63,6 @@ def two_data_sets(out):
 
 
 def waves(seed, size=(320, 240)):
-    """A smooth random picture."""
+    """A smooth random image."""
     noise = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)

@@ -117,7 +117,7 @@ def _write_referit(folder: Path) -> Path:
     queries = {
         "train": {"1_1": ["sky"], "1_2": ["the tree", "tree"]},
         "val": {"2_1": ["grass"]},
-        "test": {"3_1": ["655"], "3_2": ["a region that nobody drew"]},
+        "test": {"3_1": ["655"], "3_2": ["an undrawn region"]},
     }
     (folder / "referit_bbox.json").write_text(json.dumps(boxes))
     (folder / "referit_imsize.json").write_text(json.dumps({f"{image}.jpg": [WIDTH, HEIGHT] for image in (1, 2, 3)}))
@@ -172,7 +172,7 @@ def _write_pth(folder: Path) -> Path:
 
 def _write_coco(folder: Path) -> Path:
     targets = {1: [11], 2: [12], 3: [22], 4: []}
-    texts = {1: "the left thing", 2: "the right thing", 3: "it is right", 4: "what nobody drew"}
+    texts = {1: "the left thing", 2: "the right thing", 3: "it is right", 4: "an undrawn thing"}
     size = {"width": WIDTH, "height": HEIGHT, "dataset_name": "refcoco"}
     rows = [
         {"id": number, "caption": texts[number], "file_name": _coco_name(image), "original_id": image} | size

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int64
 
 from refcli.data.audit.codes import CodedSplit, Codes, coded_splits, codes_of, flags
-from refcli.data.audit.perceptual_hash import MAX_DISTANCE, LookAlike, find_look_alikes
+from refcli.data.audit.perceptual_hash import MAX_DISTANCE, NearDuplicate, find_near_duplicates
 from refcli.data.store.read import Store
 
 AUDIT_SCHEMA = "refcli.audit/1"
@@ -46,8 +46,13 @@ class Overlap:
     """Objects of `evaluation` whose source id or box occurs in the same image in `train`."""
     identical_examples: int
     """Examples of `evaluation` whose image, boxes and text occur together in `train`."""
-    look_alikes: int | None
+    near_duplicates: int | None
     """Images of `evaluation` that look like an image of `train` with another id; None if images were not compared."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON document, under the names of the format."""
+        facts = asdict(self)
+        return facts | {"look_alikes": facts.pop("near_duplicates")}
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Audit:
     """Every pair of a train-like and an evaluation split."""
     not_audited: tuple[str, ...] = ()
     """Splits with missing parts or without examples."""
-    look_alikes: tuple[LookAlike, ...] | None = None
+    near_duplicates: tuple[NearDuplicate, ...] | None = None
     """None if images were not compared."""
     unreadable_images: Mapping[str, str] = field(default_factory=dict)
     """Path -> reason."""
@@ -74,9 +79,9 @@ class Audit:
         return {
             "schema": AUDIT_SCHEMA,
             "splits": [asdict(split) for split in self.splits],
-            "overlaps": [asdict(overlap) for overlap in self.overlaps],
+            "overlaps": [overlap.to_json() for overlap in self.overlaps],
             "not_audited": list(self.not_audited),
-            "look_alikes": None if self.look_alikes is None else [pair._asdict() for pair in self.look_alikes],
+            "look_alikes": None if self.near_duplicates is None else [pair._asdict() for pair in self.near_duplicates],
             "unreadable_pictures": dict(self.unreadable_images),
         }
 
@@ -93,8 +98,8 @@ def audit_store(
     Args:
         store: the store.
         only: audit the splits of these data sets, and all pairs with one of them; None for all.
-        hashes: image id -> `difference_hash`, to find look-alikes; None skips the search.
-        max_distance: maximum number of bits by which the hashes of look-alikes differ.
+        hashes: image id -> `difference_hash`, to find near-duplicates; None skips the search.
+        max_distance: maximum number of bits by which the hashes of near-duplicates differ.
 
     Raises:
         DataError: a file of the store is missing or damaged.
@@ -103,15 +108,15 @@ def audit_store(
     splits, image_ids = coded_splits(opened, only)
     evaluations = [split for split in splits if not split.is_train_like]
     trains = [split for split in splits if split.is_train_like]
-    look_alikes = None
+    near_duplicates = None
     if hashes is not None:
         sides = (_hashes_of(group, image_ids, hashes) for group in (trains, evaluations))
         wanted = [
             set(_ids_of([split for split in group if split.is_wanted], image_ids)) for group in (trains, evaluations)
         ]
-        found = find_look_alikes(*sides, max_distance=max_distance)
-        look_alikes = [pair for pair in found if pair.train in wanted[0] or pair.evaluation in wanted[1]]
-    pairs = _coded_pairs(look_alikes, image_ids)
+        found = find_near_duplicates(*sides, max_distance=max_distance)
+        near_duplicates = [pair for pair in found if pair.train in wanted[0] or pair.evaluation in wanted[1]]
+    pairs = _coded_pairs(near_duplicates, image_ids)
     overlaps = []
     for train in trains:
         seen = _Seen(train, splits)
@@ -121,7 +126,7 @@ def audit_store(
         splits=tuple(_repetitions(split) for split in splits if split.is_wanted),
         overlaps=tuple(overlaps),
         not_audited=tuple(name for name in store.names() if name not in audited),
-        look_alikes=None if look_alikes is None else tuple(look_alikes),
+        near_duplicates=None if near_duplicates is None else tuple(near_duplicates),
     )
 
 
@@ -167,12 +172,12 @@ class _Seen:
         self._boxes = flags(train.boxes, _size([split.boxes for split in splits]))
         self._sources = flags(train.sources, _size([split.sources for split in splits]))
 
-    def overlap(self, other: CodedSplit, look_alikes: Int64[np.ndarray, "pairs 2"] | None) -> Overlap:
+    def overlap(self, other: CodedSplit, near_duplicates: Int64[np.ndarray, "pairs 2"] | None) -> Overlap:
         """The part of an evaluation split that is in this one."""
         is_seen = self._boxes[other.boxes] | self._sources[other.sources]
         similar = None
-        if look_alikes is not None:
-            ones, others = look_alikes.T
+        if near_duplicates is not None:
+            ones, others = near_duplicates.T
             similar = _num_distinct(others[self._images[ones] & np.isin(others, other.all_images)])
         return Overlap(
             train=self._name,
@@ -180,7 +185,7 @@ class _Seen:
             shared_images=_num_distinct(other.all_images[self._images[other.all_images]]),
             shared_objects=_num_distinct(other.objects[is_seen]),
             identical_examples=int(self._examples[other.examples].sum()),
-            look_alikes=similar,
+            near_duplicates=similar,
         )
 
 
@@ -202,9 +207,11 @@ def _hashes_of(splits: Sequence[CodedSplit], image_ids: pa.Array, hashes: Mappin
     return {image_id: hashes[image_id] for image_id in _ids_of(splits, image_ids) if image_id in hashes}
 
 
-def _coded_pairs(look_alikes: Sequence[LookAlike] | None, image_ids: pa.Array) -> Int64[np.ndarray, "pairs 2"] | None:
-    if look_alikes is None:
+def _coded_pairs(
+    near_duplicates: Sequence[NearDuplicate] | None, image_ids: pa.Array
+) -> Int64[np.ndarray, "pairs 2"] | None:
+    if near_duplicates is None:
         return None
-    ids = pa.array([image_id for pair in look_alikes for image_id in pair[:2]], image_ids.type)
+    ids = pa.array([image_id for pair in near_duplicates for image_id in pair[:2]], image_ids.type)
     codes: Codes = pc.index_in(ids, value_set=image_ids).to_numpy(zero_copy_only=False).astype(np.int64)
     return codes.reshape(-1, 2)

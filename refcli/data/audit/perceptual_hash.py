@@ -19,8 +19,8 @@ from refcli.errors import ImageError
 SIDE = 8
 """The hash has SIDE x SIDE bits."""
 MAX_DISTANCE = 2
-"""Differing bits up to which two images count as look-alikes. Copies in another size or JPEG quality rarely differ by
-more; if bits were independent, about one pair in 10^16 of unrelated photographs would be as similar."""
+"""Differing bits up to which two images count as near-duplicates. Copies in another size or JPEG quality rarely differ
+by more; if bits were independent, about one pair in 10^16 of unrelated photographs would be as similar."""
 LARGEST_DISTANCE = 8
 """A larger limit would compare nearly every image with every other."""
 _BITS = SIDE * SIDE
@@ -40,7 +40,7 @@ class ImageHashes:
     """Path of an image -> reason."""
 
 
-class LookAlike(NamedTuple):
+class NearDuplicate(NamedTuple):
     """Two images with different image ids that look the same."""
 
     train: str
@@ -99,9 +99,9 @@ def _hash_file(path: Path) -> int | _Unreadable:
         return _Unreadable(error.message)
 
 
-def find_look_alikes(
+def find_near_duplicates(
     train: Mapping[str, int], evaluation: Mapping[str, int], *, max_distance: int = MAX_DISTANCE
-) -> list[LookAlike]:
+) -> list[NearDuplicate]:
     """All pairs of a training and an evaluation image with different ids whose hashes differ by few bits, sorted.
 
     The search is exact: two hashes that differ by d bits agree in one of d + 1 bands of bits, so only such pairs are
@@ -120,7 +120,7 @@ def find_look_alikes(
     train_ids, evaluation_ids = _by_hash(train), _by_hash(evaluation)
     first, second = (np.array(list(ids), dtype=np.uint64) for ids in (train_ids, evaluation_ids))
     return sorted(
-        LookAlike(train_id, evaluation_id, int(distance))
+        NearDuplicate(train_id, evaluation_id, int(distance))
         for one, other, distance in _near_pairs(first, second, max_distance)
         for train_id in train_ids[int(first[one])]
         for evaluation_id in evaluation_ids[int(second[other])]

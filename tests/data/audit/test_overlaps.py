@@ -162,8 +162,8 @@ def test_with_only_some_data_sets_their_splits_and_pairs_are_as_in_the_whole_aud
         ("toy:train", "other:test"): (0, 0, 0),
         ("other:train", "toy:val"): (0, 0, 0),
     }
-    assert set(part.look_alikes) == {("coco:1", "coco:2", 2), ("coco:1", "coco:9", 1)} | {("coco:7", "coco:2", 0)}
-    assert set(whole.look_alikes) - set(part.look_alikes) == {("coco:7", "coco:9", 1), ("coco:7", "coco:1", 2)}
+    assert set(part.near_duplicates) == {("coco:1", "coco:2", 2), ("coco:1", "coco:9", 1)} | {("coco:7", "coco:2", 0)}
+    assert set(whole.near_duplicates) - set(part.near_duplicates) == {("coco:7", "coco:9", 1), ("coco:7", "coco:1", 2)}
 
 
 def test_texts_and_boxes_are_read_only_of_wanted_splits_and_those_that_share_their_images(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Perceptual hashes, and the look-alikes that they find."""
+"""Perceptual hashes, and the near-duplicates that they find."""
 
 import random
 
@@ -9,7 +9,7 @@ from audited_stores import BOX, make_store, waves
 from PIL import Image
 
 from refcli.data.audit.overlaps import audit_store, distinct_images
-from refcli.data.audit.perceptual_hash import difference_hash, find_look_alikes, hash_images
+from refcli.data.audit.perceptual_hash import difference_hash, find_near_duplicates, hash_images
 
 
 def test_the_hash_compares_each_cell_with_its_left_neighbour():
@@ -22,7 +22,7 @@ def test_the_hash_compares_each_cell_with_its_left_neighbour():
     assert difference_hash(Image.fromarray(step)) == 1 << 63
 
 
-def test_a_copy_in_another_size_and_quality_is_a_look_alike_and_another_image_is_not(tmp_path):
+def test_a_copy_in_another_size_and_quality_is_a_near_duplicate_and_another_image_is_not(tmp_path):
     for name, image in {"a": waves(1), "b": waves(1, (200, 150)), "c": waves(2)}.items():
         image.save(tmp_path / f"{name}.jpg", quality=60 if name == "b" else 95)
     found = hash_images({name: tmp_path / f"{name}.jpg" for name in "abcd"})
@@ -30,7 +30,7 @@ def test_a_copy_in_another_size_and_quality_is_a_look_alike_and_another_image_is
     evaluation = {name: found.hashes[name] for name in "abc"}
 
     assert list(found.unreadable) == [str(tmp_path / "d.jpg")]
-    assert [(pair.train, pair.evaluation) for pair in find_look_alikes(train, evaluation)] == [("a", "b")]
+    assert [(pair.train, pair.evaluation) for pair in find_near_duplicates(train, evaluation)] == [("a", "b")]
 
 
 def test_several_workers_find_the_same_hashes(tmp_path):
@@ -60,12 +60,12 @@ def test_the_search_finds_exactly_the_pairs_within_the_distance(max_distance):
         if (a ^ b).bit_count() <= max_distance
     }
 
-    found = find_look_alikes(train, evaluation, max_distance=max_distance)
+    found = find_near_duplicates(train, evaluation, max_distance=max_distance)
     assert {pair[:2]: pair.distance for pair in found} == near
     assert len(found) == len(near) > 0
 
 
-def test_look_alikes_are_counted_for_the_splits_that_hold_them(tmp_path):
+def test_near_duplicates_are_counted_for_the_splits_that_hold_them(tmp_path):
     store = make_store(
         tmp_path,
         train=[("coco:1", "a", [BOX]), ("coco:2", "a", [BOX])],
@@ -76,15 +76,15 @@ def test_look_alikes_are_counted_for_the_splits_that_hold_them(tmp_path):
     hashes = {"coco:1": 0b1111, "coco:2": 1 << 40, "vg:1": 0b1100, "vg:3": 1 << 63 | 1 << 20 | 1 << 10}
     audit = audit_store(store, hashes=hashes)
 
-    assert audit.look_alikes == (("coco:1", "vg:1", 2),)
-    assert {(row.train, row.evaluation): row.look_alikes for row in audit.overlaps} == {
+    assert audit.near_duplicates == (("coco:1", "vg:1", 2),)
+    assert {(row.train, row.evaluation): row.near_duplicates for row in audit.overlaps} == {
         ("toy:train", "toy:val"): 1,
         ("toy:train", "toy:test"): 0,
         ("toy:train_b", "toy:val"): 0,
         ("toy:train_b", "toy:test"): 0,
     }
-    assert audit_store(store, hashes=hashes, max_distance=1).look_alikes == ()
-    assert audit_store(store, hashes={}).look_alikes == ()
+    assert audit_store(store, hashes=hashes, max_distance=1).near_duplicates == ()
+    assert audit_store(store, hashes={}).near_duplicates == ()
 
 
 def test_each_image_of_the_store_is_listed_once(tmp_path):

@@ -32,9 +32,10 @@ REPLACED: dict[str, str] = {
 }
 """Words (as a regular expression, whole words or parts of a snake_case or CamelCase name) -> what to write instead."""
 KEPT = re.compile(
-    r"unusable_picture|mask_in_picture_of_unknown_size|</?picture>|picture (?:photo|view)|left side of the picture"
+    r"(?:unusable|rotated)_picture|unreadable_pictures|mask_in_picture_of_unknown_size|\"pictures?\"|</?picture>"
+    r"|picture (?:photo|view)|left side of the picture"
 )
-"""Values of the JSON formats, elements of HTML, and words of expressions, which stay as they are."""
+"""Keys and values of file formats, elements of HTML, and words of expressions, which stay as they are."""
 
 
 def texts() -> list[Path]:

@@ -25,7 +25,7 @@ ONEREF_SIDE = 384
 NO_OVERLAP = MaskOverlap(0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SampleScore:
     """One sample, in pixels of the original image.
 
@@ -43,26 +43,26 @@ class SampleScore:
     """Regions that the expression refers to; 0 without a target."""
     box_share: float
     """Share of the image that the true enclosing box covers; NaN without a target, or if the size is unknown."""
-    error: str | None
+    error: str | None = None
     """Why there is no answer."""
-    counts: bool
+    counts: bool = True
     """Whether the sample is in the metrics."""
     says_none: bool
     """The answer is "no target" or, if the system states nothing about existence, has no target."""
-    states_none: bool | None
+    states_none: bool | None = None
     """What the system states about existence, regardless of its mask: True is "no target"; None: it states nothing."""
     knows_existence: bool
     """Whether the system gave a probability of "no target"."""
-    no_target_score: float
+    no_target_score: float = float("nan")
     """This probability; NaN if there is none."""
-    num_found: int
-    num_drawn: int
+    num_found: int = 0
+    num_drawn: int = 0
     """Answered targets that have a mask."""
-    num_from_mask: int
+    num_from_mask: int = 0
     """Answered targets whose box is the tight box of their mask: the system gives no box of its own."""
-    num_framed: int
+    num_framed: int = 0
     """Answered targets that are known in the model frame, including its padding."""
-    is_gated: bool
+    is_gated: bool = False
     """There is a target, the answer is "no target", and its candidates are unknown."""
     box_iou: float
     """NaN without a target."""
@@ -71,11 +71,11 @@ class SampleScore:
     the image is unknown."""
     kept: int
     """Boxes of GREC: those with a sufficient score, none after "no target"."""
-    matched_iou: int
-    matched_giou: int
+    matched_iou: int = 0
+    matched_giou: int = 0
     """Kept boxes that greedy matching pairs with a region at 0.5."""
-    rank_any: int
-    rank_union: int
+    rank_any: int = 0
+    rank_union: int = 0
     """Rank by score, from 1, of the first box that hits any region, or the box around all; 0: none does."""
     truth_has_masks: bool
     """Whether every region has a mask; True without regions."""
@@ -147,8 +147,6 @@ def score_sample(
         num_words=len(example.expression.split()),
         num_targets=len(example.regions),
         box_share=_box_share(example, width, height),
-        error=None,
-        counts=True,
         says_none=none,
         states_none=_states_none(answer),
         knows_existence=answer.no_target_score is not None,
@@ -188,7 +186,7 @@ def score_unanswered(example: Example, error: str, *, counts: bool, frames: tupl
 
     Wrong means: no box and an empty mask if there is a target; a target if there is none.
     """
-    nothing = float("nan") if not example.regions else 0.0
+    missed = float("nan") if not example.regions else 0.0
     return SampleScore(
         id=example.id,
         image=example.image,
@@ -199,21 +197,10 @@ def score_unanswered(example: Example, error: str, *, counts: bool, frames: tupl
         error=error,
         counts=counts,
         says_none=bool(example.regions),
-        states_none=None,
         knows_existence=True,
-        no_target_score=float("nan"),
-        num_found=0,
-        num_drawn=0,
-        num_from_mask=0,
-        num_framed=0,
-        is_gated=False,
-        box_iou=nothing,
-        box_iou_oneref384=nothing,
+        box_iou=missed,
+        box_iou_oneref384=missed,
         kept=int(not example.regions),
-        matched_iou=0,
-        matched_giou=0,
-        rank_any=0,
-        rank_union=0,
         truth_has_masks=_truth_has_masks(example),
         overlaps=_overlaps(example, [], frames),
     )

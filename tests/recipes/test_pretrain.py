@@ -74,7 +74,7 @@ def test_a_run_has_every_term_and_weights_that_can_be_verified(tmp_path, store, 
     assert {f"validation/{term}" for term in terms} <= metrics(tmp_path / "run")[-1].keys()
     assert verify(weights) == []
     assert json.loads((weights / "meta.json").read_text())["objective"] == "mrefm"
-    with pytest.raises(WeightsError, match="pre-trained only"):
+    with pytest.raises(WeightsError, match="only pre-trained"):
         Predictor(str(weights), device="cpu")
     heads = load_file(weights / "pretraining_heads.safetensors")
     assert heads["mim_head.weight"].shape[0] == 8 and "mlm_sts_head.layers.2.bias" in heads

@@ -211,7 +211,7 @@ SLOW_DAMAGE = [b"\xff\xfe\n", b"[]\n{}\nnull\n", b"[" * 999]
         *(pytest.param(damage, marks=pytest.mark.slow) for damage in SLOW_DAMAGE),
     ],
 )
-def test_odd_lines_among_the_metrics_do_not_keep_a_run_from_going_on(tmp_path, train, resume, damage):
+def test_odd_lines_among_the_metrics_do_not_stop_a_run_from_resuming(tmp_path, train, resume, damage):
     assert train("--set", "train.steps=2")[0] == 0
     with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
         file.write(damage)

@@ -262,7 +262,7 @@ def test_an_error_of_both_processes_is_reported_once(tmp_path, store, training):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in Linux's /proc")
-def test_processes_go_on_from_the_last_checkpoint_after_a_crash_and_save_when_stopped(tmp_path, training):
+def test_processes_resume_from_the_last_checkpoint_after_a_crash_and_save_when_stopped(tmp_path, training):
     run = tmp_path / "run"
     process = training(run, "--force", "--set", "train.steps=1000000", "--nproc", "2", "--max-restarts", "1")
     wait_for(lambda: bool(list(run.glob("checkpoints/step-*"))), process)

@@ -142,16 +142,17 @@ def kill_at(number: int | None = None, *, in_state_file: int | None = None):
             save(content, file)
             return
         num_files += 1
-        whole = io.BytesIO()
-        save(content, whole)
-        half = whole.tell() // 2
+        buffer = io.BytesIO()
+        save(content, buffer)
+        written = buffer.getvalue()
+        half = len(written) // 2
         with file.open("wb") as out:
-            out.write(whole.getvalue()[:half])
+            out.write(written[:half])
             out.flush()
             moment()
             if num_files == in_state_file:
                 os.kill(os.getpid(), signal.SIGKILL)
-            out.write(whole.getvalue()[half:])
+            out.write(written[half:])
 
     os.fsync, torch.save = counted_fsync, counted_save
     return moment

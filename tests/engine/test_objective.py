@@ -9,7 +9,7 @@ from refcli.engine.objective import HasDepth, HasMasks, HasMetrics, HasWork, rea
 from refcli.model.flops import Work
 
 
-class Talkative(nn.Module):
+class WithMetrics(nn.Module):
     """Reports two scalars, one of them in half precision with a gradient, and what a batch takes."""
 
     def metrics(self):
@@ -20,7 +20,7 @@ class Talkative(nn.Module):
 
 
 def test_metrics_are_read_as_numbers():
-    assert read_metrics(Talkative()) == {"accuracy": 0.5, "count": 3.0}
+    assert read_metrics(WithMetrics()) == {"accuracy": 0.5, "count": 3.0}
 
 
 def test_an_objective_may_report_nothing(batch_of):
@@ -32,4 +32,4 @@ def test_an_objective_may_report_nothing(batch_of):
 
 
 def test_work_is_the_objectives_own(batch_of):
-    assert work_of(Talkative(), batch_of(0)) == Work(7, 8.0)
+    assert work_of(WithMetrics(), batch_of(0)) == Work(7, 8.0)

@@ -161,7 +161,7 @@ def test_a_full_disk_is_an_error_with_place_and_way_out_and_the_last_checkpoint_
     assert names(tmp_path) == ["step-00000010", "step-00000020"]
 
 
-def test_the_reason_is_said_as_the_system_gives_it(tmp_path, monkeypatch):
+def test_the_reason_is_reported_as_the_system_states_it(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -172,7 +172,7 @@ def test_the_reason_is_said_as_the_system_gives_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors", "state.pt"])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_damaged_checkpoint_names_the_older_one_that_training_can_go_on_from(tmp_path, file, damage):
+def test_a_damaged_checkpoint_names_the_older_one_to_resume_from(tmp_path, file, damage):
     folder = Checkpoints(tmp_path)
     for step in (5, 10):
         save(folder, trained_state(step))

@@ -16,8 +16,6 @@ import pytest
 from documentation import NAMES, ROOT, Block, blocks_of, pipeline_of, statements_of
 from PIL import Image, ImageDraw
 
-from refcli.cli.app import run
-
 RUN_LANGUAGES = ("bash", "python")
 SHOWN_LANGUAGES = ("json", "mermaid", "text", "yaml")
 INDEPENDENT_PAGES = {"docs/library.md"}
@@ -45,23 +43,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("REFCLI_HOME", str(tmp_path / "home"))
     return tmp_path
-
-
-@pytest.fixture
-def run_refcli(monkeypatch, capsys):
-    """Run the command line in this process; it must succeed."""
-
-    def call(arguments: list[str], *, stdout: str | None, where: str) -> None:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["refcli", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            run()
-        captured = capsys.readouterr()
-        assert not caught.value.code, f"{where}: refcli {' '.join(arguments)}\n{captured.err}"
-        if stdout is not None:
-            Path(stdout).write_text(captured.out, encoding="utf-8")
-
-    return call
 
 
 @pytest.fixture
@@ -100,7 +81,7 @@ def shortened(arguments: list[str]) -> list[str]:
     return [*arguments, "--set", f"train.steps={SHORT_STEPS}"] if is_new_run else arguments
 
 
-def run_block(block: Block, run_refcli, run_shell, *, is_short: bool) -> None:
+def run_block(block: Block, refcli, run_shell, *, is_short: bool) -> None:
     if block.language == "python":
         code = compile(block.text, str(block), "exec")
         exec(code, {"__name__": "__main__"})
@@ -113,7 +94,10 @@ def run_block(block: Block, run_refcli, run_shell, *, is_short: bool) -> None:
         arguments = pipeline[0].refcli_arguments
         if len(pipeline) == 1 and arguments is not None and "--nproc" not in arguments:
             arguments = shortened(arguments) if is_short else arguments
-            run_refcli(arguments, stdout=pipeline[0].stdout, where=str(block))
+            code, out, err = refcli(*arguments)
+            assert code == 0, f"{block}: refcli {' '.join(arguments)}\n{err}"
+            if pipeline[0].stdout is not None:
+                Path(pipeline[0].stdout).write_text(out, encoding="utf-8")
         else:
             run_shell(statement, where=str(block))
 
@@ -128,7 +112,7 @@ def is_installed(program: str) -> bool:
 @pytest.mark.parametrize(
     "is_short", [pytest.param(True, id="short"), pytest.param(False, id="complete", marks=pytest.mark.slow)]
 )
-def test_every_block_of_a_page_runs(name, is_short, folder, run_refcli, run_shell, monkeypatch):
+def test_every_block_of_a_page_runs(name, is_short, folder, refcli, run_shell, monkeypatch):
     for block in blocks_of(ROOT / name):
         if block.language not in RUN_LANGUAGES or block.not_run or (block.slow and is_short):
             continue
@@ -136,7 +120,7 @@ def test_every_block_of_a_page_runs(name, is_short, folder, run_refcli, run_shel
             own_folder = folder / f"line-{block.line}"
             own_folder.mkdir()
             monkeypatch.chdir(own_folder)
-        run_block(block, run_refcli, run_shell, is_short=is_short)
+        run_block(block, refcli, run_shell, is_short=is_short)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from refcli.drawing.cases import case_jpeg
 from refcli.errors import ImageError
@@ -120,15 +119,15 @@ def _environment() -> Environment:
         "metric_key": metric_key,
         "most_listed": MOST_LISTED,
         "policy": POLICY,
-        "stylesheet": Markup((FOLDER / STYLESHEET).read_text(encoding="utf-8")),
+        "stylesheet": (FOLDER / STYLESHEET).read_text(encoding="utf-8"),
         "tile_names": TABLE,
     }
     return environment
 
 
 def _printable(value: object) -> object:
-    """Text without the characters that no text file may hold; other values as they are."""
-    if not isinstance(value, str) or isinstance(value, Markup):
+    """Text without the characters that no text file may hold; markup and other values as they are."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return "".join(
         letter if unicodedata.category(letter) not in _NOT_TEXT or letter in "\n\t" else "\ufffd" for letter in value

@@ -11,7 +11,7 @@ from refcli.data.reading.json_files import convert, parse_json, read_json
 from refcli.errors import DataError
 
 
-class Picture(msgspec.Struct):
+class ImageRow(msgspec.Struct):
     id: int
     height: int
     name: str = ""
@@ -20,14 +20,14 @@ class Picture(msgspec.Struct):
 def test_unwanted_fields_are_skipped_and_numbers_may_be_strings(tmp_path: Path):
     path = tmp_path / "a.json.gz"
     path.write_bytes(gzip.compress(b'\xef\xbb\xbf[{"id": 3, "height": "480", "licence": {"a": [1, {}]}}]'))
-    assert read_json(path, list[Picture]) == [Picture(3, 480)]
+    assert read_json(path, list[ImageRow]) == [ImageRow(3, 480)]
 
 
 def test_an_error_names_the_file_and_the_place_in_the_document(tmp_path: Path):
     path = tmp_path / "a.json"
     path.write_bytes(b'[{"id": 3, "height": 1}, {"id": "three", "height": 1}]')
     with pytest.raises(DataError, match=r"\$\[1\]\.id") as caught:
-        read_json(path, list[Picture])
+        read_json(path, list[ImageRow])
     assert caught.value.where == str(path)
 
 
@@ -38,7 +38,7 @@ def test_what_is_not_json_is_refused(data: bytes):
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
-@pytest.mark.parametrize("kind", [object, list[Picture], msgspec.Raw, dict[str, msgspec.Raw]])
+@pytest.mark.parametrize("kind", [object, list[ImageRow], msgspec.Raw, dict[str, msgspec.Raw]])
 def test_json_nested_a_hundred_thousand_deep_is_refused(opening: bytes, kind: type):
     with pytest.raises(DataError):
         parse_json(opening * 100_000, kind, where="x.json")
@@ -47,14 +47,14 @@ def test_json_nested_a_hundred_thousand_deep_is_refused(opening: bytes, kind: ty
 def test_deep_json_in_a_skipped_field_is_refused():
     deep = b"[" * 100_000 + b"]" * 100_000
     with pytest.raises(DataError, match="too deeply") as caught:
-        parse_json(b'{"id": 1, "height": 2, "other": ' + deep + b"}", Picture, where="x.json")
+        parse_json(b'{"id": 1, "height": 2, "other": ' + deep + b"}", ImageRow, where="x.json")
     assert caught.value.where == "x.json"
 
 
 def test_plain_data_is_checked_like_json():
-    assert convert([{"id": "1", "height": 2, "more": None}], list[Picture], where="x.p") == [Picture(1, 2)]
+    assert convert([{"id": "1", "height": 2, "more": None}], list[ImageRow], where="x.p") == [ImageRow(1, 2)]
     with pytest.raises(DataError, match=r"\$\[0\]\.height") as caught:
-        convert([{"id": 1, "height": "tall"}], list[Picture], where="x.p")
+        convert([{"id": 1, "height": "tall"}], list[ImageRow], where="x.p")
     assert caught.value.where == "x.p"
 
 

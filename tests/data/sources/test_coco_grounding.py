@@ -240,7 +240,7 @@ def test_plain_coco_annotations_carry_expressions_under_any_documented_key(tmp_p
         box(1, [1, 2, 3, 4], id=4, sentences=[{"sent": "e", "raw": "E!"}, {"raw": "f"}]),
         box(1, [1, 2, 3, 4], id=5, referring=["g"], segmentation=[]),
         {"id": 6, "image_id": 1, "expression": "h", "segmentation": polygon},
-        box(1, [1, 2, 3, 4], id=7, expression="i", caption="a picture"),
+        box(1, [1, 2, 3, 4], id=7, expression="i", caption="a photo"),
         box(1, [1, 2, 3, 4], id=8),
         {"id": 9, "image_id": 1, "expression": "j"},
         box(1, [], id=10, expression="k", empty=True),

@@ -87,6 +87,7 @@ def finetune(
 
 
 def _train_stage(stage: Stage, stages: list[Stage], session: Session, notes: tuple[str, ...]) -> None:
+    """One run. Its model must be released before the session ends, so no caller may hold it."""
     settings = stage.settings
     plan = plan_run(session, settings, stage.path, resume=stage.resume, force=stage.force)
     parts = build(settings, session.store_path, session.world, plan.starts, after=stage.after, notes=notes)

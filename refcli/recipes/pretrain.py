@@ -28,6 +28,7 @@ from refcli.recipes.precision import resolve_precision
 from refcli.recipes.preview import preview_training
 from refcli.recipes.training import (
     Data,
+    Session,
     TrainingParts,
     check_room_for_batches,
     make_feed,
@@ -72,11 +73,16 @@ def pretrain(
         resumed = out / "run.yaml" if session.resumes else None
         settings, notes = resolve_precision(settings, session.world, resumed=resumed)
         session.note(notes)
-        plan = plan_run(session, settings, out, resume=session.resume, force=session.force)
-        parts = build(settings, store_path, session.world, plan.starts)
-        trained = train_run(session, plan, parts)
-        session.on_main(partial(_save, trained, parts.data, settings, out / "weights"))
+        _train(settings, session)
     return out / "weights"
+
+
+def _train(settings: PretrainSettings, session: Session) -> None:
+    """One run. Its model must be released before the session ends, so no caller may hold it."""
+    plan = plan_run(session, settings, session.out, resume=session.resume, force=session.force)
+    parts = build(settings, session.store_path, session.world, plan.starts)
+    trained = train_run(session, plan, parts)
+    session.on_main(partial(_save, trained, parts.data, settings, session.out / "weights"))
 
 
 def preview(settings: PretrainSettings, *, store_path: Path) -> list[str]:

@@ -1,1 +1,1 @@
-"""What is reported while training runs: lines of metrics, TensorBoard, validation."""
+"""Progress reports: lines of metrics, log.txt and TensorBoard."""

@@ -324,6 +324,8 @@ def _from_run_lengths(value: Mapping[str, object], height: int, width: int) -> R
         return mask
     if not isinstance(counts, list):
         raise DataError(f"the segmentation cannot be read: its counts are {excerpt(counts)}")
+    if not all(type(run) is int for run in counts):
+        raise DataError("a run length is negative or not a whole number")
     return runs_to_rle(counts, height, width)
 
 

@@ -106,7 +106,7 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
     return _rle(coco.merge(coco.frPyObjects(parts, height, width)))
 
 
-def runs_to_rle(runs: Sequence[float], height: int, width: int) -> RLE:
+def runs_to_rle(runs: Sequence[object], height: int, width: int) -> RLE:
     """The mask of uncompressed run lengths, column by column, the first of zeros.
 
     Raises:
@@ -114,11 +114,12 @@ def runs_to_rle(runs: Sequence[float], height: int, width: int) -> RLE:
             mask is too large.
     """
     _check_size(height, width)
-    if not all(type(run) is int and run >= 0 for run in runs):
+    whole = [run for run in runs if type(run) is int and run >= 0]
+    if len(whole) != len(runs):
         raise DataError("a run length is negative or not a whole number")
-    if sum(runs) != height * width:
-        raise DataError(f"run lengths of {sum(runs)} pixels in a mask of {height} x {width}")
-    return _rle(coco.frPyObjects({"size": [height, width], "counts": list(runs)}, height, width))
+    if sum(whole) != height * width:
+        raise DataError(f"run lengths of {sum(whole)} pixels in a mask of {height} x {width}")
+    return _rle(coco.frPyObjects({"size": [height, width], "counts": whole}, height, width))
 
 
 def _outline(polygon: Sequence[float]) -> float:

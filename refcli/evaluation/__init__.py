@@ -10,14 +10,14 @@ __all__ = ["SampleScore", "ScoreColumns", "measure", "score_sample"]
 
 if TYPE_CHECKING:
     from refcli.evaluation.metrics.measure import measure
+    from refcli.evaluation.sample_columns import ScoreColumns
     from refcli.evaluation.sample_score import SampleScore, score_sample
-    from refcli.evaluation.score_table import ScoreColumns
 else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
             "refcli.evaluation.metrics.measure": "measure",
-            "refcli.evaluation.score_table": "ScoreColumns",
+            "refcli.evaluation.sample_columns": "ScoreColumns",
             "refcli.evaluation.sample_score": "SampleScore score_sample",
         },
     )

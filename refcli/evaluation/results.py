@@ -96,7 +96,7 @@ class Evaluation:
         Raises:
             UsageError: the folder has a page that refcli did not write.
         """
-        from refcli.evaluation.report.page import render_report  # imports matplotlib
+        from refcli.evaluation.report.page import render_report
 
         page = render_report(self.run, self.report, self.cases, other=self.other)
         out.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,7 @@ from refcli.data.reading.json_files import parse_json
 from refcli.errors import DataError
 from refcli.evaluation.mask_frames import FRAMES
 from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL, frames_of
-from refcli.evaluation.sample_score import SCORE_THRESHOLD
-from refcli.evaluation.score_table import (
+from refcli.evaluation.sample_columns import (
     ROW,
     TYPES,
     ScoreColumns,
@@ -29,6 +28,7 @@ from refcli.evaluation.score_table import (
     gated_table,
     overlap_columns,
 )
+from refcli.evaluation.sample_score import SCORE_THRESHOLD
 from refcli.files import write_atomically
 
 PER_SAMPLE = "per_sample.parquet"

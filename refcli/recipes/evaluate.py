@@ -18,7 +18,7 @@ from refcli.evaluation.report.cases import NUM_CASES, Cases, answer_cases, choos
 from refcli.evaluation.report.document import report_document, report_run
 from refcli.evaluation.results import Evaluation, check_folders, system_folders
 from refcli.evaluation.run import Run, Scoring, SplitScores, gated_run, merge_runs, read_run
-from refcli.evaluation.score_table import ROW
+from refcli.evaluation.sample_columns import ROW
 from refcli.files import explain_write_errors
 from refcli.inference.device import Precision
 from refcli.inference.predictor import Predictor

@@ -17,8 +17,8 @@ from refcli.engine.reporting.reporters import Reporter, Silence
 from refcli.errors import DataError, UsageError
 from refcli.evaluation.metrics.measure import measure
 from refcli.evaluation.results import Evaluation
+from refcli.evaluation.sample_columns import ScoreColumns
 from refcli.evaluation.sample_score import score_sample, score_unanswered
-from refcli.evaluation.score_table import ScoreColumns
 from refcli.recipes import evaluate as evaluation
 from refcli.recipes import finetune as finetuning
 from refcli.recipes import prepare_data as preparation

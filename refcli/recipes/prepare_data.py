@@ -16,13 +16,7 @@ from refcli.data.preparation.dataset_images import DatasetImages, FileNames
 from refcli.data.preparation.finish import FinishSettings, storable
 from refcli.data.preparation.origin import describe_origin, is_unchanged
 from refcli.data.preparation.plan import FilePlan, GeneratedPlan, MixturePlan, Plan
-from refcli.data.preparation.run import (
-    Progress,
-    SelectedRecords,
-    UnpublishedSplits,
-    paused_collector,
-    write_splits,
-)
+from refcli.data.preparation.run import Progress, SelectedRecords, UnpublishedSplits, paused_collector, write_splits
 from refcli.data.reading.json_files import parse_json
 from refcli.data.shard import Shard
 from refcli.data.sources.detect import refuse_foreign

@@ -24,14 +24,7 @@ from typing_extensions import Self
 from refcli.contracts.example import Example
 from refcli.data.shard import Shard
 from refcli.data.store.checks import check_table
-from refcli.data.store.layout import (
-    MANIFEST,
-    SCHEMA,
-    STORE_SCHEMA,
-    examples_to_table,
-    file_entries,
-    read_manifest,
-)
+from refcli.data.store.layout import MANIFEST, SCHEMA, STORE_SCHEMA, examples_to_table, file_entries, read_manifest
 from refcli.errors import DataError
 from refcli.files import file_sha256, is_plain_name, path_inside, temporary_file, write_atomically
 

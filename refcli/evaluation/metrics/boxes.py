@@ -6,7 +6,7 @@ import numpy as np
 
 from refcli.evaluation.metrics.conventions import Convention
 from refcli.evaluation.metrics.ratios import Ratio, share
-from refcli.evaluation.score_table import ScoreColumns
+from refcli.evaluation.sample_columns import ScoreColumns
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 RECALL_AT = (1, 5, 10)

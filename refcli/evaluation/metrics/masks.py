@@ -8,7 +8,7 @@ from refcli.evaluation.metrics.boxes import THRESHOLDS
 from refcli.evaluation.metrics.conventions import Convention
 from refcli.evaluation.metrics.no_target import says_none
 from refcli.evaluation.metrics.ratios import Ratio, share
-from refcli.evaluation.score_table import ScoreColumns
+from refcli.evaluation.sample_columns import ScoreColumns
 
 
 def mask_ratios(scores: ScoreColumns, convention: Convention) -> dict[str, Ratio]:

@@ -12,7 +12,7 @@ from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
 from refcli.evaluation.metrics.masks import generalised_mask_ratios, mask_ratios
 from refcli.evaluation.metrics.no_target import no_target_ratios
 from refcli.evaluation.metrics.ratios import Ratio, values
-from refcli.evaluation.score_table import ScoreColumns
+from refcli.evaluation.sample_columns import ScoreColumns
 
 METRICS = (
     *(f"acc{round(threshold * 100)}" for threshold in THRESHOLDS),

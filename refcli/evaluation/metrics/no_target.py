@@ -6,7 +6,7 @@ import numpy as np
 
 from refcli.evaluation.metrics.conventions import Convention
 from refcli.evaluation.metrics.ratios import Ratio, share
-from refcli.evaluation.score_table import ScoreColumns
+from refcli.evaluation.sample_columns import ScoreColumns
 
 
 def says_none(scores: ScoreColumns, convention: Convention) -> np.ndarray:

@@ -15,7 +15,7 @@ from refcli.evaluation.mask_frames import IMAGE
 from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
 from refcli.evaluation.predictions import RejectionLog, read_lines
 from refcli.evaluation.run import SplitScores
-from refcli.evaluation.score_table import ROW, ScoreColumns
+from refcli.evaluation.sample_columns import ROW, ScoreColumns
 from refcli.geometry.boxes import box_area
 from refcli.inference.requests import Request
 

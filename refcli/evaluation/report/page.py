@@ -18,15 +18,7 @@ from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
 from refcli.evaluation.metrics.measure import METRICS, Slice, metric_ratios
 from refcli.evaluation.metrics.ratios import intervals
 from refcli.evaluation.report.cases import Case, Cases
-from refcli.evaluation.report.document import (
-    TABLE,
-    RunReport,
-    SplitReport,
-    metric_key,
-    notes,
-    percent,
-    result_rows,
-)
+from refcli.evaluation.report.document import TABLE, RunReport, SplitReport, metric_key, notes, percent, result_rows
 from refcli.evaluation.report.plots import INK, Plot, draw_plots
 from refcli.evaluation.report.published import published_on, published_size
 from refcli.evaluation.run import Run, SplitScores

@@ -17,7 +17,7 @@ from refcli.evaluation.metrics.measure import Slice
 from refcli.evaluation.report.cases import mask_ious
 from refcli.evaluation.report.document import SplitReport
 from refcli.evaluation.run import SplitScores
-from refcli.evaluation.score_table import ScoreColumns
+from refcli.evaluation.sample_columns import ScoreColumns
 
 WIDTH = 5.4
 """In inches of 72 points."""

@@ -17,8 +17,8 @@ from refcli.errors import UsageError
 from refcli.evaluation.mask_frames import FRAMES, MaskFrame
 from refcli.evaluation.metrics.conventions import CONVENTIONS, choose_conventions, frames_of
 from refcli.evaluation.metrics.measure import METRICS, measure
+from refcli.evaluation.sample_columns import ScoreColumns
 from refcli.evaluation.sample_score import score_sample
-from refcli.evaluation.score_table import ScoreColumns
 from refcli.geometry.box_tensors import box_iou_pairs
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import encode_mask

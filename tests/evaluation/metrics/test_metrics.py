@@ -14,8 +14,8 @@ from refcli.contracts.prediction import Answer, Target
 from refcli.errors import DataError
 from refcli.evaluation.metrics.measure import measure
 from refcli.evaluation.metrics.ratios import Ratio, intervals, share, values
+from refcli.evaluation.sample_columns import ScoreColumns
 from refcli.evaluation.sample_score import score_sample
-from refcli.evaluation.score_table import ScoreColumns
 from refcli.geometry.masks import encode_mask
 
 SIDE = 100

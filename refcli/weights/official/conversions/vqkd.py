@@ -13,13 +13,7 @@ from torch import Tensor
 from refcli.config.pretraining import VisualTokenizerSettings
 from refcli.errors import UsageError
 from refcli.model.visual_tokenizer import VisualTokenizer
-from refcli.weights.official.conversions.plan import (
-    ConversionPlan,
-    KeyTableError,
-    count_heads,
-    heads_note,
-    size_of,
-)
+from refcli.weights.official.conversions.plan import ConversionPlan, KeyTableError, count_heads, heads_note, size_of
 from refcli.weights.official.conversions.renaming import Names, Renaming
 from refcli.weights.tensors import Mismatch
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest

@@ -1,4 +1,4 @@
-"""Compiling parts of a model, and explaining failures."""
+"""Compile parts of a model, and explain the compiler's failures."""
 
 from __future__ import annotations
 

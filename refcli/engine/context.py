@@ -1,4 +1,4 @@
-"""What every part of one training run shares."""
+"""The context that all parts of a training run share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device to compute on, and how the process uses its memory."""
+"""The device to compute on, and how the process keeps freed memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def resolve_device(name: str, *, automatic: Sequence[str] = FOR_TRAINING) -> tor
 
 
 def keep_freed_pages() -> bool:
-    """Make glibc's malloc keep freed memory instead of returning it to the kernel; returns whether it accepted that.
+    """Make glibc's malloc keep freed memory instead of returning it to the kernel; returns whether it accepted.
 
     Every step and every batch allocates and frees the same large activations. By default malloc maps each of them
     anew, and the kernel provides it page by page through page faults, which cost a small model more than its

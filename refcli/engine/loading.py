@@ -1,4 +1,4 @@
-"""Batches from loading processes that end on request, outlive signals, and pass errors on complete."""
+"""Load batches in processes that end on request, outlive signals, and pass on complete errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def iterate_batches(
     Raises:
         RefcliError: as the dataset raised it, with its place and hint, even in a loading process.
         TrainingError: a loading process died, or shared memory is too small for its batches.
-        LoadingStalledError: a signal arrived, and no batch did.
+        LoadingStalledError: a signal arrived, but no batch did.
     """
     if workers:
         _check_locks()
@@ -156,10 +156,10 @@ def _explained(error: RuntimeError, exit_codes: Sequence[int]) -> TrainingError 
     if number == signal.SIGBUS:
         return no_shared_memory()
     names = {int(known): known.name for known in signal.Signals}  # real-time signals have no name
-    name = "unexpectedly" if number is None else f"by {names.get(number, f'signal {number}')}"
+    ending = "ended unexpectedly" if number is None else f"was killed by {names.get(number, f'signal {number}')}"
     doubt = " (was there enough memory?)" if number in (None, signal.SIGKILL) else ""
     return TrainingError(
-        f"a loading process was ended {name}{doubt}",
+        f"a loading process {ending}{doubt}",
         hint="--resume continues from the last checkpoint; fewer data.workers, or data.workers=0, need less memory",
     )
 
@@ -199,7 +199,7 @@ def check_shared_memory(batch_bytes: int, *, workers: int, loaders: int) -> None
         loaders: number of loaders at a time on this machine.
 
     Raises:
-        TrainingError: it has not.
+        TrainingError: it has too little.
     """
     if not workers:
         return
@@ -219,7 +219,7 @@ def free_shared_memory() -> int | None:
 
 
 def init_worker(worker: int) -> None:
-    """Limit a loading process to one thread, and let it outlive signals for the main process.
+    """Limit a loading process to one thread, and let it outlive signals meant for the main process.
 
     A terminal sends Ctrl-C to the whole process group, and schedulers do the same with SIGTERM; a loading process that
     died at once would break the step that the main process still has to finish.

@@ -34,7 +34,7 @@ class Feed:
     batches: Callable[[int], Generator[Batch, None, None]]
     """Endless batches for this process, given how many it has already had."""
     validate: Callable[[nn.Module], dict[str, float]] | None = None
-    """Metrics of a model in evaluation mode, a "score" among them."""
+    """Metrics of a model in evaluation mode, including "score"."""
     signals: StopSignals = field(default_factory=StopSignals)
     """Watched during training; a validation that iterates its batches through them ends early."""
 
@@ -158,7 +158,7 @@ class _Loop:
             )
 
     def _step(self, batches: Generator[Batch, None, None]) -> None:
-        """One optimiser step, with everything that counts it."""
+        """One optimiser step and its bookkeeping."""
         state, before = self.state, time.perf_counter()
         result = self._optimizer_step(batches)
         state.step += 1
@@ -188,7 +188,7 @@ class _Loop:
         self.context.run.checkpoints.save(self.state, layout=self.layout, world=self.context.world)
 
     def _is_validation_due(self) -> bool:
-        """Whether this step asks for a validation that has not run yet."""
+        """Whether a validation is due after this step and has not run yet."""
         settings, state = self.context.train, self.state
         if self.feed.validate is None or state.validated == state.step:
             return False

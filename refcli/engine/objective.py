@@ -1,4 +1,4 @@
-"""What the loop can train: any module that turns a batch into named losses."""
+"""Objectives: the modules that the loop can train, which turn a batch into named losses."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def has_static_graph(objective: nn.Module) -> bool:
 
 
 def work_of(objective: nn.Module, batch: Batch) -> Work:
-    """The work of a batch; none if the objective does not know it."""
+    """The work of a batch; zero if the objective does not know it."""
     return objective.work(batch) if isinstance(objective, HasWork) else Work()
 
 

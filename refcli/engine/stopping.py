@@ -1,4 +1,4 @@
-"""How training stops early: on a signal, with everything saved, or because a process failed."""
+"""Stop training early: on a signal, after saving everything, or because a process failed."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class ValidationStoppedError(TrainingError):
 
 
 class LoadingStalledError(TrainingError):
-    """A signal arrived while no batch did, so the step that waits for one is abandoned."""
+    """A signal arrived but the next batch did not, so the step that needs it is abandoned."""
 
     def __init__(self, received: signal.Signals) -> None:
         super().__init__(
-            f"stopped by {received.name} while it waited for a batch of the loading processes",
+            f"stopped by {received.name} while waiting for a batch of the loading processes",
             hint="--resume continues from the last checkpoint; is the disk with the images available?",
         )
         self.exit_code = EXIT_CODES[received]

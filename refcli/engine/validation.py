@@ -81,7 +81,7 @@ class ValidationTracker:
             state.validated = state.step
 
     def has_stalled(self, state: TrainingState) -> bool:
-        """Whether the last `train.patience` validations have not improved on the best; never if that is None."""
+        """Whether the last `train.patience` validations have not improved on the best; False without it."""
         patience, world = self.context.train.patience, self.context.world
         if patience is None:
             return False

@@ -106,10 +106,10 @@ def check_gates_alike(this: SplitScores, other: SplitScores) -> None:
 
 
 def gates_differ(name: str, which: str, num_gated: int) -> DataError:
-    """The refusal to test metrics after the gate against metrics before it."""
+    """The error of a comparison of metrics after the gate with metrics before it."""
     return DataError(
         f'the metrics of {which} are gated ({num_gated} wrong "no target" have no candidates), those of '
-        "the other one are not",
+        "the other are not",
         where=name,
         hint='add --gated, which counts a wrong "no target" as a miss in all metrics of both; or predict again: lines '
         "now have candidates",

@@ -16,7 +16,7 @@ from refcli.geometry.frame import Frame
 from refcli.geometry.masks import decode_mask, rle_area, rle_intersection
 
 _POSITION_DECIMALS = 9
-"""Of positions among cells, so that rounding does not make a pixel read a cell without weight."""
+"""Positions among cells are rounded to this, lest rounding errors make a pixel read a cell of weight 0."""
 
 
 class MaskOverlap(NamedTuple):
@@ -44,11 +44,11 @@ class MaskFrame:
     Args:
         side: width and height in pixels.
         keeps_aspect: letterboxed, else stretched.
-        cells: if set, the answer passes a grid of so many cells a side: a cell is on where the mask is on at the
-            cell's centre, and a frame pixel is on where any cell is on that bilinear enlargement would read. This
+        cells: if set, the answered mask passes through a grid with this many cells per side: a cell is on if the mask
+            is on at its centre, and a frame pixel is on if bilinear enlargement would read any cell that is on. This
             equals a mask that is thresholded at the head's resolution, enlarged, and on where it is not zero (OneRef):
-            it grows by about a frame pixel on every side. If the model's own masks are known, they are these cells:
-            they also cover the padding, which no mask of the image does.
+            it grows by about one frame pixel on every side. If the model's own masks are known, they are the cells;
+            they also cover the padding, which masks of the image do not.
     """
 
     side: int

@@ -33,7 +33,7 @@ MOST_LINE_BYTES = 16 << 20
 MOST_TARGETS = 10_000
 """Limits of a line."""
 LONGEST_QUOTED = 500
-"""Characters of a reason that are kept."""
+"""Maximum length of a quoted reason, in characters."""
 
 
 class Line(NamedTuple):

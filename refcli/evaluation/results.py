@@ -1,4 +1,4 @@
-"""The results of an evaluation, and the folder that they are written into, which loses nothing else."""
+"""The results of an evaluation, and how they are written into a folder without losing other files."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Evaluation:
         return ExitCode.OK if is_complete else ExitCode.PARTIAL
 
     def compared_with(self, other: Run) -> Evaluation:
-        """The same with a comparison to another run, which is gated if this one was asked to be.
+        """A copy with a comparison to another run, which is gated if this one was asked to be.
 
         Raises:
             DataError: the runs cannot be compared.
@@ -73,7 +73,7 @@ class Evaluation:
             force: replace an earlier evaluation in the folder.
 
         Returns:
-            The same with the files in its document.
+            A copy whose document lists the files.
 
         Raises:
             UsageError: something in the folder would be lost.
@@ -91,7 +91,7 @@ class Evaluation:
         bytes. With the default number of cases it stays below 5 MB.
 
         Returns:
-            The same with the place of the page.
+            A copy with the path of the page.
 
         Raises:
             UsageError: the folder has a page that refcli did not write.
@@ -100,7 +100,7 @@ class Evaluation:
 
         page = render_report(self.run, self.report, self.cases, other=self.other)
         out.mkdir(parents=True, exist_ok=True)
-        path = page_place(out)
+        path = locate_page(out)
         write_atomically(path, page)
         return replace(self, page=path)
 
@@ -141,9 +141,11 @@ def check_folders(out: Path, folders: Sequence[str], *, force: bool) -> None:
     """
     nearest = next(place for place in (out.absolute(), *out.absolute().parents) if os.path.lexists(place))
     if not nearest.is_dir():
-        raise UsageError("no folder can be made where a file is", where=f"--out {out}", hint="give another place")
+        raise UsageError(
+            "the output folder, or one above it, is a file", where=f"--out {out}", hint="choose another --out"
+        )
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError("no folder can be written there", where=f"--out {out}", hint="give another place")
+        raise UsageError("the output folder cannot be written", where=f"--out {out}", hint="choose another --out")
     for folder in dict.fromkeys((out, *(out / name for name in folders))):
         check_free(folder, force=force)
 
@@ -195,8 +197,8 @@ def write_summary(folder: Path, document: Mapping[str, object], files: Sequence[
     _write(folder, {**document, "files": sorted({*files, SUMMARY})})
 
 
-def page_place(folder: Path) -> Path:
-    """The path of the page; a summary in the folder lists it before it is written.
+def locate_page(folder: Path) -> Path:
+    """The path of the page, listed in the folder's summary (if there is one) before it is written.
 
     Raises:
         UsageError: there is a page that the summary does not list.
@@ -232,5 +234,5 @@ def _not_ours(folder: Path, name: str) -> UsageError:
     return UsageError(
         f"{name} is not replaced: {SUMMARY} does not list it as a file of this evaluation",
         where=str(folder / name),
-        hint="give another --out, or remove the file yourself",
+        hint="choose another --out, or remove the file yourself",
     )

@@ -34,7 +34,7 @@ from refcli.files import write_atomically
 PER_SAMPLE = "per_sample.parquet"
 PER_SAMPLE_SCHEMA = "refcli.per_sample/1"
 WRONG_SIZE = "wrong size"
-"""The kind of rejected lines that only the part reports that scores the sample; every part finds all other kinds."""
+"""The kind of rejected lines that only the part with the sample reports; every part finds all other kinds."""
 MOST_LISTED = 50
 """Rejected lines of each kind that are quoted; all are counted."""
 _FACTS = b"refcli"
@@ -361,7 +361,7 @@ def _merge_split(name: str, parts: Mapping[str, Run]) -> SplitScores:
     sizes = {(split.size, split.total) for _, split in found}
     if len(sizes) != 1:
         raise DataError(
-            f"the parts of {name} are of different wholes: {sorted(size for size, _ in sizes)} samples",
+            f"the parts of {name} are of evaluations of different sizes: {sorted(size for size, _ in sizes)} samples",
             where=" and ".join(place for place, _ in found),
             hint="evaluate every part on the same store with the same --limit",
         )

@@ -55,7 +55,7 @@ def check_table(table: pa.Table, frames: Sequence[str]) -> pa.Table:
     """Check the columns of a table from outside: right types and plausible values.
 
     Args:
-        table: `ROW`, `TYPES` (of which `ADDED` may be missing) and the counts of the frames; others are dropped.
+        table: `ROW`, `TYPES` (except that `ADDED` may be missing) and the counts of the frames; others are dropped.
         frames: the required frames.
 
     Raises:
@@ -163,9 +163,9 @@ class ScoreColumns:
     num_targets: np.ndarray
     box_share: np.ndarray
     says_none: np.ndarray
-    """Whether each answer is "no target", as an answer without any target is. A system that states "no target" for any
-    sample of the split, or gives a probability, thereby states for the others that there is a target, even if their
-    masks are empty."""
+    """Whether each answer is "no target"; an answer without any target counts as one. A system that states "no target"
+    for any sample of the split, or gives a probability, thereby states for the others that there is a target, even if
+    their masks are empty."""
     knows_existence: np.ndarray
     """Whether the system judges existence; see `says_none`."""
     box_iou: np.ndarray

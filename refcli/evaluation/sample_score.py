@@ -57,11 +57,11 @@ class SampleScore:
     """This probability; NaN if there is none."""
     num_found: int = 0
     num_drawn: int = 0
-    """Answered targets that have a mask."""
+    """Number of answered targets that have a mask."""
     num_from_mask: int = 0
-    """Answered targets whose box is the tight box of their mask: the system gives no box of its own."""
+    """Number of those whose box is the tight box of the mask: the system gives no box of its own."""
     num_framed: int = 0
-    """Answered targets that are known in the model frame, including its padding."""
+    """Number of answered targets that are known in the model frame, including its padding."""
     is_gated: bool = False
     """There is a target, the answer is "no target", and its candidates are unknown."""
     box_iou: float
@@ -215,7 +215,7 @@ def _size_of(example: Example, answer: Answer) -> tuple[int, int]:
     width, height = _known_size(example)
     if width and answer.width and answer.height and (answer.width, answer.height) != (width, height):
         raise DataError(
-            f"the image is {answer.width} x {answer.height}, the data says {width} x {height}",
+            f"the image is {answer.width} x {answer.height}, but {width} x {height} in the data",
             where=example.id,
             hint="prepare the data again from the same images; --check-images lists those of another size",
         )
@@ -223,7 +223,7 @@ def _size_of(example: Example, answer: Answer) -> tuple[int, int]:
     for target in answer.proposals:
         if width and height and target.mask is not None and tuple(target.mask.size) != (height, width):
             raise DataError(
-                f"a mask is {target.mask.size[1]} x {target.mask.size[0]}, the data says {width} x {height}",
+                f"a mask is {target.mask.size[1]} x {target.mask.size[0]}, but the image {width} x {height}",
                 where=example.id,
                 hint="masks are in pixels of the original image",
             )

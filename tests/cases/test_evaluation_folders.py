@@ -156,4 +156,4 @@ def test_a_folder_behind_a_broken_link_is_refused_before_anything_is_scored(eval
     code, out, err = evaluate("--out", tmp_path / "out")
 
     assert (code, out) == (2, "")
-    assert "no folder can be made" in err
+    assert "the output folder, or one above it, is a file" in err

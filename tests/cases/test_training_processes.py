@@ -180,9 +180,9 @@ def test_a_value_in_the_store_of_several_machines_never_runs(tmp_path, hidden):
     token = backend.set_state(pickle.dumps(_RendezvousState()))[1]
     store.set("torch.rendezvous.a run", b64encode(pickle.dumps(value)))
 
-    with pytest.raises(RendezvousStateError, match="no part of a state"):
+    with pytest.raises(RendezvousStateError, match="not part of a rendezvous state"):
         backend.get_state()
-    with pytest.raises(RendezvousStateError, match="no part of a state"):
+    with pytest.raises(RendezvousStateError, match="not part of a rendezvous state"):
         backend.set_state(pickle.dumps(_RendezvousState()), token)
     assert not proof.exists()
 
@@ -200,7 +200,7 @@ def test_a_launcher_that_finds_a_foreign_value_ends_the_run_and_runs_nothing(tmp
     attacker.start()
     waits = "import pathlib, sys, time; pathlib.Path(sys.argv[1], 'ready').touch(); time.sleep(60)"
     command = [sys.executable, "-S", "-c", waits, str(tmp_path)]
-    with pytest.raises(TrainingError, match="no part of a state"):
+    with pytest.raises(TrainingError, match="not part of a rendezvous state"):
         launch(command, Launch(1, 1, 2, f"localhost:{port}", identity="mine"), note=print)
     attacker.join()
     assert not (tmp_path / "ran").exists()

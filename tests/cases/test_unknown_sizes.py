@@ -92,7 +92,7 @@ def test_a_wrong_size_of_a_known_image_is_still_reported(refcli, prepare, tmp_pa
     path = write(tmp_path / "p.jsonl", [record("r1", [BOX], width=101, height=80)])
     code, _, err = refcli("evaluate", "--predictions", path, "--data", store, "--split", "mine:val")
     assert code == 1
-    assert "the image is 101 x 80, the data says 100 x 80" in err
+    assert "the image is 101 x 80, but 100 x 80 in the data" in err
 
 
 def test_a_ground_truth_mask_gives_the_size_of_an_image():
@@ -105,7 +105,7 @@ def test_a_ground_truth_mask_gives_the_size_of_an_image():
     score = score_sample(truth, answer)
     assert (score.mask_iou, score.box_iou, score.box_share) == (1, 1, 2500 / 8000)
     turned = replace(target, mask=encode_mask(bitmap.T))
-    with pytest.raises(DataError, match="a mask is 80 x 100, the data says 100 x 80"):
+    with pytest.raises(DataError, match="a mask is 80 x 100, but the image 100 x 80"):
         score_sample(truth, replace(answer, targets=(turned,)))
 
 

@@ -276,7 +276,7 @@ def test_processes_resume_from_the_last_checkpoint_after_a_crash_and_save_when_s
     _, stderr = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 75, stderr
-    assert "starting the processes again" in stderr
+    assert "restarting the processes" in stderr
     assert stderr.count("after step") == 2, "one line for resuming, one for stopping"
     assert "Traceback" not in stderr
     stopped = int(max(path.name for path in run.glob("checkpoints/step-*")).removeprefix("step-"))

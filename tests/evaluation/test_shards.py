@@ -126,7 +126,7 @@ def test_a_part_with_another_limit_is_refused(store):
         name: Run("w", "f", Scoring(), (evaluate_split(Clumsy(), split, name=SPLIT, rows=rows, size=size),))
         for name, rows, size in [("a", range(10), 20), ("b", range(10, 30), 30)]
     }
-    with pytest.raises(DataError, match="different wholes"):
+    with pytest.raises(DataError, match="different sizes"):
         merge_runs(parts)
 
 

@@ -37,7 +37,7 @@ from refcli.files import explain_write_errors, remove_stale_temporaries, share_a
 explain_run_write_errors = partial(
     explain_write_errors, error=TrainingError, also=(RuntimeError, SafetensorError), can_resume=True
 )
-"""`explain_write_errors` for a training run; torch and safetensors report failed writes by exceptions of their own."""
+"""`explain_write_errors` for a training run; torch and safetensors raise their own for failed writes."""
 
 FILES = {MODEL: "model.safetensors", EMA: "ema.safetensors", REST: "state.pt"}
 NUM_KEPT = 2
@@ -47,13 +47,13 @@ UNFINISHED = re.compile(r"\.(tmp|old)-step-\d{8,}")
 STATE_NAMES = re.compile(
     r"collections\.OrderedDict|torch\.(_utils\._rebuild_tensor_v2|(cuda\.|storage\.)?\w+Storage|Size|device|\w+\d+|bool)"
 )
-"""The globals that the file of plain values may use; the last are dtypes."""
+"""Pickle globals that the file of plain values may use; the last are dtypes."""
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: `step-00001234/` directories, and `best.json` that names one of them.
+    """The folder `checkpoints/` of a run: `step-00001234/` directories, and `best.json`, which names one of them.
 
-    A directory gets its name once everything in it is on disk, so a named one is complete, and the newest is the last.
+    A directory gets its name once everything in it is on disk: every named one is complete, and the newest is the last.
     """
 
     def __init__(self, root: Path) -> None:
@@ -164,7 +164,7 @@ class Checkpoints:
         """A part of a checkpoint.
 
         Raises:
-            DataError: damaged, or it holds more than tensors and plain values; nothing of that is built.
+            DataError: damaged, or it holds other objects than tensors and plain values, which are never built.
         """
         file = self.path(step) / FILES[part]
         try:
@@ -179,14 +179,14 @@ class Checkpoints:
         return content
 
     def remove_unfinished(self) -> None:
-        """Remove what killed processes left half-written or half-removed."""
+        """Remove checkpoints that killed processes left half-written or half-removed."""
         for path in self.root.glob(".*-step-*"):
             if UNFINISHED.match(path.name):
                 shutil.rmtree(path)
         remove_stale_temporaries(self.root)
 
     def remove_old(self, best: Pointer | None) -> None:
-        """Remove all checkpoints except the newest and the best, and what a killed process left half-written.
+        """Remove unfinished checkpoints, and all others except the newest and the best.
 
         A checkpoint directory with foreign files stays.
         """
@@ -195,7 +195,7 @@ class Checkpoints:
         kept = {*steps[-NUM_KEPT:], *([best.step] if best else [])}
         for path in (self.path(step) for step in steps if step not in kept):
             if {file.name for file in path.iterdir()} <= set(FILES.values()):
-                shutil.rmtree(path.rename(self.root / f".old-{path.name}"))  # half removed, it must not have its name
+                shutil.rmtree(path.rename(self.root / f".old-{path.name}"))  # a half-removed one must not keep its name
 
     def _fallback_hint(self, step: int, names: tuple[str, ...]) -> str:
         """A hint for a damaged checkpoint: the newest older one that can be read."""
@@ -205,8 +205,8 @@ class Checkpoints:
                     self._read(older, name)
             except DataError:
                 continue
-            return f"that of step {older} is complete: remove {self.path(step)} and --resume continues from there"
-        return "there is no older one that is complete; start again with --force"
+            return f"the one of step {older} is complete: remove {self.path(step)}, and --resume continues from there"
+        return "no older checkpoint is complete; start again with --force"
 
 
 def _read_plain(file: Path) -> object:

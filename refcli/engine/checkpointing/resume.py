@@ -67,7 +67,7 @@ def is_restarted_run(out: Path) -> bool:
 
 
 def run_facts(settings: AnySettings, *, store_path: Path, processes: int) -> dict[str, Any]:
-    """What env.json records about a run besides versions and hardware.
+    """The entries of env.json besides versions and hardware.
 
     Raises:
         DataError: no such store.
@@ -92,7 +92,7 @@ def data_facts(settings: AnySettings, store_path: Path) -> dict[str, Any]:
 
 
 def run_identity(command: str, settings: AnySettings, *, store_path: Path, out: Path) -> str:
-    """A digest that the machines of one run have in common, and no other run has.
+    """A digest that is the same on all machines of one run, and different for every other run.
 
     Raises:
         DataError: no such store.

@@ -95,7 +95,7 @@ class RunDir:
         """
         if resume and force:
             raise UsageError(
-                "--resume continues a run and --force removes it", where=str(path), hint="give one of them"
+                "--resume continues a run and --force removes it", where=str(path), hint="give only one of them"
             )
         run = cls(path)
         with explain_run_write_errors("the run directory", path):
@@ -146,7 +146,7 @@ class RunDir:
         """Add one line to metrics.jsonl.
 
         Raises:
-            TrainingError: it cannot be written; this holds for all writing methods.
+            TrainingError: it cannot be written (as in all writing methods).
         """
         self._append("metrics.jsonl", json.dumps(line))
 

@@ -17,13 +17,13 @@ _held: set[int] = set()
 
 @contextmanager
 def lock_run_directory(path: Path, world: World) -> Iterator[None]:
-    """Lock a directory against other runs; the system releases the lock when the main process ends, in any way.
+    """Lock a directory against other runs; the system releases the lock however the main process ends.
 
     A missing directory is created, and removed again if nothing is written. Without file locks (Windows, some network
     file systems) nothing is locked.
 
     Raises:
-        UsageError: another run has the lock; in every process.
+        UsageError: another run holds the lock; raised in every process.
     """
     is_new = not os.path.lexists(path)
     with failing_together(world):
@@ -34,10 +34,10 @@ def lock_run_directory(path: Path, world: World) -> Iterator[None]:
 
 @contextmanager
 def lock_output_folder(path: Path) -> Iterator[None]:
-    """As `lock_run_directory`, for a folder that a single process writes to.
+    """Like `lock_run_directory`, for a folder that a single process writes to.
 
     Raises:
-        UsageError: another process has the lock.
+        UsageError: another process holds the lock.
     """
     is_new = not os.path.lexists(path)
     with _released(_lock(path, "writing"), path, is_new=is_new):

@@ -27,7 +27,7 @@ MODEL, EMA, REST = "model", "ema", "state"
 
 @dataclass(frozen=True)
 class Pointer:
-    """Which checkpoint is the last or the best."""
+    """The last or the best checkpoint."""
 
     step: int
     score: float | None = None

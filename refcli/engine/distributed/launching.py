@@ -33,7 +33,7 @@ STARTS_VARIABLE = "REFCLI_STARTS"
 TORCH_SIGNALS = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 """The signals that torch handles while it starts processes. By default it would undo nohup's protection from SIGHUP."""
 NO_SHARED_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Makes torch create a new store for every start: a machine that joins later never learns where the first one is."""
+"""Makes torch create a new store for every start: a machine that joins later never learns the first store's address."""
 STRAGGLER_SECONDS = 20.0
 """How long the others may take to exit once a process has failed or stopped, or a machine is done."""
 POLL_SECONDS = 0.1
@@ -52,7 +52,7 @@ class Launch:
     max_restarts: int = 0
     """How often the processes are restarted after a crash."""
     identity: str = ""
-    """What the machines of one run have in common, and no other run has, so that different runs never mix."""
+    """The same on all machines of one run, and different for every other run, so that runs never mix."""
 
 
 def is_restart() -> bool:
@@ -173,7 +173,7 @@ class _Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         if self._num_starts:
-            self._note("starting the processes again")
+            self._note("restarting the processes")
         store = worker_group.store
         assert store is not None
         if worker_group.group_rank == 0:
@@ -198,15 +198,15 @@ class _Agent(LocalElasticAgent):
         return result
 
     def _note_deaths(self, result: RunResult) -> None:
-        """Report the processes that a signal ended, except those that torch ended after others had failed."""
+        """Report the processes that a signal killed, except those that torch killed after others had failed."""
         has_failed = any(failure.exitcode > 0 for failure in result.failures.values())
         for rank, failure in result.failures.items():
             if failure.exitcode < 0 and not (has_failed and failure.exitcode == -signal.SIGTERM):
                 reason = " (was there enough memory?)" if failure.exitcode == -signal.SIGKILL else ""
-                self._note(f"process {rank} was ended by {failure.signal_name()}{reason}")
+                self._note(f"process {rank} was killed by {failure.signal_name()}{reason}")
 
     def _await_stragglers(self) -> None:
-        """Once a process has failed, give the others time to exit: torch would end them at once."""
+        """Once a process has failed, give the others time to exit: torch would kill them at once."""
         processes = self._processes()
         if any(process.poll() for process in processes):
             latest = time.monotonic() + STRAGGLER_SECONDS

@@ -42,7 +42,7 @@ STORE_TIMEOUT = timedelta(seconds=60)
 RUN_KEY = "refcli/run"
 """Key of the store that names the run at its endpoint."""
 MAX_STATE_BYTES = 1 << 20
-"""The state of a rendezvous is a list of machines."""
+"""Maximum size of a rendezvous state, which is a list of machines."""
 STATE_MODULE = "torch.distributed.elastic.rendezvous.dynamic_rendezvous"
 STATE_CLASS = "_RendezvousState"
 STATE_CLASSES = {
@@ -52,7 +52,7 @@ STATE_CLASSES = {
     ("datetime", "timezone"),
     ("datetime", "timedelta"),
 }
-"""The classes in torch's state of a rendezvous, besides plain values."""
+"""The classes in torch's rendezvous state, besides plain values."""
 
 
 class LocalRendezvous(RendezvousHandler):
@@ -98,13 +98,13 @@ class NetworkRendezvous(DynamicRendezvousHandler):
 
 
 class CheckedBackend(C10dRendezvousBackend):
-    """torch's backend, but refusing a state that holds anything else before torch unpickles it."""
+    """torch's backend, but it refuses anything that is not a rendezvous state before torch unpickles it."""
 
     def get_state(self) -> Any:  # noqa: ANN401 - torch does not name the type
         """The state and its token, as torch returns them.
 
         Raises:
-            RendezvousStateError: it is something else.
+            RendezvousStateError: it is not a rendezvous state.
         """
         return _checked(super().get_state())
 
@@ -112,7 +112,7 @@ class CheckedBackend(C10dRendezvousBackend):
         """Store a new state unless another launcher was faster; returns the state that the store then has.
 
         Raises:
-            RendezvousStateError: it is something else.
+            RendezvousStateError: it is not a rendezvous state.
         """
         return _checked(super().set_state(state, token))
 
@@ -224,10 +224,10 @@ def _connect(host: str, port: int, deadline: float, seconds: float) -> tuple[str
 
 
 def _read_run(store: TCPStore) -> tuple[str, str]:
-    """The identity and the id of the run of a store.
+    """The identity and the id of the run that a store serves.
 
     Raises:
-        RuntimeError, ValueError: it names none.
+        RuntimeError, ValueError: the store names no run.
     """
     identity, run_id = json.loads(store.get(RUN_KEY).decode())
     return str(identity), str(run_id)
@@ -247,17 +247,17 @@ def _silent_stderr() -> Iterator[None]:
 
 
 class _StateUnpickler(pickle.Unpickler):
-    """Builds torch's states of a rendezvous, and nothing else."""
+    """Builds torch's rendezvous states, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
         """The class, if a state may hold it."""
         if (module, name) not in STATE_CLASSES:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of a state")
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of a rendezvous state")
         return super().find_class(module, name)
 
 
 def _checked(found: Any) -> Any:  # noqa: ANN401
-    """What a backend returned, if its state is a plain state.
+    """The value that a backend returned, if it is a rendezvous state.
 
     Raises:
         RendezvousStateError: it holds something else, or is too large.
@@ -268,7 +268,7 @@ def _checked(found: Any) -> Any:  # noqa: ANN401
             if len(state) > MAX_STATE_BYTES:
                 raise pickle.UnpicklingError("it is too large")
             if type(_StateUnpickler(io.BytesIO(state)).load()).__name__ != STATE_CLASS:
-                raise pickle.UnpicklingError("it is something else")
+                raise pickle.UnpicklingError("it is not a rendezvous state")
         except Exception as error:  # a damaged pickle can raise anything
             raise RendezvousStateError(f"the state of the rendezvous is damaged: {error}") from error
     return found

@@ -73,7 +73,7 @@ def unsharded(module: nn.Module) -> nn.Module:
 def full_model_state(module: nn.Module) -> dict[str, Tensor]:
     """The state dict of a plain, DDP-wrapped or sharded module, with the names and shapes of the plain one.
 
-    Every process must call it. Of a sharded module only the main process gets it (on the CPU), the others get {}.
+    Every process must call it. If the module is sharded, only the main process gets it (on the CPU); the others get {}.
     """
     module = _unwrapped(module)
     state: dict[str, Tensor] = module.state_dict()
@@ -88,7 +88,7 @@ def load_full_model_state(module: nn.Module, state: Mapping[str, Tensor]) -> Non
     """Load the state dict of a plain module into a plain, DDP-wrapped or sharded one; every process has all of it.
 
     Raises:
-        RuntimeError: names or shapes do not fit, in torch's words.
+        RuntimeError: names or shapes do not fit (torch's own error).
     """
     module = _unwrapped(module)
     own = module.state_dict()
@@ -98,7 +98,7 @@ def load_full_model_state(module: nn.Module, state: Mapping[str, Tensor]) -> Non
 def full_optimizer_state(module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """The state dict of an optimiser over `module`'s parameters, as if the module were plain.
 
-    Every process must call it. Of a sharded module only the main process gets it (on the CPU), the others get {}.
+    Every process must call it. If the module is sharded, only the main process gets it (on the CPU); the others get {}.
     """
     module = _unwrapped(module)
     state = optimizer.state_dict()
@@ -118,7 +118,7 @@ def load_full_optimizer_state(module: nn.Module, optimizer: Optimizer, state: Ma
     """Load what `full_optimizer_state` returned under any parallelism; every process has all of it.
 
     Raises:
-        ValueError: the parameter groups do not fit, in torch's words.
+        ValueError: the parameter groups do not fit (torch's own error).
     """
     if _unwrapped(module) not in _UNSHARDED:
         optimizer.load_state_dict(dict(state))

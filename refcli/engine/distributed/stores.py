@@ -151,8 +151,8 @@ def error_report_store(name: str, *, timeout: timedelta) -> Store:
 def connect_over(address: str | None) -> None:
     """Make gloo, and NCCL on one machine, connect through the interface of an address; None for a single machine.
 
-    They read environment variables; by default they listen at whatever address the host name resolves to. What the
-    user has set for several machines stays.
+    They read environment variables; by default they listen at whatever address the host name resolves to. The user's
+    own settings for several machines stay.
     """
     is_local = address is None or _is_loopback(address)
     name = loopback_interface() if is_local else interface_of(str(address))

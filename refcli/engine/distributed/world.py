@@ -31,7 +31,7 @@ ValueT = TypeVar("ValueT")
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """How long a process waits for the others, while the main one validates and saves."""
 ROUND_VARIABLE = "REFCLI_ROUND"
-"""A name that processes started together share, and those started before or after them do not."""
+"""A name shared by processes that were started together, and by no others."""
 STORE_TIMEOUT = timedelta(seconds=5)
 
 
@@ -193,7 +193,7 @@ def _own_gpu(device: torch.device, local_rank: int) -> torch.device:
     """The GPU of this process: the one with its local rank."""
     if device.index is not None:
         raise ConfigError(
-            "each of several processes takes its own GPU, so none can be named",
+            "with several processes, each one uses its own GPU, so do not name one",
             where=f"device {device}",
             hint="use --device cuda; choose GPUs with CUDA_VISIBLE_DEVICES",
         )
@@ -211,7 +211,7 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 def claim_error_report(exit_code: int, *, timeout: timedelta = STORE_TIMEOUT) -> int | None:
-    """Claim to report the error for all failing processes; the first one to ask gets it.
+    """Claim the report of the error for all failing processes; the first one to ask gets it.
 
     Returns:
         None if this process is to report; otherwise the exit code of the one that does, for this process to exit with.

@@ -112,7 +112,7 @@ def first_samples(batch: Batch, count: int) -> Batch:
 
 
 def _kept(objective: nn.Module, batch: Batch, step: int, settings: TrainSettings) -> _Kept:
-    """What a forward pass keeps for its backward pass, without activation checkpoints whatever the settings are."""
+    """Bytes that a forward pass keeps for its backward pass, without activation checkpoints whatever the settings."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*objective.parameters(), *objective.buffers())}
     storages: dict[int, int] = {}
     encoders: list[_Kept] = []

@@ -45,7 +45,7 @@ class MetricAverages:
         return self._work.flops / max(self._seconds, 1e-9)
 
     def line(self, world: World, *, gemm_peak: float | None = None) -> dict[str, float]:
-        """The mean of every value over steps and processes, the throughput of the world, and the share of waiting.
+        """The mean of every value over steps and processes, the throughput of the world, and the share of time waiting.
 
         Args:
             gemm_peak: FLOP/s of this process's device (see `engine.measuring.utilisation`), if the objective knows the

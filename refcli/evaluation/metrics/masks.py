@@ -20,7 +20,7 @@ def mask_ratios(scores: ScoreColumns, convention: Convention) -> dict[str, Ratio
     - `mask_oiou`: sum of intersections / sum of unions (called cIoU in ReLA); large targets weigh more.
     - `pr50` ... `pr90`: share with mask IoU >= 0.5 ... 0.9 (> in some conventions).
 
-    An answer without a mask, of a system that draws masks, is an empty mask.
+    If the system draws masks, an answer without one counts as an empty mask.
     """
     among = scores.has_target & scores.mask_is_known
     counts = scores.overlaps[convention.frame]

@@ -34,9 +34,9 @@ METRICS = (
 """Names of all metrics; those of `original`, of which other conventions report some."""
 
 WORDS = ((1, "1-2 words"), (3, "3-5 words"), (6, "6-10 words"), (11, "11+ words"))
-"""(number of words from which on, name)."""
+"""(minimum number of words, name)."""
 BOX_SHARES = ((0.0, "box < 2 %"), (0.02, "box 2-10 %"), (0.1, "box 10-30 %"), (0.3, "box 30+ %"))
-"""(share of the image from which on, name); the box is the one around all targets."""
+"""(minimum share of the image, name) of the box around all targets."""
 TARGETS = ((0, "no target"), (1, "1 target"), (2, "2 targets"), (3, "3+ targets"))
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 NUM_RESAMPLES = 1000
 RESAMPLES_AT_ONCE = 100
-"""Bounds the memory: so many resamples times the number of images are held as int64."""
+"""Limits memory: this many resamples times the number of images are held as int64."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def intervals(
         ratios: metric -> its ratio.
         image: image number of each sample.
         seed: of the resampling; the same seed gives the same interval.
-        level: probability that the interval should hold.
+        level: probability that an interval should cover.
     """
     names = list(values(ratios))
     if not names:

@@ -27,27 +27,27 @@ from refcli.evaluation.sample_score import says_none
 FOLDER = Path(__file__).parent
 TEMPLATE, STYLESHEET = "page.html.j2", "page.css"
 MOST_LISTED = 50
-"""Failures of a split, and lines of each kind of problem, that are quoted; all are counted."""
+"""Maximum number of quoted failures of a split, and of quoted lines of each kind of problem; all are counted."""
 IMAGE_BYTES = 3_000_000
-"""All drawings of a page together; base64 makes four bytes of three."""
+"""Limit on all drawings of a page together; base64 turns three bytes into four."""
 MEANINGS: dict[str, str] = {
     "acc50": 'Acc@0.5: box IoU of at least 0.5, before "no target"',
     "acc50_gated": 'Acc@0.5 where a wrong "no target" is a miss',
     "box_miou": "mean box IoU",
     "mask_miou": "mean mask IoU",
-    "mask_oiou": "sum of intersections by sum of unions",
+    "mask_oiou": "sum of intersections divided by sum of unions",
     "n_acc": 'samples without a target that are answered "no target"',
     "t_acc": 'samples with a target that are not answered "no target"',
 }
-"""Of the columns of the short table."""
+"""Metric -> its meaning, for the columns of the short table."""
 GATED_MEANINGS: dict[str, str] = {**MEANINGS, "acc50": MEANINGS["acc50_gated"]}
-"""Where all metrics are gated."""
+"""The same where all metrics are gated."""
 WORST = 'The worst: the mean of box and mask IoU, 0 after a wrong "no target". Equally bad ones are in random order.'
 RANDOM = "Drawn at random from all samples that count; the seed is fixed."
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""Nothing in a data set or a prediction file can load or run anything."""
+"""The page's Content-Security-Policy: nothing in a data set or a prediction file can load or run anything."""
 DARK_INK, LIGHT_INK = "#e7e9ee", "#1a1d24"
-"""As in page.css."""
+"""Text colours, as in page.css."""
 _NOT_TEXT = frozenset({"Cc", "Cs"})
 """Control characters and halves of surrogate pairs: no text file may hold them."""
 

@@ -29,7 +29,7 @@ NUM_BINS = 20
 BOX, MASK, THIRD, GREY = "#2f7fd6", "#2a9d6f", "#9a6bd0", "#8a93a3"
 """Legible on white and on black."""
 INK = "#0a0b0c"
-"""A placeholder, which the page replaces by the ink of a colour scheme."""
+"""A placeholder, which the page replaces with the ink of a colour scheme."""
 BARS = ("acc50", "mask_miou", "n_acc")
 """Groups are drawn by the first of these that was measured."""
 MARKS = slice(50, 100, 10)

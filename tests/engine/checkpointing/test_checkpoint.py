@@ -186,7 +186,8 @@ def test_a_damaged_checkpoint_names_the_older_one_to_resume_from(tmp_path, file,
         folder.load(10, trained_state(1), world=ALONE)
     assert caught.value.where == str(folder.path(10))
     assert (
-        caught.value.hint == f"that of step 5 is complete: remove {folder.path(10)} and --resume continues from there"
+        caught.value.hint
+        == f"the one of step 5 is complete: remove {folder.path(10)}, and --resume continues from there"
     )
 
 
@@ -198,7 +199,7 @@ def test_a_damaged_checkpoint_without_a_complete_older_one_has_another_hint(tmp_
 
     with pytest.raises(DataError, match="damaged") as caught:
         folder.load(10, trained_state(1), world=ALONE)
-    assert "no older one" in caught.value.hint
+    assert "no older checkpoint" in caught.value.hint
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

@@ -48,7 +48,7 @@ def test_several_processes_need_a_gpu_each(several):
     several.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(ConfigError, match="this machine has 2"):
         join_world("auto")
-    with pytest.raises(ConfigError, match="none can be named"):
+    with pytest.raises(ConfigError, match="each one uses its own GPU"):
         join_world("cuda:1")
 
 

@@ -176,7 +176,7 @@ def test_an_image_or_a_mask_of_another_size_than_the_data_states_is_refused():
     with pytest.raises(DataError, match="100 x 101"):
         score_sample(example(), predicted)
     small = Target((0.0, 0.0, 5.0, 5.0), 0.9, encode_mask(bitmap((0, 0, 5, 5), side=50)))
-    with pytest.raises(DataError, match="a mask is 50 x 50, the data says 100 x 100"):
+    with pytest.raises(DataError, match="a mask is 50 x 50, but the image 100 x 100"):
         score_sample(example(region(LEFT)), answer(small))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 LONGEST_SHOWN = 400
-"""Characters that `shorten` keeps."""
+"""Maximum number of characters that `shorten` keeps."""
 
 
 class ExitCode(IntEnum):
@@ -84,7 +84,7 @@ class WeightsError(RefcliError):
 
 
 class DownloadError(RefcliError):
-    """A failed download: no connection, no access, no such file, or no room for it."""
+    """A failed download: no connection, no access, no such file, or a full disk."""
 
 
 class GateError(RefcliError):
@@ -98,6 +98,6 @@ class TrainingError(RefcliError):
 
 
 def shorten(text: str) -> str:
-    """A text without its middle if it is longer than `LONGEST_SHOWN`: names and values come from anywhere."""
+    """Cut the middle out of a text longer than `LONGEST_SHOWN`, such as an untrusted name or value."""
     half = LONGEST_SHOWN // 2
     return text if len(text) <= LONGEST_SHOWN else f"{text[:half]} ... {text[-half:]}"

@@ -23,7 +23,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 MAX_NAME_BYTES = 200
-"""Of a plain name: file systems allow 255, and suffixes and numbers are appended."""
+"""Maximum bytes of a plain name: file systems allow 255, and suffixes and numbers are appended."""
 TEMPORARY_SUFFIX = ".refcli-part"
 _TEMPORARY_NAME = re.compile(rf"\..*\.(?:([0-9a-f]{{8}})-)?[0-9a-f]{{16}}{re.escape(TEMPORARY_SUFFIX)}")
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
@@ -31,7 +31,7 @@ _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _STALE_SECONDS = 86_400
 """Age from which temporaries of other machines are considered stale."""
 _MAX_STEM = 40
-"""Characters of the final name that a temporary name repeats."""
+"""Number of characters of the final name that a temporary name repeats."""
 _MAX_TRIES = 8
 _HASH_BLOCK = 1 << 20
 _swept: set[str] = set()
@@ -213,7 +213,7 @@ def _is_at(handle: int, path: Path) -> bool:
 def is_plain_name(name: str) -> bool:
     """Whether a text is the name of a file in a folder, and cannot be anything else.
 
-    It has no slash, backslash or colon, no control characters or halves of surrogate pairs, does not begin with a full
+    It has no slash, backslash or colon, no control characters or lone surrogates, does not begin with a full
     stop, and has at most `MAX_NAME_BYTES` bytes.
     """
     return (

@@ -32,7 +32,7 @@ def did_you_mean(name: str, known: Iterable[str], *, rest: str | None = None) ->
 
 
 def lookup(table: Mapping[str, str], name: str, *, what: str) -> Any:  # noqa: ANN401 - a row may be anything
-    """Import the object that row `name` of a table names.
+    """Import the object in row `name` of a table.
 
     Args:
         table: name -> "package.module:attribute".

@@ -26,7 +26,7 @@ class SplitCounts(Settings):
     """Records: regions, or groups of regions, that expressions refer to."""
     expressions: int | None = Field(None, ge=1)
     basis: Literal["verified", "published", "remembered"]
-    """`verified`: counted, or the same in several independent sources; `published`: stated by the authors;
+    """`verified`: counted, or equal in several independent sources; `published`: stated by the authors;
     `remembered`: only a hint; a difference is not a failure."""
 
 
@@ -95,7 +95,7 @@ class DatasetSpec(Settings):
         if (self.source is None) != bool(self.mixture):
             raise ValueError("a data set has either a source or a mixture")
         if self.counts_if and self.source is None:
-            raise ValueError("counts_if is about the settings of a source, and a mixture has none")
+            raise ValueError("counts_if needs a source, and a mixture has none")
         for name in (*self.folders, *(name for names in self.files.values() for name in names)):
             if not PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise ValueError(f"{name!r} is not a path inside the folder of raw data")

@@ -16,10 +16,9 @@ from refcli.errors import DataError
 
 _NUMBERS_OF_A_TRIANGLE = 6
 MAX_MASK_PIXELS = 1 << 29
-"""pycocotools counts pixels in 32 bits, and a decoded mask takes a byte for each."""
+"""pycocotools counts pixels in 32 bits, and a decoded mask takes a byte per pixel."""
 _REACH = 10
-"""Largest distance of a polygon from the image, in image sides; pycocotools takes memory by the length of outlines, and
-crashes."""
+"""Largest distance of a polygon from the image, in image sides; pycocotools crashes on very long outlines."""
 _MAX_OUTLINE_SIDES, _MAX_OUTLINE = 1_000, 4_000_000
 """Largest length of all outlines of one mask, in image sides and in pixels; pycocotools takes 80 bytes per pixel."""
 _FIRST_DIGIT = 48
@@ -102,7 +101,7 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
     if not parts:
         return runs_to_rle([height * width], height, width)
     if sum(map(_outline, parts)) > longest:
-        raise DataError(f"polygons with outlines of more than {longest:,} pixels")
+        raise DataError(f"the outlines of the polygons are longer than {longest:,} pixels")
     return _rle(coco.merge(coco.frPyObjects(parts, height, width)))
 
 
@@ -118,12 +117,12 @@ def runs_to_rle(runs: Sequence[object], height: int, width: int) -> RLE:
     if len(whole) != len(runs):
         raise DataError("a run length is negative or not a whole number")
     if sum(whole) != height * width:
-        raise DataError(f"run lengths of {sum(whole)} pixels in a mask of {height} x {width}")
+        raise DataError(f"the run lengths add up to {sum(whole)} pixels in a mask of {height} x {width}")
     return _rle(coco.frPyObjects({"size": [height, width], "counts": whole}, height, width))
 
 
 def _outline(polygon: Sequence[float]) -> float:
-    """The length of an outline as pycocotools measures edges: in the longer of both directions."""
+    """The length of an outline as pycocotools measures edges: along the longer of the two axes."""
     points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
@@ -165,7 +164,7 @@ def _runs(rle: RLE) -> np.ndarray:
         shifts = _PAYLOAD_BITS * (np.arange(len(digits)) - np.repeat(first, num_digits))
         runs = np.add.reduceat((digits & _PAYLOAD) << shifts, first)
         runs -= np.where(digits[last] & _SIGN, 1 << (_PAYLOAD_BITS * num_digits), 0)
-        runs[1::2] = np.cumsum(runs[1::2])  # from the fourth on, a run is its difference to the last but one
+        runs[1::2] = np.cumsum(runs[1::2])  # from the fourth on, runs are stored as differences from the last but one
         runs[2::2] = np.cumsum(runs[2::2])
         if runs.min() < 0:
             raise DataError("a run length is negative")
@@ -173,7 +172,7 @@ def _runs(rle: RLE) -> np.ndarray:
             raise DataError(f"a run is longer than a mask of {height} x {width}")
         total = int(runs.sum())
     if total != height * width:
-        raise DataError(f"run lengths of {total} pixels in a mask of {height} x {width}")
+        raise DataError(f"the run lengths add up to {total} pixels in a mask of {height} x {width}")
     return runs
 
 
@@ -223,7 +222,7 @@ def _rle(encoded: dict[str, Any]) -> RLE:
 
 def _check_size(height: int, width: int) -> None:
     if height < 1 or width < 1 or height * width > MAX_MASK_PIXELS:
-        raise DataError(f"a mask of {height} x {width} pixels; refcli reads up to {MAX_MASK_PIXELS:,}")
+        raise DataError(f"a mask has {height} x {width} pixels; refcli reads up to {MAX_MASK_PIXELS:,}")
 
 
 def _check_same_size(masks: Sequence[RLE]) -> None:

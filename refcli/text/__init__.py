@@ -1,4 +1,4 @@
-"""Expressions: tokenisation, words of position, subject and object."""
+"""Expressions: tokenisation, position words, subject and object."""
 
 from __future__ import annotations
 

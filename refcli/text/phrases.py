@@ -1,4 +1,4 @@
-"""Words of position in expressions, and expressions for mirrored images."""
+"""Position words in expressions, and expressions for mirrored images."""
 
 from __future__ import annotations
 

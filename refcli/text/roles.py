@@ -1,4 +1,4 @@
-"""The word of a referring expression that names the referent (subject), and the one it is related to (object)."""
+"""The words of a referring expression that name the referent (subject) and the thing it is related to (object)."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 JOINS = _words("and or of & , . ; : / ( ) is are was were be being been am isn't aren't there appears seems")
-"""End a phrase with a noun, and are skipped in one without ("black and white cat", "this is a cat")."""
+"""End a phrase with a noun, and are skipped in a phrase without one ("black and white cat", "this is a cat")."""
 BREAKS = _words(
     "in on at by with without w w/ w/o from to under underneath beneath below above over behind beside besides "
     "against along across around onto into off out through toward towards about before after during for as like "
@@ -179,7 +179,7 @@ PEOPLE = _words(
     "man men woman women guy girl boy kid person people lady gentleman dude player batter catcher umpire skier "
     "child children chick"
 )
-"""Not modifiers of the next noun: "man hat" is a man."""
+"""People, who never modify the next noun: "man hat" is a man."""
 
 _WORD = re.compile(r"\bw/(?:o\b)?|\d+(?:st|nd|rd|th)?|[^\W\d_]+(?:['’-][^\W\d_]+)*['’]?|[,.;:/&()]")
 _VERB_LIKE = re.compile(r"\w{2,}(?:ing|ed)")

@@ -230,7 +230,7 @@ def test_sizes_that_are_read_as_corners_refuse_a_file_whose_masks_contradict_the
     [
         ([[20, 20, 20, 20], [50, 50, 20, 20]], "the centre of the box"),
         ([[60, 20, 10, 5], [70, 10, 10, 5]], "y comes before x"),
-        ([[70, 70, 9, 9], [5, 70, 9, 9]], "of the same objects"),
+        ([[70, 70, 9, 9], [5, 70, 9, 9]], "belong to the same objects"),
     ],
 )
 def test_boxes_of_other_forms_refuse_a_file_whose_masks_contradict_them(prepare, boxes, hint):
@@ -351,7 +351,7 @@ def test_a_key_that_names_the_form_of_boxes_is_compared_with_the_form_of_the_for
         ({"rotation": 30}, "rotated boxes are not read"),
         ({"exist": False}, "may have no target"),
         ({"ignore": 1}, "not to be used"),
-        ({"angle": 0}, "there is no key 'angle'"),
+        ({"angle": 0}, "the key 'angle' is unknown"),
     ],
 )
 def test_a_key_of_own_lines_that_changes_their_meaning_is_named_with_its_meaning(prepare, mark, reason):

@@ -1,1 +1,1 @@
-"""What training and evaluation splits have in common: images, texts, boxes and objects."""
+"""Overlaps between training and evaluation splits: shared images, texts, boxes and objects."""

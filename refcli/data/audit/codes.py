@@ -56,7 +56,7 @@ class CodedSplit:
 def coded_splits(splits: Sequence[StoreSplit], only: Collection[str] | None) -> tuple[list[CodedSplit], pa.Array]:
     """The codes of splits, and the image id of every image code.
 
-    Texts and boxes of other splits than those of `only` are read only for images that they share with one of these.
+    For splits outside `only`, texts and boxes are read only on images shared with a split of `only`.
 
     Args:
         splits: splits with at least one example.
@@ -99,7 +99,7 @@ def _image_ids(splits: Sequence[StoreSplit]) -> list[pa.ChunkedArray]:
 
 
 def _possibly_of_coco(column: pa.ChunkedArray) -> dict[str, str]:
-    """Custom images whose name could be COCO's -> the id that they would have there."""
+    """Custom images whose name could be COCO's -> the id that they would have in COCO."""
     distinct = pc.unique(column)
     named = distinct.filter(pc.match_substring_regex(distinct, _TWELVE_DIGITS)).to_pylist()
     return {key: f"coco:{number}" for key in named if (number := possible_coco_id(key)) is not None}

@@ -1,4 +1,4 @@
-"""What training splits of a store share with its evaluation splits, and what repeats within a split."""
+"""Overlaps between training and evaluation splits of a store, and repetitions within a split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evidence about the box format of a split: do masks agree with the boxes, and in which format would they agree?"""
+"""Evidence about the box format of a split: how many boxes agree with their masks, as read and in other formats."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from refcli.errors import DataError
 from refcli.geometry.boxes import BoxXYXY, box_iou
 
 LEAST_AGREEMENT = 0.7
-"""IoU of a box and the extent of its mask below which they are reported as disagreeing."""
+"""A box and the extent of its mask disagree below this IoU."""
 CLIP_TOLERANCE = 0.5
 """Pixels by which a box may extend beyond its image without being reported."""
 MOST = 0.9
-"""Share of the boxes of a split that decides for all of them."""
+"""Share of the compared boxes that must disagree for the split to be refused."""
 HALF = 0.5
-"""The same share if the masks fit one other format: boxes near the origin, or almost square, agree in both formats."""
+"""The same share if the masks fit another format: boxes near the origin, or almost square, agree in both formats."""
 ENOUGH_OF_A_FORMAT = 5
-"""Number of boxes that agree with their masks in one other format; that many cannot be chance."""
+"""Number of boxes that fit their masks in another format only; that many cannot be chance."""
 FAR = 0.3
 """IoU below which a box and the extent of its mask are at different places, not only drawn loosely."""
 ENOUGH_FAR = 2
@@ -25,13 +25,13 @@ ENOUGH_DISAGREEING = 10
 """Numbers of masks that are all far from their boxes, or disagree with them; that many cannot be chance."""
 ENOUGH_BOXES = 10
 OFTEN = 0.3
-"""Share of boxes that extend beyond their images; in the correct format there are hardly any."""
+"""Share of boxes extending beyond their images that casts doubt on the format; a correct format has hardly any."""
 
 _FORMATS = {
     "as_corners": "they were read as x, y, width, height, but the masks fit them as corners, x1, y1, x2, y2: "
     "write width and height instead of the second corner",
     "as_sizes": "they were read as corners, x1, y1, x2, y2, but the masks fit them as x, y, width, height: "
-    "write them as such (box_xywh in own lines)",
+    "declare them as such (box_xywh in JSON lines)",
     "as_centres": "the masks fit them if x and y are the centre of the box: write its left and top edge",
     "swapped": "the masks fit them if y comes before x: write x first",
 }
@@ -110,11 +110,11 @@ class BoxEvidence:
         return DataError(
             f"the boxes of {name} contradict the masks: {disagreeing:,} of {compared:,}",
             where=name,
-            hint=hint or "are boxes and masks of the same objects, and of images of the same size?",
+            hint=hint or "check that boxes and masks belong to the same objects and to images of the same size",
         )
 
     def doubt(self) -> str | None:
-        """The evidence against the format of the boxes that does not come from masks; None if there is none."""
+        """Evidence against the format of the boxes that needs no masks; None if there is none."""
         boxes, reaching_out = self.counts["boxes"], self.counts["reaching_out"]
         if boxes < ENOUGH_BOXES or reaching_out < OFTEN * boxes or self.counts["fitting_as_corners"] < boxes:
             return None

@@ -1,4 +1,4 @@
-"""Compare the counts of a data set with the known ones."""
+"""Compare the counts of a data set with the published ones."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def compare_counts(expected: Mapping[str, SplitCounts], found: Mapping[str, Mapp
 
 
 def count_error(dataset: str, counts: Sequence[CountCheck], *, where: str, hint: str) -> DataError | None:
-    """The error about the first certain count that differs; None if there is none."""
+    """The error for the first difference from a certain count; None if there is none."""
     wrong = next((check for check in counts if check.is_certain and not check.agrees), None)
     if wrong is None:
         return None

@@ -28,10 +28,10 @@ from refcli.geometry.boxes import BoxXYXY
 from refcli.geometry.masks import check_run_lengths, mask_box, polygons_to_rle, rle_area, runs_to_rle, union_masks
 
 LOST_LETTER = "\ufffd"
-"""Programs write it in place of a character that they cannot read."""
+"""The replacement character, which programs write for a character that they cannot decode."""
 UNSTORABLE = "unstorable_record"
 LONGEST_TEXT = 1 << 16
-"""Characters of an id or a kind."""
+"""Maximum number of characters of an id or a kind."""
 _LONGEST_PATH = 4096
 _LONGEST_PART = 255
 """Limits of operating systems on a path and each of its parts, in bytes."""
@@ -39,9 +39,9 @@ _CONTROL = re.compile("[\0-\x1f\x7f]")
 _NUMBERS_OF_A_TRIANGLE = 6
 _decode = msgspec.json.Decoder().decode
 _BLANKS = frozenset({"Cc", "Cs", "Zl", "Zp"})
-"""Categories of characters that become a blank: controls, halves of surrogate pairs, line and paragraph ends."""
+"""Categories of characters that become a blank: controls, lone surrogates, line and paragraph separators."""
 _WINDOWS = {code: bytes([code]).decode("cp1252", errors="ignore") or " " for code in range(0x80, 0xA0)}
-"""Windows-1252 characters at the codes of latin-1's control characters."""
+"""Windows-1252 characters at the codes of Latin-1's control characters."""
 
 PlacedRecord = tuple[RawRecord, Place]
 """A raw record and the place of its image."""
@@ -258,7 +258,7 @@ def _is_text(text: str) -> bool:
 def region_mask(region: RawRegion, height: int, width: int) -> RLE | None:
     """The mask of a raw region at its image's size; None if it has none.
 
-    Polygons (also a single one) are united and rasterised as COCO does; those of fewer than three points or with an odd
+    Polygons (or a single one) are united and rasterised as COCO does; those of fewer than three points or with an odd
     number of coordinates are ignored, and if none remains there is no mask. Lists of run lengths are united.
 
     Raises:
@@ -331,13 +331,13 @@ def _from_run_lengths(value: Mapping[str, object], height: int, width: int) -> R
 
 def _check_size(size: tuple[int, ...], height: int, width: int) -> None:
     if tuple(size) != (height, width):
-        raise DataError(f"the mask has the size {tuple(size)}, the image {(height, width)}")
+        raise DataError(f"the mask has the size {tuple(size)}, but the image {(height, width)}")
 
 
 def repair_text(text: str) -> str:
-    """Repair a text: NFC, single blanks, no control characters or halves of surrogate pairs, correct encoding.
+    """Repair a text: NFC, single blanks, no control characters or lone surrogates, correct encoding.
 
-    UTF-8 or Windows-1252 that was read as latin-1 is decoded again. Spelling, case and punctuation stay.
+    UTF-8 or Windows-1252 that was read as Latin-1 is decoded again. Spelling, case and punctuation are unchanged.
     """
     if not text.isascii():
         text = unicodedata.normalize("NFC", _repair_encoding(text))
@@ -347,7 +347,7 @@ def repair_text(text: str) -> str:
 
 
 def _repair_encoding(text: str) -> str:
-    """Decode text again whose UTF-8 or Windows-1252 bytes were read as latin-1; other text is unchanged."""
+    """Decode text whose UTF-8 or Windows-1252 bytes were read as Latin-1; other text is unchanged."""
     with suppress(UnicodeError):
         text = text.encode("latin-1").decode("utf-8")
     return text.translate(_WINDOWS)

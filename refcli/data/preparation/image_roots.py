@@ -21,7 +21,7 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MISSING, OTHER_SIZE, UNREADABLE = "missing_image", "image_of_another_size", "unusable_picture"
 """Kinds of problems: reasons why an image was not found."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+[^/]*/")
-"""The beginning of a URL, up to the path; a Windows drive is a single letter."""
+"""The beginning of a URL, up to the path; its scheme has two letters or more, unlike a Windows drive."""
 _DRIVE = re.compile(r"[A-Za-z]:")
 _SPLIT_FOLDER = re.compile(r"train|val|test|dev", re.IGNORECASE)
 
@@ -64,7 +64,7 @@ _Index = dict[str, list[_Place]]
 
 
 def comparable_name(name: str) -> str:
-    """The form in which names are compared: case and the composition of accents do not matter."""
+    """A name in comparable form: without regard to case and the composition of accents."""
     return (
         name.lower() if name.isascii() else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
     )

@@ -66,8 +66,8 @@ def tree_sha256(path: Path) -> str:
 def is_unchanged(store: Path, dataset: str, origin: Mapping[str, Any], *, part: Shard | None, strict: bool) -> bool:
     """Whether repeating a preparation would change nothing.
 
-    The store must have all of its splits, complete and from the same origin. No split may lack images, which may exist
-    by now; and if `strict`, no split may have a problem that strict refuses.
+    The store must have all of its splits, complete and from the same origin. No split may lack images, which may have
+    been added since; if `strict`, no split may have a problem that `strict` refuses.
     """
     if not (store / MANIFEST).is_file():
         return False

@@ -25,7 +25,7 @@ DEFAULT_SIZE = 2000
 _SPLITS_BY_WORD = {
     word.casefold(): word for word in ("train", "trainval", "val", "test", "testA", "testB", "testC", "minival")
 } | dict.fromkeys(("valid", "validation", "dev"), "val")
-"""Word of a file name, without a year behind it -> split."""
+"""Word of a file name, without the year that may follow it -> split."""
 
 Origin = Literal["published", "mixture", "generated"]
 """Where a known data set comes from: published files, splits of the store, or a generator."""
@@ -42,7 +42,7 @@ class FilePlan:
     files: Mapping[str, Path]
     spec: DatasetSpec | None = None
     notes: tuple[str, ...] = ()
-    """Assumptions, for the user to know."""
+    """Assumptions to report to the user."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the report of a dry run."""

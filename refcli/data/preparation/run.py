@@ -1,4 +1,4 @@
-"""Write the splits of one data set: records in, unpublished files out, by several processes, in the files' order."""
+"""Prepare the records of one data set in several processes, and write its splits as unpublished files in file order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from refcli.errors import DataError
 
 RECORDS_PER_TASK = 1_000
 TASKS_AHEAD = 3
-"""Waiting tasks per worker; the limit keeps memory bounded however fast the reader is."""
+"""Maximum number of waiting tasks per worker, which bounds the memory even if the reader is fast."""
 
 Progress = Callable[[str, int, int | None], None]
 """Called with (data set or split, expressions or images done, the total if it is known)."""
@@ -55,7 +55,7 @@ class UnpublishedSplits:
     intake: Mapping[str, Intake]
     problems: Problems
     lost: Counter[str]
-    """Expressions that were left out, by split."""
+    """Omitted expressions, by split."""
     evidence: Mapping[str, BoxEvidence] = field(default_factory=dict)
     """Agreement of boxes and masks, by split."""
 
@@ -136,7 +136,7 @@ def write_splits(
 
 @contextmanager
 def paused_collector() -> Iterator[None]:
-    """Pause Python's cycle collector: with millions of records, none in a cycle, it takes a third of the time."""
+    """Pause Python's cycle collector, which takes a third of the time for millions of records and finds no cycle."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -206,7 +206,7 @@ def _finish_all(
             raise DataError(
                 "a worker process was killed",
                 where=settings.dataset,
-                hint="was there enough memory? try fewer --workers",
+                hint="it may have run out of memory; use fewer --workers",
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

@@ -16,14 +16,14 @@ DECODER_BYTES = dict.fromkeys(
 Pillow 13). Others are refused: Pillow passes some to other programs (EPS), and some hold images of another size than
 their header claims (ICO, ICNS)."""
 _MAX_SCANS = 500
-"""More scans of a progressive JPEG only cost time; encoders write about ten."""
+"""Maximum number of scans of a progressive JPEG: more only cost time, and encoders write about ten."""
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 _FEW_PIXELS = 10_000_000
 """A smaller JPEG is searched for several scans only if its header declares it progressive."""
 _TILE_WIDTH, _TILE_LENGTH, _ROWS_PER_STRIP, _BITS, _SAMPLES, _COMPRESSION = 322, 323, 278, 258, 277, 259
 """TIFF tags."""
 _MAX_DRAFT = 8
-"""The largest factor by which libjpeg reduces."""
+"""The largest factor by which libjpeg reduces an image."""
 
 
 def decoding_bytes(image: Image.Image, factor: int, *, is_turned: bool) -> int:

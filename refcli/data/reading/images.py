@@ -48,7 +48,7 @@ _UPRIGHT = {
 """EXIF orientation -> the operation that turns the image upright."""
 _LEVELS_OF_16_BITS = np.rint(np.arange(1 << 16) * (255.0 / 65535.0)).astype(np.uint8)
 _TILE_PIXELS, _TILE_SIDE = 1 << 21, 1 << 16
-"""Size of the tiles in which conversions that need several copies run: pixels, and pixels in one direction."""
+"""Largest area and side, in pixels, of the tiles on which conversions that need several copies run."""
 _LARGEST_FACTOR = 64
 """The largest reduction, for very long and thin images; it divides the side of a tile."""
 
@@ -91,7 +91,7 @@ class ImageLimits:
     """Memory that decoding may need: for one image, and for all threads that decode at the same time."""
     large_pixels: int = LARGE_PIXELS
     reduced_side: int = 3072
-    """The least longer side of a reduced image in pixels; models use a fraction of it."""
+    """Minimum length of the longer side of a reduced image in pixels; models use a fraction of it."""
 
 
 DEFAULT_LIMITS = ImageLimits()

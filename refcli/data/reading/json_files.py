@@ -39,7 +39,7 @@ def parse_json(data: bytes | msgspec.Raw, kind: type[T], *, where: str) -> T:
     """Parse JSON text as `read_json` does; `where` names the file and record in errors.
 
     Extensions of JSON that Python's json module writes are read: NaN and Infinity become strings, which convert to
-    numbers where numbers are expected; half of a surrogate pair becomes U+FFFD, the replacement character.
+    numbers where numbers are expected; a lone surrogate becomes U+FFFD, the replacement character.
     """
     text = bytes(data).removeprefix(UTF8_BOM)
     try:
@@ -74,13 +74,13 @@ def convert(value: object, kind: type[T], *, where: str) -> T:
     except RecursionError as error:
         raise _too_deep(where) from error
     except UnicodeError as error:
-        raise DataError("a text holds half of a surrogate pair", where=where, hint="check the file") from error
+        raise DataError("a text contains a lone surrogate", where=where, hint="check the file") from error
     except msgspec.ValidationError as error:
         raise _wrong_shape(error, where) from error
 
 
 def _without_python_extras(text: bytes) -> bytes:
-    """The text with NaN, Infinity and -Infinity as strings, and halves of surrogate pairs as U+FFFD."""
+    """The text with NaN, Infinity and -Infinity as strings, and lone surrogates as U+FFFD."""
     if not any(extra in text for extra in (b"NaN", b"Infinity", b"\\ud", b"\\uD")):
         return text
     return _STRING_OR_EXTRA.sub(_repaired, text)

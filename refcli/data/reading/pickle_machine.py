@@ -12,17 +12,17 @@ from typing import BinaryIO, ClassVar
 
 LAST_PROTOCOL = 5
 MAX_LINE = 1 << 16
-"""Bytes of one line in the text opcodes of protocol 0."""
+"""Maximum bytes of one line in the text opcodes of protocol 0."""
 MAX_MEMO_INDEX = 1 << 20
-"""Python's unpickler allocates its memo up to the largest index; a higher index needs as many opcodes before it."""
+"""Python's unpickler allocates its memo up to the largest index; a higher one is allowed after as many opcodes."""
 MAX_DIGITS = 1_000
-"""Of a whole number; Python needs quadratic time to parse them, and refuses more than 4,300."""
+"""Maximum digits of a whole number; Python parses them in quadratic time, and refuses more than 4,300."""
 MAX_FRAME = 1 << 31
 """Python's unpickler allocates a frame before it reads it; real frames have 64 KiB."""
 LETTERS_PER_WEIGHT = 64
 _CHUNK = 1 << 20
 _CHECKED_EVERY = 1024
-"""Opcodes."""
+"""Number of opcodes between checks of the limits."""
 _POINTER, _FLOAT, _WHOLE, _TEXT, _LIST, _DICT, _DICT_ENTRY, _SET_ENTRY, _MEMO = 8, 32, 40, 56, 64, 184, 64, 80, 100
 """Approximate bytes of memory in CPython."""
 _CODES = {
@@ -62,7 +62,7 @@ class PickleSurvey:
 
 
 class PickleRefusedError(Exception):
-    """The reason why a pickle that is not broken is refused."""
+    """A well-formed pickle is refused; the message is the reason."""
 
     def __init__(self, reason: str, hint: str | None = None) -> None:
         super().__init__(reason)
@@ -76,12 +76,12 @@ class Value:
 
     def __init__(self, kind: str, weight: int = 1, *, largest: int = 0, name: str = "") -> None:
         self.kind, self.weight, self.largest, self.name = kind, weight, largest, name
-        """`weight` counts values as often as they are met; `largest` is the largest number in the value."""
+        """`weight` counts values at every reference; `largest` is the largest number in the value."""
         self.depth = self.num_slow_keys = 0
         self.is_contained = False
-        """Whether it is part of another value, whose weight includes it: from then on it must not change."""
+        """Whether another value contains it and includes its weight: from then on it must not change."""
         self.parts: list[Value] = []
-        """Of a tuple or list in a checkpoint; not kept for plain data."""
+        """The items of a tuple or list in a checkpoint; not kept for plain data."""
 
     def absorb(self, parts: Sequence[Value]) -> None:
         """Become a container of these values too."""
@@ -113,7 +113,7 @@ class PickleMachine:
         self.memo: dict[int, Value] = {}
         self.texts: dict[int, Value] = {}
         self.steps = self.work = self.memory = self.declared = 0
-        """Opcodes; weight of all that is hashed or passed to a call; memory of values in bytes; declared protocol."""
+        """Opcodes; weight of all hashed values and arguments; memory of values in bytes; declared protocol."""
         self.found = PickleSurvey()
         self.is_done = False
         self.table = self._table()

@@ -19,7 +19,7 @@ _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _TORCH_PROTOCOL = 1001
 _START_BYTES = 32
 _LIST_START = re.compile(rb"\x80.(?:\x95.{8})?\]|\(l", re.DOTALL)
-"""PROTO, perhaps FRAME, EMPTY_LIST; or, in protocol 0, MARK and LIST."""
+"""PROTO, optionally FRAME, EMPTY_LIST; in protocol 0, MARK and LIST."""
 _HINT = "re-save as JSON, or as a pickle of plain lists, dicts, strings and numbers"
 
 
@@ -33,15 +33,15 @@ class PlainPickleLimits:
     """Nesting of values; annotation files have 6."""
     weight: int = 2_000_000
     weight_per_byte: int = 16
-    """Values, counted as often as they are met; values that are not shared weigh 1 per byte at most."""
+    """Number of values, counted at every reference; without sharing there is at most one per byte."""
     memory: int = 128 << 20
     memory_per_byte: int = 48
     """Memory of the built values in bytes; known annotation files need 3 to 20 per byte of the pickle."""
     memory_per_stored_byte: int = 256
-    """And per byte of the file, in which the pickle may be compressed."""
+    """The same per byte of the file, which may be compressed."""
     unpacked: int = 64 << 20
     unpacked_per_byte: int = 64
-    """Decompressed size by that of the file; annotations compress to an eighth."""
+    """Decompressed bytes, and their ratio to the file's size; annotations compress to an eighth."""
 
     def max_unpacked(self, num_stored: int) -> int:
         """The largest pickle that a file of this size may hold in compressed form, in bytes."""

@@ -22,7 +22,7 @@ MAX_LINE_BYTES = 64 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 UTF8_BOM = b"\xef\xbb\xbf"
 _ENCODING_BYTES = 64
-"""First bytes that are enough to recognise an encoding."""
+"""Number of first bytes that suffice to recognise an encoding."""
 _LEAST_UTF16 = 8
 _HEAD_BYTES = 64 << 10
 

@@ -28,17 +28,17 @@ from refcli.errors import RefcliError, UsageError
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
 SAFETENSORS_HEADER = 8
-"""Bytes of a safetensors file before its header, which is JSON: the header's length."""
+"""Bytes of a safetensors file before its JSON header; they hold the header's length."""
 LEGACY_PICKLES = 5
-"""Magic number, protocol, system, object, storage keys; the raw tensors follow."""
+"""Number of pickles before the raw tensors: magic number, protocol, system, object, storage keys."""
 MAX_PICKLE_BYTES = 8 << 20
-"""The pickle of the largest OneRef model with its optimiser state has 360 kB."""
+"""Maximum size of a pickle; that of the largest OneRef model with its optimiser state has 360 kB."""
 CHECKPOINT_PROTOCOL = 2
 """The last protocol whose opcodes torch's restricted unpickler knows; torch.save writes it."""
 FETCH_AGAIN = "the file may be cut off or not be a checkpoint at all: download it again"
 _NOT_LOADED = "nothing in it was loaded; is this a weights file?"
 _MIN_LARGEST_NUMBER = 1 << 20
-"""A call may be given any number up to this, and larger ones only up to the size of the file."""
+"""Largest number that any call may have as an argument; larger ones are limited by the size of the file."""
 _SLOW_CODECS = frozenset({"punycode", "idna"})
 """Python's codecs that need quadratic time."""
 _DICTS = frozenset({"collections.OrderedDict", "collections.Counter", "collections.defaultdict"})
@@ -46,7 +46,7 @@ _LISTS = frozenset({"collections.deque"})
 _NEVER_BUILT = re.compile(
     r"torch\.(\w+|_.*|(nn\.parameter|serialization|storage|cuda)\..*)|(builtins|_codecs)\..*|collections\.Counter|"
 )
-"""Objects whose state no checkpoint sets: torch would pass it on, for instance to `set_` of a tensor."""
+"""Objects whose state no checkpoint sets; torch would pass the state on, for instance to a tensor's `set_`."""
 _STORAGE_BYTES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
 _COMPLEX_BYTES = {"ComplexDouble": 16, "ComplexFloat": 8}
 _PERSISTENT_PARTS = 5
@@ -63,9 +63,9 @@ class PickleLimits:
     """The largest checkpoint pickle that is loaded, far above that of the largest OneRef model with its optimiser."""
 
     steps: int = 3_000_000
-    """Opcodes; that model has 150 thousand."""
+    """Number of opcodes; that model has 150 thousand."""
     weight: int = 50_000_000
-    """Values, counted as often as they are met; that model has 250 thousand."""
+    """Number of values, counted at every reference; that model has 250 thousand."""
     depth: int = 1_000
     """Nesting of values; Python crashes when it hashes a much deeper tuple."""
 
@@ -136,7 +136,7 @@ def survey_torch_file(path: Path, container: Container, *, error: type[RefcliErr
     declared, there = sum(found.storages.values()), path.stat().st_size
     if declared > there:
         raise error(
-            f"the checkpoint's tensors declare {declared:,} bytes, the file has {there:,}",
+            f"the checkpoint's tensors declare {declared:,} bytes, but the file has {there:,}",
             where=str(path),
             hint=FETCH_AGAIN,
         )
@@ -239,7 +239,7 @@ def _check_archive(
     packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size]
     if packed or declared > there:
         raise error(
-            f"the archive declares {declared:,} bytes of content and has {there:,}",
+            f"the archive declares {declared:,} bytes of content, but has {there:,}",
             where=str(path),
             hint="torch.save never compresses: do not trust this file",
         )

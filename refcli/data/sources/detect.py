@@ -39,7 +39,7 @@ def detect_format(path: Path, *, table: Mapping[str, str] = SOURCES) -> str:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuse a file whose first bytes show that it holds no annotations of any format.
+    """Refuse a file whose first bytes show that it holds no annotations in any format.
 
     Raises:
         DataError: it is text of another encoding than UTF-8, a web page, an image, a Git LFS pointer, ...
@@ -52,7 +52,7 @@ def refuse_foreign(path: Path) -> None:
 
 
 def _identify(path: Path) -> tuple[str, str]:
-    """What a file of none of the formats is by its first bytes, and what to do; both empty if unknown."""
+    """The kind of a foreign file by its first bytes, and advice; both empty if unknown."""
     if not path.is_file():
         return "", ""
     start = first_bytes(path)
@@ -76,7 +76,7 @@ def _match_first_bytes(start: bytes, name: str, rows: Sequence[_Row]) -> tuple[s
 
 
 _Row = tuple[tuple[bytes, ...], str, str]
-"""First bytes, what they are, what to do."""
+"""First bytes, kind of file, advice."""
 _FOREIGN: tuple[_Row, ...] = (
     ((b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd"), "a compressed archive", "unpack it"),
     ((b"PAR1",), "a Parquet file", "Parquet is not read; export JSON lines"),

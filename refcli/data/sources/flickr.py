@@ -22,9 +22,9 @@ from refcli.geometry.boxes import BoxXYXY
 
 SPLITS = ("train", "val", "test")
 NOT_VISUAL = "0"
-"""The chain of phrases that name nothing in the image; they have nothing in common."""
+"""The chain of all phrases that name nothing in the image; its phrases are unrelated."""
 MAX_BYTES = 4 << 20
-"""Of one caption or annotation file; real ones have a few kilobytes."""
+"""Maximum bytes of one caption or annotation file; real ones have a few kilobytes."""
 _OPENING = "[/EN#"
 _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
 _OBJECT_KEYS = KnownKeys(
@@ -70,7 +70,7 @@ def read_flickr(
             captions are in the zip, or beside `Annotations`) and `unrelated`.
         settings: a `FlickrSettings`.
         dataset: unused: the image keys are Flickr30k's.
-        problems: collects one per phrase that is left out: `phrase_without_box_chain_0`, `phrase_without_box_scene`,
+        problems: collects one per omitted phrase: `phrase_without_box_chain_0`, `phrase_without_box_scene`,
             `phrase_without_box_nobndbox`, `phrase_without_box` (its chain is not in the annotation) and
             `phrase_of_unrelated_caption`; also `malformed_caption`, `image_without_annotation` and
             `malformed_annotation` (all phrases of the image are left out). Reported and kept: `caption_not_utf8` and

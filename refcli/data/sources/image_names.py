@@ -1,4 +1,4 @@
-"""Which image a file name or a number stands for: COCO, SAIAPR and Flickr30k images, and images of one data set."""
+"""File names and numbers -> images: of COCO, SAIAPR, Flickr30k, or of one data set only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refcli.errors import DataError
 
 ImageOrigin = Literal["auto", "coco", "own"]
 """Where the images of a data set come from. `coco`: COCO; `own`: the data set itself; `auto`: COCO where the file name
-has the form of 2014, which names COCO."""
+has COCO's form of 2014."""
 _COCO_NAME = re.compile(r"COCO_(?:train|val|test)201[45]_([0-9]{12})\.jpg")
 _BARE_NAME = re.compile(r"([0-9]{12})\.jpg")
 """COCO's names of 2017; other data sets number their files in the same way."""

@@ -78,7 +78,7 @@ KEYS = _Line.__struct_fields__
 """Every key of the format."""
 _LINE_KEYS = KnownKeys("line", frozenset(KEYS), has_box=True, has_corners=True)
 UNKNOWN_SIDES = (-1, 0)
-"""What some tools write for an unknown width or height."""
+"""Values that some tools write for an unknown width or height."""
 _BOX_KEYS = ("box", "box_xywh", "boxes", "boxes_xywh")
 
 
@@ -130,7 +130,7 @@ def _parse_line(line: bytes, where: str, problems: Problems) -> _Line:
         if key not in KEYS:
             check_meaning(key, decoded(keys[key]), _LINE_KEYS, where)
             raise DataError(
-                f"there is no key {excerpt(key)!r}",
+                f"the key {excerpt(key)!r} is unknown",
                 where=where,
                 hint=did_you_mean(key, KEYS),
             )

@@ -13,7 +13,7 @@ from refcli.data.sources.record import Problems
 from refcli.errors import DataError
 
 ATTRIBUTES = "attributes"
-"""Where CVAT, FiftyOne and other tools keep their own keys."""
+"""Containers of the custom keys of CVAT, FiftyOne and other tools."""
 UNUSED_KEY = "unused_key"
 _TRUE = frozenset({"true", "yes", "1", "1.0"})
 _FALSE = frozenset({"false", "no", "0", "0.0"})

@@ -30,9 +30,9 @@ from refcli.geometry.masks import encode_mask
 SPLITS = ("train", "val", "test")
 MASK_VARIABLE = "segimg_t"
 MAX_MASK_BYTES = 16 << 20
-"""Of one mask file; those of ReferItGame have a few kilobytes."""
+"""Maximum bytes of one mask file; those of ReferItGame have a few kilobytes."""
 MAX_MASK_PIXELS = 64_000_000
-"""Refuses a small file that inflates to an enormous array; the images have 480 x 360 pixels."""
+"""Maximum elements of a mask, against small files that inflate to enormous arrays; images have 480 x 360 pixels."""
 MISSING_IMAGES = frozenset({"19579", "17975", "19575"})
 """Images that REFER's refclef lacks; without them the splits have the 54,127 / 5,842 / 60,103 expressions of
 TransVG and OneRef."""

@@ -21,10 +21,10 @@ UNREADABLE_VALUE = "unreadable_value"
 UNREADABLE_BOX = "unreadable_box"
 NUMBERS_OF_A_BOX = 4
 LARGEST_NUMBER = 2**53
-"""No data set has larger ids or sizes; a float cannot hold them exactly."""
+"""Largest id or size; a float cannot hold larger ones exactly, and no data set has them."""
 MAX_SIDE = 2**31 - 1
 MAX_LINE_BYTES = 16 << 20
-"""Of one line; the records of a longer line would take many times that in memory."""
+"""Maximum bytes of one line; its records may take many times that in memory."""
 _MAX_DIGITS = 18
 _SHOWN_LETTERS = 60
 _INTEGRAL = re.compile(r"[+-]?[0-9]{1,18}(?:\.0*)?")

@@ -181,7 +181,7 @@ def split_files(entry: Mapping[str, Any], *, where: str) -> list[Mapping[str, An
     if missing:
         raise DataError(
             f"parts {missing[:_MOST_SHOWN]}{' and more' if len(missing) > _MOST_SHOWN else ''} of {entry['num_parts']} "
-            "are not there yet",
+            "are missing",
             where=where,
             hint=f"run prepare-data with --shard {missing[0]}/{entry['num_parts']}",
         )
@@ -197,7 +197,7 @@ def stored_file(store: Path, file: str) -> Path:
     path = path_inside(store, file)
     if path is None:
         raise DataError(
-            "a file of the store is a link, or its folder is one",
+            "a file of the store, or its folder, is a link",
             where=str(store / file),
             hint="put the file itself into the store (cp -rL copies the targets of links)",
         )
@@ -222,7 +222,7 @@ def read_manifest(store: Path) -> dict[str, Any]:
     found = manifest.get("schema")
     if found != STORE_SCHEMA:
         raise DataError(
-            f"the manifest is of version {str(found)[:_LONGEST_SHOWN]!r}, this program reads {STORE_SCHEMA!r}",
+            f"the manifest has version {str(found)[:_LONGEST_SHOWN]!r}, but this program reads {STORE_SCHEMA!r}",
             where=str(path),
             hint="prepare the data again with this version, into a new store",
         )

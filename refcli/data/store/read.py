@@ -34,7 +34,7 @@ BATCH_BYTES = 1 << 28
 _ROWS_AT_A_TIME = 1_000
 _REGIONS = "regions"
 _DAMAGED = (pa.ArrowException, OSError, UnicodeError, ValueError, TypeError, KeyError, IndexError, MemoryError)
-"""What pyarrow raises for files that are damaged or of another shape."""
+"""Exceptions that pyarrow raises for files that are damaged or of another shape."""
 _HINT = "it was changed after it was written; prepare the data again"
 
 
@@ -54,7 +54,7 @@ class Store:
             raise DataError(
                 "there is no store here",
                 where=str(self.path),
-                hint=f"make one, e.g. `refcli prepare-data synthetic --out {self.path}`",
+                hint=f"create one, e.g. `refcli prepare-data synthetic --out {self.path}`",
             )
         self._datasets: Mapping[str, Any] = read_manifest(self.path)["datasets"]
 
@@ -79,7 +79,7 @@ class Store:
             groups_kept: see `StoreSplit`.
 
         Raises:
-            DataError: no such split (the hint names the nearest), or its file is missing or not the one listed.
+            DataError: no such split (the hint names the nearest), or its file is missing or differs from the manifest.
         """
         names = self.names()
         if name not in names:

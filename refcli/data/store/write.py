@@ -32,7 +32,7 @@ ROWS_PER_GROUP = 10_000
 BYTES_PER_GROUP = 1 << 27
 """Limit on the size of a row group in memory; readers need six times as much."""
 COUNTED = ("examples", "images", "regions", "masks", "no_target")
-"""Counts of a split that are the sums of its parts' (an image is in one part only)."""
+"""Counts of a split that are the sums of those of its parts (an image is in one part only)."""
 _INTERIM = re.compile(r"(.+)\.[0-9a-f]{16}\.parquet")
 """Temporary name of a file that replaces a listed one, until the manifest lists it."""
 
@@ -215,7 +215,7 @@ def has_columns_of_store(path: Path) -> bool:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files that killed processes of earlier versions have left beside a file."""
+    """Remove the temporary files that killed processes of earlier versions left beside a file."""
     for old in path.parent.glob(f".{path.name}.*.part"):
         number = old.name.split(".")[-2]
         if number.isdecimal() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
@@ -315,7 +315,7 @@ def new_split(out: Path, dataset: str, split: str, *, part: Shard | None = None)
         if f"{dataset}/{writer.path.name}" not in listed:
             with writer:
                 raise DataError(
-                    "a file that is not of this store has the name of the split",
+                    "a file that does not belong to this store has the name of the split",
                     where=str(writer.path),
                     hint="move it, or give another --out or --name",
                 )
@@ -413,7 +413,7 @@ def _rename_to_final(
 
 
 def _left_behind(out: Path, finals: Sequence[str]) -> list[str]:
-    """Temporary files of splits that a killed process may have left."""
+    """Temporary files of splits that a killed process may have left behind."""
     found = []
     for final in finals:
         folder, _, name = final.rpartition("/")

@@ -63,7 +63,7 @@ class _Member:
 
 @dataclass(frozen=True)
 class MixtureReport:
-    """The members of a mixture, and what was left out."""
+    """The members of a mixture, and the omitted rows."""
 
     name: str
     keep_leaks: bool
@@ -221,7 +221,7 @@ def _require(what: str, missing: Sequence[str], store_path: Path, *, otherwise: 
         raise DataError(
             f"{what} not in the store: {', '.join(missing)}",
             where=str(store_path),
-            hint=f"make them first: refcli prepare-data {names} --raw DIR --images DIR --out {store_path}{otherwise}",
+            hint=f"first run: refcli prepare-data {names} --raw DIR --images DIR --out {store_path}{otherwise}",
         )
 
 

@@ -128,7 +128,7 @@ def test_several_expressions_have_different_ids_and_the_same_regions(tmp_path):
         ({"image": "a.jpg", "expressions": [], "box": [1, 2, 3, 4]}, "expressions is empty"),
         ({"image": "a.jpg", "expression": "x", "bbox": [1, 2, 3, 4]}, "did you mean 'box'"),
         (GOOD | {"heigth": 3}, "did you mean 'height'"),
-        (GOOD | {"schema": "refcli.prediction/1"}, "there is no key 'schema'"),
+        (GOOD | {"schema": "refcli.prediction/1"}, "the key 'schema' is unknown"),
         (GOOD | {"box": [1, 2, 3]}, "length 4"),
         (GOOD | {"boxes": [[1, 2, 3, 4]]}, "box and boxes are both given"),
         (GOOD | {"no_target": True}, "there is a target"),
@@ -151,7 +151,7 @@ def test_a_broken_line_is_reported_with_its_fault_and_the_others_are_read(tmp_pa
 
 
 def test_a_file_without_one_good_line_is_refused_with_its_first_fault(tmp_path):
-    with pytest.raises(DataError, match=r"there is no key 'boxs'(.|\n)*line 1(.|\n)*'box"):
+    with pytest.raises(DataError, match=r"the key 'boxs' is unknown(.|\n)*line 1(.|\n)*'box"):
         read(write(tmp_path, {"image": "a.jpg", "expression": "x", "boxs": [1, 2, 3, 4]}))
 
 

@@ -94,7 +94,7 @@ def read_coco(
             annotation by `original_id`.
         settings: a `CocoSettings`.
         dataset: prefix of the keys of images that are neither COCO's nor Flickr30k's.
-        problems: collects what is left out: `caption_without_box` (no annotation at all, which differs from one that
+        problems: collects omitted records: `caption_without_box` (no annotation at all, which differs from one that
             marks "no target"), `annotation_without_box` (with its record), `annotation_without_image`,
             `annotation_without_expression`, `annotation_without_phrase`, `span_outside_caption`,
             `image_without_caption`, `broken_row` and `target_of_broken_row` (a caption or category with a box in a

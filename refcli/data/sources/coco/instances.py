@@ -273,7 +273,7 @@ class _Reading:
             own = id_of(ids.id)
             if own is None:
                 self._reject(
-                    DataError(f"the id is {bytes(ids.id)[:40].decode('utf-8', 'replace')}", where=where), where
+                    DataError(f"{bytes(ids.id)[:40].decode('utf-8', 'replace')} is not an id", where=where), where
                 )
                 continue
             yield where, raw, own, id_of(ids.image_id)

@@ -24,9 +24,9 @@ from refcli.geometry.boxes import BoxXYXY
 
 INSTANCES = "instances"
 ENOUGH_BOXES = 50
-"""Among this many x, y, width, height boxes, one has a width up to x or a height up to y: in RefCOCO three in five."""
+"""Of this many x, y, width, height boxes, some cannot be corners: width <= x or height <= y (RefCOCO: 3 in 5)."""
 FEW = 100
-"""One box in this many may contradict the others: it is an outlier, and is reported if it is impossible."""
+"""One box in this many may contradict the others: it is an outlier, reported if it is impossible."""
 BOX_TOLERANCE = 0.02
 """Pixels by which a box may differ from that of the annotation it names; both are written with two decimals."""
 

@@ -34,7 +34,7 @@ _JSON_ROW = re.compile(rb'\[\s*"[^"\\]+\.(?:jpg|jpeg|png)"\s*,')
 _LISTS = "this reader knows the lists of ReSC, TransVG, CLIP-VG, HiVG and OneRef"
 _SNIFFED_BYTES = 512
 _MAX_COORDINATE = 2**53
-"""Larger whole numbers have no exact float."""
+"""Largest coordinate: larger whole numbers have no exact float."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 T = TypeVar("T")
 
 BLOCK = 192
-"""Uniform numbers drawn at once: one numpy call per number would cost ten times as much."""
+"""Number of uniform numbers drawn at once: one numpy call per number would take ten times as long."""
 
 
 def generator(seed: int, split: str, index: int, attempt: int, purpose: str) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""Proposing expressions: one function per kind proposes a term about a scene graph, or one without a target."""
+"""One function per kind of expression that proposes a term for a scene graph, with or without a target."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def keep(description: ObjectDescription, attributes: tuple[str, ...]) -> ObjectD
 
 
 def _weight(description: ObjectDescription) -> float:
-    """How natural a description is: more so with a noun and without "solid"."""
+    """How natural a description is: more with a noun and without "solid"."""
     weight = 1.0 if description.shape else 0.3
     return weight * (0.35 if description.fill == "solid" else 1.0)
 
@@ -266,9 +266,9 @@ PROPOSALS: dict[str, Callable[[Graph, Focus, Dice], Term | None]] = {
 
 
 def propose_absent(graph: Graph, kind: str, dice: Dice) -> Term | None:
-    """A term of a kind that certainly has a target in an altered copy of the scene, and certainly none in the scene.
+    """A term of a kind that certainly has a target in an altered copy of the scene and certainly none in the scene.
 
-    The same functions propose it as propose terms with a target, so that the wording does not reveal the difference.
+    It is proposed by the same functions as terms with a target, so that the wording does not reveal the difference.
     """
     for _ in range(COPIES):
         copy, focus = _alter(graph, kind, dice)

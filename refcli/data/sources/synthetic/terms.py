@@ -9,14 +9,14 @@ from refcli.data.sources.synthetic.graph import Denotation, Graph, ObjectDescrip
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """The small red star."""
+    """An object by its attributes: "the small red star"."""
 
     description: ObjectDescription
 
 
 @dataclass(frozen=True, slots=True)
 class Extreme:
-    """The leftmost red star; `axis` is a side of the image, "big" or "small"."""
+    """The extreme of a group: "the leftmost red star"; `axis` is a side of the image, "big" or "small"."""
 
     description: ObjectDescription
     axis: str
@@ -26,7 +26,7 @@ class Extreme:
 
 @dataclass(frozen=True, slots=True)
 class Nth:
-    """The second star from the left; `rank` counts from 1."""
+    """A place in an order: "the second star from the left"; `rank` counts from 1."""
 
     description: ObjectDescription
     rank: int
@@ -35,7 +35,7 @@ class Nth:
 
 @dataclass(frozen=True, slots=True)
 class Related:
-    """The star left of (right of, above, below) the target of `anchor`."""
+    """An object beside another: "the star left of ..."; `anchor` is left, right, above or below."""
 
     description: ObjectDescription
     direction: str
@@ -44,7 +44,7 @@ class Related:
 
 @dataclass(frozen=True, slots=True)
 class Without:
-    """The star that is not red: `attribute` is a field of ObjectDescription, `value` its excluded value."""
+    """An exclusion: "the star that is not red"; `value` is the excluded value of the field `attribute`."""
 
     description: ObjectDescription
     attribute: str
@@ -53,7 +53,7 @@ class Without:
 
 @dataclass(frozen=True, slots=True)
 class Many:
-    """All stars (that are not red, or: except the red one); `quantifier` is "all", "both", "every", "number" or ""."""
+    """A group: "all stars (except the red one)"; `quantifier` is "all", "both", "every", "number" or ""."""
 
     description: ObjectDescription
     quantifier: str
@@ -65,7 +65,7 @@ class Many:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The red star and the blue circle."""
+    """Two objects: "the red star and the blue circle"."""
 
     first: Plain
     second: Plain

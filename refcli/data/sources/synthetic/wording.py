@@ -1,4 +1,4 @@
-"""Wording: terms become expressions, with some variety."""
+"""Wording of terms as English expressions, with some variety."""
 
 from __future__ import annotations
 

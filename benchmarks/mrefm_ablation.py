@@ -41,7 +41,7 @@ METRICS = ("acc50", "box_miou", "mask_miou", "n_acc", "t_acc")
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Run the missing parts, then print the table."""
     options = parse()
     prepare(options.out / "store", scenes=options.scenes, test_scenes=options.test_scenes)
     names = options.conditions or list(CONDITIONS)

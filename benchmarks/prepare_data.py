@@ -3,7 +3,7 @@
     python benchmarks/prepare_data.py [EXPRESSIONS] [WORKERS]
 
 Makes `refs(unc).p` and `instances.json` with polygons in a temporary folder, prepares them as refcoco_unc without
-images, and reads the same files in a plain way: json and pickle at once, then pycocotools for every expression.
+images, and reads the same files plainly: with json and pickle in one go, then pycocotools for every expression.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ OutputName = Literal["box", "mask", "existence"]
 
 
 def has_existence_output(config: Settings) -> bool:
-    """Whether a head with these settings can answer "no target": `existence` is on, or the settings have a threshold
-    for existence but no switch."""
+    """Whether a head with these settings can answer "no target": `existence` is on, or the settings have an existence
+    threshold but no switch."""
     return bool(getattr(config, "existence", hasattr(config, "existence_threshold")))
 
 
@@ -40,11 +40,11 @@ class Head(nn.Module, ABC, Generic[Output]):
 
     Config: ClassVar[type[Settings]]
     OUTPUTS: ClassVar[Mapping[OutputName, Learned]]
-    """The outputs that the head has with some settings."""
+    """Name -> how it is switched and trained, for every output that the head can have."""
     config: Any
     """The settings that the head was built from, a `Config`."""
     OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Setting -> the modules that exist only where it is on; weights may lack them, or have them in vain."""
+    """Setting -> the modules that exist only if it is on; weights may lack them, or have them unused."""
     hidden_layers: tuple[int, ...] = ()
     """Layers of the tower whose tokens before the final norm the head reads in `Features.hidden`; 0: the embedding."""
 

@@ -47,7 +47,7 @@ def head_settings(choice: HeadChoice, *, where: str = "model.head.settings") -> 
 
 
 def head_outputs(choice: HeadChoice) -> tuple[OutputName, ...]:
-    """What a head with these settings predicts.
+    """The outputs of a head with these settings.
 
     Raises:
         ConfigError: as `head_settings`.

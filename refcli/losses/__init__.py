@@ -1,4 +1,4 @@
-"""The losses, each under its usual name."""
+"""Loss functions under their usual names."""
 
 from __future__ import annotations
 

@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 def mean_over(values: Float[Tensor, " samples"], counts: Bool[Tensor, " samples"]) -> Float[Tensor, ""]:
-    """Mean of the values that count, whatever the others are (NaN too); 0 when none does.
+    """Mean of the values that count, whatever the others are (even NaN); 0 if none counts.
 
     In a group of N processes the divisor is the number that counts in all of them, divided by N (DETR's
     normalisation, Carion et al. 2020). The mean of the results over the processes, and so the averaged gradient, is
-    then the mean over everything that counts anywhere, however unevenly it is spread. Only while gradients are
-    recorded, and then every process must come here equally often; otherwise nothing is communicated.
+    then the mean over everything that counts anywhere, however unevenly it is spread. Processes communicate only while
+    gradients are recorded, and then every process must call this equally often.
     """
     return torch.where(counts, values, 0).sum() / _divisor(counts)
 
 
 def _divisor(counts: Bool[Tensor, " samples"]) -> Float[Tensor, ""]:
-    """How many count (at least one) in the whole group, per process."""
+    """The number that count in the whole group (at least one), per process."""
     number = counts.sum()
     if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()):
         return number.clamp(min=1).float()

@@ -44,8 +44,8 @@ def mlm_loss(
         logits: at the masked positions of the whole batch.
         token_ids: the true words.
         label_smoothing: eps.
-        drop_worst_ratio: this part of the words, those with the largest loss, does not count; at least one word does.
-            They are chosen within the process, so with a ratio above 0 the loss depends on how a batch is distributed
+        drop_worst_ratio: share of the words, those with the largest loss, that does not count; at least one does. They
+            are chosen within the process, so with a ratio above 0 the loss depends on how a batch is distributed
             over processes.
     """
     log_probabilities = logits.float().log_softmax(-1)

@@ -11,7 +11,7 @@ from refcli.config.schema import AttentionImplementation
 from refcli.model.multiway import Multiway, Tokens
 
 EXPLICIT_MAX_TOKENS = 320
-"""Up to here explicit matmuls beat the fused backward on a CPU; beyond, the score matrix costs more than it saves."""
+"""Up to this length explicit matmuls beat the fused backward on a CPU; beyond, the score matrix costs too much."""
 
 
 def scaled_attention(

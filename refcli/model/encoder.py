@@ -56,7 +56,7 @@ class MultiwayBlock(nn.Module):
     def forward(
         self, tokens: Tokens, key_is_real: Bool[Tensor, "batch 1 1 tokens"] | None, kept: KeptSamples | None = None
     ) -> Tokens:
-        """One layer of the tower; `kept` of None drops nothing."""
+        """One layer of the tower; with `kept=None` nothing is dropped."""
         tokens = _add(tokens, self.attention(self.attention_norm(tokens), key_is_real), kept and kept.attention)
         return _add(tokens, self.ffn(self.ffn_norm(tokens)), kept and kept.ffn)
 

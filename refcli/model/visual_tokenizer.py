@@ -19,7 +19,7 @@ ids depend on it."""
 def signed_pixels(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
     """Pixels in -1..1 (float32), from pixels in 0..1 or in 0..255.
 
-    They are read as 0..1 if none in the whole batch is above 1, which is the official rule.
+    They are read as 0..1 if none in the whole batch is above 1 (the official rule).
     """
     pixels = images.float()
     return pixels * torch.where(pixels.amax() <= 1, MAX_BYTE, 1.0) / (MAX_BYTE / 2) - 1

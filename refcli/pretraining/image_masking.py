@@ -1,4 +1,4 @@
-"""Referring-aware dynamic image masking: which patches are hidden (OneRef section 3.2, Algorithm 1)."""
+"""Referring-aware dynamic image masking: choose the patches to hide (OneRef section 3.2, Algorithm 1)."""
 
 from __future__ import annotations
 

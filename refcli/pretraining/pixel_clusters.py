@@ -1,4 +1,4 @@
-"""Visual codes that need nothing trained: the nearest of some mean patches that k-means finds in the images."""
+"""Visual codes without a trained tokenizer: the nearest of the mean patches that k-means finds in the images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refcli.model.visual_tokenizer import nearest_codes
 from refcli.pretraining.visual_codes import WEIGHTS_KEY, VisualCodes, cut_patches, visual_pixels
 
 PATCHES_PER_CODE = 64
-"""Patches per mean that k-means is fitted to (it needs some dozens; faiss warns below 39)."""
+"""Patches per mean that k-means is fitted to (it needs a few dozen; faiss warns below 39)."""
 PATCHES_PER_IMAGE = 16
 """At most this many of them come from one image."""
 MAX_ROUNDS = 25

@@ -1,4 +1,4 @@
-"""Referring-aware text masking: which words are hidden, subject and object first (OneRef section 3.2)."""
+"""Referring-aware text masking: choose the words to hide, subject and object first (OneRef section 3.2)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MaskedWords:
     token_ids: Int[Tensor, "batch words"]
     """The ids that the tower reads."""
     is_masked: Bool[Tensor, "batch words"]
-    """The words to predict; some of them are shown nevertheless, or replaced by another word."""
+    """The words to predict, including those left visible or replaced by another word."""
 
 
 def mask_words(

@@ -59,7 +59,7 @@ class VisualCodes(nn.Module, ABC):
 
     @abstractmethod
     def ids_of_pixels(self, pixels: Float[Tensor, "batch 3 height width"]) -> Int[Tensor, "batch patches"]:
-        """As `code_ids`, from RGB in 0..1 with black padding."""
+        """Like `code_ids`, from RGB in 0..1 with black padding."""
 
     @torch.no_grad()
     def code_ids(self, images: Float[Tensor, "batch 3 height width"]) -> Int[Tensor, "batch patches"]:

@@ -1,4 +1,4 @@
-"""Targets of the visual target-relation score (VTS): where the referred box is as every patch sees it, and its size."""
+"""Targets of the visual target-relation score (VTS): position and size of the referred box relative to every patch."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class VisualTokenizerTraining(nn.Module):
         side = settings.sizes.image_size
         if tower.image_size != (side, side):
             raise ConfigError(
-                f"the images are {tower.image_size} pixels, the visual tokenizer is for {(side, side)}",
+                f"the images have {tower.image_size} pixels, but the visual tokenizer is for {(side, side)}",
                 where="model.tower.image_size",
                 hint="make it the same as visual_tokenizer.sizes.image_size",
             )

@@ -42,7 +42,7 @@ PRETRAINING_ARGS = (
 )
 """Arguments of the published code about pretraining; the target-relation scores VTS and STS are last."""
 LEARNT_OUTPUTS = "learnt_outputs"
-"""Key of meta.json: outputs that pre-trained weights have learnt, although they are not for use yet."""
+"""Key of meta.json: outputs that pre-trained weights have learnt, although they are not ready for use."""
 TRAINING_KEYS = (
     "trained_on",
     "objective",
@@ -238,7 +238,7 @@ def verify(directory: Path) -> list[str]:
 
 
 def unchecked(directory: Path) -> list[str]:
-    """What `verify` could not check, for the user.
+    """Notes for the user about what `verify` could not check.
 
     Raises:
         WeightsError: meta.json cannot be read.

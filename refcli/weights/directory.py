@@ -97,10 +97,10 @@ def read_head_settings(directory: Path) -> HeadOnlySettings:
     """The settings of a head without a tower.
 
     Raises:
-        WeightsError: config.yaml cannot be read, or the weights are something else.
+        WeightsError: config.yaml cannot be read, or the weights are of another kind.
         ConfigError: wrong settings.
     """
-    hint = "a tower or a complete model is for train.init_weights (--init)"
+    hint = "give a tower or a complete model as train.init_weights (--init)"
     hints: dict[type[Settings], str] = {ModelSettings: hint, TowerOnlySettings: hint}
     return read_settings_of(directory, HeadOnlySettings, wanted="a head without a tower", hints=hints)
 

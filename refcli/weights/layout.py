@@ -1,4 +1,4 @@
-"""What a weights directory consists of: its files, config.yaml and meta.json, and how they are written."""
+"""The layout of a weights directory: its files, config.yaml and meta.json, and how they are written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PRETRAINING_HEADS_FILE = "pretraining_heads.safetensors"
 """Heads that serve pre-training only, under their official names."""
 META_SCHEMA = "refcli.weights/1"
 MAX_META_BYTES, MAX_META_DEPTH = 8 << 20, 24
-"""The meta.json of the largest converted model, which names all tensors, has 100 kB."""
+"""Limits of meta.json; that of the largest converted model, which names all tensors, has 100 kB."""
 
 
 class TowerOnlySettings(Settings):
@@ -102,7 +102,7 @@ def read_any_settings(directory: Path) -> AnyWeightsSettings:
 def read_settings_of(
     directory: Path, kind: type[SettingsT], *, wanted: str, hints: Mapping[type[Settings], str]
 ) -> SettingsT:
-    """As `read_any_settings`, for weights that must be of one kind.
+    """Like `read_any_settings`, for weights that must be of one kind.
 
     Args:
         directory: a weights directory.
@@ -165,7 +165,7 @@ def write_meta(directory: Path, meta: Mapping[str, object]) -> None:
 
 
 explain_weights_write_errors = partial(explain_write_errors, "the weights", also=(SafetensorError,))
-"""`explain_write_errors` for weights; safetensors reports a failed write by an exception of its own."""
+"""`explain_write_errors` for weights; safetensors raises its own exception for a failed write."""
 
 
 def write_directory(directory: Path, files: Mapping[str, bytes], *, kind: str, meta: Mapping[str, object]) -> None:
@@ -193,7 +193,7 @@ def new_directory(out: Path) -> Iterator[Path]:
         RefcliError: the files cannot be written.
     """
     with explain_weights_write_errors(out), exit_on_sigterm():
-        out = Path(os.path.realpath(out))  # Path.resolve raises an error of its own for links that form a loop
+        out = Path(os.path.realpath(out))  # Path.resolve raises another error for links that form a loop
         out.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(out) as folder:
             yield folder

@@ -1,4 +1,4 @@
-"""Find the directory of weights by their name, address or path; never uses the network."""
+"""Find the directory of weights by name, address or path, without the network."""
 
 from __future__ import annotations
 

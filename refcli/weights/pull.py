@@ -111,7 +111,9 @@ def find_target(name_or_uri: str, *, revision: str | None, pinned: Pin | None, p
     if name_or_uri.startswith(SCHEME):
         uri = HubUri.parse(name_or_uri)
         if revision and uri.revision and revision != uri.revision:
-            raise UsageError("two revisions are given", where=f"--revision {revision}", hint=f"{name_or_uri} has one")
+            raise UsageError(
+                "two revisions are given", where=f"--revision {revision}", hint="the address already names one"
+            )
         repos: tuple[str, ...] = (uri.repo,)
         entry, file, member, licence = None, uri.file, uri.member, None
         known_revision, known_sha256 = uri.revision, None
@@ -213,7 +215,7 @@ def pull(
         with wait_for(lock, report, f"another refcli is pulling {name}; waiting for it"):
             origin = None if force else read_origin(directory)
             if origin is not None and _is_up_to_date(origin, target, revision=revision):
-                report(f"already here: {directory}")
+                report(f"already pulled: {directory}")
             else:
                 file = fetch_first(target, force=force, report=report)
                 if origin is None or origin["sha256"] != file.sha256 or origin["member"] != target.uris[0].member:

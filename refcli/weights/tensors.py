@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 from refcli.errors import WeightsError
 
 DAMAGE = (SafetensorError, OSError, ValueError, RuntimeError, LookupError)
-"""What reading a damaged safetensors file raises; a type that safetensors does not know raises torch's own errors."""
+"""Exceptions from reading a damaged safetensors file; a type unknown to safetensors raises torch's own errors."""
 MAX_NAMED = 5
-"""Tensors that a one-line message names."""
+"""Maximum number of tensors named in a one-line message."""
 
 
 class TensorLike(Protocol):
@@ -153,7 +153,7 @@ def summarize(rows: Sequence[Mismatch], *, prefix: str = "") -> str:
 
 
 def assign_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
-    """Replace all tensors of a model by those of a complete state dict; a model on `meta` becomes real.
+    """Replace all tensors of a model with those of a complete state dict; a model on `meta` becomes real.
 
     Raises:
         WeightsError: a tensor is missing, unexpected, of another shape or kind of number, or not finite.

@@ -141,8 +141,8 @@ def _copy_state(module: nn.Module, given: Mapping[str, Tensor], *, part: str, na
 def start_head_from(name: str, grounder: Grounder, settings: ModelSettings) -> tuple[str, ...]:
     """Copy the tensors of a head into a new grounder.
 
-    The weights may be only part of a head: a module directly below the head of which they have no tensor (such as the
-    pyramid, which the published decoders lack) keeps its initial values. The others must fit completely.
+    The weights may be only part of a head: a module directly below the head keeps its initial values if the weights
+    have no tensor of it (such as the pyramid, which the published decoders lack). The others must fit completely.
 
     Args:
         name: a weights directory that `refcli weights convert` wrote from a decoder without its tower.

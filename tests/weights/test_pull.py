@@ -68,7 +68,7 @@ def test_pulled_weights_are_reused_without_asking_the_hub(hub, pulled):
     pulled(report=lines.append)
 
     assert len(hub.requests) == num_requests
-    assert any("already here" in line for line in lines)
+    assert any("already pulled" in line for line in lines)
 
 
 def test_another_branch_with_the_same_file_is_not_converted_again(hub, pulled):

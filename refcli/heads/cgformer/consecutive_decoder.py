@@ -1,4 +1,4 @@
-"""CGFormer's consecutive decoder: from the coarsest map to the finest, fuse maps, load words into tokens, group."""
+"""CGFormer's consecutive decoder: fuse maps, load words into tokens and group places, from the coarsest map up."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Fusion(nn.Sequential):
 class Load(nn.Module):
     """Load words into tokens: the referent token attends to the words, then every token passes an MLP.
 
-    One attention head, no biases but the output's; dropout on the attention weights and on the output.
+    One attention head; only the output projection has a bias; dropout on the attention weights and on the output.
     """
 
     def __init__(self, dim: int, text_dim: int, *, dropout: float) -> None:

@@ -42,7 +42,7 @@ GridSide = Annotated[int, Field(ge=1, le=256)]
 
 
 class CGFormerSettings(Settings):
-    """Settings of the CGFormer head. The defaults are the published sizes with the published code's slips fixed."""
+    """Settings of the CGFormer head. The defaults are the published sizes, with the published code's errors fixed."""
 
     dim: Width = 512
     """Width of everything after the pyramid."""
@@ -52,7 +52,7 @@ class CGFormerSettings(Settings):
     """Query tokens; the last is the referent."""
     lite: bool = False
     """Predict the mask at 4 instead of 16 times the grid: 120 instead of 857 G multiply-accumulates at 480 pixels, 4.7M
-    fewer parameters, and a sixteenth of the memory of the largest maps. Not as published, so not with `legacy`."""
+    fewer parameters, and a sixteenth of the memory of the largest maps. Not as published, so it excludes `legacy`."""
     dropout: float = Field(0.1, ge=0, lt=1)
     noise: Noise | None = None
     """When Gumbel noise takes part in assigning places to tokens; None: while training (with `legacy`: always)."""
@@ -71,7 +71,7 @@ class CGFormerSettings(Settings):
     @model_validator(mode="after")
     def _fits(self) -> CGFormerSettings:
         if self.legacy and self.lite:
-            raise ValueError("legacy computes what was published, which lite changes: choose one")
+            raise ValueError("lite changes the published model, which legacy reproduces: choose one")
         return self
 
 

@@ -24,7 +24,7 @@ def grouping_dice(
     *,
     weights: Sequence[float],
 ) -> Float[Tensor, ""]:
-    """Weighted sum over the levels of dice between the referent's places and the mask, reduced by nearest.
+    """Weighted sum over the levels of dice between the referent's places and the nearest-neighbour downsampled mask.
 
     Args:
         level_logits: that a place belongs to the referent, coarsest level first.
@@ -45,8 +45,8 @@ def token_contrast(
 ) -> Float[Tensor, ""]:
     """InfoNCE of the referent token: its own sentence against the batch's other sentences and its own other tokens.
 
-    The paper describes such a loss, the published code has none; this form is ours. Samples without a referent do not
-    count.
+    The paper describes such a loss, but the published code has none; this form is ours. Samples without a referent do
+    not count.
     """
     tokens, sentences = F.normalize(tokens.float(), dim=-1), F.normalize(sentences.float(), dim=-1)
     referents, others = tokens[:, -1], tokens[:, :-1]

@@ -60,7 +60,7 @@ def mask_losses(
 def patch_truth(
     pixels: Bool[Tensor, "batch height width"], grid: tuple[int, int]
 ) -> Float[Tensor, "batch grid_rows grid_columns"]:
-    """1 where the top-left pixel of a patch is set: the official downsampling, by nearest."""
+    """1 where the top-left pixel of a patch is set: the official nearest-neighbour downsampling."""
     step_y, step_x = pixels.shape[1] // grid[0], pixels.shape[2] // grid[1]
     return pixels[:, ::step_y, ::step_x].float()
 

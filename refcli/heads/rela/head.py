@@ -52,7 +52,7 @@ class RelaSettings(Settings):
     pyramid_channels: tuple[Width, Width, Width, Width] = SWIN_BASE_CHANNELS
     """Channels of the maps between tower and pixel decoder, finest first."""
     mean_of_regions: bool | None = None
-    """Divide the sum of all regions' masks, which is the published mask, by their number: with 100 regions its logits
+    """Divide the sum of all regions' masks (the published mask) by their number: with 100 regions, its logits
     then start at the order of 1 instead of 100, and training from scratch at a high learning rate is stable. None: on
     for towers that are trained from scratch (`init: scaled`), unless `legacy` is on."""
     pre_norm: bool = False
@@ -62,7 +62,7 @@ class RelaSettings(Settings):
     minimap_truth: MinimapTruth | None = None
     """None: `area`, or with `legacy` the published `centre`."""
     existence: bool = True
-    """Answer "no target", as the published head always does; off for weights whose data had no such samples."""
+    """Predict "no target", as the published head always does; off for weights trained without such samples."""
     existence_threshold: float = Field(0.5, ge=0, le=1)
     loss_weights: RelaLossWeights = RelaLossWeights()
 

@@ -86,7 +86,7 @@ def balanced_cross_entropy(
 def minimap_truth(
     masks: Bool[Tensor, "batch height width"], side: int, kind: MinimapTruth
 ) -> Float[Tensor, "batch cells"]:
-    """To what degree each of the `side` x `side` cells (row-major) belongs to the mask, 0..1."""
+    """The degree, 0..1, to which each of the `side` x `side` cells (row-major) belongs to the mask."""
     if kind == "centre":
         sampled = F.interpolate(masks[:, None].float(), (side, side), mode="bilinear", align_corners=False)
         return (sampled > 1 - CENTRE_SLACK).float().flatten(1)

@@ -20,7 +20,7 @@ LANGUAGE_GAIN = 0.1
 
 
 class RegionLayerSettings(NamedTuple):
-    """What all layers of the region decoder have in common."""
+    """The settings shared by all layers of the region decoder."""
 
     dim: int
     """Width of regions and maps."""
@@ -144,7 +144,7 @@ class RegionDecoder(nn.Module):
 
 
 class Memory(NamedTuple):
-    """What regions attend to."""
+    """The keys and values that regions attend to."""
 
     keys: Float[Tensor, "batch places dim"]
     values: Float[Tensor, "batch places dim"]

@@ -21,7 +21,7 @@ class ThreeLayerMLP(nn.Sequential):
 
 
 class Calibration(nn.Module):
-    """logit = scale * similarity + bias, both learned; without an initial scale the identity, without parameters."""
+    """logit = scale * similarity + bias, both learned; without an initial scale, the identity (no parameters)."""
 
     def __init__(self, initial_scale: float | None) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class DoubleAndConvolve(nn.Module):
 
 
 class BilinearUpsampler(nn.Sequential):
-    """`doublings` times twice the resolution, then a 1x1 convolution (CRIS, CGFormer, Shared-RIS)."""
+    """Doubles the resolution `doublings` times, then a 1x1 convolution (CRIS, CGFormer, Shared-RIS)."""
 
     def __init__(self, dim: int, *, doublings: int) -> None:
         super().__init__(*(DoubleAndConvolve(dim) for _ in range(doublings)), nn.Conv2d(dim, dim, 1))

@@ -15,7 +15,7 @@ from refcli.losses.averages import mean_over
 from refcli.losses.masks import dice
 
 LossSize = Literal["image", "prediction"]
-"""`image`: the logits are resized bilinearly to the model frame. `prediction`: the truth is reduced by nearest."""
+"""`image`: the logits are resized bilinearly to the model frame. `prediction`: the truth is downsampled (nearest)."""
 
 
 def mask_bce_and_dice(
@@ -48,7 +48,7 @@ def predict_from_mask(
     threshold_first: bool,
     existence_threshold: float,
 ) -> Prediction:
-    """One target per expression, without a box: it is derived from the mask later.
+    """One target per expression, without a box, which is derived from the mask later.
 
     Its score is the existence probability where the head has one; otherwise the mean mask probability inside the mask,
     or 0 where the mask is empty.

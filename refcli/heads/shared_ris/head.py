@@ -56,7 +56,7 @@ class SharedRISSettings(Settings):
     decoder_layers: int = Field(1, ge=0, le=256)
     """The paper tries 0 to 3."""
     mask_scale: float | None = Field(None, gt=0)
-    """Initial value of a learnable scale (and bias) on the mask logits; None, as in the paper: they are the product."""
+    """Initial value of a learnable scale (and bias) on the mask logits; None, as in the paper: none."""
     mask_threshold: float = Field(0.35, gt=0, lt=1)
     """A place belongs to the mask above this probability."""
     threshold_first: bool = False

@@ -44,7 +44,7 @@ DTYPES: Mapping[str, torch.dtype | None] = {"fp32": torch.float32, "bf16": torch
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What was written, and what became of each tensor of the checkpoint."""
+    """The written directory, and the outcome for each tensor of the checkpoint."""
 
     out: Path
     kind: str
@@ -110,7 +110,7 @@ def _hint_of_part(state: Mapping[str, Tensor]) -> str:
             name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")
         }
         if len(inside) < len(state) and _known_kind(without_prefix(inside)[0]):
-            return f"; the {len(inside)} tensors below {part!r} look like one: save only these"
+            return f"; the {len(inside)} tensors below {part!r} are of a known kind: convert a file of these only"
     return ""
 
 
@@ -235,7 +235,7 @@ def _check_tokenizer(path: Path, tower: TowerSettings) -> None:
     check_tokenizer(tokenizer, tower, where=str(path))
     if tower.vocabulary_size == beit3.PUBLISHED_WORD_ROWS and tokenizer.num_pieces != OFFICIAL_NUM_PIECES:
         raise WeightsError(
-            f"the tokenizer has {tokenizer.num_pieces:,} pieces, that of published models {OFFICIAL_NUM_PIECES:,}",
+            f"the tokenizer has {tokenizer.num_pieces:,} pieces, not the published {OFFICIAL_NUM_PIECES:,}",
             where=str(path),
             hint="give beit3.spm: any other would turn words into the wrong ids",
         )

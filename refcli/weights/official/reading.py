@@ -55,7 +55,7 @@ class Checkpoint:
     dropped: tuple[str, ...]
     """Top-level entries that are not part of the model, such as `optimizer`."""
     unknown_types: tuple[str, ...]
-    """Types that the file names and that were not built; in `args` they are text."""
+    """Unknown types named in the file, which were not built; in `args` they are text."""
     notes: tuple[str, ...] = ()
     """Where the tensors were found, and what was removed from their names."""
 

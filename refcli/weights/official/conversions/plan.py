@@ -15,9 +15,9 @@ MAX_ROWS_SHOWN = 25
 HEAD_DIM = 64
 """Width of one attention head in every published model."""
 PUBLISHED_WIDTHS = (768, 1024)
-"""Of base and large; the visual tokenizer is a base."""
+"""Widths of base and large models; the visual tokenizer is a base."""
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
-"""Last words of the names of BatchNorm's buffers."""
+"""How the names of BatchNorm's buffers end."""
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class Renaming:
         )
 
     def from_official(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors under our names, not copied; what our model has no tensor for is left out.
+        """The tensors under our names, not copied, without those that our model does not have.
 
         Raises:
             WeightsError: a tensor that is not part of the published model.
@@ -149,7 +149,7 @@ class Renaming:
         return {ours[name]: official[name] for name in kept}
 
     def to_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our tensors under the official names: the inverse of `from_official`, without what that left out.
+        """Our tensors under the official names: the inverse of `from_official`, except for the tensors it left out.
 
         Raises:
             WeightsError: a tensor that the published model does not have.

@@ -1,4 +1,4 @@
-"""One model is a few programs to a compiler, for any batch size and any number of words."""
+"""A model compiles into a few programs that accept any batch size and any number of words."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ HEADS = [
 
 @pytest.fixture(autouse=True)
 def _own_compiler():
-    """Nothing compiled before, and the compiler's settings as they were afterwards."""
+    """Start without compiled programs, and restore the compiler's settings afterwards."""
     config = torch._dynamo.config
     switch, limit = (next(name for name in names if hasattr(config, name)) for names in (SWITCHES, LIMITS))
     torch._dynamo.reset()

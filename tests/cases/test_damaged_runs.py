@@ -1,4 +1,4 @@
-"""A run whose small files are damaged is resumed where they are not needed, and otherwise an error says what to do."""
+"""A run with damaged small files is resumed if it does not need them; otherwise an error names the remedy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def put(path, content: bytes | None) -> None:
         path.write_bytes(content)
 
 
-def test_a_damaged_record_of_the_store_is_made_good_by_data(refcli, run, tmp_path):
+def test_the_data_option_replaces_a_damaged_record_of_the_store(refcli, run, tmp_path):
     for number, (what, content) in enumerate(DAMAGE.items(), start=2):
         put(run / "env.json", content)
         steps = ("--set", f"train.steps={number}")
@@ -53,7 +53,7 @@ def test_a_damaged_record_of_the_store_is_made_good_by_data(refcli, run, tmp_pat
             assert json.loads((run / "env.json").read_text())["store"] == str(tmp_path / "store")
 
 
-def test_settings_that_cannot_be_read_are_named(refcli, run):
+def test_unreadable_settings_are_named(refcli, run):
     for content in (b"", b"\xff\xfe", b"train: {steps: x}", b"[]", b"a: [", b"train:\n  precision: 1\n"):
         put(run / "run.yaml", content)
         code, _, err = refcli("finetune", "-o", run, "--resume")
@@ -62,7 +62,7 @@ def test_settings_that_cannot_be_read_are_named(refcli, run):
         assert "unexpected" not in err
 
 
-def test_metrics_that_cannot_be_read_are_left_out(refcli, run):
+def test_unreadable_metrics_are_left_out(refcli, run):
     lines = ["{}", "[", '{"step": 1e400}', '{"step": 1, "validation/score": 1' + "0" * 400 + "}", '{"step": "1"}', "é"]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     code, _, err = refcli("finetune", "-o", run, "--resume", "--set", "train.steps=2")
@@ -72,7 +72,7 @@ def test_metrics_that_cannot_be_read_are_left_out(refcli, run):
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"step": "../x"}', b'{"step": 1, "score": "a"}', b"[" * 100_000, b"\xff"])
-def test_a_damaged_note_of_the_best_checkpoint_is_named(refcli, run, content):
+def test_a_damaged_pointer_to_the_best_checkpoint_is_named(refcli, run, content):
     (run / "checkpoints" / "best.json").write_bytes(content)
     code, _, err = refcli("finetune", "-o", run, "--resume", "--set", "train.steps=2")
     assert "unexpected" not in err

@@ -119,7 +119,7 @@ def with_column(name, values, kind):
 
 
 def with_bad_text(table, name):
-    """Bytes that are no UTF-8 in a column, as a damaged page has them."""
+    """Bytes in a column that are not UTF-8, as in a damaged page."""
     data = b"\xff.jpg" * len(table)
     offsets = pa.array(range(0, len(data) + 1, 5), pa.int32())
     texts = pa.Array.from_buffers(pa.string(), len(table), [None, offsets.buffers()[1], pa.py_buffer(data)])

@@ -1,4 +1,4 @@
-"""What the documentation and `presets list` print works unchanged."""
+"""Commands that the documentation and `presets list` print work unchanged."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def recipe(pattern: str) -> str:
 
 
 def make_requests(tmp_path) -> Path:
-    """With DuckDB, as the guide does."""
+    """Make request lines with DuckDB, as in the guide."""
     sql = recipe(r"`(copy \(select id, image, expression [^`]*)`").replace("STORE/DATASET", f"{tmp_path}/store/mine")
     duckdb.execute(sql)
     return tmp_path / "store" / "mine" / "requests.jsonl"

@@ -37,7 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "summary.json", "report.html", "per_sample.parquet"])
-def test_a_folder_that_holds_anything_is_left_as_it_is(evaluate, tmp_path, name):
+def test_a_folder_that_is_not_empty_is_left_unchanged(evaluate, tmp_path, name):
     out = tmp_path / "out"
     out.mkdir()
     (out / name).write_text("mine")
@@ -145,7 +145,7 @@ def test_several_systems_are_replaced_in_the_same_way(evaluate, tmp_path):
     assert (out / "1-truth.jsonl/report.html").read_text() == "mine"
 
 
-def test_force_without_a_folder_is_a_mistake(evaluate):
+def test_force_without_a_folder_is_a_usage_error(evaluate):
     code, _, err = evaluate("--force")
     assert code == 2
     assert "give --out DIR" in err

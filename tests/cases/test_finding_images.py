@@ -1,4 +1,4 @@
-"""An existing image is found however its name is written, or the report names what is there instead."""
+"""An existing image is found however its name is written, or the report names the file found instead."""
 
 import json
 import os

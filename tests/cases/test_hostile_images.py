@@ -1,4 +1,4 @@
-"""Images that claim too much, never end, or hide something are refused in one line, and the others are read."""
+"""Images that claim too large a size, never end, or hide content are refused in one line; the others are read."""
 
 from __future__ import annotations
 

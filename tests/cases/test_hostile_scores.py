@@ -1,4 +1,4 @@
-"""Prediction files and per-sample files from anywhere: odd lines are listed, odd files refused, odd boxes noticed."""
+"""Untrusted prediction and per-sample files: odd lines are listed, odd files refused, odd boxes reported."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_an_odd_line_is_listed_and_the_others_are_scored(score, odd):
 @pytest.mark.parametrize(
     "line", [b"\xff\xfe\x00", b"[" * 100_000, b"9" * 10_000, b"{", b"[1]", b"null", b'{"schema": "\\ud83d"}']
 )
-def test_a_line_that_is_no_record_is_listed(score, line):
+def test_a_line_that_is_not_a_record_is_listed(score, line):
     code, out, _ = score([*good(0, 1, 2, 3), line], "--json")
     assert code == 3
     assert json.loads(out)["problems"]["p.jsonl"]["not a prediction"]["count"] == 1
@@ -114,7 +114,7 @@ def test_texts_that_no_encoding_holds_are_shown_and_written(score, tmp_path, ref
     assert refcli("evaluate", "--merge", tmp_path / "out")[0] == 3
 
 
-def test_a_box_that_is_nowhere_is_a_miss(score):
+def test_a_box_that_covers_nothing_or_overflows_is_a_miss(score):
     for box in ([float("nan")] * 4, [1e308, 1e308, -1e308, 1e308], [-1e308, -1e308, 1e308, 1e308], [0, 0, 0, 0]):
         code, out, _ = score([*good(0, 1, 2), record(3, box)], "--json")
         assert code == 0
@@ -133,14 +133,14 @@ def test_a_line_without_end_is_refused_in_little_memory(refcli, store, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["utf-16", "utf-16-le"])
-def test_a_file_of_another_encoding_says_so(refcli, store, tmp_path, kind):
+def test_the_encoding_of_a_file_that_is_not_utf8_is_named(refcli, store, tmp_path, kind):
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, good(0, 1))), encoding=kind)
     code, _, err = refcli("evaluate", "--data", store, "--split", SPLIT, "--predictions", tmp_path / "p.jsonl")
     assert code == 5
     assert "it is UTF-16" in err
 
 
-def test_no_table_of_an_evaluation_draws_on_the_terminal(score, tmp_path):
+def test_names_in_evaluation_tables_never_control_the_terminal(score, tmp_path):
     lines = [record(0, weights="\x1b[31m"), *good(1, 2), record(7, id="m/\x1b]0;pwn\x07")]
     name = "p\x1b[5m.jsonl"
     score(lines, "--out", tmp_path / "other", name=name)
@@ -180,7 +180,7 @@ def test_one_box_in_pixels_is_enough_to_trust_the_others(score):
 
 
 def changed(path: Path, **changes: object) -> bytes:
-    """A per-sample file with other facts; a dotted name goes down."""
+    """A per-sample file with other facts; a dotted name reaches a nested key."""
     table = pq.read_table(path)
     facts = json.loads(table.schema.metadata[b"refcli"])
     for name, value in changes.items():
@@ -236,7 +236,7 @@ def run_file(store, tmp_path_factory) -> Path:
 
 
 def refused(refcli, store, tmp_path, content: bytes) -> str:
-    """What --merge and --compare say of such a file; both refuse it."""
+    """The errors of --merge and --compare, which must both refuse the file."""
     path = tmp_path / "odd.parquet"
     path.write_bytes(content)
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, good(0, 1, 2, 3))))
@@ -305,7 +305,7 @@ def test_per_sample_files_of_earlier_versions_are_read_with_their_meaning(refcli
         assert document["metrics"]["m/val/t_acc"] == float(not says_none)
 
 
-def test_progress_shows_any_name_as_it_is():
+def test_progress_shows_any_name_literally():
     screen = io.StringIO()
     with ProgressBars(Console(file=screen, force_terminal=True, width=100)) as bars:
         bars.of("p[/bold]\x1b]0;pwn\x07.jsonl")("m:val", 1, 2)

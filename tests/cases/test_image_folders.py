@@ -53,7 +53,7 @@ def test_a_hidden_folder_that_is_named_is_read(here):
     assert found(".cache/.b.jpg")[0] == [".cache/.b.jpg"]
 
 
-def test_every_format_that_pillow_reads_is_an_image_and_the_rest_is_named_by_suffix(here):
+def test_every_format_that_pillow_reads_is_an_image_and_other_files_are_counted_by_suffix(here):
     kinds = ["jfif", "jpe", "JPG", "mpo", "tga", "tif", "pnm", "pbm", "dib", "apng", "gif", "psd", "qoi"]
     kinds += ["jp2", "j2k"] if features.check("jpg_2000") else []
     kinds += ["avif"] if features.check("avif") else []
@@ -118,7 +118,7 @@ def test_inputs_without_images_are_noted_and_refused_only_if_there_are_no_others
         found("in/__MACOSX", "in/docs", "in/o", exclude=here / "in/o")
 
 
-def test_the_output_folder_is_no_input(here):
+def test_the_output_folder_is_not_an_input(here):
     make(here, "in/a.jpg", "in/o/b.jpg", "in/o/deep/c.jpg", "in/p/d.jpg")
     assert found("in", exclude=here / "in/o")[0] == ["in/a.jpg", "in/p/d.jpg"]
     assert found("in/*/*.jpg", exclude=here / "in/o")[0] == ["in/p/d.jpg"]
@@ -126,7 +126,7 @@ def test_the_output_folder_is_no_input(here):
     assert found("in/o", exclude=here / "in")[0] == ["in/o/b.jpg", "in/o/deep/c.jpg"], "an input below --out"
 
 
-def test_of_a_demo_the_scenes_are_read_and_the_drawings_are_not(here):
+def test_the_scenes_of_a_demo_are_read_and_its_drawings_are_not(here):
     with OutputFolder(here / "demo") as folder:
         folder.begin({})
         folder.subfolder("scenes")
@@ -145,7 +145,7 @@ def test_of_a_demo_the_scenes_are_read_and_the_drawings_are_not(here):
 
 
 @needs_links
-def test_linked_files_are_read_linked_folders_are_not_and_loops_end(here):
+def test_linked_files_are_read_but_linked_folders_are_not(here):
     make(here, "elsewhere/x.jpg", "in/deep/b.jpg", "real.jpg")
     (here / "in/a.jpg").symlink_to(here / "real.jpg")
     (here / "in/broken.jpg").symlink_to(here / "none.jpg")
@@ -163,7 +163,7 @@ def test_linked_files_are_read_linked_folders_are_not_and_loops_end(here):
 
 
 @needs_links
-def test_what_a_pattern_skips_is_counted(here):
+def test_files_that_a_pattern_skips_are_counted(here):
     make(here, "in/a.jpg", "in/x.jpg/b.jpg")
     (here / "in/broken.jpg").symlink_to(here / "none.jpg")
     (here / "in/zero.jpg").symlink_to("/dev/zero")
@@ -194,7 +194,7 @@ def test_a_pipe_or_a_device_in_a_folder_is_skipped(here):
 
 
 @needs_odd_names
-def test_a_part_of_a_path_that_exists_is_no_pattern(here):
+def test_brackets_in_an_existing_path_are_not_a_pattern(here):
     make(here, "photos [2024]/a[1].jpg", "photos [2024]/a1.jpg", "photos [2024]/b?.jpg", "photos 2/c.jpg")
     assert found("photos [2024]")[0] == [
         "photos [2024]/a1.jpg", "photos [2024]/a[1].jpg", "photos [2024]/b?.jpg",
@@ -225,7 +225,7 @@ def test_names_that_no_file_can_have_get_an_answer(here):
 
 
 @needs_odd_names
-def test_a_note_of_many_is_short_and_printable(refcli, here, monkeypatch):
+def test_a_note_about_many_kinds_of_files_is_short_and_printable(refcli, here, monkeypatch):
     make(here, *(f"in/x.{kind}" for kind in "abcdefgh"), "in/x.\x1b[31m", "in/y.\nfake")
     Image.new("RGB", (30, 20)).save("in/a.png")
     code, out, err = refcli("predict", "in", "-e", "x")

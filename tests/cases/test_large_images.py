@@ -34,7 +34,7 @@ def encoded(image: Image.Image, file_format: str = "JPEG", **options) -> bytes:
 
 
 def smooth(width: int, height: int) -> Image.Image:
-    """A colour that changes slowly, with a dark left upper corner."""
+    """Slowly changing colours with a dark upper left corner."""
     rows, columns = np.mgrid[0:height, 0:width]
     pixels = np.stack([columns * 255 // width, rows * 255 // height, np.full_like(rows, 90)], -1).astype(np.uint8)
     return Image.fromarray(pixels)

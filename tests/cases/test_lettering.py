@@ -1,4 +1,4 @@
-"""Expressions in any script are readable in drawings, or the drawing names the place to look them up."""
+"""Expressions in any script are readable in drawings, or the drawing states where to look them up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def drawn(text: str, font) -> bytes:
 
 @pytest.fixture
 def bare_system(monkeypatch):
-    """No fonts but those that come with the program and what it depends on."""
+    """Only the fonts that come with refcli and its dependencies."""
     monkeypatch.setattr(lettering, "font_folders", tuple)
 
 

@@ -30,7 +30,7 @@ SIDE = 2_000_000_000
 
 
 def compressed(*runs: int) -> bytes:
-    """Run lengths in COCO's text, whether or not they make sense."""
+    """Run lengths in COCO's text form, valid or not."""
     counts = bytearray()
     for index, run in enumerate(runs):
         value = run - runs[index - 2] if index > 2 else run
@@ -57,7 +57,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("counts", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_mask_is_refused_by_all_that_take_masks(counts):
+def test_every_function_that_takes_masks_refuses_a_damaged_one(counts):
     mask = RLE((20, 20), counts)
     for use in (decode_mask, rle_area, mask_box, check_run_lengths):
         with pytest.raises(DataError):
@@ -82,7 +82,7 @@ def test_a_mask_of_an_impossible_size_is_refused(size):
 
 
 def test_empty_runs_between_others_change_no_pixel():
-    """pycocotools stops at two that end together, and a mask joined of it is endless to its next reader."""
+    """pycocotools stops at two runs that end together, and then joins masks that its next reader never finishes."""
     for runs in itertools.product((0, 2, 4), repeat=5):
         if sum(runs) != 8:
             continue
@@ -108,7 +108,7 @@ def test_empty_runs_between_others_change_no_pixel():
         [0, 0, 190, 190] * 5_000,
     ],
 )
-def test_a_polygon_that_is_no_outline_in_the_image_is_refused(polygon):
+def test_a_polygon_that_is_not_an_outline_in_the_image_is_refused(polygon):
     with pytest.raises(DataError):
         polygons_to_rle([polygon], 20, 20)
 
@@ -129,7 +129,7 @@ def test_a_polygon_of_very_many_points_is_drawn():
         {"width": SIDE, "height": SIDE, "segmentation": {"size": [SIDE, SIDE], "counts": [SIDE * SIDE]}},
     ],
 )
-def test_a_line_with_such_a_mask_is_listed_and_the_others_stay(tmp_path, refcli, fields):
+def test_a_line_with_a_damaged_mask_is_listed_and_the_others_stay(tmp_path, refcli, fields):
     good = {"image": "b.jpg", "expression": "the red cup", "width": 100, "height": 80, "box": [1, 2, 30, 40]}
     lines = [{"image": "a.jpg", "expression": "x", **fields}, good]
     (tmp_path / "mine_train.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -1,4 +1,4 @@
-"""A key that changes the meaning of a record is read; or the record is reported, or the file refused."""
+"""A key that changes the meaning of a record is read, or the record is reported, or the file is refused."""
 
 import json
 import pickle

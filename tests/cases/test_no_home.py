@@ -21,7 +21,7 @@ WAY_OUT = "set REFCLI_HOME or HOME"
 
 @pytest.fixture
 def nameless(monkeypatch):
-    """A user id without a name and a home, as containers run programs."""
+    """A user id without a name and a home, as in containers."""
 
     def unknown(number: int) -> object:
         raise KeyError(f"getpwuid(): uid not found: {number}")
@@ -48,7 +48,7 @@ def test_training_with_the_packaged_tokenizer_needs_no_home(refcli, nameless, tm
 
 
 @pytest.mark.parametrize("arguments", [("list",), ("info", "builtin"), ("info", NAME), ("list", "--json")])
-def test_what_is_known_without_a_home_is_shown(refcli, nameless, arguments):
+def test_facts_that_need_no_home_are_shown(refcli, nameless, arguments):
     code, out, err = refcli("weights", *arguments)
     assert code == 0, err
     assert out
@@ -109,7 +109,7 @@ def test_a_home_that_cannot_be_created_is_an_error_of_pull_alone(refcli, tmp_pat
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_home_that_may_not_be_read_holds_nothing(refcli, tmp_path, monkeypatch):
+def test_an_unreadable_home_counts_as_empty(refcli, tmp_path, monkeypatch):
     (tmp_path / "home").mkdir(mode=0o000)
     monkeypatch.setenv("REFCLI_HOME", str(tmp_path / "home"))
     try:
@@ -119,7 +119,7 @@ def test_a_home_that_may_not_be_read_holds_nothing(refcli, tmp_path, monkeypatch
         (tmp_path / "home").chmod(0o700)
 
 
-def test_relative_places_of_other_programs_change_nothing(monkeypatch, tmp_path):
+def test_relative_paths_in_other_programs_variables_are_ignored(monkeypatch, tmp_path):
     monkeypatch.delenv("REFCLI_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")

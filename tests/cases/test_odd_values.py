@@ -321,7 +321,7 @@ def test_numbers_and_names_that_no_store_can_hold_are_reported(prepare, tmp_path
 
 
 @pytest.mark.parametrize("key", ["id", "kind", "image_id", "expression"])
-def test_half_a_surrogate_pair_does_not_stop_a_file(prepare, tmp_path, key):
+def test_a_lone_surrogate_does_not_stop_a_file(prepare, tmp_path, key):
     line = {"image": "p.jpg", "expression": "x", "box": [1, 2, 3, 4]}
     code, report, messages = prepare(
         json_lines({**line, key: "half \ud83d"}, {**line, "expression": "good"}), "val.jsonl"

@@ -1,4 +1,4 @@
-"""Custom images numbered like COCO's are COCO images only if the data set or both number and size say so."""
+"""Custom images numbered like COCO's count as COCO images only if the data set, or number and size, show it."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_equal_numbers_in_two_custom_folders_are_two_images(refcli, tmp_path):
 
 
 @pytest.mark.parametrize("folders", [("train2017", "val2017"), ("a", "b")])
-def test_equal_numbers_and_sizes_of_two_custom_images_are_no_overlap(refcli, tmp_path, folders):
+def test_equal_numbers_and_sizes_of_two_custom_images_are_not_an_overlap(refcli, tmp_path, folders):
     for folder, split in zip(folders, ("train", "val"), strict=True):
         file = lines(tmp_path / f"{split}.jsonl", line(f"{folder}/000000000001.jpg", width=640, height=480))
         refcli("prepare-data", "--from", file, "--name", "mine", "--out", tmp_path / "store")
@@ -108,7 +108,7 @@ def test_custom_refs_numbered_from_one_are_not_coco(refcli, tmp_path):
     assert image_ids(tmp_path / "store", "own:val") == {"own:000000000001.jpg"}
 
 
-def test_an_address_counts_only_on_coco_s_server_and_for_the_same_number():
+def test_a_url_counts_only_on_the_coco_server_and_with_the_same_number():
     assert is_coco_url("http://images.cocodataset.org/train2017/000000391895.jpg", 391895)
     assert is_coco_url("http://mscoco.org/images/391895.jpg", "391895")
     assert not is_coco_url("http://images.cocodataset.org/train2017/000000391895.jpg", 7)

@@ -176,7 +176,7 @@ def test_a_torchscript_archive_never_reaches_torch(tmp_path, refcli, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["storages", "\x80\x02}."])
-def test_a_checkpoint_of_the_oldest_container_a_tar_is_refused(tmp_path, name):
+def test_a_checkpoint_in_the_oldest_container_which_is_a_tar_is_refused(tmp_path, name):
     with tarfile.open(tmp_path / "a.pth", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
         for member in (name, "pickle"):
             archive.addfile(tarfile.TarInfo(member), io.BytesIO())
@@ -184,8 +184,8 @@ def test_a_checkpoint_of_the_oldest_container_a_tar_is_refused(tmp_path, name):
         read_checkpoint(tmp_path / "a.pth")
 
 
-def test_two_archives_joined_to_one_file_are_refused(tmp_path):
-    """Python's zip reader finds the second one's directory, torch's goes by the place that is written there."""
+def test_two_archives_joined_into_one_file_are_refused(tmp_path):
+    """Python's zip reader finds the directory of the second one; torch's uses the offset stored in the file."""
     torch.save({"a": torch.zeros(1)}, tmp_path / "one.pth")
     torch.save({"b": torch.zeros(2)}, tmp_path / "two.pth")
     (tmp_path / "c.pth").write_bytes((tmp_path / "one.pth").read_bytes() + (tmp_path / "two.pth").read_bytes())
@@ -194,7 +194,7 @@ def test_two_archives_joined_to_one_file_are_refused(tmp_path):
 
 
 def storage(key: str, numel: int) -> bytes:
-    """The opcodes of a tensor of so many float32 in the storage of that key."""
+    """The opcodes of a tensor of `numel` float32 in the storage `key`."""
     persistent = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + number(numel) + b"tQ"
     hooks = b"ccollections\nOrderedDict\n)R"
     return (
@@ -240,7 +240,7 @@ def test_values_used_as_another_type_are_refused(tmp_path, opcodes):
         read_checkpoint(tmp_path / "a.pth")
 
 
-def test_pairs_of_which_a_dict_is_made_are_counted_as_its_keys(tmp_path):
+def test_the_pairs_that_a_dict_is_built_from_are_counted_as_its_keys(tmp_path):
     pairs = b"](" + b"".join(b"]" + pickle.dumps(float(k))[-10:-1] + b"aK\x01a" for k in range(12_000)) + b"e"
     opcodes = b"\x80\x02}" + text("args") + b"ccollections\nOrderedDict\n" + pairs + b"\x85Rs."
     (tmp_path / "a.pth").write_bytes(in_torch_zip(opcodes))

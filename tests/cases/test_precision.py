@@ -38,7 +38,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def device_gains(monkeypatch):
-    """Decide what is measured of the CPU."""
+    """Set whether the measured CPU gains from bf16."""
     return lambda gains: monkeypatch.setattr(precision, "cpu_gains_from_bf16", lambda: gains)
 
 
@@ -47,12 +47,12 @@ def precision_of(path) -> str:
 
 
 @pytest.mark.parametrize(("group", "load"), [("finetune", load_finetune), ("pretrain", load_pretrain)])
-def test_no_preset_asks_for_bf16_whatever_the_machine(group, load):
+def test_no_preset_requires_bf16(group, load):
     assert {load(name).train.precision for name in list_presets(group)} == {"auto", "fp32"}
 
 
 @pytest.mark.parametrize(("gains", "chosen"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_what_pays_on_this_cpu(refcli, store, tmp_path, device_gains, gains, chosen):
+def test_auto_selects_the_faster_precision_on_this_cpu(refcli, store, tmp_path, device_gains, gains, chosen):
     device_gains(gains)
     code, _, err = refcli("finetune", "-p", "synthetic_tiny", "-d", store, "-o", tmp_path / "run", *SHORT, *AUTO)
     assert code == 0
@@ -73,7 +73,7 @@ def test_a_resumed_run_keeps_its_precision_on_another_machine(refcli, store, tmp
     assert "cannot change train.precision" in err
 
 
-def test_stages_may_say_auto_for_themselves(refcli, store, tmp_path, device_gains):
+def test_each_stage_may_set_auto(refcli, store, tmp_path, device_gains):
     device_gains(False)
     stages = ["--set", "stages={heads: {train: {precision: auto, steps: 1}}, all: {train: {steps: 1}}}"]
     code, _, err = refcli("finetune", "-p", "synthetic_tiny", "-d", store, "-o", tmp_path / "run", *SHORT[2:], *stages)
@@ -84,7 +84,7 @@ def test_stages_may_say_auto_for_themselves(refcli, store, tmp_path, device_gain
     )
 
 
-def test_pretraining_decides_in_the_same_way(refcli, store, tmp_path, device_gains):
+def test_pretraining_selects_its_precision_in_the_same_way(refcli, store, tmp_path, device_gains):
     device_gains(False)
     asked = ["pretrain", "-p", "visual_tokenizer_small", "-d", store, "-o", tmp_path / "run", *SHORT]
     code, _, err = refcli(*asked)
@@ -93,19 +93,19 @@ def test_pretraining_decides_in_the_same_way(refcli, store, tmp_path, device_gai
 
 
 @pytest.mark.parametrize(("has_bf16", "chosen"), [(True, "bf16"), (False, "fp32")])
-def test_gpus_without_bf16_of_their_own_train_in_fp32(monkeypatch, has_bf16, chosen):
+def test_gpus_without_native_bf16_train_in_fp32(monkeypatch, has_bf16, chosen):
     monkeypatch.setattr(precision, "gpu_has_bf16", lambda: has_bf16)
     assert precision.precision_on(torch.device("cuda"))[0] == chosen
 
 
-def test_a_gpu_that_emulates_bf16_is_named_where_it_is_asked_for(monkeypatch):
+def test_a_note_warns_if_the_gpu_emulates_the_requested_bf16(monkeypatch):
     monkeypatch.setattr(precision, "gpu_has_bf16", lambda: False)
     asked = load_finetune("synthetic_tiny", ["train.precision=bf16"])
     (note,) = precision.slow_precision(asked, torch.device("cuda"))
     assert "emulates it" in note and "train.precision=fp32" in note
 
 
-def test_a_dry_run_says_the_precision_and_tries_a_step(refcli, store, tmp_path, device_gains):
+def test_a_dry_run_reports_the_precision_and_tries_a_step(refcli, store, tmp_path, device_gains):
     device_gains(False)
     code, _, err = refcli(
         "finetune", "-p", "synthetic_tiny", "-d", store, "-o", tmp_path / "run", *SHORT, *AUTO, "--dry-run"
@@ -122,14 +122,14 @@ def test_a_dry_run_says_the_precision_and_tries_a_step(refcli, store, tmp_path, 
     ("workers", "seconds"),
     [(0, 2 * (0.3 + 0.1) + 0.05), (1, 0.65), (4, 0.65)],
 )
-def test_loading_beside_the_passes_costs_nothing_where_there_are_cores(monkeypatch, workers, seconds):
+def test_loading_in_parallel_takes_no_time_if_there_are_enough_cores(monkeypatch, workers, seconds):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)), raising=False)
     measured = StepTime(passes=0.3, update=0.05, num_samples=4)
     found = step_seconds(measured, loading=0.1, accumulate=2, workers=workers, device=CPU)
     assert found == pytest.approx(seconds)
 
 
-def test_slow_loading_decides_where_it_is_the_narrowest_place(monkeypatch):
+def test_the_time_of_a_step_is_that_of_loading_if_loading_is_the_bottleneck(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)), raising=False)
     measured = StepTime(passes=0.1, update=0.0, num_samples=4)
     for workers, seconds in ((1, 2.0), (4, 0.5)):

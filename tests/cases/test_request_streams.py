@@ -84,13 +84,13 @@ def test_an_odd_request_is_answered_and_the_rest_continues(ask, line, error):
         assert odd["id"] == line.get("id", "r.jsonl:2#0" if "expressions" in line else "r.jsonl:2")
 
 
-def test_half_a_surrogate_pair_in_an_expression_is_read_as_an_unknown_character(ask):
+def test_a_lone_surrogate_in_an_expression_is_read_as_an_unknown_character(ask):
     _, (_, one, _), _ = ask({"image": "a.png", "expression": "the red circle \ud83d"})
     assert one["expression"] == "the red circle \ufffd"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="command lines are Unicode there")
-def test_an_expression_of_the_command_line_is_utf8_also_where_the_locale_does_not_know_it(tmp_path):
+def test_expressions_on_the_command_line_are_utf8_in_every_locale(tmp_path):
     for typed, read in (
         ("caf\udcc3\udca9", "café"),
         ("caf\udce9", "caf\ufffd"),
@@ -113,7 +113,7 @@ def test_a_line_of_any_length_takes_bounded_memory_and_is_answered(tmp_path):
         assert ("longer than" in odd.error) == (len(middle + b"\n") > 1000)
 
 
-def test_a_line_without_an_end_stops_the_reading(monkeypatch, tmp_path):
+def test_an_endless_line_stops_the_reading(monkeypatch, tmp_path):
     class Endless(io.RawIOBase):
         def readable(self):
             return True
@@ -127,7 +127,7 @@ def test_a_line_without_an_end_stops_the_reading(monkeypatch, tmp_path):
         list(read_request_file("r.jsonl", limits=LineLimits(line=1 << 10, block=1 << 10, endless=1 << 14)))
 
 
-def test_an_exception_of_any_kind_ends_no_stream():
+def test_no_exception_of_any_kind_ends_a_stream():
     def decode(source):
         if source == "odd":
             raise RuntimeError("decoder " + "x" * 10_000)
@@ -208,7 +208,7 @@ def test_names_in_a_table_neither_fake_a_row_nor_control_the_terminal(refcli, as
         ("<&- >&- 2>&-", 2),
     ],
 )
-def test_closed_and_full_streams_leave_an_answer_or_one_sentence(ask, random_weights, tmp_path, redirection, code):
+def test_closed_and_full_streams_end_in_an_answer_or_one_sentence(ask, random_weights, tmp_path, redirection, code):
     command = f"exec {sys.executable} -m refcli predict a.png -e x -w {random_weights} {redirection}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, check=False, text=True)
     assert done.returncode == code, done.stderr
@@ -220,7 +220,7 @@ def test_closed_and_full_streams_leave_an_answer_or_one_sentence(ask, random_wei
         assert done.stderr.count("error:") == 1
 
 
-def test_a_closed_stdin_is_one_sentence(refcli, random_weights, monkeypatch):
+def test_a_closed_stdin_is_reported_in_one_sentence(refcli, random_weights, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     for arguments in (["-"], ["-r", "-"]):
         code, out, err = refcli("predict", *arguments, "-w", random_weights)
@@ -230,7 +230,7 @@ def test_a_closed_stdin_is_one_sentence(refcli, random_weights, monkeypatch):
     assert refcli("predict", "-", "-w", random_weights)[0] == 2
 
 
-def test_a_stdout_that_cannot_be_written_is_one_sentence(refcli, ask, random_weights, monkeypatch):
+def test_a_stdout_that_cannot_be_written_is_reported_in_one_sentence(refcli, ask, random_weights, monkeypatch):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with Path("/dev/full").open("w") as full:

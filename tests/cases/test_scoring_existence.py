@@ -1,4 +1,4 @@
-"""Existence is what the system states; metrics before and after its "no target" are kept apart."""
+"""Existence is the decision that the system states; metrics before and after its "no target" are kept apart."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ CONVENTIONS = ("original", "rela480", "rela480-text", "gsva")
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("score_given", [True, False])
-def test_a_stated_decision_counts_regardless_of_the_mask(score, convention, score_given):
+def test_a_stated_decision_counts_whatever_the_mask(score, convention, score_given):
     """Empty and tiny masks where a target is stated, large ones where none is."""
     sides = [40, 40, 0, 5, 40, 40, 0, 5, 40, 40]
     none = [False, False, False, False, True, False, False, False, True, False]
@@ -97,7 +97,7 @@ def test_a_stated_decision_counts_regardless_of_the_mask(score, convention, scor
     assert giou == pytest.approx(np.mean(ious), abs=2e-3)
 
 
-def test_fifty_pixels_decide_for_a_system_that_states_nothing_anywhere(score):
+def test_fifty_pixels_decide_for_a_system_that_never_states_a_decision(score):
     sides = [40, 40, 0, 5, 40, 40, 0, 0, 40, 40]
     answers = [answer(number, side, none=False) for number, side in enumerate(sides)]
     unstated = [answer_to_json(one) | {"no_target": None} for one in answers]
@@ -114,12 +114,12 @@ def test_an_answer_without_any_target_is_no_target_regardless_of_its_flag(score)
 
 
 def gated_file() -> list[Answer]:
-    """A system that states "no target" for two things that are there, and drops what it found."""
+    """A system that states "no target" for two existing targets, and drops its proposals."""
     return [answer(number, 40, none=number in (1, 2, 7, 8), empty=number in (1, 2, 7, 8)) for number in range(10)]
 
 
 def with_candidates() -> list[dict]:
-    """The same system, which keeps it."""
+    """The same system, which keeps its proposals."""
     found = [answer(number, 40, none=False) for number in range(10)]
     return [
         answer_to_json(
@@ -204,7 +204,7 @@ def test_a_malformed_reason_or_candidate_is_refused(field):
 
 
 class DrawsAndDecides:
-    """A head that only draws masks, some of them empty, and decides about existence for itself."""
+    """A mask-only head with some empty masks and its own decision about existence."""
 
     MASK_SIDES = (40, 40, 0, 0, 40, 40, 0, 0, 40, 40)
     EXISTENCE = (0.9, 0.1, 0.9, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9, 0.1)
@@ -224,7 +224,7 @@ class DrawsAndDecides:
 
 
 @pytest.mark.parametrize("decides", [True, False])
-def test_a_head_that_draws_nothing_where_it_states_a_target_still_states_it(score, store, decides):
+def test_an_empty_mask_does_not_revoke_the_target_that_a_head_states(score, store, decides):
     model = DrawsAndDecides(decides=decides)
     names = choose_conventions(["all"])
     split = Store(store).split("m:val")

@@ -1,4 +1,4 @@
-"""oneref384 counts what a model draws on the padding of its letterbox, as OneRef's own evaluation does."""
+"""oneref384 counts the pixels that a model predicts on the padding of its letterbox, as OneRef's evaluation does."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SCORING = Scoring(conventions=("original", "oneref384"))
 
 
 class Spills(nn.Module):
-    """Random smooth masks and boxes over the whole letterbox, the same for the same number of calls."""
+    """Random smooth masks and boxes over the whole letterbox; call number n always gives the same."""
 
     def __init__(self, side: int, cells: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def in_letterbox(mask: np.ndarray) -> np.ndarray:
 
 
 def published(split: StoreSplit, model: Spills) -> dict[str, float]:
-    """OneRef's arithmetic in its own words: probability above a half at 192, bilinear to 384, above zero."""
+    """OneRef's arithmetic, written out: probability above a half at 192, bilinear to 384, above zero."""
     ious, intersections, unions, box_ious = [], 0, 0, []
     for number in range(len(split)):
         example = split[number]
@@ -131,7 +131,7 @@ def test_the_metrics_of_a_model_are_those_of_the_published_evaluation(split, cel
     assert report.num_unframed == 0
 
 
-def test_what_lies_on_the_padding_costs_something(split):
+def test_predictions_on_the_padding_lower_the_score(split):
     figures = {}
     for is_known in (True, False):
         model = predictor(FRAME_SIDE, 192)
@@ -155,7 +155,7 @@ def without_frames(answer_requests):
 
 
 def test_a_model_of_another_size_is_scored_where_its_letterbox_lies_in_384_pixels(split):
-    """A frame of half the size with cells of the same size gives the masks of the whole one."""
+    """A frame of half the size with cells of the same size gives the masks of the full frame."""
     large = evaluate_split(predictor(FRAME_SIDE, 96), split, name="m:val", scoring=SCORING).scores
     small = evaluate_split(predictor(FRAME_SIDE // 2, 96), split, name="m:val", scoring=SCORING).scores
     large_counts, small_counts = large.overlaps["letterbox384"], small.overlaps["letterbox384"]

@@ -63,7 +63,7 @@ def save(folder: Path, name: str, settings: dict[str, object]) -> Path:
 
 @pytest.fixture
 def weights(tmp_path, refcli, requests):
-    """Random weights of a head whose existence output, where it has one, turns about half of the expressions down."""
+    """Random weights of a head whose existence output, if any, rejects about half of the expressions."""
 
     def make(name: str, settings: dict[str, object]) -> Path:
         folder = save(tmp_path / "random", name, settings)
@@ -81,7 +81,7 @@ def lines_of(text: str) -> list[dict]:
 
 
 def measured(refcli, store: Path, *system: object) -> dict:
-    """The document without what differs by nature: names and times."""
+    """The document without names and times, which always differ."""
     code, out, err = refcli("evaluate", "--data", store, "--split", SPLIT, "--convention", "all", "--json", *system)
     assert code == 0, err
     document = json.loads(out)

@@ -1,4 +1,4 @@
-"""Settings from anywhere: YAML of any kind, sizes of any magnitude and meta.json of any form end in one sentence."""
+"""Untrusted settings: YAML of any kind, sizes of any magnitude and any meta.json end in one sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from refcli.weights.pull import read_origin
 
 
 def alias_bomb(kind: str) -> str:
-    """A few lines that stand for 2^24 values."""
+    """A few lines that expand to 2^24 values."""
     lines = ["a0: &a0 {k: 1}"]
     for level in range(1, 25):
         last = f"*a{level - 1}"
@@ -89,7 +89,7 @@ def test_a_settings_file_of_any_content_is_refused_in_one_sentence(tmp_path, tex
 
 
 @pytest.mark.parametrize("name", [name for name in YAML if name not in ("a list", "nothing", "text", "two documents")])
-def test_a_value_on_the_command_line_is_refused_alike(name):
+def test_a_value_on_the_command_line_is_refused_in_the_same_way(name):
     text = YAML[name]
     inner = text.removeprefix("a: ")
     if inner == text or "\n" in inner:
@@ -100,12 +100,12 @@ def test_a_value_on_the_command_line_is_refused_alike(name):
 
 
 @pytest.mark.parametrize("override", ["a." * 5000 + "b=1", "=1", "a", "a..b=1", "a=" + "[" * 50])
-def test_an_override_of_odd_form_is_refused(override):
+def test_a_malformed_override_is_refused(override):
     with pytest.raises(ConfigError):
         apply_overrides({}, [override])
 
 
-def test_what_is_no_file_of_text_is_refused(tmp_path):
+def test_a_path_without_readable_text_is_refused(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"a: caf\xe9")
     for path in (
         tmp_path,
@@ -167,7 +167,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("part", "name", "value"), SIZES)
-def test_sizes_in_the_settings_of_weights_are_not_believed(weights, part, name, value):
+def test_sizes_in_the_settings_of_weights_are_checked(weights, part, name, value):
     settings = read_config(weights)
     (settings["head"]["settings"] if part == "head" else settings[part])[name] = value
     (weights / "config.yaml").write_text(json.dumps(settings))
@@ -204,7 +204,7 @@ META = {
 
 
 @pytest.mark.parametrize("kind", [["oneref"], {"a": 1}, None, 5])
-def test_a_kind_of_another_form_is_no_crash(weights, kind):
+def test_a_malformed_kind_does_not_hide_the_origin(weights, kind):
     origin = {
         "repo": "a",
         "file": "b",
@@ -219,7 +219,7 @@ def test_a_kind_of_another_form_is_no_crash(weights, kind):
 
 
 @pytest.mark.parametrize("meta", META.values(), ids=META)
-def test_an_odd_meta_json_is_shown_as_far_as_it_goes(weights, refcli, meta):
+def test_the_readable_parts_of_an_odd_meta_json_are_shown(weights, refcli, meta):
     (weights / "meta.json").write_text(json.dumps(meta))
     for command in ("info", "verify"):
         code, out, err = refcli("weights", command, weights)
@@ -232,7 +232,7 @@ def test_an_odd_meta_json_is_shown_as_far_as_it_goes(weights, refcli, meta):
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"a":' * 100_000, '{"a":' * 50 + "1" + "}" * 50, "[]", "{", "\xff", "5", ""]
 )
-def test_a_meta_json_that_is_none_is_refused(weights, refcli, text):
+def test_a_malformed_meta_json_is_refused(weights, refcli, text):
     (weights / "meta.json").write_bytes(text.encode("latin-1"))
     for arguments in (["info", weights], ["verify", weights]):
         code, _, err = refcli("weights", *arguments)
@@ -264,7 +264,7 @@ def test_a_damaged_model_file_is_named(weights, keep):
         {"\ud800": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
     ],
 )
-def test_a_header_of_safetensors_that_lies_is_refused(weights, header):
+def test_a_false_safetensors_header_is_refused(weights, header):
     text = json.dumps(header).encode()
     (weights / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
     assert verify(weights)

@@ -176,11 +176,11 @@ def test_an_image_path_in_a_row_never_leads_outside_the_image_root(tmp_path, ima
 
 
 class KilledError(BaseException):
-    """Nothing after it reaches the disk."""
+    """A simulated kill: nothing after it reaches the disk."""
 
 
 def killed_at(monkeypatch, number):
-    """Stop all changes of folders from the call of that number on, as if the process had been killed."""
+    """Stop all changes of folders from call number `number` on, as if the process had been killed."""
     count = 0
 
     def dying(call):
@@ -219,7 +219,7 @@ def contents(store):
 
 
 @pytest.mark.parametrize("has_hard_links", [True, False])
-def test_a_killed_process_leaves_the_store_old_or_new_but_never_between(tmp_path, monkeypatch, has_hard_links):
+def test_a_killed_process_leaves_the_old_or_the_new_store(tmp_path, monkeypatch, has_hard_links):
     old = {"toy:train": ["the cup"] * 2}
     new = {"toy:train": ["the new cup"] * 7, "toy:val": ["the new cup"] * 7}
     seen = []
@@ -288,7 +288,7 @@ def test_row_groups_are_full_whatever_the_batches(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("name", ["manifest.json", "toy/train.parquet"])
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(refcli, tmp_path, mine, name):
+def test_a_pipe_in_place_of_a_file_does_not_block(refcli, tmp_path, mine, name):
     store = make_store(tmp_path / "store")
     (store / name).unlink()
     os.mkfifo(store / name)
@@ -310,7 +310,7 @@ def test_the_name_of_the_report_stays_short_for_many_splits(refcli, tmp_path):
     assert len(list((tmp_path / "store" / "toy").glob("report.*.json"))) == 1
 
 
-def test_a_store_that_cannot_be_added_to_is_refused_before_the_work(refcli, tmp_path, mine):
+def test_a_store_that_cannot_be_extended_is_refused_before_any_work(refcli, tmp_path, mine):
     store = make_store(tmp_path / "store")
     (store / "manifest.json").write_text("{")
     before = set(store.rglob("*"))
@@ -332,7 +332,7 @@ def test_large_rows_make_small_row_groups(tmp_path):
 
 @pytest.mark.parametrize("name", ["train.parquet", "report.json"])
 @pytest.mark.parametrize("content", [b"mine", b'{"mine": 1}', None])
-def test_a_foreign_file_in_place_of_one_of_the_store_is_kept(refcli, tmp_path, mine, name, content):
+def test_a_foreign_file_with_the_name_of_a_store_file_is_kept(refcli, tmp_path, mine, name, content):
     own = tmp_path / "toy" / name
     own.parent.mkdir()
     if content is None:

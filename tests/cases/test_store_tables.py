@@ -9,7 +9,7 @@ KINDS = ("k\x1b[31m", "k\x9b2J", "[red]k[/]", "[/]", "k\u202etext", "k\nk", "猫
 
 @pytest.fixture
 def store(tmp_path, refcli):
-    """A store of two splits with odd kinds in its rows, and what was printed while it was made."""
+    """A store of two splits with odd kinds in its rows, and the output of the command that made it."""
     shown = []
     for split in ("train", "val"):
         lines = [

@@ -39,7 +39,7 @@ def temporaries(folder):
 
 @pytest.fixture
 def writing(tmp_path):
-    """A process that has a temporary file and a temporary folder in `tmp_path`."""
+    """A running process with a temporary file and a temporary folder in `tmp_path`."""
     process = subprocess.Popen(
         [sys.executable, "-c", WAITS, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -50,7 +50,7 @@ def writing(tmp_path):
 
 
 @needs_locks
-def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path, writing):
+def test_temporaries_of_a_killed_process_are_removed_by_the_next_one(tmp_path, writing):
     writing.send_signal(signal.SIGKILL)
     writing.wait()
     assert len(temporaries(tmp_path)) == 2
@@ -61,7 +61,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path, writing
 
 
 @needs_locks
-def test_what_a_living_process_is_writing_stays(tmp_path, writing):
+def test_temporaries_of_a_running_process_stay(tmp_path, writing):
     left = temporaries(tmp_path)
 
     remove_stale_temporaries(tmp_path)
@@ -72,7 +72,7 @@ def test_what_a_living_process_is_writing_stays(tmp_path, writing):
 
 
 @needs_locks
-def test_only_names_of_our_own_pattern_and_no_links_are_removed(tmp_path):
+def test_only_temporaries_of_refcli_and_no_links_are_removed(tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("mine")
     others = (".a.bin.part", f".a.bin.0123{TEMPORARY_SUFFIX}", f"a.0123456789abcdef{TEMPORARY_SUFFIX}")
@@ -135,7 +135,7 @@ def test_the_longest_name_that_a_file_system_allows_can_be_written(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train", "my set", "val+test", "train.1-of-4.parquet", "été", "猫" * 60, "a..b"])
-def test_plain_names(name):
+def test_plain_names_are_accepted(name):
     assert is_plain_name(name)
 
 
@@ -159,7 +159,7 @@ def test_plain_names(name):
         "猫" * 67,
     ],
 )
-def test_names_that_are_no_plain_names(name):
+def test_names_that_are_not_plain_are_rejected(name):
     assert not is_plain_name(name)
 
 

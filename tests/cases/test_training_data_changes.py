@@ -1,4 +1,4 @@
-"""A resumed run reports if its data differs from the data that it was trained on."""
+"""A resumed run reports data that differs from that of its start."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_a_folder_that_looks_a_little_like_a_run_is_refused(tmp_path, files):
     assert {name: (tmp_path / name).read_text() for name in files} == files
 
 
-def test_files_of_others_inside_a_run_survive_and_the_run_itself_goes(train, tmp_path):
+def test_foreign_files_inside_a_run_survive_its_removal(train, tmp_path):
     run = tmp_path / "run"
     assert train(run)[0] == 0
     before = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
@@ -103,7 +103,7 @@ def test_files_of_others_inside_a_run_survive_and_the_run_itself_goes(train, tmp
     assert not (run / "checkpoints" / "step-00000002").exists()
 
 
-def test_stages_of_a_run_go_and_what_others_put_beside_them_stays(tmp_path):
+def test_stages_of_a_run_are_removed_and_foreign_files_beside_them_stay(tmp_path):
     run = RunDir.open(tmp_path / "run", FinetuneSettings(), resume=False, force=False, facts={})
     stage = RunDir.open(run.path / "stages" / "1-warm", FinetuneSettings(), resume=False, force=False, facts={})
     stage.log("trained")
@@ -127,7 +127,7 @@ def test_nothing_behind_a_link_is_removed(tmp_path):
     assert is_untouched(tmp_path / "elsewhere", ["model.safetensors", "log.txt"])
 
 
-def test_a_run_that_was_killed_while_it_began_is_replaced(tmp_path):
+def test_a_run_killed_at_its_start_is_replaced(tmp_path):
     whole = RunDir.open(tmp_path / "run", FinetuneSettings(), resume=False, force=False, facts={})
     (whole.path / "env.json").unlink()
     RunDir.open(whole.path, FinetuneSettings(), resume=False, force=True, facts={})
@@ -146,14 +146,14 @@ def test_a_checkpoint_with_foreign_files_is_not_removed(tmp_path):
     assert is_untouched(run.checkpoints.path(5), ["notes.txt", "state.pt"])
 
 
-def test_a_foreign_folder_with_the_name_of_a_checkpoint_is_none(tmp_path):
+def test_a_foreign_folder_named_like_a_checkpoint_is_not_one(tmp_path):
     run = RunDir.open(tmp_path / "run", FinetuneSettings(), resume=False, force=False, facts={})
     put(run.checkpoints.path(40), ["notes.txt"])
 
     assert run.checkpoints.pointer("last") is None
 
 
-def test_an_unforced_folder_without_a_run_is_not_offered_force(train, tmp_path):
+def test_force_is_not_suggested_for_a_folder_without_a_run(train, tmp_path):
     put(tmp_path / "proj")
     code, _, stderr = train(tmp_path / "proj")
 

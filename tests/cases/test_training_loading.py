@@ -1,4 +1,4 @@
-"""Loading processes that die, hang or have no room end training with a sentence, and never leave it waiting."""
+"""Loading processes that die, hang or run out of memory end training with one sentence, and never block it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = ["train.batch_size=2", "train.steps=3", "train.precision=fp32", "opti
 
 
 class Samples:
-    """Samples by number; in a loading process, number 5 does something odd."""
+    """Samples by number; in a loading process, number 5 runs a given action."""
 
     def __init__(self, odd=lambda: None) -> None:
         self.odd = odd
@@ -77,7 +77,7 @@ def test_batches_arrive_in_order_from_any_loading_process(workers):
         (signal.SIGBUS, "no room in /dev/shm"),
     ],
 )
-def test_a_loading_process_that_a_signal_ends_is_named(number, message):
+def test_a_loading_process_killed_by_a_signal_is_named(number, message):
     with pytest.raises(TrainingError) as caught:
         load(Samples(end_by(number)))
 
@@ -87,7 +87,7 @@ def test_a_loading_process_that_a_signal_ends_is_named(number, message):
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError(), FileNotFoundError(2, "no socket")])
-def test_a_loading_process_that_dies_while_it_passes_on_a_batch_is_reported(monkeypatch, error):
+def test_a_loading_process_that_dies_while_sending_a_batch_is_reported(monkeypatch, error):
     def die(*_):
         raise error
 
@@ -97,7 +97,7 @@ def test_a_loading_process_that_dies_while_it_passes_on_a_batch_is_reported(monk
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_a_loading_process_that_leaves_by_itself_is_reported(code):
+def test_a_loading_process_that_exits_by_itself_is_reported(code):
     with pytest.raises(TrainingError, match="a loading process ended unexpectedly"):
         load(Samples(lambda: os._exit(code)))
 
@@ -110,7 +110,7 @@ def test_a_loading_process_that_leaves_by_itself_is_reported(code):
         "unable to resize file <filename not specified> to the right size: Invalid argument (22)",
     ],
 )
-def test_shared_memory_that_is_full_is_an_error_and_no_endless_wait(monkeypatch, words):
+def test_full_shared_memory_is_an_error_and_not_an_endless_wait(monkeypatch, words):
     def full(tensor):
         raise RuntimeError(words)
 
@@ -121,7 +121,7 @@ def test_shared_memory_that_is_full_is_an_error_and_no_endless_wait(monkeypatch,
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.ENOENT, errno.ENOSYS])
-def test_a_system_that_gives_no_locks_is_an_error_too(monkeypatch, number):
+def test_a_system_that_refuses_locks_is_an_error_too(monkeypatch, number):
     def refuse():
         raise OSError(number, os.strerror(number))
 
@@ -136,7 +136,7 @@ def test_too_many_open_files_are_named():
     assert "ulimit" in caught.value.hint
 
 
-def test_other_errors_stay_as_they_are():
+def test_other_errors_are_unchanged():
     with pytest.raises(RuntimeError, match="out of memory"), loading.explain_loading_errors():
         raise RuntimeError("CUDA out of memory")
 
@@ -208,7 +208,7 @@ def test_a_killed_loading_process_ends_the_command_with_its_name(monkeypatch, tr
     assert "Traceback" not in stderr and "bug" not in stderr
 
 
-def test_a_run_whose_images_hang_saves_what_it_has_when_it_is_stopped(monkeypatch, tmp_path, train):
+def test_a_run_whose_images_hang_saves_its_progress_when_stopped(monkeypatch, tmp_path, train):
     monkeypatch.setattr(loading, "POLL_SECONDS", 0.2)
     monkeypatch.setattr(loading, "STALLED_SECONDS", 0.2)
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # torch's wait for a process to end

@@ -1,4 +1,4 @@
-"""Several training processes: nothing listens to the network, no foreign value runs, and no run takes in another."""
+"""Several training processes: none listens on the network, no foreign value is executed, and runs stay separate."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def process_tree(process: int) -> list[int]:
 
 
 def open_ports(process: int) -> set[tuple[str, str]]:
-    """(protocol, address) of everything that a process or one below it can be reached at, as /proc writes it."""
+    """(protocol, address) at which a process or its descendants can be reached, as /proc writes it."""
     sockets = set()
     for number in process_tree(process):
         for link in Path(f"/proc/{number}/fd").iterdir():
@@ -64,7 +64,7 @@ def open_ports(process: int) -> set[tuple[str, str]]:
 
 
 class Evil:
-    """Runs code where it is unpickled."""
+    """Runs code when it is unpickled."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -81,7 +81,7 @@ def port() -> int:
 
 
 def ports_until_the_end(process: int, is_running: Callable[[], bool]) -> set[str]:
-    """Addresses at which a process and those below it can be reached at any time."""
+    """All addresses at which a process and its descendants can be reached until it ends."""
     seen = set()
     latest = time.monotonic() + PATIENCE
     while is_running() and time.monotonic() < latest:
@@ -106,7 +106,7 @@ world.close()
 
 
 @LINUX
-def test_the_world_of_one_machine_listens_at_the_loopback_interface_alone(monkeypatch):
+def test_the_processes_of_one_machine_listen_on_loopback_only(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # of a cluster's profile; one machine needs no network
     monkeypatch.setenv("MASTER_ADDR", "0.0.0.0")
     codes = []
@@ -143,7 +143,7 @@ def test_nothing_of_a_training_command_on_one_machine_listens_beyond_loopback(tm
     assert seen and seen <= set(LOOPBACK)
 
 
-def test_processes_of_one_machine_find_each_other_in_a_folder_that_only_their_user_can_open(tmp_path):
+def test_processes_of_one_machine_meet_in_a_folder_that_only_their_user_can_open(tmp_path):
     look = """
 import os, pathlib, stat, sys
 folder = pathlib.Path(os.environ["REFCLI_STORE_FOLDER"])
@@ -159,7 +159,7 @@ pathlib.Path(sys.argv[1]).write_text(" ".join(facts))
 
 @LINUX
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_store_for_several_machines_is_bound_to_the_given_address_alone(host, port):
+def test_a_store_for_several_machines_is_bound_to_the_given_address_only(host, port):
     before = open_ports(os.getpid())
     others, address = join_rendezvous(f"{host}:{port}", identity="a run", min_nodes=1, max_nodes=2)
     server = others._create_tcp_store_server(address, 0)
@@ -238,7 +238,7 @@ def test_a_run_of_another_identity_is_refused_and_the_first_stays(port):
     assert same.get_run_id() == first.get_run_id()
 
 
-def test_two_runs_of_one_identity_after_each_other_have_different_ids(port):
+def test_two_consecutive_runs_of_one_identity_have_different_ids(port):
     ids = set()
     for _ in range(2):
         others, _ = join_rendezvous(f"localhost:{port}", identity="same", min_nodes=1, max_nodes=1)
@@ -255,7 +255,7 @@ ANSWERS = {"silent": None, "a web server": b"HTTP/1.1 400 Bad Request\r\n\r\n", 
 
 
 @pytest.mark.parametrize("kind", [*ANSWERS, "another store"])
-def test_a_port_of_another_program_is_an_error(kind):
+def test_a_port_that_another_program_uses_is_an_error(kind):
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     kept = []
@@ -302,7 +302,7 @@ EVERYWHERE = ["0.0.0.0:29500", "0:29500", "0x0:29500", "[::]:29500", "[0::0]:295
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:0", "localhost:65536", "localhost", *EVERYWHERE])
-def test_an_endpoint_that_is_no_place_of_one_machine_is_refused(refcli, tmp_path, endpoint):
+def test_an_endpoint_without_one_address_and_port_is_refused(refcli, tmp_path, endpoint):
     write_synthetic(tmp_path / "store", size=2, seed=3, splits=["train"])
     code, _, messages = refcli(
         "finetune", "--preset", "synthetic_tiny", "--data", tmp_path / "store", "--out", tmp_path / "run",
@@ -368,7 +368,7 @@ sys.exit(0 if ignored else 1)
 
 
 @pytest.mark.parametrize(("handler", "code"), [(signal.SIG_IGN, 0), (signal.SIG_DFL, 75)], ids=["nohup", "terminal"])
-def test_a_closed_terminal_stops_processes_in_order_and_nohup_protects_them(tmp_path, handler, code):
+def test_a_closed_terminal_stops_the_processes_cleanly_and_nohup_protects_them(tmp_path, handler, code):
     before = signal.signal(signal.SIGHUP, handler)
     try:
         closing = hang_up(tmp_path / "ready")
@@ -380,7 +380,7 @@ def test_a_closed_terminal_stops_processes_in_order_and_nohup_protects_them(tmp_
 
 
 @pytest.mark.parametrize(("handler", "noted"), [(signal.SIG_IGN, None), (signal.SIG_DFL, signal.SIGHUP)])
-def test_one_process_notes_a_closed_terminal_unless_it_is_ignored(handler, noted):
+def test_a_single_process_records_a_closed_terminal_unless_it_is_ignored(handler, noted):
     before = signal.signal(signal.SIGHUP, handler)
     try:
         with StopSignals() as signals:

@@ -1,4 +1,4 @@
-"""What was trained is saved before a validation, which may fail, be stopped, or never end."""
+"""Progress is saved before each validation, which may fail, be stopped, or never end."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def validated_steps(tmp_path: Path) -> list[int]:
 
 
 class Failing:
-    """Takes the place of a validation; the first call goes wrong after one batch."""
+    """Replaces a validation; the first call fails after one batch."""
 
     def __init__(self, real, go_wrong) -> None:
         self.real = real
@@ -125,7 +125,7 @@ def test_a_validation_that_fails_loses_no_step(tmp_path, train, resume, failing,
         pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_during_a_validation_ends_it_at_the_next_batch_and_a_resumed_run_makes_it(
+def test_a_signal_during_a_validation_ends_it_at_the_next_batch_and_a_resumed_run_repeats_it(
     tmp_path, train, resume, failing, number, code
 ):
     watch = failing(lambda: os.kill(os.getpid(), number))
@@ -151,7 +151,7 @@ def test_a_signal_during_the_last_validation_is_acted_on_and_the_run_can_be_fini
 
 
 @pytest.mark.slow
-def test_a_signal_during_the_validation_that_a_resumed_run_makes_up_for_leaves_it_due(tmp_path, train, resume, failing):
+def test_a_signal_during_the_repeated_validation_leaves_it_due(tmp_path, train, resume, failing):
     failing(raising(DataError("an image is gone")))
     assert train()[0] == 5
     failing(lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -162,7 +162,7 @@ def test_a_signal_during_the_validation_that_a_resumed_run_makes_up_for_leaves_i
 
 
 @pytest.mark.slow
-def test_a_validation_of_pretraining_is_stopped_by_a_signal_as_well(tmp_path, train, resume, monkeypatch):
+def test_a_signal_stops_a_validation_of_pretraining_too(tmp_path, train, resume, monkeypatch):
     watch = Failing(pretrain.mean_losses, lambda: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(pretrain, "mean_losses", watch)
     code, _, stderr = train(command="pretrain")
@@ -230,7 +230,7 @@ def test_odd_lines_among_the_metrics_do_not_stop_a_run_from_resuming(tmp_path, t
         ("existence_accuracy", ["model.head.settings.existence=false"], "box_iou, mask_iou, score"),
     ],
 )
-def test_a_metric_that_no_validation_will_have_is_refused_before_the_first_step(
+def test_a_metric_that_the_validation_does_not_measure_is_refused_before_the_first_step(
     tmp_path, train, best_by, changes, has, dry
 ):
     sets = [part for one in [f"train.best_by={best_by}", *changes] for part in ("--set", one)]
@@ -243,7 +243,7 @@ def test_a_metric_that_no_validation_will_have_is_refused_before_the_first_step(
 
 
 @pytest.mark.parametrize("dry", [False, True])
-def test_pretraining_can_choose_by_its_score_alone(tmp_path, train, dry):
+def test_pretraining_can_select_by_its_score_only(tmp_path, train, dry):
     code, _, stderr = train("--set", "train.best_by=box_iou", *(["--dry-run"] if dry else []), command="pretrain")
 
     assert code == 2, stderr
@@ -251,7 +251,7 @@ def test_pretraining_can_choose_by_its_score_alone(tmp_path, train, dry):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_validation_samples_without_masks_cannot_choose_by_masks(refcli, tmp_path, train, store):
+def test_validation_samples_without_masks_cannot_select_by_masks(refcli, tmp_path, train, store):
     boxes = store / "boxes.jsonl"
     image = next((store / "synthetic" / "images" / "val").rglob("*.jpg"))
     boxes.write_text(json.dumps({"image": str(image), "expression": "the ball", "box": [1, 2, 30, 40]}) + "\n")
@@ -263,7 +263,7 @@ def test_validation_samples_without_masks_cannot_choose_by_masks(refcli, tmp_pat
     assert "the validation does not measure mask_iou" in stderr
 
 
-def test_a_later_stage_that_cannot_choose_is_refused_before_the_first(tmp_path, train):
+def test_a_later_stage_that_cannot_select_is_refused_before_the_first(tmp_path, train):
     stages = "{first: {optim: {lr: 0.1}}, second: {train: {best_by: existence_accuracy}}}"
     sets = ["model.head.settings.existence=false", f"stages={stages}"]
     code, _, stderr = train(*(part for one in sets for part in ("--set", one)))

@@ -34,7 +34,7 @@ def record(name: str, found: list | None, **size: int | None) -> dict:
 
 @pytest.fixture
 def prepare(refcli, tmp_path):
-    """A store of three expressions about one image, and of what is known about its size."""
+    """A store of three expressions about one image, whose size is known or not."""
 
     def make(size: dict) -> Path:
         lines = [
@@ -111,7 +111,7 @@ def test_a_ground_truth_mask_gives_the_size_of_an_image():
 
 @pytest.fixture
 def with_image(prepare):
-    """A store of unknown sizes whose image lies in it."""
+    """A store of unknown sizes that contains its image."""
     store = prepare({})
     Image.new("RGB", (100, 80), "red").save(store / "mine" / "a.jpg")
     return store

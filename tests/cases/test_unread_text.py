@@ -39,7 +39,7 @@ def trained(*sentences: str, max_tokens: int = 64) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """An image and something that is in it."""
+    """An image and an expression for an object in it."""
     made = render_scene(SyntheticSettings(seed=3), "demo", 0)
     path = tmp_path_factory.mktemp("scene") / "a.png"
     Image.fromarray(made.image).save(path)
@@ -69,18 +69,18 @@ def test_marks_do_not_change_what_is_found(refcli, scene):
 
 
 @pytest.mark.parametrize("marks", ["!?,:;", "“”‘’…—", "()[]{}*&%$#@/\\~|<>=+^`", "！？，"])
-def test_a_tokenizer_that_knows_punctuation_gets_every_expression_as_it_is(marks):
+def test_a_tokenizer_that_knows_punctuation_gets_every_expression_unchanged(marks):
     tokenizer = trained(*SENTENCES)
     for text in (f"the red cup{marks}", marks, f"{marks} the cup", "the\tcup \x00"):
         assert tokenizer.plain(text) == text
 
 
-def test_a_mark_is_written_as_the_plainer_one_that_the_tokenizer_has():
+def test_a_mark_is_replaced_by_the_plainer_one_that_the_tokenizer_has():
     tokenizer = trained('the cup\'s "red" - side')
     assert tokenizer.plain("the cup’s “red” — side! (x)") == 'the cup\'s "red" - side   x '
 
 
-def test_the_expressions_that_the_packaged_model_learned_are_read_as_they_are(builtin):
+def test_the_expressions_of_the_packaged_model_are_read_unchanged(builtin):
     for text in iterate_expressions(SyntheticSettings(seed=5), 300):
         reading = builtin.read(text, unlearned_marks=UNLEARNED_MARKS)
         assert (reading.text, reading.unknown_words, reading.unread_text) == (text, (), "")
@@ -118,7 +118,7 @@ def test_any_text_has_tokens_or_is_empty(builtin, text):
 
 
 @pytest.mark.parametrize("num_words", [1, 2, 3, 4, 20])
-def test_the_end_that_is_cut_off_starts_with_the_first_word_that_is_not_read_whole(num_words):
+def test_the_truncated_end_starts_with_the_first_incompletely_read_word(num_words):
     tokenizer = trained(*SENTENCES, max_tokens=12)  # ten characters: "▁the▁cup▁t"
     text = " ".join(["the", "cup"] * 10)
     words = text.split()[:num_words]
@@ -151,7 +151,7 @@ def test_answers_list_unknown_words_and_where_reading_stopped(refcli, scene):
 @pytest.mark.parametrize(
     ("key", "value"), [("unknown_words", "zebra"), ("unread_text", ["x"]), ("unknown_words", None)]
 )
-def test_a_line_with_these_fields_of_another_kind_is_malformed(refcli, scene, key, value):
+def test_a_line_with_unread_text_of_another_type_is_malformed(refcli, scene, key, value):
     _, out, _ = refcli("predict", scene[0], "-e", "the zebra")
     with pytest.raises(DataError, match="malformed"):
         answer_from_json(json.loads(out) | {key: value})
@@ -162,7 +162,7 @@ def test_the_table_shows_unread_text_too(refcli, scene):
     assert "(unknown words: zebra)" in out
 
 
-def test_evaluation_counts_them(refcli, scene, tmp_path):
+def test_evaluation_counts_unread_text(refcli, scene, tmp_path):
     path, expression = scene
     lines = [
         {"image": path.name, "expression": text, "box": [1, 2, 30, 40]} for text in (expression, "the zebra", "猫")

@@ -1,4 +1,4 @@
-"""Perceptual hashes, and the near-duplicates that they find."""
+"""Perceptual hashes and the search for near-duplicates."""
 
 import random
 

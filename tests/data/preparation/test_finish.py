@@ -110,7 +110,7 @@ def test_windows_characters_that_were_read_as_latin_1_are_repaired():
     assert problems.counts == {"repaired_text": 2}
 
 
-def test_half_a_surrogate_pair_becomes_a_blank():
+def test_a_lone_surrogate_becomes_a_blank():
     assert repair_text("a\ud83dcat \ude00") == "a cat"
     assert repair_text("a \U0001f600 cat") == "a \U0001f600 cat"
 

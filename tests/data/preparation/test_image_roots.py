@@ -47,7 +47,7 @@ def test_an_earlier_name_wins_over_a_later_one(tmp_path):
     assert ImageRoots.open([tmp_path]).find(COCO) == FoundImage(path)
 
 
-def test_of_files_of_one_name_the_given_path_wins_then_the_trailing_folders(tmp_path):
+def test_among_files_of_one_name_the_given_path_wins_then_the_trailing_folders(tmp_path):
     exact = write_image(tmp_path / "VG_100K" / "1.jpg")
     deep = write_image(tmp_path / "more" / "vg" / "VG_100K_2" / "1.jpg")
     write_image(tmp_path / "more" / "vg" / "VG_100K" / "1.jpg")
@@ -67,7 +67,7 @@ def test_the_root_itself_counts_as_a_folder(tmp_path):
     assert roots.find(RawImage("saiapr:1", ("saiapr/1.jpg",))) == FoundImage(path)
 
 
-def test_of_equals_the_one_of_the_right_size_wins_and_without_a_size_the_first(tmp_path):
+def test_among_equal_matches_the_right_size_wins_and_without_a_size_the_first(tmp_path):
     write_image(tmp_path / "a" / "1.jpg", (5, 5))
     fitting = write_image(tmp_path / "b" / "1.jpg", (7, 4))
     broken = tmp_path / "0" / "1.jpg"

@@ -1,4 +1,4 @@
-"""Archives of plain files with safe names, read in memory."""
+"""Archives are read in memory, and only plain files with safe names are accepted."""
 
 import gzip
 import io

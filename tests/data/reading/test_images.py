@@ -1,4 +1,4 @@
-"""Every kind of image file becomes upright 8-bit RGB, and a bad one an ImageError."""
+"""Every kind of image file becomes upright 8-bit RGB, and a bad one gives an ImageError."""
 
 import io
 import random

@@ -1,4 +1,4 @@
-"""JSON of an expected shape."""
+"""JSON files are read in an expected shape, and errors name the place in the document."""
 
 import gzip
 import math
@@ -32,7 +32,7 @@ def test_an_error_names_the_file_and_the_place_in_the_document(tmp_path: Path):
 
 
 @pytest.mark.parametrize("data", [b"", b'[{"id": 1', b"{'id': 1}", b"[Nan]", b'["\xff\xfe"]', b"[1] [2]"])
-def test_what_is_not_json_is_refused(data: bytes):
+def test_invalid_json_is_refused(data: bytes):
     with pytest.raises(DataError, match="not valid JSON"):
         parse_json(data, object, where="x.json")
 

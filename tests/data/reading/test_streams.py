@@ -1,4 +1,4 @@
-"""Plain and gzip files within a limit."""
+"""Plain and gzip files are read up to a limit."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Small files that would expand to hours or gigabytes are refused by their opcodes alone, and large models are not."""
+"""Small files that would take hours or gigabytes to load are refused by their opcodes; large models are not."""
 
 import json
 import pickletools

@@ -1,4 +1,4 @@
-"""XML that can neither expand nor read other files."""
+"""XML is read without expanding entities or reading other files."""
 
 from pathlib import Path
 
@@ -36,13 +36,13 @@ def test_a_document_type_alone_is_refused():
 @pytest.mark.parametrize(
     "data", [b"", b"<a>", b"<a>\xff</a>", b"text", b'<?xml version="1.0" encoding="no-such"?><a/>']
 )
-def test_what_is_not_xml_is_refused(data: bytes):
+def test_invalid_xml_is_refused(data: bytes):
     with pytest.raises(DataError, match="not valid XML") as caught:
         parse_xml(data, where="1.xml", max_bytes=100)
     assert caught.value.where == "1.xml"
 
 
-def test_more_than_the_limit_is_refused():
+def test_a_document_above_the_limit_is_refused():
     with pytest.raises(DataError, match="more than 3 bytes"):
         parse_xml(b"<a/>", where="1.xml", max_bytes=3)
     assert parse_xml(b"<a/>", where="1.xml", max_bytes=4).tag == "a"

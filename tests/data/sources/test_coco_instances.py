@@ -72,7 +72,7 @@ def test_ids_may_be_strings_and_other_parts_may_be_missing_or_empty(tmp_path):
 
 
 @pytest.mark.parametrize("nothing", [None, [], {}, ""])
-def test_an_empty_segmentation_is_no_mask(tmp_path, nothing):
+def test_an_empty_segmentation_is_not_a_mask(tmp_path, nothing):
     path = write(tmp_path / "i.json", [image(9)], [annotation(7, 9, segmentation=nothing)])
     read = read_instances(path).annotations[7]
     assert read.segmentation == b""

@@ -1,4 +1,4 @@
-"""The rules that all sources follow: one small release of each format is read, packed and prepared."""
+"""The rules that all sources follow: one small release of each format is read, compressed and prepared."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_scenes_get_the_whole_image_on_request(tmp_path):
     assert "phrase_without_box_scene" not in problems.counts
 
 
-def test_a_scene_in_an_image_of_unknown_size_is_refused_a_box(tmp_path):
+def test_a_scene_in_an_image_of_unknown_size_cannot_get_a_box(tmp_path):
     boxes = BOXES.replace("<size><width>333</width><height>500</height><depth>3</depth></size>", "")
     files = files_in(tmp_path, boxes=boxes)
     assert read(files)[0][0].image.width is None

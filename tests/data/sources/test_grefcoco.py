@@ -98,7 +98,7 @@ def test_an_annotation_named_twice_is_one_region(tmp_path, objects):
     assert problems.counts == {"repeated_annotation": 1}
 
 
-def test_a_ref_with_one_unknown_annotation_is_left_out_whole(tmp_path, objects):
+def test_a_ref_with_one_unknown_annotation_is_left_out_completely(tmp_path, objects):
     records, problems = read(write(tmp_path, [ref(1, [70, 999], "both"), ref(2, [70], "left")]), objects)
     assert [ids(one) for one in records] == [["coco:70"]]
     assert problems.counts == {"unknown_annotation": 1}

@@ -115,7 +115,7 @@ def test_a_mask_of_an_unknown_form_is_reported_and_the_box_stays(tmp_path: Path,
 
 
 @pytest.mark.parametrize("mask", [[], None, "placeholder"])
-def test_no_mask_is_no_problem(tmp_path: Path, mask: object):
+def test_a_tuple_without_a_mask_is_not_reported(tmp_path: Path, mask: object):
     (record,), problems = read(tmp_path, [(*ONEREF[:4], mask)])
     assert record.regions[0].segmentation is None
     assert not problems.counts

@@ -38,7 +38,7 @@ def test_boxes_that_can_only_be_width_and_height_contradict_corners(tmp_path: Pa
     assert records[1].regions[0].box_xyxy == (300.0, 10.0, 320.0, 109.0)
 
 
-def test_a_one_pixel_wide_inclusive_box_is_no_contradiction(tmp_path: Path):
+def test_a_one_pixel_wide_inclusive_box_is_not_a_contradiction(tmp_path: Path):
     (record,), problems = read(tmp_path, [(FLICKR[0], [5, 0, 5, 9], "pole")])
     assert record.regions[0].box_xyxy == (5.0, 0.0, 6.0, 10.0)
     assert not problems.counts

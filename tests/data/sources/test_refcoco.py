@@ -1,4 +1,4 @@
-"""Reading the REFER layout."""
+"""The REFER layout: refs and instances are joined, and every form of the refs file gives the same records."""
 
 import gzip
 import json

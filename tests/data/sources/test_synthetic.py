@@ -82,7 +82,7 @@ def test_named_splits_all_have_the_full_size() -> None:
     assert split_sizes(40, None) == {"train": 40, "val": 2, "test": 2}
 
 
-def test_a_size_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_size_below_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         write_synthetic(tmp_path, size=0)
 

@@ -1,4 +1,4 @@
-"""The targets of synthetic expressions, derived again by a second reader that uses only masks and attributes."""
+"""The targets of synthetic expressions, derived again by an independent reader of masks and attributes."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_the_greatest_share_is_in_the_last_bin():
     assert [one.count for one in distribution(np.array([0.0, 0.5, 1.0]), (0.0, 0.5), top=1.0).bins] == [1, 2]
 
 
-def test_no_values_have_no_figures():
+def test_an_empty_distribution_has_no_figures():
     spread = distribution(np.zeros(0), (0.0, 0.5), top=1.0)
 
     assert spread == Distribution(0, None, None, None, None, spread.bins)

@@ -51,7 +51,7 @@ def ids(dataset):
     return [dataset[index, 0].id for index in range(len(dataset))]
 
 
-def test_splits_follow_each_other_in_the_order_given(tmp_path):
+def test_splits_are_concatenated_in_the_given_order(tmp_path):
     store = make_store(tmp_path, {"train": 3, "val": 2})
     dataset = GroundingDataset(store, ["toy:val", "toy:train"], tower=TOWER, augment=None)
     assert ids(dataset) == ["val/0", "val/1", "train/0", "train/1", "train/2"]

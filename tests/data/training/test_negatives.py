@@ -1,4 +1,4 @@
-"""Negative samples: how many, with which expressions, and that nothing else changes."""
+"""Negative samples have the requested share and borrowed expressions, and change nothing else."""
 
 import pickle
 from pathlib import Path

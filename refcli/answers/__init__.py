@@ -1,4 +1,4 @@
-"""Answers as lines and files, and back."""
+"""Writers and readers of answers: JSON lines and the files of other tools."""
 
 from __future__ import annotations
 

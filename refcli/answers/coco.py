@@ -26,7 +26,7 @@ def write_coco(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) 
     Args:
         answers: in any order; those with an error are left out.
         out: an existing folder.
-        min_score: of the targets that are written.
+        min_score: minimum score of the written targets.
     """
     written = Written([FILE])
     images = by_image(usable(answers, written, min_score=min_score))

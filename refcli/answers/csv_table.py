@@ -15,7 +15,7 @@ from refcli.geometry.masks import rle_area
 FILE = "predictions.csv"
 COLUMNS = ("id", "image", "width", "height", "expression", "no_target", "score", "x1", "y1", "x2", "y2", "mask_area")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""Texts that begin so are run as formulas by spreadsheet programs."""
+"""Spreadsheet programs run texts that start with these as formulas."""
 
 
 def write_csv(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) -> Written:
@@ -24,7 +24,7 @@ def write_csv(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) -
     Args:
         answers: in any order; those with an error are left out.
         out: an existing folder.
-        min_score: of the targets that are written.
+        min_score: minimum score of the written targets.
     """
     written = Written([FILE])
     buffer = io.StringIO(newline="")

@@ -25,12 +25,12 @@ FIELD = "predictions"
 def write_fiftyone(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) -> Written:
     """Write `samples.json` and `metadata.json`: a `Detections` field `predictions` per image.
 
-    Boxes are [x, y, width, height] as fractions of the image; a mask is the part of it within its box.
+    Boxes are [x, y, width, height] as fractions of the image; masks are cropped to their boxes.
 
     Args:
         answers: in any order; those with an error are left out.
         out: an existing folder.
-        min_score: of the targets that are written.
+        min_score: minimum score of the written targets.
     """
     written = Written([SAMPLES, METADATA])
     images = by_image(usable(answers, written, min_score=min_score))

@@ -1,4 +1,4 @@
-"""Answers as JSON lines: what `predict` writes and other programs read."""
+"""Prediction lines: answers as JSON, and back."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from refcli.errors import DataError
 
 BOX_DECIMALS = 2
 FRAME_DECIMALS = 3
-"""Of boxes in the model frame, whose pixels are larger than those of most images."""
+"""Decimals of boxes in the model frame, whose pixels are larger than those of most images."""
 SCORE_DECIMALS = 5
 FROM_HEAD, FROM_MASK = "head", "mask"
 """Origin of a box: the head's output, or the tight box of the mask."""
 MAX_SIDE = 1 << 24
 MAX_PIXELS = 1 << 29
-"""Of an image or a mask; a mask is unpacked to a byte per pixel."""
+"""Maximum area of an image or a mask; a mask is unpacked to a byte per pixel."""
 MAX_FRAME_PIXELS = 1 << 22
-"""Of a model's letterbox."""
+"""Maximum area of a model's letterbox."""
 
 
 def answer_to_json(answer: Answer) -> dict[str, Any]:
@@ -57,8 +57,8 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
 def answer_line(answer: Answer) -> str:
     """The record as one line of valid JSON in which every unprintable character is escaped.
 
-    So no name controls a terminal, no reader finds a line end inside, and halves of surrogate pairs (a file name that
-    is not UTF-8) are read as they were written.
+    Names therefore cannot control a terminal or break the line, and halves of surrogate pairs (a file name that is not
+    UTF-8) are read as they were written.
     """
     text = json.dumps(answer_to_json(answer), ensure_ascii=False)
     return (
@@ -93,7 +93,7 @@ def answer_from_json(record: Mapping[str, Any]) -> Answer:
         )
     try:
         targets = tuple(_target_from_json(target) for target in _kind_of(record, "targets", list))
-        says_none = _kind_of(record, "no_target", bool, type(None))
+        states_none = _kind_of(record, "no_target", bool, type(None))
         candidates = _kind_of(record, "candidates", list, type(None)) if "candidates" in record else None
         return Answer(
             id=_text(_kind_of(record, "id", str, int)),
@@ -102,12 +102,12 @@ def answer_from_json(record: Mapping[str, Any]) -> Answer:
             width=_side(record, "width"),
             height=_side(record, "height"),
             targets=targets,
-            no_target=not targets if says_none is None else says_none,
+            no_target=not targets if states_none is None else states_none,
             no_target_score=None if record["no_target_score"] is None else _number(record["no_target_score"]),
             weights=_text(_kind_of(record, "weights", str, int, float, type(None))),
             error=None if _kind_of(record, "error", str, type(None)) is None else _text(record["error"]),
             candidates=None if candidates is None else tuple(_target_from_json(target) for target in candidates),
-            no_target_source="mask" if says_none is None and not targets else _source(record),
+            no_target_source="mask" if states_none is None and not targets else _source(record),
             unknown_words=tuple(map(_text, _kind_of({"unknown_words": [], **record}, "unknown_words", list))),
             unread_text=_text(_kind_of({"unread_text": "", **record}, "unread_text", str)),
         )
@@ -127,7 +127,7 @@ def _text(value: object) -> str:
 
 
 def _kind_of(record: Mapping[str, Any], key: str, *kinds: type) -> Any:  # noqa: ANN401 - one of `kinds`
-    """A field of a record, of one of these types. A text such as "false" is no boolean, a boolean is no number."""
+    """A field of a record, of one of these types: the text "false" is not a boolean, and a boolean is not a number."""
     value = record[key]
     if type(value) not in kinds:
         raise TypeError(f"{key} is {str(value)[:80]!r}")

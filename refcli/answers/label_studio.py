@@ -45,7 +45,7 @@ def write_label_studio(
     Args:
         answers: in any order; those with an error are left out.
         out: an existing folder.
-        min_score: of the targets that are written.
+        min_score: minimum score of the written targets.
         image_url: the address of an image in Label Studio; `{image}` stands for its path.
     """
     written = Written([FILE, CONFIG_FILE])

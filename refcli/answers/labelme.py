@@ -18,19 +18,19 @@ from refcli.files import write_atomically
 from refcli.geometry.masks import decode_mask, mask_box
 
 VERSION = "5.5.0"
-"""Of the labelme format: the first that all readers of today take, with masks as shapes."""
+"""Version of the labelme format: the earliest that all current readers accept, with masks as shapes."""
 
 
 def write_labelme(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) -> Written:
     """Write `<image>.json` per image: a rectangle per target, and a mask per target that has one.
 
-    A mask is a shape of type `mask`: the PNG of the part of it within its extent. The `description` of a shape is its
-    score; `group_id` joins the rectangle and the mask of one target.
+    A mask is a shape of type `mask`: a PNG cropped to its extent. The `description` of a shape is its score; `group_id`
+    joins the rectangle and the mask of one target.
 
     Args:
         answers: in any order; those with an error are left out.
         out: an existing folder.
-        min_score: of the targets that are written.
+        min_score: minimum score of the written targets.
     """
     written = Written()
     images = by_image(usable(answers, written, min_score=min_score))

@@ -1,4 +1,4 @@
-"""The formats that answers are written in, by name."""
+"""The table of answer formats."""
 
 WRITERS = {
     "coco": "refcli.answers.coco:write_coco",

@@ -21,8 +21,8 @@ def write_data(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) 
     Args:
         answers: in any order; those with an error are left out.
         out: an existing folder.
-        min_score: of the targets that are written; an answer without such a target is left out, for a low score is no
-            statement that there is no target.
+        min_score: minimum score of the written targets; an answer without such a target is left out, since a low score
+            does not mean that there is no target.
     """
     written = Written([DATA_FILE])
     lines = [json.dumps(data_line(answer)) for answer in usable(answers, written, min_score=min_score)]
@@ -54,7 +54,7 @@ def write_odvg(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) 
     Args:
         answers: in any order; those with an error are left out.
         out: an existing folder.
-        min_score: of the targets that are written.
+        min_score: minimum score of the written targets.
     """
     written = Written([ODVG_FILE])
     images = by_image(usable(answers, written, min_score=min_score))

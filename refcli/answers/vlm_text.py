@@ -19,7 +19,7 @@ class AnswerTextError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageSizes:
-    """The sizes that place a box: of the image in its file, and of what the model was given.
+    """The sizes of an image file and of the model's input, which determine the pixels of a box.
 
     Args:
         width: of the image, in pixels.
@@ -101,8 +101,8 @@ def parse_answer(
         text: what the model wrote.
         text_format: a name in `TEXT_FORMATS`.
         sizes: of the image, and of the model's input where the space needs it.
-        coordinates: a name in `COORDINATES`; None: what models of this format write.
-        order: None: as models of this format write.
+        coordinates: a name in `COORDINATES`; None: that of the format.
+        order: None: that of the format.
 
     Returns:
         xyxy boxes, not clipped to the image, in the order of the text; a point is a box without area. Empty: the text
@@ -124,7 +124,7 @@ def parse_answer(
 
 
 def needs_input_size(coordinates: str) -> bool:
-    """Whether boxes of this space can only be placed with the size of the model's input."""
+    """Whether boxes in this space need the size of the model's input."""
     return coordinates == "input-pixels"
 
 
@@ -189,7 +189,7 @@ def _rex_boxes(text: str) -> list[Numbers]:
 
 
 def _location_tokens(text: str) -> list[Numbers]:
-    """Runs of location tokens, four to a box; what is left over of a run is no box."""
+    """Boxes of four location tokens each; the rest of a run of tokens is ignored."""
     boxes: list[Numbers] = []
     for run in LOC_RUNS.findall(text):
         bins = [float(number) for number in BIN.findall(run)]
@@ -305,7 +305,7 @@ TEXT_FORMATS: Mapping[str, TextFormat] = {
         _json_boxes, "input-pixels", "xyxy", '<think>...</think><answer>{"bbox_2d": [10, 20, 300, 400]}</answer>'
     ),
 }
-"""The text formats by name; each has the coordinate space that its models write."""
+"""The text formats by name; each has the coordinate space that its models use."""
 
 
 def smart_resize(
@@ -316,9 +316,9 @@ def smart_resize(
     Args:
         width: of the image, in pixels.
         height: of the image, in pixels.
-        factor: of both sides.
-        least: pixels of the input.
-        most: pixels of the input.
+        factor: divisor of both sides.
+        least: minimum number of pixels of the input.
+        most: maximum number of pixels of the input.
 
     Returns:
         (width, height) in pixels.
@@ -334,5 +334,5 @@ def smart_resize(
 
 
 def formats_with_space(coordinates: str) -> Sequence[str]:
-    """The formats whose models write this space."""
+    """The formats whose models use this space."""
     return [name for name, one in TEXT_FORMATS.items() if one.coordinates == coordinates]

@@ -1,4 +1,4 @@
-"""What all writers share: answers grouped by image, categories from expressions, file names, and the result."""
+"""Shared code of the writers: answers grouped by image, categories from expressions, file names, and the result."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def usable(answers: Iterable[Answer], written: Written, *, min_score: float = 0.
         answers: in any order.
         written: is updated.
         min_score: targets with a lower score are left out. An answer that loses all its targets, here or when it was
-            made (`no_target_source: min_score`), is left out with them: a low score does not state that there is no
+            made (`no_target_source: min_score`), is left out with them: a low score does not mean that there is no
             target.
     """
     for answer in answers:

@@ -21,14 +21,13 @@ CLASSES = "classes.txt"
 def write_yolo(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0, outlines: bool = False) -> Written:
     """Write `classes.txt` (one expression per line) and `labels/<image>.txt`.
 
-    A line is `class cx cy w h`, or with `outlines` `class x y x y ...`: the longest outline of the mask, which is all
-    that the format can hold of one (holes and further parts are lost). Numbers are fractions of the image. Images
-    without a target have an empty file.
+    A line is `class cx cy w h`, or with `outlines` `class x y x y ...`: the largest outline of the mask (the format has
+    no holes or further parts). Numbers are fractions of the image. Images without a target have an empty file.
 
     Args:
         answers: in any order; those with an error are left out.
         out: an existing folder.
-        min_score: of the targets that are written.
+        min_score: minimum score of the written targets.
         outlines: masks instead of boxes, where a target has one.
     """
     written = Written([CLASSES])
@@ -46,7 +45,7 @@ def write_yolo(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0, 
 def _label_file(image: AnsweredImage, names: Mapping[str, int], *, outlines: bool) -> str:
     lines = []
     for answer, target in image.found:
-        outline = longest_outline(target.mask) if outlines and target.mask else None
+        outline = largest_outline(target.mask) if outlines and target.mask else None
         x1, y1, x2, y2 = target.box_xyxy
         numbers = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1] if outline is None else outline.ravel().tolist()
         sides = (image.width, image.height)
@@ -55,7 +54,7 @@ def _label_file(image: AnsweredImage, names: Mapping[str, int], *, outlines: boo
     return "".join(f"{line}\n" for line in lines)
 
 
-def longest_outline(mask: RLE) -> np.ndarray | None:
+def largest_outline(mask: RLE) -> np.ndarray | None:
     """The outline with the largest area: (n, 2) x and y in pixels, at pixel centres; None under three points."""
     outlines, _ = cv2.findContours(
         decode_mask(mask).astype(np.uint8, order="C"), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE

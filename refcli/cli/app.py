@@ -1,4 +1,4 @@
-"""The command line: its commands, its global options, and how it ends."""
+"""The command-line application: commands, global options and exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 import refcli
 from refcli.cli import presets, weights
 from refcli.cli.errors import DEBUG_VARIABLE, report_error
-from refcli.cli.output import leave_closed_pipe, log, open_streams, settle_stdout, write_line
+from refcli.cli.output import exit_on_closed_pipe, flush_stdout, log, open_streams, write_line
 from refcli.errors import ExitCode, RefcliError, UsageError
 from refcli.tables import did_you_mean, lookup
 
@@ -29,7 +29,7 @@ COMMANDS = {
     "convert-answers": "refcli.cli.convert_answers:command",
     "demo": "refcli.cli.demo:command",
 }
-"""In the order of a project's steps. Each module imports nothing heavier than typer at its top."""
+"""Command -> function, in the order of a project's steps. At its top, a module imports nothing heavier than typer."""
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -52,7 +52,7 @@ class CommandTable(TyperGroup):
         return typer.main.get_command(single)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
-        """As click's, but the error about an unknown command suggests the nearest name.
+        """Resolve a command as click does, but suggest the nearest name for an unknown one.
 
         Raises:
             UsageError: there is no such command.
@@ -83,10 +83,10 @@ def run() -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:
-        leave_closed_pipe()
+        exit_on_closed_pipe()
     except Exception as error:
         code = _show_usage_error(error) or report_error(error)
-    settle_stdout()
+    flush_stdout()
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 

@@ -1,4 +1,4 @@
-"""From an exception to the message on stderr and the exit code."""
+"""Report exceptions on stderr and choose the exit code."""
 
 from __future__ import annotations
 

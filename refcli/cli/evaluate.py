@@ -25,15 +25,15 @@ SYSTEM_OPTIONS = {
     "limit": "--limit",
     "conventions": "--convention",
 }
-"""What is evaluated, by parameter."""
+"""Parameter -> option: the systems and samples to evaluate."""
 MODEL_OPTIONS = {"device": "--device", "precision": "--precision", "batch_size": "--batch-size"}
-"""How a model runs."""
+"""Parameter -> option: how to run a model."""
 SCORING_OPTIONS = {"missing": "--missing", "score_threshold": "--score-threshold", "gated": "--gated"}
-"""How answers are scored."""
+"""Parameter -> option: how to score answers."""
 
 
 class MissingChoice(str, Enum):
-    """What a sample without an answer counts as."""
+    """How a sample without an answer is counted."""
 
     error = "error"
     wrong = "wrong"
@@ -70,7 +70,7 @@ def command(
         MissingChoice,
         typer.Option(
             "--missing",
-            help="A sample without a usable answer is excluded as an error (exit code 3), or wrong in all metrics.",
+            help="Exclude a sample without a usable answer (error; exit code 3), or count it as wrong in all metrics.",
         ),
     ] = MissingChoice.error,
     conventions: Annotated[
@@ -212,17 +212,17 @@ def _refuse_unused(context: typer.Context, parts: Sequence[Path], *, merges: boo
         return [options[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"]
 
     if merges and given(SYSTEM_OPTIONS):
-        raise UsageError("--merge takes the parts as they are", where="--merge", hint="give only folders and --out")
+        raise UsageError("--merge only joins scored parts", where="--merge", hint="give only folders and --out")
     if parts and not merges:
         raise UsageError(f"unexpected argument {str(parts[0])!r}", where="arguments", hint="folders are for --merge")
     unused = [*given({} if has_model else MODEL_OPTIONS), *given(SCORING_OPTIONS if merges else {})]
     if unused:
         hint = "the parts are scored already" if merges else "no model runs: --weights adds one"
-        raise UsageError("this would change nothing", where=", ".join(unused), hint=hint)
+        raise UsageError("this has no effect here", where=", ".join(unused), hint=hint)
 
 
 def _log_failures(report: RunReport) -> None:
-    """List what could not be used on stderr: all are counted, the first of each kind are quoted."""
+    """Report failed samples and rejected lines on stderr: count all, quote the first of each kind."""
     for warning in report.warnings:
         log(f"warning: {warning}")
     for split in report.splits:
@@ -241,7 +241,7 @@ def _log_failures(report: RunReport) -> None:
 
 HEADINGS = ("samples", "Acc@0.5", "gated", "box mIoU", "mask mIoU", "oIoU", "N-acc", "T-acc")
 BEFORE_THE_GATE = frozenset({"Acc@0.5", "box mIoU", "mask mIoU", "oIoU"})
-"""Columns that are marked "gated" if a wrong "no target" is a miss in them, too."""
+"""Columns that are marked "gated" if they count a wrong "no target" as a miss."""
 CONVENTION_METRICS = ("acc50", "mask_miou", "mask_oiou", "pr50", "pr70", "pr90", "giou", "ciou", "n_acc", "t_acc")
 NAME_WIDTH = len("no_target")
 NOTABLE = 0.05
@@ -308,7 +308,7 @@ def _published_lines(report: SplitReport) -> list[str]:
 
 
 def systems_text(reports: Sequence[RunReport]) -> str:
-    """One table of several systems, with a row for each on each split, and one by convention if there are others."""
+    """A table with a row per split and system, and one per convention if several were scored."""
     from refcli.evaluation.report.document import percent, slice_row
 
     names = dict.fromkeys(split.name for report in reports for split in report.splits)

@@ -45,7 +45,7 @@ def command(
 ) -> None:
     """Train the tower and a head on a store.
 
-    Needs --preset and --data; with --resume the run's own are the default.
+    Needs --preset and --data; --resume defaults to those of the run.
     A preset with stages runs one stage after the other, in RUN/stages. RUN/weights are the weights of the last, and
     --resume continues in the interrupted stage. Change a setting of one stage with --set stages.NAME.KEY=VALUE.
     For a curriculum over different data, chain several runs: start each from the previous weights with --init.

@@ -18,7 +18,7 @@ MOST_KINDS = 12
 BAR_WIDTH = 12
 """Characters of the longest bar of a histogram."""
 EIGHTHS = " ▏▎▍▌▋▊▉"
-WIDTH_OF_A_PIPE = 120
+WIDTH_WITHOUT_TERMINAL = 120
 """Characters per line if stdout is not a terminal."""
 WIDEST_TABLE = 1000
 """Wide enough that counts are never cut off, however narrow the terminal."""
@@ -32,7 +32,7 @@ def command(
     splits: Annotated[
         list[str] | None,
         typer.Option(
-            "--split", help="Only this split; may be given several times. Default all.", metavar="DATASET:SPLIT"
+            "--split", help="Only this split; may be given several times. Default: all.", metavar="DATASET:SPLIT"
         ),
     ] = None,
     sample: Annotated[
@@ -42,7 +42,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The folder for the drawings of --sample.", metavar="DIR")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed chooses other examples.", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random examples.", min=0)] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the drawings of an earlier call in --out.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document with all figures.")] = False,
 ) -> None:
@@ -96,7 +96,7 @@ def _tables(splits: Sequence[SplitStatistics]) -> str:
 
     from refcli.cli.output import printable
 
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_PIPE)
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     is_ascii = console.options.ascii_only
     with console.capture() as captured:
         console.print(_counts(splits), width=WIDEST_TABLE, crop=False)
@@ -134,7 +134,7 @@ def _histograms(split: SplitStatistics, *, is_ascii: bool) -> list[Table]:
         _distribution("regions per expression", split.regions_per_expression),
         _distribution("expressions per image", split.expressions_per_image),
         _distribution("box area, % of the image", split.box_area_share, scale=100),
-        _distribution("its square root, %", split.box_side_share, scale=100),
+        _distribution("square root of the area, %", split.box_side_share, scale=100),
     ]
     if split.kinds:
         shown.append(("kind of expression", "", _kinds(split)))

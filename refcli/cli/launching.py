@@ -41,9 +41,9 @@ PrintSbatch = Annotated[
 ]
 
 LAUNCH_OPTIONS = {"--nproc": True, "--nnodes": True, "--rdzv-endpoint": True, "--max-restarts": True}
-"""Options about the processes to start; whether a value follows."""
+"""Options about the processes to start -> whether a value follows."""
 START_OPTIONS = {"--resume": False, "--force": False}
-"""Options about how a run begins."""
+"""Options about how a run begins -> whether a value follows."""
 ENDPOINT = re.compile(r"[^\s:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
 MAX_PORT = 65535
 CAUSE_SECONDS = 5.0
@@ -99,7 +99,7 @@ def launch_if_requested(options: LaunchOptions, *, out: Path, device: str, ident
     Args:
         out: the run directory.
         device: the setting train.device.
-        identify: computes what the machines of this run have in common and no other run has; called if there may be
+        identify: computes an identifier of this run that is the same on all its machines; called if there may be
             several machines.
 
     Raises:
@@ -127,7 +127,9 @@ def launch_if_requested(options: LaunchOptions, *, out: Path, device: str, ident
     endpoint = options.rdzv_endpoint
     if nodes[1] > 1 and endpoint is None:
         raise UsageError(
-            "several machines need a place to meet", where="--nnodes", hint="--rdzv-endpoint HOST:29500 on all of them"
+            "several machines need a rendezvous address",
+            where="--nnodes",
+            hint="--rdzv-endpoint HOST:29500 on all of them",
         )
     if endpoint is not None and not _is_endpoint(endpoint):
         raise UsageError(
@@ -153,7 +155,7 @@ def _is_endpoint(text: str) -> bool:
 
 def _print_sbatch(options: LaunchOptions, *, out: Path, nodes: tuple[int, int], on_gpus: bool) -> None:
     if options.nproc in (None, "auto"):
-        raise UsageError("how many processes per node?", where="--print-sbatch", hint="add --nproc 8")
+        raise UsageError("the number of processes per node is missing", where="--print-sbatch", hint="add --nproc 8")
 
     from refcli.cli.output import write_line
 
@@ -235,9 +237,9 @@ def remove_options(arguments: Sequence[str], options: dict[str, bool]) -> list[s
 
 @contextmanager
 def report_from_one_rank() -> Iterator[None]:
-    """Among several processes, let only rank 0 write messages, and report an error once, from the first that has it.
+    """Among several processes, let only rank 0 write messages, and only the first process that fails report its error.
 
-    The others exit with the exit code of the one that reports. In debug mode all of them write.
+    The others exit with that process's exit code. In debug mode all processes write.
 
     Raises:
         SystemExit: another process reports its error.

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 WEIGHTS_NAMES = "a NAME of `refcli weights list`, a pulled hf://... address, or a directory such as RUN/weights"
-"""What every command accepts that reads weights."""
+"""The accepted forms of weights, for help texts."""
 WEIGHTS_METAVAR = "NAME|hf://...|DIR"
 
 

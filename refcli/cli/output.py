@@ -1,4 +1,4 @@
-"""The two sinks: data on stdout, messages on stderr, both safe to show on a terminal."""
+"""Output: data on stdout and messages on stderr, without control sequences."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_FAILURES_LISTED = 20
 def open_streams() -> None:
     """Make stdin, stdout and stderr usable, however the program was started.
 
-    A closed descriptor is opened on the null device, so that no file gets its number and then the output of libraries.
+    A closed descriptor is opened on the null device. Otherwise a file could get its number and the output of libraries.
     Messages that cannot be written to stderr (closed, full, another encoding) never end the program.
 
     Raises:
@@ -36,23 +36,23 @@ def open_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    if not isinstance(sys.stderr, _Unfailing):
-        sys.stderr = _Unfailing(sys.stderr)
+    if not isinstance(sys.stderr, _SafeStream):
+        sys.stderr = _SafeStream(sys.stderr)
     if sys.stdout is None:
         raise UsageError("stdout is closed", hint="redirect it: > FILE, or > /dev/null")
     _escape_unknown(sys.stdout)
 
 
-def settle_stdout() -> None:
-    """Flush stdout, or drop what cannot be written: otherwise the interpreter exits with its own code."""
+def flush_stdout() -> None:
+    """Flush stdout, and ignore failures: otherwise the interpreter exits with its own code."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except (OSError, ValueError):
-        _abandon_stdout()
+        _discard_stdout()
 
 
-class _Unfailing:
+class _SafeStream:
     """A text stream whose writes never fail: after the first failure, output is dropped."""
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -104,26 +104,26 @@ def write_line(text: str) -> None:
             binary.write(text.encode("utf-8", "backslashreplace") + b"\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        leave_closed_pipe()
+        exit_on_closed_pipe()
     except OSError as error:
-        _abandon_stdout()
+        _discard_stdout()
         raise RefcliError(
             f"cannot write to stdout: {error.strerror}", hint="if it is redirected to a file: is the disk full?"
         ) from error
 
 
-def leave_closed_pipe() -> NoReturn:
+def exit_on_closed_pipe() -> NoReturn:
     """Exit without a message: the reader of stdout has closed the pipe.
 
     Raises:
         SystemExit: always, with code 0.
     """
-    _abandon_stdout()
+    _discard_stdout()
     raise SystemExit(ExitCode.OK)
 
 
-def _abandon_stdout() -> None:
-    """Discard what is left in the buffers of stdout, which the interpreter flushes at exit."""
+def _discard_stdout() -> None:
+    """Discard buffered output, which the interpreter would flush to stdout at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from refcli.recipes.prepare_data import DatasetReport, Preparation, Report
 
 SHOWN_PLACES = 3
-"""Places of each kind of problem on the screen; the report file has more."""
+"""Places to show for each kind of problem; the report file has more."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ def command(
     ] = False,
     workers: Annotated[int, typer.Option("--workers", help="Number of processes.", min=1)] = 1,
     shard: Annotated[
-        str | None, typer.Option("--shard", help="Prepare only part I of N; the parts make one split.", metavar="I/N")
+        str | None, typer.Option("--shard", help="Prepare only part I of N; the parts form one split.", metavar="I/N")
     ] = None,
     size: Annotated[int, typer.Option("--size", help="synthetic: images in each --split, or in train.", min=1)] = 2000,
-    seed: Annotated[int, typer.Option("--seed", help="synthetic: another seed gives other images.", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="synthetic: seed of the images.", min=0)] = 0,
     force: Annotated[bool, typer.Option("--force", help="Repeat unchanged work.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be read and written.")] = False,
     verify: Annotated[
@@ -117,7 +117,7 @@ def command(
 ) -> None:
     """Convert data sets into a store of checked examples.
 
-    Splits that the store already has stay; one of the same name is replaced, unless nothing has changed.
+    Other splits in the store stay; a split of the same name is replaced if anything has changed.
     """
     if list_:
         _list_datasets(as_json)
@@ -263,14 +263,14 @@ def _refuse_unused(options: PrepareOptions) -> None:
     ):
         if is_given and not origins & users:
             raise UsageError(
-                f"{option} does nothing here", where=option, hint=f"it is for {' and '.join(sorted(users))} data sets"
+                f"{option} has no effect here", where=option, hint=f"it is for {' and '.join(sorted(users))} data sets"
             )
     if options.check_images and not options.images and origins & {"published", "file"}:
         raise UsageError("there are no images to check", where="--check-images", hint="add --images DIR")
 
 
 def _plans(options: PrepareOptions) -> Iterator[Plan]:
-    """The plans, in order; a plan is made when its turn comes, so that an error stops only the data sets after it."""
+    """The plans, in order; each is made when its turn comes, so that an error stops only later data sets."""
     from refcli.config.load import apply_overrides
     from refcli.data.preparation.plan import plan_file, plan_named
 
@@ -316,7 +316,7 @@ def _roles(pairs: Sequence[str]) -> dict[str, Path]:
     for pair in pairs:
         role, equals, file = pair.partition("=")
         if not (role and equals and file):
-            raise UsageError("a further file is role=FILE", where=f"--with {pair}", hint="--with instances=FILE")
+            raise UsageError("a further file must be ROLE=FILE", where=f"--with {pair}", hint="--with instances=FILE")
         roles[role] = Path(file)
     return roles
 
@@ -404,7 +404,7 @@ def _show_counts(dataset: str, counts: Sequence[CountCheck]) -> None:
         wrong = [check for check in counts if check.split == split and not check.agrees]
         found = ", ".join(f"{check.found:,} {check.what}" for check in wrong)
         known = ", ".join(f"{check.expected:,}" for check in wrong)
-        certainty = "are expected" if wrong[0].is_certain else "are remembered, not verified"
+        certainty = "are expected" if wrong[0].is_certain else "are expected, but not verified"
         log(f"warning: {dataset}:{split} has {found}; {known} {certainty}")
     if counts:
         log(f"{dataset}: {sum(check.agrees for check in counts)} of {len(counts)} known counts agree")

@@ -63,7 +63,7 @@ def copy_command(
     name: Name,
     file: Annotated[Path, typer.Argument(help="The file to write; it must not exist.", metavar="FILE")],
 ) -> None:
-    """Copy a preset to a new file, to be edited and given as --preset."""
+    """Copy a preset to a new file, to edit and pass as --preset."""
     from refcli.cli.output import log
     from refcli.config.presets import find_preset
     from refcli.errors import UsageError
@@ -129,7 +129,7 @@ def check_preset(path: Path, *, group: str) -> None:
     from refcli.heads.table import head_class, head_settings
 
     if group not in loaders():
-        raise ConfigError(f"nothing reads {group} presets", where=str(path), hint="known: " + ", ".join(loaders()))
+        raise ConfigError(f"no command reads {group} presets", where=str(path), hint="known: " + ", ".join(loaders()))
     settings = loaders()[group](str(path))
     head = settings.model.head
     try:
@@ -143,7 +143,7 @@ def check_preset(path: Path, *, group: str) -> None:
 
 
 def group_of(file: Path) -> str:
-    """The group whose settings have most of a file's keys, of those with the preset that the file extends.
+    """The group that has the preset which a file extends and whose settings have most of the file's keys.
 
     Raises:
         ConfigError: the file cannot be read.

@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """Pre-train the tower by Mask Referring Modelling (MRefM).
 
-    Needs --preset and --data; with --resume the run's own are the default.
+    Needs --preset and --data; --resume defaults to those of the run.
     Continue with `refcli finetune --init RUN/weights`.
     """
     _pretrain(

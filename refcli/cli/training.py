@@ -1,4 +1,4 @@
-"""What `refcli pretrain` and `refcli finetune` share: their options, and how they report progress."""
+"""Options and progress reports of `refcli pretrain` and `refcli finetune`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DryRun = Annotated[
     typer.Option("--dry-run", help="Print the resolved settings and what would be trained; write nothing."),
 ]
 RUN_KINDS = {"pretrain": "a pre-training run", "finetune": "a fine-tuning run"}
-"""The runs of each command."""
+"""Command -> its runs, in messages."""
 OWN_KEYS = {"objective": "pretrain", "stages": "finetune"}
 """Settings that only one command has, and that its run.yaml always states."""
 
@@ -62,7 +62,7 @@ class TrainingInputs:
 
 
 def resolve_inputs(options: TrainingOptions) -> TrainingInputs:
-    """Turn options into overrides; a resumed run has its own preset and store.
+    """Find preset and store, by default those of a resumed run, and turn options into overrides.
 
     Raises:
         UsageError: no preset or store, nothing to resume, or the run of another command.
@@ -158,7 +158,7 @@ class ConsoleReporter:
             self._progress.stop()
 
     def noted(self, text: str) -> None:
-        """Print it."""
+        """Print a message."""
         from refcli.cli.output import log
 
         log(text)
@@ -185,13 +185,13 @@ class ConsoleReporter:
             self._progress.update(self._task, completed=step)
 
     def measured(self, metrics: Mapping[str, float]) -> None:
-        """Print the line."""
+        """Print the metrics."""
         from refcli.engine.reporting.reporters import metrics_text
 
         self.noted(metrics_text(metrics))
 
     def validated(self, metrics: Mapping[str, float], *, is_best: bool) -> None:
-        """Print the line, and whether it is the best."""
+        """Print the metrics, and whether they are the best so far."""
         from refcli.engine.reporting.reporters import metrics_text
 
         self.noted("validation: " + metrics_text(metrics) + (" (best so far)" if is_best else ""))

@@ -1,4 +1,4 @@
-"""From a preset name or a YAML file, plus `--set` overrides, to checked settings."""
+"""Load settings from a preset or YAML file and `--set` overrides, and check them."""
 
 from __future__ import annotations
 

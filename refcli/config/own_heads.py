@@ -21,7 +21,7 @@ def is_own_head(name: str) -> bool:
 
 
 def import_own_head(name: str) -> None:
-    """Import the module of an own head because the user named it; every other name is left alone.
+    """Import the module of an own head that the user named; other names are ignored.
 
     Raises:
         ConfigError: the name is malformed, or the module cannot be imported.
@@ -31,7 +31,7 @@ def import_own_head(name: str) -> None:
 
 
 def find_own_head(name: str) -> object:
-    """What an own head's name stands for, in a module that is imported already or that the user trusts.
+    """The object that an own head's name refers to, in a module that is imported already or that the user trusts.
 
     Settings may come with downloaded weights, so a name in them never causes an import: the program that uses the
     weights has imported the module, or the user has listed it in the environment variable `REFCLI_HEADS`.
@@ -46,7 +46,7 @@ def find_own_head(name: str) -> object:
             raise ConfigError(
                 f"the head {name!r} is not part of refcli, and its module is not imported",
                 where=_WHERE,
-                hint=f"if you trust it: import {module} before, or set the environment variable "
+                hint=f"if you trust it: import {module} first, or set the environment variable "
                 f"{TRUSTED_VARIABLE}={module}",
             )
         _import(module)

@@ -56,9 +56,9 @@ class ImageMaskingSettings(Settings):
     """`block`: blocks inside the referred rectangle (the paper's Algorithm 1). `uniform`: single patches inside it (the
     official code). `vanilla`: `context_ratio` of all patches, independent of the referent (plain masked modelling)."""
     region_ratio: float = Field(0.75, ge=0, le=1)
-    """gamma: the part of the referred rectangle's patches that is masked."""
+    """gamma: fraction of the referred rectangle's patches that is masked."""
     context_ratio: float = Field(0.35, ge=0, le=1)
-    """beta: the part of all patches that is masked before the mask inside the rectangle is drawn again."""
+    """beta: fraction of all patches that is masked before the mask inside the rectangle is drawn again."""
     margin: int = Field(1, ge=0)
     """Patches that the rectangle is widened by on every side (1 in the official code)."""
     min_aspect: float = Field(0.3, gt=0, le=1)
@@ -69,15 +69,15 @@ class TextMaskingSettings(Settings):
     """Which words are hidden from the tower."""
 
     ratio: float = Field(0.4, ge=0, le=1)
-    """Part of the word pieces (</s> counted, <s> not) that is masked; at least one."""
+    """Fraction of the word pieces (</s> counted, <s> not) that is masked; at least one piece."""
     prefer: Literal["referents", "none"] = "referents"
     """`referents`: the subject's and the object's words are masked first, the rest at random."""
     parser: Literal["rules", "spacy"] = "rules"
     """Finds subject and object: our own rules, or spaCy's dependency parser (extra `spacy`)."""
     mask_share: float = Field(0.8, ge=0, le=1)
-    """Part of the masked pieces that becomes <mask>."""
+    """Fraction of the masked pieces that becomes <mask>."""
     random_share: float = Field(0.1, ge=0, le=1)
-    """Part that becomes any other piece; the remainder stays as it is."""
+    """Fraction that becomes a random other piece; the rest stays unchanged."""
 
     @model_validator(mode="after")
     def _shares_fit(self) -> TextMaskingSettings:
@@ -152,10 +152,10 @@ class MRefMSettings(Settings):
     """The input of the word prediction: the word's own token (the official code), or its product with the image's class
     vector (the paper)."""
     patch_place: Literal["corner", "centre"] = "corner"
-    """The point of a patch that the visual target-relation score is about; the top left corner in the official code."""
+    """The reference point of a patch in the visual target-relation score; the top left corner in the official code."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     drop_worst_ratio: float = Field(0.2, ge=0, lt=1)
-    """Part of the masked words, those with the largest loss, that is left out after `drop_worst_after` steps."""
+    """Fraction of the masked words, those with the largest loss, that is dropped after `drop_worst_after` steps."""
     drop_worst_after: int = Field(12000, ge=0)
 
     @model_validator(mode="after")
@@ -220,5 +220,5 @@ class PretrainSettings(Settings):
         if self.train.best_by != "score":
             raise ValueError("train.best_by is for fine-tuning; pre-training has only its score")
         if not self.data.validation and (self.train.keep == "best" or self.train.patience is not None):
-            raise ValueError("train.keep=best and train.patience go by validations: name splits in data.validation")
+            raise ValueError("train.keep=best and train.patience need validations: name splits in data.validation")
         return self

@@ -141,13 +141,13 @@ class AugmentSettings(Settings):
     flip: float = Field(0.0, ge=0, le=1)
     """Probability of a horizontal flip (left/right words of the expression are swapped)."""
     min_scale: float = Field(1.0, gt=0, le=1)
-    """The long side of the letterboxed image is between this and 1 times the model frame, at random."""
+    """The long side of the letterboxed image is a random factor between this and 1 of the model frame."""
     translate: bool = False
     """Place the image at random in the model frame instead of in its centre."""
     crop: float = Field(0.0, ge=0, le=1)
     """Probability of a random crop around all referred regions; never for expressions of position."""
     colour_jitter: float = Field(0.0, ge=0, le=1)
-    """Strength of brightness, contrast and saturation jitter: factors are drawn from 1 +- this."""
+    """Strength of brightness, contrast and saturation jitter: factors are drawn from 1 ± this value."""
     colour_jitter_probability: float = Field(0.8, ge=0, le=1)
     no_target: float = Field(0.0, ge=0, le=1)
     """Probability that a sample with a referent gets the expression of another image, and so no target."""
@@ -230,7 +230,7 @@ class TrainSettings(Settings):
     validate_every: int | None = Field(None, ge=1)
     """Steps between validations; the run always ends with one."""
     best_by: ValidationMetric = "score"
-    """Fine-tuning: the validation metric that selects the best checkpoint. Pre-training has only its score."""
+    """Fine-tuning: the validation metric that selects the best checkpoint. Pre-training always uses its score."""
     keep: Literal["last", "best"] = "last"
     """The checkpoint whose weights are saved at the end."""
     patience: int | None = Field(None, ge=1)
@@ -280,7 +280,7 @@ class StageSettings(Settings):
 
     @field_validator("train")
     @classmethod
-    def _starts_after_the_one_before(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _names_no_initial_weights(cls, value: dict[str, Any]) -> dict[str, Any]:
         if named := [f"train.{key}" for key in ("init_weights", "init_head") if key in value]:
             raise ValueError(
                 f"a stage starts from the weights of the previous one; set {' and '.join(named)} outside the stages, "
@@ -303,7 +303,7 @@ class FinetuneSettings(Settings):
     @model_validator(mode="after")
     def _best_is_known(self) -> FinetuneSettings:
         if not self.data.validation and (self.train.keep == "best" or self.train.patience is not None):
-            raise ValueError("train.keep=best and train.patience go by validations: name splits in data.validation")
+            raise ValueError("train.keep=best and train.patience need validations: name splits in data.validation")
         if not self.data.validation and self.train.existence_min_t_acc is not None:
-            raise ValueError("train.existence_min_t_acc goes by validation samples: name splits in data.validation")
+            raise ValueError("train.existence_min_t_acc needs validation samples: name splits in data.validation")
         return self

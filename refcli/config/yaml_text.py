@@ -16,7 +16,7 @@ MAX_CHARACTERS = 1 << 17
 MAX_VALUES, MAX_DEPTH = 10_000, 32
 """Values and keys, an alias counted as everything that it stands for; the same file has 2,700."""
 MAX_BITS = 64
-"""Of a whole number."""
+"""Maximum size of a whole number."""
 _TAGS = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")
 )
@@ -26,7 +26,7 @@ _TEXT, _TIMESTAMP, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "ti
 def parse_yaml(text: str, *, what: str, where: str, error: type[RefcliError] = ConfigError) -> Any:  # noqa: ANN401
     """The plain value of a YAML text: mappings with text as keys, lists, text, numbers of 64 bits, booleans and null.
 
-    `1e-4` is a number, and what looks like a date is text.
+    `1e-4` is a number, and dates are text.
 
     Args:
         what: the subject of the error message, such as "the settings file".

@@ -1,1 +1,1 @@
-"""Everything that draws: answers on images, contact sheets, lettering."""
+"""Drawing: answers on images, contact sheets, text."""

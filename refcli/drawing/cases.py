@@ -1,4 +1,4 @@
-"""A case of an evaluation as an image: truth and answer over one another, small enough for an HTML page."""
+"""Draw evaluation cases: truth and answer on one image, small enough for an HTML page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALLEST_SIDE = 160
 STEP = 0.8
 JPEG_QUALITY = 80
 LINES_ACROSS = 200
-"""The long side of a drawing by the width of a line."""
+"""Ratio of a drawing's long side to the width of its lines."""
 SIXTEENTHS = 4
 """Fractional bits of OpenCV's coordinates."""
 
@@ -38,7 +38,7 @@ def draw_case(
 
     Args:
         pixels: uint8 RGB [height, width, 3] of the image, which may be reduced.
-        size: (width, height) of the image in the pixels that boxes and masks are in.
+        size: (width, height) of the image, in the pixels of boxes and masks.
         truth: the true regions.
         answer: the answered ones.
         long_side: of the drawing, in pixels.

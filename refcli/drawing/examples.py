@@ -123,7 +123,7 @@ def draw_example(split: StoreSplit, example: Example) -> Image.Image:
 
 
 def answer_of(example: Example, width: int, height: int) -> Answer:
-    """The answer of a perfect and perfectly certain model to an example whose image has that size."""
+    """The truth of an example as an answer with scores of 1, for an image of this size."""
     return Answer(
         id=example.id,
         image=example.image,

@@ -13,7 +13,7 @@ from refcli.engine.measuring.utilisation import product_seconds
 
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
 BF16_PAYS_FROM_PARAMETERS = 1_000_000
-"""Smaller models stay in fp32 on a CPU: matrix products are not what takes their time."""
+"""Smaller models stay in fp32 on a CPU: matrix products take little of their time."""
 PROBE_SIDE, PROBES = 256, 6
 """Side of the matrices that are multiplied, and number of trials of both types in turn; the best of each counts, so
 that other work on the machine does not decide."""

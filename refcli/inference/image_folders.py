@@ -1,4 +1,4 @@
-"""The images in a folder or of a pattern, and what a search skips."""
+"""Find the images in a folder or of a pattern, and count skipped entries."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ UNREADABLE_IMAGES = frozenset({
     ".raf", ".rw2", ".pef", ".raw", ".rwl", ".3fr", ".x3f",
 })
 # fmt: on
-"""Suffixes of images that Pillow has no name for."""
+"""Suffixes of image formats unknown to Pillow."""
 OTHER_DATA = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
-"""Formats that Pillow has a name for and that are no images."""
+"""Formats known to Pillow that are not images."""
 SYSTEM_NAMES = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "system volume information", ".ds_store", "thumbs.db", "desktop.ini"}
 )
@@ -53,7 +53,7 @@ def unreadable_suffixes() -> frozenset[str]:
 
 
 class Skipped:
-    """What a search skips, counted."""
+    """Entries that a search skipped."""
 
     def __init__(self) -> None:
         self.unreadable: Counter[str] = Counter()
@@ -94,9 +94,9 @@ def images_below(folder: Path, skipped: Skipped, *, exclude: Path | None = None)
     linked folders are skipped; linked files are read.
 
     Args:
-        folder: where to search, under any name; of an output folder, all but its drawings and masks.
-        skipped: collects what is skipped.
-        exclude: a folder that is not searched: where the answers go.
+        folder: the folder to search, whatever its name; in an output folder, drawings and masks are skipped.
+        skipped: collects the skipped entries.
+        exclude: a folder that is not searched: the output folder.
     """
     found: list[str] = []
     if exclude is not None and _is_same(folder, exclude):
@@ -140,7 +140,7 @@ def files_matching(pattern: str, skipped: Skipped, *, exclude: Path | None = Non
 
 
 def _walk(folder: Path, skipped: Skipped, *, exclude: Path | None) -> Iterator[tuple[Path, int | None]]:
-    """(path, type) of all entries that are no folders; the type of a broken link is None."""
+    """(path, type) of all entries that are not folders; the type of a broken link is None."""
     visited: set[tuple[int, int]] = set()
     is_output = is_output_folder(folder)
     waiting = [folder]

@@ -44,7 +44,7 @@ MAX_NAME_PART = 40
 MAX_PNG_PIXELS = 2_000_000
 """Larger drawings are written as JPEG: a PNG of a photograph takes seconds and ten times the space."""
 MAX_LINE_BYTES = 1 << 28
-"""Of an earlier answer."""
+"""Maximum length of an earlier answer's line."""
 
 
 class EarlierAnswer(NamedTuple):
@@ -133,7 +133,8 @@ class OutputFolder:
         """Remove or resume the earlier run, and record the settings of this one.
 
         Args:
-            settings: what the answers depend on; `add` and the end of the context call this with none if need be.
+            settings: the settings that the answers depend on. Without an earlier call, `add` and the end of the context
+                call this method with no settings.
 
         Raises:
             UsageError: the earlier run had other settings.
@@ -197,7 +198,7 @@ class OutputFolder:
 
         Args:
             answer: what to write.
-            pixels: uint8 RGB [height, width, 3] of its image, which may be resized; a grey field replaces None.
+            pixels: uint8 RGB [height, width, 3] of its image, which may be resized; None: a grey field.
 
         Raises:
             RefcliError: the folder cannot be written.
@@ -355,7 +356,7 @@ def _check_same(request: Request, earlier: EarlierAnswer, number: int, path: Pat
 
 
 def _mask_bitmap(mask: RLE) -> np.ndarray:
-    """The bitmap of a mask; for a very large image, it is as small as the drawing."""
+    """The bitmap of a mask; for a very large image, reduced to the size of the drawing."""
     height, width = mask.size
     if height * width <= LARGE_PIXELS:
         return decode_mask(mask)

@@ -1,4 +1,4 @@
-"""The list of the files that a command wrote to an output folder; no other file there is ever removed."""
+"""The list of the files that a command wrote to an output folder; only listed files are ever removed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class OutputManifest:
         """Start a new manifest.
 
         Args:
-            settings: what the answers depend on.
+            settings: the settings that the answers depend on.
             replace: an existing manifest, whose files have been removed, may be replaced.
 
         Raises:
@@ -143,7 +143,7 @@ class OutputManifest:
         """The complete lines, with their line ends."""
         if not os.path.lexists(self.path):
             raise UsageError(
-                f"there is no {MANIFEST}, which lists what may be completed or removed",
+                f"there is no {MANIFEST}, the list of files to complete or remove",
                 where=str(self.folder),
                 hint="choose another --out, or empty the folder yourself",
             )

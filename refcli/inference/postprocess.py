@@ -1,4 +1,4 @@
-"""From the model frame to image pixels: one row of a Prediction becomes an Answer, raw or filtered."""
+"""Convert predictions in the model frame to answers in image pixels."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def raw_answer(prediction: Prediction, row: int, frame: Frame, request: Request,
     masks = _masks(prediction, row, frame, len(scores))
     proposed = _targets(boxes, masks, scores, frame, _framed(prediction, row, frame))
     targets = tuple(target for target in proposed if not target.box_is_from_mask or _is_drawn(target.mask))
-    says_none = existence is not None and existence < prediction.existence_threshold
-    source: NoTargetSource | None = "existence" if says_none else None if targets else "mask"
+    states_none = existence is not None and existence < prediction.existence_threshold
+    source: NoTargetSource | None = "existence" if states_none else None if targets else "mask"
     return Answer(
         id=request.id,
         image=request.image,
@@ -57,7 +57,7 @@ def raw_answer(prediction: Prediction, row: int, frame: Frame, request: Request,
         width=frame.image_width,
         height=frame.image_height,
         targets=targets,
-        no_target=says_none or not targets,
+        no_target=states_none or not targets,
         no_target_score=None if existence is None else 1.0 - existence,
         weights=weights,
         candidates=None if targets else proposed,

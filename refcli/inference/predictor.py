@@ -45,7 +45,7 @@ class Predictor:
         device: `auto`, `cpu`, `cuda` or `mps`.
         precision: type of the weights; `auto` is bf16 where that is faster, which is measured on a CPU.
         batch_size: pairs per forward pass; None chooses by device.
-        min_score: targets below this confidence are dropped; None keeps what the model's own threshold keeps.
+        min_score: targets below this confidence are dropped; None: only the model's own threshold applies.
 
     Raises:
         WeightsError: missing weights, or weights that do not fit.
@@ -64,7 +64,7 @@ class Predictor:
         self.device = choose_device(device)
         self.batch_size = default_batch_size(self.device) if batch_size is None else batch_size
         if self.batch_size < 1:
-            raise UsageError(f"a batch of {self.batch_size} cannot be computed", where="batch_size")
+            raise UsageError(f"a batch has at least one pair, not {self.batch_size}", where="batch_size")
         self.min_score = min_score
         loaded = weights if isinstance(weights, LoadedWeights) else load_weights(str(weights))
         if loaded.meta.get("tasks") == []:
@@ -108,7 +108,7 @@ class Predictor:
     def answer_requests(
         self, requests: Iterable[Request], *, raw: bool = False, keep_images: bool = False
     ) -> Iterator[AnsweredRequest]:
-        """As `predict_many`, but each answer comes with its request.
+        """Answer a stream of requests as `predict_many` does, and return each answer with its request.
 
         Args:
             requests: what to answer.
@@ -147,7 +147,7 @@ class Predictor:
         return failed_answer(item.request, error, self.weights, image.frame if image else None)
 
     def _read(self, expression: str) -> Reading | str:
-        """What the model reads of an expression, or why it cannot be asked."""
+        """The tokens of an expression, or the reason why it cannot be answered."""
         try:
             return self._tokenizer.read(
                 expression, unlearned_marks=self._unlearned_marks, learned_words=self._learned_words

@@ -27,7 +27,8 @@ IMAGES_REMEMBERED = 8
 MAX_DRAWABLE_AHEAD = 4
 """Requests read ahead while images are kept for drawings: each image may take 50 MB."""
 PATIENCE_SECONDS = 0.05
-"""A partial batch is emitted when no new request has arrived for this long, so that a dialogue is answered at once."""
+"""A partial batch is emitted when no new request has arrived for this long, so that interactive users get answers at
+once."""
 
 
 @dataclass(frozen=True)

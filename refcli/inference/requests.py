@@ -23,7 +23,7 @@ from refcli.tables import nearest
 REQUEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 STDIN = "-"
 MAX_DIGITS = 4000
-"""Of a number in a request line: Python's own limit can be switched off."""
+"""Maximum length of a number in a request line: Python's own limit can be switched off."""
 _GZIP = b"\x1f\x8b"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -45,14 +45,14 @@ class Request:
 
 @dataclass(frozen=True)
 class LineLimits:
-    """How long a line of requests may be, in bytes."""
+    """Limits on the length of request lines, in bytes."""
 
     line: int = 16 << 20
     """A longer line is answered with an error."""
     endless: int = 4 << 30
     """Reading stops at a line that is longer than this."""
     block: int = 1 << 20
-    """Read at once of the rest of a line that is too long."""
+    """The rest of a line that is too long is read in blocks of this size."""
 
 
 def read_requests(
@@ -132,7 +132,7 @@ def expand_images(
     Args:
         name: an image file, a folder or a pattern.
         exclude: a folder that is not searched.
-        on_note: called with a summary of what else was skipped.
+        on_note: called with a summary of the skipped entries.
 
     Raises:
         UsageError: an empty name, or a pattern that matches nothing.
@@ -181,7 +181,7 @@ def read_request_file(
 
 
 def _bounded_lines(file: BinaryIO, where: str, limits: LineLimits) -> Iterator[bytes]:
-    """The lines of a file; of one that is longer than `limits.line`, that many bytes and one more.
+    """The lines of a file; a line longer than `limits.line` is cut off one byte after that limit.
 
     Raises:
         UsageError: a line that does not end within `limits.endless`.
@@ -215,7 +215,7 @@ def parse_request_lines(
     Args:
         lines: the lines of a file.
         name: the name of the file in errors and ids.
-        folder: where its relative paths may start.
+        folder: a base of its relative paths.
         expressions: for lines without one.
         max_line_bytes: a longer line becomes a request with `error`.
     """
@@ -258,7 +258,7 @@ def _parse_line(line: bytes, where: str, folder: Path | None, expressions: Seque
 
 
 def _other_form(line: bytes) -> str:
-    """What a line that is not JSON may be."""
+    """A guess at the format of a line that is not JSON."""
     if line.startswith(_GZIP):
         return "; is it gzip? Unpack it first"
     num_zeros = line.count(0)

@@ -1,4 +1,4 @@
-"""What a model could not read of many expressions: counts and notes."""
+"""Counts of expressions that a model could not read completely, and notes about them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from refcli.contracts.prediction import Answer
 
 MAX_WORDS = 8
-"""Different words that a note names."""
+"""Maximum number of words that a note quotes."""
 MAX_LETTERS = 40
-"""Of each of these words."""
+"""Maximum length of each of these words."""
 
 
 class UnreadText:
@@ -47,7 +47,7 @@ class UnreadText:
         notes = []
         if self.num_wholly:
             notes.append(
-                f"the model knows no word of {self._share(self.num_wholly)}; its answers to them mean nothing "
+                f"the model knows no word of {self._share(self.num_wholly)}; its answers to them are meaningless "
                 f"(unknown_words: {_named(self._of_wholly)})"
             )
         if self.num_partly:

@@ -1,4 +1,4 @@
-"""audit: what a store's training splits share with its evaluation splits."""
+"""audit: find overlaps between the training and evaluation splits of a store."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def audit(
     if not 0 <= max_distance <= LARGEST_DISTANCE:
         raise UsageError(f"{max_distance} is not in 0..{LARGEST_DISTANCE}", where="--max-distance")
     if workers < 1:
-        raise UsageError(f"{workers} processes cannot work", where="--workers")
+        raise UsageError(f"at least one process is needed, not {workers}", where="--workers")
     store = Store(store_path)
     if not check_images:
         return audit_store(store, only=only)
@@ -48,7 +48,7 @@ def audit(
 
 
 def refuse_overlap(result: Audit) -> None:
-    """Do nothing if no training and evaluation split share an image.
+    """Check that training and evaluation splits share no image.
 
     Raises:
         GateError: some do; the worst pair is named.

@@ -18,11 +18,11 @@ from refcli.tables import lookup
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of the lines.
+    """The result of a conversion.
 
     Args:
-        written: files, answers and targets, and the answers that the format cannot hold.
-        problems: lines that are no predictions, by sort.
+        written: files, answers and targets, and the answers that the format cannot represent.
+        problems: rejected lines, by kind.
     """
 
     written: Written
@@ -30,7 +30,7 @@ class Conversion:
 
     @property
     def exit_code(self) -> ExitCode:
-        """3 where a line or an answer is missing from the files."""
+        """3 if a line or an answer is missing from the files."""
         return ExitCode.PARTIAL if self.problems or self.written.failed else ExitCode.OK
 
 

@@ -58,7 +58,7 @@ class ModelSelection:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What one call of `refcli evaluate` does."""
+    """The settings of one call of `refcli evaluate`."""
 
     data: SplitSelection | None
     """None if parts are merged."""
@@ -80,9 +80,9 @@ class EvaluationSettings:
 
 
 def evaluate(settings: EvaluationSettings, *, progress: Callable[[str], OnSample] | None = None) -> list[Evaluation]:
-    """Evaluate systems one by one, or merge parts, and write what is asked for.
+    """Evaluate systems one by one, or merge parts, and write the requested files.
 
-    All that can be refused is refused before the first system is evaluated, which may take hours.
+    All inputs are checked before the first system is evaluated, which may take hours.
 
     Args:
         settings: what to evaluate and what to write.
@@ -270,7 +270,7 @@ def _open_parts(data: SplitSelection) -> list[_Part]:
             hint="known: " + ", ".join(store.names()),
         )
     if data.limit is not None and data.limit < 1:
-        raise UsageError(f"{data.limit} samples cannot be evaluated", where="--limit")
+        raise UsageError(f"at least one sample is needed, not {data.limit}", where="--limit")
     parts = []
     for name in names:
         split = store.split(name, groups_kept=GROUPS_KEPT)
@@ -310,7 +310,7 @@ def _check_settings(settings: EvaluationSettings) -> None:
         UsageError: they do.
     """
     if settings.data is None and not settings.merges:
-        raise UsageError("there is no store to take the truth from", where="--data")
+        raise UsageError("there is no store with the truth", where="--data")
     if settings.writes_page and _page_folder(settings) is None:
         raise UsageError("there is no folder for the page", where="--report", hint="give --out, or --merge one folder")
     if settings.num_cases is not None and (settings.merges or not settings.writes_page):
@@ -337,6 +337,6 @@ def _find(system: ModelSelection | Path) -> str:
     if isinstance(system, ModelSelection):
         return system_name(system.weights)
     if not system.is_file():
-        reason = "it is not a regular file" if system.exists() else "there is none"
+        reason = "it is not a regular file" if system.exists() else "it does not exist"
         raise DataError(f"the prediction file cannot be read: {reason}", where=str(system))
     return str(system)

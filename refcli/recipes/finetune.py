@@ -68,7 +68,7 @@ def finetune(
     """
     settings = settings.model_copy(update={"model": with_head_defaults(settings.model)})
     if floors and not settings.data.validation:
-        raise ConfigError("without validation nothing can be held to --fail-under", where="data.validation")
+        raise ConfigError("--fail-under needs validation splits", where="data.validation")
     plan_stages(settings, out)  # a mistake in the stages is found before this process joins others
     with training_session(
         settings, store_path=store_path, out=out, resume=resume, force=force, reporter=reporter
@@ -96,7 +96,7 @@ def _train_stage(stage: Stage, stages: list[Stage], session: Session, notes: tup
 
 
 def preview(settings: FinetuneSettings, *, store_path: Path) -> list[str]:
-    """Lines about what `finetune` would train on what, stage by stage; nothing is written or trained.
+    """Describe the run that `finetune` would start, stage by stage, in lines; nothing is written or trained.
 
     Raises:
         RefcliError: as `finetune`.

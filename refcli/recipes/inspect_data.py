@@ -105,7 +105,7 @@ def inspect_data(
         splits: "dataset:split" names; None for all.
         num_samples: number of examples of each split to draw; None for none.
         out: the folder for the drawings.
-        seed: another seed chooses other examples; the choice in one split does not depend on the other splits.
+        seed: of the random choice, which does not depend on the other splits.
         force: replace the drawings of an earlier call in `out`, and nothing else.
         max_failures: stop drawing a split after this many failures.
 
@@ -166,7 +166,7 @@ def _check_sampling(num_samples: int | None, out: Path | None, num_splits: int) 
 
 
 def _check_free(out: Path, *, force: bool) -> None:
-    """Make sure that no file of the user is replaced.
+    """Check that no file of the user would be replaced.
 
     Raises:
         UsageError: the folder is not empty; with `force`, it has no drawings of an earlier call.

@@ -38,7 +38,7 @@ def prepare(
 ) -> Store:
     """Prepare one data set and return the store, as `refcli prepare-data` does.
 
-    What was left out, and why, is in the report beside the splits: `OUT/NAME/report.json`.
+    The report beside the splits, `OUT/NAME/report.json`, lists omitted records with the reason.
 
     Args:
         name: a known data set (`refcli prepare-data --list`), or the name for the data set of `file`.
@@ -77,7 +77,7 @@ def prepare(
 
 
 def score_predictions(answers: Iterable[Answer], examples: Iterable[Example]) -> dict[str, float]:
-    """The metrics of answers to examples, in any order; answer and example belong together by their `id`.
+    """The metrics of answers to examples, in any order; they are matched by `id`.
 
     Examples without an answer, and answers with an `error`, count as wrong.
 
@@ -85,8 +85,8 @@ def score_predictions(answers: Iterable[Answer], examples: Iterable[Example]) ->
         Metric -> value in 0..1, such as `acc50` or `mask_oiou`; metrics that the samples do not have are left out.
 
     Raises:
-        DataError: two answers have one id, an answer is to no example, or an image or mask has another size than the
-            example states.
+        DataError: two answers have one id, an answer belongs to no example, or an image or mask has another size than
+            the example states.
     """
     given: dict[str, Answer] = {}
     for answer in answers:
@@ -102,7 +102,7 @@ def score_predictions(answers: Iterable[Answer], examples: Iterable[Example]) ->
         else:
             scores.append(score_sample(example, found))
     if given:
-        raise DataError(f"{len(given)} answers are to no example", where=next(iter(given)))
+        raise DataError(f"{len(given)} answers belong to no example", where=next(iter(given)))
     return dict(measure(ScoreColumns.of(scores)).metrics)
 
 

@@ -1,4 +1,4 @@
-"""Which outputs of a head a run can train: an output without ground truth is off, so that no weights claim it."""
+"""Switch off the outputs of a head that a run cannot train, so that its weights do not claim them."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Outputs:
     """The outputs of a head in a run."""
 
     learnt: tuple[OutputName, ...]
-    """They have ground truth and a loss."""
+    """Those with ground truth and a loss."""
     off: dict[OutputName, str]
-    """They learn nothing, and the initial weights have not learnt them either; with the reason."""
+    """Those that learn nothing and that the initial weights have not learnt -> reason."""
 
 
 def resolve_outputs(settings: FinetuneSettings, session: Session) -> tuple[FinetuneSettings, tuple[str, ...]]:
@@ -86,7 +86,7 @@ def check_predicts_regions(head: HeadChoice) -> None:
 
 
 def plan_outputs(settings: AnySettings, data: GroundingDataset, started_with: Iterable[str]) -> Outputs:
-    """Which of the outputs that the settings ask for a run can train.
+    """Find out which of the requested outputs a run can train.
 
     Args:
         started_with: outputs that the initial weights have learnt.

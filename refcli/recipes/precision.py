@@ -1,4 +1,4 @@
-"""The precision of a run: what `train.precision: auto` stands for, and whether bf16 pays on this machine."""
+"""The precision of a run: resolve `train.precision: auto`, and warn if bf16 is slow on this machine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def resolve_precision(settings: S, world: World, *, resumed: Path | None = None)
 
 
 def precision_on(device: torch.device) -> tuple[Precision, str]:
-    """What `train.precision: auto` stands for on a device, and the reason."""
+    """The precision that `train.precision: auto` selects on a device, and the reason."""
     if device.type == "cuda":
         return ("bf16", "this GPU supports it") if gpu_has_bf16() else ("fp32", "this GPU has no bf16 arithmetic")
     if device.type != "cpu":

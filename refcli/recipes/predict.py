@@ -29,7 +29,7 @@ class PredictSummary:
     num_earlier: int = 0
     """Answers of the earlier run."""
     unread: UnreadText = field(default_factory=UnreadText)
-    """What the model could not read of the expressions of this run."""
+    """Counts of this run's expressions that the model could not read completely."""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -52,13 +52,13 @@ class PredictSummary:
 
 @dataclass(frozen=True)
 class Output:
-    """A folder for drawings, masks and predictions.jsonl, and what to do with those of an earlier run."""
+    """A folder for drawings, masks and predictions.jsonl, and the treatment of an earlier run in it."""
 
     path: Path
     force: bool = False
-    """Remove them first."""
+    """Remove its files first."""
     resume: bool = False
-    """Complete them."""
+    """Complete it."""
 
 
 def predict(
@@ -80,7 +80,7 @@ def predict(
         load: creates the predictor, after the inputs and the folder have been checked.
         out: where to draw and write.
         on_answer: called with every new answer as it arrives.
-        on_note: called with a summary of what was skipped in folders and patterns.
+        on_note: called with a summary of the skipped entries of folders and patterns.
     """
     exclude = None if out is None else out.path
     requests = read_requests(inputs, expressions, request_files, exclude=exclude, on_note=on_note)

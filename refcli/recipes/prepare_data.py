@@ -151,7 +151,7 @@ def prepare(plan: Plan, preparation: Preparation, *, progress: Progress | None =
     """Carry out a plan; splits that are already in the store stay, or are replaced by name.
 
     Raises:
-        UsageError: the name of the data set cannot be that of a folder of the store, or it has no such split.
+        UsageError: the data set's name cannot be a folder name, or it has no such split.
         DataError: unsafe, damaged or contradictory files; all images are missing; members of a mixture are missing; or,
             if strict, any serious problem. The store is then unchanged.
     """
@@ -305,7 +305,7 @@ def _check_counts(plan: FilePlan, splits: UnpublishedSplits, preparation: Prepar
 def _check_splits(
     plan: FilePlan, splits: UnpublishedSplits, counts: Sequence[CountCheck], preparation: Preparation
 ) -> DataError | None:
-    """Report doubts about the boxes; returns the error that strictness raises, if any.
+    """Report doubts about the boxes; returns the error of a strict preparation, if any.
 
     Raises:
         UsageError: a wanted split does not exist.
@@ -344,7 +344,7 @@ def _refuse_empty(plan: FilePlan, splits: UnpublishedSplits, preparation: Prepar
     kind = next((kind for kind in problems.counts if kind not in TOLERATED), next(iter(problems.counts), "no_record"))
     places = [place for place in problems.places.get(kind, ()) if kind not in TOLERATED or place]
     raise DataError(
-        f"nothing of {name} can be used: {kind.replace('_', ' ')}, {problems.counts[kind]} times",
+        f"no record of {name} can be used: {kind.replace('_', ' ')}, {problems.counts[kind]} times",
         where=next(iter([*places, *map(str, plan.files.values())])),
         hint=_HINTS.get(kind, "check the files"),
     )

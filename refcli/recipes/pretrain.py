@@ -86,7 +86,7 @@ def _train(settings: PretrainSettings, session: Session) -> None:
 
 
 def preview(settings: PretrainSettings, *, store_path: Path) -> list[str]:
-    """Lines about what `pretrain` would train on what; nothing is written or trained.
+    """Describe the run that `pretrain` would start, in lines; nothing is written or trained.
 
     Raises:
         RefcliError: as `pretrain`.

@@ -23,7 +23,7 @@ STEPS = (0, 1)
 
 
 def preview_training(parts: TrainingParts, settings: AnySettings, device: torch.device) -> list[str]:
-    """Lines about what would be trained on what; a few passes are measured.
+    """Describe a run in lines; a few passes are measured.
 
     Args:
         parts: the objective is moved to `device` and its weights may change; the feed loads in this process.

@@ -102,7 +102,7 @@ def pending_stages(plan: Sequence[Stage], settings: FinetuneSettings, session: S
 
 
 def announce_stage(stage: Stage, session: Session) -> None:
-    """Report which stage begins, and that its tower is frozen at random values, if it is."""
+    """Report the stage that begins, and warn if its frozen tower has random weights."""
     if stage.title:
         session.note([stage.title])
     train = stage.settings.train
@@ -111,7 +111,7 @@ def announce_stage(stage: Stage, session: Session) -> None:
 
 
 def _check_inputs(stage: Stage, session: Session, *, starts: bool) -> None:
-    """Open the data of a stage and try its settings: it may be hours until it begins.
+    """Open the data of a stage and check its settings, since it may begin hours later.
 
     Raises:
         RefcliError: a split, the tokenizer or (if it starts) the initial weights are missing, or the settings fit no

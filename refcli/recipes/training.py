@@ -1,4 +1,4 @@
-"""What pre-training and fine-tuning share: the session of processes, the data, the feed, and one run of the loop."""
+"""Shared code of pre-training and fine-tuning: the session of processes, the data, the feed, one run of the loop."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Score(Protocol):
 
 @dataclass(frozen=True)
 class Session:
-    """The processes of one training command, and what the command asks for."""
+    """The processes of one training command, and its options."""
 
     world: World
     store_path: Path
@@ -69,7 +69,7 @@ class Session:
 
     @property
     def resumes(self) -> bool:
-        """Whether there is a run to resume, and it shall be."""
+        """Whether the command resumes an existing run."""
         return self.resume and (self.out / "run.yaml").is_file()
 
     def on_main(self, action: Callable[[], None]) -> None:
@@ -238,7 +238,7 @@ def check_room_for_batches(settings: AnySettings, world: World) -> None:
     """Check that shared memory has room for the batches that the loading processes keep ready.
 
     Raises:
-        TrainingError: it has not.
+        TrainingError: it is too small.
     """
     height, width = settings.model.tower.image_size
     sample_bytes = (3 * FLOAT_BYTES + 1) * height * width  # the image and its mask

@@ -56,14 +56,14 @@ def measurable(head: HeadChoice, samples: GroundingDataset) -> list[str]:
 
 
 def require_metric(best_by: str, metrics: Sequence[str]) -> None:
-    """Check that the metric which chooses the best checkpoint is one of a validation's.
+    """Check that a validation measures the metric that selects the best checkpoint.
 
     Raises:
         ConfigError: it is not.
     """
     if best_by not in metrics:
         raise ConfigError(
-            f"the validation does not measure {best_by}, which is to choose the best checkpoint",
+            f"the validation does not measure {best_by}, which selects the best checkpoint",
             where="train.best_by" if metrics else "data.validation",
             hint="this head and these splits have: " + ", ".join(metrics) if metrics else "name other splits",
         )

@@ -23,7 +23,7 @@ UNVERIFIED = "unverified"
 
 @dataclass(frozen=True)
 class ListedWeights:
-    """An entry of the catalogue, and what this machine has of it."""
+    """An entry of the catalogue, and its files on this machine."""
 
     entry: CatalogEntry
     origin: WeightsOrigin
@@ -58,7 +58,7 @@ class ListedWeights:
 
 @dataclass(frozen=True)
 class WeightsDescription:
-    """What is known about weights: from the catalogue, from their files, or from both."""
+    """A description of weights: from the catalogue, from their files, or from both."""
 
     listed: ListedWeights | None
     info: WeightsInfo | None

@@ -1,4 +1,4 @@
-"""The model that scores words in a pre-training run (targets of STS): made and checked."""
+"""Create and check the model that scores words in a pre-training run (targets of STS)."""
 
 from __future__ import annotations
 

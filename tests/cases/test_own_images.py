@@ -53,7 +53,7 @@ def test_a_custom_image_of_a_wrong_size_is_left_out_whatever_its_name(refcli, tm
     arguments = ("--from", file, "--name", "mine", "--images", tmp_path / "pics", "--out", tmp_path / "store")
     code, _, messages = refcli("prepare-data", *arguments)
     assert code == 5
-    assert "nothing of mine can be used" in messages
+    assert "no record of mine can be used" in messages
 
 
 @pytest.mark.parametrize(

@@ -150,9 +150,9 @@ def test_another_number_of_machines_is_refused(text):
     [
         ({"nproc": "some"}, "not a number of processes"),
         ({"nproc": "0"}, "not a number of processes"),
-        ({"nnodes": "2"}, "need a place to meet"),
+        ({"nnodes": "2"}, "need a rendezvous address"),
         ({"nnodes": "2", "rdzv_endpoint": "nowhere"}, "not an endpoint"),
-        ({"print_sbatch": True}, "how many processes"),
+        ({"print_sbatch": True}, "number of processes per node is missing"),
     ],
 )
 def test_what_cannot_be_started_is_refused(changed, message):

@@ -102,7 +102,7 @@ def test_settings_that_contradict_each_other_are_reported_in_plain_words(specs):
     with pytest.raises(ConfigError) as caught:
         load_finetune("p")
 
-    assert caught.value.message.startswith("settings: train.keep=best and train.patience go by validations")
+    assert caught.value.message.startswith("settings: train.keep=best and train.patience need validations")
 
 
 def test_several_mistakes_are_reported_together(specs):

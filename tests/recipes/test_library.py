@@ -51,7 +51,7 @@ def test_an_answer_to_no_example_or_given_twice_is_refused():
 
     with pytest.raises(DataError, match="two answers have the same id"):
         refcli.score_predictions([answer, answer], [one])
-    with pytest.raises(DataError, match="1 answers are to no example"):
+    with pytest.raises(DataError, match="1 answers belong to no example"):
         refcli.score_predictions([answer], [other])
 
 

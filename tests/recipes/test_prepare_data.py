@@ -147,7 +147,7 @@ def test_a_split_that_another_run_has_replaced_is_prepared_again(tmp_path, raw):
 
 def test_a_split_without_a_single_usable_record_is_an_error(tmp_path, raw):
     write_images(tmp_path / "coco", [number for number in range(1, NUM_IMAGES + 1) if number % 4])
-    with pytest.raises(DataError, match="nothing of refcoco_unc:val"):
+    with pytest.raises(DataError, match="no record of refcoco_unc:val"):
         prepared(raw, out=tmp_path / "store", images=(tmp_path / "coco",))
 
 
@@ -212,7 +212,7 @@ def test_images_are_found_and_records_with_missing_ones_left_out(tmp_path, raw):
     with pytest.raises(DataError, match=r"missing image|are expected"):
         prepared(raw, out=tmp_path / "strict", images=(tmp_path / "coco",), strict=True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="nothing of refcoco_unc can be used") as caught:
+    with pytest.raises(DataError, match="no record of refcoco_unc can be used") as caught:
         prepared(raw, out=tmp_path / "none", images=(tmp_path / "empty",))
     assert "--images" in caught.value.hint
 

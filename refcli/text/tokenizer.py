@@ -89,7 +89,7 @@ class Tokenizer:
                 where=str(path),
                 hint="`refcli weights pull beit3-tokenizer` downloads it, or put it there yourself"
                 if path.name == OFFICIAL_NAME
-                else "put the SentencePiece file that the model was trained with there",
+                else "put the SentencePiece file of the model there",
             )
         try:
             tokenizer = cls(path.read_bytes(), max_tokens=settings.max_tokens)

@@ -73,7 +73,7 @@ def test_a_missing_tokenizer_is_reported_before_the_model_is_read(fixtures, tmp_
     (directory / "model.safetensors").write_bytes(b"never looked at")
     with pytest.raises(WeightsError, match="tokenizer file is not there") as caught:
         load_weights(str(directory))
-    assert caught.value.hint == "put the SentencePiece file there that the model was trained with"
+    assert caught.value.hint == "put the SentencePiece file of the model there"
 
 
 @pytest.mark.parametrize("keep", ["beit3.", ""])

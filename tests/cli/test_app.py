@@ -114,11 +114,11 @@ def test_a_wrong_setting_exits_with_2_and_a_hint(tmp_path, arguments, expected):
         (ValueError("bug"), 1),
     ],
 )
-def test_every_kind_of_end_has_its_exit_code(run_with, error, code):
+def test_every_outcome_has_its_exit_code(run_with, error, code):
     assert run_with(error)[0] == code
 
 
-def test_an_error_of_the_operating_system_is_no_bug(run_with):
+def test_an_error_of_the_operating_system_is_not_reported_as_a_bug(run_with):
     code, message = run_with(PermissionError(errno.EACCES, "Permission denied", "/sys/s"))
 
     assert (code, message.splitlines()[:2]) == (
@@ -213,7 +213,7 @@ def test_presets_show_resolved_has_every_setting():
 
 
 @pytest.mark.parametrize("group", [[], ["weights"], ["presets"]])
-def test_the_summary_of_every_command_is_one_whole_sentence(group):
+def test_the_summary_of_every_command_is_one_complete_sentence(group):
     done = refcli_run(*group, "--help")
 
     summaries = done.stdout.partition("Commands:\n")[2].splitlines()

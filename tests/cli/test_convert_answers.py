@@ -1,4 +1,4 @@
-"""`refcli convert-answers` writes what it can, lists what it cannot, and touches nothing that is there."""
+"""`refcli convert-answers` writes usable answers, lists the others, and changes no existing file."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_broken_lines_and_failed_answers_are_listed_and_the_rest_is_written(pred
     assert len(json.loads((tmp_path / "out" / "coco.json").read_text())["annotations"]) == 1
 
 
-def test_a_folder_that_holds_something_is_refused(predictions, tmp_path):
+def test_a_folder_that_is_not_empty_is_refused(predictions, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("kept")
 
@@ -63,7 +63,7 @@ def test_a_folder_that_holds_something_is_refused(predictions, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_what_no_line_or_format_stands_for_is_refused_before_anything_is_written(predictions, tmp_path):
+def test_files_without_predictions_and_unknown_formats_are_refused_before_writing(predictions, tmp_path):
     with pytest.raises(DataError, match="no line of the file is a prediction"):
         convert_answers(predictions({"a": 1}), "coco", tmp_path / "out")
     with pytest.raises(ConfigError, match="answer format"):

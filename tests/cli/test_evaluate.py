@@ -44,9 +44,7 @@ def test_the_table_has_a_row_per_kind_and_the_overall(refcli, store, weights):
     assert err == ""
 
 
-def test_the_document_counts_every_sample_of_every_split_and_is_what_summary_json_holds(
-    refcli, store, weights, tmp_path
-):
+def test_the_document_counts_every_sample_of_every_split_and_equals_summary_json(refcli, store, weights, tmp_path):
     code, out, _ = refcli(
         "evaluate", "--data", store, "--split", "synthetic:test", "--split", "synthetic:val", "-w", weights, "--json",
         "--out", tmp_path / "o",

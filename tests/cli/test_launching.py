@@ -81,7 +81,7 @@ def script_for(out: Path, **changed) -> str:
     return sbatch_script(ARGUMENTS, out=out, **{**options, **changed})
 
 
-def test_the_script_runs_the_very_command_line_on_every_node(cluster, tmp_path):
+def test_the_script_runs_the_same_command_line_on_every_node(cluster, tmp_path):
     code, arguments = cluster(script_for(tmp_path / "my run"))
 
     command = [sys.executable, "-m", "refcli", *KEPT]
@@ -90,7 +90,7 @@ def test_the_script_runs_the_very_command_line_on_every_node(cluster, tmp_path):
     assert not (tmp_path / "requeued").exists()
 
 
-def test_a_requeued_job_resumes_what_the_first_one_began(cluster, tmp_path):
+def test_a_requeued_job_resumes_the_run_of_the_first_one(cluster, tmp_path):
     script = script_for(tmp_path / "my run")
     _, nothing_began = cluster(script, SLURM_RESTART_COUNT="1")
     (tmp_path / "my run").mkdir()
@@ -117,7 +117,7 @@ def test_elastic_jobs_take_as_many_nodes_as_there_are(cluster, tmp_path):
     assert arguments[-2:] == ["--max-restarts", "3"]
 
 
-def test_the_directives_say_what_slurm_must_know(tmp_path):
+def test_the_directives_describe_the_job_to_slurm(tmp_path):
     directives = {
         line.removeprefix("#SBATCH ") for line in script_for(tmp_path / "my run").splitlines() if "#SBATCH" in line
     }
@@ -155,7 +155,7 @@ def test_another_number_of_machines_is_refused(text):
         ({"print_sbatch": True}, "number of processes per node is missing"),
     ],
 )
-def test_what_cannot_be_started_is_refused(changed, message):
+def test_impossible_launches_are_refused(changed, message):
     with pytest.raises(UsageError, match=message):
         ask(**changed)
 
@@ -184,7 +184,7 @@ def test_the_script_is_printed_and_nothing_started(monkeypatch, capsys):
     assert not Path("run").exists()
 
 
-def test_alone_every_error_is_as_it_was():
+def test_a_single_process_passes_on_every_error_unchanged():
     with pytest.raises(KeyError), report_from_one_rank():
         raise KeyError
 

@@ -78,7 +78,7 @@ def test_a_mistake_is_reported_with_file_and_key_and_the_others_are_still_checke
     assert f"{specs / 'finetune' / 'head.yaml'}: model.head.settings: rez" in done.err
 
 
-def test_only_what_is_named_is_checked(specs, run):
+def test_only_the_named_presets_are_checked(specs, run):
     done = run("check", "pretrain/good")
 
     assert (done.code, done.out, done.err) == (0, "ok pretrain/good\n", "")

@@ -1,4 +1,4 @@
-"""`refcli weights`: what it prints where, and that a pull survives being killed."""
+"""`refcli weights`: stdout, stderr, and a killed pull that is resumed."""
 
 from __future__ import annotations
 

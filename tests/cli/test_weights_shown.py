@@ -1,4 +1,4 @@
-"""What `refcli weights` shows of files: their story in readable lines, and nothing that draws on the terminal."""
+"""`refcli weights` describes files in readable lines, and no text in them controls the terminal."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ LEAST_DEMO_SHARE = 0.8
 LEAST_MASK_MIOU = 0.8
 LEAST_NO_TARGET_ACCURACY = 0.8
 DEMO_SECONDS = 20
-"""Of processor time, which a busy machine does not lengthen."""
+"""Limit on processor time, which a busy machine does not lengthen."""
 NUM_MIRRORED = 8
 NEAR_SHARE = 0.1
 """Centres of the same object differ by less than this share of the image's width."""
@@ -62,7 +62,7 @@ def test_evaluate_measures_the_packaged_model_above_its_floor_on_scenes_it_never
     assert json.loads(done.stdout) == json.loads((tmp_path / "out/summary.json").read_text())
 
 
-def test_what_predict_prints_agrees_with_what_evaluate_measures(tmp_path):
+def test_the_output_of_predict_agrees_with_the_metrics_of_evaluate(tmp_path):
     """Score the printed lines by hand, with COCO's own tools, and compare with `evaluate`."""
     write_synthetic(tmp_path / "store", size=12, seed=UNSEEN_SEED + 1, splits=["test"])
     from refcli.data.store.read import Store

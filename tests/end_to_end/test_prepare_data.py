@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 100, 80
 
 
 class Done(NamedTuple):
-    """How a command ended and what it report."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -70,7 +70,7 @@ def write_release(folder: Path, **splits_by_author: dict[str, list[int]]) -> Non
 
 @pytest.fixture
 def raw(tmp_path) -> Path:
-    """The RefCOCO family in small. Of its training images 2 and 6 are in a val of RefCOCOg, and 4 is in RefCOCO's."""
+    """A small RefCOCO family. Training images 2 and 6 are also in a val split of RefCOCOg, and 4 in RefCOCO's."""
     write_release(tmp_path / "raw/refcoco", unc={"train": [1, 2, 3], "val": [4], "testA": [9], "testB": [10]})
     write_release(tmp_path / "raw/refcoco+", unc={"train": [1, 2], "val": [8], "testA": [9], "testB": [10]})
     umd, google = {"train": [4, 5, 6], "val": [2], "test": [7]}, {"train": [5], "val": [6]}
@@ -173,7 +173,7 @@ def test_missing_files_exit_with_5_and_name_their_download_pages(tmp_path, refcl
 
 
 class Evil:
-    """Writes a file when it is unpickled by the book."""
+    """Writes a file when `pickle` loads it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -18,12 +18,12 @@ from refcli.geometry.masks import rle_area
 REAL = Path(os.environ.get("REFCLI_REALDATA") or "nowhere").resolve()
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="REFCLI_REALDATA is not set")
 AREA_TOLERANCE = 0.02
-"""By which the area inside polygons, all together, may differ from that of their pixels."""
+"""Largest relative difference between the total area of polygons and that of their pixels."""
 
 
 @pytest.fixture
 def prepare_data(monkeypatch, capsys):
-    """Run `refcli prepare-data ... --json`; returns (exit code, what stdout says, stderr)."""
+    """Run `refcli prepare-data ... --json`; returns (exit code, parsed stdout, stderr)."""
 
     def run(*arguments: object):
         monkeypatch.setattr(sys, "argv", ["refcli", "prepare-data", *map(str, arguments), "--json"])

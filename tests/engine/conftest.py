@@ -98,7 +98,7 @@ def settings() -> FinetuneSettings:
 
 @pytest.fixture
 def run_training(tmp_path, settings, notes) -> Callable[..., tuple[nn.Module, nn.Module, RunDir]]:
-    """Run the loop in `tmp_path / name`; returns (what was trained, what the loop returned, the run directory)."""
+    """Run the loop in `tmp_path / name`; returns (the objective, the returned module, the run directory)."""
 
     def run(
         name: str = "run",
@@ -166,7 +166,7 @@ class SmallRuns:
         return self.wait(self.start(out, **options))
 
     def stderr_of(self, out: Path, rank: int = 0) -> str:
-        """What a process of the latest run in `out` wrote to stderr."""
+        """The stderr of a process of the latest run in `out`."""
         return Path(f"{out}.{rank}.txt").read_text()
 
     def close(self) -> None:

@@ -72,7 +72,7 @@ class Scenes:
 
     def __init__(self, poisoned: int | None) -> None:
         self.poisoned = poisoned
-        """The pixels of this sample are not numbers."""
+        """Index of the sample whose pixels are NaN."""
 
     def __getitem__(self, key):
         index, draw = key
@@ -120,7 +120,7 @@ def kill_at(number: int | None = None, *, in_state_file: int | None = None):
         in_state_file: number of the state file, from 1.
 
     Returns:
-        What to call after every step.
+        A function to call after every step.
     """
     num_moments = num_files = 0
     fsync, save = os.fsync, torch.save
@@ -221,7 +221,7 @@ def fork(run, environment: dict[str, str], log: str) -> int:
 
 
 def start(*, out: str, size: int = 1, **options) -> list[int]:
-    """Start a run in so many processes."""
+    """Start a run in `size` processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

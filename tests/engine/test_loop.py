@@ -1,4 +1,4 @@
-"""The loop: it learns, measures, averages, validates, freezes and stops at what is not finite."""
+"""The loop: it learns, measures, averages, validates, freezes, and stops at values that are not finite."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_line_of_metrics_has_the_mean_of_every_term_since_the_last_one(run
         assert line["loss"] == pytest.approx(line["l1"] + line["l2"], abs=2e-6)
 
 
-def test_an_objective_without_a_loss_is_an_error_that_says_so(run_training):
+def test_an_objective_without_a_loss_is_a_config_error(run_training):
     class Silent(LinearBox):
         def forward(self, batch, step):
             return {}

@@ -1,4 +1,4 @@
-"""What an objective may report besides its losses."""
+"""Metrics and work, which an objective may report besides its losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from refcli.model.flops import Work
 
 
 class WithMetrics(nn.Module):
-    """Reports two scalars, one of them in half precision with a gradient, and what a batch takes."""
+    """Reports two scalars, one of them in half precision with a gradient, and the work of a batch."""
 
     def metrics(self):
         return {"accuracy": torch.tensor(0.5, dtype=torch.bfloat16, requires_grad=True), "count": torch.tensor(3)}

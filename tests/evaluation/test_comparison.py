@@ -1,4 +1,4 @@
-"""The difference of two runs: its interval covers, and its p-value is small only where there is something."""
+"""The difference of two runs: its interval covers the truth, and its p-value is small only if there is one."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_the_document_is_json_with_flat_keys_and_all_metrics(split):
     assert 0 <= low <= 0.75 <= high <= 1
 
 
-def test_the_table_has_a_row_per_kind_and_the_overall_last_with_dashes_for_what_was_not_measured(split):
+def test_the_table_has_a_row_per_kind_and_the_overall_last_with_dashes_for_unmeasured_metrics(split):
     rows = table_rows(report_split(evaluate_split(Oracle(split), split, name="d:s")))
     assert [row[0] for row in rows] == ["attribute", "no_target", "ordinal", "overall"]
     assert rows[0][:3] == ["attribute", "2", "50.0"]
@@ -147,7 +147,7 @@ def test_gates_are_checked_for_every_split_and_all_misses_are_named(split):
     assert caught.value.exit_code == 4
 
 
-def test_a_gate_on_what_was_not_measured_is_not_met(split):
+def test_a_gate_on_an_unmeasured_metric_is_not_met(split):
     report = report_of(InMemory([sample(0, "attribute")]))
     with pytest.raises(GateError, match="n_acc was not measured"):
         check_gates([report], {"n_acc": 0.0})

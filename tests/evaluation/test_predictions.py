@@ -61,7 +61,7 @@ def test_the_truth_scores_100_everywhere(store, examples, truth_of, write_lines)
 
 
 def one_box(answer: Answer) -> Answer:
-    """All targets as one, with the box around them; the first has their masks in the mask figures."""
+    """An answer with all its targets as one, which has the box around them and the union of their masks."""
     if len(answer.targets) < 2:
         return answer
     boxes = np.array([target.box_xyxy for target in answer.targets])

@@ -100,7 +100,7 @@ XML = b"""<annotation><size><width>100</width><height>80</height><depth>3</depth
 
 
 def read(file: Path, form: str, settings: Mapping[str, Any] | None = None) -> None:
-    """All that `prepare-data` does with a file before it writes the split."""
+    """Read a file as `prepare-data` does before it writes the split."""
     plan = plan_file(file, name="fuzzed", form=form, overrides=settings)
     problems = Problems()
     records = storable(plan.source.read(plan.files, plan.settings, dataset="fuzzed", problems=problems), problems)
@@ -134,7 +134,7 @@ def with_tuples(rows: Any) -> Any:
 
 
 @pytest.mark.parametrize("num_inputs", NUM_INPUTS)
-def test_any_own_lines_are_read_or_refused(tmp_path, num_inputs):
+def test_any_custom_lines_are_read_or_refused(tmp_path, num_inputs):
     fuzz(mutated_lines(LINES), lambda content: read(written(tmp_path / "val.jsonl", content), "jsonl"), num_inputs)
 
 

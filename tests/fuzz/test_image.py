@@ -45,7 +45,7 @@ FORMATS: tuple[tuple[str, str, dict], ...] = (
 
 
 def valid_files() -> list[bytes]:
-    """One small file of every kind that this Pillow writes, some of them turned by EXIF."""
+    """One small file of every kind that this Pillow writes, some of them rotated by EXIF."""
     pixels = np.random.default_rng(0).integers(0, 256, (18, 26, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -65,7 +65,7 @@ def valid_files() -> list[bytes]:
 
 @st.composite
 def with_large_numbers(draw: st.DrawFn, files: list[bytes]) -> bytes:
-    """A file in whose head a number is replaced: sizes, offsets and counts lie there."""
+    """A file with a number in its header replaced: a size, an offset or a count."""
     content = bytearray(draw(st.sampled_from(files)))
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(("<H", ">H", "<I", ">I")))

@@ -62,7 +62,7 @@ PIECES = (
 
 
 def with_numbers(codes: bytes, size: int) -> list[bytes]:
-    """Opcodes with an index or a length of so many bytes behind them."""
+    """Opcodes followed by an index or a length of `size` bytes."""
     most = 1 << 8 * size
     return [bytes([code]) + (number % most).to_bytes(size, "little") for code in codes for number in LENGTHS]
 

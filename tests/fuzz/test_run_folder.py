@@ -20,7 +20,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("num_inputs", NUM_INPUTS)
-def test_any_record_of_the_environment_is_read_or_counts_as_none(tmp_path, num_inputs):
+def test_any_env_json_is_read_or_counts_as_empty(tmp_path, num_inputs):
     def read(content: bytes) -> None:
         (tmp_path / "env.json").write_bytes(content)
         assert isinstance(RunDir(tmp_path).facts(), dict)
@@ -41,7 +41,7 @@ def test_any_metrics_are_read_as_far_as_they_can_be(tmp_path, num_inputs):
 
 
 @pytest.mark.parametrize("num_inputs", NUM_INPUTS)
-def test_any_note_of_the_best_checkpoint_is_read_or_refused(tmp_path, num_inputs):
+def test_any_best_json_is_read_or_refused(tmp_path, num_inputs):
     (tmp_path / "step-00000002").mkdir()
 
     def read(content: bytes) -> None:

@@ -49,7 +49,7 @@ PULLED = {"name": "x", "repo": "a/b", "file": "c", "revision": "d", "sha256": "e
 
 @st.composite
 def yaml_bytes(draw: st.DrawFn) -> bytes:
-    """A preset with pieces of YAML put anywhere, or values changed, or damaged."""
+    """A preset with pieces of YAML inserted anywhere, with changed values, or damaged."""
     content = bytearray(draw(st.sampled_from(TEXTS)))
     for _ in range(draw(st.integers(1, 5))):
         at = draw(st.integers(0, len(content)))
@@ -76,7 +76,7 @@ def test_any_preset_is_read_or_refused(tmp_path, num_inputs):
 
 
 @pytest.mark.parametrize("num_inputs", NUM_INPUTS)
-def test_any_override_is_taken_or_refused(num_inputs):
+def test_any_override_is_accepted_or_refused(num_inputs):
     pieces = st.sampled_from([piece.decode("latin-1") for piece in YAML_PIECES])
     texts = st.one_of(st.lists(pieces, max_size=6).map("".join), st.text(max_size=20), st.sampled_from(NASTY).map(str))
     keys = st.one_of(st.sampled_from(OVERRIDES), st.text(max_size=5), st.lists(pieces, max_size=3).map(".".join))
@@ -95,7 +95,7 @@ def test_any_name_of_a_preset_is_found_or_refused(num_inputs):
 
 
 def small(folder: Any, head: str) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """Settings, story and tensors of small weights with that head."""
+    """Settings, meta.json and tensors of small weights with that head."""
     tower = TowerSettings(image_size=32, dim=16, layers=1, heads=2, ffn_dim=16, vocabulary_size=700)
     model = ModelSettings(tower=tower, head=HeadChoice(name=head, settings=HEAD_SETTINGS[head]))
     torch.manual_seed(0)

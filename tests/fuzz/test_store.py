@@ -55,7 +55,7 @@ def store(tmp_path):
 
 
 def read_everything(folder):
-    """All that the commands read of a store; what each refuses does not keep the others from trying."""
+    """Read a store as all commands do; an error of one does not stop the others."""
     store = Store(folder)
     refusals = []
     attempts = [

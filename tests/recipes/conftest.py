@@ -56,7 +56,7 @@ def draw_squares(out: Path, split: str, count: int, seed: int) -> list[Example]:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory) -> Path:
-    """24 samples to train on and 8 to watch."""
+    """24 samples for training and 8 for validation."""
     out = tmp_path_factory.mktemp("store")
     summaries = [
         write_split(out, "squares", "train", draw_squares(out, "train", 12, seed=1)),
@@ -68,7 +68,7 @@ def store(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def half_empty(tmp_path_factory) -> Path:
-    """16 samples to train on and 16 to watch; every second is about a green square, which is never there."""
+    """16 samples for training and 16 for validation; every second one asks for a green square, which is never there."""
     out = tmp_path_factory.mktemp("half_empty")
     for split, seed in (("train", 1), ("val", 2)):
         examples = [

@@ -72,15 +72,13 @@ def test_the_best_weights_are_those_of_the_metric_that_was_named(
     assert not same(checkpoint, load_file(Checkpoints(out / "checkpoints").path(6) / file))
 
 
-def test_the_last_weights_are_kept_where_nothing_else_is_asked_for(tmp_path, store, changed, scripted):
+def test_the_last_weights_are_kept_by_default(tmp_path, store, changed, scripted):
     out = run(changed("train.best_by=box_iou"), store, tmp_path / "run")
 
     assert same(state_of(out / "weights"), load_file(out / "checkpoints" / "step-00000006" / "ema.safetensors"))
 
 
-def test_a_metric_that_the_validation_does_not_have_is_refused_with_those_that_it_has(
-    tmp_path, store, changed, scripted
-):
+def test_an_unmeasured_metric_is_refused_and_the_measured_ones_are_named(tmp_path, store, changed, scripted):
     with pytest.raises(ConfigError, match="does not measure existence_accuracy") as caught:
         run(changed("train.best_by=existence_accuracy"), store, tmp_path / "run")
 
@@ -108,7 +106,7 @@ def test_a_damaged_best_checkpoint_is_reported(tmp_path, store, changed, scripte
         ("last", ["existence_accuracy=0"], "existence_accuracy was not measured"),
     ],
 )
-def test_the_kept_weights_are_held_to_the_floors(tmp_path, store, changed, scripted, keep, floors, missed):
+def test_the_kept_weights_must_reach_the_floors(tmp_path, store, changed, scripted, keep, floors, missed):
     settings = changed("train.best_by=box_iou", f"train.keep={keep}")
     if missed is None:
         run(settings, store, tmp_path / "run", floors=parse_floors(floors))
@@ -144,7 +142,7 @@ def test_a_run_that_was_never_validated_reaches_no_floor(tmp_path):
         ("score=nan", "not a fraction"),
     ],
 )
-def test_a_floor_without_meaning_is_refused(text, message):
+def test_an_invalid_floor_is_refused(text, message):
     with pytest.raises(UsageError) as caught:
         parse_floors([text])
     assert message in str(caught.value)

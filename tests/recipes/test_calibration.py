@@ -1,4 +1,4 @@
-"""The line between "found" and "no target" is drawn on the validation samples, is in the weights, and is used."""
+"""The existence threshold is chosen on the validation samples, stored in the weights, and used."""
 
 import numpy as np
 import pytest
@@ -81,7 +81,7 @@ def test_without_the_setting_the_heads_own_threshold_stays(tmp_path, half_empty,
     assert load_weights(str(weights)).settings.head.settings["existence_threshold"] == 0.5
 
 
-def test_what_cannot_be_calibrated_is_refused_before_training(half_empty, store, settings):
+def test_impossible_calibrations_are_refused_before_training(half_empty, store, settings):
     asked = changed(settings, "oneref", "train.existence_min_t_acc=0.9")
     with pytest.raises(DataError, match="8 have a target; a threshold needs both"):
         preview(asked, store_path=store)

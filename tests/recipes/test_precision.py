@@ -1,4 +1,4 @@
-"""bf16 that does not pay on this machine is reported before a run begins."""
+"""A run warns before it begins if bf16 is no faster on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from refcli.recipes.precision import slow_precision
         ("bf16", "cuda", False, False),
     ],
 )
-def test_bf16_that_does_not_pay_is_reported(settings, monkeypatch, precision, device, gains, is_reported):
+def test_bf16_that_is_no_faster_is_reported(settings, monkeypatch, precision, device, gains, is_reported):
     monkeypatch.setattr(recipe, "cpu_gains_from_bf16", lambda: gains)
     monkeypatch.setattr(recipe, "gpu_has_bf16", lambda: True)
     values = apply_overrides(settings.model_dump(), [f"train.precision={precision}"])

@@ -21,7 +21,7 @@ NUM_IMAGES = 40
 
 
 def write_corpus(folder, *, refs=None):
-    """A release of RefCOCO in small: one ref with two sentences in each of 40 images, a fourth of them in val."""
+    """A small release of RefCOCO: one ref with two sentences in each of 40 images, a fourth of them in val."""
     (folder / "refcoco").mkdir(parents=True)
     made = []
     annotations = []

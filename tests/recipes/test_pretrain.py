@@ -1,4 +1,4 @@
-"""Pre-training from a store to weights: real targets, exact resume, a start for fine-tuning and for more of itself."""
+"""Pre-training from a store to weights: real targets, exact resume, and a start for fine-tuning or a second stage."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_run_has_every_term_and_weights_that_can_be_verified(tmp_path, store, 
 
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_stopped_and_resumed_run_ends_the_same_to_the_bit(tmp_path, store, tiny, stop):
-    """The codes and the teacher are not made anew: they are part of the checkpoint."""
+    """The codes and the teacher are not recreated: they are part of the checkpoint."""
     changing = changed(tiny, "mrefm.semantic_targets.refresh_every=3")
     pretrain(changing, store_path=store, out=tmp_path / "whole", reporter=Silence())
     with pytest.raises(StoppedError):
@@ -163,7 +163,7 @@ def test_another_head_is_refused(store, tiny):
         build(tiny.model_copy(update={"model": other}), store, ALONE)
 
 
-def test_a_dry_run_says_what_is_hidden_and_what_is_frozen(store, tiny):
+def test_a_dry_run_shows_the_masked_and_the_frozen_parts(store, tiny):
     text = "\n".join(preview(tiny, store_path=store))
     assert "hidden in step 0" in text and "patches" in text and "words" in text
     assert "word scorer" in text and "(frozen)" in text and "MRefM's heads" in text

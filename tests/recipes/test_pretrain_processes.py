@@ -1,4 +1,4 @@
-"""Pre-training in two processes is pre-training in one."""
+"""Pre-training in two processes equals pre-training in one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pre-training refuses or reports before anything costly, and what it needs only if used."""
+"""Pre-training reports mistakes before anything costly, and needs packages and weights only if it uses them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tiny() -> Callable[..., PretrainSettings]:
 
 
 def weights_of(model: ModelSettings, path: Path) -> str:
-    """Random weights of a model, as some training might have left them."""
+    """Random weights of a model, as training might have left them."""
     save_weights(path, Grounder.from_settings(model), model, meta={"tasks": []})
     return str(path)
 
@@ -112,7 +112,7 @@ def test_a_word_scorer_with_random_projections_is_refused(tmp_path, store, tiny)
 
 
 @pytest.mark.parametrize("remedy", ["init", "weights", "refresh", "off", "resume"])
-def test_every_remedy_is_taken(tmp_path, store, tiny, remedy):
+def test_every_remedy_works(tmp_path, store, tiny, remedy):
     weights = weights_of(tiny().model, tmp_path / "weights")
     change = {
         "init": f"train.init_weights={weights}",
@@ -147,7 +147,7 @@ def test_weights_that_score_words_with_another_head_or_another_tokenizer_are_ref
     assert "model.text.tokenizer" in of_tokenizer.value.hint
 
 
-def test_without_mim_no_codes_are_asked_for_and_a_run_can_end(tmp_path, store, tiny):
+def test_without_mim_no_codes_are_needed_and_a_run_completes(tmp_path, store, tiny):
     settings = tiny("mrefm.loss_weights.mim=0", "mrefm.visual_codes.source=tokenizer")  # and no tokenizer is named
     weights = pretrain(settings, store_path=store, out=tmp_path / "run", reporter=Silence())
 
@@ -156,7 +156,7 @@ def test_without_mim_no_codes_are_asked_for_and_a_run_can_end(tmp_path, store, t
     assert any("newly initialised: the pre-training heads mim" in note for note in again.notes)
 
 
-def test_spacy_is_asked_for_only_where_words_are_hidden_by_role(store, tiny, monkeypatch):
+def test_spacy_is_needed_only_if_words_are_masked_by_role(store, tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "spacy", None)
     spacy = "mrefm.text_masking.parser=spacy"
     with pytest.raises(ConfigError, match="spaCy is not installed"):
@@ -174,7 +174,7 @@ def test_averaging_a_visual_tokenizer_is_refused(tiny):
     assert tiny("objective=visual_tokenizer", "train.ema_decay=null").objective == "visual_tokenizer"
 
 
-def test_a_resumed_run_of_another_length_says_where_the_learning_rate_goes(tmp_path, store, tiny):
+def test_a_resumed_run_of_another_length_reports_the_jump_of_the_learning_rate(tmp_path, store, tiny):
     first, same, longer = Notes(), Notes(), Notes()
     run = {"store_path": store, "out": tmp_path / "run"}
     pretrain(tiny("optim.warmup_steps=1"), **run, reporter=first)

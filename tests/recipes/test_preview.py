@@ -32,7 +32,7 @@ class Masking(Grounder):
 
 @pytest.fixture
 def batch() -> Batch:
-    """Five pairs of 32 x 32 pixels; one of seven words is padding in the last, which refers to nothing."""
+    """Five pairs of 32 x 32 pixels; one of seven words is padding in the last, which has no target."""
     is_pad = torch.zeros(5, 7, dtype=torch.bool)
     is_pad[4, 6] = True
     exists = torch.tensor([True, True, True, True, False])
@@ -70,7 +70,7 @@ def test_parameters_are_counted_by_part(lines_of, settings):
     ]
 
 
-def test_what_is_frozen_is_marked(lines_of, settings):
+def test_frozen_parts_are_marked(lines_of, settings):
     lines, grounder = lines_of(settings, frozen=True)
     head = sum(p.numel() for p in grounder.head.parameters())
 
@@ -79,7 +79,7 @@ def test_what_is_frozen_is_marked(lines_of, settings):
     assert lines[2].endswith(f"parameters, {head:,} of them trained")
 
 
-def test_the_first_batch_is_shown_with_what_is_hidden(lines_of, settings):
+def test_the_first_batch_is_shown_with_its_masked_parts(lines_of, settings):
     text = "\n".join(lines_of(settings)[0])
 
     assert "images (5, 3, 32, 32), token_ids (5, 7) (34 real), masks (5, 32, 32), 4 with a referent" in text

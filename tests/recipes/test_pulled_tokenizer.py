@@ -18,7 +18,7 @@ from refcli.weights.directory import load_weights
 
 @pytest.fixture(autouse=True)
 def pulled(tmp_path, monkeypatch) -> bytes:
-    """The pulled tokenizer; the packaged one passes for it, and the working folder is empty."""
+    """The pulled tokenizer; the packaged one stands in for it, and the working folder is empty."""
     content = files("refcli.text").joinpath("builtin.spm").read_bytes()
     folder = tmp_path / "home" / "weights" / "beit3-tokenizer"
     folder.mkdir(parents=True)

@@ -163,7 +163,7 @@ def test_another_run_in_the_same_place_needs_force_and_removes_the_first(store, 
         ("train.init_weights=nowhere", UsageError),
     ],
 )
-def test_what_a_stage_lacks_is_found_before_anything_is_removed_or_trained(
+def test_mistakes_in_a_stage_are_found_before_anything_is_removed_or_trained(
     tmp_path, store, staged, whole, change, error
 ):
     before = weights_of(whole / "weights")
@@ -176,7 +176,7 @@ def test_what_a_stage_lacks_is_found_before_anything_is_removed_or_trained(
 
 
 @pytest.mark.parametrize(("launch", "starts"), [("one", [(2, 3), (0, 4)]), ("two", [(0, 3), (0, 4)])])
-def test_force_removes_what_an_earlier_launch_left_and_not_what_its_own_start_before_a_crash_did(
+def test_force_removes_the_run_of_an_earlier_launch_but_not_one_that_this_launch_began_before_a_crash(
     tmp_path, store, staged, whole, monkeypatch, launch, starts
 ):
     out = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""What the commands on weights do with a tokenizer that was pulled."""
+"""The commands on weights use or refuse a pulled tokenizer."""
 
 from __future__ import annotations
 

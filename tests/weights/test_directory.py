@@ -80,7 +80,7 @@ def test_a_crash_between_files_never_leaves_a_seemingly_complete_directory(saved
     with pytest.raises(RefcliError, match="cannot be written"):
         save_weights(directory.parent / "new", Grounder.from_settings(settings), settings, meta={})
     assert not (directory.parent / "new" / "model.safetensors").exists()
-    assert (verify(directory) == []) == (file == "meta.json"), "it is the old one, or not whole"
+    assert (verify(directory) == []) == (file == "meta.json"), "the directory is the old one, or incomplete"
     if file == "model.safetensors":
         assert verify(directory) == [
             "model.safetensors is not the file that was written: its sha256 differs from meta.json's"

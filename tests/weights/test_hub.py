@@ -142,7 +142,7 @@ def test_offline_mode_is_reported_without_any_request(hub, monkeypatch, pulled):
     assert hub.requests == []
 
 
-def test_offline_works_with_what_the_hubs_cache_has(hub, monkeypatch, pulled):
+def test_offline_mode_uses_the_files_in_the_hubs_cache(hub, monkeypatch, pulled):
     (pulled() / "model.safetensors").unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     num_requests = len(hub.requests)

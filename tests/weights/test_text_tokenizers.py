@@ -27,7 +27,7 @@ MODEL = ModelSettings(
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """An empty working folder and an empty home; the packaged tokenizer passes for the official one."""
+    """An empty working folder and an empty home; the packaged tokenizer stands in for the official one."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("REFCLI_HOME", str(tmp_path / "home"))

@@ -61,7 +61,7 @@ def files_no_larger_than(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_is_saved_is_loaded(tmp_path):
+def test_a_saved_state_is_loaded_unchanged(tmp_path):
     folder = Checkpoints(tmp_path)
     saved = trained_state(7, best=Pointer(5, 0.25))
     save(folder, saved)
@@ -105,7 +105,7 @@ def test_only_the_newest_two_and_the_best_are_kept(tmp_path):
     assert (folder.pointer("last"), folder.pointer("best")) == (Pointer(50), Pointer(20, 0.9))
 
 
-def test_the_best_is_noted_again_if_a_run_was_killed_before_it_could_be(tmp_path):
+def test_a_missing_best_json_is_written_again_on_resuming(tmp_path):
     folder = Checkpoints(tmp_path)
     save(folder, trained_state(10, best=Pointer(10, 0.5)))
     (tmp_path / "best.json").unlink()
@@ -115,7 +115,7 @@ def test_the_best_is_noted_again_if_a_run_was_killed_before_it_could_be(tmp_path
 
 
 @pytest.mark.parametrize("broken", ["save_file", "flush_to_disk"])
-def test_a_crash_while_saving_leaves_the_last_checkpoint_and_no_rubbish(tmp_path, monkeypatch, broken):
+def test_a_crash_while_saving_leaves_the_last_checkpoint_and_no_other_files(tmp_path, monkeypatch, broken):
     folder = Checkpoints(tmp_path)
     save(folder, trained_state(10))
 
@@ -131,7 +131,7 @@ def test_a_crash_while_saving_leaves_the_last_checkpoint_and_no_rubbish(tmp_path
     folder.load(10, trained_state(1), world=ALONE)
 
 
-def test_what_a_killed_process_left_half_written_or_half_removed_is_removed_by_the_next_save(tmp_path):
+def test_the_next_save_removes_half_written_and_half_removed_checkpoints(tmp_path):
     (tmp_path / ".tmp-step-00000010-abc").mkdir()
     (tmp_path / ".tmp-step-00000010-abc" / "model.safetensors").write_bytes(b"half")
     (tmp_path / ".old-step-00000005").mkdir()
@@ -142,7 +142,7 @@ def test_what_a_killed_process_left_half_written_or_half_removed_is_removed_by_t
 
 
 @pytest.mark.parametrize(("limit", "culprit"), [(100, "model.safetensors"), (5_000, "state.pt")])
-def test_a_full_disk_is_an_error_with_place_and_way_out_and_the_last_checkpoint_stays_good(tmp_path, limit, culprit):
+def test_a_full_disk_is_an_error_with_place_and_hint_and_the_last_checkpoint_stays_valid(tmp_path, limit, culprit):
     folder = Checkpoints(tmp_path)
     save(folder, trained_state(10))
     sizes = {file.name: file.stat().st_size for file in folder.path(10).iterdir()}
@@ -224,7 +224,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_damaged_note_of_the_best_is_a_data_error_and_one_of_a_removed_checkpoint_is_none(tmp_path):
+def test_a_damaged_best_json_is_a_data_error_and_a_removed_best_checkpoint_is_none(tmp_path):
     folder = Checkpoints(tmp_path)
     (tmp_path / "best.json").write_text("{")
     with pytest.raises(DataError, match="best"):
@@ -234,7 +234,7 @@ def test_a_damaged_note_of_the_best_is_a_data_error_and_one_of_a_removed_checkpo
     assert folder.pointer("best") is None
 
 
-def test_undisturbed_randomness_hides_what_is_drawn_inside():
+def test_drawing_with_preserved_generators_does_not_change_later_numbers():
     torch.manual_seed(5)
     state = capture_rng_state(CPU)
     expected = torch.rand(2)

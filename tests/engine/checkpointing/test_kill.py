@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 CLOCK = ("seconds", "samples_per_second", "tokens_per_second", "flops_utilisation", "waiting_for_data")
 NUM_MOMENTS = 100
-"""A run has at least as many moments at which it can be killed."""
+"""A run has at least this many moments at which it can be killed."""
 
 
 def final_tensors(run: Path, step: int = 30) -> dict[str, torch.Tensor]:

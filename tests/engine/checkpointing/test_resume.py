@@ -80,7 +80,7 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_by_bit(
     assert resumed_run.checkpoints.pointer("best") == whole_run.checkpoints.pointer("best")
 
 
-def test_a_killed_run_repeats_what_it_had_not_saved_and_ends_the_same(run_training, batch_of):
+def test_a_killed_run_repeats_unsaved_steps_and_ends_the_same(run_training, batch_of):
     class KilledError(Exception):
         pass
 

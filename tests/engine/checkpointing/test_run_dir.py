@@ -1,4 +1,4 @@
-"""The run directory is never overwritten by accident and repeats itself from run.yaml."""
+"""The run directory is never overwritten by accident, and its run.yaml repeats the run."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_file_is_no_run_directory(tmp_path):
         open_run(tmp_path / "run")
 
 
-def test_forgotten_metrics_are_those_after_the_step_and_a_torn_last_line(tmp_path):
+def test_metrics_after_the_step_and_a_truncated_last_line_are_dropped(tmp_path):
     run = open_run(tmp_path / "run")
     for step in (5, 10, 15):
         run.append_metrics({"step": step})
@@ -81,7 +81,7 @@ def test_forgotten_metrics_are_those_after_the_step_and_a_torn_last_line(tmp_pat
     assert (run.path / "metrics.jsonl").read_text() == '{"step": 5}\n{"step": 10}\n'
 
 
-def test_a_validation_that_no_checkpoint_knows_of_is_forgotten(tmp_path):
+def test_a_validation_unknown_to_the_checkpoint_is_dropped(tmp_path):
     run = open_run(tmp_path / "run")
     for line in ({"step": 5, "validation/score": 1}, {"step": 10, "loss": 2}, {"step": 10, "validation/score": 3}):
         run.append_metrics(line)
@@ -119,7 +119,7 @@ def test_a_full_disk_is_reported_when_a_line_is_due(tmp_path):
         run.append_metrics({"step": 1})
 
 
-def test_settings_that_an_older_version_did_not_know_are_no_change(tmp_path):
+def test_settings_that_an_older_version_lacked_are_no_change(tmp_path):
     settings = FinetuneSettings(train=FinetuneTrainSettings(steps=3))
     file = open_run(tmp_path / "run", settings).path / "run.yaml"
     known = file.read_text()
@@ -132,7 +132,7 @@ def test_settings_that_an_older_version_did_not_know_are_no_change(tmp_path):
     assert file.read_text() == known
 
 
-def test_what_a_killed_process_had_not_finished_writing_is_removed(tmp_path):
+def test_unfinished_files_of_a_killed_process_are_removed(tmp_path):
     run = open_run(tmp_path / "run")
     (run.path / ".metrics.jsonl.0123456789abcdef.refcli-part").write_text("{")
     open_run(tmp_path / "run", resume=True)

@@ -28,7 +28,7 @@ def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
         (tmp_path / "run" / "run.yaml").touch()
     with lock_run_directory(tmp_path / "run", ALONE):
         pass
-    assert [path.name for path in tmp_path.iterdir()] == ["run"], "what stayed empty is gone"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"], "a directory that stayed empty is removed"
 
 
 def test_a_killed_run_releases_its_lock_while_its_loaders_still_run(tmp_path):
@@ -55,7 +55,7 @@ def test_a_killed_run_releases_its_lock_while_its_loaders_still_run(tmp_path):
         os.kill(loader, signal.SIGKILL)
 
 
-def test_a_place_that_cannot_be_locked_is_left_to_the_writer(tmp_path):
+def test_a_path_that_cannot_be_locked_is_no_error(tmp_path):
     (tmp_path / "file").touch()
     with lock_run_directory(tmp_path / "file", ALONE):
         pass

@@ -1,4 +1,4 @@
-"""Several processes for one command: what they get, how they end, and that signals reach them."""
+"""Several processes for one command: their environment, their exit codes, and the signals that reach them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def notes() -> list[str]:
 
 @pytest.fixture
 def run(tmp_path, notes, monkeypatch):
-    """Launch some lines of python; they know their `rank`, how many `starts` were before, and `here`, a directory."""
+    """Launch some lines of python; they know their `rank`, the number of earlier `starts`, and `here`, a directory."""
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # and restore what launching sets
 
@@ -57,7 +57,7 @@ def stop_when_ready(here: Path, number: int) -> threading.Thread:
     return thread
 
 
-def test_every_process_knows_its_number_and_gets_the_arguments_as_they_are(run, tmp_path):
+def test_every_process_knows_its_rank_and_gets_the_arguments_unchanged(run, tmp_path):
     code = run('(here / str(rank)).write_text(os.environ["WORLD_SIZE"] + sys.argv[2])', Launch(3), " $5 of $$ ")
 
     assert code == 0
@@ -166,7 +166,7 @@ sys.exit(3 + rank)
 
 @pytest.fixture
 def machine(tmp_path):
-    """Starts a machine with one process that leaves once there are two; two of its kind meet."""
+    """Starts a machine with one process, which exits once two such machines have met."""
     (tmp_path / "process.py").write_text(PROCESS + UNTIL_TWO)
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -1,4 +1,4 @@
-"""A world of one process, and what several processes need to join, agree and leave."""
+"""A world of one process, and how several processes join, agree and leave."""
 
 from __future__ import annotations
 

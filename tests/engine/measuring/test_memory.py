@@ -1,4 +1,4 @@
-"""The estimate of memory agrees with what a real step allocates, and with what optimisers really keep."""
+"""The estimate of memory agrees with the memory of a real step and with the state of real optimisers."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_estimate_is_within_15_percent_of_a_real_step(precision, checkpointe
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "lion", "sgd"])
-def test_optimiser_state_is_what_the_optimiser_really_keeps(name):
+def test_the_estimated_optimiser_state_equals_the_real_one(name):
     grounder, batch = make_grounder(), make_batch(4)
     optim = OptimSettings(name=name, lr=1e-5)
     optimizer = build_optimizer(grounder, optim)
@@ -120,7 +120,7 @@ def test_a_frozen_tower_keeps_neither_gradients_nor_activations():
     assert frozen.checkpointed == frozen.activations
 
 
-def test_the_average_is_a_second_model_without_what_is_frozen():
+def test_the_average_is_a_second_model_without_frozen_parts():
     grounder, batch, settings = make_grounder(), make_batch(2), TrainSettings(ema_decay=0.9)
     whole = estimate_memory(grounder, batch, optim=ADAMW, settings=settings, device=CPU)
     grounder.tower.requires_grad_(False).eval()

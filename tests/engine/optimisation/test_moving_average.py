@@ -1,4 +1,4 @@
-"""The average follows what learns; what does not learn it has in common with the objective, and so have checkpoints."""
+"""The average follows the parts that learn; it shares the frozen parts with the objective, and checkpoints do too."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Taught(nn.Module):
 
 
 @pytest.mark.parametrize("is_shared", [True, False])
-def test_what_learns_is_averaged_and_the_rest_is_as_in_the_objective(is_shared):
+def test_learning_parts_are_averaged_and_the_others_equal_the_objectives(is_shared):
     model = Taught()
     average = MovingAverage(model, decay=0.6, frozen=[model.teacher], is_shared=is_shared)
     expected = {}
@@ -66,7 +66,7 @@ def test_names_are_those_of_the_state_dict():
 
 
 @pytest.mark.parametrize("is_shared", [True, False])
-def test_a_checkpoint_has_frozen_parts_once_and_gives_back_all(tmp_path, is_shared):
+def test_a_checkpoint_has_frozen_parts_once_and_restores_everything(tmp_path, is_shared):
     def state_of(model: Taught) -> TrainingState:
         average = MovingAverage(model, decay=0.6, frozen=[model.teacher], is_shared=is_shared)
         optimizer = torch.optim.SGD(model.student.parameters(), lr=0.1)
@@ -89,7 +89,7 @@ def test_a_checkpoint_has_frozen_parts_once_and_gives_back_all(tmp_path, is_shar
 
 
 def test_an_average_that_was_saved_completely_is_still_read(tmp_path):
-    """As before frozen parts were left out: what it has of them is not wanted any more."""
+    """As older versions saved it, with the frozen parts, which are now ignored."""
     old, model = Taught(seed=1), Taught(seed=2)
     before = MovingAverage(old, decay=0.6, frozen=[])
     old.move(1)

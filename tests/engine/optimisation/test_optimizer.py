@@ -1,4 +1,4 @@
-"""Parameter groups: what decays, what learns slower, what Muon may orthogonalise."""
+"""Parameter groups: weight decay, learning rates, and the matrices that Muon orthogonalises."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_only_matrices_between_hidden_layers_are_for_muon():
     }
 
 
-def test_muon_orthogonalises_what_it_should_and_adam_does_the_rest():
+def test_muon_orthogonalises_its_matrices_and_adam_updates_the_rest():
     parts = Parts()
     settings = OptimSettings(name="muon", lr=0.1, weight_decay=0.0)
     before = {name: parameter.detach().clone() for name, parameter in parts.named_parameters()}
@@ -136,7 +136,7 @@ def test_any_optimiser_of_timm_steps_with_its_own_groups(name):
     parts = Parts()
     optimizer = build_optimizer(parts, OptimSettings(name=name, lr=0.01, layer_decay=0.5))
     before = [parameter.detach().clone() for parameter in parts.parameters()]
-    for _ in range(2):  # ADOPT only looks at the first gradient
+    for _ in range(2):  # ADOPT only records the first gradient
         for parameter in parts.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()

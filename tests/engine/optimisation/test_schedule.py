@@ -32,5 +32,5 @@ def test_it_ends_at_the_final_ratio_and_stays_there():
     assert lr_factor(80, total_steps=50, warmup_steps=10, final_ratio=0.05) == pytest.approx(0.05)
 
 
-def test_a_run_that_is_all_warm_up_is_no_division_by_zero():
+def test_a_run_that_is_all_warm_up_does_not_divide_by_zero():
     assert [lr_factor(step, total_steps=2, warmup_steps=2, final_ratio=0.0) for step in (0, 1)] == [0.5, 1.0]

@@ -16,7 +16,7 @@ CHECK = {"step": 40, "validation/score": 0.25}
 
 @pytest.fixture
 def written(monkeypatch) -> list:
-    """Stand in for the package; returns what its writer is asked to do."""
+    """Stand in for the package; returns the calls of its writer."""
     calls: list = []
 
     class SummaryWriter:

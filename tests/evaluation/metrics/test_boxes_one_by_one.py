@@ -19,7 +19,7 @@ CORNERED = (18.0, 18.0, 118.0, 118.0)  # with LEFT: IoU 0.506, GIoU 0.460
 
 
 def figures(*pairs: tuple[list, list], says_none: bool = False, score_threshold: float = 0.7) -> dict[str, float]:
-    """Of (true boxes, answered boxes or (box, score) pairs)."""
+    """Metrics of (true boxes, answered boxes or (box, score) pairs)."""
     scores = []
     for number, (truth, found) in enumerate(pairs):
         regions = tuple(Region(box) for box in truth)
@@ -67,7 +67,7 @@ def test_giou_is_stricter_than_iou():
     assert measured["acc50"] == 1.0
 
 
-def test_boxes_below_the_score_threshold_are_not_there():
+def test_boxes_below_the_score_threshold_are_ignored():
     pair = ([LEFT], [(LEFT, 0.7), (FAR, 0.69)])
     assert figures(pair)["grec_pr_iou"] == 1.0
     assert figures(pair, score_threshold=0.5)["grec_pr_iou"] == 0.0

@@ -33,7 +33,7 @@ def mask(rows: slice, columns: slice, *, height: int = 480, width: int = 480) ->
 
 
 def scored(*samples: tuple[np.ndarray | None, np.ndarray | None, bool], existence: float | None = 0.5) -> ScoreColumns:
-    """Of (true mask or None, drawn mask or None, says none) in all frames."""
+    """Scores of (true mask or None, answered mask or None, says none) in all frames."""
     rows = []
     for number, (truth, drawn, says_none) in enumerate(samples):
         height, width = next(one.shape for one in (truth, drawn, np.zeros((480, 480))) if one is not None)
@@ -124,7 +124,7 @@ def test_oneref_masks_equal_the_published_evaluation(fixtures):
     meta = json.loads((fixtures / "metrics/meta.json").read_text())
     frame = MaskFrame(48, keeps_aspect=True, cells=12)
     truth = tensors["gt_mask"][:, 0].bool().numpy()
-    # What a system with 12 x 12 cells would store: its mask at the size of the image.
+    # The mask that a system with 12 x 12 cells would store, at the size of the image.
     stored = F.interpolate((tensors["seg_logit"] > 0).float(), size=(48, 48), mode="nearest")[:, 0].bool().numpy()
     counts = [frame.overlap(encode_mask(true), encode_mask(drawn)) for true, drawn in zip(truth, stored, strict=True)]
     assert [one.intersection for one in counts] == tensors["mask_intersection"].int().tolist()

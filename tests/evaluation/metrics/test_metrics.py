@@ -180,7 +180,7 @@ def test_an_image_or_a_mask_of_another_size_than_the_data_states_is_refused():
         score_sample(example(region(LEFT)), answer(small))
 
 
-def test_boxes_that_are_not_finite_are_no_boxes():
+def test_boxes_that_are_not_finite_are_ignored():
     nothing = float("nan")
     lost = Target((nothing, 0.0, 50.0, 100.0), 0.9, encode_mask(bitmap(LEFT)))
     found = metrics((example(region(LEFT)), answer(lost)))
@@ -222,7 +222,7 @@ def test_shares_are_exact_over_many_samples():
     assert values({"a": share(hits, np.ones_like(hits))}) == {"a": 1_000_001 / 3_000_001}
 
 
-def test_intervals_hold_the_metric_and_shrink_with_more_images_but_not_with_more_questions_about_one():
+def test_intervals_contain_the_metric_and_shrink_with_more_images_but_not_with_more_expressions_about_one():
     random = np.random.default_rng(0)
 
     def width(num_images: int, questions: int) -> float:
@@ -240,7 +240,7 @@ def test_intervals_hold_the_metric_and_shrink_with_more_images_but_not_with_more
     assert few == pytest.approx(3.92 * np.sqrt(0.7 * 0.3 / 100), rel=0.2)
 
 
-def test_intervals_leave_out_what_was_not_measured():
+def test_intervals_leave_out_unmeasured_metrics():
     nothing = np.zeros(5)
     assert intervals({"n_acc": Ratio(nothing, nothing)}, np.arange(5)) == {}
     assert intervals({}, np.arange(0)) == {}

@@ -1,4 +1,4 @@
-"""Published results name splits, metrics and conventions that exist, and show up for real data only."""
+"""Published results name splits, metrics and conventions that exist, and appear for real data only."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def put(name, tensor):
         ),
     ],
 )
-def test_what_does_not_fit_is_in_the_table_and_nothing_is_written(fixtures, tmp_path, change, row):
+def test_every_mismatch_is_in_the_table_and_nothing_is_written(fixtures, tmp_path, change, row):
     official = load_file(fixtures / "oneref_tiny_rec" / "weights.safetensors")
     change(official)
     path = save(tmp_path / "c.pth", official)

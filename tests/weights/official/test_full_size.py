@@ -31,7 +31,7 @@ PARAMETERS = {
     "oneref_base_384_mrefm_rec": 282_713_876,
     "beit3_base_224_indomain_backbone": 220_987_392,
 }
-"""Of the models of the published code."""
+"""Number of parameters of the published models."""
 
 
 @pytest.fixture

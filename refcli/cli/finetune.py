@@ -74,10 +74,7 @@ def command(
 
 
 def _finetune(options: TrainingOptions, *, fail_under: Sequence[str]) -> None:
-    from refcli.cli.launching import report_from_one_rank
-    from refcli.cli.output import log, write_line
-    from refcli.cli.training import ConsoleReporter, launch_training, resolve_inputs
-    from refcli.config.explain import explain
+    from refcli.cli.training import resolve_inputs, run_training
     from refcli.config.load import load_finetune
 
     inputs = resolve_inputs(options)
@@ -87,24 +84,4 @@ def _finetune(options: TrainingOptions, *, fail_under: Sequence[str]) -> None:
         from refcli.recipes.validation import parse_floors
 
         floors = parse_floors(fail_under)
-    launch_training(options, settings, inputs)
-
-    from refcli.recipes.finetune import finetune, preview
-
-    if options.dry_run:
-        write_line(explain(settings).rstrip("\n"))
-        for line in preview(settings, store_path=inputs.store):
-            log(line)
-        return
-    with report_from_one_rank(), ConsoleReporter() as reporter:
-        weights = finetune(
-            settings,
-            store_path=inputs.store,
-            out=options.out,
-            resume=options.resume,
-            force=options.force,
-            reporter=reporter,
-            floors=floors,
-        )
-    log(f"weights: {weights}")
-    write_line(str(options.out))
+    run_training(options, settings, inputs, floors=floors)

@@ -46,31 +46,8 @@ def command(
 
 
 def _pretrain(options: TrainingOptions) -> None:
-    from refcli.cli.launching import report_from_one_rank
-    from refcli.cli.output import log, write_line
-    from refcli.cli.training import ConsoleReporter, launch_training, resolve_inputs
-    from refcli.config.explain import explain
+    from refcli.cli.training import resolve_inputs, run_training
     from refcli.config.load import load_pretrain
 
     inputs = resolve_inputs(options)
-    settings = load_pretrain(inputs.preset, inputs.overrides)
-    launch_training(options, settings, inputs)
-
-    from refcli.recipes.pretrain import pretrain, preview
-
-    if options.dry_run:
-        write_line(explain(settings).rstrip("\n"))
-        for line in preview(settings, store_path=inputs.store):
-            log(line)
-        return
-    with report_from_one_rank(), ConsoleReporter() as reporter:
-        weights = pretrain(
-            settings,
-            store_path=inputs.store,
-            out=options.out,
-            resume=options.resume,
-            force=options.force,
-            reporter=reporter,
-        )
-    log(f"weights: {weights}")
-    write_line(str(options.out))
+    run_training(options, load_pretrain(inputs.preset, inputs.overrides), inputs)

@@ -143,6 +143,49 @@ def launch_training(
     launch_if_requested(options.launch, out=options.out, device=settings.train.device, identify=identify)
 
 
+def run_training(
+    options: TrainingOptions, settings: FinetuneSettings | PretrainSettings, inputs: TrainingInputs, **extra: object
+) -> None:
+    """Launch the processes, then train, or with --dry-run print what would be trained.
+
+    Args:
+        options: as given.
+        settings: resolved from them.
+        inputs: as `settings`.
+        extra: further arguments of the command's recipe.
+
+    Raises:
+        typer.Exit: as `launch_training`.
+        RefcliError: as the recipe.
+    """
+    from importlib import import_module
+
+    from refcli.cli.launching import report_from_one_rank
+    from refcli.cli.output import log, write_line
+    from refcli.config.explain import explain
+
+    launch_training(options, settings, inputs)
+    recipe = import_module(f"refcli.recipes.{options.command}")
+    if options.dry_run:
+        write_line(explain(settings).rstrip("\n"))
+        for line in recipe.preview(settings, store_path=inputs.store):
+            log(line)
+        return
+    train = getattr(recipe, options.command)
+    with report_from_one_rank(), ConsoleReporter() as reporter:
+        weights = train(
+            settings,
+            store_path=inputs.store,
+            out=options.out,
+            resume=options.resume,
+            force=options.force,
+            reporter=reporter,
+            **extra,
+        )
+    log(f"weights: {weights}")
+    write_line(str(options.out))
+
+
 class ConsoleReporter:
     """Reports training on stderr: a progress bar on a terminal, one line per measurement everywhere."""
 

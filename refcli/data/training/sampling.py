@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, count
 
 import numpy as np
 from jaxtyping import Int
@@ -15,6 +15,11 @@ from refcli.errors import ConfigError, DataError
 
 SMALLEST_SHARE = Fraction(1, 10**6)
 """A smaller share is probably a mistake, and would make the virtual epoch very long."""
+
+
+def _stream_positions(step: int, *, batch_size: int, rank: int, world: int) -> Int[np.ndarray, " batch"]:
+    """The places in the stream of samples that one rank takes at one step: every `world`-th of the global batch."""
+    return (step * batch_size + np.arange(batch_size, dtype=np.int64)) * world + rank
 
 
 class EndlessSampler:
@@ -48,15 +53,11 @@ class EndlessSampler:
         self._order: Int[np.ndarray, " num_samples"] = np.empty(0, dtype=np.int64)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        step = self.start_step
-        while True:
-            yield self.batch(step)
-            step += 1
+        return map(self.batch, count(self.start_step))
 
     def batch(self, step: int) -> list[tuple[int, int]]:
         """The batch of this rank at one step."""
-        first = step * self.batch_size * self.world + self.rank
-        positions = first + self.world * np.arange(self.batch_size, dtype=np.int64)
+        positions = _stream_positions(step, batch_size=self.batch_size, rank=self.rank, world=self.world)
         epochs, places = np.divmod(positions, self.num_samples)
         indices = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
@@ -159,15 +160,11 @@ class WeightedSampler:
         self._orders: dict[int, tuple[int, Int[np.ndarray, " samples"]]] = {}
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        step = self.start_step
-        while True:
-            yield self.batch(step)
-            step += 1
+        return map(self.batch, count(self.start_step))
 
     def batch(self, step: int) -> list[tuple[int, int]]:
         """The batch of this rank at one step."""
-        first = step * self.batch_size * self.world + self.rank
-        positions = first + self.world * np.arange(self.batch_size, dtype=np.int64)
+        positions = _stream_positions(step, batch_size=self.batch_size, rank=self.rank, world=self.world)
         epochs, places = np.divmod(positions, self.epoch_length)
         sources, counts = np.empty_like(places), np.empty_like(places)
         for epoch in np.unique(epochs).tolist():

@@ -43,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def commands() -> Iterator[tuple[str, Any, Any]]:
     """Every command with its full name, its click command and a context for its help.
 
-    typer brings click itself or a copy of it, depending on its version, so click's classes are not named here.
+    typer requires click or contains a copy, depending on its version, so click's classes are not named here.
     """
     group = typer.main.get_command(app)
     root: Any = group.make_context("refcli", ["presets", "list"], resilient_parsing=True)
@@ -222,7 +222,7 @@ def _code(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text as Markdown shows it unchanged, also in a table; code spans stay code spans."""
+    """Escape text for Markdown tables; code spans stay code spans."""
     parts = text.split("`")
     for index, part in enumerate(parts):
         if index % 2 == 0:

@@ -24,7 +24,7 @@ class ImageSizes:
     Args:
         width: of the image, in pixels.
         height: of the image, in pixels.
-        input_width: of the resized image that the model saw, in pixels; None: unknown.
+        input_width: of the resized image that the model received, in pixels; None: unknown.
         input_height: as `input_width`.
     """
 
@@ -36,7 +36,7 @@ class ImageSizes:
 
 @dataclass(frozen=True, slots=True)
 class TextFormat:
-    """How one family of models writes boxes.
+    """The notation for boxes of one family of models.
 
     Args:
         parse: text -> numbers of every box, in the order of the text; no box where the text is a refusal.
@@ -98,9 +98,9 @@ def parse_answer(
     however unlikely the result looks.
 
     Args:
-        text: what the model wrote.
+        text: the model's answer.
         text_format: a name in `TEXT_FORMATS`.
-        sizes: of the image, and of the model's input where the space needs it.
+        sizes: of the image, and of the model's input if the space needs it.
         coordinates: a name in `COORDINATES`; None: that of the format.
         order: None: that of the format.
 

@@ -78,7 +78,7 @@ def categories(images: Iterable[AnsweredImage]) -> dict[str, int]:
 
 
 def file_names(images: Iterable[AnsweredImage], suffix: str) -> list[str]:
-    """A file name per image: its stem, numbered where several images have the same one (whatever the case)."""
+    """A file name per image: its stem, numbered if several images share it (ignoring case)."""
     taken: set[str] = set()
     names = []
     for image in images:

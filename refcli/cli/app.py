@@ -34,9 +34,9 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 class CommandTable(TyperGroup):
-    """Imports a command's module on first use, so that no command pays for the imports of another.
+    """Imports a command's module on first use, so that each command loads only its own imports.
 
-    Contexts and commands are click's; typer ships click itself or a copy of it, so their classes are not named here.
+    Contexts and commands are click's; typer requires click or contains a copy, so their classes are not named here.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401
@@ -91,9 +91,9 @@ def run() -> NoReturn:
 
 
 def _show_usage_error(error: Exception) -> int | None:
-    """Log click's message about an invalid command line; None if `error` is no such error.
+    """Log click's message about an invalid command line and return the exit code; None for any other error.
 
-    typer ships click itself or a copy of it, depending on its version, hence no `isinstance` with click's class.
+    typer requires click or contains a copy, depending on its version, hence no `isinstance` with click's class.
     """
     show = getattr(error, "show", None)
     if show is None or isinstance(error, RefcliError):

@@ -94,7 +94,7 @@ class LaunchOptions:
 
 
 def launch_if_requested(options: LaunchOptions, *, out: Path, device: str, identify: Callable[[], str] = str) -> None:
-    """Launch the processes that the options ask for; return if this process is to train by itself.
+    """Launch the processes that the options ask for; return if this process is to train alone.
 
     Args:
         out: the run directory.
@@ -195,7 +195,7 @@ def sbatch_script(
     """A SLURM script that runs a training command, and resumes it when SLURM starts the job again.
 
     Args:
-        arguments: of refcli, with or without options about the processes to start.
+        arguments: the arguments of refcli, with or without options about the processes to start.
         out: the run directory.
         num_processes: on every node.
         nodes: the minimum and maximum number of nodes.

@@ -39,5 +39,7 @@ Set = Annotated[
 Device = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps. Default: auto.", metavar="DEVICE")
 ]
-OutForce = Annotated[bool, typer.Option("--force", help="Remove what refcli wrote to --out before, and nothing else.")]
+OutForce = Annotated[
+    bool, typer.Option("--force", help="First remove refcli's earlier files in --out; other files stay.")
+]
 OutResume = Annotated[bool, typer.Option("--resume", help="Complete the earlier run in --out.")]

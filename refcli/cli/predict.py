@@ -71,7 +71,7 @@ def command(
         typer.Option(
             "--expression",
             "-e",
-            help="What to look for; may be given several times. Request lines may have expressions of their own.",
+            help="What to look for; may be given several times. Request lines may have their own expressions.",
             metavar="TEXT",
         ),
     ] = None,

@@ -108,7 +108,9 @@ def command(
     size: Annotated[int, typer.Option("--size", help="synthetic: images in each --split, or in train.", min=1)] = 2000,
     seed: Annotated[int, typer.Option("--seed", help="synthetic: seed of the images.", min=0)] = 0,
     force: Annotated[bool, typer.Option("--force", help="Repeat unchanged work.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be read and written.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files and splits that would be read and written.")
+    ] = False,
     verify: Annotated[
         Path | None, typer.Option("--verify", help="Compare a store with its manifest and exit.", metavar="STORE")
     ] = None,
@@ -322,7 +324,7 @@ def _roles(pairs: Sequence[str]) -> dict[str, Path]:
 
 
 def _show_plan(plan: Plan, preparation: Preparation) -> dict[str, Any]:
-    """Show what would be read and written; returns it as plain data."""
+    """Show the files and splits that would be read and written; returns them as plain data."""
     from refcli.data.preparation.plan import FilePlan, MixturePlan
 
     if isinstance(plan, FilePlan):

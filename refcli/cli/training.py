@@ -27,7 +27,7 @@ Init = Annotated[
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print the resolved settings and what would be trained; write nothing."),
+    typer.Option("--dry-run", help="Print the resolved settings, sizes, memory and time; write nothing."),
 ]
 RUN_KINDS = {"pretrain": "a pre-training run", "finetune": "a fine-tuning run"}
 """Command -> its runs, in messages."""
@@ -54,7 +54,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Where the settings and the data of a run come from."""
+    """The sources of a run's settings and data."""
 
     preset: str
     store: Path
@@ -128,7 +128,7 @@ def _store_of(run: Path) -> Path:
 def launch_training(
     options: TrainingOptions, settings: FinetuneSettings | PretrainSettings, inputs: TrainingInputs
 ) -> None:
-    """Launch the processes that the options ask for; return if this process is to train by itself.
+    """Launch the processes that the options ask for; return if this process is to train alone.
 
     Raises:
         typer.Exit: the processes have ended (with their exit code), or the SLURM script is printed.

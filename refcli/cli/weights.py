@@ -27,7 +27,7 @@ UNKNOWN_LICENCE = "not known: ask the author of the file"
 
 
 class Dtype(str, Enum):
-    """How numbers are stored."""
+    """The stored number type."""
 
     FP32 = "fp32"
     BF16 = "bf16"

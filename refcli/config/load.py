@@ -98,8 +98,8 @@ def load_finetune(preset_or_path: str, overrides: Sequence[str] = ()) -> Finetun
     """Settings of a fine-tuning run: schema defaults <- preset or file (also a run.yaml) <- overrides.
 
     Raises:
-        ConfigError: an unknown or unfit setting, with the file (or `--set`) and the key; an override of a setting that
-            the stages set themselves.
+        ConfigError: an unknown or invalid setting, with the file (or `--set`) and the key; an override of a setting
+            that the stages set themselves.
     """
     path, values = read_preset("finetune", preset_or_path)
     origin = _origin(path, overrides)
@@ -169,7 +169,7 @@ def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def load_pretrain(preset_or_path: str, overrides: Sequence[str] = ()) -> PretrainSettings:
-    """Settings of a pre-training run, as `load_finetune` reads those of a fine-tuning run."""
+    """Settings of a pre-training run; see `load_finetune`."""
     path, values = read_preset("pretrain", preset_or_path)
     settings = _validate(PretrainSettings, apply_overrides(values, overrides), origin=_origin(path, overrides))
     import_own_head(settings.model.head.name)

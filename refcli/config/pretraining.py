@@ -139,7 +139,7 @@ class MRefMSettings(Settings):
 
     alternate: bool = True
     """Mask the image in even steps and the words in odd ones (the official code), or both kinds in every step, each
-    with a forward pass of its own."""
+    with its own forward pass."""
     image_masking: ImageMaskingSettings = ImageMaskingSettings()
     text_masking: TextMaskingSettings = TextMaskingSettings()
     visual_codes: VisualCodeSettings = VisualCodeSettings()

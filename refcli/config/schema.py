@@ -106,7 +106,7 @@ class TextSettings(Settings):
     """`builtin` (the small packaged SentencePiece model) or the path of a SentencePiece file. `beit3.spm`, unless such
     a file exists, is the one that `refcli weights pull beit3-tokenizer` downloaded."""
     max_tokens: int = Field(64, ge=3)
-    """Longest sequence including <s> and </s>; longer expressions are truncated."""
+    """Maximum sequence length including <s> and </s>; longer expressions are truncated."""
 
 
 class HeadChoice(Settings):
@@ -150,7 +150,7 @@ class AugmentSettings(Settings):
     """Strength of brightness, contrast and saturation jitter: factors are drawn from 1 ± this value."""
     colour_jitter_probability: float = Field(0.8, ge=0, le=1)
     no_target: float = Field(0.0, ge=0, le=1)
-    """Probability that a sample with a referent gets the expression of another image, and so no target."""
+    """Probability that a sample with a referent gets the expression of another image and therefore has no target."""
 
 
 class DataSettings(Settings):
@@ -162,7 +162,7 @@ class DataSettings(Settings):
     """Relative frequency of each split of `train`; None draws every sample equally often."""
     validation: tuple[str, ...] = ()
     validation_samples: PositiveInt | None = None
-    """Use only this many samples, the first ones of the validation splits."""
+    """Number of samples to use, the first ones of the validation splits; None: all."""
     kinds: tuple[str, ...] | None = None
     """Train only on these kinds of expression (a curriculum); None: all."""
     workers: int = Field(1, ge=0)
@@ -297,7 +297,7 @@ class FinetuneSettings(Settings):
     optim: OptimSettings = OptimSettings()
     train: FinetuneTrainSettings = FinetuneTrainSettings()
     stages: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], StageSettings] = Field(default_factory=dict)
-    """Stages by name, in order: each is a run of its own that starts from the weights of the previous one. Empty: a
+    """Stages by name, in order: each is a separate run that starts from the weights of the previous one. Empty: a
     single run. See `config.load.stages_of`."""
 
     @model_validator(mode="after")

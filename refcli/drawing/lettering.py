@@ -96,7 +96,7 @@ def _spelled(letter: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _best_file(letters: frozenset[str], folders: tuple[Path, ...]) -> tuple[Path | None, frozenset[str]]:
-    """The first font with all letters, else the one that lacks fewest, and what it lacks; None is the built-in font."""
+    """The first font with all letters, else the one that lacks fewest, and the missing letters; None: built-in font."""
     best: tuple[Path | None, frozenset[str]] | None = None
     for file in _files(folders):
         missing = frozenset(letter for letter in letters if not _has(file, letter))

@@ -43,7 +43,7 @@ def draw_answer(
 
     Args:
         pixels: uint8 RGB [height, width, 3] of the image, EXIF orientation applied; it may be resized.
-        answer: what was found in it; its boxes and masks are pixels of the original image.
+        answer: the answer to draw; its boxes and masks are in pixels of the original image.
         is_truth: the answer is the ground truth, not a model's: it has no scores to draw.
         record: where to look up an expression whose letters no font has, such as "line 3"; its id by default.
     """

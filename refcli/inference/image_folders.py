@@ -173,7 +173,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _mode_of(entry: os.DirEntry[str]) -> int | None:
-    """As `file_mode`, without a further system call where the scan already knows the type."""
+    """The result of `file_mode`, without another system call if the scan already knows the type."""
     try:
         if entry.is_file(follow_symlinks=False):
             return stat.S_IFREG

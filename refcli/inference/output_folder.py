@@ -66,7 +66,7 @@ class OutputFolder:
 
     Args:
         path: the folder; created if it does not exist.
-        force: remove what an earlier run wrote there, and nothing else.
+        force: remove the files of an earlier run, and no others.
         resume: complete an earlier run, finished or not. In an empty folder, a new run starts.
 
     Raises:
@@ -197,7 +197,7 @@ class OutputFolder:
         """Write one answer; returns its drawing.
 
         Args:
-            answer: what to write.
+            answer: the answer to write.
             pixels: uint8 RGB [height, width, 3] of its image, which may be resized; None: a grey field.
 
         Raises:

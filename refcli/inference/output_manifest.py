@@ -148,7 +148,7 @@ class OutputManifest:
                 hint="choose another --out, or empty the folder yourself",
             )
         if not is_real_file(self.path):
-            raise DataError("the manifest is not a file", where=str(self.path), hint="choose another --out")
+            raise DataError("the manifest is not a regular file", where=str(self.path), hint="choose another --out")
         with self.path.open("rb") as file:
             while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
                 yield line

@@ -33,7 +33,7 @@ def prediction_on_cpu(prediction: Prediction) -> Prediction:
 
 
 def raw_answer(prediction: Prediction, row: int, frame: Frame, request: Request, weights: str) -> Answer:
-    """The model's answer to one pair, in image pixels; its targets stay even if it decides that there is none.
+    """The model's answer to one pair, in image pixels; it keeps its targets even if the model decides "no target".
 
     `no_target` is True if the existence probability is below the model's threshold, or if a model without boxes gives
     only empty masks (they are then the `candidates`). Boxes are clipped to the image; a model without boxes gets the

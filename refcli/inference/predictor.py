@@ -111,7 +111,7 @@ class Predictor:
         """Answer a stream of requests as `predict_many` does, and return each answer with its request.
 
         Args:
-            requests: what to answer.
+            requests: the requests to answer.
             raw: keep the targets of an answer that is "no target", and those below `min_score`.
             keep_images: return the decoded images for drawings.
         """

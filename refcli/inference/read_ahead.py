@@ -99,7 +99,7 @@ class ReadAhead:
 
 
 class _Pause:
-    """The source of requests is silent at the moment."""
+    """The source of requests has nothing new at the moment."""
 
 
 class _Failure:
@@ -137,7 +137,7 @@ class _Feed:
             return slot if slot is None or isinstance(slot, _Failure) else _finish(*slot)
 
     def close(self) -> None:
-        """Stop reading and drop what is not decoded yet."""
+        """Stop reading and cancel pending decoding."""
         self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 

@@ -38,9 +38,9 @@ class Request:
     """The image as the user named it; the answer repeats it."""
     expression: str
     source: ImageSource | None = None
-    """What to open; None means the file called `image`."""
+    """The image to open; None: the file called `image`."""
     error: str | None = None
-    """Why the request itself is malformed; its answer has this error."""
+    """The reason if the request itself is malformed; its answer has this error."""
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def _integer(digits: str) -> int:
 
 
 def _expressions_of(record: dict[str, object], default: Sequence[str]) -> Sequence[str] | str:
-    """The expressions of a request line, or what is wrong with them."""
+    """The expressions of a request line, or an error message about them."""
     if "expression" in record and "expressions" in record:
         return 'give "expression" or "expressions", not both'
     if "expression" in record:
@@ -297,7 +297,7 @@ def _typo(key: str, record: dict[str, object]) -> str:
 
 
 def _readable(expression: str) -> str:
-    """An expression with U+FFFD for halves of surrogate pairs, which are no characters."""
+    """An expression with U+FFFD for halves of surrogate pairs, which are not characters."""
     return _SURROGATE.sub("\ufffd", expression)
 
 
@@ -343,7 +343,7 @@ def _image_roots(folder: Path) -> tuple[Path, ...]:
 
 
 def _problem_of_path(image: str) -> str | None:
-    """Why a text cannot be a path; None if it can."""
+    """The reason why a text cannot be a path; None if it can."""
     try:
         os.lstat(image)
     except ValueError:

@@ -33,7 +33,7 @@ def audit(
 
     Raises:
         UsageError: `max_distance` or `workers` is out of range.
-        DataError: there is no store, or a file of it is missing or damaged.
+        DataError: there is no store, or one of its files is missing or damaged.
     """
     if not 0 <= max_distance <= LARGEST_DISTANCE:
         raise UsageError(f"{max_distance} is not in 0..{LARGEST_DISTANCE}", where="--max-distance")

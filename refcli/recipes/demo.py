@@ -60,9 +60,9 @@ def demo(
     Args:
         out: the output folder.
         num_scenes: number of scenes.
-        seed: of the scenes.
+        seed: the seed of the scenes.
         weights: a weights name or directory.
-        device: of the model.
+        device: the device of the model.
 
     Raises:
         UsageError: fewer than one scene, or an output folder that cannot be used (see `OutputFolder`).

@@ -85,7 +85,7 @@ def evaluate(settings: EvaluationSettings, *, progress: Callable[[str], OnSample
     All inputs are checked before the first system is evaluated, which may take hours.
 
     Args:
-        settings: what to evaluate and what to write.
+        settings: the systems, the samples and the output.
         progress: returns the progress callback of a system.
 
     Raises:
@@ -150,7 +150,7 @@ def evaluate_model(
         data: the samples.
         model: the model; None: the packaged one.
         scoring: conventions and thresholds; None: the defaults.
-        num_cases: how many of the worst samples, and of random ones, are kept with their answers.
+        num_cases: number of worst samples, and of random ones, to keep with their answers.
         on_sample: receives the progress.
 
     Raises:
@@ -205,7 +205,7 @@ def evaluate_file(
         predictions: the file; for rejected lines see `score_file`.
         data: the samples.
         scoring: conventions and thresholds; None: the defaults.
-        num_cases: how many of the worst samples, and of random ones, are kept with their answers.
+        num_cases: number of worst samples, and of random ones, to keep with their answers.
         on_sample: receives the progress.
 
     Raises:

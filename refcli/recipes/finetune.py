@@ -64,7 +64,7 @@ def finetune(
 
     Raises:
         RefcliError: settings, data or weights that do not fit; a loss that is not finite; a stop signal (after saving).
-        GateError: a floor is not reached; everything is written nevertheless.
+        GateError: a metric is below its floor; all files are written.
     """
     settings = settings.model_copy(update={"model": with_head_defaults(settings.model)})
     if floors and not settings.data.validation:
@@ -99,7 +99,7 @@ def preview(settings: FinetuneSettings, *, store_path: Path) -> list[str]:
     """Describe the run that `finetune` would start, stage by stage, in lines; nothing is written or trained.
 
     Raises:
-        RefcliError: as `finetune`.
+        RefcliError: see `finetune`.
     """
     session = preview_session(settings, store_path)
     settings, lines = resolve_precision(settings, session.world)

@@ -105,7 +105,7 @@ def inspect_data(
         splits: "dataset:split" names; None for all.
         num_samples: number of examples of each split to draw; None for none.
         out: the folder for the drawings.
-        seed: of the random choice, which does not depend on the other splits.
+        seed: the seed of the random choice, which does not depend on the other splits.
         force: replace the drawings of an earlier call in `out`, and nothing else.
         max_failures: stop drawing a split after this many failures.
 

@@ -78,7 +78,7 @@ def predict(
         expressions: asked about every image.
         request_files: further request files.
         load: creates the predictor, after the inputs and the folder have been checked.
-        out: where to draw and write.
+        out: the output folder; None: nothing is written.
         on_answer: called with every new answer as it arrives.
         on_note: called with a summary of the skipped entries of folders and patterns.
     """

@@ -53,7 +53,7 @@ TOLERATED = frozenset(
         "caption_not_utf8",
     }
 )
-"""Problems of well-made releases; any other ends a strict preparation."""
+"""Problems that occur in sound releases; any other ends a strict preparation."""
 _IMAGE_PROBLEMS = ("missing_image", "image_of_another_size", "unusable_picture", "rotated_picture")
 """Problems that can disappear without a change of the data set's files."""
 _HINTS = {
@@ -114,7 +114,7 @@ class DatasetReport:
 
     @property
     def exit_code(self) -> ExitCode:
-        """`PARTIAL` if a split lost most of its masks; reported records that were left out are no failure."""
+        """`PARTIAL` if a split lost most of its masks; omitted records alone are not a failure."""
         return ExitCode.PARTIAL if self.lost_masks else ExitCode.OK
 
     def to_json(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ from refcli.weights.tokenizers import load_tokenizer, save_visual_tokenizer
 from refcli.weights.transfer import load_pretraining_heads, save_pretraining_heads, start_from
 
 IMAGES_PER_BATCH = 16
-"""How many images are loaded at a time to cluster their patches."""
+"""Number of images that are loaded at a time to cluster their patches."""
 
 
 def pretrain(
@@ -89,7 +89,7 @@ def preview(settings: PretrainSettings, *, store_path: Path) -> list[str]:
     """Describe the run that `pretrain` would start, in lines; nothing is written or trained.
 
     Raises:
-        RefcliError: as `pretrain`.
+        RefcliError: see `pretrain`.
     """
     session = preview_session(settings, store_path)
     settings, lines = resolve_precision(settings, session.world)
@@ -173,7 +173,7 @@ def _role_finder(settings: PretrainSettings) -> RoleFinder | None:
 
 
 def _fit(codes: PixelClusters, settings: PretrainSettings, data: Data, world: World) -> None:
-    """Cluster the patches once, in the main process; the others get its result.
+    """Cluster the patches once, in the main process; the others receive the result.
 
     Raises:
         RefcliError: images that cannot be read.

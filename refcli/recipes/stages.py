@@ -30,12 +30,12 @@ class Stage:
     name: str
     """Empty if the run has no stages."""
     title: str
-    """Its name for the user; empty as `name` is."""
+    """Its name for the user; empty if `name` is."""
     settings: FinetuneSettings
     path: Path
     """Its own run directory."""
     weights: Path
-    """Where its weights go."""
+    """The folder of its weights."""
     after: Path | None
     """The weights of the previous stage, from which it starts."""
     resume: bool = False
@@ -45,7 +45,7 @@ class Stage:
 
     @property
     def is_finished(self) -> bool:
-        """Whether its weights are written."""
+        """Whether its weights have been written."""
         return (self.weights / MODEL_FILE).is_file()
 
     @property

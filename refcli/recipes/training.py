@@ -44,9 +44,9 @@ from refcli.text.tokenizer import Tokenizer
 AnySettings = FinetuneSettings | PretrainSettings
 FLOAT_BYTES = 4
 MAX_IMAGES_CHECKED = 2000
-"""Validation images whose files are looked for before training; that takes seconds on any disk."""
+"""Maximum number of validation images that are checked before training, which takes seconds on any disk."""
 MAX_EXPRESSIONS_CHECKED = 2000
-"""Training expressions that are tokenised before training, to warn of text that the tokenizer cannot read."""
+"""Maximum number of training expressions that are tokenised before training, to find text that cannot be read."""
 
 
 class Score(Protocol):
@@ -73,13 +73,13 @@ class Session:
         return self.resume and (self.out / "run.yaml").is_file()
 
     def on_main(self, action: Callable[[], None]) -> None:
-        """Do something in the main process alone. If it fails, all processes fail."""
+        """Run an action in the main process only; if it fails, all processes fail."""
         with failing_together(self.world), explain_loading_errors():
             if self.world.is_main:
                 action()
 
     def note(self, texts: Iterable[str]) -> None:
-        """Report texts, once for all processes."""
+        """Report notes, once for all processes."""
         if self.world.is_main:
             for text in texts:
                 self.reporter.noted(text)

@@ -90,7 +90,7 @@ def convert_weights(
     """Convert an official checkpoint; the pulled tokenizer is added to a model that it fits.
 
     Raises:
-        RefcliError: as `refcli.weights.official.convert.convert`.
+        RefcliError: see `refcli.weights.official.convert.convert`.
     """
     from refcli.weights.official.convert import convert
     from refcli.weights.tokenizers import pulled_tokenizer

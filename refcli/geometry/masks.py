@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 from refcli.contracts.example import RLE
 from refcli.errors import DataError
 
-_NUMBERS_OF_A_TRIANGLE = 6
+_MIN_POLYGON_NUMBERS = 6
 MAX_MASK_PIXELS = 1 << 29
 """pycocotools counts pixels in 32 bits, and a decoded mask takes a byte per pixel."""
 _REACH = 10
@@ -97,7 +97,7 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
             raise DataError(f"a polygon of {len(polygon)} numbers is not a list of finite x, y pairs")
         if polygon and (min(polygon) < -reach or max(polygon) > reach):
             raise DataError(f"a polygon lies far outside the image of {width} x {height} pixels")
-    parts = [list(polygon) for polygon in polygons if len(polygon) >= _NUMBERS_OF_A_TRIANGLE]
+    parts = [list(polygon) for polygon in polygons if len(polygon) >= _MIN_POLYGON_NUMBERS]
     if not parts:
         return runs_to_rle([height * width], height, width)
     if sum(map(_outline, parts)) > longest:

@@ -51,12 +51,12 @@ def find_roles(expression: str) -> Roles:
     the image ("on the left", "top corner") are neither.
     """
     first, *later = _noun_phrases(expression)
-    subjects = first.nouns[-1:] or first.spare[-1:]
+    subjects = first.nouns[-1:] or first.modifiers[-1:]
     objects = [phrase.nouns[-1] for phrase in later if phrase.nouns]
     worn = [
         span
         for phrase in later
-        for span in phrase.spare
+        for span in phrase.modifiers
         if phrase.opener in ("in", "wearing") and expression[slice(*span)].lower() in COLOURS
     ]
     return Roles(next(iter(subjects), None), next(iter(objects or worn), None))
@@ -155,7 +155,7 @@ COLOURS = _words(
     "red green blue yellow orange purple pink brown black white gray grey cyan tan beige gold golden silver maroon "
     "teal turquoise navy khaki plaid denim camo violet blonde blond brunette"
 )
-SPARE = COLOURS | _words(
+MODIFIERS = COLOURS | _words(
     "one two three four five six seven eight nine ten eleven twelve first second third fourth fifth sixth seventh "
     "eighth ninth tenth last number several many few single half whole none small smaller big bigger large larger "
     "little tiny huge giant tall taller short shorter long longer fat skinny thin thick wide old older young "
@@ -184,7 +184,7 @@ PEOPLE = _words(
 _WORD = re.compile(r"\bw/(?:o\b)?|\d+(?:st|nd|rd|th)?|[^\W\d_]+(?:['’-][^\W\d_]+)*['’]?|[,.;:/&()]")
 _VERB_LIKE = re.compile(r"\w{2,}(?:ing|ed)")
 _ADVERB_LIKE = re.compile(r"\w{2,}(?:ly|most)")
-_SPARE_LIKE = re.compile(r"\w{2,}(?:est|less|ous)|\d+\w*")
+_MODIFIER_LIKE = re.compile(r"\w{2,}(?:est|less|ous)|\d+\w*")
 
 
 @dataclass
@@ -194,7 +194,7 @@ class _Phrase:
     opener: str = ""
     """The word before it; "" for the first phrase and for one that follows a noun directly."""
     nouns: list[Span] = field(default_factory=list)
-    spare: list[Span] = field(default_factory=list)
+    modifiers: list[Span] = field(default_factory=list)
     """Words that take the place of a missing noun."""
     num_words: int = 0
 
@@ -216,21 +216,21 @@ def _noun_phrases(expression: str) -> list[_Phrase]:
             continue
         if kind == "possessive":
             phrase.nouns.clear()  # "the tennis player's hat": they belong to the possessor
-            kind = "spare"
+            kind = "modifier"
         if phrase.nouns and (kind != "noun" or expression[slice(*phrase.nouns[-1])].lower() in PEOPLE):
             phrase = _Phrase(opener=word if kind == "join" else "")
             phrases.append(phrase)
         phrase.num_words += kind != "join"
         if kind == "noun":
             phrase.nouns.append(span)
-        elif kind == "spare":
-            phrase.spare.append(span)
+        elif kind == "modifier":
+            phrase.modifiers.append(span)
     return phrases
 
 
 def _kind(
     word: str, following: str, phrase: _Phrase, *, is_first: bool
-) -> Literal["break", "join", "possessive", "noun", "spare", "pass"]:
+) -> Literal["break", "join", "possessive", "noun", "modifier", "pass"]:
     """The effect of a word on the current phrase."""
     has_noun = bool(phrase.nouns)
     tail = word.rsplit("-", 1)[-1]
@@ -240,7 +240,7 @@ def _kind(
     if word in BREAKS or (has_noun and (is_verb or word in FINITE_VERBS)):
         return "break"
     if word in RELATIVES:
-        return "break" if has_noun or phrase.spare or not is_first else "pass"
+        return "break" if has_noun or phrase.modifiers or not is_first else "pass"
     if (following == "of" and word in MEASURES) or (word, following) == ("hand", "side"):
         return "pass"
     if word in FRAME and (has_noun or not is_first):
@@ -251,6 +251,6 @@ def _kind(
         return "possessive"
     if is_verb or tail in SKIPPED or (_ADVERB_LIKE.fullmatch(tail) and tail not in OTHER_NOUNS):
         return "pass"
-    if tail in SPARE or (_SPARE_LIKE.fullmatch(tail) and tail not in OTHER_NOUNS):
-        return "spare"
+    if tail in MODIFIERS or (_MODIFIER_LIKE.fullmatch(tail) and tail not in OTHER_NOUNS):
+        return "modifier"
     return "noun"

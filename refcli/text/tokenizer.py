@@ -43,7 +43,7 @@ VARIANTS = frozenset(map(chr, range(0xFE00, 0xFE10)))
 UNLEARNED_MARKS = frozenset(",.-")
 """Marks for which the packaged tokenizer has pieces, but which the packaged model was not trained on."""
 _OUTER_APOSTROPHE = re.compile(r"(?<!\w)'+|'+(?!\w)")
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def pad_token_ids(encoded: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], 
 
 def _lower(text: str) -> str:
     """In lower case, and without lone surrogates, which have no UTF-8."""
-    return _HALF_PAIR.sub("\ufffd", text.lower())
+    return _LONE_SURROGATE.sub("\ufffd", text.lower())
 
 
 def _parts(text: str) -> list[str]:

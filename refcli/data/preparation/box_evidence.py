@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 from refcli.errors import DataError
 from refcli.geometry.boxes import BoxXYXY, box_iou
 
-LEAST_AGREEMENT = 0.7
+MIN_IOU = 0.7
 """A box and the extent of its mask disagree below this IoU."""
 CLIP_TOLERANCE = 0.5
 """Pixels by which a box may extend beyond its image without being reported."""
-MOST = 0.9
+REFUSAL_SHARE = 0.9
 """Share of the compared boxes that must disagree for the split to be refused."""
-HALF = 0.5
+FORMAT_SHARE = 0.5
 """The same share if the masks fit another format: boxes near the origin, or almost square, agree in both formats."""
-ENOUGH_OF_A_FORMAT = 5
+MIN_OF_A_FORMAT = 5
 """Number of boxes that fit their masks in another format only; that many cannot be chance."""
-FAR = 0.3
+FAR_IOU = 0.3
 """IoU below which a box and the extent of its mask are at different places, not only drawn loosely."""
-ENOUGH_FAR = 2
-ENOUGH_DISAGREEING = 10
+MIN_FAR = 2
+MIN_DISAGREEING = 10
 """Numbers of masks that are all far from their boxes, or disagree with them; that many cannot be chance."""
-ENOUGH_BOXES = 10
-OFTEN = 0.3
+MIN_BOXES = 10
+DOUBTFUL_SHARE = 0.3
 """Share of boxes extending beyond their images that casts doubt on the format; a correct format has hardly any."""
 
 _FORMATS = {
@@ -61,7 +61,7 @@ class BoxEvidence:
         if not width or not height:
             return
         self.counts["boxes"] += 1
-        self.counts["reaching_out"] += x2 > width + CLIP_TOLERANCE or y2 > height + CLIP_TOLERANCE
+        self.counts["beyond_image"] += x2 > width + CLIP_TOLERANCE or y2 > height + CLIP_TOLERANCE
         other_x2, other_y2 = x2 - x1, y2 - y1
         fits = x1 < other_x2 <= width + CLIP_TOLERANCE and y1 < other_y2 <= height + CLIP_TOLERANCE
         self.counts["fitting_as_corners"] += fits
@@ -70,12 +70,12 @@ class BoxEvidence:
         """Count a box with a mask; returns whether they agree."""
         self.counts["compared"] += 1
         iou = box_iou(_clipped(box_xyxy, width, height), mask_box_xyxy)
-        if iou >= LEAST_AGREEMENT:
+        if iou >= MIN_IOU:
             return True
         self.counts["disagreeing"] += 1
-        self.counts["far"] += iou < FAR
+        self.counts["far"] += iou < FAR_IOU
         for name, others in _other_readings(box_xyxy).items():
-            fits = any(box_iou(_clipped(other, width, height), mask_box_xyxy) >= LEAST_AGREEMENT for other in others)
+            fits = any(box_iou(_clipped(other, width, height), mask_box_xyxy) >= MIN_IOU for other in others)
             self.counts[name] += fits
         return False
 
@@ -100,12 +100,12 @@ class BoxEvidence:
         compared, disagreeing = self.counts["compared"], self.counts["disagreeing"]
         if not disagreeing:
             return None
-        hint = next((_FORMATS[name] for name in _FORMATS if self.counts[name] >= MOST * disagreeing), None)
-        is_other_format = hint is not None and disagreeing >= max(HALF * compared, ENOUGH_OF_A_FORMAT)
-        if disagreeing < MOST * compared and not is_other_format:
+        hint = next((_FORMATS[name] for name in _FORMATS if self.counts[name] >= REFUSAL_SHARE * disagreeing), None)
+        is_other_format = hint is not None and disagreeing >= max(FORMAT_SHARE * compared, MIN_OF_A_FORMAT)
+        if disagreeing < REFUSAL_SHARE * compared and not is_other_format:
             return None
-        is_no_chance = disagreeing >= ENOUGH_DISAGREEING or self.counts["far"] == compared >= ENOUGH_FAR
-        if hint is None and not is_strict and not is_no_chance:
+        is_significant = disagreeing >= MIN_DISAGREEING or self.counts["far"] == compared >= MIN_FAR
+        if hint is None and not is_strict and not is_significant:
             return None
         return DataError(
             f"the boxes of {name} contradict the masks: {disagreeing:,} of {compared:,}",
@@ -115,11 +115,11 @@ class BoxEvidence:
 
     def doubt(self) -> str | None:
         """Evidence against the format of the boxes that needs no masks; None if there is none."""
-        boxes, reaching_out = self.counts["boxes"], self.counts["reaching_out"]
-        if boxes < ENOUGH_BOXES or reaching_out < OFTEN * boxes or self.counts["fitting_as_corners"] < boxes:
+        boxes, beyond_image = self.counts["boxes"], self.counts["beyond_image"]
+        if boxes < MIN_BOXES or beyond_image < DOUBTFUL_SHARE * boxes or self.counts["fitting_as_corners"] < boxes:
             return None
         return (
-            f"{reaching_out:,} of {boxes:,} boxes extend beyond their images; read as corners, x1, y1, x2, y2, all "
+            f"{beyond_image:,} of {boxes:,} boxes extend beyond their images; read as corners, x1, y1, x2, y2, all "
             "would lie inside"
         )
 

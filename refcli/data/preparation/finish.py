@@ -27,16 +27,16 @@ from refcli.files import is_plain_name
 from refcli.geometry.boxes import BoxXYXY
 from refcli.geometry.masks import check_run_lengths, mask_box, polygons_to_rle, rle_area, runs_to_rle, union_masks
 
-LOST_LETTER = "\ufffd"
+REPLACEMENT_CHARACTER = "\ufffd"
 """The replacement character, which programs write for a character that they cannot decode."""
 UNSTORABLE = "unstorable_record"
-LONGEST_TEXT = 1 << 16
+MAX_TEXT = 1 << 16
 """Maximum number of characters of an id or a kind."""
-_LONGEST_PATH = 4096
-_LONGEST_PART = 255
+_MAX_PATH_BYTES = 4096
+_MAX_PART_BYTES = 255
 """Limits of operating systems on a path and each of its parts, in bytes."""
 _CONTROL = re.compile("[\0-\x1f\x7f]")
-_NUMBERS_OF_A_TRIANGLE = 6
+_MIN_POLYGON_NUMBERS = 6
 _decode = msgspec.json.Decoder().decode
 _BLANKS = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Categories of characters that become a blank: controls, lone surrogates, line and paragraph separators."""
@@ -120,7 +120,7 @@ def _texts(record: RawRecord, problems: Problems) -> Iterator[tuple[str, str]]:
             continue
         if text != expression.text and text != " ".join(expression.text.split()):
             problems.add("repaired_text", record.where, f"{expression.text!r} -> {text!r}")
-        if LOST_LETTER in text:
+        if REPLACEMENT_CHARACTER in text:
             problems.add("lost_letter", record.where, repr(text))
         yield expression.id, text
 
@@ -158,7 +158,7 @@ def _regions(
         if raw.segmentation is not None or raw.has_lost_mask:
             evidence.add_mask(is_read=mask is not None)
         box = raw.box_xyxy or (mask_box(mask) if mask is not None else None)
-        wrong = _wrong(box, width, height)
+        wrong = _box_problem(box, width, height)
         if box is None or wrong:
             problems.add(wrong or "region_without_box", record.where, f"{raw.source_id or ''} {box}".strip())
             return None
@@ -193,7 +193,7 @@ def _mask(raw: RawRegion, width: int, height: int, where: str, problems: Problem
     return mask
 
 
-def _wrong(box: BoxXYXY | None, width: int, height: int) -> str | None:
+def _box_problem(box: BoxXYXY | None, width: int, height: int) -> str | None:
     if box is None:
         return None
     x1, y1, x2, y2 = box
@@ -211,14 +211,14 @@ def _wrong(box: BoxXYXY | None, width: int, height: int) -> str | None:
 def storable(records: Iterable[RawRecord], problems: Problems) -> Iterator[RawRecord]:
     """The records that a store can hold; the others are reported as `unstorable_record`."""
     for record in records:
-        fault = _fault(record)
+        fault = _why_unstorable(record)
         if fault is None:
             yield record
         else:
             problems.add(UNSTORABLE, excerpt(record.where, 200), f"{fault}; {len(record.expressions)} expressions")
 
 
-def _fault(record: RawRecord) -> str | None:
+def _why_unstorable(record: RawRecord) -> str | None:
     if not is_plain_name(record.split) or _CONTROL.search(record.split):
         return f"{excerpt(record.split)!r} cannot be the name of a split"
     image = record.image
@@ -241,12 +241,12 @@ def _is_path(name: str) -> bool:
     if not _is_text(name) or "\0" in name:
         return False
     parts = [part.encode() for part in name.split("/")]
-    return sum(map(len, parts)) <= _LONGEST_PATH and all(len(part) <= _LONGEST_PART for part in parts)
+    return sum(map(len, parts)) <= _MAX_PATH_BYTES and all(len(part) <= _MAX_PART_BYTES for part in parts)
 
 
 def _is_text(text: str) -> bool:
     """Whether a text can be encoded as UTF-8 and is not extremely long."""
-    if len(text) > LONGEST_TEXT:
+    if len(text) > MAX_TEXT:
         return False
     try:
         text.encode()
@@ -302,7 +302,7 @@ def _from_value(value: object, height: int, width: int) -> RLE | None:
     for part in parts:
         if not isinstance(part, list) or not all(_is_number(number) for number in part):
             raise DataError(f"the segmentation cannot be read: a polygon is not a list of numbers but {excerpt(part)}")
-        if len(part) >= _NUMBERS_OF_A_TRIANGLE and not len(part) % 2:
+        if len(part) >= _MIN_POLYGON_NUMBERS and not len(part) % 2:
             polygons.append(part)
     return polygons_to_rle(polygons, height, width) if polygons else None
 

@@ -103,11 +103,11 @@ def verify_store(store: Path) -> list[str]:
             name = f"{dataset}:{split}"
             changed = []
             for file in facts["parts"].values() if "parts" in facts else [facts]:
-                changed += _differences(store / file["file"], file["sha256"], name, known, must=True)
+                changed += _differences(store / file["file"], file["sha256"], name, known, is_required=True)
             wrong += changed or _damage(opened, name)
             for role, given in facts.get("origin", {}).get("inputs", {}).items():
                 where = f"{name}, input {role}"
-                wrong += _differences(Path(given["path"]), given["sha256"], where, known, must=False)
+                wrong += _differences(Path(given["path"]), given["sha256"], where, known, is_required=False)
     return wrong
 
 
@@ -121,12 +121,12 @@ def _damage(store: Store, name: str) -> list[str]:
     return []
 
 
-def _differences(path: Path, sha256: str, where: str, known: dict[Path, str], *, must: bool) -> list[str]:
+def _differences(path: Path, sha256: str, where: str, known: dict[Path, str], *, is_required: bool) -> list[str]:
     try:
         if path not in known:
             known[path] = tree_sha256(path)
     except FileNotFoundError:
-        return [f"{where}: {path} is gone"] if must else []
+        return [f"{where}: {path} is gone"] if is_required else []
     except OSError as error:
         return [f"{where}: {path} cannot be read: {error.strerror or error}"]
     return [] if known[path] == sha256 else [f"{where}: {path} was changed"]

@@ -63,7 +63,7 @@ _PNG, _PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """The first bytes of a PNG, and the chunks that affect neither pixels nor size."""
 _REDUCED_FIRST = frozenset({"I", "F"})
 """Modes that are averaged before the conversion to 8 bits, which is slow for them."""
-_BROKEN = (
+_DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -290,7 +290,7 @@ def _decode(
                 if num_bytes >= _LARGE_BYTES:
                     _release_memory()
                 return scaled
-        except _BROKEN as error:
+        except _DECODER_ERRORS as error:
             raise ImageError(
                 f"the image cannot be decoded: {error}", where=where, hint="fetch or export the file again"
             ) from error
@@ -334,7 +334,7 @@ def _reduction(size: tuple[int, int], limits: ImageLimits) -> int:
 def _orientation(image: Image.Image) -> int:
     try:
         given = image.getexif().get(_ORIENTATION)
-    except _BROKEN:  # the pixels may be intact even if the metadata is not
+    except _DECODER_ERRORS:  # the pixels may be intact even if the metadata is not
         return 1
     return next((known for known in _TURNED if known == given), 1)
 
@@ -366,7 +366,7 @@ def _open(source: str | Path | bytes, where: str) -> Image.Image:
             where=where,
             hint="use JPEG, PNG, WebP, TIFF, BMP or GIF",
         ) from error
-    except _BROKEN as error:
+    except _DECODER_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ImageError(
             f"the image cannot be read: {reason}", where=where, hint="fetch or export the file again"
@@ -462,8 +462,8 @@ def _tiles(image: Image.Image, factor: int) -> Iterator[tuple[int, int, int, int
 
 def _over_white(image: Image.Image) -> Image.Image:
     layer = image.convert("RGBA")
-    paper = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-    return Image.alpha_composite(paper, layer).convert("RGB")
+    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def _white_level(image: Image.Image) -> float:

@@ -16,7 +16,7 @@ _EXCERPT = 60
 """Bytes of the document shown in a message."""
 _STRING_OR_EXTRA = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|-?(?:NaN|Infinity)\b', re.DOTALL)
 """A string (an unterminated one extends to the end, which keeps the search linear), NaN or Infinity."""
-_PAIR_OR_HALF = re.compile(
+_SURROGATES = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
 )
 
@@ -92,7 +92,7 @@ def _repaired(found: re.Match[bytes]) -> bytes:
         return b'"' + token + b'"'
     if b"\\u" not in token:
         return token
-    return _PAIR_OR_HALF.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], token)
+    return _SURROGATES.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], token)
 
 
 def _not_json(text: bytes, error: Exception, where: str) -> DataError:

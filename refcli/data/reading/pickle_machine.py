@@ -214,7 +214,7 @@ class PickleMachine:
     # Values.
 
     def check_bounds(self) -> None:
-        """Raise `bomb` if the work or memory so far is beyond the limits."""
+        """Raise `expansion_error` if the work or memory so far is beyond the limits."""
         raise NotImplementedError
 
     def push(self, value: Value) -> None:
@@ -231,9 +231,9 @@ class PickleMachine:
     def check(self, value: Value) -> None:
         """Check a container after it was made or filled."""
         if value.depth > self.max_depth:
-            raise self.bomb()
+            raise self.expansion_error()
 
-    def bomb(self) -> PickleRefusedError:
+    def expansion_error(self) -> PickleRefusedError:
         """The error for a pickle that expands beyond the limits."""
         raise NotImplementedError
 
@@ -289,7 +289,7 @@ class PickleMachine:
 
     def _mark(self) -> None:
         if len(self.outer) >= 2 * self.max_depth:
-            raise self.bomb()
+            raise self.expansion_error()
         self.outer.append(self.stack)
         self.stack = []
 

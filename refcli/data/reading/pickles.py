@@ -232,9 +232,9 @@ class _DataMachine(PickleMachine):
             or self.memory > memory
             or num_read > limits.max_unpacked(self.num_stored)
         ):
-            raise self.bomb()
+            raise self.expansion_error()
 
-    def bomb(self) -> PickleRefusedError:
+    def expansion_error(self) -> PickleRefusedError:
         return PickleRefusedError("it expands to far more data, or deeper nesting, than annotations need")
 
     def _forbidden(self) -> None:

@@ -37,7 +37,7 @@ CHECKPOINT_PROTOCOL = 2
 """The last protocol whose opcodes torch's restricted unpickler knows; torch.save writes it."""
 FETCH_AGAIN = "the file may be cut off or not be a checkpoint at all: download it again"
 _NOT_LOADED = "nothing in it was loaded; is this a weights file?"
-_MIN_LARGEST_NUMBER = 1 << 20
+_SMALL_NUMBER = 1 << 20
 """Largest number that any call may have as an argument; larger ones are limited by the size of the file."""
 _SLOW_CODECS = frozenset({"punycode", "idna"})
 """Python's codecs that need quadratic time."""
@@ -133,10 +133,10 @@ def survey_torch_file(path: Path, container: Container, *, error: type[RefcliErr
             raise error("the checkpoint is damaged", where=str(path), hint=hint) from problem
     else:
         _survey_legacy(path, found, error)
-    declared, there = sum(found.storages.values()), path.stat().st_size
-    if declared > there:
+    declared, held = sum(found.storages.values()), path.stat().st_size
+    if declared > held:
         raise error(
-            f"the checkpoint's tensors declare {declared:,} bytes, but the file has {there:,}",
+            f"the checkpoint's tensors declare {declared:,} bytes, but the file has {held:,}",
             where=str(path),
             hint=FETCH_AGAIN,
         )
@@ -207,11 +207,11 @@ def _survey_zip(path: Path, found: PickleSurvey, error: type[RefcliError]) -> No
     for member in members:
         name = _name(member)
         sizes[name] = min(member.file_size, sizes.get(name, member.file_size))
-    there = {name.rpartition("/data/")[2]: size for name, size in sizes.items() if "/data/" in name}
+    held = {name.rpartition("/data/")[2]: size for name, size in sizes.items() if "/data/" in name}
     for key, declared in found.storages.items():
-        if declared > there.get(key.lower(), 0):
+        if declared > held.get(key.lower(), 0):
             raise error(
-                f"a tensor of the checkpoint declares {declared:,} bytes, the file has {there.get(key.lower(), 0):,}",
+                f"a tensor of the checkpoint declares {declared:,} bytes, but there are {held.get(key.lower(), 0):,}",
                 where=f"{path}: data/{key[:100]!a}",
                 hint=FETCH_AGAIN,
             )
@@ -235,16 +235,16 @@ def _check_archive(
             where=str(path),
             hint="refcli runs no code from files; load it with a program you trust and save its state_dict()",
         )
-    there, declared = path.stat().st_size, sum(member.file_size for member in members)
+    held, declared = path.stat().st_size, sum(member.file_size for member in members)
     packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size]
-    if packed or declared > there:
+    if packed or declared > held:
         raise error(
-            f"the archive declares {declared:,} bytes of content, but has {there:,}",
+            f"the archive declares {declared:,} bytes of content, but has {held:,}",
             where=str(path),
             hint="torch.save never compresses: do not trust this file",
         )
     with path.open("rb") as file:
-        if archive.comment or _directory(file, there) != archive.start_dir:
+        if archive.comment or _directory(file, held) != archive.start_dir:
             raise error(
                 "the archive's directory is not where the archive says",
                 where=str(path),
@@ -305,13 +305,13 @@ class _CheckpointMachine(PickleMachine):
     def check(self, value: Value) -> None:
         super().check(value)
         if value.weight > self.limits.weight:
-            raise self.bomb()
+            raise self.expansion_error()
 
     def check_bounds(self) -> None:
         if self.steps > self.limits.steps or self.work > self.limits.weight:
-            raise self.bomb()
+            raise self.expansion_error()
 
-    def bomb(self) -> PickleRefusedError:
+    def expansion_error(self) -> PickleRefusedError:
         return PickleRefusedError("its pickle expands to far more data than a checkpoint needs")
 
     def add(self, target: Value, parts: Sequence[Value]) -> None:
@@ -347,7 +347,7 @@ class _CheckpointMachine(PickleMachine):
         self.stack[-1].parts.extend(items)
 
     def check_size(self, value: Value) -> None:
-        if value.largest > max(self.num_file_bytes, _MIN_LARGEST_NUMBER):
+        if value.largest > max(self.num_file_bytes, _SMALL_NUMBER):
             size = f"it creates an object of size {value.largest:,}, but the file has {self.num_file_bytes:,} bytes"
             raise PickleRefusedError(size)
 

@@ -291,14 +291,14 @@ def list_splits(out: Path, listings: Sequence[Listing], *, part: Shard | None = 
         empty: dict[str, Any] = {"schema": STORE_SCHEMA, "datasets": {}}
         manifest = read_manifest(out) if (out / MANIFEST).exists() else empty
         before = {entry["file"]: entry["sha256"] for entry in file_entries(manifest)}
-        entries = [_enter(manifest, listing, part) for listing in listings]
+        entries = [_add_entry(manifest, listing, part) for listing in listings]
         finals = [str(entry["file"]) for entry in entries]
         with _published(out, listings, entries, before):
             _write(out, manifest)
         with suppress(OSError):  # the store is complete; only file names remain to be tidied
             _rename_to_final(out, manifest, entries, finals)
         listed = {entry["file"] for entry in file_entries(manifest)}
-        for file in {*before, *_left_behind(out, finals)} - listed:
+        for file in {*before, *_stale_temporaries(out, finals)} - listed:
             _remove(out, file)
     return out / MANIFEST
 
@@ -335,7 +335,7 @@ def _write(out: Path, manifest: Mapping[str, Any]) -> None:
     write_atomically(out / MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _enter(manifest: dict[str, Any], listing: Listing, part: Shard | None) -> dict[str, Any]:
+def _add_entry(manifest: dict[str, Any], listing: Listing, part: Shard | None) -> dict[str, Any]:
     """Add a split to a manifest; returns the entry of its file."""
     summary = listing.summary
     splits = manifest["datasets"].setdefault(summary.dataset, {"splits": {}})["splits"]
@@ -363,7 +363,7 @@ def _published(
                 continue
             if before.get(entry["file"], entry["sha256"]) != entry["sha256"]:
                 entry["file"] = entry["file"].removesuffix("parquet") + f"{entry['sha256'][:16]}.parquet"
-            path = _place_of(out, entry["file"])
+            path = _new_file(out, entry["file"])
             listing.writer.publish(path.name)
         yield
     except BaseException:
@@ -375,7 +375,7 @@ def _published(
         raise
 
 
-def _place_of(out: Path, file: str) -> Path:
+def _new_file(out: Path, file: str) -> Path:
     """The path of a new file of the store; an existing link there is replaced."""
     folder, _, name = file.rpartition("/")
     inside = path_inside(out, folder)
@@ -412,7 +412,7 @@ def _rename_to_final(
         _remove(out, file)
 
 
-def _left_behind(out: Path, finals: Sequence[str]) -> list[str]:
+def _stale_temporaries(out: Path, finals: Sequence[str]) -> list[str]:
     """Temporary files of splits that a killed process may have left behind."""
     found = []
     for final in finals:

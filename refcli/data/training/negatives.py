@@ -15,7 +15,7 @@ from refcli.contracts.example import Example
 from refcli.data.store.read import StoreSplit
 from refcli.errors import DataError
 
-TRIES = 32
+MAX_TRIES = 32
 """Number of expressions drawn for a sample before it is left unchanged."""
 BETWEEN_WORDS = r"[\pP\s]+"
 _SALT = 0x6E6F7461
@@ -61,7 +61,7 @@ class BorrowedExpressions:
         """A row whose expression is not used for the image of `row`; None if none is found."""
         image = self._images[row]
         own_texts = self._texts_by_image[self._starts[image] : self._starts[image + 1]]
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             lender = int(self._lenders[rng.randrange(len(self._lenders))])
             if self._texts[lender] not in own_texts:  # false for rows of the same image
                 return lender

@@ -172,11 +172,11 @@ class WeightedSampler:
             self._shuffle(epoch)
             sources[chosen] = self._sources[places[chosen]]
             counts[chosen] = self._counts[places[chosen]]
-        passes, spots = np.divmod(epochs * self.quotas[sources] + counts, self._sizes[sources])
+        passes, offsets = np.divmod(epochs * self.quotas[sources] + counts, self._sizes[sources])
         indices = np.empty_like(places)
         for source, number in np.unique(np.stack([sources, passes]), axis=1).T.tolist():
             chosen = (sources == source) & (passes == number)
-            indices[chosen] = self._starts[source] + self._permutation(source, number)[spots[chosen]]
+            indices[chosen] = self._starts[source] + self._permutation(source, number)[offsets[chosen]]
         return list(zip(indices.tolist(), _draws(self.seed, passes, indices).tolist(), strict=True))
 
     def _shuffle(self, epoch: int) -> None:

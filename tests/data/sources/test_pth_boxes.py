@@ -23,7 +23,7 @@ from pth_lists import (
 )
 
 from refcli.config.load import validate
-from refcli.data.sources.pth.reader import ENOUGH_BOXES, SOURCE, PthSettings
+from refcli.data.sources.pth.reader import MIN_BOXES_TO_DECIDE, SOURCE, PthSettings
 from refcli.data.sources.record import Problems
 from refcli.errors import ConfigError, DataError
 
@@ -45,7 +45,7 @@ def test_a_one_pixel_wide_inclusive_box_is_not_a_contradiction(tmp_path: Path):
 
 
 def test_coco_boxes_that_all_look_like_corners_must_be_declared(tmp_path: Path):
-    rows = [(COCO, f"{n}.pth", [10.0 + n, 10.0, 200.0 + n, 200.0], "boy", []) for n in range(ENOUGH_BOXES)]
+    rows = [(COCO, f"{n}.pth", [10.0 + n, 10.0, 200.0 + n, 200.0], "boy", []) for n in range(MIN_BOXES_TO_DECIDE)]
     with pytest.raises(DataError, match="could be corners") as caught:
         read(tmp_path, rows)
     assert "boxes: xyxy" in str(caught.value.hint)
@@ -92,7 +92,7 @@ def test_flickr_boxes_that_count_from_one_are_declared_and_suspected(tmp_path: P
     assert record.regions[0].box_xyxy == (158.0, 109.0, 261.0, 373.0)
     with pytest.raises(DataError, match="begins before pixel 1"):
         read(tmp_path, [FLICKR], first_flickr_pixel=1)
-    from_one = [(FLICKR[0], [1, 1, 2 + n, 3], "guys") for n in range(ENOUGH_BOXES)]
+    from_one = [(FLICKR[0], [1, 1, 2 + n, 3], "guys") for n in range(MIN_BOXES_TO_DECIDE)]
     _, problems = read(tmp_path, from_one)
     assert problems.counts == Counter(first_flickr_pixel_may_be_1=1)
     _, problems = read(tmp_path, [*from_one, FLICKR])

@@ -23,9 +23,9 @@ from refcli.errors import DataError
 from refcli.geometry.boxes import BoxXYXY
 
 INSTANCES = "instances"
-ENOUGH_BOXES = 50
+MIN_BOXES_TO_DECIDE = 50
 """Of this many x, y, width, height boxes, some cannot be corners: width <= x or height <= y (RefCOCO: 3 in 5)."""
-FEW = 100
+BOXES_PER_OUTLIER = 100
 """One box in this many may contradict the others: it is an outlier, reported if it is impossible."""
 BOX_TOLERANCE = 0.02
 """Pixels by which a box may differ from that of the annotation it names; both are written with two decimals."""
@@ -142,7 +142,7 @@ class _Reading:
     def _box_kind(self, family: Family, rows: list[PthRow]) -> BoxKind:
         is_inclusive = family in ("referit", "flickr")
         proofs = [row for row in rows if _is_never_xyxy(row.box, is_inclusive)]
-        if len(proofs) * FEW < len(rows):
+        if len(proofs) * BOXES_PER_OUTLIER < len(rows):
             proofs = []
         proof = proofs[0] if proofs else None
         kind = _usual_kind(rows[0]) if self.settings.boxes == "auto" else self.settings.boxes
@@ -153,7 +153,7 @@ class _Reading:
                 hint="if all are, declare the setting boxes: xywh; otherwise the file contradicts itself",
             )
         if proof is None and self.settings.boxes == "auto" and kind != "xyxy":
-            if kind is None or len(rows) >= ENOUGH_BOXES:
+            if kind is None or len(rows) >= MIN_BOXES_TO_DECIDE:
                 raise DataError(
                     f"all {len(rows)} boxes of {family} could be corners, unlike typical x, y, width, height boxes"
                     if kind
@@ -168,7 +168,7 @@ class _Reading:
 
     def _check_first_pixel(self, rows: list[PthRow]) -> None:
         before = [row for row in rows if min(row.box[:2]) < self.settings.first_flickr_pixel]
-        if len(before) * FEW >= len(rows):
+        if len(before) * BOXES_PER_OUTLIER >= len(rows):
             zero = before[0]
             raise DataError(
                 f"the box {list(zero.box)} begins before pixel {self.settings.first_flickr_pixel}, the first one",
@@ -177,7 +177,7 @@ class _Reading:
             )
         if (
             self.settings.first_flickr_pixel == 0
-            and len(rows) >= ENOUGH_BOXES
+            and len(rows) >= MIN_BOXES_TO_DECIDE
             and all(min(row.box[:2]) > 0 for row in rows)
         ):
             self.problems.add(

@@ -123,8 +123,8 @@ def _draw_attributes(count: int, colours: list[str], dice: Dice) -> list[tuple[s
         fill = dice.pick([fill for fill in pool if fill in allowed_fills(shape)] or ["solid"])
         drawn.append((shape, dice.pick(colours), fill))
     if dice.chance(0.25):
-        stranger = dice.integer(0, count - 1)
-        drawn[stranger] = (dice.pick(SHAPES), dice.pick(colours), "solid")
+        odd_one = dice.integer(0, count - 1)
+        drawn[odd_one] = (dice.pick(SHAPES), dice.pick(colours), "solid")
     return drawn
 
 

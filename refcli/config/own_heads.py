@@ -1,4 +1,4 @@
-"""Heads of other packages, which settings name as "package.module:ClassName", and when their module may be imported."""
+"""Heads of other packages: their names ("package.module:ClassName") and the rules for importing their modules."""
 
 from __future__ import annotations
 

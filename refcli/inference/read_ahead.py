@@ -113,6 +113,8 @@ _Slot: TypeAlias = "tuple[Request, Future[DecodedImage] | None] | _Failure | Non
 
 
 class _Feed:
+    """Reads requests in one thread and decodes their images in others."""
+
     def __init__(self, requests: Iterable[Request], decode: Decode, *, depth: int, keeps_drawables: bool) -> None:
         self._decode = decode
         self._keeps_drawables = keeps_drawables

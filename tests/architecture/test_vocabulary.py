@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -78,15 +79,28 @@ def test_a_class_name_means_one_thing():
     assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
 
 
+def private_uses(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, name) of every private name that is imported from the package, or read from what is imported from it."""
+    imports = [
+        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("refcli")
+    ]
+    names = {alias.asname or alias.name for node in imports for alias in node.names}
+    for node in imports:
+        yield from ((node.lineno, alias.name) for alias in node.names if alias.name.startswith("_"))
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name in names:
+                if re.match(r"_(?!_|replace$|asdict$|fields$)", attribute):
+                    yield node.lineno, f"{name}.{attribute}"
+            case ast.Constant(value=str(text)) if re.fullmatch(r"refcli(?:\.\w+)*\._[a-z]\w*", text):
+                yield node.lineno, text
+
+
 def test_a_test_touches_no_private_name_of_the_package():
-    found = []
-    for path in sorted((ROOT / "tests").rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("refcli"):
-                found += [f"{place(path)}:{node.lineno}: {a.name}" for a in node.names if a.name[0] == "_"]
-        found += [
-            f"{place(path)}: {match[0]}" for match in re.finditer(r"[\"']refcli(?:\.\w+)*\.(?:_[a-z]\w*)[\"']", text)
-        ]
+    found = [
+        f"{place(path)}:{line}: {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for line, name in private_uses(ast.parse(path.read_text(encoding="utf-8")))
+    ]
 
     assert found == []

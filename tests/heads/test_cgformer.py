@@ -138,7 +138,7 @@ def test_under_autocast_places_keep_their_tokens():
 def test_an_assignment_passes_gradients_as_a_softmax():
     torch.manual_seed(0)
     logits, weights = torch.randn(2, 3, 5, requires_grad=True), torch.randn(2, 3, 5)
-    (grouping._straight_through(logits) * weights).sum().backward()
+    (grouping.straight_through(logits) * weights).sum().backward()
     through_hard = logits.grad.clone()
     logits.grad = None
     (logits.softmax(1) * weights).sum().backward()

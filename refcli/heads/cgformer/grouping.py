@@ -89,9 +89,9 @@ class Grouping(nn.Module):
             cosine = _unit(query.float()) @ _unit(key.float()).transpose(1, 2)
         temperature = self.temperature()
         if self.noise == "always" or (self.noise == "training" and self.training):
-            assignment = _straight_through((cosine + gumbel_like(cosine)) / temperature)
+            assignment = straight_through((cosine + gumbel_like(cosine)) / temperature)
         else:
-            assignment = _straight_through(cosine / temperature)
+            assignment = straight_through(cosine / temperature)
         value = self.value(places)
         gathered = assignment.to(value.dtype) @ value
         mean = gathered / (assignment.sum(-1, keepdim=True) + 1).to(value.dtype)
@@ -112,7 +112,7 @@ def _unit(x: Tensor) -> Tensor:
     return unit
 
 
-def _straight_through(logits: Float[Tensor, "batch tokens places"]) -> Float[Tensor, "batch tokens places"]:
+def straight_through(logits: Float[Tensor, "batch tokens places"]) -> Float[Tensor, "batch tokens places"]:
     """One-hot over the tokens, with the gradient of the softmax over them."""
     soft = logits.softmax(1)
     hard = torch.zeros_like(soft).scatter(1, soft.argmax(1, keepdim=True), 1.0)

@@ -144,7 +144,7 @@ def _temporary(path: Path, *, is_folder: bool) -> Iterator[Path]:
 
 
 def _create(path: Path, *, is_folder: bool) -> tuple[Path, int | None]:
-    """A new temporary and, where the system has such locks, the open handle that holds its lock."""
+    """A new temporary and, on systems with file locks, the open handle that holds its lock."""
     temporary, handle = _create_unlocked(path, is_folder=is_folder)
     for _ in range(_MAX_TRIES):
         if handle is None or _is_locked_at(handle, temporary):

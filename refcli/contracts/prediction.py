@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PREDICTION_SCHEMA = "refcli.prediction/1"
 NoTargetSource: TypeAlias = Literal["existence", "mask", "min_score"]
-"""Why an answer is "no target": the system's existence score, an empty mask, or no target with the requested score."""
+"""The reason for "no target": the system's existence score, an empty mask, or no target with the requested score."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Answer:
     weights: str
     error: str | None = None
     candidates: tuple[Target, ...] | None = None
-    """With "no target": everything that the system proposed before that decision, including empty masks. None: unknown,
+    """With "no target": all proposals of the system before that decision, including empty masks. None: unknown,
     or in `targets`."""
     no_target_source: NoTargetSource | None = None
     """With "no target": the reason; None where the system does not state it."""
@@ -90,7 +90,7 @@ class Answer:
         """The answer of any system to an example; without targets it is "no target".
 
         Args:
-            example: what was asked.
+            example: the question.
             targets: in pixels of the example's image.
             weights: the name of the system.
         """
@@ -109,5 +109,5 @@ class Answer:
 
     @property
     def proposals(self) -> tuple[Target, ...]:
-        """What the system proposed before it decided about existence, as far as known."""
+        """The system's proposals before its decision about existence, as far as known."""
         return self.targets if self.candidates is None else self.candidates

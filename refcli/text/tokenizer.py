@@ -129,7 +129,7 @@ class Tokenizer:
         """
         pieces = self._split(_lower(expression))
         if not pieces:
-            raise ExpressionError("the expression is empty", where=repr(expression), hint="say what to look for")
+            raise ExpressionError("the expression is empty", where=repr(expression), hint="describe the object to find")
         ids = [UNK if piece == self._unknown_piece else piece + PIECE_OFFSET for piece in pieces]
         return [BOS, *ids[: self.max_tokens - 2], EOS]
 

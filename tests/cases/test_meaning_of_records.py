@@ -350,7 +350,7 @@ def test_a_key_that_names_the_form_of_boxes_is_compared_with_the_form_of_the_for
     [
         ({"rotation": 30}, "rotated boxes are not read"),
         ({"exist": False}, "may have no target"),
-        ({"ignore": 1}, "not to be used"),
+        ({"ignore": 1}, "marked as unusable"),
         ({"angle": 0}, "the key 'angle' is unknown"),
     ],
 )

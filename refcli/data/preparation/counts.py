@@ -74,7 +74,7 @@ def count_error(dataset: str, counts: Sequence[CountCheck], *, where: str, hint:
     if wrong is None:
         return None
     return DataError(
-        f"{dataset}:{wrong.split} has {wrong.found:,} {wrong.what}, {wrong.expected:,} are expected",
+        f"{dataset}:{wrong.split} has {wrong.found:,} {wrong.what}, but {wrong.expected:,} are expected",
         where=where,
         hint=hint,
     )

@@ -28,7 +28,7 @@ _SPLITS_BY_WORD = {
 """Word of a file name, without the year that may follow it -> split."""
 
 Origin = Literal["published", "mixture", "generated"]
-"""Where a known data set comes from: published files, splits of the store, or a generator."""
+"""The origin of a known data set: published files, splits of the store, or a generator."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ Plan = FilePlan | MixturePlan | GeneratedPlan
 
 
 def origin_of(name: str) -> Origin:
-    """Where a known data set comes from.
+    """The origin of a known data set.
 
     Raises:
         ConfigError: no such data set.

@@ -68,7 +68,7 @@ class SelectedRecords:
         self.shard = shard
         self.intake: dict[str, Intake] = {}
         self.splits: set[str] = set()
-        """All wanted splits of the files, also those of which this shard holds no record."""
+        """All wanted splits of the files, including those without a record in this shard."""
 
     def __iter__(self) -> Iterator[RawRecord]:
         for record in self._records:

@@ -225,7 +225,7 @@ def list_files(source: Path, suffix: str, *, folder: str | None = None) -> dict[
             )
     if not found:
         what = f"{suffix} file in {folder}" if folder else f"{suffix} file"
-        raise DataError(f"there is no {what}", where=str(source), hint="is it the right folder or archive?")
+        raise DataError(f"there is no {what}", where=str(source), hint="check that it is the right folder or archive")
     return found
 
 

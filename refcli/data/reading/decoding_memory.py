@@ -1,4 +1,4 @@
-"""The memory that decoding an opened image needs, and checks of what its header claims."""
+"""Estimate the memory for decoding an image, and check the claims of its header."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_DRAFT = 8
 """The largest factor by which libjpeg reduces an image."""
 
 
-def decoding_bytes(image: Image.Image, factor: int, *, is_turned: bool) -> int:
+def decoding_bytes(image: Image.Image, factor: int, *, is_rotated: bool) -> int:
     """An upper estimate of the bytes needed to decode an opened image and convert it to RGB.
 
     Raises:
@@ -40,7 +40,7 @@ def decoding_bytes(image: Image.Image, factor: int, *, is_turned: bool) -> int:
         total = total // min(factor, _MAX_DRAFT) ** 2 if is_jpeg else total
         total += 2 * _BYTES_OF_COLOUR * pixels // factor**2
     else:
-        total += _BYTES_OF_COLOUR * pixels * ((image.mode != "RGB") + is_turned)
+        total += _BYTES_OF_COLOUR * pixels * ((image.mode != "RGB") + is_rotated)
     if is_jpeg and ("progressive" in image.info or pixels > _FEW_PIXELS):
         total += _coefficient_bytes(image)
     if image.format == "TIFF":
@@ -102,7 +102,7 @@ def _tiff_piece_bytes(image: Image.Image) -> int:
 
 
 def check_completeness(image: Image.Image) -> None:
-    """Refuse an uncompressed TIFF whose strips do not cover it: Pillow would fill in black, gigabytes for a tiny file.
+    """Refuse an uncompressed TIFF whose strips do not cover it: Pillow would fill the rest with gigabytes of black.
 
     Raises:
         OSError: the strips do not cover the image.

@@ -58,7 +58,7 @@ _OTHER_KINDS = (
     (re.compile(rb"version https://git-lfs"), "a Git LFS pointer; fetch the image with `git lfs pull`"),
     (re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE), "a web page; download the image again"),
 )
-"""First bytes of files that are often mistaken for images, and what they are."""
+"""First bytes of files that are often mistaken for images, and the kind of file."""
 _PNG, _PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """The first bytes of a PNG, and the chunks that affect neither pixels nor size."""
 _REDUCED_FIRST = frozenset({"I", "F"})
@@ -98,7 +98,7 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 class _NoPillowLimit:
-    """A context that turns off Pillow's own limit, a warning from 89 megapixels on: `ImageLimits` apply instead."""
+    """A context without Pillow's own limit, a warning from 89 megapixels on: `ImageLimits` apply instead."""
 
     def __init__(self) -> None:
         self.reset()
@@ -274,8 +274,8 @@ def _decode(
             check_completeness(image)
             factor = _reduction(image.size, limits) if may_reduce else 1
             # A PNG may store its orientation after the pixels; Pillow would decode it to find out.
-            is_turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) != 1
-            num_bytes = decoding_bytes(image, factor, is_turned=is_turned)
+            is_rotated = (image.format != "PNG" or "exif" in image.info) and _orientation(image) != 1
+            num_bytes = decoding_bytes(image, factor, is_rotated=is_rotated)
             num_bytes += spare_bytes * image.width * image.height
             if num_bytes > limits.max_bytes:
                 raise ImageError(

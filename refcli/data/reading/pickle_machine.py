@@ -1,4 +1,4 @@
-"""Analyse a pickle without loading it: follow its opcodes, and know the size, depth and kind of every value."""
+"""Analyse a pickle without loading it: follow its opcodes, and track the size, depth and kind of every value."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class _PlainUnpickler(pickle.Unpickler):
                 hint="convert them to plain numbers (.item(), .tolist()) and re-save as JSON",
             )
         raise DataError(
-            f"the pickle asks for the global {module_name}.{global_name}; only plain data is read",
+            f"the pickle refers to the global {module_name}.{global_name}; only plain data is read",
             where=self._where,
             hint=_HINT,
         )
@@ -89,7 +89,7 @@ def read_pickle(path: Path, *, limits: PlainPickleLimits = PLAIN_LIMITS) -> obje
         limits: the largest pickle allowed.
 
     Raises:
-        DataError: the pickle asks for a global or a persistent id, is truncated or broken, or is too large.
+        DataError: the pickle refers to a global or a persistent id, is truncated or broken, or is too large.
     """
     with open_binary(path, max_bytes=limits.num_bytes) as stream:
         return _load(stream, path, limits)
@@ -170,7 +170,7 @@ def _load(stream: BinaryIO, path: Path, limits: PlainPickleLimits) -> object:
 def _check_opcodes(stream: BinaryIO, limits: PlainPickleLimits, *, num_stored: int, where: str) -> int:
     """Make sure that Python's unpickler, allowed no global, needs time and memory in proportion to the pickle.
 
-    Follows the pickle to its end, or to the first opcode that asks for a global or an external object, where such an
+    Follows the pickle to its end, or to the first opcode that refers to a global or an external object, where such an
     unpickler stops.
 
     Args:

@@ -36,7 +36,7 @@ MAX_PICKLE_BYTES = 8 << 20
 CHECKPOINT_PROTOCOL = 2
 """The last protocol whose opcodes torch's restricted unpickler knows; torch.save writes it."""
 FETCH_AGAIN = "the file may be cut off or not be a checkpoint at all: download it again"
-_NOT_LOADED = "nothing in it was loaded; is this a weights file?"
+_NOT_LOADED = "nothing in it was loaded; check that this is a weights file"
 _SMALL_NUMBER = 1 << 20
 """Largest number that any call may have as an argument; larger ones are limited by the size of the file."""
 _SLOW_CODECS = frozenset({"punycode", "idna"})
@@ -246,7 +246,7 @@ def _check_archive(
     with path.open("rb") as file:
         if archive.comment or _directory(file, held) != archive.start_dir:
             raise error(
-                "the archive's directory is not where the archive says",
+                "the archive's directory is not at its stated offset",
                 where=str(path),
                 hint="two files may have been joined here: do not trust this file",
             )

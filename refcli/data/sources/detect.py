@@ -60,7 +60,7 @@ def _identify(path: Path) -> tuple[str, str]:
         return ("empty", "name the annotation file") if path.stat().st_size == 0 else ("", "")
     if _LIST_OF_OBJECTS.match(start.lstrip()):
         return "one JSON list of objects", (
-            "own data needs one object per line; jq -c '.[]' FILE > lines.jsonl converts it"
+            "custom data needs one object per line; jq -c '.[]' FILE > lines.jsonl converts it"
         )
     return _match_first_bytes(start, path.name, _CONTAINERS)
 

@@ -44,7 +44,7 @@ def possible_coco_id(key: str) -> int | None:
 def named_image(
     file_name: str, *, dataset: str, width: int | None = None, height: int | None = None, origin: ImageOrigin = "auto"
 ) -> RawImage:
-    """The image of a file name: COCO's if its name or `origin` says so, otherwise the data set's own.
+    """The image of a file name: COCO's if its name or `origin` shows it, otherwise the data set's own.
 
     Args:
         file_name: with or without folders, with either kind of slashes.

@@ -1,4 +1,4 @@
-"""The keys of records: those a reader reads, those it may ignore, and those that would change what a record means."""
+"""The keys of records: those that a reader uses, may ignore, or must refuse because they change a record's meaning."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ATTRIBUTES = "attributes"
 UNUSED_KEY = "unused_key"
 _TRUE = frozenset({"true", "yes", "1", "1.0"})
 _FALSE = frozenset({"false", "no", "0", "0.0"})
-_TURN = 180.0
-_TURN_TOLERANCE = 0.01
+_HALF_TURN = 180.0
+_ROTATION_TOLERANCE = 0.01
 """Degrees up to which a box counts as upright."""
 
 
@@ -111,8 +111,8 @@ def check_meaning(key: str, value: object, known: KnownKeys, where: str) -> None
             hint="mark such records the way this format marks no target, or leave them out",
         )
     if name in _MEANS_IGNORED and _MEANS_IGNORED[name](value):
-        raise MeaningError(f"{shown}: the record is marked as not to be used", kind="ignored_record", where=where)
-    if known.has_box and name in _ANGLES and _is_turned(value):
+        raise MeaningError(f"{shown}: the record is marked as unusable", kind="ignored_record", where=where)
+    if known.has_box and name in _ANGLES and _is_rotated(value):
         raise MeaningError(
             f"{shown}: rotated boxes are not read",
             kind="rotated_box",
@@ -174,7 +174,7 @@ _MEANS_ABSENT: dict[str, Callable[[object], bool]] = {
         _is_true,
     ),
 }  # fmt: skip
-"""Keys, without case and punctuation, that state whether an expression has a target -> the test for "it has none"."""
+"""Keys, without case and punctuation, that state whether an expression has a target -> the test for "no target"."""
 _MEANS_IGNORED: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(
         ("ignore", "ignored", "isignored", "ignoreregion", "ignoreflag", "skip", "skipped", "deleted", "isdeleted",
@@ -184,7 +184,7 @@ _MEANS_IGNORED: dict[str, Callable[[object], bool]] = {
     ),
     **dict.fromkeys(("valid", "isvalid"), _is_false),
 }  # fmt: skip
-"""The same for keys that state whether a record may be used -> the test for "it may not"."""
+"""Keys that state whether a record may be used -> the test for "unusable"."""
 _ANGLES = frozenset(
     {"rotation", "rotate", "angle", "theta", "rotationangle", "rotateangle", "rotangle", "bboxrotation", "bboxangle",
      "boxangle", "rotationdeg", "rotationdegrees", "angledeg", "angledegrees", "anglerad", "rotated", "isrotated"}
@@ -200,15 +200,15 @@ _FOREIGN_FORMS = ("yxyx", "cxcy", "xcyc", "yolo", "center", "centre", "norm", "r
 _FRACTIONS = frozenset({"normalized", "normalised", "isnormalized", "isnormalised", "relative", "isrelative"})
 
 
-def _is_turned(value: object) -> bool:
-    """Whether an angle, in degrees or radians, turns a box away from upright."""
+def _is_rotated(value: object) -> bool:
+    """Whether an angle, in degrees or radians, rotates a box away from upright."""
     if isinstance(value, bool):
         return value
     try:
         angle = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return _is_true(value)
-    return not math.isfinite(angle) or abs(math.remainder(angle, _TURN)) > _TURN_TOLERANCE
+    return not math.isfinite(angle) or abs(math.remainder(angle, _HALF_TURN)) > _ROTATION_TOLERANCE
 
 
 def _is_foreign_form(name: str, value: object, *, has_corners: bool) -> bool:

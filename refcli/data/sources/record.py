@@ -105,7 +105,7 @@ class Reader(Protocol):
             files: role -> file, see `Source.files`.
             settings: the source's own settings.
             dataset: name of the data set; prefix of the keys of images that belong to no known collection.
-            problems: collects every record that is left out.
+            problems: collects every omitted record.
 
         Raises:
             DataError: a file is unsafe, is not of this format, or contradicts itself.

@@ -117,7 +117,7 @@ class StoreSplit:
         name: "dataset:split".
         files: (Parquet file, number of its rows), in order.
         image_root: the folder that image paths are relative to.
-        groups_kept: number of row groups that stay in memory, those used last; None: all.
+        groups_kept: number of most recently used row groups that stay in memory; None: all.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class StoreSplit:
             sizes += groups
         self._starts = [0, *accumulate(sizes)]
         self._groups: dict[int, RowReader] = {}
-        """The row groups in memory; where their number is limited, the one used last comes last."""
+        """The row groups in memory; if their number is limited, the most recently used one is last."""
 
     @property
     def group_starts(self) -> Sequence[int]:
@@ -289,7 +289,7 @@ def _read_limited(path: Path, group: int, columns: list[str], where: str, max_by
         schema = file.schema_arrow
     num_rows = sum(map(len, batches))
     if num_rows != expected:
-        raise DataError(f"the row group has {num_rows} rows, {expected} are expected", where=where, hint=_HINT)
+        raise DataError(f"the row group has {num_rows} rows, but {expected} are expected", where=where, hint=_HINT)
     if not batches:
         wanted = {column.partition(".")[0] for column in columns}
         return pa.schema([field for field in schema if field.name in wanted]).empty_table()

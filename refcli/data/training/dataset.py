@@ -205,7 +205,7 @@ def _with_size(example: Example, width: int, height: int, path: Path) -> Example
             raise DataError(
                 f"a region does not fit into its image of {width} x {height}: box {region.box_xyxy}",
                 where=where,
-                hint="the store does not know the size of this image; prepare-data with --images checks every region",
+                hint="the store lacks the size of this image; prepare-data with --images checks every region",
             )
         regions.append(replace(region, box_xyxy=box))
     return replace(example, width=width, height=height, regions=tuple(regions))

@@ -114,7 +114,7 @@ def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Ch
         raise WeightsError(
             f"{len(odd)} entries of the checkpoint have implausible names: {odd[0][:MAX_NAME]!a}",
             where=str(path),
-            hint="is this a weights file?",
+            hint="check that this is a weights file",
         )
     foreign = [f"{key} ({type(value).__name__})" for key, value in state.items() if not _is_usable(value)]
     if foreign or not state:
@@ -122,7 +122,7 @@ def _interpret(path: Path, loaded: Any, *, unknown_types: tuple[str, ...]) -> Ch
             "the checkpoint's state dict holds something other than dense tensors: "
             f"{', '.join(foreign[:5]) or 'nothing at all'}",
             where=str(path),
-            hint="is this a weights file?",
+            hint="check that this is a weights file",
         )
     declared, there = sum(tensor.numel() * tensor.element_size() for tensor in state.values()), path.stat().st_size
     if declared > there:

@@ -193,7 +193,7 @@ def test_with_leaks_the_counts_are_compared_with_the_published_ones(store):
 
 def test_strict_refuses_a_count_that_differs_and_leaves_the_store_unchanged(store):
     before = (store / "manifest.json").read_bytes()
-    with pytest.raises(DataError, match="both:train has 7 expressions, 8 are expected"):
+    with pytest.raises(DataError, match="both:train has 7 expressions, but 8 are expected"):
         mix(store, "both", spec(splits=PUBLISHED), keep_leaks=True, strict=True)
     assert (store / "manifest.json").read_bytes() == before
     assert list((store / "both").iterdir()) == []

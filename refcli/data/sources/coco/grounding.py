@@ -454,7 +454,7 @@ class _Reading:
         return "refcoco" in self._family(image)
 
     def _has_several_phrases(self, caption: str, rows: Sequence[AnnotationRow]) -> bool:
-        """Whether the annotations of a caption mark different words, so that each has a phrase of its own."""
+        """Whether the annotations of a caption mark different words, so that each has a separate phrase."""
         marked = {tuple(join_words(row.spans, caption)) for row in rows if row.spans}
         return len(marked) > 1
 

@@ -125,7 +125,7 @@ def read_coco_lists(path: Path, problems: Problems) -> CocoLists:
     log.finish()
     for key in ("images", "annotations"):
         if key not in file:
-            raise DataError(f"there is no list of {key}", where=str(path), hint="is the file in COCO's format?")
+            raise DataError(f"there is no list of {key}", where=str(path), hint="check that it is in COCO's format")
     images, annotations = (
         parse_json(file[key], list[msgspec.Raw], where=f"{path}: {key}") for key in ("images", "annotations")
     )

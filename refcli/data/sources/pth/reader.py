@@ -323,7 +323,7 @@ class Annotated:
     def size_and_mask(
         self, row: PthRow, annotation_id: int, box: BoxXYXY, problems: Problems
     ) -> tuple[int | None, int | None, bytes | None]:
-        """The image's width and height and the mask of the annotation that the row names; None for what is missing.
+        """The image's width and height and the mask of the annotation that the row names; None for missing ones.
 
         Raises:
             DataError: the annotation belongs to another image.

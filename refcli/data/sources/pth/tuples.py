@@ -85,7 +85,7 @@ def read_rows(path: Path, *, family: Family | None, problems: Problems) -> list[
     content = read_json(path, list[msgspec.Raw]) if is_json else read_torch_list(path)
     if not isinstance(content, list) or not content:
         what = "nothing" if content == [] else f"a {type(content).__name__}, not a list of tuples"
-        raise DataError(f"the file holds {what}", where=str(path), hint="is it a checkpoint? check the path")
+        raise DataError(f"the file holds {what}", where=str(path), hint="it may be a checkpoint; check the path")
     rejected = Rejections(problems)
     rows: list[PthRow] = []
     for index, item in enumerate(content):

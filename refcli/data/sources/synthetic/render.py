@@ -10,7 +10,7 @@ import numpy as np
 from refcli.data.sources.synthetic.background import grain, paint_backdrop
 from refcli.data.sources.synthetic.palette import COLOUR_JITTER, COLOURS, outline_core, pattern_tone
 from refcli.data.sources.synthetic.scene import Scene, SceneObject
-from refcli.data.sources.synthetic.shapes import shape_table, turned
+from refcli.data.sources.synthetic.shapes import rotate, shape_table
 
 OVERSAMPLING = 4
 """Factor by which silhouettes are drawn larger before they are averaged down."""
@@ -66,12 +66,12 @@ def _silhouette(
     unit = shape_table()[item.shape]
     large = np.zeros((height * OVERSAMPLING, width * OVERSAMPLING), dtype=np.uint8)
     middle = np.array([item.x - left, item.y - top])
-    shape_middle = turned(unit.outline, item.rotation)
+    shape_middle = rotate(unit.outline, item.rotation)
     offset = (shape_middle.max(axis=0) + shape_middle.min(axis=0)) / 2
     factor = OVERSAMPLING * (1 << FIXED_POINT_BITS)
 
     def fixed(outline: np.ndarray) -> np.ndarray:
-        points = (turned(outline, item.rotation) - offset) * (item.size - BORDER_GROWTH) + middle
+        points = (rotate(outline, item.rotation) - offset) * (item.size - BORDER_GROWTH) + middle
         return np.asarray(np.rint(points * factor - factor / (2 * OVERSAMPLING)), dtype=np.int32)
 
     outlines = [fixed(unit.outline)] + ([fixed(unit.hole)] if unit.hole is not None else [])

@@ -12,7 +12,7 @@ from refcli.data.sources.synthetic.background import Backdrop, draw_backdrop
 from refcli.data.sources.synthetic.dice import Dice
 from refcli.data.sources.synthetic.palette import FILLS, contrasting
 from refcli.data.sources.synthetic.settings import SyntheticSettings
-from refcli.data.sources.synthetic.shapes import SHAPES, shape_table, turned
+from refcli.data.sources.synthetic.shapes import SHAPES, rotate, shape_table
 
 FILL_WEIGHTS = {"solid": 0.4, "striped": 0.22, "dotted": 0.2, "outlined": 0.18}
 PLACE_TRIES = 30
@@ -70,8 +70,8 @@ def allowed_fills(shape: str) -> tuple[str, ...]:
 
 @cache
 def _half_extent(shape: str, degrees: int) -> tuple[float, float]:
-    """Half the box of a shape of size 1, turned by whole degrees."""
-    points = turned(shape_table()[shape].outline, degrees)
+    """Half the box of a shape of size 1, rotated by whole degrees."""
+    points = rotate(shape_table()[shape].outline, degrees)
     width, height = points.max(axis=0) - points.min(axis=0)
     return float(width) / 2, float(height) / 2
 
@@ -158,7 +158,7 @@ def _place(
     """Place the objects, the largest first, and shuffle them; objects that do not fit are left out."""
     table = shape_table()
     placed: list[SceneObject] = []
-    reach: list[float] = []
+    radii: list[float] = []
     for (shape, colour, fill), (size, size_class) in sorted(
         zip(kinds, sizes, strict=True), key=lambda item: -item[1][0]
     ):
@@ -170,12 +170,13 @@ def _place(
             x = dice.between(half_width + 2, canvas[0] - half_width - 2)
             y = dice.between(half_height + 2, canvas[1] - half_height - 2)
             if all(
-                hypot(x - other.x, y - other.y) >= (CLEAR if other.colour == colour else crowding) * (radius + far)
-                for other, far in zip(placed, reach, strict=True)
+                hypot(x - other.x, y - other.y)
+                >= (CLEAR if other.colour == colour else crowding) * (radius + other_radius)
+                for other, other_radius in zip(placed, radii, strict=True)
             ):
                 placed.append(
                     SceneObject(shape, colour, fill, size_class, size, x, y, degrees, half_width, half_height)
                 )
-                reach.append(radius)
+                radii.append(radius)
                 break
     return dice.sample(placed, len(placed))

@@ -145,8 +145,8 @@ SHAPES = (
 """Every shape word."""
 
 
-def turned(outline: np.ndarray, degrees: float) -> np.ndarray:
-    """The outline, rotated about the origin."""
+def rotate(outline: np.ndarray, degrees: float) -> np.ndarray:
+    """Rotate an outline about the origin."""
     angle = np.deg2rad(degrees)
     cos, sin = np.cos(angle), np.sin(angle)
     return np.asarray(outline @ np.array([[cos, sin], [-sin, cos]]))

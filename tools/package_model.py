@@ -14,7 +14,7 @@ from refcli.contracts.batch import Batch
 from refcli.data.store.read import Store
 from refcli.data.training.collate import Collate
 from refcli.data.training.dataset import GroundingDataset
-from refcli.evaluation.calibration import calibrate_on, with_threshold
+from refcli.evaluation.calibration import calibrate_grounder, with_threshold
 from refcli.recipes.evaluate import ModelSelection, SplitSelection, evaluate_model
 from refcli.weights.directory import LoadedWeights, load_weights, save_weights
 from refcli.weights.layout import read_meta, write_meta
@@ -40,7 +40,7 @@ def package_model(
         RefcliError: the model has no existence output, the samples all have or all lack a target, ...
     """
     loaded = load_weights(str(weights))
-    chosen = calibrate_on(loaded.grounder, _batches(loaded, *calibrate), min_t_acc=min_t_acc, bf16=True)
+    chosen = calibrate_grounder(loaded.grounder, _batches(loaded, *calibrate), min_t_acc=min_t_acc, bf16=True)
     settings = with_threshold(loaded.settings, round(chosen.threshold, 4))
     meta: dict[str, object] = {**loaded.meta, "existence_threshold_from": calibrate[1]}
     save_weights(out, loaded.grounder, settings, meta=meta, dtype="bf16")

@@ -154,7 +154,7 @@ def command(
     from refcli.errors import ExitCode
     from refcli.evaluation.gates import check_gates, parse_gates
     from refcli.evaluation.metrics.conventions import choose_conventions
-    from refcli.evaluation.report.document import several_document
+    from refcli.evaluation.report.document import combined_document
     from refcli.evaluation.results import exit_code
     from refcli.evaluation.run import Scoring
     from refcli.recipes.evaluate import EvaluationSettings, ModelSelection, SplitSelection, evaluate
@@ -187,7 +187,7 @@ def command(
         if evaluation.page is not None:
             log(f"wrote {evaluation.page}")
     if json_:
-        document = evaluations[0].document if len(evaluations) == 1 else several_document(reports)
+        document = evaluations[0].document if len(evaluations) == 1 else combined_document(reports)
         write_line(json.dumps(document, indent=2))
     else:
         _write_tables(reports, other=evaluations[0].other)

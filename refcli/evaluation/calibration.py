@@ -26,21 +26,23 @@ class Calibrated:
     """Share of the samples without a target that do not pass."""
 
 
-def calibrate_on(grounder: Grounder, batches: Iterable[Batch], *, min_t_acc: float, bf16: bool = False) -> Calibrated:
+def calibrate_grounder(
+    grounder: Grounder, batches: Iterable[Batch], *, min_t_acc: float, bf16: bool = False
+) -> Calibrated:
     """Choose the threshold of a grounder on one pass over validation batches; see `calibrate_existence`.
 
     Raises:
         ConfigError: the head has no existence output.
         DataError: all samples have a target, or none has one.
     """
-    existence, has_target = ask_existence(grounder, batches, bf16=bf16)
+    existence, has_target = collect_existence(grounder, batches, bf16=bf16)
     threshold = calibrate_existence(existence, has_target, min_t_acc=min_t_acc)
     passes = existence >= threshold
     return Calibrated(threshold, float(passes[has_target].mean()), float((~passes)[~has_target].mean()))
 
 
 @torch.inference_mode()
-def ask_existence(
+def collect_existence(
     grounder: Grounder, batches: Iterable[Batch], *, bf16: bool = False
 ) -> tuple[Float[np.ndarray, " samples"], Bool[np.ndarray, " samples"]]:
     """The existence probability of every sample, and whether it has a target; puts the grounder into evaluation mode.

@@ -25,7 +25,7 @@ MOST_WAITING = 256
 
 
 class Split(Protocol):
-    """What evaluation needs of a split of a store: examples with images."""
+    """The part of a split's interface that evaluation needs: examples with images."""
 
     def __len__(self) -> int: ...
 
@@ -37,7 +37,7 @@ class Split(Protocol):
 
 
 class RawPredictor(Protocol):
-    """What evaluation needs of a Predictor."""
+    """The part of a Predictor's interface that evaluation needs."""
 
     def answer_requests(self, requests: Iterable[Request], *, raw: bool) -> Iterator[AnsweredRequest]:
         """Answers in the order of the requests; with `raw`, they keep their targets although `no_target` is set."""

@@ -16,7 +16,7 @@ from refcli.geometry.frame import Frame
 from refcli.geometry.masks import decode_mask, rle_area, rle_intersection
 
 _POSITION_DECIMALS = 9
-"""Positions among cells are rounded to this, lest rounding errors make a pixel read a cell of weight 0."""
+"""Positions among cells are rounded to this, so that no pixel reads a cell of weight 0 because of rounding errors."""
 
 
 class MaskOverlap(NamedTuple):
@@ -55,18 +55,18 @@ class MaskFrame:
     keeps_aspect: bool
     cells: int | None = None
 
-    def overlap(self, truth: RLE | None, found: RLE | None, painted: Sequence[ModelMask] = ()) -> MaskOverlap:
-        """Compare two masks of one image; None is an empty mask. `painted` is `found` as the model gave it."""
+    def overlap(self, truth: RLE | None, found: RLE | None, model_masks: Sequence[ModelMask] = ()) -> MaskOverlap:
+        """Compare two masks of one image; None is an empty mask. `model_masks` is `found` as the model gave it."""
         true = self._resized(truth) if truth is not None else None
-        drawn = self._drawn(found, painted) if found is not None else None
+        drawn = self._answer_in_frame(found, model_masks) if found is not None else None
         true_area = 0 if true is None else int(np.count_nonzero(true))
         drawn_area = 0 if drawn is None else int(np.count_nonzero(drawn))
         intersection = 0 if true is None or drawn is None else int(np.count_nonzero(true & drawn))
         return MaskOverlap(intersection, true_area + drawn_area - intersection, true_area)
 
-    def _drawn(self, mask: RLE, painted: Sequence[ModelMask]) -> Bool[np.ndarray, "columns rows"]:
-        if self.cells is not None and painted:
-            return reduce(np.logical_or, (self._painted(one, mask) for one in painted))
+    def _answer_in_frame(self, mask: RLE, model_masks: Sequence[ModelMask]) -> Bool[np.ndarray, "columns rows"]:
+        if self.cells is not None and model_masks:
+            return reduce(np.logical_or, (self._enlarged(one, mask) for one in model_masks))
         resized = self._resized(mask)
         if self.cells is None:
             return resized
@@ -75,7 +75,7 @@ class MaskFrame:
         taps = _taps(position, self.cells)
         return _grown(resized[step // 2 :: step, step // 2 :: step], taps, taps)
 
-    def _painted(self, mask: ModelMask, image: RLE) -> Bool[np.ndarray, "columns rows"]:
+    def _enlarged(self, mask: ModelMask, image: RLE) -> Bool[np.ndarray, "columns rows"]:
         """The model's cells enlarged to this letterbox of the same image; the model's own may have another size."""
         height, width = image.size
         here = Frame.fit(width, height, self.side, self.side)
@@ -139,18 +139,18 @@ FRAMES: Mapping[str, MaskFrame | None] = {
 }
 
 
-def overlap_in(frame: str, truth: RLE | None, found: RLE | None, painted: Sequence[ModelMask] = ()) -> MaskOverlap:
+def overlap_in(frame: str, truth: RLE | None, found: RLE | None, model_masks: Sequence[ModelMask] = ()) -> MaskOverlap:
     """Pixel counts of two masks of one image in a row of `FRAMES`; None is an empty mask.
 
     Args:
         frame: the row.
         truth: the true mask.
         found: the answered one.
-        painted: the parts of `found` as the model gave them; empty: unknown.
+        model_masks: the parts of `found` as the model gave them; empty: unknown.
     """
     resized = FRAMES[frame]
     if resized is not None:
-        return resized.overlap(truth, found, painted)
+        return resized.overlap(truth, found, model_masks)
     true_area = 0 if truth is None else rle_area(truth)
     found_area = 0 if found is None else rle_area(found)
     intersection = 0 if truth is None or found is None else rle_intersection(truth, found)

@@ -146,7 +146,7 @@ class Run:
     problems: Mapping[str, Mapping[str, RejectedLines]] = field(default_factory=dict)
     """Rejected lines by prediction file and kind."""
     warnings: tuple[str, ...] = ()
-    """Doubts about the answers as a whole."""
+    """Warnings about the answers as a whole."""
 
 
 def gated_run(run: Run) -> Run:

@@ -50,7 +50,7 @@ class SampleScore:
     says_none: bool
     """The answer is "no target" or, if the system states nothing about existence, has no target."""
     states_none: bool | None = None
-    """What the system states about existence, regardless of its mask: True is "no target"; None: it states nothing."""
+    """The system's statement about existence, regardless of its mask: True is "no target"; None: it states nothing."""
     knows_existence: bool
     """Whether the system gave a probability of "no target"."""
     no_target_score: float = float("nan")
@@ -175,7 +175,7 @@ def says_none(answer: Answer) -> bool:
 
 
 def _states_none(answer: Answer) -> bool | None:
-    """What the system states about existence; see `SampleScore.states_none`."""
+    """The system's statement about existence; see `SampleScore.states_none`."""
     if answer.no_target and answer.no_target_source != "mask":
         return True
     return None if answer.no_target_score is None or not answer.proposals else False
@@ -261,7 +261,7 @@ def _box_iou(example: Example, found: BoxXYXY | None) -> float:
 def _box_iou_oneref384(
     example: Example, found: BoxXYXY | None, in_frame: Sequence[FramedTarget], width: int, height: int
 ) -> float:
-    """As OneRef counts: truth in whole x, y, width, height; the answer clipped to the letterbox, not to the image."""
+    """Box IoU as OneRef counts: truth in whole x, y, width, height; answer clipped to the letterbox, not the image."""
     truth = _truth_box(example)
     if truth is None or width <= 0 or height <= 0:
         return float("nan")
@@ -333,11 +333,11 @@ def _overlaps(
     if not _truth_has_masks(example):
         return dict.fromkeys(frames, NO_OVERLAP)
     masks = [region.mask for region in example.regions if region.mask is not None]
-    painted = [ModelMask(target.size, target.mask) for target in in_frame if target.mask is not None]
+    model_masks = [ModelMask(target.size, target.mask) for target in in_frame if target.mask is not None]
     try:
         truth = union_masks(masks) if masks else None
         found = union_masks(drawn) if drawn else None
-        return {frame: overlap_in(frame, truth, found, painted) for frame in frames}
+        return {frame: overlap_in(frame, truth, found, model_masks) for frame in frames}
     except DataError as error:  # of a mask of the store: answers are checked when they are read
         error.where = error.where or f"{example.dataset}:{example.split}: {example.id}"
         raise

@@ -38,7 +38,7 @@ def head_settings(choice: HeadChoice, *, where: str = "model.head.settings") -> 
     """The head's own settings, defaults included.
 
     Args:
-        where: what they are called in an error.
+        where: their name in an error.
 
     Raises:
         ConfigError: an unknown head, a setting that it does not have, or a value that does not fit.

@@ -13,7 +13,7 @@ from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
 from refcli.data.preparation.plan import DEFAULT_SIZE, Plan, origin_of, plan_file, plan_named
 from refcli.data.store.read import Store
-from refcli.engine.reporting.reporters import Reporter, Silence
+from refcli.engine.reporting.reporters import Reporter, SilentReporter
 from refcli.errors import DataError, UsageError
 from refcli.evaluation.metrics.measure import measure
 from refcli.evaluation.results import Evaluation
@@ -174,7 +174,7 @@ def finetune(
     """
     settings = settings if isinstance(settings, FinetuneSettings) else load_finetune(str(settings))
     return finetuning.finetune(
-        settings, store_path=Path(store), out=Path(out), resume=resume, reporter=reporter or Silence()
+        settings, store_path=Path(store), out=Path(out), resume=resume, reporter=reporter or SilentReporter()
     )
 
 
@@ -189,5 +189,5 @@ def pretrain(
     """Pre-train in this process, as `refcli pretrain` does; arguments and errors are those of `finetune`."""
     settings = settings if isinstance(settings, PretrainSettings) else load_pretrain(str(settings))
     return pretraining.pretrain(
-        settings, store_path=Path(store), out=Path(out), resume=resume, reporter=reporter or Silence()
+        settings, store_path=Path(store), out=Path(out), resume=resume, reporter=reporter or SilentReporter()
     )

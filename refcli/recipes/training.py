@@ -32,7 +32,7 @@ from refcli.engine.device import resolve_device
 from refcli.engine.distributed.world import World, join_world
 from refcli.engine.loading import check_shared_memory, explain_loading_errors, iterate_batches
 from refcli.engine.loop import Feed, train
-from refcli.engine.reporting.reporters import Logged, Reporter, Silence
+from refcli.engine.reporting.reporters import LoggingReporter, Reporter, SilentReporter
 from refcli.engine.reporting.tensorboard import TensorBoard
 from refcli.engine.stopping import StopSignals, failing_together
 from refcli.errors import ConfigError, DataError, ExpressionError
@@ -109,7 +109,7 @@ def training_session(
 def preview_session(settings: AnySettings, store_path: Path) -> Session:
     """A session of this process alone that writes nothing."""
     world = World(rank=0, size=1, device=resolve_device(settings.train.device))
-    return Session(world, store_path, Path(), resume=False, force=False, reporter=Silence())
+    return Session(world, store_path, Path(), resume=False, force=False, reporter=SilentReporter())
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def plan_run(session: Session, settings: AnySettings, path: Path, *, resume: boo
 
     session.on_main(check)
     starts = world.gather(not resume or run.checkpoints.pointer("last") is None)[0]  # as the main process sees the disk
-    reporter = Logged(run, reporter) if world.is_main else Silence()
+    reporter = LoggingReporter(run, reporter) if world.is_main else SilentReporter()
     return RunPlan(settings, run, resume, force, starts, reporter)
 
 

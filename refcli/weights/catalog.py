@@ -14,7 +14,7 @@ from refcli.errors import UsageError
 from refcli.tables import did_you_mean
 
 Kind = Literal["builtin", "oneref", "beit3", "vqkd", "tokenizer"]
-"""What a file holds; all but the first and the last are rows of `CONVERSIONS`."""
+"""The content of a file; all but the first and the last are rows of `CONVERSIONS`."""
 Task = Literal["rec", "res", "pretraining", "visual-tokenizer", "text-tokenizer"]
 KINDS_WITH_TEXT = frozenset({"oneref", "beit3"})
 """Models that read expressions and therefore need `TOKENIZER`."""

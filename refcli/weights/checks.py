@@ -68,7 +68,7 @@ class WeightsInfo:
     kind: str
     """The head's name; `tower` without one; `part of the head NAME`; `visual tokenizer`."""
     tasks: tuple[str, ...]
-    """`box`, `mask`, `existence`: what the model was trained to answer."""
+    """The outputs that the model was trained for: `box`, `mask`, `existence`."""
     parameters: dict[str, int]
     """Part -> number of parameters, of the main file."""
     pretraining_parameters: dict[str, int]

@@ -178,7 +178,7 @@ def pull(
     report: Report = lambda line: None,
     convert: Converter | None = None,
 ) -> Path:
-    """Download, verify and convert weights; what this machine already has is reused.
+    """Download, verify and convert weights; files that this machine already has are reused.
 
     Args:
         name_or_uri: a name of the catalogue or `hf://org/repo@rev/file`.
@@ -267,7 +267,7 @@ def _is_up_to_date(origin: Mapping[str, Any], target: PullTarget, *, revision: s
 
     Args:
         origin: as `read_origin` returns it.
-        target: what to pull.
+        target: the file to pull.
         revision: the one that the user asked for.
     """
     if origin["member"] != target.uris[0].member or target.sha256 not in (None, origin["sha256"]):

@@ -43,7 +43,7 @@ class StoredTensor:
 
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors calls it, such as F32."""
+    """The type as safetensors names it, such as F32."""
 
     def is_floating_point(self) -> bool:
         """Whether it holds floating-point numbers."""

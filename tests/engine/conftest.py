@@ -20,7 +20,7 @@ from refcli.engine.checkpointing.run_dir import RunDir
 from refcli.engine.context import TrainingContext
 from refcli.engine.distributed.world import World
 from refcli.engine.loop import Feed, train
-from refcli.engine.reporting.reporters import Silence
+from refcli.engine.reporting.reporters import SilentReporter
 
 BATCH = 4
 
@@ -55,7 +55,7 @@ def make_batch(number: int) -> Batch:
 
 
 @dataclass
-class Notes(Silence):
+class Notes(SilentReporter):
     """Keeps what the loop reports."""
 
     noted_texts: list = field(default_factory=list)

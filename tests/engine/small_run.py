@@ -29,7 +29,7 @@ from refcli.engine.context import TrainingContext
 from refcli.engine.distributed.world import join_world
 from refcli.engine.loading import iterate_batches
 from refcli.engine.loop import Feed, train
-from refcli.engine.reporting.reporters import Silence
+from refcli.engine.reporting.reporters import SilentReporter
 from refcli.errors import DataError, RefcliError
 from refcli.grounder import Grounder
 
@@ -94,7 +94,7 @@ def collate(samples) -> Batch:
     return Batch(torch.stack(images), token_ids, torch.zeros_like(token_ids, dtype=torch.bool), targets, ids)
 
 
-class StepReporter(Silence):
+class StepReporter(SilentReporter):
     """Writes notes to stderr; after a given step this process sends itself a signal."""
 
     def __init__(self, signal_after: tuple[int, int] | None, moment) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from refcli.config.load import apply_overrides, validate
 from refcli.config.schema import FinetuneSettings
 from refcli.engine.checkpointing.checkpoint import Checkpoints
-from refcli.engine.reporting.reporters import Silence
+from refcli.engine.reporting.reporters import SilentReporter
 from refcli.engine.validation import read_validations
 from refcli.errors import ConfigError, DataError, ExitCode, GateError, UsageError
 from refcli.recipes import finetune as recipe
@@ -45,7 +45,7 @@ def scripted(monkeypatch):
 
 
 def run(settings, store, out, **options):
-    finetune(settings, store_path=store, out=out, reporter=Silence(), **options)
+    finetune(settings, store_path=store, out=out, reporter=SilentReporter(), **options)
     return out
 
 

@@ -6,7 +6,7 @@ import pytest
 from refcli.config.load import apply_overrides, validate
 from refcli.config.schema import FinetuneSettings
 from refcli.data.store.read import Store
-from refcli.engine.reporting.reporters import Silence
+from refcli.engine.reporting.reporters import SilentReporter
 from refcli.errors import ConfigError, DataError
 from refcli.evaluation.calibration import calibrate_existence
 from refcli.inference.predictor import Predictor
@@ -24,7 +24,7 @@ HEADS = {
 }  # fmt: skip
 
 
-class Noting(Silence):
+class Noting(SilentReporter):
     def __init__(self):
         self.notes = []
 
@@ -76,7 +76,10 @@ def test_the_threshold_is_chosen_on_the_validation_samples_and_predict_and_evalu
 
 def test_without_the_setting_the_heads_own_threshold_stays(tmp_path, half_empty, settings):
     weights = finetune(
-        changed(settings, "oneref", "train.steps=1"), store_path=half_empty, out=tmp_path / "run", reporter=Silence()
+        changed(settings, "oneref", "train.steps=1"),
+        store_path=half_empty,
+        out=tmp_path / "run",
+        reporter=SilentReporter(),
     )
     assert load_weights(str(weights)).settings.head.settings["existence_threshold"] == 0.5
 

@@ -18,7 +18,7 @@ from refcli.config.explain import explain
 from refcli.config.load import apply_overrides, validate
 from refcli.config.schema import FinetuneSettings, HeadChoice
 from refcli.engine.distributed.world import World
-from refcli.engine.reporting.reporters import Silence
+from refcli.engine.reporting.reporters import SilentReporter
 from refcli.engine.stopping import StoppedError
 from refcli.errors import ConfigError, ImageError
 from refcli.heads.table import with_head_defaults
@@ -34,7 +34,7 @@ def changed(settings: FinetuneSettings, *overrides: str) -> FinetuneSettings:
     return validate(FinetuneSettings, apply_overrides(settings.model_dump(), overrides), where="this test")
 
 
-class StopAt(Silence):
+class StopAt(SilentReporter):
     """Sends this process a SIGTERM when a step is done."""
 
     def __init__(self, step: int) -> None:
@@ -60,10 +60,10 @@ def lines_of(run):
 
 @pytest.mark.parametrize("stop", [3, 4])
 def test_a_stopped_and_resumed_run_writes_the_same_weights_to_the_bit(tmp_path, store, settings, stop):
-    finetune(settings, store_path=store, out=tmp_path / "whole", reporter=Silence())
+    finetune(settings, store_path=store, out=tmp_path / "whole", reporter=SilentReporter())
     with pytest.raises(StoppedError):
         finetune(settings, store_path=store, out=tmp_path / "parts", reporter=StopAt(stop))
-    finetune(settings, store_path=store, out=tmp_path / "parts", resume=True, reporter=Silence())
+    finetune(settings, store_path=store, out=tmp_path / "parts", resume=True, reporter=SilentReporter())
 
     whole, parts = ((tmp_path / name / "weights" / "model.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
@@ -74,7 +74,7 @@ def test_a_stopped_and_resumed_run_writes_the_same_weights_to_the_bit(tmp_path, 
 def test_the_number_of_loading_processes_changes_nothing(tmp_path, store, settings):
     for workers in (0, 2):
         new = changed(settings, f"data.workers={workers}", "train.steps=3")
-        finetune(new, store_path=store, out=tmp_path / str(workers), reporter=Silence())
+        finetune(new, store_path=store, out=tmp_path / str(workers), reporter=SilentReporter())
 
     assert lines_of(tmp_path / "0") == lines_of(tmp_path / "2")
 
@@ -85,7 +85,7 @@ def test_it_learns_where_the_squares_are(tmp_path, store, settings):
         changed(longer, "model.tower.drop_path=0", "data.augment={}"),
         store_path=store,
         out=tmp_path / "run",
-        reporter=Silence(),
+        reporter=SilentReporter(),
     )
 
     scores = lines_of(tmp_path / "run")[-1]
@@ -94,7 +94,7 @@ def test_it_learns_where_the_squares_are(tmp_path, store, settings):
 
 
 def test_the_weights_are_the_average_and_answer(tmp_path, store, settings):
-    weights = finetune(settings, store_path=store, out=tmp_path / "run", reporter=Silence())
+    weights = finetune(settings, store_path=store, out=tmp_path / "run", reporter=SilentReporter())
     loaded = load_weights(str(weights), device="cpu", dtype=torch.float32)
     parts = build(settings, store_path=store, world=ALONE)
     batch = next(parts.feed.batches(0))
@@ -112,7 +112,7 @@ def test_the_weights_are_the_average_and_answer(tmp_path, store, settings):
 
 
 def test_init_continues_from_the_weights_of_another_run(tmp_path, store, settings):
-    weights = finetune(settings, store_path=store, out=tmp_path / "one", reporter=Silence())
+    weights = finetune(settings, store_path=store, out=tmp_path / "one", reporter=SilentReporter())
     parts = build(changed(settings, f"train.init_weights={weights}"), store_path=store, world=ALONE)
 
     before = load_weights(str(weights), device="cpu", dtype=torch.float32).grounder.state_dict()
@@ -122,7 +122,9 @@ def test_init_continues_from_the_weights_of_another_run(tmp_path, store, setting
 
 
 def test_init_at_another_image_size_resamples_the_vision_positions(tmp_path, store, settings):
-    weights = finetune(changed(settings, "train.steps=1"), store_path=store, out=tmp_path / "one", reporter=Silence())
+    weights = finetune(
+        changed(settings, "train.steps=1"), store_path=store, out=tmp_path / "one", reporter=SilentReporter()
+    )
     larger = changed(settings, "model.tower.image_size=48", f"train.init_weights={weights}")
     parts = build(larger, store_path=store, world=ALONE)
 
@@ -137,12 +139,14 @@ def test_init_at_another_image_size_resamples_the_vision_positions(tmp_path, sto
 
 
 def test_a_resumed_run_does_not_need_the_weights_that_it_started_from(tmp_path, store, settings):
-    weights = finetune(changed(settings, "train.steps=1"), store_path=store, out=tmp_path / "one", reporter=Silence())
+    weights = finetune(
+        changed(settings, "train.steps=1"), store_path=store, out=tmp_path / "one", reporter=SilentReporter()
+    )
     second = changed(settings, f"train.init_weights={weights}", "train.steps=2")
-    finetune(second, store_path=store, out=tmp_path / "two", reporter=Silence())
+    finetune(second, store_path=store, out=tmp_path / "two", reporter=SilentReporter())
     shutil.rmtree(tmp_path / "one")
     longer = changed(second, "train.steps=3")
-    finetune(longer, store_path=store, out=tmp_path / "two", resume=True, reporter=Silence())
+    finetune(longer, store_path=store, out=tmp_path / "two", resume=True, reporter=SilentReporter())
 
     assert max(line["step"] for line in lines_of(tmp_path / "two")) == 3
 
@@ -151,7 +155,9 @@ def test_a_resumed_run_does_not_need_the_weights_that_it_started_from(tmp_path, 
     ("override", "part"), [("model.tower.ffn_dim=128", "tower"), ("model.head.settings.similarity_scale=null", "head")]
 )
 def test_weights_that_do_not_fit_the_settings_are_refused_by_tensor(tmp_path, store, settings, override, part):
-    weights = finetune(changed(settings, "train.steps=1"), store_path=store, out=tmp_path / "one", reporter=Silence())
+    weights = finetune(
+        changed(settings, "train.steps=1"), store_path=store, out=tmp_path / "one", reporter=SilentReporter()
+    )
 
     with pytest.raises(ConfigError, match=rf"do not fit the settings .*{part}\.") as caught:
         build(changed(settings, override, f"train.init_weights={weights}"), store_path=store, world=ALONE)
@@ -173,7 +179,10 @@ def test_a_broken_image_stops_training_with_its_path(tmp_path, store, settings, 
     try:
         with pytest.raises(ImageError) as caught:
             finetune(
-                changed(settings, f"data.workers={workers}"), store_path=store, out=tmp_path / "run", reporter=Silence()
+                changed(settings, f"data.workers={workers}"),
+                store_path=store,
+                out=tmp_path / "run",
+                reporter=SilentReporter(),
             )
     finally:
         image.write_bytes(whole)
@@ -184,7 +193,7 @@ def test_a_broken_image_stops_training_with_its_path(tmp_path, store, settings, 
 def test_a_head_that_predicts_nothing_is_refused(tmp_path, store, settings):
     nothing = changed(settings, "model.head.settings={rec: false, res: false, existence: true}")
     with pytest.raises(ConfigError, match="neither boxes nor masks"):
-        finetune(nothing, store_path=store, out=tmp_path / "run", reporter=Silence())
+        finetune(nothing, store_path=store, out=tmp_path / "run", reporter=SilentReporter())
     assert not (tmp_path / "run").exists()
 
 
@@ -224,7 +233,9 @@ def test_the_command_trains_prints_the_run_and_resumes_with_the_same_settings(tm
 
 
 def test_the_tower_comes_from_one_run_and_the_head_from_weights_of_a_head_alone(tmp_path, store, settings):
-    tower = finetune(changed(settings, "train.steps=1"), store_path=store, out=tmp_path / "one", reporter=Silence())
+    tower = finetune(
+        changed(settings, "train.steps=1"), store_path=store, out=tmp_path / "one", reporter=SilentReporter()
+    )
     head = {"dim": 16, "pyramid_channels": [8, 8, 8, 16], "lite": True}
     other = settings.model_copy(
         update={"model": settings.model.model_copy(update={"head": HeadChoice(name="cgformer", settings=head)})}
@@ -245,5 +256,5 @@ def test_the_tower_comes_from_one_run_and_the_head_from_weights_of_a_head_alone(
     after = grounder.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in after if key.startswith("tower."))
     assert all(torch.equal(after[key], tensor) for key, tensor in decoder.items())
-    saved = finetune(started, store_path=store, out=tmp_path / "two", reporter=Silence())
+    saved = finetune(started, store_path=store, out=tmp_path / "two", reporter=SilentReporter())
     assert load_weights(str(saved)).meta["init_head"] == "decoder"

@@ -14,7 +14,7 @@ from refcli.config.load import apply_overrides, load_pretrain, validate
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import HeadChoice
 from refcli.engine.distributed.world import World
-from refcli.engine.reporting.reporters import Silence
+from refcli.engine.reporting.reporters import SilentReporter
 from refcli.engine.stopping import StoppedError
 from refcli.errors import ConfigError, WeightsError
 from refcli.inference.predictor import Predictor
@@ -55,7 +55,7 @@ def metrics(run) -> list[dict[str, float]]:
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
 
 
-class StopAt(Silence):
+class StopAt(SilentReporter):
     """Sends this process a SIGTERM when a step is done."""
 
     def __init__(self, step: int) -> None:
@@ -67,7 +67,7 @@ class StopAt(Silence):
 
 
 def test_a_run_has_every_term_and_weights_that_can_be_verified(tmp_path, store, tiny):
-    weights = pretrain(tiny, store_path=store, out=tmp_path / "run", reporter=Silence())
+    weights = pretrain(tiny, store_path=store, out=tmp_path / "run", reporter=SilentReporter())
 
     terms = {"mim", "mlm", "visual_target_relation", "semantic_target_relation", "similarity_focal", "similarity_dice"}
     assert terms <= metrics(tmp_path / "run")[0].keys()
@@ -84,10 +84,10 @@ def test_a_run_has_every_term_and_weights_that_can_be_verified(tmp_path, store, 
 def test_a_stopped_and_resumed_run_ends_the_same_to_the_bit(tmp_path, store, tiny, stop):
     """The codes and the teacher are not recreated: they are part of the checkpoint."""
     changing = changed(tiny, "mrefm.semantic_targets.refresh_every=3")
-    pretrain(changing, store_path=store, out=tmp_path / "whole", reporter=Silence())
+    pretrain(changing, store_path=store, out=tmp_path / "whole", reporter=SilentReporter())
     with pytest.raises(StoppedError):
         pretrain(changing, store_path=store, out=tmp_path / "parts", reporter=StopAt(stop))
-    pretrain(changing, store_path=store, out=tmp_path / "parts", resume=True, reporter=Silence())
+    pretrain(changing, store_path=store, out=tmp_path / "parts", resume=True, reporter=SilentReporter())
 
     for file in ("model.safetensors", "pretraining_heads.safetensors"):
         whole, parts = ((tmp_path / run / "weights" / file).read_bytes() for run in ("whole", "parts"))
@@ -96,14 +96,14 @@ def test_a_stopped_and_resumed_run_ends_the_same_to_the_bit(tmp_path, store, tin
 
 
 def test_fine_tuning_starts_from_the_pretrained_tower(tmp_path, store, tiny, settings):
-    weights = pretrain(tiny, store_path=store, out=tmp_path / "run", reporter=Silence())
+    weights = pretrain(tiny, store_path=store, out=tmp_path / "run", reporter=SilentReporter())
     same = settings.model_copy(update={"model": tiny.model.model_copy(update={"head": settings.model.head})})
     start = validate(
         type(settings),
         apply_overrides(same.model_dump(), [f"train.init_weights={weights}", "train.steps=1", "optim.lr=1e-12"]),
         where="this test",
     )
-    finetune(start, store_path=store, out=tmp_path / "fine", reporter=Silence())
+    finetune(start, store_path=store, out=tmp_path / "fine", reporter=SilentReporter())
 
     before, after = (
         load_weights(str(path)).grounder.tower.state_dict() for path in (weights, tmp_path / "fine/weights")
@@ -112,7 +112,7 @@ def test_fine_tuning_starts_from_the_pretrained_tower(tmp_path, store, tiny, set
 
 
 def test_a_second_stage_starts_from_tower_and_heads_of_the_first(tmp_path, store, tiny):
-    weights = pretrain(tiny, store_path=store, out=tmp_path / "first", reporter=Silence())
+    weights = pretrain(tiny, store_path=store, out=tmp_path / "first", reporter=SilentReporter())
     parts = build(changed(tiny, f"train.init_weights={weights}"), store, ALONE)
 
     assert isinstance(parts.objective, MRefM)
@@ -124,7 +124,7 @@ def test_a_second_stage_starts_from_tower_and_heads_of_the_first(tmp_path, store
 def test_a_frozen_tower_learns_nothing_and_the_heads_do(tmp_path, store, tiny):
     frozen = changed(tiny, "train.freeze_tower=true")
     fresh = build(frozen, store, ALONE).objective
-    weights = pretrain(frozen, store_path=store, out=tmp_path / "run", reporter=Silence())
+    weights = pretrain(frozen, store_path=store, out=tmp_path / "run", reporter=SilentReporter())
 
     after = load_weights(str(weights)).grounder
     assert all(
@@ -149,11 +149,11 @@ def test_a_visual_tokenizer_is_trained_and_then_gives_the_codes(tmp_path, store,
         "data.validation=[]",
         "train.ema_decay=null",
     )
-    weights = pretrain(training, store_path=store, out=tmp_path / "tokenizer", reporter=Silence())
+    weights = pretrain(training, store_path=store, out=tmp_path / "tokenizer", reporter=SilentReporter())
     assert verify(weights) == []
 
     using = changed(tiny, "mrefm.visual_codes.source=tokenizer", f"mrefm.visual_codes.weights={weights}")
-    pretrain(using, store_path=store, out=tmp_path / "run", reporter=Silence())
+    pretrain(using, store_path=store, out=tmp_path / "run", reporter=SilentReporter())
     assert metrics(tmp_path / "run")[0]["mim"] > 0
 
 
@@ -170,7 +170,7 @@ def test_a_dry_run_shows_the_masked_and_the_frozen_parts(store, tiny):
 
 
 def test_checkpoints_have_the_teacher_and_the_codes_once(tmp_path, store, tiny):
-    pretrain(tiny, store_path=store, out=tmp_path / "run", reporter=Silence())
+    pretrain(tiny, store_path=store, out=tmp_path / "run", reporter=SilentReporter())
     folder = tmp_path / "run" / "checkpoints" / "step-00000006"
     model, average = (load_file(folder / f"{name}.safetensors").keys() for name in ("model", "ema"))
 

@@ -15,7 +15,7 @@ from refcli.config.load import apply_overrides, load_pretrain, validate
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import ModelSettings
 from refcli.engine.distributed.world import World
-from refcli.engine.reporting.reporters import Silence
+from refcli.engine.reporting.reporters import SilentReporter
 from refcli.errors import ConfigError, UsageError
 from refcli.grounder import Grounder
 from refcli.pretraining.pixel_clusters import PixelClusters
@@ -48,7 +48,7 @@ def weights_of(model: ModelSettings, path: Path) -> str:
     return str(path)
 
 
-class Notes(Silence):
+class Notes(SilentReporter):
     """Keeps the notes."""
 
     def __init__(self) -> None:
@@ -65,9 +65,9 @@ def test_an_occupied_directory_is_refused_before_anything_is_built(tmp_path, sto
     (tmp_path / "file").write_text("")
 
     with pytest.raises(UsageError, match="not empty") as caught:
-        pretrain(tiny(), store_path=store, out=tmp_path, reporter=Silence())
+        pretrain(tiny(), store_path=store, out=tmp_path, reporter=SilentReporter())
     with pytest.raises(UsageError, match="a file"):
-        pretrain(tiny(), store_path=store, out=tmp_path / "file", reporter=Silence())
+        pretrain(tiny(), store_path=store, out=tmp_path / "file", reporter=SilentReporter())
     assert not built
     assert "--resume" in caught.value.hint and "--force" in caught.value.hint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine.txt"]
@@ -149,7 +149,7 @@ def test_weights_that_score_words_with_another_head_or_another_tokenizer_are_ref
 
 def test_without_mim_no_codes_are_needed_and_a_run_completes(tmp_path, store, tiny):
     settings = tiny("mrefm.loss_weights.mim=0", "mrefm.visual_codes.source=tokenizer")  # and no tokenizer is named
-    weights = pretrain(settings, store_path=store, out=tmp_path / "run", reporter=Silence())
+    weights = pretrain(settings, store_path=store, out=tmp_path / "run", reporter=SilentReporter())
 
     assert build(settings, store, ALONE).objective.codes is None
     again = build(tiny(f"train.init_weights={weights}"), store, ALONE)

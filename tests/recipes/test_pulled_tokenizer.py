@@ -9,7 +9,7 @@ import pytest
 from refcli.config.load import apply_overrides, load_pretrain, read_yaml, validate
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings, TextSettings
-from refcli.engine.reporting.reporters import Silence
+from refcli.engine.reporting.reporters import SilentReporter
 from refcli.recipes.finetune import finetune, preview
 from refcli.recipes.pretrain import pretrain
 from refcli.text import tokenizer as text_tokenizer
@@ -42,7 +42,7 @@ def test_fine_tuning_finds_the_pulled_tokenizer_with_and_without_stages(tmp_path
     asked = ["model.text.tokenizer=beit3.spm", "train.steps=1", "train.validate_every=1", "data.workers=0", *stages]
     wanted = validate(FinetuneSettings, apply_overrides(settings.model_dump(), asked), where="this test")
     assert preview(wanted, store_path=store)
-    finetune(wanted, store_path=store, out=tmp_path / "run", reporter=Silence())
+    finetune(wanted, store_path=store, out=tmp_path / "run", reporter=SilentReporter())
     check(tmp_path / "run", pulled)
 
 
@@ -55,5 +55,5 @@ def test_pre_training_finds_the_pulled_tokenizer(tmp_path, store, pulled):
     wanted = validate(
         PretrainSettings, apply_overrides(load_pretrain("synthetic_tiny").model_dump(), asked), where="this test"
     )
-    pretrain(wanted, store_path=store, out=tmp_path / "run", reporter=Silence())
+    pretrain(wanted, store_path=store, out=tmp_path / "run", reporter=SilentReporter())
     check(tmp_path / "run", pulled)

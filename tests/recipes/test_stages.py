@@ -12,7 +12,7 @@ import torch
 
 from refcli.config.load import apply_overrides, stages_of, validate
 from refcli.config.schema import FinetuneSettings
-from refcli.engine.reporting.reporters import Silence
+from refcli.engine.reporting.reporters import SilentReporter
 from refcli.engine.stopping import StoppedError
 from refcli.errors import ConfigError, DataError, UsageError, WeightsError
 from refcli.recipes.finetune import finetune, preview
@@ -38,7 +38,7 @@ def changed(settings: FinetuneSettings, *overrides: str) -> FinetuneSettings:
     return validate(FinetuneSettings, apply_overrides(settings.model_dump(), overrides), where="this test")
 
 
-class RecordingReporter(Silence):
+class RecordingReporter(SilentReporter):
     """Keeps the notes, and sends this process a SIGTERM when a step of a stage is done."""
 
     def __init__(self, stop: tuple[int, int] | None = None) -> None:

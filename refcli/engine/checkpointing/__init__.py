@@ -1,1 +1,1 @@
-"""The run directory and its checkpoints: what is saved, and how training resumes from it."""
+"""The run directory, its checkpoints, and resuming from them."""

@@ -1,4 +1,4 @@
-"""Resuming: what a run records about itself in env.json, what may have changed since, and how training continues."""
+"""Resume a run: the facts that it records in env.json, changes since then, and the restored checkpoint."""
 
 from __future__ import annotations
 
@@ -160,6 +160,6 @@ def changed_schedule(run: RunDir, settings: AnySettings) -> list[str]:
 
 
 def _recorded_data(run: RunDir) -> Mapping[str, Mapping[str, Any]]:
-    """What env.json records about the data; empty if it records nothing, as in older versions."""
+    """The facts about the data in env.json; empty if there are none, as in older versions."""
     data = run.facts().get(DATA)
     return {name: one for name, one in data.items() if isinstance(one, dict)} if isinstance(data, dict) else {}

@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousHandler
 
 from refcli.engine.distributed.rendezvous import LocalRendezvous, join_rendezvous
-from refcli.engine.distributed.stores import FOLDER_VARIABLE, connect_over
+from refcli.engine.distributed.stores import FOLDER_VARIABLE, set_collective_interface
 from refcli.engine.distributed.world import ROUND_VARIABLE
 from refcli.engine.stopping import EXIT_CODES, stop_signals
 from refcli.errors import ConfigError, ExitCode, TrainingError
@@ -132,12 +132,12 @@ def _rendezvous(plan: Launch, private: str) -> RendezvousHandler:
     os.environ.pop(FOLDER_VARIABLE, None)
     if plan.endpoint is None:
         os.environ[FOLDER_VARIABLE] = private
-        connect_over(None)
+        set_collective_interface(None)
         return LocalRendezvous()
     handler, address = join_rendezvous(
         plan.endpoint, identity=plan.identity, min_nodes=plan.min_nodes, max_nodes=plan.max_nodes
     )
-    connect_over(address)
+    set_collective_interface(address)
     return handler
 
 

@@ -29,9 +29,9 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRende
 from refcli.engine.distributed.stores import (
     addresses_of,
     bind,
+    external_address,
     is_every_interface,
-    is_known_here_only,
-    outer_address,
+    is_local_alias,
     serve_store,
 )
 from refcli.errors import UsageError
@@ -167,7 +167,7 @@ def join_rendezvous(
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
     """The addresses of an endpoint that other machines can use."""
     return [
-        (family, (outer_address() or address) if is_known_here_only(host, address) else address)
+        (family, (external_address() or address) if is_local_alias(host, address) else address)
         for family, address in addresses_of(host, port)
     ]
 

@@ -55,7 +55,7 @@ def addresses_of(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]
     return sorted(addresses, key=lambda it: it[0] != socket.AF_INET)
 
 
-def is_known_here_only(host: str, address: str) -> bool:
+def is_local_alias(host: str, address: str) -> bool:
     """Whether a host name resolves to loopback here only: Debian maps its own name to 127.0.1.1."""
     return _is_loopback(address) and not _is_loopback(host)
 
@@ -66,7 +66,7 @@ def is_every_interface(address: str) -> bool:
     return (getattr(found, "ipv4_mapped", None) or found).is_unspecified
 
 
-def outer_address() -> str | None:
+def external_address() -> str | None:
     """This machine's address as others see it; None without a network."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
         probe.connect(ELSEWHERE)  # sends nothing
@@ -125,7 +125,7 @@ def world_store(name: str, *, rank: int, size: int, timeout: timedelta) -> Store
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         with suppress(OSError):
             family, address = addresses_of(host, port)[0]
-            if not is_known_here_only(host, address):
+            if not is_local_alias(host, address):
                 return serve_store(bind(family, address, port), timeout=timeout)
     store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))  # type: ignore[attr-defined]
     return store  # type: ignore[no-any-return]
@@ -148,7 +148,7 @@ def error_report_store(name: str, *, timeout: timedelta) -> Store:
     return TCPStore(*address, is_master=False, timeout=timeout, wait_for_workers=False)
 
 
-def connect_over(address: str | None) -> None:
+def set_collective_interface(address: str | None) -> None:
     """Make gloo, and NCCL on one machine, connect through the interface of an address; None for a single machine.
 
     They read environment variables; by default they listen at whatever address the host name resolves to. The user's

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from refcli.engine.device import resolve_device
 from refcli.engine.distributed.sharding import shard
-from refcli.engine.distributed.stores import connect_over, error_report_store, world_store
+from refcli.engine.distributed.stores import error_report_store, set_collective_interface, world_store
 from refcli.errors import ConfigError
 
 ValueT = TypeVar("ValueT")
@@ -113,7 +113,7 @@ class World:
             dist.barrier()
 
     def close(self) -> None:
-        """Leave the process group; what `wrap` returned must not be used afterwards.
+        """Leave the process group; a wrapped objective must not be used afterwards.
 
         Gloo's threads release tensors some time after a communication, for which they need the interpreter; if that is
         already shutting down, they abort the process. They end with the last reference to the group, and the wrapped
@@ -173,7 +173,7 @@ def join_world(device_name: str) -> World:
             f"several processes cannot train on {device.type}", where="train.device", hint="use cuda or cpu"
         )
     if os.environ.get("LOCAL_WORLD_SIZE") == str(size):  # torchrun sets it as well
-        connect_over(None)
+        set_collective_interface(None)
     rank = int(os.environ["RANK"])
     store = world_store(_round(), rank=rank, size=size, timeout=COLLECTIVE_TIMEOUT)
     # torchrun's store survives a restart; the prefix hides what earlier processes left in it.

@@ -1,1 +1,1 @@
-"""What a training run will cost: memory, time of a step, and how busy the device is."""
+"""The cost of a training run: memory, time of a step, and utilisation of the device."""

@@ -30,7 +30,7 @@ class Reporter(Protocol):
         """A checkpoint was written."""
 
 
-class Silence:
+class SilentReporter:
     """A reporter that does nothing, for all processes except the main one."""
 
     def noted(self, text: str) -> None:
@@ -52,7 +52,7 @@ class Silence:
         """Nothing."""
 
 
-class Relay:
+class ForwardingReporter:
     """Forwards everything to another reporter; base class of reporters that also do something themselves."""
 
     def __init__(self, target: Reporter) -> None:
@@ -83,7 +83,7 @@ class Relay:
         self.target.saved(step)
 
 
-class Logged(Relay):
+class LoggingReporter(ForwardingReporter):
     """Writes the run's log.txt."""
 
     def __init__(self, run: RunDir, target: Reporter) -> None:

@@ -7,13 +7,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from refcli.engine.reporting.reporters import Relay, Reporter
+from refcli.engine.reporting.reporters import ForwardingReporter, Reporter
 from refcli.errors import ConfigError
 
 WRITER_MODULE = "torch.utils.tensorboard"
 
 
-class TensorBoard(Relay):
+class TensorBoard(ForwardingReporter):
     """Writes every metric as a scalar by step, and forwards everything to another reporter.
 
     Args:

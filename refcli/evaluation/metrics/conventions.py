@@ -21,8 +21,8 @@ GENERALISED = ("giou", "ciou", "n_acc", "t_acc")
 class Convention:
     """How metrics are computed from masks and boxes.
 
-    Masks of answers are binary, in pixels of the image. What the evaluation of a system does before that (the order of
-    resizing and thresholding, the threshold) is not undone; only `frame` resizes them again.
+    Masks of answers are binary, in pixels of the image. The earlier steps of a system's own evaluation (the order of
+    resizing and thresholding, the threshold) are not undone; only `frame` resizes the masks again.
     """
 
     source: str

@@ -15,7 +15,7 @@ RESAMPLES_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class Ratio:
-    """What each sample adds to the numerator and to the denominator of a metric."""
+    """The contribution of each sample to the numerator and to the denominator of a metric."""
 
     numerators: np.ndarray
     denominators: np.ndarray
@@ -69,7 +69,7 @@ def intervals(
 
 
 def sums_by_image(ratios: Sequence[Ratio], image: np.ndarray) -> Float[np.ndarray, "images metrics 2"]:
-    """What each image adds to numerators and denominators, in the order of the images' numbers."""
+    """The contribution of each image to numerators and denominators, in the order of the images' numbers."""
     numbers, cluster = np.unique(image, return_inverse=True)
     columns = [
         np.bincount(cluster, weights=column, minlength=len(numbers))

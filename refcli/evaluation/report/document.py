@@ -76,7 +76,7 @@ class RunReport:
     comparisons: tuple[Comparison, ...] = ()
     """With another run, split by split."""
     warnings: tuple[str, ...] = ()
-    """Doubts about the answers as a whole."""
+    """Warnings about the answers as a whole."""
 
 
 def report_split(result: SplitScores, conventions: Sequence[str] = (ORIGINAL,)) -> SplitReport:
@@ -146,7 +146,7 @@ def report_document(report: RunReport) -> dict[str, object]:
     }
 
 
-def several_document(reports: Sequence[RunReport]) -> dict[str, object]:
+def combined_document(reports: Sequence[RunReport]) -> dict[str, object]:
     """The JSON document of several runs."""
     return {"schema": SEVERAL_SCHEMA, "runs": [report_document(report) for report in reports]}
 
@@ -264,7 +264,7 @@ def notes(report: SplitReport) -> list[str]:
     if ONEREF384 in report.conventions and report.num_unframed:
         found.append(
             f"{ONEREF384}: {report.num_unframed} of {report.num_found} answered targets have no `frame` of their "
-            "model; what they cover of its padding is unknown and costs nothing here, so metrics may be too high"
+            "model; their area in its padding is unknown and costs nothing here, so metrics may be too high"
         )
     if report.num_unknown_size:
         found.append(

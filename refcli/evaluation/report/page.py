@@ -65,7 +65,7 @@ def render_report(
     Args:
         run: the samples.
         report: their metrics.
-        cases: what to draw, by split; None: there are no answers, which the page states.
+        cases: the samples to draw, by split; None: there are no answers, which the page states.
         other: the name of the run that `report.comparisons` are with.
         image_bytes: limit on all drawings together.
     """

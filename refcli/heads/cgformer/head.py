@@ -77,7 +77,7 @@ class CGFormerSettings(Settings):
 
 @dataclass(frozen=True)
 class CGFormerOutput:
-    """What the head computed."""
+    """The output of the head."""
 
     mask_logits: Float[Tensor, "batch mask_rows mask_columns"]
     decoded: Decoded

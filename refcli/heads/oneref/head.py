@@ -68,7 +68,7 @@ class OneRefSettings(Settings):
 
 @dataclass(frozen=True)
 class OneRefOutput:
-    """What the head computed; cosines are in -1..1."""
+    """The output of the head; cosines are in -1..1."""
 
     vision_class: Float[Tensor, "batch dim"]
     """Projected, normalised class token of the image (e_CLS)."""

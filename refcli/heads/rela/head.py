@@ -75,7 +75,7 @@ class RelaSettings(Settings):
 
 @dataclass(frozen=True)
 class RelaOutput:
-    """What the head computed: logits of the foreground minus those of the background."""
+    """The output of the head: logits of the foreground minus those of the background."""
 
     mask_logits: Float[Tensor, "batch mask_rows mask_columns"]
     minimap_logits: Float[Tensor, "batch regions"]

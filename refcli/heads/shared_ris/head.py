@@ -79,7 +79,7 @@ class SharedRISSettings(Settings):
 
 @dataclass(frozen=True)
 class SharedRISOutput:
-    """What the head computed."""
+    """The output of the head."""
 
     mask_logits: Float[Tensor, "batch mask_rows mask_columns"]
     existence_logits: Float[Tensor, " batch"] | None

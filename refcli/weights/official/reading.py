@@ -28,7 +28,7 @@ programs, averages last. Without any of them the top level holds the tensors."""
 MAX_CONTAINERS = 4
 """How deep they may be nested."""
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What PyTorch's wrappers add to names: in front of all of them, or of those of a wrapped part."""
+"""Parts that PyTorch's wrappers add to names: in front of all of them, or of those of a wrapped part."""
 AVERAGED_COUNT = "n_averaged"
 """A counter in the state dict of PyTorch's AveragedModel."""
 MAX_NAME = 200

@@ -192,7 +192,7 @@ def at_image_size(
 def plan(
     official: Mapping[str, Tensor], *, args: Mapping[str, Any], heads: int | None, image_size: tuple[int, int] | None
 ) -> ConversionPlan:
-    """A tower without a head; other tensors of the file are kept apart.
+    """A tower without a head; other tensors of the file are kept separately.
 
     Raises:
         KeyTableError: missing, misshapen or unknown tensors.

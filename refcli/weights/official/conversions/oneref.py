@@ -88,7 +88,7 @@ def plan(
     """A complete model, with the outputs that the file was trained for.
 
     Every published file has the box head, but only the REC recipes train it (`use_regress_box`): a file with a mask
-    head keeps its box head only if its args say that it was trained. MRefM's heads are kept apart.
+    head keeps its box head only if its args say that it was trained. MRefM's heads are kept separately.
 
     Raises:
         KeyTableError: missing, misshapen or unknown tensors.
@@ -127,7 +127,7 @@ def plan(
 
 
 def _why_dropped(name: str, head: Mapping[str, bool]) -> str | None:
-    """Why a known tensor is not needed; "" for a tensor that is kept apart, None for an unknown one."""
+    """Why a known tensor is not needed; "" for a tensor that is kept separately, None for an unknown one."""
     if PRETRAINING_HEADS.match(name):
         return ""
     if UNUSED.match(name):

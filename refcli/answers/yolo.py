@@ -21,8 +21,8 @@ CLASSES = "classes.txt"
 def write_yolo(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0, outlines: bool = False) -> Written:
     """Write `classes.txt` (one expression per line) and `labels/<image>.txt`.
 
-    A line is `class cx cy w h`, or with `outlines` `class x y x y ...`: the largest outline of the mask (the format has
-    no holes or further parts). Numbers are fractions of the image. Images without a target have an empty file.
+    A line is `class cx cy w h`, or with `outlines` `class x y x y ...`: the largest outline of the mask; its holes and
+    further parts are lost. Numbers are fractions of the image. Images without a target have an empty file.
 
     Args:
         answers: in any order; those with an error are left out.

@@ -180,7 +180,7 @@ def command(
         num_cases=num_cases,
     )
     with ProgressBars() as bars:
-        evaluations = evaluate(settings, progress=bars.of)
+        evaluations = evaluate(settings, progress=bars.for_group)
 
     reports = [evaluation.report for evaluation in evaluations]
     for evaluation in evaluations:

@@ -94,7 +94,7 @@ class LaunchOptions:
 
 
 def launch_if_requested(options: LaunchOptions, *, out: Path, device: str, identify: Callable[[], str] = str) -> None:
-    """Launch the processes that the options ask for; return if this process is to train alone.
+    """Launch the processes that the options ask for; return if this process should do the training.
 
     Args:
         out: the run directory.

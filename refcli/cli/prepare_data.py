@@ -226,7 +226,7 @@ def _preparation(options: PrepareOptions) -> Preparation:
             "name data sets, or give one file with --from", where="NAME", hint="see `refcli prepare-data --list`"
         )
     if options.out is None:
-        raise UsageError("no store is named", where="--out", hint="add --out STORE")
+        raise UsageError("no store is given", where="--out", hint="add --out STORE")
     for root in options.images:
         if not root.exists():
             raise UsageError("there is no such folder or archive", where=f"--images {root}")

@@ -33,6 +33,6 @@ class ProgressBars:
             self._tasks[name] = self._bars.add_task(printable(name), total=total)
         self._bars.update(self._tasks[name], completed=done)
 
-    def of(self, group: str) -> Callable[[str, int, int], None]:
+    def for_group(self, group: str) -> Callable[[str, int, int], None]:
         """`show` for the names of a group."""
         return lambda name, done, total: self.show(f"{group} {name}", done, total)

@@ -128,7 +128,7 @@ def _store_of(run: Path) -> Path:
 def launch_training(
     options: TrainingOptions, settings: FinetuneSettings | PretrainSettings, inputs: TrainingInputs
 ) -> None:
-    """Launch the processes that the options ask for; return if this process is to train alone.
+    """Launch the processes that the options ask for; return if this process should do the training.
 
     Raises:
         typer.Exit: the processes have ended (with their exit code), or the SLURM script is printed.
@@ -146,17 +146,17 @@ def launch_training(
 def run_training(
     options: TrainingOptions, settings: FinetuneSettings | PretrainSettings, inputs: TrainingInputs, **extra: object
 ) -> None:
-    """Launch the processes, then train, or with --dry-run print what would be trained.
+    """Launch the processes, then train, or describe the run with --dry-run.
 
     Args:
-        options: as given.
-        settings: resolved from them.
-        inputs: as `settings`.
+        options: the options of the command.
+        settings: the resolved settings.
+        inputs: the sources of settings and data.
         extra: further arguments of the command's recipe.
 
     Raises:
-        typer.Exit: as `launch_training`.
-        RefcliError: as the recipe.
+        typer.Exit: see `launch_training`.
+        RefcliError: see the recipe.
     """
     from importlib import import_module
 

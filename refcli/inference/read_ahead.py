@@ -27,8 +27,7 @@ IMAGES_REMEMBERED = 8
 MAX_DRAWABLE_AHEAD = 4
 """Requests read ahead while images are kept for drawings: each image may take 50 MB."""
 PATIENCE_SECONDS = 0.05
-"""A partial batch is emitted when no new request has arrived for this long, so that interactive users get answers at
-once."""
+"""A partial batch is emitted when no request has arrived for this long, so that interactive users need not wait."""
 
 
 @dataclass(frozen=True)

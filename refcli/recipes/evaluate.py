@@ -310,7 +310,7 @@ def _check_settings(settings: EvaluationSettings) -> None:
         UsageError: they do.
     """
     if settings.data is None and not settings.merges:
-        raise UsageError("there is no store with the truth", where="--data")
+        raise UsageError("no store is given", where="--data")
     if settings.writes_page and _page_folder(settings) is None:
         raise UsageError("there is no folder for the page", where="--report", hint="give --out, or --merge one folder")
     if settings.num_cases is not None and (settings.merges or not settings.writes_page):

@@ -308,7 +308,7 @@ def test_per_sample_files_of_earlier_versions_are_read_with_their_meaning(refcli
 def test_progress_shows_any_name_literally():
     screen = io.StringIO()
     with ProgressBars(Console(file=screen, force_terminal=True, width=100)) as bars:
-        bars.of("p[/bold]\x1b]0;pwn\x07.jsonl")("m:val", 1, 2)
+        bars.for_group("p[/bold]\x1b]0;pwn\x07.jsonl")("m:val", 1, 2)
     assert "p[/bold]\\x1b]0;pwn\\x07.jsonl m:val" in screen.getvalue()
     assert "\x1b]0" not in screen.getvalue()
 

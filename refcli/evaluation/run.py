@@ -323,7 +323,7 @@ def merge_runs(parts: Mapping[str, Run]) -> Run:
     for name, other in others:
         if (other.weights, other.precision, other.scoring) != (first.weights, first.precision, first.scoring):
             raise DataError(
-                f"the parts are not of one run: {_about(first)}, and {_about(other)}",
+                f"the parts are not of one run: {_describe(first)}, and {_describe(other)}",
                 where=f"{first_name} and {name}",
                 hint="evaluate every part with the same weights (or file), conventions and settings",
             )
@@ -352,7 +352,7 @@ def _add_problems(together: dict[str, RejectedLines], part: Mapping[str, Rejecte
             together[kind] = RejectedLines(before.count + lines.count, tuple(first))
 
 
-def _about(run: Run) -> str:
+def _describe(run: Run) -> str:
     return f"{run.weights} ({run.precision}, {', '.join(run.scoring.conventions)}, {run.scoring.score_threshold:g})"
 
 
@@ -374,13 +374,13 @@ def _merge_split(name: str, parts: Mapping[str, Run]) -> SplitScores:
         first = int(missing[0]) if len(missing) else len(once)
         raise DataError(
             f"{name} has {size} samples; {size - len(once)} are in no part, {len(np.unique(twice))} in more than one",
-            where=f"the first missing one is {first}" if len(once) < size else f"rows {_shown(twice)}",
+            where=f"the first missing one is {first}" if len(once) < size else f"rows {_format_rows(twice)}",
             hint="give every --shard I/N exactly once",
         )
     return replace(found[0][1], table=table, seconds=sum(split.seconds for _, split in found))
 
 
-def _shown(rows: np.ndarray) -> str:
+def _format_rows(rows: np.ndarray) -> str:
     """The first and the last of some row numbers; a text if all are beyond the split."""
     if not len(rows):
         return "beyond the last sample"

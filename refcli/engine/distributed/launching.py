@@ -188,7 +188,7 @@ class _Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._await_stragglers()
         result: RunResult = super()._monitor_workers(worker_group)
-        self._note_deaths(result)
+        self._report_killed(result)
         codes = {failure.exitcode for failure in result.failures.values()}
         is_left_for_others = ExitCode.PREEMPTED in codes and self.stopped is None
         if is_left_for_others and worker_group.spec.rdzv_handler.num_nodes_waiting() > 0:
@@ -197,7 +197,7 @@ class _Agent(LocalElasticAgent):
             self._remaining_restarts = 0
         return result
 
-    def _note_deaths(self, result: RunResult) -> None:
+    def _report_killed(self, result: RunResult) -> None:
         """Report the processes that a signal killed, except those that torch killed after others had failed."""
         has_failed = any(failure.exitcode > 0 for failure in result.failures.values())
         for rank, failure in result.failures.items():

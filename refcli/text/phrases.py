@@ -43,7 +43,7 @@ _PLACE = re.compile(
 
 
 def swap_left_right(expression: str) -> str:
-    """The expression for the mirrored image: whole words of direction are swapped, in their case.
+    """The expression for the mirrored image: whole direction words are swapped, and keep their capitalisation.
 
     "right" stays where it only adds emphasis ("right behind the car") or agreement ("that's right").
     """
@@ -63,7 +63,7 @@ def swap_left_right(expression: str) -> str:
 def mentions_position(expression: str) -> bool:
     """Whether the expression locates its referent in the image or in an order, so that cropping may change its meaning.
 
-    Whole words: "the laptop" and "a bright cup" do not, "top cup", "third from left" and "the one behind" do.
+    It compares whole words: true for "top cup" and "the one behind", false for "the laptop" and "a bright cup".
     """
     return _PLACE.search(expression) is not None
 

@@ -136,7 +136,7 @@ class Tokenizer:
     def read(
         self, expression: str, *, unlearned_marks: Set[str] = frozenset(), learned_words: Set[str] | None = None
     ) -> Reading:
-        """The text that the model reads of an expression, and the parts that it cannot read.
+        """Split an expression into the text that the model reads and the parts that it cannot read.
 
         For a tokenizer that was trained without punctuation, unknown marks are replaced by a plainer known mark or
         removed, and unknown letters lose their accents. For every other tokenizer the expression is unchanged.

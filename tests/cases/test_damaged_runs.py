@@ -68,7 +68,7 @@ def test_unreadable_metrics_are_left_out(refcli, run):
     code, _, err = refcli("finetune", "-o", run, "--resume", "--set", "train.steps=2")
     assert code == 0, err
     kept = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in kept] == [2]  # step 1 is read as a validation, which this run had none of
+    assert [line["step"] for line in kept] == [2]  # step 1 counts as a validation, and this run had none
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"step": "../x"}', b'{"step": 1, "score": "a"}', b"[" * 100_000, b"\xff"])

@@ -138,7 +138,7 @@ def test_commands_accept_the_preset_names_that_the_list_prints(refcli, tmp_path,
     for name in (f"{command}/synthetic_tiny", "synthetic_tiny"):
         code, _, err = refcli(command, "-p", name, "-d", tmp_path / "none", "-o", tmp_path / "run")
         assert code == 5, err
-        assert "prepare-data synthetic" in err  # the store is what is missing
+        assert "prepare-data synthetic" in err  # only the store is missing
 
 
 @pytest.mark.parametrize("name", ["finetune/synthetic_tiny", "synthetic_tiny"])

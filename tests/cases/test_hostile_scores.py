@@ -62,10 +62,10 @@ def good(*numbers: int) -> list[dict]:
 
 
 ODD = {
-    "half a surrogate pair in the id": {"id": "\ud83d"},
+    "a lone surrogate in the id": {"id": "\ud83d"},
     "a boolean as id": {"id": True},
     "a huge width": {"width": 10**400},
-    "half a pixel of width": {"width": 640.5},
+    "a fractional width": {"width": 640.5},
     "a width in words": {"width": "wide"},
     "no list of targets": {"targets": "none"},
     "a target that is a number": {"targets": [3]},
@@ -73,14 +73,14 @@ ODD = {
     "a box in words": {"targets": [{"box": "1234", "score": 1, "mask": None}]},
     "a huge box": {"targets": [{"box": [10**400] * 4, "score": 1, "mask": None}]},
     "a score that is a list": {"targets": [{"box": [1, 2, 3, 4], "score": [1], "mask": None}]},
-    "a mask of no size": {"targets": [{"box": [1, 2, 3, 4], "score": 1, "mask": {"counts": "0"}}]},
+    "a mask without a size": {"targets": [{"box": [1, 2, 3, 4], "score": 1, "mask": {"counts": "0"}}]},
     "a mask of 2**62 pixels": {
         "targets": [{"box": [1, 2, 3, 4], "score": 1, "mask": {"size": [2**31, 2**31], "counts": "0"}}]
     },
     "run lengths that do not fill the mask": {
         "targets": [{"box": [1, 2, 3, 4], "score": 1, "mask": {"size": [480, 640], "counts": "0001"}}]
     },
-    "a frame of no size": {"targets": [{"box": [1, 2, 3, 4], "score": 1, "mask": None, "frame": {"box": None}}]},
+    "a frame without a size": {"targets": [{"box": [1, 2, 3, 4], "score": 1, "mask": None, "frame": {"box": None}}]},
     "an error that is a number": {"error": 3},
     "a probability in words": {"no_target_score": "likely"},
 }
@@ -205,8 +205,8 @@ FACTS = {
     "no weights": {"weights": None},
     "a list of weights": {"weights": ["w"]},
     "another schema": {"schema": "refcli.per_sample/9"},
-    "no missing": {"scoring__missing": None},
-    "an unknown missing": {"scoring__missing": "maybe"},
+    "no rule for missing lines": {"scoring__missing": None},
+    "an unknown rule for missing lines": {"scoring__missing": "maybe"},
     "thresholds": {"scoring__score_threshold": [0.7]},
     "no original": {"scoring__conventions": ["gsva"]},
     "an unknown convention": {"scoring__conventions": ["original", "mine"]},

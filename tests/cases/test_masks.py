@@ -49,7 +49,7 @@ DAMAGED = {
     "too long": compressed(100, 5000),
     "negative": compressed(100, -50, 350),
     "a run of exabytes": compressed(0, 1 << 58),
-    "more digits than a number has": b"o" * 40,
+    "a number of too many digits": b"o" * 40,
     "cut off": GOOD.counts[:-1] + b"o",
     "no digits": b"\xff\x00 ",
     "one byte changed": bytes([GOOD.counts[0] ^ 1]) + GOOD.counts[1:],

@@ -59,9 +59,9 @@ BOMBS = {
     "a list that grows later": b"\x80\x02](]q\x00" + b"h\x00" * 3_000 + b"e(h\x00(" + ONE * 2_000 + b"e" + b"t.",
     "a list in itself": b"\x80\x02]q\x00h\x00a.",
     "a list in itself by a dict": b"\x80\x02]q\x00}" + text("k") + b"h\x00sa.",
-    "numbers of one hash": b"\x80\x02]}(" + b"".join(number(k * MODULUS) + ONE for k in range(1, 8_000)) + b"ua.",
-    "numbers chosen for one place": b"\x80\x02]}(" + b"".join(number(k << 40) + ONE for k in range(8_000)) + b"ua.",
-    "a set of numbers of one hash": b"\x80\x04\x8f(" + b"".join(number(k * MODULUS) for k in range(8_000)) + b"\x90.",
+    "numbers of equal hash": b"\x80\x02]}(" + b"".join(number(k * MODULUS) + ONE for k in range(1, 8_000)) + b"ua.",
+    "numbers chosen to collide": b"\x80\x02]}(" + b"".join(number(k << 40) + ONE for k in range(8_000)) + b"ua.",
+    "a set of equal hashes": b"\x80\x04\x8f(" + b"".join(number(k * MODULUS) for k in range(8_000)) + b"\x90.",
     "a number of many digits": b"L" + b"9" * 60_000 + b"L\n.",
     "a number of many bytes": b"\x80\x02\x8b" + struct.pack("<I", 100_000) + b"\x01" * 100_000 + b".",
     "a frame of exabytes": b"\x80\x04\x95" + b"\xff" * 7 + b"\x3f].",
@@ -136,7 +136,7 @@ def test_annotations_that_share_values_as_picklers_write_them_are_read(tmp_path,
 
 @pytest.mark.parametrize(("suffix", "kind"), [("p", "refer"), ("pth", "pth")])
 def test_the_command_ends_with_the_code_of_damaged_data(tmp_path, refcli, suffix, kind):
-    for name in ("memo index of a few bytes", "lists of lists shared", "numbers of one hash"):
+    for name in ("memo index of a few bytes", "lists of lists shared", "numbers of equal hash"):
         path = tmp_path / f"bomb.{suffix}"
         path.write_bytes(BOMBS[name] if suffix == "p" else in_torch_zip(BOMBS[name]))
         code, _, err = refcli("prepare-data", "--from", path, "--format", kind, "--name", "x", "--out", tmp_path / "st")
@@ -231,7 +231,7 @@ def test_a_storage_that_has_fewer_bytes_than_declared_is_refused(tmp_path):
         b"]K\x00" + ONE + b"s",
         b"(" + text("storage") + ONE + text("0") + text("cpu") + ONE + b"tQ",
         ONE + b"Q",
-        b"})R",  # a call of what is no function
+        b"})R",  # a call of something that is not a function
     ],
 )
 def test_values_used_as_another_type_are_refused(tmp_path, opcodes):

@@ -103,7 +103,10 @@ def test_fifty_pixels_decide_for_a_system_that_never_states_a_decision(score):
     unstated = [answer_to_json(one) | {"no_target": None} for one in answers]
     for lines in (answers, unstated):
         document = score(lines)
-        assert accuracies(document, "rela480")[:2] == (2 / 4, 5 / 6)  # 5 x 5 of 60 x 60 are 1,600 pixels at 480
+        assert accuracies(document, "rela480")[:2] == (
+            2 / 4,
+            5 / 6,
+        )  # 5 x 5 of 60 x 60 become 1,600 at 480
         assert accuracies(document, "original")[:2] == (0, 1)
 
 

@@ -160,7 +160,7 @@ def test_drawings_do_not_leave_their_folder_through_a_link(refcli, tmp_path):
     store = make_store(tmp_path / "store")
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
-    refcli("inspect-data", store, "--sample", 1, "--out", tmp_path / "out")  # there are no images: nothing is drawn
+    refcli("inspect-data", store, "--sample", 1, "--out", tmp_path / "out")  # without images nothing is drawn
     (tmp_path / "out" / "toy").rmdir()
     (tmp_path / "out" / "toy").symlink_to(tmp_path / "elsewhere")
     code, _, message = refcli("inspect-data", store, "--sample", 1, "--out", tmp_path / "out", "--force")

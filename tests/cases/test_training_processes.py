@@ -53,7 +53,7 @@ def open_ports(process: int) -> set[tuple[str, str]]:
             try:
                 sockets.add(str(link.readlink()).removeprefix("socket:[").removesuffix("]"))
             except OSError:
-                continue  # closed meanwhile
+                continue  # closed in the meantime
     found = set()
     for protocol in ("tcp", "tcp6", "udp", "udp6"):
         for line in Path(f"/proc/net/{protocol}").read_text().splitlines()[1:]:
@@ -87,7 +87,7 @@ def ports_until_the_end(process: int, is_running: Callable[[], bool]) -> set[str
     while is_running() and time.monotonic() < latest:
         try:
             seen |= {address for _, address in open_ports(process)}
-        except OSError:  # a process ended while it was looked at
+        except OSError:  # a process ended while it was inspected
             continue
         time.sleep(0.02)
     return seen
@@ -107,7 +107,7 @@ world.close()
 
 @LINUX
 def test_the_processes_of_one_machine_listen_on_loopback_only(monkeypatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # of a cluster's profile; one machine needs no network
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # set by a cluster's profile; one machine needs no network
     monkeypatch.setenv("MASTER_ADDR", "0.0.0.0")
     codes = []
     before = {address for _, address in open_ports(os.getpid())}
@@ -187,7 +187,7 @@ def test_a_value_in_the_store_of_several_machines_never_runs(tmp_path, hidden):
     assert not proof.exists()
 
 
-@pytest.mark.slow  # torch takes its time to give up a meeting
+@pytest.mark.slow  # torch gives up a rendezvous only after a while
 def test_a_launcher_that_finds_a_foreign_value_ends_the_run_and_runs_nothing(tmp_path, port):
     def attack():
         while not (tmp_path / "ready").exists():

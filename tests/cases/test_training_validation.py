@@ -177,7 +177,7 @@ def test_a_run_killed_after_a_validation_neither_repeats_nor_forgets_it(tmp_path
     watch = failing(lambda: None)
     assert train()[0] == 0
     best = json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text())
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")  # as if it had been killed before that save
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")  # as if the run had been killed before that save
     (tmp_path / "run" / "checkpoints" / "best.json").unlink()
     assert resume()[0] == 0
 

@@ -20,7 +20,7 @@ from refcli.errors import DataError, ImageError
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MISSING, OTHER_SIZE, UNREADABLE = "missing_image", "image_of_another_size", "unusable_picture"
 """Kinds of problems: reasons why an image was not found."""
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+[^/]*/")
+_URL_START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+[^/]*/")
 """The beginning of a URL, up to the path; its scheme has two letters or more, unlike a Windows drive."""
 _DRIVE = re.compile(r"[A-Za-z]:")
 _SPLIT_FOLDER = re.compile(r"train|val|test|dev", re.IGNORECASE)
@@ -48,7 +48,7 @@ class _Place(NamedTuple):
 class _Container:
     path: Path
     is_archive: bool
-    is_named: bool = True
+    is_root: bool = True
     """Whether it is one of the roots."""
 
     @property
@@ -85,9 +85,9 @@ def _other_spellings(names: Sequence[str]) -> list[str]:
     for name in names:
         path, _, query = name.replace("\\", "/").partition("?")
         queried = parse_qs(query).get("d", [])  # Label Studio's /data/local-files/?d=PATH
-        if _ADDRESS.match(path):
+        if _URL_START.match(path):
             path = path.partition("#")[0]
-        path = _DRIVE.sub("", _ADDRESS.sub("", path, count=1), count=1)
+        path = _DRIVE.sub("", _URL_START.sub("", path, count=1), count=1)
         for one in (path, *queried):
             unquoted = _unquoted(one)
             twice = [other for name in unquoted for other in _unquoted(name)]
@@ -149,7 +149,7 @@ class ImageRoots:
                     hint="name a folder, zip or tar that holds the images",
                 )
         loose = [path for path in scan.archives if path not in roots]
-        containers += [_Container(path, is_archive=True, is_named=False) for path in loose]
+        containers += [_Container(path, is_archive=True, is_root=False) for path in loose]
         return cls(containers, scan.files, scan.unreadable)
 
     @property
@@ -182,11 +182,11 @@ class ImageRoots:
         """
         for names in (image.names, _other_spellings(image.names)):
             wanted = list(filter(None, map(_parts, names)))
-            found = self._look_up(wanted, image, self._files)
+            found = self._search(wanted, image, self._files)
             if found is None and wanted and self.has_archives:
                 if self._members is None:
                     self._members = self._list_archives()
-                found = self._look_up(wanted, image, self._members)
+                found = self._search(wanted, image, self._members)
             if found is not None:
                 return found
         return self._by_name_only(image, is_unique) if is_unique is not None else None
@@ -200,7 +200,7 @@ class ImageRoots:
                 self._files.get(comparable_name(parts[-1]), []), [comparable_name(part) for part in parts]
             )
             if ordered:
-                return self._why_unfit(ordered[0], name, image)
+                return self._why_rejected(ordered[0], name, image)
         for parts in wanted:
             if places := self._places(comparable_name(parts[-1])):
                 return MISSING, f"{name} (there is {places[0].relative}, in another folder)"
@@ -212,10 +212,10 @@ class ImageRoots:
         return MISSING, name
 
     def _places(self, key: str) -> list[_Place]:
-        """Files of a name, or else members of the archives that are already listed."""
+        """The files of a name; without any, its members of the archives that are already listed."""
         return self._files.get(key) or (self._members or {}).get(key, [])
 
-    def _why_unfit(self, place: _Place, name: str, image: RawImage) -> tuple[str, str]:
+    def _why_rejected(self, place: _Place, name: str, image: RawImage) -> tuple[str, str]:
         path = self._containers[place.container].path / place.relative
         try:
             size = probe(path).size
@@ -224,7 +224,7 @@ class ImageRoots:
         return OTHER_SIZE, f"{name} is {size[0]} x {size[1]}, its annotation says {image.width} x {image.height}"
 
     def _by_name_only(self, image: RawImage, is_unique: Callable[[RawImage], bool]) -> FoundImage | None:
-        roots = [container for container in self._containers if container.is_named]
+        roots = [container for container in self._containers if container.is_root]
         if len(roots) != 1 or roots[0].is_archive or _SPLIT_FOLDER.search(roots[0].path.name):
             return None
         for name in (*image.names, *_other_spellings(image.names)):
@@ -236,7 +236,7 @@ class ImageRoots:
                 return FoundImage(path=roots[0].path / places[0].relative, is_by_name_only=True)
         return None
 
-    def _look_up(self, wanted: Sequence[list[str]], image: RawImage, index: _Index) -> FoundImage | None:
+    def _search(self, wanted: Sequence[list[str]], image: RawImage, index: _Index) -> FoundImage | None:
         for same_case in (True, False):
             for parts in wanted:
                 places = index.get(comparable_name(parts[-1]), [])
@@ -264,12 +264,12 @@ class ImageRoots:
         )
 
     def _rank(self, place: _Place, parts: list[str]) -> tuple[bool, int] | None:
-        """Lower is better: (is another path, minus the number of trailing folders in common); None: no match."""
+        """Lower is better: (whether the path differs, minus the number of common trailing folders); None: no match."""
         own = comparable_name(place.relative).split("/")
         folders = [*self._folders[place.container], *own[:-1]]
         agreeing = 0
-        for mine, wanted in zip(reversed(folders), reversed(parts[:-1]), strict=False):
-            if mine != wanted:
+        for folder, wanted in zip(reversed(folders), reversed(parts[:-1]), strict=False):
+            if folder != wanted:
                 break
             agreeing += 1
         if agreeing < min(len(parts) - 1, max(len(own) - 1, 1)):
@@ -305,7 +305,7 @@ class ImageRoots:
                 with open_archive(container.path) as archive:
                     names = archive.names()
             except DataError as error:
-                if container.is_named:
+                if container.is_root:
                     raise
                 self.unreadable[container.path] = error.message
                 continue

@@ -92,7 +92,7 @@ def test_repetitions_and_ambiguities_within_a_split_are_counted(tmp_path):
     (split,) = audit_store(make_store(tmp_path, val=rows)).splits
 
     assert (split.examples, split.images) == (7, 2)
-    assert split.duplicate_expressions == 2  # "A cat", and the second "a dog" of nothing
+    assert split.duplicate_expressions == 2  # "A cat", and the second "a dog", which has no target
     assert split.ambiguous_expressions == 3 + 3
 
 

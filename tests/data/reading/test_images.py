@@ -37,7 +37,7 @@ def test_rgb_pixels_are_unchanged(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_is_turned_upright(orientation):
-    # What a viewer does to the stored pixels, by the EXIF standard.
+    # The transformation that the EXIF standard prescribes for the stored pixels.
     upright = {
         1: lambda p: p,
         2: lambda p: p[:, ::-1],

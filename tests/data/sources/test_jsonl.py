@@ -192,7 +192,7 @@ def test_lines_without_ids_leave_nothing_in_memory(tmp_path):
     finally:
         tracemalloc.stop()
     assert num_records == 2_999
-    assert peak < 2_999 * 50  # bytes; an id and its place took several hundred a line
+    assert peak < 2_999 * 50  # bytes; storing ids and places would take several hundred per line
 
 
 def test_the_documentation_names_every_key():

@@ -79,7 +79,7 @@ def test_words_are_separated_by_white_space(tmp_path, expression):
 
 def test_only_the_part_of_a_box_inside_its_image_counts(tmp_path):
     whole = Region((0.0, 0.0, 40.0, 20.0))
-    quarter_outside = Region((30.0, 10.0, 50.0, 30.0))  # 10 x 10 of 40 x 20 are inside: an eighth
+    quarter_outside = Region((30.0, 10.0, 50.0, 30.0))  # 10 x 10 of the 40 x 20 pixels are inside: an eighth
     beside = Region((-9.0, 0.0, -1.0, 5.0))
     found = statistics_of(tmp_path, example(0, whole), example(1, quarter_outside), example(2, beside))
     area, side = found.box_area_share, found.box_side_share

@@ -204,7 +204,7 @@ def test_unknown_weights_devices_and_batch_sizes_are_refused(finds_white):
         Predictor("nowhere")
     with pytest.raises(UsageError, match="no device called 'abacus'"):
         Predictor(finds_white(), device="abacus")
-    with pytest.raises(UsageError, match="batch of 0"):
+    with pytest.raises(UsageError, match="at least one pair, not 0"):
         Predictor(finds_white(), batch_size=0)
 
 

@@ -121,7 +121,7 @@ def test_the_kept_weights_must_reach_the_floors(tmp_path, store, changed, script
 
 
 def test_floors_without_validation_are_refused_before_training(tmp_path, store, changed):
-    with pytest.raises(ConfigError, match="without validation"):
+    with pytest.raises(ConfigError, match="needs validation splits"):
         run(changed("data.validation=[]"), store, tmp_path / "run", floors={"score": 0.5})
     assert not (tmp_path / "run").exists()
 

@@ -59,7 +59,7 @@ def test_polygons_beside_boxes_are_read_in_every_usual_form(prepare, record, num
     assert sum(region.mask is not None for region in example.regions) == num_masks
 
 
-@pytest.mark.parametrize(("segmentation", "held"), [(RUNS, "one mask of all"), (SQUARE[0], "one polygon")])
+@pytest.mark.parametrize(("segmentation", "held"), [(RUNS, "one mask for all"), (SQUARE[0], "one polygon")])
 def test_one_mask_of_several_boxes_is_reported_as_such(prepare, segmentation, held):
     content = lines({"box": [1, 2, 3, 4]}, {"boxes": [[10, 10, 30, 30]] * 2, "segmentation": segmentation})
     code, examples, messages = prepare(content, "val.jsonl")

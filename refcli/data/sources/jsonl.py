@@ -6,15 +6,15 @@
 
 The image: `image` is its path below one of the image folders (COCO's names of 2014 are recognised). Optional:
 `width` and `height` in pixels (null, -1 or 0: unknown); `image_id`, which marks files of several names as the same
-image ("coco:581857", or a name of your own).
+image ("coco:581857", or any other name).
 
 The text: `expression`, or a list of `expressions` for the same target.
 
 The target, exactly one of:
 
 - `box`: [x1, y1, x2, y2], or `box_xywh`: [x, y, width, height]; optional `segmentation`.
-- `boxes` or `boxes_xywh`: a list of such boxes, at least one; optional `segmentation`: a list of as many, null where
-  there is none (one polygon, a list of numbers, may stand for a list of polygons).
+- `boxes` or `boxes_xywh`: a list of such boxes, at least one; optional `segmentation`: a list of the same length,
+  with null for no mask (one polygon, a list of numbers, may stand for a list of polygons).
 - `segmentation` alone: the box is its extent.
 - `no_target`: true, if the expression has no target in the image; an empty list of boxes may stand beside it. A line
   with no box and no `no_target` is broken: a missing annotation does not mean "no target".
@@ -52,8 +52,8 @@ class JsonlSettings(Settings):
     """Options of the reader of JSON lines."""
 
     images: ImageOrigin = "auto"
-    """Where the images come from. `auto`: COCO where a name starts with COCO_train2014_, or `image_id` says so; `coco`:
-    also where it is a number of twelve digits; `own`: COCO only where `image_id` says so."""
+    """Where the images come from. `auto`: COCO where a name starts with COCO_train2014_, or `image_id` states it;
+    `coco`: also where it is a number of twelve digits; `own`: COCO only where `image_id` states it."""
 
 
 class _Line(msgspec.Struct):
@@ -156,7 +156,7 @@ def _image(row: _Line, dataset: str, origin: ImageOrigin, where: str) -> RawImag
         raise DataError("image is empty", where=where)
     for key, side in (("width", row.width), ("height", row.height)):
         if side not in (None, *UNKNOWN_SIDES) and valid_side(side) is None:
-            raise DataError(f"{key} is {excerpt(side)}", where=where, hint="pixels, at least 1")
+            raise DataError(f"{key} is {excerpt(side)}", where=where, hint="give it in pixels, at least 1")
     image = named_image(
         row.image, dataset=dataset, width=valid_side(row.width), height=valid_side(row.height), origin=origin
     )
@@ -169,7 +169,7 @@ def _image(row: _Line, dataset: str, origin: ImageOrigin, where: str) -> RawImag
 def _expressions(row: _Line, default_id: str, where: str) -> tuple[RawExpression, ...]:
     identity = _named(None if row.id is None else str(row.id), default_id, "id", where)
     if (row.expression is None) == (row.expressions is None):
-        raise DataError("a line has either expression or expressions", where=where)
+        raise DataError("a line needs either expression or expressions", where=where)
     if row.expression is not None:
         return (RawExpression(identity, row.expression),)
     if not row.expressions:
@@ -220,14 +220,14 @@ def _masks(row: _Line, key: str, count: int, where: str) -> list[bytes | None]:
         raise DataError(
             f"there {boxes} but {_how_many(segmentation, parts)}",
             where=where,
-            hint=f"with {key}, segmentation is a list of as many, null where there is none",
+            hint=f"with {key}, segmentation is a list of the same length, with null for no mask",
         )
     return [None if bytes(part) == b"null" else bytes(part) for part in parts]
 
 
 def _how_many(segmentation: bytes, parts: list[msgspec.Raw]) -> str:
     if segmentation.startswith(b"{"):
-        return "one mask of all"
+        return "one mask for all"
     return "one polygon" if _is_polygon(segmentation) else f"{len(parts)} segmentations"
 
 
@@ -248,7 +248,7 @@ def _named(value: str | None, default: str, key: str, where: str) -> str:
 
 
 SOURCE = Source(
-    description='JSON lines of your own: {"image": ..., "expression": ..., "box": [x1, y1, x2, y2]}',
+    description='custom JSON lines: {"image": ..., "expression": ..., "box": [x1, y1, x2, y2]}',
     read=read_jsonl,
     settings=JsonlSettings,
     files={"*": ()},

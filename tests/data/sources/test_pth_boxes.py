@@ -48,7 +48,7 @@ def test_coco_boxes_that_all_look_like_corners_must_be_declared(tmp_path: Path):
     rows = [(COCO, f"{n}.pth", [10.0 + n, 10.0, 200.0 + n, 200.0], "boy", []) for n in range(MIN_BOXES_TO_DECIDE)]
     with pytest.raises(DataError, match="could be corners") as caught:
         read(tmp_path, rows)
-    assert "boxes: xyxy" in str(caught.value.hint)
+    assert "boxes=xyxy" in str(caught.value.hint)
     records, problems = read(tmp_path, rows, boxes="xyxy")
     assert records[0].regions[0].box_xyxy == (10.0, 10.0, 200.0, 200.0)
     records, problems = read(tmp_path, rows, boxes="xywh")

@@ -87,7 +87,7 @@ def read_pth(files: Mapping[str, Path], settings: Settings, *, dataset: str, pro
         split: read_rows(path, family=family, problems=problems) for split, path in files.items() if split != INSTANCES
     }
     all_rows = (row for rows in rows_by_split.values() for row in rows)
-    annotated = Annotated.read(files[INSTANCES], all_rows, problems) if INSTANCES in files else None
+    annotated = LinkedAnnotations.read(files[INSTANCES], all_rows, problems) if INSTANCES in files else None
     for split, rows in rows_by_split.items():
         path = files[split]
         reading = _Reading(path, settings, dataset, annotated, problems, KeyLog(path.name, problems))
@@ -109,7 +109,7 @@ class _Reading:
     path: Path
     settings: PthSettings
     dataset: str
-    annotated: Annotated | None
+    annotated: LinkedAnnotations | None
     problems: Problems
     keys: KeyLog
 
@@ -150,7 +150,7 @@ class _Reading:
             raise DataError(
                 f"the boxes of {family} are read as corners, but {list(proof.box)} can only be x, y, width, height",
                 where=f"{self.path}: tuple {proof.index}",
-                hint="if all are, declare the setting boxes: xywh; otherwise the file contradicts itself",
+                hint="if all are, give --set boxes=xywh; otherwise the file contradicts itself",
             )
         if proof is None and self.settings.boxes == "auto" and kind != "xyxy":
             if kind is None or len(rows) >= MIN_BOXES_TO_DECIDE:
@@ -159,10 +159,10 @@ class _Reading:
                     if kind
                     else "the boxes may be corners or x, y, width, height",
                     where=str(self.path),
-                    hint="check some, and declare the setting boxes: xyxy or boxes: xywh",
+                    hint="check some, then give --set boxes=xyxy or --set boxes=xywh",
                 )
             self.problems.add(
-                "box_kind_assumed", f"{self.path.name}: {family}", f"{len(rows)} boxes, taken as x, y, width, height"
+                "box_kind_assumed", f"{self.path.name}: {family}", f"{len(rows)} boxes, read as x, y, width, height"
             )
         return kind or "xywh"
 
@@ -286,14 +286,14 @@ _BoxKey = tuple[Id, ...]
 
 
 @dataclass(frozen=True)
-class Annotated:
+class LinkedAnnotations:
     """The annotations of an instances file that belong to the rows."""
 
     instances: Instances
     ids_by_box: Mapping[_BoxKey, tuple[Id, ...]]
 
     @classmethod
-    def read(cls, path: Path, rows: Iterable[PthRow], problems: Problems) -> Annotated:
+    def read(cls, path: Path, rows: Iterable[PthRow], problems: Problems) -> LinkedAnnotations:
         """Keep the annotations that the rows name, or all of the rows' images if a row names none.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -121,11 +121,6 @@ def parse_answer(
         (x1, y1), (x2, y2) = (first[::-1], second[::-1]) if is_y_first else (first, second)
         boxes.append((*to_pixels(x1, y1), *to_pixels(x2, y2)))
     return tuple(boxes)
-
-
-def needs_input_size(coordinates: str) -> bool:
-    """Whether boxes in this space need the size of the model's input."""
-    return coordinates == "input-pixels"
 
 
 def _final_answer(text: str) -> str:
@@ -331,8 +326,3 @@ def smart_resize(
         grow = (least / (width * height)) ** 0.5
         return tuple(-int(-side * grow // factor) * factor for side in (width, height))  # type: ignore[return-value]
     return wide, high
-
-
-def formats_with_space(coordinates: str) -> Sequence[str]:
-    """The formats whose models use this space."""
-    return [name for name, one in TEXT_FORMATS.items() if one.coordinates == coordinates]

@@ -85,7 +85,7 @@ class Tokenizer:
         path = Path(settings.tokenizer)
         if not path.is_file():
             raise WeightsError(
-                "the tokenizer file is not there",
+                "the tokenizer file is missing",
                 where=str(path),
                 hint="`refcli weights pull beit3-tokenizer` downloads it, or put it there yourself"
                 if path.name == OFFICIAL_NAME

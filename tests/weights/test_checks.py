@@ -137,7 +137,7 @@ def test_towers_and_visual_tokenizers_have_different_kinds(fixtures, tmp_path):
     assert read_info(tmp_path / "vqkd").image_size == (64, 64)
     assert verify(tmp_path / "vqkd") == []
     assert without_tokenizer(verify(tmp_path / "tower")) == []
-    assert any("tokenizer file is not there" in problem for problem in verify(tmp_path / "tower"))
+    assert any("tokenizer file is missing" in problem for problem in verify(tmp_path / "tower"))
 
 
 def test_an_intact_directory_has_no_problem(converted):

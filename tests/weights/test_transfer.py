@@ -71,7 +71,7 @@ def test_a_missing_tokenizer_is_reported_before_the_model_is_read(fixtures, tmp_
     directory = converted(fixtures, tmp_path, spm, "oneref_tiny_rec")
     (directory / "tokenizer.spm").unlink()
     (directory / "model.safetensors").write_bytes(b"never looked at")
-    with pytest.raises(WeightsError, match="tokenizer file is not there") as caught:
+    with pytest.raises(WeightsError, match="tokenizer file is missing") as caught:
         load_weights(str(directory))
     assert caught.value.hint == "put the SentencePiece file of the model there"
 

@@ -223,10 +223,10 @@ def test_relations_and_superlatives_hold_in_the_visible_masks_by_a_margin(scenes
     for rendered in scenes:
         image = render(rendered.scene, generator(5, "train", 0, 0, "picture"))
         seen = look(rendered)
-        for example, utterance in zip(rendered.examples, rendered.utterances, strict=True):
-            if example.kind == "superlative" and utterance.term.axis in ("left", "right"):
-                sign = 1 if utterance.term.axis == "left" else -1
-                group = fitting(" ".join(word for word in utterance.term.description if word), seen)
+        for example, expression in zip(rendered.examples, rendered.expressions, strict=True):
+            if example.kind == "superlative" and expression.term.axis in ("left", "right"):
+                sign = 1 if expression.term.axis == "left" else -1
+                group = fitting(" ".join(word for word in expression.term.description if word), seen)
                 centre = {n: sign * np.nonzero(image.owner == n)[1].mean() for n in group}
                 (winner,) = referents(example)
                 assert min(centre, key=centre.get) == winner, example.expression

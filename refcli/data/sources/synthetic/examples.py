@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from refcli.contracts.example import RLE, Example, Region
 from refcli.data.sources.synthetic.dice import Dice, generator
 from refcli.data.sources.synthetic.graph import graph_of
-from refcli.data.sources.synthetic.language import Utterance, describe
+from refcli.data.sources.synthetic.language import SceneExpression, describe
 from refcli.data.sources.synthetic.render import RenderedImage, render
 from refcli.data.sources.synthetic.scene import Scene, draw_scene
 from refcli.data.sources.synthetic.settings import SyntheticSettings
@@ -30,7 +30,7 @@ class RenderedScene:
     """UInt8[height, width, 3], RGB."""
     examples: tuple[Example, ...]
     scene: Scene
-    utterances: tuple[Utterance, ...]
+    expressions: tuple[SceneExpression, ...]
     """In the order of the examples."""
 
 
@@ -62,7 +62,7 @@ def render_scene(
             hint="ask for fewer objects, a larger canvas, or a smaller min_visible",
         )
     dice = Dice(generator(settings.seed, split, index, attempt, "language"))
-    utterances = describe(graph_of(scene), settings, dice)
+    expressions = describe(graph_of(scene), settings, dice)
     regions = _regions(scene, rendered)
     image_id = f"{DATASET}/{split}/{index:06d}"
     examples = tuple(
@@ -74,13 +74,13 @@ def render_scene(
             image_id=image_id,
             width=scene.width,
             height=scene.height,
-            expression=utterance.text,
-            regions=tuple(regions[referent] for referent in utterance.referents),
-            kind=utterance.kind,
+            expression=expression.text,
+            regions=tuple(regions[target] for target in expression.targets),
+            kind=expression.kind,
         )
-        for number, utterance in enumerate(utterances)
+        for number, expression in enumerate(expressions)
     )
-    return RenderedScene(rendered.image, examples, scene, utterances)
+    return RenderedScene(rendered.image, examples, scene, expressions)
 
 
 def _regions(scene: Scene, rendered: RenderedImage) -> list[Region]:

@@ -19,46 +19,46 @@ SENTENCES_ONLY = "sentences"
 """The split name of scenes that are not rendered."""
 
 
-class Utterance(NamedTuple):
+class SceneExpression(NamedTuple):
     """One expression about a scene."""
 
     text: str
     kind: str
-    referents: tuple[int, ...]
-    """Numbers of the target objects, ascending; none for "no_target"."""
+    targets: tuple[int, ...]
+    """Numbers of the objects, ascending; none for "no_target"."""
     term: Term
 
 
-def describe(graph: Graph, settings: SyntheticSettings, dice: Dice) -> tuple[Utterance, ...]:
+def describe(graph: Graph, settings: SyntheticSettings, dice: Dice) -> tuple[SceneExpression, ...]:
     """Up to `expressions_per_scene` different expressions, of kinds drawn by `kind_weights`."""
     kinds = list(settings.kind_weights)
     weights = list(settings.kind_weights.values())
-    uttered: dict[str, Utterance] = {}
+    found: dict[str, SceneExpression] = {}
     for _ in range(3 * settings.expressions_per_scene):
-        if len(uttered) == settings.expressions_per_scene:
+        if len(found) == settings.expressions_per_scene:
             break
         kind = dice.weighted(kinds, weights)
-        new = _utter_absent(graph, settings, dice) if kind == "no_target" else _utter(graph, kind, dice)
-        if new and new.text not in uttered and all(new.term != old.term for old in uttered.values()):
-            uttered[new.text] = new
-    return tuple(uttered.values())
+        new = _draw_absent(graph, settings, dice) if kind == "no_target" else _draw_present(graph, kind, dice)
+        if new and new.text not in found and all(new.term != old.term for old in found.values()):
+            found[new.text] = new
+    return tuple(found.values())
 
 
-def _utter(graph: Graph, kind: str, dice: Dice) -> Utterance | None:
+def _draw_present(graph: Graph, kind: str, dice: Dice) -> SceneExpression | None:
     for _ in range(TRIES_PER_KIND):
         term = PROPOSALS[kind](graph, graph.everything, dice)
         if term is not None and (targets := certain_targets(term, graph)):
-            return Utterance(sentence(term, dice), kind, tuple(members(targets)), term)
+            return SceneExpression(sentence(term, dice), kind, tuple(members(targets)), term)
     return None
 
 
-def _utter_absent(graph: Graph, settings: SyntheticSettings, dice: Dice) -> Utterance | None:
+def _draw_absent(graph: Graph, settings: SyntheticSettings, dice: Dice) -> SceneExpression | None:
     present = {kind: weight for kind, weight in settings.kind_weights.items() if kind != "no_target"}
     if not any(present.values()):
         present = dict.fromkeys(PROPOSALS, 1.0)
     kind = dice.weighted(list(present), list(present.values()))
     term = propose_absent(graph, kind, dice)
-    return Utterance(sentence(term, dice), "no_target", (), term) if term else None
+    return SceneExpression(sentence(term, dice), "no_target", (), term) if term else None
 
 
 def iterate_expressions(settings: SyntheticSettings, count: int) -> Iterator[str]:
@@ -68,6 +68,6 @@ def iterate_expressions(settings: SyntheticSettings, count: int) -> Iterator[str
         scene = draw_scene(settings, generator(settings.seed, SENTENCES_ONLY, index, 0, "layout"))
         dice = Dice(generator(settings.seed, SENTENCES_ONLY, index, 0, "language"))
         index += 1
-        for utterance in describe(graph_of(scene), settings, dice)[:left] if scene else ():
-            yield utterance.text
+        for expression in describe(graph_of(scene), settings, dice)[:left] if scene else ():
+            yield expression.text
             left -= 1

@@ -25,9 +25,9 @@ class RefcliError(Exception):
     """A failure that the user can fix.
 
     Args:
-        message: what is wrong, in one sentence.
+        message: the fault, in one sentence.
         where: the file, key, record or argument it is about.
-        hint: what to do next.
+        hint: the next step for the user.
     """
 
     exit_code: ExitCode = ExitCode.FAILED

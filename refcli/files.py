@@ -50,7 +50,7 @@ def explain_write_errors(
     """Turn a failure to write (a full disk, a quota, no permission) into an error with the place and a hint.
 
     Args:
-        what: what the block writes, such as "the weights".
+        what: the object that the block writes, such as "the weights".
         where: the place to report if the system names none.
         error: the class of the error.
         also: exceptions by which libraries report a failed write, besides OSError.
@@ -105,7 +105,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def share_as_folder(path: Path) -> None:
-    """Give a file the read and write permissions of its folder: safetensors writes for the owner alone."""
+    """Give a file the read and write permissions of its folder: safetensors gives them to the owner only."""
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 

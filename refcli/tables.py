@@ -20,7 +20,7 @@ def did_you_mean(name: str, known: Iterable[str], *, rest: str | None = None) ->
     """The hint about an unknown name: the nearest known one, if one is similar, then `rest`.
 
     Args:
-        name: what the user gave.
+        name: the name that the user gave.
         known: all valid names, in the order to list them.
         rest: the end of the hint; None lists the known names.
     """
@@ -37,7 +37,7 @@ def lookup(table: Mapping[str, str], name: str, *, what: str) -> Any:  # noqa: A
     Args:
         table: name -> "package.module:attribute".
         name: the row wanted.
-        what: what the table lists ("head", "source"); the error names it.
+        what: the kind of the rows ("head", "source"), for the error.
 
     Raises:
         ConfigError: no such row; the hint names the nearest one.

@@ -136,7 +136,7 @@ def test_compiled_pretraining_validates_at_other_batch_sizes():
 
 
 class Asked(nn.Module):
-    """`Grounder.predict` as a module that gives tensors."""
+    """`Grounder.predict` as a module that returns tensors."""
 
     def __init__(self, grounder: Grounder) -> None:
         super().__init__()

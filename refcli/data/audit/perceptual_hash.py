@@ -109,7 +109,7 @@ def find_near_duplicates(
 
     Args:
         train: image id -> hash.
-        evaluation: likewise.
+        evaluation: the same.
         max_distance: 0..`LARGEST_DISTANCE`.
 
     Raises:

@@ -21,7 +21,7 @@ from refcli.errors import DataError, UsageError
 from refcli.tables import lookup
 
 DEFAULT_SIZE = 2000
-"""Images of the training split of a generated data set."""
+"""Number of images in the training split of a generated data set."""
 _SPLITS_BY_WORD = {
     word.casefold(): word for word in ("train", "trainval", "val", "test", "testA", "testB", "testC", "minival")
 } | dict.fromkeys(("valid", "validation", "dev"), "val")

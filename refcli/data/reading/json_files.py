@@ -13,7 +13,7 @@ from refcli.errors import DataError
 
 T = TypeVar("T")
 _EXCERPT = 60
-"""Bytes of the document shown in a message."""
+"""Number of bytes of the document shown in a message."""
 _STRING_OR_EXTRA = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|-?(?:NaN|Infinity)\b', re.DOTALL)
 """A string (an unterminated one extends to the end, which keeps the search linear), NaN or Infinity."""
 _SURROGATES = re.compile(

@@ -14,7 +14,7 @@ from refcli.data.training.splitmix import fold, shift_right
 from refcli.errors import ConfigError, DataError
 
 SMALLEST_SHARE = Fraction(1, 10**6)
-"""A smaller share is probably a mistake, and would make the virtual epoch very long."""
+"""Minimum share of a source: a smaller one is probably a mistake, and would make the virtual epoch very long."""
 
 
 def _stream_positions(step: int, *, batch_size: int, rank: int, world: int) -> Int[np.ndarray, " batch"]:

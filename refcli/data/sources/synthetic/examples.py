@@ -47,7 +47,7 @@ def render_scene(
     If an object would be hidden too much, another layout is drawn.
 
     Raises:
-        ConfigError: the settings leave no room for so many objects.
+        ConfigError: the canvas has no room for the number of objects.
     """
     for attempt in range(max_attempts):
         scene = draw_scene(settings, generator(settings.seed, split, index, attempt, "layout"))

@@ -156,7 +156,7 @@ def _explained(error: RuntimeError, exit_codes: Sequence[int]) -> TrainingError 
     if number == signal.SIGBUS:
         return no_shared_memory()
     names = {int(known): known.name for known in signal.Signals}  # real-time signals have no name
-    ending = "ended unexpectedly" if number is None else f"was killed by {names.get(number, f'signal {number}')}"
+    ending = "ended unexpectedly" if number is None else f"was ended by {names.get(number, f'signal {number}')}"
     doubt = " (was there enough memory?)" if number in (None, signal.SIGKILL) else ""
     return TrainingError(
         f"a loading process {ending}{doubt}",

@@ -71,9 +71,9 @@ def test_batches_arrive_in_order_from_any_loading_process(workers):
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (signal.SIGKILL, "a loading process was killed by SIGKILL (was there enough memory?)"),
-        (signal.SIGSEGV, "a loading process was killed by SIGSEGV"),
-        pytest.param(40, "a loading process was killed by signal 40", marks=LINUX),
+        (signal.SIGKILL, "a loading process was ended by SIGKILL (was there enough memory?)"),
+        (signal.SIGSEGV, "a loading process was ended by SIGSEGV"),
+        pytest.param(40, "a loading process was ended by signal 40", marks=LINUX),
         (signal.SIGBUS, "no room in /dev/shm"),
     ],
 )
@@ -203,7 +203,7 @@ def test_a_killed_loading_process_ends_the_command_with_its_name(monkeypatch, tr
     code, output, stderr = train("--set", "data.workers=1")
 
     assert (code, output) == (1, "")
-    assert "a loading process was killed by SIGKILL (was there enough memory?)" in stderr
+    assert "a loading process was ended by SIGKILL (was there enough memory?)" in stderr
     assert "--resume" in stderr
     assert "Traceback" not in stderr and "bug" not in stderr
 

@@ -203,7 +203,7 @@ class _Agent(LocalElasticAgent):
         for rank, failure in result.failures.items():
             if failure.exitcode < 0 and not (has_failed and failure.exitcode == -signal.SIGTERM):
                 reason = " (was there enough memory?)" if failure.exitcode == -signal.SIGKILL else ""
-                self._note(f"process {rank} was killed by {failure.signal_name()}{reason}")
+                self._note(f"process {rank} was ended by {failure.signal_name()}{reason}")
 
     def _await_stragglers(self) -> None:
         """Once a process has failed, give the others time to exit: torch would kill them at once."""

@@ -93,7 +93,7 @@ time.sleep(0.3)
 """
     assert run(crash_once, Launch(2, max_restarts=1)) == 0
     assert {path.name for path in tmp_path.glob("?-?-?")} == {"0-0-0", "1-0-0", "0-1-1", "1-1-1"}
-    assert notes == ["process 1 was killed by SIGSEGV", "restarting the processes"]
+    assert notes == ["process 1 was ended by SIGSEGV", "restarting the processes"]
     assert not is_restart()
     monkeypatch.setenv("REFCLI_STARTS", "1")
     assert is_restart()
@@ -116,7 +116,7 @@ def test_processes_started_together_share_a_name_that_those_of_another_start_do_
 
 def test_a_process_that_is_killed_is_named(run, notes):
     assert run("if rank: os.kill(os.getpid(), signal.SIGKILL)", Launch(2)) == 128 + signal.SIGKILL
-    assert notes == ["process 1 was killed by SIGKILL (was there enough memory?)"]
+    assert notes == ["process 1 was ended by SIGKILL (was there enough memory?)"]
 
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])

@@ -377,7 +377,7 @@ def _show_dataset_report(report: DatasetReport) -> None:
     _show_splits(report.splits)
     _show_counts(name, report.counts)
     for split, lost in report.lost.items():
-        log(f"{name}:{split}: {lost:,} expressions were left out")
+        log(f"{name}:{split}: left out {lost:,} of the expressions that were read")
     for split, lost_masks in report.lost_masks.items():
         log(f"warning: {name}:{split}: {lost_masks:,} masks cannot be read and are not in the store")
     for kind, count in report.problems.counts.most_common():

@@ -37,7 +37,9 @@ class StoppedError(TrainingError):
     """A signal stopped training, after everything was saved."""
 
     def __init__(self, step: int, received: signal.Signals) -> None:
-        super().__init__(f"stopped by {received.name} after step {step}; it is saved", hint="continue with --resume")
+        super().__init__(
+            f"stopped by {received.name} after step {step}; the checkpoint is saved", hint="continue with --resume"
+        )
         self.exit_code = EXIT_CODES[received]
         self.step = step
 

@@ -234,5 +234,5 @@ def test_a_run_whose_images_hang_saves_its_progress_when_stopped(monkeypatch, tm
     stopper.join()
 
     assert code == 75, stderr
-    assert "it is saved" in stderr
+    assert "the checkpoint is saved" in stderr
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))

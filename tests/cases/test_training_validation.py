@@ -132,7 +132,7 @@ def test_a_signal_during_a_validation_ends_it_at_the_next_batch_and_a_resumed_ru
     left, _, stderr = train()
 
     assert (left, watch.batches) == (code, 1)
-    assert f"stopped by {number.name} after step 2; it is saved" in stderr
+    assert f"stopped by {number.name} after step 2; the checkpoint is saved" in stderr
     assert saved_steps(tmp_path) == ["step-00000002"]
     assert validated_steps(tmp_path) == []
     code, _, stderr = resume()

@@ -43,7 +43,7 @@ def command(
     if len(done.written.failed) > MOST_LISTED:
         log(f"left out: {len(done.written.failed):,} answers altogether")
     written = done.written
-    counts = f"{written.num_targets:,} targets, {len(written.files):,} files"
-    log(f"wrote {written.num_answers:,} answers ({counts}) to {out}")
+    counts = f"answers: {written.num_answers:,}, targets: {written.num_targets:,}, files: {len(written.files):,}"
+    log(f"wrote {out} ({counts})")
     if done.exit_code is not ExitCode.OK:
         raise typer.Exit(int(done.exit_code))

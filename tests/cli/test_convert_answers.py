@@ -40,7 +40,7 @@ def predictions(tmp_path):
 def test_every_format_is_written_from_a_prediction_file(name, predictions, tmp_path, capsys):
     command(predictions(LINE), name, tmp_path / "out")
 
-    assert "wrote 1 answers (1 targets" in capsys.readouterr().err
+    assert "(answers: 1, targets: 1, files: " in capsys.readouterr().err
     assert any(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
 

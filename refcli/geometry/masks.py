@@ -34,7 +34,7 @@ def encode_mask(mask: Bool[np.ndarray, "height width"]) -> RLE:
     return RLE((int(height), int(width)), encoded["counts"])
 
 
-def encode_columns(parts: Iterable[Bool[np.ndarray, "height columns"]], height: int, width: int) -> RLE:
+def encode_columns(parts: Iterable[Bool[np.ndarray, "height _"]], height: int, width: int) -> RLE:
     """Compress a bitmap given as neighbouring groups of columns; equals `encode_mask` of the complete bitmap."""
     edges = [np.zeros(1, dtype=np.int64)]
     position, last = 0, False

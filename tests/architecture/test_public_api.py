@@ -114,13 +114,10 @@ def test_a_consumer_script_passes_mypy_strict(tmp_path):
     script.write_text(CONSUMER, encoding="utf-8")
     wrong = tmp_path / "wrong.py"
     wrong.write_text("from refcli import Predicter\n", encoding="utf-8")
-    root = Path(refcli.__file__).resolve().parents[1]
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", str(root / "pyproject.toml")]
+    settings = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", str(settings)]
 
-    checked = subprocess.run(
-        [*command, str(script), str(wrong)],
-        cwd=root, capture_output=True, text=True,
-    )  # fmt: skip
+    checked = subprocess.run([*command, str(script), str(wrong)], cwd=tmp_path, capture_output=True, text=True)
 
     assert "consumer.py" not in checked.stdout, checked.stdout
     assert 'wrong.py:1: error: Module "refcli" has no attribute "Predicter"' in checked.stdout, checked.stdout

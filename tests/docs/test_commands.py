@@ -132,9 +132,9 @@ def test_every_block_names_its_language(name):
 
 
 def test_the_gate_runs_the_commands_of_the_readme():
-    gate = (ROOT / ".ci" / "run").read_text()
+    gate = (ROOT / ".ci" / "run").read_text().splitlines()
     lines = [line for block in blocks_of(ROOT / "README.md") for line in block.text.splitlines()]
     assert "pip install . && refcli demo" in lines
     assert "pip install . && refcli demo" in gate
-    assert 'pip install ".[test]" && pytest' in lines
-    assert 'pip install ".[test]" && pytest' in gate
+    assert 'pip install ".[test]" && pytest -n 2 --dist loadfile' in lines
+    assert 'pip install ".[test]" && pytest -n 2 --dist loadfile' in gate

@@ -86,7 +86,7 @@ def test_a_beit3_file_must_have_64000_pieces(tmp_path, small_model):
 
 
 def test_a_missing_or_foreign_tokenizer_file_is_an_error(tmp_path):
-    with pytest.raises(WeightsError, match="not there"):
+    with pytest.raises(WeightsError, match="is missing"):
         Tokenizer.load(TextSettings(tokenizer=str(tmp_path / "none.spm")))
     path = tmp_path / "other.spm"
     path.write_bytes(b"not a model")

@@ -68,12 +68,12 @@ def test_the_pulled_file_replaces_only_a_missing_beit3_spm(tmp_path):
 
 
 def test_the_hint_advises_to_pull_until_the_file_is_pulled(tmp_path):
-    with pytest.raises(WeightsError, match="not there") as missing:
+    with pytest.raises(WeightsError, match="is missing") as missing:
         load_tokenizer(OFFICIAL)
     assert "`refcli weights pull beit3-tokenizer`" in missing.value.hint
     pulled = put_pulled(tmp_path)
     assert load_tokenizer(OFFICIAL).model == pulled.read_bytes()
-    with pytest.raises(WeightsError, match="not there") as other:
+    with pytest.raises(WeightsError, match="is missing") as other:
         load_tokenizer(TextSettings(tokenizer="mine.spm"))
     assert "pull" not in other.value.hint
 
@@ -81,7 +81,7 @@ def test_the_hint_advises_to_pull_until_the_file_is_pulled(tmp_path):
 def test_weights_converted_before_the_pull_work_after_it(tmp_path, converted_too_early):
     assert not read_info(converted_too_early).tokenizer_is_there
     assert any("`refcli weights pull beit3-tokenizer`" in problem for problem in verify(converted_too_early))
-    with pytest.raises(WeightsError, match="not there"):
+    with pytest.raises(WeightsError, match="is missing"):
         load_weights(str(converted_too_early))
     pulled = put_pulled(tmp_path)
     assert read_info(converted_too_early).tokenizer_is_there

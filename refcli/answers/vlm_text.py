@@ -129,6 +129,8 @@ def _final_answer(text: str) -> str:
     _, thought, rest = text.rpartition("</think>")
     if thought:
         text = rest
+    elif "<think>" in text:
+        return ""  # the model never came to its answer
     start = text.rfind("<answer>")
     return text if start < 0 else text[start + len("<answer>") :].partition("</answer>")[0]
 
@@ -150,13 +152,10 @@ def _lists_in(text: str) -> list[Numbers]:
 
 def _json_boxes(text: str) -> list[Numbers]:
     """Boxes under a known key, also in JSON that was cut off; without such keys, bare lists of numbers."""
-    boxes, is_keyed = [], False
-    for absent, value in KEYED.findall(text):
-        is_keyed = True
-        if not absent:
-            boxes += _lists_in(value)
-    if is_keyed:
-        if not boxes and not re.search(r":\s*(?:null|None|\[\s*\])", text):
+    keyed = KEYED.findall(text)
+    if keyed:
+        boxes = [box for _, value in keyed for box in _lists_in(value)]
+        if not boxes and not any(absent for absent, _ in keyed):
             raise AnswerTextError("a box without four numbers")
         return boxes
     return _boxes_or_refusal([box for box in _lists_in(text) if len(box) == 4], text)

@@ -86,6 +86,8 @@ def test_a_refusal_is_no_target(text):
         "",
         "the cup on the left",
         '{"bbox_2d": [1, 2, 3]}',
+        '{"bbox_2d": [1, 2, 3], "label": null}',
+        "<think>it may be [1, 2, 3, 4], or there is no cup",
         '[{"bbox_2d": [10, 20',
         "[1, 2, 3]",
         "<|box_start|>(1,2),(3,4)<|box_end|>",

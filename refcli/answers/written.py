@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
 from refcli.contracts.prediction import Answer, Target
+from refcli.files import is_plain_name
+from refcli.geometry.boxes import is_finite
 
 
 @dataclass(slots=True)
@@ -32,12 +36,15 @@ class Written:
         files: names of the files, below the output folder.
         num_answers: answers that were written.
         num_targets: boxes that were written.
-        failed: ids of answers with an error or without an image size, which the formats cannot represent.
+        num_low_scores: answers left out because all their targets have a low score.
+        failed: ids of answers that the formats cannot represent: with an error, without an image or its size, with
+            another size than an earlier answer about the same image, or with numbers or masks that do not fit it.
     """
 
     files: list[str] = field(default_factory=list)
     num_answers: int = 0
     num_targets: int = 0
+    num_low_scores: int = 0
     failed: list[str] = field(default_factory=list)
 
 
@@ -51,16 +58,34 @@ def usable(answers: Iterable[Answer], written: Written, *, min_score: float = 0.
             made (`no_target_source: min_score`), is left out with them: a low score does not mean that there is no
             target.
     """
+    sizes: dict[str, tuple[int, int]] = {}
     for answer in answers:
-        if answer.error is not None or answer.width <= 0 or answer.height <= 0:
+        if not _is_representable(answer) or sizes.setdefault(answer.image, _size(answer)) != _size(answer):
             written.failed.append(answer.id)
             continue
         kept = tuple(target for target in answer.targets if target.score >= min_score)
         if not kept and (answer.targets or answer.no_target_source == "min_score"):
+            written.num_low_scores += 1
             continue
         written.num_answers += 1
         written.num_targets += len(kept)
         yield answer if len(kept) == len(answer.targets) else replace(answer, targets=kept)
+
+
+def _is_representable(answer: Answer) -> bool:
+    if answer.error is not None or not answer.image or answer.width <= 0 or answer.height <= 0:
+        return False
+    return all(
+        is_finite(target.box_xyxy)
+        and math.isfinite(target.score)
+        and (target.mask is None or tuple(target.mask.size) == _size(answer))
+        for target in answer.targets
+    )
+
+
+def _size(answer: Answer) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    return answer.height, answer.width
 
 
 def by_image(answers: Iterable[Answer]) -> list[AnsweredImage]:
@@ -80,13 +105,15 @@ def categories(images: Iterable[AnsweredImage]) -> dict[str, int]:
 def file_names(images: Iterable[AnsweredImage], suffix: str) -> list[str]:
     """A file name per image: its stem, numbered if several images share it (ignoring case)."""
     taken: set[str] = set()
+    last: Counter[str] = Counter()
     names = []
     for image in images:
-        stem = PurePath(image.image.replace("\\", "/")).stem or "image"
-        name, number = stem, 1
+        stem = PurePath(image.image.replace("\\", "/")).stem
+        stem = stem if is_plain_name(stem) else "image"
+        name = stem
         while name.lower() in taken:
-            number += 1
-            name = f"{stem}-{number}"
+            last[stem.lower()] += 1
+            name = f"{stem}-{last[stem.lower()] + 1}"
         taken.add(name.lower())
         names.append(name + suffix)
     return names

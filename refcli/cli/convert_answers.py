@@ -39,10 +39,12 @@ def command(
         for line in problem.first[:MOST_LISTED]:
             log(printable(f"  {line}"))
     for name in done.written.failed[:MOST_LISTED]:
-        log(printable(f"left out: {name}: it has an error, or no image size"))
+        log(printable(f"left out: {name}: an error, no image or size, or a target that does not fit the image"))
     if len(done.written.failed) > MOST_LISTED:
         log(f"left out: {len(done.written.failed):,} answers altogether")
     written = done.written
+    if written.num_low_scores:
+        log(f"left out: {written.num_low_scores:,} answers whose targets all have a low score")
     counts = f"answers: {written.num_answers:,}, targets: {written.num_targets:,}, files: {len(written.files):,}"
     log(f"wrote {out} ({counts})")
     if done.exit_code is not ExitCode.OK:

@@ -266,3 +266,34 @@ def test_pseudo_labels_are_read_as_training_data(name, source, file, write, bitm
 
     found = {expression.text: len(record.regions) for record in records for expression in record.expressions}
     assert found == {"both cups": 2, HOSTILE: 1} | ({"the fork": 0} if name == "refcli-data" else {})
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_answer_that_does_not_fit_its_image_is_listed_and_spoils_no_file(name, answers, write):
+    fits = answers[0]
+    nan = replace(fits.targets[0], box_xyxy=(float("nan"), 0.0, 1.0, 1.0))
+    other_mask = replace(fits.targets[0], mask=encode_mask(np.ones((2, 2), dtype=bool)))
+    answers += [
+        replace(fits, id="no image", image=""),
+        replace(fits, id="another size", width=WIDTH + 1, targets=()),
+        replace(fits, id="nan", targets=(nan,)),
+        replace(fits, id="mask", targets=(other_mask,)),
+    ]
+    written = write(name)
+
+    assert written.failed == ["4", "no image", "another size", "nan", "mask"]
+    assert (written.num_answers, written.num_targets) == (3, 3)
+
+
+def test_answers_without_a_sufficient_score_are_counted(write):
+    assert write("coco", min_score=0.8).num_low_scores == 1
+
+
+def test_a_label_file_has_a_name_that_every_file_system_takes(answers, write, tmp_path):
+    answers[:] = [
+        replace(answers[0], id=str(number), image=image)
+        for number, image in enumerate(("a/\0.png", "b/..", "image.png"))
+    ]
+    write("yolo")
+
+    assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["image-2.txt", "image-3.txt", "image.txt"]

@@ -22,7 +22,8 @@ def write_yolo(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0, 
     """Write `classes.txt` (one expression per line) and `labels/<image>.txt`.
 
     A line is `class cx cy w h`, or with `outlines` `class x y x y ...`: the largest outline of the mask; its holes and
-    further parts are lost. Numbers are fractions of the image. Images without a target have an empty file.
+    further parts are lost. Numbers are fractions of the image, clipped to it. The file of an image without a target
+    is empty.
 
     Args:
         answers: in any order; those with an error are left out.
@@ -46,10 +47,11 @@ def _label_file(image: AnsweredImage, names: Mapping[str, int], *, outlines: boo
     lines = []
     for answer, target in image.found:
         outline = largest_outline(target.mask) if outlines and target.mask else None
-        x1, y1, x2, y2 = target.box_xyxy
-        numbers = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1] if outline is None else outline.ravel().tolist()
-        sides = (image.width, image.height)
-        fractions = (min(max(number / sides[place % 2], 0.0), 1.0) for place, number in enumerate(numbers))
+        corners = np.array(target.box_xyxy).reshape(2, 2) if outline is None else outline
+        corners = np.clip(corners / (image.width, image.height), 0.0, 1.0)
+        if outline is None:
+            corners = np.stack([corners.mean(0), np.maximum(corners[1] - corners[0], 0.0)])
+        fractions = corners.ravel().tolist()
         lines.append(" ".join([str(names[answer.expression]), *(f"{fraction:.6f}" for fraction in fractions)]))
     return "".join(f"{line}\n" for line in lines)
 

@@ -297,3 +297,12 @@ def test_a_label_file_has_a_name_that_every_file_system_takes(answers, write, tm
     write("yolo")
 
     assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["image-2.txt", "image-3.txt", "image.txt"]
+
+
+def test_a_yolo_box_beyond_the_image_is_cut_at_its_edge(answers, write, tmp_path):
+    beyond = Target((-10.0, 10.0, 30.0, 50.0), 0.9)
+    answers[:] = [replace(answers[0], targets=(beyond,))]
+    write("yolo")
+
+    numbers = np.array((tmp_path / "labels" / "x.txt").read_text().split()[1:], float)
+    np.testing.assert_allclose(numbers, [15 / WIDTH, 25 / HEIGHT, 30 / WIDTH, 30 / HEIGHT], atol=1e-6)

@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
 
-from refcli.answers.written import AnsweredImage, Written, by_image, categories, usable
+from refcli.answers.written import AnsweredImage, Written, by_image, categories, usable, xml_text
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
 from refcli.files import write_atomically
@@ -40,13 +40,13 @@ def cvat_document(images: list[AnsweredImage]) -> Element:
     labels = SubElement(SubElement(SubElement(root, "meta"), "task"), "labels")
     for name in categories(images):
         label = SubElement(labels, "label")
-        SubElement(label, "name").text = _xml_text(name)
+        SubElement(label, "name").text = xml_text(name)
         attribute = SubElement(SubElement(label, "attributes"), "attribute")
         for key, value in {"name": "score", "mutable": "False", "input_type": "text", "default_value": ""}.items():
             SubElement(attribute, key).text = value
     for number, image in enumerate(images):
         sides = {"width": str(image.width), "height": str(image.height)}
-        element = SubElement(root, "image", {"id": str(number), "name": _xml_text(image.image), **sides})
+        element = SubElement(root, "image", {"id": str(number), "name": xml_text(image.image), **sides})
         for group, (answer, target) in enumerate(image.found, 1):
             _add_shapes(element, group, answer, target)
     return root
@@ -54,7 +54,7 @@ def cvat_document(images: list[AnsweredImage]) -> Element:
 
 def _add_shapes(parent: Element, group: int, answer: Answer, target: Target) -> None:
     shared = {
-        "label": _xml_text(answer.expression),
+        "label": xml_text(answer.expression),
         "source": "auto",
         "occluded": "0",
         "z_order": "0",
@@ -84,8 +84,3 @@ def cvat_mask(mask: RLE) -> dict[str, str] | None:
         "width": str(right - left),
         "height": str(bottom - top),
     }
-
-
-def _xml_text(text: str) -> str:
-    """The text without the control characters that XML cannot hold."""
-    return "".join(letter if letter.isprintable() or letter in "\t\n\r" else " " for letter in text)

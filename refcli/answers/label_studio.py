@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from refcli.answers.written import AnsweredImage, Written, by_image, usable
+from refcli.answers.written import AnsweredImage, Written, by_image, usable, xml_text
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
 from refcli.files import write_atomically
@@ -69,10 +70,8 @@ def task(image: AnsweredImage, *, image_url: str = "{image}") -> dict[str, Any]:
 
 def labelling_config(images: Iterable[AnsweredImage]) -> str:
     """The XML that declares the labels of these images."""
-    from xml.sax.saxutils import quoteattr
-
     names = dict.fromkeys(answer.expression for image in images for answer in image.answers)
-    labels = "\n".join(f"    <Label value={quoteattr(name)}/>" for name in names)
+    labels = "\n".join(f"    <Label value={quoteattr(xml_text(name))}/>" for name in names)
     return LABELLING_CONFIG.format(labels=labels)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,8 @@ from pathlib import PurePath
 from refcli.contracts.prediction import Answer, Target
 from refcli.files import is_plain_name
 from refcli.geometry.boxes import is_finite
+
+_NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(slots=True)
@@ -117,3 +120,8 @@ def file_names(images: Iterable[AnsweredImage], suffix: str) -> list[str]:
         taken.add(name.lower())
         names.append(name + suffix)
     return names
+
+
+def xml_text(text: str) -> str:
+    """The text with a space for each character that XML 1.0 cannot represent."""
+    return _NO_XML.sub(" ", text)

@@ -306,3 +306,12 @@ def test_a_yolo_box_beyond_the_image_is_cut_at_its_edge(answers, write, tmp_path
 
     numbers = np.array((tmp_path / "labels" / "x.txt").read_text().split()[1:], float)
     np.testing.assert_allclose(numbers, [15 / WIDTH, 25 / HEIGHT, 30 / WIDTH, 30 / HEIGHT], atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "file"), [("label-studio", "label_studio.xml"), ("cvat", "annotations.xml")])
+def test_characters_that_xml_cannot_hold_become_spaces(name, file, answers, write, tmp_path):
+    answers[:] = [replace(answers[0], expression="the\x01 cup\x1b[31m")]
+    write(name)
+
+    values = {value for element in ElementTree.parse(tmp_path / file).iter() for value in element.attrib.values()}
+    assert "the  cup [31m" in values

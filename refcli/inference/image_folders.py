@@ -36,6 +36,15 @@ MAX_NAMED = 5
 """Suffixes or paths that a note names."""
 
 
+def is_empty_folder(folder: Path) -> bool:
+    """Whether a folder has no entries besides those that operating systems add.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    return all(entry.name.lower() in SYSTEM_NAMES for entry in folder.iterdir())
+
+
 @cache
 def readable_suffixes() -> frozenset[str]:
     """Suffixes of the image formats that the installed Pillow reads, in lower case with their full stop."""

@@ -25,7 +25,7 @@ from refcli.engine.checkpointing.run_lock import lock_output_folder
 from refcli.errors import DataError, UsageError, shorten
 from refcli.files import explain_write_errors, remove_stale_temporaries, write_atomically
 from refcli.geometry.masks import decode_mask, scaled_mask
-from refcli.inference.image_folders import SYSTEM_NAMES
+from refcli.inference.image_folders import is_empty_folder
 from refcli.inference.output_manifest import (
     DRAWINGS,
     MASKS,
@@ -246,7 +246,7 @@ class OutputFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             remove_stale_temporaries(self.path)
-            is_empty = all(path.name.lower() in SYSTEM_NAMES for path in self.path.iterdir())
+            is_empty = is_empty_folder(self.path)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UsageError(f"the folder cannot be created: {reason}", where=str(self.path)) from error

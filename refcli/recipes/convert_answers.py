@@ -12,7 +12,7 @@ from refcli.errors import DataError, ExitCode, UsageError
 from refcli.evaluation.predictions import RejectionLog, read_lines
 from refcli.evaluation.run import RejectedLines
 from refcli.files import explain_write_errors
-from refcli.inference.image_folders import SYSTEM_NAMES
+from refcli.inference.image_folders import is_empty_folder
 from refcli.tables import lookup
 
 
@@ -54,7 +54,7 @@ def convert_answers(
     write = lookup(WRITERS, answers_format, what="answer format")
     if outlines and answers_format != "yolo":
         raise UsageError("only YOLO label files hold outlines", where="--outlines")
-    if out.exists() and (not out.is_dir() or any(entry.name.lower() not in SYSTEM_NAMES for entry in out.iterdir())):
+    if out.is_dir() and not is_empty_folder(out):
         raise UsageError("the output folder is not empty", where=f"--out {out}", hint="choose another --out")
     problems = RejectionLog(file.name)
     answers = [line.answer for line in read_lines(file, problems)]

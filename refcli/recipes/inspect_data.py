@@ -17,7 +17,7 @@ from refcli.drawing.encoding import encode_png
 from refcli.drawing.examples import MAX_FAILURES, DrawnExample, FailedExample, draw_examples
 from refcli.errors import DataError, ExitCode, UsageError
 from refcli.files import path_inside, write_atomically
-from refcli.inference.image_folders import SYSTEM_NAMES
+from refcli.inference.image_folders import is_empty_folder
 from refcli.inference.output_manifest import INSPECTION, INSPECTION_SCHEMA, SHEET
 
 MOST_ON_SHEET = 400
@@ -173,8 +173,7 @@ def _check_free(out: Path, *, force: bool) -> None:
     """
     if not out.is_dir():
         return
-    is_empty = all(entry.name.lower() in SYSTEM_NAMES for entry in out.iterdir())
-    if is_empty or (force and _earlier(out)):
+    if is_empty_folder(out) or (force and _earlier(out)):
         return
     hint = "choose another --out" + (", or replace the drawings with --force" if _earlier(out) else "")
     raise UsageError("the folder for the drawings is not empty", where=f"--out {out}", hint=hint)

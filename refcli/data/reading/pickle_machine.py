@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial, partialmethod
@@ -96,7 +97,7 @@ class Value:
         self.weight, self.largest, self.depth = weight, largest, depth
 
 
-class PickleMachine:
+class PickleMachine(ABC):
     """An unpickler that builds nothing: its stack and memo hold `Value`s. Subclasses set the limits."""
 
     protocol: ClassVar[int] = LAST_PROTOCOL
@@ -213,9 +214,9 @@ class PickleMachine:
 
     # Values.
 
+    @abstractmethod
     def check_bounds(self) -> None:
         """Raise `expansion_error` if the work or memory so far is beyond the limits."""
-        raise NotImplementedError
 
     def push(self, value: Value) -> None:
         self.stack.append(value)
@@ -233,9 +234,9 @@ class PickleMachine:
         if value.depth > self.max_depth:
             raise self.expansion_error()
 
+    @abstractmethod
     def expansion_error(self) -> PickleRefusedError:
         """The error for a pickle that expands beyond the limits."""
-        raise NotImplementedError
 
     def add(self, target: Value, parts: Sequence[Value]) -> None:
         """Add values to a container."""

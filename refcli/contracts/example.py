@@ -39,3 +39,5 @@ class Example:
     regions: tuple[Region, ...]
     kind: str | None = None
     """The kind of expression (attribute, ordinal, ...), where the source states it; metrics are sliced by it."""
+    ignored: RLE | None = None
+    """Pixels that no mask metric counts, neither as truth nor as answer (ReasonSeg's "ignore"); None: all count."""

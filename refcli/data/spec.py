@@ -70,6 +70,8 @@ class DatasetSpec(Settings):
     homepage: str | None = None
     obtain: tuple[Obtain, ...] = ()
     images: ImageCollection | None = None
+    verified: bool = True
+    """Whether the specification was checked against real files of the data set; if not, `prepare-data` says so."""
 
     source: str | None = None
     """Row of the table of sources (or generators); None for a mixture."""

@@ -97,6 +97,7 @@ def finish(
         if regions is None:
             problems.add("dropped_record", record.where, f"its {len(texts)} expressions are left out")
             continue
+        ignored = _ignored(record, width, height, problems)
         for identity, text in texts:
             yield Example(
                 id=f"{settings.dataset}/{identity}",
@@ -109,6 +110,7 @@ def finish(
                 expression=text,
                 regions=regions,
                 kind=record.kind,
+                ignored=ignored,
             )
 
 
@@ -191,6 +193,13 @@ def _mask(raw: RawRegion, width: int, height: int, where: str, problems: Problem
         problems.add("empty_mask", where, raw.source_id or "")
         return None
     return mask
+
+
+def _ignored(record: RawRecord, width: int, height: int, problems: Problems) -> RLE | None:
+    """The pixels of a record that no mask metric counts; an unreadable mask of them is reported."""
+    if record.ignored is None:
+        return None
+    return _mask(RawRegion(None, record.ignored, "ignored region"), width, height, record.where, problems)
 
 
 def _box_problem(box: BoxXYXY | None, width: int, height: int) -> str | None:

@@ -138,7 +138,15 @@ def plan_named(
     files = find_files(spec, raw, splits=splits)
     if source.has_file_per_split and splits:
         files = {role: path for role, path in files.items() if role in splits or role in source.optional}
-    return FilePlan(name, spec.source or "", source, settings, files, spec)
+    notes = () if spec.verified else (_unverified(name, spec),)
+    return FilePlan(name, spec.source or "", source, settings, files, spec, notes)
+
+
+def _unverified(name: str, spec: DatasetSpec) -> str:
+    return (
+        f"{name}: this reader follows the documentation of the data set and was never run on its files; compare some "
+        f"examples with {spec.homepage or 'the source'} (refcli inspect-data draws them)"
+    )
 
 
 def plan_file(

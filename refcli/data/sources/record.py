@@ -47,6 +47,10 @@ class RawRegion:
     """The annotation's identity: "coco:1877288" for a COCO annotation."""
     has_lost_mask: bool = False
     """Whether the file has a mask that the reader could not read (and has reported)."""
+    category: str | None = None
+    """The class of a labelled object; see `RawRecord.needs_expressions`."""
+    is_crowd: bool = False
+    """Whether the region is a group of objects of its category that are not labelled one by one."""
 
 
 class RawExpression(NamedTuple):
@@ -68,6 +72,11 @@ class RawRecord:
     where: str
     """File and record, for messages: "refs(unc).p: ref 17"."""
     kind: str | None = None
+    ignored: bytes | RLE | LazyMask | None = None
+    """Pixels that no mask metric counts, in the forms of `RawRegion.segmentation`."""
+    needs_expressions: bool = False
+    """Whether this is an image with all its labelled objects as `regions`, without `expressions`: they are written from
+    categories and boxes when the record is finished."""
 
 
 @dataclass

@@ -73,6 +73,9 @@ def _rules(table: pa.Table) -> Iterator[tuple[Bool[np.ndarray, " rows"], Callabl
         width, height = (table[name].to_numpy() for name in ("width", "height"))
         impossible = (width < 0) | (height < 0) | ((width == 0) != (height == 0))
         yield impossible, lambda row: f"its image has the size {value('width', row)} x {value('height', row)}"
+    if "ignored_counts" in names and width is not None:
+        sizeless = table["ignored_counts"].is_valid().to_numpy() & (width == 0)
+        yield sizeless, lambda row: "it has an ignored region, but its image's size is unknown"
     if "regions" in names:
         yield from _rules_of_regions(table["regions"].combine_chunks(), width)
 

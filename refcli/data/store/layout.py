@@ -38,9 +38,12 @@ SCHEMA = pa.schema(
         pa.field("expression", pa.string(), nullable=False),
         pa.field("kind", pa.string()),
         pa.field("regions", pa.list_(pa.field("element", REGION, nullable=False)), nullable=False),
+        pa.field("ignored_counts", pa.binary()),
     ]
 )
 """One row per Example. A mask has the size of its image, so only its run lengths are stored."""
+ADDED = ("ignored_counts",)
+"""Columns that files of earlier versions lack; they are read as nulls."""
 SIDES = ("x1", "y1", "x2", "y2")
 
 
@@ -51,10 +54,10 @@ def examples_to_table(examples: Sequence[Example]) -> pa.Table:
         DataError: a mask has another size than its image; the columns cannot represent it.
     """
     for example in examples:
-        for region in example.regions:
-            if region.mask is not None and tuple(region.mask.size) != (example.height, example.width):
+        for mask in (*(region.mask for region in example.regions), example.ignored):
+            if mask is not None and tuple(mask.size) != (example.height, example.width):
                 raise DataError(
-                    f"an example cannot be stored: a mask has the size {tuple(region.mask.size)}, "
+                    f"an example cannot be stored: a mask has the size {tuple(mask.size)}, "
                     f"the image {(example.height, example.width)}",
                     where=f"{example.dataset}:{example.split} {example.id}",
                 )
@@ -68,8 +71,14 @@ def examples_to_table(examples: Sequence[Example]) -> pa.Table:
     offsets = np.cumsum([0, *(len(example.regions) for example in examples)], dtype=np.int32)
     structs = pa.StructArray.from_arrays(columns, fields=list(REGION))
     lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs, type=SCHEMA.field("regions").type)
+    made = {
+        "regions": lists,
+        "ignored_counts": pa.array(
+            [example.ignored.counts if example.ignored else None for example in examples], pa.binary()
+        ),
+    }
     arrays = [
-        lists if field.name == "regions" else pa.array([getattr(e, field.name) for e in examples], field.type)
+        made[field.name] if field.name in made else pa.array([getattr(e, field.name) for e in examples], field.type)
         for field in SCHEMA
     ]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)

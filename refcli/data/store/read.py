@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from refcli.contracts.example import RLE, Example, Region
 from refcli.data.store.checks import LEAVES_THE_ROOT, check_stored_rows
 from refcli.data.store.layout import (
+    ADDED,
     MANIFEST,
     REGION,
     SCHEMA,
@@ -229,7 +230,11 @@ def group_sizes(path: Path, num_rows: int) -> list[int]:
         found = int(metadata.num_rows)
     except _DAMAGED as error:
         raise _unreadable(error, str(path)) from error
-    odd = [column for column in SCHEMA.names if schema.names.count(column) != 1]
+    odd = [
+        column
+        for column in SCHEMA.names
+        if schema.names.count(column) != 1 and (column not in ADDED or column in schema.names)
+    ]
     if not odd and _parts(schema.field(_REGIONS)) != _parts(SCHEMA.field(_REGIONS)):
         odd = [_REGIONS]
     if odd or found != num_rows or sum(sizes) != num_rows or min(sizes, default=0) < 0:
@@ -261,8 +266,11 @@ def read_group(
     """
     where = f"{path}, row group {group + 1}"
     try:
-        table = _read_limited(path, group, list(columns or SCHEMA.names), where, max_bytes, batch_bytes)
+        table = _read_limited(path, group, columns, where, max_bytes, batch_bytes)
         table = table.cast(_schema_of(table))
+        for name in ADDED if columns is None else ():
+            if name not in table.column_names:
+                table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
         table.validate(full=True)
         _refuse_nulls(table, where)
         check_stored_rows(table, where=where)
@@ -271,9 +279,12 @@ def read_group(
     return table
 
 
-def _read_limited(path: Path, group: int, columns: list[str], where: str, max_bytes: int, batch_bytes: int) -> pa.Table:
+def _read_limited(
+    path: Path, group: int, columns: Sequence[str] | None, where: str, max_bytes: int, batch_bytes: int
+) -> pa.Table:
     batches, size = [], 0
     with pq.ParquetFile(path, memory_map=True) as file:
+        columns = list(columns or (name for name in SCHEMA.names if name in file.schema_arrow.names))
         chunks = file.metadata.row_group(group)
         largest = max(
             (chunks.column(number).total_uncompressed_size for number in range(chunks.num_columns)), default=0
@@ -352,6 +363,7 @@ class RowReader:
         self._boxes = np.stack([regions.field(side).to_numpy() for side in SIDES], axis=1)
         self._masks = _Bytes(regions.field("mask_counts"))
         self._source_ids = _Bytes(regions.field("source_id"))
+        self._ignored = _Bytes(_single(table, "ignored_counts"))
 
     def __len__(self) -> int:
         return self._size
@@ -373,16 +385,21 @@ class RowReader:
                 for number in range(self._region_offsets[row], self._region_offsets[row + 1])
             ),
             kind=text["kind"].optional_text(row),
+            ignored=self._mask(self._ignored, row, height, width),
         )
 
     def _region(self, number: int, height: int, width: int) -> Region:
-        counts = self._masks.optional(number)
         x1, y1, x2, y2 = self._boxes[number].tolist()
         return Region(
             box_xyxy=(x1, y1, x2, y2),
-            mask=None if counts is None else RLE((height, width), counts),
+            mask=self._mask(self._masks, number, height, width),
             source_id=self._source_ids.optional_text(number),
         )
+
+    @staticmethod
+    def _mask(column: _Bytes, row: int, height: int, width: int) -> RLE | None:
+        counts = column.optional(row)
+        return None if counts is None else RLE((height, width), counts)
 
 
 class _Bytes:

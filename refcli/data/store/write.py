@@ -24,7 +24,15 @@ from typing_extensions import Self
 from refcli.contracts.example import Example
 from refcli.data.shard import Shard
 from refcli.data.store.checks import check_table
-from refcli.data.store.layout import MANIFEST, SCHEMA, STORE_SCHEMA, examples_to_table, file_entries, read_manifest
+from refcli.data.store.layout import (
+    ADDED,
+    MANIFEST,
+    SCHEMA,
+    STORE_SCHEMA,
+    examples_to_table,
+    file_entries,
+    read_manifest,
+)
 from refcli.errors import DataError
 from refcli.files import file_sha256, is_plain_name, path_inside, temporary_file, write_atomically
 
@@ -209,7 +217,7 @@ class SplitWriter:
 def has_columns_of_store(path: Path) -> bool:
     """Whether a path is a Parquet file with the columns of a store."""
     try:
-        return path.is_file() and set(SCHEMA.names) <= set(pq.read_schema(path).names)
+        return path.is_file() and set(SCHEMA.names) - set(ADDED) <= set(pq.read_schema(path).names)
     except (pa.ArrowException, OSError, ValueError):
         return False
 

@@ -1,6 +1,7 @@
 """Raw records become examples; faulty ones are left out or reported, never silently."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -8,6 +9,7 @@ from PIL import Image
 from refcli.data.preparation.dataset_images import Place
 from refcli.data.preparation.finish import FinishSettings, finish, repair_text
 from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRecord, RawRegion
+from refcli.geometry.masks import rle_area
 
 SQUARE = json.dumps([[10, 10, 30, 10, 30, 30, 10, 30]]).encode()
 
@@ -43,6 +45,17 @@ def test_a_record_without_regions_has_no_regions():
 def test_a_box_may_come_from_its_mask():
     examples, _ = finished(record(RawRegion(None, SQUARE)))
     assert examples[0].regions[0].box_xyxy == (10.0, 10.0, 30.0, 30.0)
+
+
+def test_an_ignored_region_belongs_to_the_example_and_an_unreadable_one_is_reported():
+    raw = record(RawRegion((10.0, 10.0, 30.0, 30.0)))
+    examples, problems = finished(replace(raw, ignored=SQUARE))
+    assert rle_area(examples[0].ignored) == 400
+    assert examples[0].regions[0].mask is None
+    assert not problems.counts
+    examples, problems = finished(replace(raw, ignored=b'"?"'))
+    assert examples[0].ignored is None
+    assert problems.counts == {"unreadable_mask": 1}
 
 
 def test_a_box_is_clipped_to_its_image_and_reported_if_it_reached_far():

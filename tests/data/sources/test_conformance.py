@@ -38,6 +38,12 @@ def name(request):
     return request.param
 
 
+@pytest.fixture(scope="session")
+def main_files(tmp_path_factory):
+    """The main file of every corpus, each in a folder of its own; tests only read them."""
+    return {name: corpus.write(tmp_path_factory.mktemp(name)) for name, corpus in CORPORA.items()}
+
+
 @pytest.fixture
 def source(name):
     return lookup(SOURCES, name, what="source")
@@ -151,13 +157,12 @@ def test_records_can_be_sent_to_another_process(main_file):
         assert with_masks(pickle.loads(pickle.dumps(record))) == with_masks(record)
 
 
-def test_a_source_recognises_its_own_files_plain_and_packed_and_no_others(name, source, main_file, tmp_path):
-    assert source.sniff(main_file)
-    assert detect_format(main_file) == name
-    assert detect_format(packed(main_file, tmp_path / "packed")) == name
+def test_a_source_recognises_its_own_files_plain_and_packed_and_no_others(name, source, main_files, tmp_path):
+    assert source.sniff(main_files[name])
+    assert detect_format(main_files[name]) == name
+    assert detect_format(packed(main_files[name], tmp_path / "packed")) == name
     for other in set(CORPORA) - {name}:
-        (tmp_path / other).mkdir()
-        assert not source.sniff(CORPORA[other].write(tmp_path / other)), f"{name} takes the file of {other} for its own"
+        assert not source.sniff(main_files[other]), f"{name} takes the file of {other} for its own"
 
 
 def test_the_example_worked_out_by_hand_is_in_the_store(main_file, corpus, tmp_path):

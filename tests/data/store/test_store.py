@@ -55,7 +55,7 @@ def varied_examples():
         example(2, regions=(one, two, Region((0.1, 1 / 3, 12.5, 19.0)))),
         example(3, kind=None, expression='a\nb\t"c"'),
         example(4, regions=(replace(one, source_id=None),)),
-        example(5, regions=(Region((-1.5, 0.0, 31.0, 20.0), None, ""),)),
+        example(5, regions=(Region((-1.5, 0.0, 31.0, 20.0), None, ""),), ignored=two.mask),
     ]
 
 
@@ -65,6 +65,14 @@ def test_written_examples_are_read_back_unchanged(tmp_path):
     split = Store(tmp_path).split("toy:train")
     assert len(split) == len(examples)
     assert [split[index] for index in range(len(examples))] == examples
+
+
+def test_files_of_earlier_versions_have_no_ignored_regions(tmp_path):
+    summary = written(tmp_path, [example(0), example(5, ignored=example(4).regions[0].mask)])
+    file = tmp_path / summary.file
+    pq.write_table(pq.read_table(file).drop_columns(["ignored_counts"]), file)
+    split = Store(tmp_path).split("toy:train")
+    assert [split[0], split[1]] == [example(0), example(5)]
 
 
 def test_examples_are_read_across_row_groups(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -142,7 +143,12 @@ def load_spec(name: str) -> DatasetSpec:
             where="data set",
             hint=did_you_mean(name, known),
         )
-    path = data_specs_root() / "datasets" / f"{name}.yaml"
+    return _read_spec(data_specs_root() / "datasets" / f"{name}.yaml")
+
+
+@cache
+def _read_spec(path: Path) -> DatasetSpec:
+    """The specification in a file that ships with refcli; each is read once, since every search for files needs all."""
     return validate(DatasetSpec, read_yaml(path), where=str(path))
 
 

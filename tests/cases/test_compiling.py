@@ -99,6 +99,7 @@ def test_blocks_with_different_rates_of_drop_path_are_one_program_each_for_train
     assert counter.frame_count == 3
 
 
+@pytest.mark.slow
 def test_a_compiled_tower_trains_on_any_batch_size_and_any_number_of_words():
     tower = OneTower(TowerSettings(**{**TOWER, "layers": 1}, drop_path=0.4)).train()
     compile_parts([tower])

@@ -67,6 +67,7 @@ def last_step(run: Path) -> int:
     return max(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_two_processes_go_through_the_stages_together_and_resume_with_the_same_settings(
     tmp_path, preset, store, in_two_processes
 ):

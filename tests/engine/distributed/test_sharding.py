@@ -193,5 +193,6 @@ world.close()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_ddp_and_sharded_learn_what_one_process_learns():
     assert launch([sys.executable, "-c", TWO_PROCESSES, str(Path(__file__).parent)], Launch(2), note=print) == 0

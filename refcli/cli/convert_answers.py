@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from refcli.answers.table import WRITERS
+from refcli.cli.options import IMAGE_URL_NOTE, ImageURL
 
 MOST_LISTED = 20
 
@@ -22,6 +23,7 @@ def command(
     outlines: Annotated[
         bool, typer.Option("--outlines", help="YOLO: the outline of each mask instead of its box.")
     ] = False,
+    image_url: ImageURL = None,
 ) -> None:
     """Convert a prediction file to the format of another tool.
 
@@ -33,7 +35,7 @@ def command(
     from refcli.errors import ExitCode
     from refcli.recipes.convert_answers import convert_answers
 
-    done = convert_answers(file, to, out, min_score=min_score, outlines=outlines)
+    done = convert_answers(file, to, out, min_score=min_score, outlines=outlines, image_url=image_url)
     for sort, problem in done.problems.items():
         log(f"{problem.count:,} lines: {sort}")
         for line in problem.first[:MOST_LISTED]:
@@ -47,5 +49,7 @@ def command(
         log(f"left out: {written.num_low_scores:,} answers whose targets all have a low score")
     counts = f"answers: {written.num_answers:,}, targets: {written.num_targets:,}, files: {len(written.files):,}"
     log(f"wrote {out} ({counts})")
+    if to == "label-studio" and image_url is None:
+        log(IMAGE_URL_NOTE)
     if done.exit_code is not ExitCode.OK:
         raise typer.Exit(int(done.exit_code))

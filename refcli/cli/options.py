@@ -43,3 +43,13 @@ OutForce = Annotated[
     bool, typer.Option("--force", help="First remove refcli's earlier files in --out; other files stay.")
 ]
 OutResume = Annotated[bool, typer.Option("--resume", help="Complete the earlier run in --out.")]
+ImageURL = Annotated[
+    str | None,
+    typer.Option(
+        "--image-url",
+        help="label-studio: the address of an image; {image} stands for its path. Example: "
+        "'/data/local-files/?d={image}' for Label Studio's local storage.",
+        metavar="URL",
+    ),
+]
+IMAGE_URL_NOTE = "note: the tasks name the images by their paths; with --image-url, Label Studio can open them"

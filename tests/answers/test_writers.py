@@ -150,6 +150,22 @@ def test_label_studio_masks_and_boxes_come_back(write, bitmaps, tmp_path):
     assert {label.get("value") for label in labels} == {"both cups", "the fork", HOSTILE}
 
 
+def test_a_label_studio_task_lists_every_expression_and_opens_the_image_by_its_encoded_path(answers, write, tmp_path):
+    answers[:] = [replace(answer, image="./a b/x#1.png") for answer in answers]
+    write("label-studio", image_url="http://files/")
+    (task,) = json.loads((tmp_path / "label_studio.json").read_text())
+
+    assert task["data"] == {
+        "image": "http://files/a%20b/x%231.png",
+        "image_path": "./a b/x#1.png",
+        "width": WIDTH,
+        "height": HEIGHT,
+        "expressions": ["both cups", HOSTILE, "the fork"],
+        "answers": {"both cups": "2 regions", HOSTILE: "1 region", "the fork": "no target"},
+    }
+    assert [result["id"] for result in task["predictions"][0]["result"]][:2] == ["box-0", "mask-0"]
+
+
 def test_label_studio_run_lengths_hold_runs_of_more_than_16_bits():
     brush = pytest.importorskip("label_studio_sdk.converter.brush", reason="label-studio-sdk is not installed")
     bitmap = np.zeros((400, 300), dtype=bool)

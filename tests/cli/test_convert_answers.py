@@ -70,4 +70,6 @@ def test_files_without_predictions_and_unknown_formats_are_refused_before_writin
         convert_answers(predictions(LINE), "cocoa", tmp_path / "out")
     with pytest.raises(UsageError, match="outlines"):
         convert_answers(predictions(LINE), "coco", tmp_path / "out", outlines=True)
+    with pytest.raises(UsageError, match="Label Studio"):
+        convert_answers(predictions(LINE), "coco", tmp_path / "out", image_url="http://files/")
     assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ from refcli.config.schema import Settings
 from refcli.data.sources.record import Problems, RawRecord, Source
 from refcli.data.sources.refcoco import (
     INSTANCES_NAMES,
+    NO_ANNOTATION,
     Ref,
     ReferSettings,
     TextField,
@@ -18,9 +19,6 @@ from refcli.data.sources.refcoco import (
 )
 from refcli.data.sources.rows import Id
 from refcli.errors import DataError
-
-NO_ANNOTATION = -1
-"""The annotation id of a ref without a target."""
 
 
 class GrefcocoSettings(ReferSettings):

@@ -16,7 +16,7 @@ from refcli.data.reading.pickles import read_pickle
 from refcli.data.reading.streams import text_start
 from refcli.data.sources.coco.instances import CocoImage, Instances, coco_region, read_instances
 from refcli.data.sources.image_names import coco_id, coco_image, own_image, saiapr_image
-from refcli.data.sources.known_keys import KeyLog, KnownKeys
+from refcli.data.sources.known_keys import KeyLog, KnownKeys, excerpt
 from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import Id, Rejections, Row, comparable_id, convert_row, decode_row, whole_number
 from refcli.errors import DataError
@@ -27,6 +27,8 @@ INSTANCES_NAMES = ("instances.json", "instances.json.gz", "instances_train2014.j
 SPLIT_AUTHORS = ("unc", "umd", "google", "berkeley")
 ZERO = "zero"
 """`source` of Ref-ZOM's refs without a target."""
+NO_ANNOTATION = -1
+"""The annotation id of a ref without a target."""
 _JOINT_SPLIT = re.compile(r"test([A-Z]{2,})")
 _PICKLE_STARTS = (b"\x80", b"(l", b"]")
 # What follows the first "ann_id": in JSON a bracket; in a pickle, after storing the key, EMPTY_LIST or MARK.
@@ -103,7 +105,12 @@ def read_refs(path: Path, *, text: TextField, problems: Problems) -> list[Ref]:
     Args:
         path: the file; its form is recognised by its first bytes.
         text: the form of the sentences to use. Byte strings of Python 2 arrive as Latin-1.
-        problems: collects refs and sentences that are left out, `broken_ref` and `broken_sentence`, and `unused_key`.
+        problems: collects refs and sentences that are left out, `broken_ref` and `broken_sentence`; `unused_key`; and
+            `no_target_with_annotations` (Ref-ZOM's source "zero" beside annotations, read as no target).
+
+    The id of an expression is `<ref_id>/<sent_id>`: what precedes the slash joins the sentences of a ref that have a
+    target with those that have none (R-RefCOCO). A sentence without a target whose `sent_id` its ref has already used
+    gets its position: `<ref_id>/<sent_id>-<position>`.
 
     Raises:
         DataError: the file is not a refs file, no ref can be used, no sentence has the requested form, or an id occurs
@@ -154,12 +161,16 @@ class _Reading:
                 where = _place(self._path, ref)
                 if not ref.split:
                     raise DataError("the ref has no split", where=where)
+                self._check_source(ref, where)
                 ref.sentences = list(self._sentences(ref, where))
             except DataError as error:
                 rejected.add(error, f"{self._path.name}: refs[{index}]")
                 continue
-            for sentence in ref.sentences:
+            for number, sentence in enumerate(ref.sentences):
                 identity = f"{ref.ref_id}/{sentence.sent_id}"
+                if identity in seen and sentence.exist is False:
+                    sentence.sent_id = f"{sentence.sent_id}-{number}"
+                    identity = f"{ref.ref_id}/{sentence.sent_id}"
                 if identity in seen:
                     raise DataError(f"the id {identity} (ref_id/sent_id) occurs twice", where=where)
                 seen.add(identity)
@@ -170,6 +181,18 @@ class _Reading:
         if not seen:
             self._rejected_sentences.raise_first()
         return refs
+
+    def _check_source(self, ref: Ref, where: str) -> None:
+        """Compare the `source` of a ref with its annotations; "zero" takes precedence, as in DMMI's evaluation.
+
+        Raises:
+            DataError: the ref should have a target and has no annotation.
+        """
+        named = any(ann_id != NO_ANNOTATION for ann_id in ref.ann_ids)
+        if ref.source == ZERO and named:
+            self._problems.add("no_target_with_annotations", where, f"annotations {list(ref.ann_ids)}")
+        if ref.source not in (None, ZERO) and not named and ref.no_target is None:
+            raise DataError(f"the source is {excerpt(ref.source)}, but the ref has no annotation", where=where)
 
     def _sentences(self, ref: Ref, where: str) -> Iterator[Sentence]:
         for number, row in enumerate(ref.sentences):

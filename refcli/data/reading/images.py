@@ -226,30 +226,38 @@ def open_scaled(
     return _decode(source, name, limits, may_reduce=True)
 
 
-def probe(path: Path) -> ImageFacts:
+def probe(source: Path | bytes, *, name: str | None = None) -> ImageFacts:
     """The size of an image, from its header where the format allows; damaged pixels are then not noticed.
+
+    Args:
+        source: a path, or the bytes of an image file.
+        name: the image's name in errors; default: the path.
 
     Raises:
         ImageError: as `verify`.
     """
-    with _open(path, str(path)) as image:
+    with _open(source, name or _name_of(source)) as image:
         has_orientation = image.format in _HEADER_IS_ENOUGH or (image.format == "PNG" and "exif" in image.info)
         if has_orientation and image.width * image.height <= DEFAULT_LIMITS.max_pixels:
             orientation = _orientation(image)
             width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
             return ImageFacts(width, height, orientation)
-    return verify(path)
+    return verify(source, name=name)
 
 
-def verify(path: Path) -> ImageFacts:
-    """The size of an image, found by decoding it completely.
+def verify(source: Path | bytes, *, name: str | None = None) -> ImageFacts:
+    """As `probe`, by decoding the image completely.
 
     Raises:
         ImageError: the file is missing, not an image, damaged or too large.
     """
-    scaled = open_scaled(path)
-    with _open(path, str(path)) as image:
+    scaled = open_scaled(source, name=name)
+    with _open(source, name or _name_of(source)) as image:
         return ImageFacts(scaled.width, scaled.height, _orientation(image))
+
+
+def _name_of(source: str | Path | bytes) -> str:
+    return "image bytes" if isinstance(source, bytes) else str(source)
 
 
 def _decode(
@@ -261,7 +269,7 @@ def _decode(
     spare_bytes: int = 0,
 ) -> ScaledImage:
     """Open, check, decode and convert an image; `spare_bytes` is the caller's own memory per pixel."""
-    where = name or ("image bytes" if isinstance(source, bytes) else str(source))
+    where = name or _name_of(source)
     with _closing(_open(source, where)) as image:
         if image.width * image.height > limits.max_pixels:
             raise ImageError(

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from refcli.data.reading.json_files import convert, parse_json
+from refcli.data.reading.json_files import convert, parse_json, read_json
 from refcli.data.reading.streams import foreign_encoding, invalid_utf8, read_byte_lines, text_start
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError, WholeFileError, excerpt
 from refcli.data.sources.record import Problems
@@ -111,6 +111,37 @@ def read_json_lines(path: Path, parse: Callable[[bytes, int, str], T], problems:
     )
 
 
+def read_json_rows(path: Path, parse: Callable[[bytes, int, str], T], problems: Problems) -> Iterator[T]:
+    """As `read_json_lines`, also for a file that is one JSON list, whose unusable records are each a `broken_row`."""
+    if not text_start(path).startswith(b"["):
+        yield from read_json_lines(path, parse, problems)
+        return
+    rows = read_json(path, list[msgspec.Raw])
+    rejected = Rejections(problems)
+    num_good = 0
+    for number, row in enumerate(rows, 1):
+        where = f"{path.name}: record {number}"
+        try:
+            parsed = parse(bytes(row), number, where)
+        except DataError as error:
+            rejected.add(error, where)
+            continue
+        num_good += 1
+        yield parsed
+    if not num_good:
+        rejected.raise_first()
+        raise DataError("the list is empty", where=str(path), hint="it should hold one JSON object per record")
+
+
+def first_record_has(path: Path, *keys: bytes) -> bool:
+    """Whether a file starts as JSON lines or as a list of objects do, with all these keys, at any depth, in a line or,
+    of a list, in the first 64 KiB."""
+    start = text_start(path)
+    if not start.startswith(b"["):
+        return some_line_has(path, *keys)
+    return start[1:].lstrip().startswith(b"{") and all(pattern.search(start) for pattern in _patterns(keys))
+
+
 def some_line_has(path: Path, *keys: bytes) -> bool:
     """Whether a file starts with JSON lines one of which, in the first 64 KiB, has all these keys, at any depth."""
     start = text_start(path)
@@ -120,8 +151,12 @@ def some_line_has(path: Path, *keys: bytes) -> bool:
     lines = [
         line for line in (*(line for line in whole if line.rstrip().endswith(b"}")), last) if line.startswith(b"{")
     ]
-    patterns = [re.compile(rb'"' + re.escape(key) + rb'"\s*:') for key in keys]
+    patterns = _patterns(keys)
     return any(all(pattern.search(line) for pattern in patterns) for line in lines)
+
+
+def _patterns(keys: Sequence[bytes]) -> list[re.Pattern[bytes]]:
+    return [re.compile(rb'"' + re.escape(key) + rb'"\s*:') for key in keys]
 
 
 def decode_row(

@@ -9,6 +9,10 @@ SOURCES: dict[str, str] = {
     "coco": "refcli.data.sources.coco.grounding:SOURCE",
     "odvg": "refcli.data.sources.odvg:SOURCE",
     "jsonl": "refcli.data.sources.jsonl:SOURCE",
+    "gseval": "refcli.data.sources.gseval:SOURCE",
+    "humanref": "refcli.data.sources.humanref:SOURCE",
+    "openref": "refcli.data.sources.openref:SOURCE",
+    "reasonseg": "refcli.data.sources.reasonseg:SOURCE",
 }
 """Formats read from files: each row is a `Source`."""
 

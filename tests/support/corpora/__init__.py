@@ -6,43 +6,14 @@ import io
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.io import savemat
 
-WIDTH, HEIGHT = 100, 80
-"""Of every image."""
-DATASET = "tiny"
-"""Name of the data sets; also the prefix of the keys of images of unknown origin."""
-Box = tuple[float, float, float, float]
-
-
-class Truth(NamedTuple):
-    """One expected example of the store, by the definition of the format."""
-
-    id: str
-    split: str
-    expression: str
-    image_id: str
-    boxes_xyxy: tuple[Box, ...]
-    mask_areas: tuple[float | None, ...]
-    """Pixels; None where a region has no mask."""
-
-
-class Corpus(NamedTuple):
-    """One release."""
-
-    write: Callable[[Path], Path]
-    """Writes the files into a folder; returns the main one."""
-    num_expressions: int
-    families: frozenset[str]
-    """Prefixes of its image keys."""
-    problems: Mapping[str, int]
-    """The problems that the reader should report."""
-    truth: Truth
+from corpora.corpus import DATASET, HEIGHT, WIDTH, Box, Corpus, Truth
+from corpora.json_sets import JSON_SETS
 
 
 def _coco_name(number: int) -> str:
@@ -294,5 +265,6 @@ CORPORA: dict[str, Corpus] = {
         problems={"broken_line": 1},
         truth=Truth("tiny/test/1", "test", "the red cup", "tiny:a.jpg", ((10.0, 20.0, 50.0, 50.0),), (40 * 30 / 2,)),
     ),
+    **JSON_SETS,
 }
 """Row of the table of sources -> its corpus."""

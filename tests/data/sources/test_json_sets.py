@@ -1,0 +1,96 @@
+"""What is particular to GSEval, HumanRef and OpenRef: run lengths as lists, rejections, boxes in percent."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from corpora.json_sets import LEFT, RIGHT, gseval_row, list_mask, percent, text_mask
+
+from refcli.data.preparation.finish import region_mask
+from refcli.data.sources import gseval, humanref, openref
+from refcli.data.sources.record import Problems
+from refcli.errors import DataError
+from refcli.geometry.masks import mask_box
+
+PERSON = {"id": 7, "image_name": "a.jpg", "domain": "position", "sub_domain": "x", "referring": "the left one"}
+CUP = {"image": "a.jpg", "relation_type": "single", "positive": "the cup", "negative": "the fork", "bbox_num": 1}
+
+
+def read(module, path, *rows, problems=None):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems = Problems() if problems is None else problems
+    source = module.SOURCE
+    return list(source.read({"test": path}, source.settings(), dataset="mine", problems=problems))
+
+
+def test_the_extent_of_a_mask_is_its_box_whether_its_run_lengths_are_a_list_or_a_text(tmp_path):
+    person = PERSON | {"answer_boxes": [LEFT, RIGHT], "answer_segmentations": [list_mask(LEFT), text_mask(RIGHT)]}
+
+    (record,) = read(humanref, tmp_path / "a.jsonl", person)
+
+    assert [mask_box(region_mask(region, 80, 100)) for region in record.regions] == [LEFT, RIGHT]
+    assert [region.box_xyxy for region in record.regions] == [LEFT, RIGHT]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"domain": "rejection", "answer_boxes": [LEFT]}, "'rejection', but there are 1 answer_boxes"),
+        ({"answer_boxes": []}, "'position', but there are 0 answer_boxes"),
+        ({"answer_boxes": [LEFT, RIGHT], "answer_segmentations": [list_mask(LEFT)]}, "2 boxes and 1 masks"),
+        ({"answer_boxes": [[0.1, 0.2, 0.3, 0.4]]}, "fractions of the image"),
+        ({"answer_boxes": [LEFT], "box_format": "xywh"}, "boxes in that form are not read"),
+        ({"answer_boxes": [LEFT], "has_target": False}, "the expression may have no target"),
+    ],
+)
+def test_a_line_of_humanref_that_contradicts_itself_or_is_of_another_form_is_refused(tmp_path, fields, message):
+    with pytest.raises(DataError, match=message):
+        read(humanref, tmp_path / "a.jsonl", PERSON | fields)
+
+
+def test_the_image_of_a_rejection_has_the_size_of_its_file(tmp_path):
+    none = {"answer_boxes": [], "answer_segmentations": []}
+
+    (record,) = read(humanref, tmp_path / "a.jsonl", PERSON | none | {"domain": "rejection"})
+
+    assert (record.regions, record.kind) == ((), "rejection")
+    assert (record.image.width, record.image.height) == (None, None)
+
+
+def test_boxes_in_percent_become_pixels_of_the_stated_size(tmp_path):
+    proposal = percent(LEFT) | {"original_width": 1000, "original_height": 400}
+
+    positive, negative = read(openref, tmp_path / "a.json", CUP | {"proposal": [proposal]})
+
+    assert [region.box_xyxy for region in positive.regions] == [(100.0, 100.0, 300.0, 300.0)]
+    assert (positive.image.width, positive.image.height) == (1000, 400)
+    assert (positive.kind, negative.kind) == ("single", "single_negative")
+    assert negative.regions == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"proposal": [percent(LEFT) | {"width": 300}]}, "beyond 100 percent"),
+        ({"proposal": [percent(LEFT)], "relation_type": "none"}, "'none' with 1 boxes"),
+        ({"proposal": [], "bbox_num": 0}, "'single' with 0 boxes"),
+        ({"proposal": [percent(LEFT)], "relation_type": "many"}, "it is single, multi, none"),
+        ({"proposal": [percent(LEFT) | {"rotation": 30}]}, "rotated boxes are not read"),
+    ],
+)
+def test_a_record_of_openref_that_cannot_be_right_is_refused(tmp_path, fields, message):
+    with pytest.raises(DataError, match=message):
+        read(openref, tmp_path / "a.json", CUP | fields)
+
+
+def test_the_classes_of_gseval_keep_their_numbers_as_kinds(tmp_path):
+    problems = Problems()
+
+    records = read(
+        gseval, tmp_path / "a.jsonl", gseval_row(1, "x", LEFT), gseval_row(2, "y", RIGHT, class_id=2), problems=problems
+    )
+
+    assert [record.kind for record in records] == ["class_4", "class_2"]
+    assert [record.image.names[0] for record in records] == [f"unlabeled2017/{one:012d}.jpg" for one in (1, 2)]
+    assert not problems.counts

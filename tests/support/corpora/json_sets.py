@@ -1,0 +1,170 @@
+"""Small releases of the data sets that are JSON lines, JSON lists or folders of JSON files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from image_files import write_image
+from pycocotools import mask as coco
+
+from corpora.corpus import HEIGHT, WIDTH, Box, Corpus, Truth
+
+LEFT: Box = (10.0, 20.0, 30.0, 60.0)
+RIGHT: Box = (50.0, 20.0, 90.0, 60.0)
+
+
+def text_mask(box: Box) -> dict[str, Any]:
+    """The mask of a whole box with its run lengths as a text."""
+    return {"size": [HEIGHT, WIDTH], "counts": coco.frPyObjects(list_mask(box), HEIGHT, WIDTH)["counts"].decode()}
+
+
+def list_mask(box: Box) -> dict[str, Any]:
+    """The mask of a whole box as uncompressed run lengths, column by column."""
+    left, top, right, bottom = map(int, box)
+    tall, gap = bottom - top, HEIGHT - bottom + top
+    middle = [tall, gap] * (right - left - 1)
+    counts = [left * HEIGHT + top, *middle, tall, HEIGHT - bottom + (WIDTH - right) * HEIGHT]
+    return {"size": [HEIGHT, WIDTH], "counts": counts}
+
+
+def percent(box: Box) -> dict[str, Any]:
+    """A box as Label Studio writes it."""
+    left, top, right, bottom = box
+    return {
+        "x": 100 * left / WIDTH, "y": 100 * top / HEIGHT,
+        "width": 100 * (right - left) / WIDTH, "height": 100 * (bottom - top) / HEIGHT,
+        "original_width": WIDTH, "original_height": HEIGHT,
+    }  # fmt: skip
+
+
+def square(left: int, top: int, side: int) -> list[list[float]]:
+    """The corners of a square that covers side + 1 pixels in each direction, outline included."""
+    return [[left, top], [left + side, top], [left + side, top + side], [left, top + side]]
+
+
+def _write_lines(path: Path, *rows: Mapping[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _write_list(path: Path, *rows: Mapping[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, indent=1))
+    return path
+
+
+def gseval_row(number: int, caption: str, box: Box, **fields: Any) -> dict[str, Any]:
+    """A line of GSEval."""
+    return {
+        "idx": number, "image_path": f"unlabeled2017/{number:012d}.jpg", "class_id": 4, "label": "thing",
+        "caption": caption, "box": list(box), "segmentation": list_mask(box), **fields,
+    }  # fmt: skip
+
+
+def write_gseval(path: Path) -> Path:
+    return _write_lines(
+        path,
+        gseval_row(267, "the thing on the left", LEFT),
+        gseval_row(268, "the right thing", RIGHT, segmentation=text_mask(RIGHT), class_id=1),
+        gseval_row(269, "a thing", LEFT),
+        gseval_row(269, "an id that was given before", LEFT),
+    )
+
+
+def write_humanref(path: Path) -> Path:
+    common = {"sub_domain": "x", "candidate_boxes": [LEFT, RIGHT]}
+    both = {"answer_boxes": [LEFT, RIGHT], "answer_segmentations": [list_mask(LEFT), text_mask(RIGHT)]}
+    left = {"answer_boxes": [LEFT], "answer_segmentations": [list_mask(LEFT)]}
+    none: dict[str, Any] = {"answer_boxes": [], "answer_segmentations": []}
+    rows = (
+        ("attribute", "everyone in red", both),
+        ("celebrity", "the singer", left),
+        ("rejection", "the man with an umbrella", none),
+        ("rejection", "a rejection that has a box", left),
+        ("position", "the person on the left", left),
+    )
+    return _write_lines(
+        path,
+        *(
+            {"id": number, "image_name": f"{number}.jpg", "domain": domain, "referring": text, **common, **answer}
+            for number, (domain, text, answer) in enumerate(rows)
+        ),
+    )
+
+
+def write_openref(path: Path) -> Path:
+    rows = (
+        ("multi", "the cups", "the forks", [LEFT, RIGHT], 2),
+        ("single", "the left cup", "", [LEFT], 1),
+        ("none", "a cup of gold", "a spoon", [], 0),
+        ("single", "a cup whose number of boxes is wrong", "a plate", [LEFT], 2),
+    )
+    return _write_list(
+        path,
+        *(
+            {"image": f"{number}.jpg", "relation_type": relation, "positive": positive, "negative": negative}
+            | {"bbox_num": count, "proposal": [percent(box) for box in boxes]}
+            for number, (relation, positive, negative, boxes, count) in enumerate(rows)
+        ),
+    )
+
+
+def write_reasonseg(folder: Path) -> Path:
+    """Squares: a target with an ignored square in it, which has a target square in it."""
+    folder.mkdir(parents=True)
+    shapes = [
+        {"label": "target", "points": square(40, 40, 4)},
+        {"label": "ignore", "points": square(35, 35, 15)},
+        {"label": "target", "points": square(20, 20, 40)},
+        {"label": "flag", "points": square(0, 0, 70)},
+    ]
+    annotations = {
+        "a": {"text": ["the café’s table", "where one eats"], "is_sentence": False, "shapes": shapes},
+        "b": {"text": ["What is used to cut the bread?"], "is_sentence": True, "shapes": shapes[:1]},
+        "c": {"text": ["where is the knife?"], "is_sentence": True, "shapes": shapes[2:]},
+        "d": {"text": ["only ignored"], "is_sentence": True, "shapes": shapes[1:2]},
+    }
+    for name, annotation in annotations.items():
+        text = json.dumps(annotation, ensure_ascii=False)
+        (folder / f"{name}.json").write_bytes(text.encode("cp1252" if name == "a" else "utf-8"))
+        write_image(folder / f"{name}.jpg", (WIDTH, HEIGHT))
+    return folder
+
+
+JSON_SETS: dict[str, Corpus] = {
+    "gseval": Corpus(
+        lambda folder: write_gseval(folder / "GroundingSuite_test.jsonl"),
+        num_expressions=3,
+        families=frozenset({"coco"}),
+        problems={"broken_line": 1},
+        truth=Truth("tiny/268", "test", "the right thing", "coco:268", (RIGHT,), (40 * 40,)),
+    ),
+    "humanref": Corpus(
+        lambda folder: write_humanref(folder / "annotations_test.jsonl"),
+        num_expressions=4,
+        families=frozenset({"tiny"}),
+        problems={"broken_line": 1},
+        truth=Truth("tiny/0", "test", "everyone in red", "tiny:0.jpg", (LEFT, RIGHT), (20 * 40, 40 * 40)),
+    ),
+    "openref": Corpus(
+        lambda folder: write_openref(folder / "val.json"),
+        num_expressions=5,
+        families=frozenset({"tiny"}),
+        problems={"broken_row": 1},
+        truth=Truth("tiny/1/positive", "val", "the cups", "tiny:0.jpg", (LEFT, RIGHT), (None, None)),
+    ),
+    "reasonseg": Corpus(
+        lambda folder: write_reasonseg(folder / "val"),
+        num_expressions=4,
+        families=frozenset({"tiny"}),
+        problems={"broken_file": 1},
+        truth=Truth(
+            "tiny/a/1", "val", "where one eats", "tiny:val/a.jpg", ((20.0, 20.0, 61.0, 61.0),), (41**2 - 16**2 + 5**2,)
+        ),
+    ),
+}
+"""Row of the table of sources -> its corpus."""

@@ -133,6 +133,22 @@ def _write_harlequin(raw: Path) -> None:
         _write_json(raw / "harlequin" / "annotations" / f"instances_{split}.json", file)
 
 
+def _write_finecops(raw: Path) -> None:
+    """A `negative_type` is no target, although the annotation keeps the box of the positive that it comes from."""
+    texts = ["the cup left of the plate", "the cup right of the plate"]
+    images = [_mdetr_image(number, text, "2370799.jpg", dataset_name="gqa") for number, text in enumerate(texts)]
+    positive = {"level": 2, "tuple_type": "1_hop", "objects_id": [7], "tokens_positive": [[0, 7]]}
+    negative = {**positive, "negative_type": "relation", "negative_level": 1, "positive_id": 0, "negative_cate": "text"}
+    boxes = [_mdetr_box(0, 0, LEFT, **positive), _mdetr_box(1, 1, LEFT, **negative)]
+    for name, size in (
+        ("expression_all_train_set", 2),
+        ("expression_pos_final_val_set", 1),
+        ("test_expression_pos", 1),
+    ):
+        file = {"images": images[:size], "annotations": boxes[:size], "categories": []}
+        _write_json(raw / "FineCops-Ref" / f"{name}_coco_format.json", file)
+
+
 REFER_RELEASES: dict[str, Release] = {
     "rrefcoco": _robust("rrefcoco", "rrefcoco", "unc"),
     "rrefcoco_plus": _robust("rrefcoco_plus", "rrefcoco+", "unc"),
@@ -163,6 +179,14 @@ REFER_RELEASES: dict[str, Release] = {
             ExpectedExample("val", "harlequin/1/17-29", "a blue plate", (RIGHT,)),
         ),
         sizes={"train": 2, "val": 2, "test": 2},
+    ),
+    "finecops_ref": Release(
+        _write_finecops,
+        expected=(
+            ExpectedExample("train", "finecops_ref/0", "the cup left of the plate", (LEFT,), "level_2"),
+            ExpectedExample("train", "finecops_ref/1", "the cup right of the plate", (), "level_2"),
+        ),
+        sizes={"train": 2, "val": 1, "test": 1},
     ),
 }
 """Name of the data set -> its release."""

@@ -160,6 +160,10 @@ def _is_false(value: object) -> bool:
     return value is False or _text(value).casefold() in _FALSE
 
 
+def _is_given(value: object) -> bool:
+    return value is not None and value != "" and not _is_false(value)
+
+
 _MEANS_ABSENT: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(
         ("exist", "exists", "isexist", "isexisting", "existent", "existence", "ispresent", "present", "hastarget",
@@ -173,6 +177,7 @@ _MEANS_ABSENT: dict[str, Callable[[object], bool]] = {
          "isnonexistent", "notexist", "rejection", "isrejection", "distractor", "isdistractor"),
         _is_true,
     ),
+    **dict.fromkeys(("negativetype", "negtype", "negativecate", "negativelevel"), _is_given),
 }  # fmt: skip
 """Keys, without case and punctuation, that state whether an expression has a target -> the test for "no target"."""
 _MEANS_IGNORED: dict[str, Callable[[object], bool]] = {

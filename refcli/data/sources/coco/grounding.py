@@ -56,7 +56,7 @@ Unit = Literal["caption", "phrase", "annotation"]
 _PUBLISHED = "final_"
 """Prefix of the names of MDETR's and GLIP's files of several kinds."""
 _PHRASE_FAMILIES = ("flickr", "mixed", "gqa")
-_NEEDED = ("empty", "no_target", "exist", "tokens_positive")
+_NEEDED = ("empty", "no_target", "exist", "negative_type", "tokens_positive")
 """Fields of an annotation that must be readable if they are there."""
 _FIRST_KEY = re.compile(rb'\{\s*"(?:info|licenses|type|images|annotations|categories)"\s*:')
 _LIST_OF_ROWS = re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')
@@ -73,6 +73,9 @@ class CocoSettings(Settings):
     expressions: Literal["given", "category"] = "given"
     """`category`: no text of the file is read; the name of a category is an expression that refers to all its
     annotations in an image."""
+    kind: Literal["none", "level"] = "none"
+    """The kind of the expressions, by which reports divide their figures. `level`: "level_1" and so on, from the key
+    `level` of the annotations (FineCops-Ref)."""
     images: ImageOrigin = "auto"
     """Where the images come from. `auto`: COCO where the file shows it by a name COCO_train2014_..., by a COCO URL
     (coco_url), or by `original_id` with a `data_source` or `dataset_name` of COCO; `own`: the data set itself."""
@@ -319,7 +322,7 @@ class _Reading:
             if present := [(identity, text) for identity, text, exists in named if exists]:
                 yield from self._record(image, raw_image, present, [row], where)
             if absent := [RawExpression(identity, text) for identity, text, exists in named if not exists]:
-                yield RawRecord(self.split, raw_image, tuple(absent), (), where)
+                yield RawRecord(self.split, raw_image, tuple(absent), (), where, self._kind([row]))
 
     def _records_of_categories(
         self, image: ImageRow, raw_image: RawImage, rows: Sequence[AnnotationRow], where: str
@@ -368,7 +371,12 @@ class _Reading:
         kept = [region for region in regions if region is not None]
         if len(kept) == len(regions):
             expressions = tuple(RawExpression(*one) for one in texts)
-            yield RawRecord(self.split, raw_image, expressions, tuple(kept), where, kind)
+            yield RawRecord(self.split, raw_image, expressions, tuple(kept), where, kind or self._kind(rows))
+
+    def _kind(self, rows: Sequence[AnnotationRow]) -> str | None:
+        """The kind that annotations of one expression state, if the settings ask for it."""
+        level = next((row.level for row in rows if row.level is not None), None)
+        return f"level_{level}" if self.settings.kind == "level" and level is not None else None
 
     def _region(self, image: ImageRow, raw_image: RawImage, row: AnnotationRow) -> RawRegion | None:
         where = f"{self.path.name}: annotation {row.id}"

@@ -65,6 +65,10 @@ class AnnotationRow(msgspec.Struct):
     empty: bool = False
     no_target: bool | None = None
     exist: bool | None = None
+    negative_type: int | str | None = None
+    """FineCops-Ref: what makes the expression wrong; given only if it has no target."""
+    level: int | str | None = None
+    """FineCops-Ref: the difficulty of the expression, 1 to 3."""
     tokens_positive: list[Span | int] | None = None
     """The characters of the image row's caption that refer to this box."""
     original_id: _Id | None = None
@@ -121,13 +125,13 @@ class AnnotationRow(msgspec.Struct):
     def marks_no_target(self, where: str) -> bool:
         """Whether the row states that the caption has no target in the image.
 
-        The marks are `exist` false (whatever the box), `empty`, `no_target`, iscrowd -1, and category -1 with a box
-        without extent.
+        The marks are `exist` false and a `negative_type` (whatever the box), `empty`, `no_target`, iscrowd -1, and
+        category -1 with a box without extent.
 
         Raises:
             DataError: the row is marked but has a box.
         """
-        if self.exist is False:
+        if self.exist is False or self.negative_type is not None:
             return True
         has_extent = any(self.bbox[2:]) if self.bbox else False
         if self.empty or self.no_target or self.iscrowd == -1:
@@ -148,6 +152,10 @@ class AnnotationRow(msgspec.Struct):
         return found
 
 
+_FINECOPS_KEYS = frozenset(
+    {"objects_id", "tuple", "tuple_type", "spatial", "attribute", "positive_id", "negative_level", "negative_cate",
+     "shuffle_index", "ori_type"}
+)  # fmt: skip
 IMAGE_KEYS = KnownKeys(
     "image",
     frozenset(ImageRow.__struct_fields__),
@@ -158,7 +166,9 @@ IMAGE_KEYS = KnownKeys(
 ANNOTATION_KEYS = KnownKeys(
     "annotation",
     frozenset(AnnotationRow.__struct_fields__),
-    ANNOTATION_EXTRAS | {"phrase_ids", "phrase", "query", "sentence", "image_w", "image_h", "ref_id", "split"},
+    ANNOTATION_EXTRAS
+    | _FINECOPS_KEYS
+    | {"phrase_ids", "phrase", "query", "sentence", "image_w", "image_h", "ref_id", "split"},
     has_box=True,
 )
 SENTENCE_KEYS = KnownKeys("sentence", frozenset(_Sentence.__struct_fields__), frozenset({"sent_id", "tokens"}))

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from refcli.errors import RefcliError
 
@@ -78,9 +79,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     A link at `path` is replaced, not followed.
     """
+    with open_atomically(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """As `write_atomically`, for a file that is written in parts; if the block fails, `path` stays as it was."""
     with temporary_file(path) as temporary:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from refcli.answers.jsonl import mask_to_json
-from refcli.answers.written import AnsweredImage, Written, by_image, categories, usable
+from refcli.answers.written import AnsweredImage, AnsweredImages, Written, by_image, categories, json_parts, usable
 from refcli.contracts.prediction import Answer, Target
-from refcli.files import write_atomically
+from refcli.files import open_atomically
 from refcli.geometry.masks import rle_area
 
 FILE = "coco.json"
@@ -30,24 +29,27 @@ def write_coco(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) 
     """
     written = Written([FILE])
     images = by_image(usable(answers, written, min_score=min_score))
-    write_atomically(out / FILE, json.dumps(coco_document(images)).encode())
+    with open_atomically(out / FILE) as file:
+        file.writelines(json_parts(coco_document(images)))
     return written
 
 
-def coco_document(images: list[AnsweredImage]) -> dict[str, Any]:
-    """The document; ids count from 1."""
+def coco_document(images: AnsweredImages) -> dict[str, Any]:
+    """The document, with iterators as lists; ids count from 1."""
     names = categories(images)
-    annotations: list[dict[str, Any]] = []
-    for number, image in enumerate(images, 1):
-        for answer, target in image.found:
-            ids = {"id": len(annotations) + 1, "image_id": number, "category_id": names[answer.expression] + 1}
-            annotations.append(ids | _annotation(answer, target))
     return {
         "info": {"description": "answers of refcli to referring expressions"},
-        "images": [_image(number, image) for number, image in enumerate(images, 1)],
-        "categories": [{"id": index + 1, "name": name, "supercategory": ""} for name, index in names.items()],
-        "annotations": annotations,
+        "images": (_image(number, image) for number, image in enumerate(images, 1)),
+        "categories": ({"id": index + 1, "name": name, "supercategory": ""} for name, index in names.items()),
+        "annotations": _annotations(images, names),
     }
+
+
+def _annotations(images: AnsweredImages, names: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    found = ((number, pair) for number, image in enumerate(images, 1) for pair in image.found)
+    for ident, (number, (answer, target)) in enumerate(found, 1):
+        ids = {"id": ident, "image_id": number, "category_id": names[answer.expression] + 1}
+        yield ids | _annotation(answer, target)
 
 
 def _image(number: int, image: AnsweredImage) -> dict[str, Any]:

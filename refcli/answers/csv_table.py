@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from refcli.answers.written import Written, usable
 from refcli.contracts.prediction import Answer
-from refcli.files import write_atomically
+from refcli.files import open_atomically
 from refcli.geometry.masks import rle_area
 
 FILE = "predictions.csv"
@@ -27,25 +27,30 @@ def write_csv(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) -
         min_score: minimum score of the written targets.
     """
     written = Written([FILE])
-    buffer = io.StringIO(newline="")
-    table = csv.writer(buffer)
-    table.writerow(COLUMNS)
-    for answer in usable(answers, written, min_score=min_score):
-        start = (
-            _text(answer.id),
-            _text(answer.image),
-            answer.width,
-            answer.height,
-            _text(answer.expression),
-            not answer.targets,
-        )
-        if not answer.targets:
-            table.writerow((*start, *[""] * (len(COLUMNS) - len(start))))
-        for target in answer.targets:
-            area = rle_area(target.mask) if target.mask else ""
-            table.writerow((*start, f"{target.score:.5f}", *(f"{side:.2f}" for side in target.box_xyxy), area))
-    write_atomically(out / FILE, buffer.getvalue().encode("utf-8", "backslashreplace"))
+    with open_atomically(out / FILE) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        table = csv.writer(text)
+        table.writerow(COLUMNS)
+        for answer in usable(answers, written, min_score=min_score):
+            table.writerows(_rows(answer))
+        text.detach()
     return written
+
+
+def _rows(answer: Answer) -> Iterator[tuple[object, ...]]:
+    start = (
+        _text(answer.id),
+        _text(answer.image),
+        answer.width,
+        answer.height,
+        _text(answer.expression),
+        not answer.targets,
+    )
+    if not answer.targets:
+        yield (*start, *[""] * (len(COLUMNS) - len(start)))
+    for target in answer.targets:
+        area = rle_area(target.mask) if target.mask else ""
+        yield (*start, f"{target.score:.5f}", *(f"{side:.2f}" for side in target.box_xyxy), area)
 
 
 def _text(text: str) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
 
-from refcli.answers.written import AnsweredImage, Written, by_image, categories, usable, xml_text
+from refcli.answers.written import AnsweredImages, Written, by_image, categories, usable, xml_text
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
-from refcli.files import write_atomically
+from refcli.files import open_atomically
 from refcli.geometry.masks import decode_mask, mask_box
 
 FILE = "annotations.xml"
@@ -27,14 +27,13 @@ def write_cvat(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) 
     """
     written = Written([FILE])
     images = by_image(usable(answers, written, min_score=min_score))
-    root = cvat_document(images)
-    indent(root)
-    write_atomically(out / FILE, tostring(root, encoding="utf-8", xml_declaration=True))
+    with open_atomically(out / FILE) as file:
+        file.writelines(cvat_parts(images))
     return written
 
 
-def cvat_document(images: list[AnsweredImage]) -> Element:
-    """The document; ids of images count from 0."""
+def cvat_parts(images: AnsweredImages) -> Iterator[bytes]:
+    """The document in parts, an image each; ids of images count from 0."""
     root = Element("annotations")
     SubElement(root, "version").text = "1.1"
     labels = SubElement(SubElement(SubElement(root, "meta"), "task"), "labels")
@@ -44,12 +43,17 @@ def cvat_document(images: list[AnsweredImage]) -> Element:
         attribute = SubElement(SubElement(label, "attributes"), "attribute")
         for key, value in {"name": "score", "mutable": "False", "input_type": "text", "default_value": ""}.items():
             SubElement(attribute, key).text = value
+    indent(root)
+    end = b"\n</annotations>"
+    yield tostring(root, encoding="utf-8", xml_declaration=True).removesuffix(end)
     for number, image in enumerate(images):
         sides = {"width": str(image.width), "height": str(image.height)}
-        element = SubElement(root, "image", {"id": str(number), "name": xml_text(image.image), **sides})
+        element = Element("image", {"id": str(number), "name": xml_text(image.image), **sides})
         for group, (answer, target) in enumerate(image.found, 1):
             _add_shapes(element, group, answer, target)
-    return root
+        indent(element, level=1)
+        yield b"\n  " + tostring(element, encoding="utf-8")
+    yield end
 
 
 def _add_shapes(parent: Element, group: int, answer: Answer, target: Target) -> None:

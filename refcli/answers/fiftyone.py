@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from refcli.answers.written import AnsweredImage, Written, by_image, usable
+from refcli.answers.written import AnsweredImage, Written, by_image, json_parts, usable
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
-from refcli.files import write_atomically
+from refcli.files import open_atomically, write_atomically
 from refcli.geometry.masks import box_pixels, decode_mask
 
 SAMPLES, METADATA = "samples.json", "metadata.json"
@@ -34,8 +34,8 @@ def write_fiftyone(answers: Iterable[Answer], out: Path, *, min_score: float = 0
     """
     written = Written([SAMPLES, METADATA])
     images = by_image(usable(answers, written, min_score=min_score))
-    samples = {"samples": [_sample(image) for image in images]}
-    write_atomically(out / SAMPLES, json.dumps(samples).encode())
+    with open_atomically(out / SAMPLES) as file:
+        file.writelines(json_parts({"samples": map(_sample, images)}))
     write_atomically(out / METADATA, json.dumps({"media_type": "image", "sample_fields": [], "info": {}}).encode())
     return written
 

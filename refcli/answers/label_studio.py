@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePath
@@ -12,10 +11,10 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from refcli.answers.written import AnsweredImage, Written, by_image, usable, xml_text
+from refcli.answers.written import AnsweredImage, Written, by_image, categories, json_parts, usable, xml_text
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
-from refcli.files import write_atomically
+from refcli.files import open_atomically, write_atomically
 from refcli.geometry.masks import decode_mask
 
 FILE = "label_studio.json"
@@ -58,8 +57,8 @@ def write_label_studio(
     """
     written = Written([FILE, CONFIG_FILE])
     images = by_image(usable(answers, written, min_score=min_score))
-    tasks = [task(image, image_url=image_url) for image in images]
-    write_atomically(out / FILE, json.dumps(tasks).encode())
+    with open_atomically(out / FILE) as file:
+        file.writelines(json_parts(task(image, image_url=image_url) for image in images))
     write_atomically(out / CONFIG_FILE, labelling_config(images).encode())
     return written
 
@@ -99,8 +98,7 @@ def _counted(number: int) -> str:
 
 def labelling_config(images: Iterable[AnsweredImage]) -> str:
     """The XML that declares the labels of these images."""
-    names = dict.fromkeys(answer.expression for image in images for answer in image.answers)
-    labels = "\n".join(f"    <Label value={quoteattr(xml_text(name))}/>" for name in names)
+    labels = "\n".join(f"    <Label value={quoteattr(xml_text(name))}/>" for name in categories(images))
     return LABELLING_CONFIG.format(labels=labels)
 
 

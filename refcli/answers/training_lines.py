@@ -10,7 +10,7 @@ from typing import Any
 from refcli.answers.jsonl import mask_to_json
 from refcli.answers.written import AnsweredImage, Written, by_image, usable
 from refcli.contracts.prediction import Answer
-from refcli.files import write_atomically
+from refcli.files import open_atomically
 
 DATA_FILE, ODVG_FILE = "data.jsonl", "odvg.jsonl"
 
@@ -25,8 +25,9 @@ def write_data(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) 
             does not mean that there is no target.
     """
     written = Written([DATA_FILE])
-    lines = [json.dumps(data_line(answer)) for answer in usable(answers, written, min_score=min_score)]
-    write_atomically(out / DATA_FILE, "".join(f"{line}\n" for line in lines).encode())
+    with open_atomically(out / DATA_FILE) as file:
+        for answer in usable(answers, written, min_score=min_score):
+            file.write(f"{json.dumps(data_line(answer))}\n".encode())
     return written
 
 
@@ -58,8 +59,10 @@ def write_odvg(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) 
     """
     written = Written([ODVG_FILE])
     images = by_image(usable(answers, written, min_score=min_score))
-    lines = [json.dumps(odvg_line(image)) for image in images if any(True for _ in image.found)]
-    write_atomically(out / ODVG_FILE, "".join(f"{line}\n" for line in lines).encode())
+    with open_atomically(out / ODVG_FILE) as file:
+        for image in images:
+            if any(True for _ in image.found):
+                file.write(f"{json.dumps(odvg_line(image))}\n".encode())
     return written
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import tempfile
+import weakref
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
+import msgspec
+
 from refcli.contracts.prediction import Answer, Target
 from refcli.files import is_plain_name
 from refcli.geometry.boxes import is_finite
 
+MOST_BYTES_IN_MEMORY = 32 << 20
 _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -91,13 +98,61 @@ def _size(answer: Answer) -> tuple[int, int]:
     return answer.height, answer.width
 
 
-def by_image(answers: Iterable[Answer]) -> list[AnsweredImage]:
-    """The images in the order in which they first appear."""
-    images: dict[str, AnsweredImage] = {}
-    for answer in answers:
-        image = images.setdefault(answer.image, AnsweredImage(answer.image, answer.width, answer.height))
-        image.answers.append(answer)
-    return list(images.values())
+class AnsweredImages:
+    """The images of answers, in the order in which they first appear, each with all its answers.
+
+    Answers of more than `MOST_BYTES_IN_MEMORY` are kept in a temporary file, so that memory grows with the number of
+    images and answers by some bytes each, whatever the size of the masks.
+    """
+
+    def __init__(self, answers: Iterable[Answer]) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=MOST_BYTES_IN_MEMORY)  # noqa: SIM115 - closed below
+        weakref.finalize(self, self._file.close)
+        self._places: dict[str, array[int]] = {}
+        """Image -> the places of its answers in the file, each followed by the length."""
+        encoder, place = msgspec.msgpack.Encoder(), 0
+        for answer in answers:
+            record = encoder.encode(answer)
+            self._file.write(record)
+            self._places.setdefault(answer.image, array("Q")).extend((place, len(record)))
+            place += len(record)
+        self._decoder = msgspec.msgpack.Decoder(Answer)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[AnsweredImage]:
+        for image, places in self._places.items():
+            answers = [self._read(*each) for each in zip(places[::2], places[1::2], strict=True)]
+            yield AnsweredImage(image, answers[0].width, answers[0].height, answers)
+
+    def _read(self, place: int, length: int) -> Answer:
+        self._file.seek(place)
+        return self._decoder.decode(self._file.read(length))
+
+
+def by_image(answers: Iterable[Answer]) -> AnsweredImages:
+    """The images in the order in which they first appear; they can be iterated over several times."""
+    return AnsweredImages(answers)
+
+
+def json_parts(value: object) -> Iterator[bytes]:
+    """A value as JSON, in parts: an iterator is a list, of which one item at a time is in memory.
+
+    Iterators are found at the outermost level and in the values of objects.
+    """
+    if isinstance(value, dict) and value:
+        for number, (key, each) in enumerate(value.items()):
+            yield f"{', ' if number else '{'}{json.dumps(key)}: ".encode()
+            yield from json_parts(each)
+        yield b"}"
+    elif isinstance(value, Iterator):
+        yield b"["
+        for number, each in enumerate(value):
+            yield f"{', ' if number else ''}{json.dumps(each)}".encode()
+        yield b"]"
+    else:
+        yield json.dumps(value).encode()
 
 
 def categories(images: Iterable[AnsweredImage]) -> dict[str, int]:

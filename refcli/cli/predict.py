@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refcli.answers.table import WRITERS
 from refcli.cli.options import (
+    IMAGE_URL_NOTE,
     WEIGHTS_METAVAR,
     WEIGHTS_NAMES,
     BatchSize,
     Device,
+    ImageURL,
     OutForce,
     OutResume,
     Precision,
@@ -23,7 +25,7 @@ from refcli.cli.options import (
 
 if TYPE_CHECKING:
     from refcli.contracts.prediction import Answer
-    from refcli.recipes.predict import PredictSummary
+    from refcli.recipes.predict import Output, PredictSummary
 
 BUILTIN_NOTE = (
     "note: the builtin weights were trained on synthetic scenes only; for photographs choose a NAME of "
@@ -32,11 +34,9 @@ BUILTIN_NOTE = (
 SECONDS_BETWEEN_UPDATES = 0.2
 
 
-class Format(str, Enum):
-    """The form of the answers on stdout."""
-
-    jsonl = "jsonl"
-    table = "table"
+LINE_FORMATS = ("jsonl", "table")
+"""Formats of stdout."""
+FORMATS = (*LINE_FORMATS, *WRITERS)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class PredictOptions:
     request_files: Sequence[str]
     weights: str
     out: Path | None
-    format: Format
+    format: str
+    image_url: str | None
     min_score: float | None
     device: str
     precision: PrecisionChoice
@@ -89,7 +90,16 @@ def command(
         Path | None,
         typer.Option("--out", "-o", help="Write drawings, masks and predictions.jsonl to this folder.", metavar="DIR"),
     ] = None,
-    format_: Annotated[Format, typer.Option("--format", "-f", help="Output format on stdout.")] = Format.jsonl,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help=f"Format of stdout: {' or '.join(LINE_FORMATS)}; or of files in DIR/FORMAT: {', '.join(WRITERS)}.",
+            metavar="FORMAT",
+        ),
+    ] = LINE_FORMATS[0],
+    image_url: ImageURL = None,
     min_score: Annotated[
         float | None, typer.Option("--min-score", help="Drop targets with a lower confidence.", min=0, max=1)
     ] = None,
@@ -102,7 +112,7 @@ def command(
     """Find the regions that expressions refer to.
 
     Each pair of image and expression gives one JSON line on stdout. Boxes are xyxy pixels of the image; masks are COCO
-    run lengths.
+    run lengths. The formats of other tools are written in addition, when all requests are answered.
     Exit code 3: some requests failed (they have "error" and are listed on stderr); 1: all failed.
     """
     options = PredictOptions(
@@ -112,6 +122,7 @@ def command(
         weights=weights,
         out=out,
         format=format_,
+        image_url=image_url,
         min_score=min_score,
         device=device or "auto",
         precision=precision,
@@ -120,7 +131,7 @@ def command(
         force=force,
     )
     summary = _run(options)
-    _log_summary(summary, out)
+    _log_summary(summary, options)
     if summary.exit_code:
         raise typer.Exit(int(summary.exit_code))
 
@@ -131,14 +142,11 @@ def _run(options: PredictOptions) -> PredictSummary:
 
     from refcli.answers.jsonl import answer_line
     from refcli.cli.output import log, printable, write_line
-    from refcli.errors import UsageError
     from refcli.inference.predictor import Predictor
-    from refcli.recipes.predict import Output, predict
+    from refcli.recipes.predict import predict
 
-    if options.out is None and (options.resume or options.force):
-        option = "--resume" if options.resume else "--force"
-        raise UsageError(f"{option} needs an output folder", hint="give --out DIR")
-    to_text = answer_line if options.format is Format.jsonl else table_line
+    output = _output(options)
+    to_text = table_line if options.format == "table" else answer_line
     with AnswerCounter() as counter:
 
         def show(answer: Answer) -> None:
@@ -159,10 +167,36 @@ def _run(options: PredictOptions) -> PredictSummary:
                 batch_size=options.batch_size,
                 min_score=options.min_score,
             ),
-            out=None if options.out is None else Output(options.out, force=options.force, resume=options.resume),
+            out=output,
             on_answer=show,
             on_note=lambda text: log(printable(f"note: {text}")),
         )
+
+
+def _output(options: PredictOptions) -> Output | None:
+    """The output folder with its formats.
+
+    Raises:
+        UsageError: an unknown format, or an option that needs another one.
+    """
+    from refcli.errors import UsageError
+    from refcli.recipes.convert_answers import file_format
+    from refcli.recipes.predict import Output
+    from refcli.tables import did_you_mean
+
+    if options.format not in FORMATS:
+        hint = did_you_mean(options.format, FORMATS)
+        raise UsageError(f"there is no format called {options.format!r}", where="--format", hint=hint)
+    is_file_format = options.format in WRITERS
+    if options.out is None and (options.resume or options.force or is_file_format):
+        option = "--resume" if options.resume else "--force" if options.force else f"--format {options.format}"
+        raise UsageError(f"{option} needs an output folder", hint="give --out DIR")
+    if options.image_url is not None and not is_file_format:
+        raise UsageError("only Label Studio opens images by address", where="--image-url")
+    chosen = file_format(options.format, image_url=options.image_url) if is_file_format else None
+    if options.out is None:
+        return None
+    return Output(options.out, force=options.force, resume=options.resume, file_format=chosen)
 
 
 def table_line(answer: Answer) -> str:
@@ -225,7 +259,8 @@ class AnswerCounter:
         sys.stderr.flush()
 
 
-def _log_summary(summary: PredictSummary, out: Path | None) -> None:
+def _log_summary(summary: PredictSummary, options: PredictOptions) -> None:
+    from refcli.cli.convert_answers import log_conversion
     from refcli.cli.output import MAX_FAILURES_LISTED, log, printable
     from refcli.errors import shorten
 
@@ -241,5 +276,10 @@ def _log_summary(summary: PredictSummary, out: Path | None) -> None:
         log(f"{len(summary.failures)} of {summary.num_answers} requests failed")
     for note in summary.unread.notes():
         log(printable(f"note: {note}"))
+    out = options.out
     if out is not None:
         log(f"wrote {out / 'predictions.jsonl'}, {out / 'overlays'} and {out / 'masks'}")
+    if out is not None and summary.conversion is not None:
+        log_conversion(summary.conversion, out / options.format, listed={name for name, _ in summary.failures})
+        if options.format == "label-studio" and options.image_url is None:
+            log(IMAGE_URL_NOTE)

@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
@@ -23,7 +23,7 @@ from refcli.drawing.encoding import encode_jpeg, encode_png
 from refcli.drawing.overlays import LARGEST_DRAWING, blank_image, draw_answer
 from refcli.engine.checkpointing.run_lock import lock_output_folder
 from refcli.errors import DataError, UsageError, shorten
-from refcli.files import explain_write_errors, remove_stale_temporaries, write_atomically
+from refcli.files import explain_write_errors, remove_stale_temporaries, temporary_folder, write_atomically
 from refcli.geometry.masks import decode_mask, scaled_mask
 from refcli.inference.image_folders import is_empty_folder
 from refcli.inference.output_manifest import (
@@ -89,6 +89,7 @@ class OutputFolder:
         self._size_before = 0
         """Bytes of the complete lines of the earlier run."""
         self._lines: BinaryIO | None = None
+        self._is_finished = False
         self._count = 0
         with ExitStack() as stack:
             stack.enter_context(lock_output_folder(path))
@@ -103,7 +104,7 @@ class OutputFolder:
     ) -> None:
         try:
             if kind is None:
-                self._finish()
+                self.finish()
         finally:
             for file in (self._lines, self._manifest):
                 if file is not None:
@@ -241,6 +242,28 @@ class OutputFolder:
             for name, content in files.items():
                 write_atomically(self.path / name, content)
 
+    @contextmanager
+    def files_of(self, name: str) -> Iterator[Path]:
+        """An empty folder for the files of another tool; afterwards they are in the sub-folder `name`.
+
+        Files of an earlier run with the same names are replaced.
+
+        Args:
+            name: a format in `WRITERS`.
+
+        Raises:
+            UsageError: a file that refcli did not write has one of the names.
+            RefcliError: the folder cannot be written.
+        """
+        with self._explain_write_errors(), temporary_folder(self.path / name) as temporary:
+            yield temporary
+            places = [path.relative_to(temporary) for path in sorted(temporary.rglob("*")) if path.is_file()]
+            self._manifest.announce((name / place).as_posix() for place in places)
+            for folder in sorted({name / place.parent for place in places}):
+                self.subfolder(folder.as_posix())
+            for place in places:
+                (temporary / place).replace(self.path / name / place)
+
     def _open(self, *, resume: bool) -> None:
         """Check the folder and read its manifest; nothing is changed, except that stale temporaries are removed."""
         try:
@@ -316,7 +339,10 @@ class OutputFolder:
                 self._lines = append_to(partial, self._size_before)
         return self._lines
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Complete `predictions.jsonl`; no answer can be added afterwards. The end of the context does it otherwise."""
+        if self._is_finished:
+            return
         if not self._has_begun:
             self.begin({})
         with self._explain_write_errors():
@@ -329,6 +355,7 @@ class OutputFolder:
             os.fsync(lines.fileno())
             lines.close()
             (self.path / PARTIAL).replace(self.path / PREDICTIONS)
+        self._is_finished = True
 
 
 def _read_earlier(line: bytes, where: str) -> EarlierAnswer:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from refcli.answers.table import WRITERS
 from refcli.errors import DataError, UsageError
 from refcli.files import path_inside, remove_stale_temporaries, write_atomically
 
@@ -21,9 +22,12 @@ SHEET = "contact_sheet.png"
 INSPECTION, INSPECTION_SCHEMA = "inspection.json", "refcli.inspection/1"
 """The list of the drawings of `inspect-data`."""
 DRAWINGS, MASKS, SCENES = "overlays", "masks", "scenes"
-SUBFOLDERS = (DRAWINGS, MASKS, SCENES)
+LABELS = "labels"
+"""The folder of the label files in `yolo/`."""
+SUBFOLDERS = (DRAWINGS, MASKS, SCENES, f"yolo/{LABELS}", *WRITERS)
+"""A folder follows the folders in it."""
 OWN_FILE = re.compile(
-    rf"{re.escape(PREDICTIONS)}(\.partial)?|{re.escape(SHEET)}"
+    rf"{re.escape(PREDICTIONS)}(\.partial)?|{re.escape(SHEET)}|({'|'.join(WRITERS)})/({LABELS}/)?[^/\\]{{1,255}}"
     rf"|({DRAWINGS}|{MASKS})/\d{{5,}}-[a-z0-9-]{{1,200}}\.(png|jpg)|{SCENES}/scene-\d{{3,}}\.png",
     re.ASCII,
 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 from refcli.answers.table import WRITERS
 from refcli.answers.written import Written
@@ -15,6 +16,18 @@ from refcli.evaluation.run import RejectedLines
 from refcli.files import explain_write_errors
 from refcli.inference.image_folders import is_empty_folder
 from refcli.tables import lookup
+
+Writer: TypeAlias = Callable[..., Written]
+"""(answers, folder, min_score=...) -> what was written."""
+
+
+class FileFormat(NamedTuple):
+    """A format of another tool."""
+
+    name: str
+    """Row of `WRITERS`."""
+    write: Writer
+    """Its writer, with the options of the user."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +72,46 @@ def convert_answers(
         DataError: the file cannot be read, or has no usable line.
         ConfigError: there is no such format.
     """
-    write = lookup(WRITERS, answers_format, what="answer format")
-    options = writer_options(answers_format, outlines=outlines, image_url=image_url)
+    write = file_format(answers_format, outlines=outlines, image_url=image_url).write
     if out.is_dir() and not is_empty_folder(out):
         raise UsageError("the output folder is not empty", where=f"--out {out}", hint="choose another --out")
     problems = RejectionLog(file.name)
-    answers = [line.answer for line in read_lines(file, problems)]
-    listed = problems.listed()
-    if not answers:
-        first = next((problem.first[0] for problem in listed.values() if problem.first), "the file is empty")
+    if next(read_lines(file, problems), None) is None:
+        found = problems.listed().values()
+        first = next((problem.first[0] for problem in found if problem.first), "the file is empty")
         raise DataError("no line of the file is a prediction", where=str(file), hint=first)
     with explain_write_errors("the answers", out):
         out.mkdir(parents=True, exist_ok=True)
-        written = write(answers, out, min_score=min_score, **options)
-    return Conversion(written, listed)
+        return convert_lines(file, partial(write, min_score=min_score), out)
 
 
-def writer_options(answers_format: str, *, outlines: bool = False, image_url: str | None = None) -> dict[str, Any]:
-    """The options that were given, for the writer of a format.
+def convert_lines(file: Path, write: Writer, folder: Path) -> Conversion:
+    """Write the lines of a prediction file; there may be none.
+
+    Args:
+        file: lines of `refcli.prediction/1`, plain or gzipped.
+        write: the writer of a format.
+        folder: an existing, empty folder.
 
     Raises:
-        UsageError: one of them belongs to another format.
+        DataError: the file cannot be read.
     """
+    problems = RejectionLog(file.name)
+    written = write((line.answer for line in read_lines(file, problems)), folder)
+    return Conversion(written, problems.listed())
+
+
+def file_format(answers_format: str, *, outlines: bool = False, image_url: str | None = None) -> FileFormat:
+    """A format with the options that were given.
+
+    Raises:
+        UsageError: an option belongs to another format.
+        ConfigError: there is no such format.
+    """
+    write: Writer = lookup(WRITERS, answers_format, what="answer format")
     if outlines and answers_format != "yolo":
         raise UsageError("only YOLO label files hold outlines", where="--outlines")
     if image_url is not None and answers_format != "label-studio":
         raise UsageError("only Label Studio opens images by address", where="--image-url")
-    return ({"outlines": True} if outlines else {}) | ({} if image_url is None else {"image_url": image_url})
+    options = ({"outlines": True} if outlines else {}) | ({} if image_url is None else {"image_url": image_url})
+    return FileFormat(answers_format, partial(write, **options))

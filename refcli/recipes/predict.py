@@ -13,9 +13,11 @@ from refcli.contracts.prediction import Answer
 from refcli.engine.device import keep_freed_pages
 from refcli.errors import ExitCode
 from refcli.inference.output_folder import EarlierAnswer, OutputFolder
+from refcli.inference.output_manifest import PREDICTIONS
 from refcli.inference.predictor import Predictor
 from refcli.inference.requests import read_requests
 from refcli.inference.unread_text import UnreadText
+from refcli.recipes.convert_answers import Conversion, FileFormat, convert_lines
 
 
 @dataclass
@@ -30,12 +32,14 @@ class PredictSummary:
     """Answers of the earlier run."""
     unread: UnreadText = field(default_factory=UnreadText)
     """Counts of this run's expressions that the model could not read completely."""
+    conversion: Conversion | None = None
+    """The files of another tool; the answers missing from them include those in `failures`."""
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 if all requests were answered, 3 if some failed, 1 if all failed."""
+        """0 if all requests were answered (and written), 3 if some failed, 1 if all failed."""
         if not self.failures:
-            return ExitCode.OK
+            return ExitCode.OK if self.conversion is None else self.conversion.exit_code
         return ExitCode.FAILED if len(self.failures) == self.num_answers else ExitCode.PARTIAL
 
     def add(self, answer: Answer | EarlierAnswer) -> None:
@@ -59,6 +63,8 @@ class Output:
     """Remove its files first."""
     resume: bool = False
     """Complete it."""
+    file_format: FileFormat | None = None
+    """All answers, also those of an earlier run, are also written in this format, to the sub-folder of its name."""
 
 
 def predict(
@@ -83,6 +89,7 @@ def predict(
         on_note: called with a summary of the skipped entries of folders and patterns.
     """
     exclude = None if out is None else out.path
+    file_format = None if out is None else out.file_format
     requests = read_requests(inputs, expressions, request_files, exclude=exclude, on_note=on_note)
     summary = PredictSummary()
     with nullcontext() if out is None else OutputFolder(out.path, force=out.force, resume=out.resume) as folder:
@@ -98,6 +105,10 @@ def predict(
             summary.add(answer)
             if folder is not None:
                 folder.add(answer, drawable)
+        if folder is not None and file_format is not None:
+            folder.finish()
+            with folder.files_of(file_format.name) as empty_folder:
+                summary.conversion = convert_lines(folder.path / PREDICTIONS, file_format.write, empty_folder)
     return summary
 
 

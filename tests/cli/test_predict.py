@@ -114,6 +114,40 @@ def test_the_table_has_a_line_per_target_and_error(refcli, images, weights):
     assert error.startswith("error")
 
 
+def files_in(folder) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files_of_another_tool_are_those_of_convert_answers_also_after_resume_and_force_removes_them(
+    refcli, images, weights
+):
+    shared = ("-e", "the cup", "-w", weights, "--out", "o")
+    code, out, err = refcli("predict", "broken.jpg", "a.png", *shared, "--format", "yolo")
+    assert code == 3
+    assert [answer["error"] is None for answer in records(out)] == [False, True]
+    assert "(answers: 1, targets: 1, files: 2)" in err and "left out" not in err
+    code, out, _ = refcli("predict", "broken.jpg", "a.png", "b.jpg", *shared, "--format", "yolo", "--resume")
+    assert (code, len(records(out))) == (3, 1)
+    refcli("convert-answers", "o/predictions.jsonl", "--to", "yolo", "--out", "c")
+    assert files_in(images / "o/yolo") == files_in(images / "c")
+    assert {"classes.txt", "labels/a.txt", "labels/b.txt"} == files_in(images / "c").keys()
+    code, _, _ = refcli("predict", "a.png", *shared, "--force")
+    assert code == 0
+    assert not (images / "o/yolo").exists()
+
+
+def test_files_of_another_tool_replace_no_file_of_the_user(refcli, images, weights):
+    shared = ("predict", "a.png", "-e", "the cup", "-w", weights, "--out", "o")
+    refcli(*shared)
+    (images / "o/coco").mkdir()
+    (images / "o/coco/coco.json").write_text("mine")
+    code, _, err = refcli(*shared, "--format", "coco", "--resume")
+    assert code == 2
+    assert "did not write" in err
+    assert (images / "o/coco/coco.json").read_text() == "mine"
+    assert records((images / "o/predictions.jsonl").read_text())
+
+
 def test_min_score_drops_targets(refcli, images, weights):
     _, out, _ = refcli("predict", "a.png", "-e", "x", "-w", weights, "--min-score", "1")
     (answer,) = records(out)
@@ -138,6 +172,8 @@ def test_the_builtin_model_warns_once_that_it_knows_synthetic_scenes_only(refcli
         (["a.png", "-e", "x", "--batch-size", "0"], 2, "batch"),
         (["a.png", "-e", "x", "--min-score", "7"], 2, "min-score"),
         (["a.png", "-e", "x", "--format", "xml"], 2, "xml"),
+        (["a.png", "-e", "x", "--format", "coco"], 2, "--out"),
+        (["a.png", "-e", "x", "--format", "coco", "--out", "o", "--image-url", "u"], 2, "--image-url"),
         (["a.png", "-e", "x", "--weights", "nowhere"], 2, "no weights called 'nowhere'"),
         (["a.png", "-e", "x", "--out", "a.png/o"], 2, "cannot be created"),
     ],

@@ -107,6 +107,8 @@ def _tables(splits: Sequence[SplitStatistics]) -> str:
                 console.print(
                     f"boxes not measured, because the image's size is unknown: {split.unknown_size:,} expressions"
                 )
+            if split.ignored:
+                console.print(f"with pixels that no mask metric counts: {split.ignored:,} expressions")
             console.print()
             tables = _histograms(split, is_ascii=is_ascii)
             console.print(Columns([Padding(table, (0, 0, 1, 0)) for table in tables], padding=(0, 4)))

@@ -80,7 +80,7 @@ def read_reasonseg(
         rejected = Rejections(problems, "broken_file")
         num_good = 0
         for name, file in annotations.items():
-            where = f"{file}: annotation"
+            where = f"{_place(source, file)}: annotation"
             try:
                 if name not in images:
                     raise DataError(f"there is no {name}.jpg beside it", where=where)
@@ -150,11 +150,10 @@ class _Reading:
         if not (drawn == TARGET).any():
             raise DataError("no pixel is in a target polygon", where=where)
         kinds = {True: "sentence", False: "phrase"}
-        name = f"{self._source.name}/{image_file}" if self._source.is_dir() else image_file
         stem = Path(file).stem
         return RawRecord(
             split=self._split,
-            image=own_image(name, dataset=self._dataset, width=width, height=height),
+            image=own_image(_place(self._source, image_file), dataset=self._dataset, width=width, height=height),
             expressions=tuple(RawExpression(f"{stem}/{number}", one) for number, one in enumerate(row.text)),
             regions=(RawRegion(None, encode_mask(drawn == TARGET)),),
             where=where,
@@ -199,6 +198,11 @@ class _Reading:
 def _draw(canvas: UInt8[np.ndarray, "height width"], points: Int32[np.ndarray, "points 2"], value: int) -> None:
     cv2.polylines(canvas, [points], isClosed=True, color=value, thickness=1)
     cv2.fillPoly(canvas, [points], color=value)
+
+
+def _place(source: Path, file: str) -> str:
+    """The path of a file below the folder of all splits."""
+    return f"{source.name}/{file}" if source.is_dir() else file
 
 
 def _utf8(text: bytes, where: str) -> bytes:

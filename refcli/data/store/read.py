@@ -268,8 +268,8 @@ def read_group(
     try:
         table = _read_limited(path, group, columns, where, max_bytes, batch_bytes)
         table = table.cast(_schema_of(table))
-        for name in ADDED if columns is None else ():
-            if name not in table.column_names:
+        for name in ADDED:
+            if name not in table.column_names and (columns is None or name in columns):
                 table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
         table.validate(full=True)
         _refuse_nulls(table, where)

@@ -19,7 +19,7 @@ NUM_REGIONS = (0, 1, 2, 3, 4, 5, 6, 11)
 NUM_EXPRESSIONS = (1, 2, 3, 4, 5, 6, 11, 21, 51)
 AREA = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
 SIDE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_COLUMNS = ("image", "width", "height", "expression", "kind", "regions")
+_COLUMNS = ("image", "width", "height", "expression", "kind", "regions", "ignored_counts")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class SplitStatistics:
     """Expressions without a target in their image."""
     unknown_size: int
     """Expressions on images of unknown size; the distributions do not include their boxes."""
+    ignored: int
+    """Expressions with pixels that no mask metric counts."""
     kinds: Mapping[str, int]
     """Expressions of each kind, the most frequent first; expressions without a kind are not counted."""
     expression_words: Distribution
@@ -84,7 +86,7 @@ def split_statistics(split: StoreSplit) -> SplitStatistics:
     shares: list[Float64[np.ndarray, " boxes"]] = []
     images: list[pa.Array] = []
     kinds: Counter[str] = Counter()
-    masks = unknown_size = 0
+    masks = unknown_size = ignored = 0
     for table in split.tables(_COLUMNS):
         words.append(_num_words(table["expression"]))
         width, height = (table[side].to_numpy() for side in ("width", "height"))
@@ -94,6 +96,7 @@ def split_statistics(split: StoreSplit) -> SplitStatistics:
         masks += len(regions) - regions.field("mask_counts").null_count
         shares.append(_area_shares(regions, np.repeat(width, in_group), np.repeat(height, in_group)))
         images += table["image"].chunks
+        ignored += len(table) - table["ignored_counts"].null_count
         kinds.update(_value_counts(table["kind"]))
     per_image = pc.value_counts(pa.chunked_array(images, pa.string())).field("counts").to_numpy()
     of_rows, of_boxes = _joined(num_regions, np.int64), _joined(shares, np.float64)
@@ -105,6 +108,7 @@ def split_statistics(split: StoreSplit) -> SplitStatistics:
         masks=masks,
         no_target=int((of_rows == 0).sum()),
         unknown_size=unknown_size,
+        ignored=ignored,
         kinds=dict(kinds.most_common()),
         expression_words=distribution(_joined(words, np.int64), WORDS),
         box_area_share=distribution(of_boxes, AREA, top=1.0),

@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 40, 20
 MASK = encode_mask(np.ones((HEIGHT, WIDTH), dtype=bool))
 
 
-def example(number, *regions, expression="the cup", image="a.png", kind=None, size=(WIDTH, HEIGHT)):
+def example(number, *regions, expression="the cup", image="a.png", kind=None, size=(WIDTH, HEIGHT), ignored=None):
     return Example(
         id=str(number),
         dataset="toy",
@@ -28,6 +28,7 @@ def example(number, *regions, expression="the cup", image="a.png", kind=None, si
         expression=expression,
         regions=regions,
         kind=kind,
+        ignored=ignored,
     )
 
 
@@ -48,11 +49,12 @@ def test_counts_are_those_of_the_examples(tmp_path):
         example(0, box, image="a.png", kind="colour"),
         example(1, box, Region(box.box_xyxy, MASK), image="a.png", kind="place"),
         example(2, image="b.png", kind="colour"),
-        example(3, image="c.png"),
+        example(3, image="c.png", ignored=MASK),
     )
 
     assert found.name == "toy:all"
     assert (found.images, found.expressions, found.regions, found.masks, found.no_target) == (3, 4, 3, 1, 2)
+    assert found.ignored == 1
     assert list(found.kinds.items()) == [("colour", 2), ("place", 1)]
     assert [count_of(found.regions_per_expression, number) for number in (0, 1, 2, 3)] == [2, 1, 1, 0]
     assert [count_of(found.expressions_per_image, number) for number in (1, 2, 3)] == [2, 1, 0]

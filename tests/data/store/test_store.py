@@ -73,6 +73,7 @@ def test_files_of_earlier_versions_have_no_ignored_regions(tmp_path):
     pq.write_table(pq.read_table(file).drop_columns(["ignored_counts"]), file)
     split = Store(tmp_path).split("toy:train")
     assert [split[0], split[1]] == [example(0), example(5)]
+    assert [table["ignored_counts"].null_count for table in split.tables(("id", "ignored_counts"))] == [2]
 
 
 def test_examples_are_read_across_row_groups(tmp_path):

@@ -1,0 +1,76 @@
+"""Tiny releases of the data sets that are JSON lines, JSON lists or folders of JSON files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from corpora import Box
+from corpora.json_sets import LEFT, RIGHT, write_gseval, write_humanref, write_openref, write_reasonseg
+from release import ExpectedExample, Release
+
+
+def _example(split: str, name: str, text: str, boxes: Sequence[Box], kind: str | None) -> ExpectedExample:
+    return ExpectedExample(split, name, text, tuple(boxes), kind)
+
+
+def _write_humanref(raw: Path) -> None:
+    write_humanref(raw / "HumanRef" / "annotations.jsonl")
+
+
+def _write_gseval(raw: Path) -> None:
+    write_gseval(raw / "GroundingSuite-Eval.jsonl")
+
+
+def _write_openref(raw: Path) -> None:
+    for split in ("train", "val"):
+        write_openref(raw / "openref" / f"{split}.json")
+
+
+def _write_reasonseg(raw: Path) -> None:
+    for split in ("train", "val", "test"):
+        write_reasonseg(raw / "ReasonSeg" / split)
+
+
+JSON_SET_RELEASES: dict[str, Release] = {
+    "gseval": Release(
+        _write_gseval,
+        expected=(
+            _example("test", "gseval/267", "the thing on the left", [LEFT], "class_4"),
+            _example("test", "gseval/268", "the right thing", [RIGHT], "class_1"),
+        ),
+        sizes={"test": 3},
+        problems={"broken_line": 1},
+    ),
+    "humanref": Release(
+        _write_humanref,
+        expected=(
+            _example("test", "humanref/0", "everyone in red", [LEFT, RIGHT], "attribute"),
+            _example("test", "humanref/1", "the singer", [LEFT], "celebrity"),
+            _example("test", "humanref/2", "the man with an umbrella", [], "rejection"),
+        ),
+        sizes={"test": 4},
+        problems={"broken_line": 1},
+    ),
+    "openref": Release(
+        _write_openref,
+        expected=(
+            _example("train", "openref/1/positive", "the cups", [LEFT, RIGHT], "multi"),
+            _example("train", "openref/1/negative", "the forks", [], "multi_negative"),
+            _example("val", "openref/2/positive", "the left cup", [LEFT], "single"),
+            _example("val", "openref/3/positive", "a cup of gold", [], "none"),
+        ),
+        sizes={"train": 5, "val": 5},
+        problems={"broken_row": 2},
+    ),
+    "reasonseg": Release(
+        _write_reasonseg,
+        expected=(
+            _example("train", "reasonseg/a/0", "the café’s table", [(20.0, 20.0, 61.0, 61.0)], "phrase"),
+            _example("test", "reasonseg/b/0", "What is used to cut the bread?", [(40, 40, 45, 45)], "sentence"),
+        ),
+        sizes={"train": 4, "val": 4, "test": 4},
+        problems={"broken_file": 3},
+    ),
+}
+"""Name of the data set -> its release."""

@@ -2,65 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from corpora import HEIGHT, WIDTH, Box
+from corpora.refer_sets import (
+    LEFT,
+    RIGHT,
+    Row,
+    ref,
+    sentence,
+    write_arefcoco,
+    write_instances,
+    write_json,
+    write_pickle,
+    xywh,
+)
 from release import ExpectedExample, Release
 
-LEFT: Box = (5.0, 10.0, 35.0, 50.0)
-RIGHT: Box = (60.5, 20.0, 90.0, 70.0)
-"""The objects 11 and 12 of image 1, and 21 and 22 of image 2."""
-_Row = dict[str, Any]
 
-
-def _xywh(box: Box) -> list[float]:
-    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-
-
-def _write_instances(path: Path, *, name: str = "COCO_train2014_{:012d}.jpg") -> None:
-    boxes = {11: LEFT, 12: RIGHT, 21: LEFT, 22: RIGHT}
-    annotations = [
-        {"id": one, "image_id": one // 10, "category_id": 1, "iscrowd": 0, "bbox": _xywh(box), "segmentation": []}
-        for one, box in boxes.items()
-    ]
-    images = [{"id": one, "file_name": name.format(one), "width": WIDTH, "height": HEIGHT} for one in (1, 2)]
-    categories = [{"id": 1, "name": "thing"}]
-    _write_json(path, {"info": [], "images": images, "annotations": annotations, "categories": categories})
-
-
-def _write_refs(path: Path, refs: Sequence[_Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(list(refs), protocol=2))
-
-
-def _sentence(number: int, text: str, **fields: object) -> _Row:
-    return {"sent_id": number, "sent": text.lower(), "raw": text, "tokens": text.lower().split(), **fields}
-
-
-def _ref(number: int, ann_id: object, split: str, *sentences: _Row, image: int = 1, **fields: object) -> _Row:
-    ref = {"ref_id": number, "ann_id": ann_id, "image_id": image, "split": split, "category_id": 1}
-    return {**ref, "sent_ids": [one["sent_id"] for one in sentences], "sentences": list(sentences), **fields}
-
-
-def _write_robust(folder: str, author: str) -> Any:
+def _write_robust(folder: str, author: str) -> Callable[[Path], None]:
     """R-RefCOCO: a sentence with `exist` false is about nothing in the image, whatever its ref's annotation."""
 
     def write(raw: Path) -> None:
         refs = [
-            _ref(1, 11, "train", _sentence(0, "The left Thing"), _sentence(1, "The blue thing", exist=False)),
-            _ref(2, 22, "val", _sentence(2, "Right", exist=True), _sentence(2, "Wrong", exist=False), image=2),
+            ref(1, 11, "train", sentence(0, "The left Thing"), sentence(1, "The blue thing", exist=False)),
+            ref(2, 22, "val", sentence(2, "Right", exist=True), sentence(2, "Wrong", exist=False), image=2),
         ]
-        _write_refs(raw / folder / f"refs({author}).p", refs)
-        _write_instances(raw / folder / "instances.json")
+        write_pickle(raw / folder / f"refs({author}).p", refs)
+        write_instances(raw / folder / "instances.json")
 
     return write
 
@@ -81,22 +51,26 @@ def _robust(name: str, folder: str, author: str) -> Release:
 def _write_ref_zom(raw: Path) -> None:
     """`source` decides: "zero" is no target, with an empty list or with annotations; others need annotations."""
     refs = [
-        _ref(1, [11, 12], "train", _sentence(0, "Both Things"), source="many"),
-        _ref(2, 12, "train", _sentence(1, "The right one"), source="one"),
-        _ref(3, [], "test", _sentence(2, "A dog"), image=2, source="zero"),
-        _ref(4, [21], "test", _sentence(3, "A cat"), image=2, source="zero"),
-        _ref(5, [], "test", _sentence(4, "A bird"), image=2, source="one"),
+        ref(1, [11, 12], "train", sentence(0, "Both Things"), source="many"),
+        ref(2, 12, "train", sentence(1, "The right one"), source="one"),
+        ref(3, [], "test", sentence(2, "A dog"), image=2, source="zero"),
+        ref(4, [21], "test", sentence(3, "A cat"), image=2, source="zero"),
+        ref(5, [], "test", sentence(4, "A bird"), image=2, source="one"),
     ]
-    _write_refs(raw / "ref-zom" / "Ref-ZOM(final).p", refs)
-    _write_instances(raw / "ref-zom" / "instances.json", name="COCO_val2014_{:012d}.jpg")
+    write_pickle(raw / "ref-zom" / "Ref-ZOM(final).p", refs)
+    write_instances(raw / "ref-zom" / "instances.json", name="COCO_val2014_{:012d}.jpg")
 
 
-def _mdetr_image(number: int, caption: str, file_name: str, **fields: object) -> _Row:
+def _write_arefcoco(raw: Path) -> None:
+    write_arefcoco(raw, "arefcoco/arefcoco.json")
+
+
+def _mdetr_image(number: int, caption: str, file_name: str, **fields: object) -> Row:
     return {"id": number, "caption": caption, "file_name": file_name, "width": WIDTH, "height": HEIGHT, **fields}
 
 
-def _mdetr_box(number: int, image: int, box: Box, **fields: object) -> _Row:
-    row = {"id": number, "image_id": image, "bbox": _xywh(box), "area": 1.0, "category_id": 1, "iscrowd": 0}
+def _mdetr_box(number: int, image: int, box: Box, **fields: object) -> Row:
+    row = {"id": number, "image_id": image, "bbox": xywh(box), "area": 1.0, "category_id": 1, "iscrowd": 0}
     return {**row, **fields}
 
 
@@ -116,7 +90,7 @@ def _write_refdrone(raw: Path) -> None:
     ]
     for split in ("train", "val", "test"):
         file = {"info": [], "licenses": [], "images": images, "annotations": boxes, "categories": []}
-        _write_json(raw / "RefDrone" / f"RefDrone_{split}_mdetr.json", file)
+        write_json(raw / "RefDrone" / f"RefDrone_{split}_mdetr.json", file)
 
 
 def _write_harlequin(raw: Path) -> None:
@@ -130,7 +104,7 @@ def _write_harlequin(raw: Path) -> None:
     ]
     for split in ("train", "val", "test"):
         file = {"images": [image], "annotations": boxes, "categories": [{"id": 1, "name": "object"}]}
-        _write_json(raw / "harlequin" / "annotations" / f"instances_{split}.json", file)
+        write_json(raw / "harlequin" / "annotations" / f"instances_{split}.json", file)
 
 
 def _write_finecops(raw: Path) -> None:
@@ -146,7 +120,7 @@ def _write_finecops(raw: Path) -> None:
         ("test_expression_pos", 1),
     ):
         file = {"images": images[:size], "annotations": boxes[:size], "categories": []}
-        _write_json(raw / "FineCops-Ref" / f"{name}_coco_format.json", file)
+        write_json(raw / "FineCops-Ref" / f"{name}_coco_format.json", file)
 
 
 REFER_RELEASES: dict[str, Release] = {
@@ -163,6 +137,16 @@ REFER_RELEASES: dict[str, Release] = {
         ),
         sizes={"train": 2, "test": 2},
         problems={"no_target_with_annotations": 1, "broken_ref": 1},
+    ),
+    "arefcoco": Release(
+        _write_arefcoco,
+        expected=(
+            ExpectedExample("train", "arefcoco/1/0", "It is Right", (RIGHT,)),
+            ExpectedExample("test", "arefcoco/2/0", "One", (LEFT,)),
+            ExpectedExample("test", "arefcoco/2/1", "Two", (LEFT,)),
+        ),
+        sizes={"train": 2, "test": 2},
+        problems={"unknown_ref": 1},
     ),
     "refdrone": Release(
         _write_refdrone,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +76,10 @@ class Ref(msgspec.Struct):
     """gRefCOCO's flag."""
     exist: bool | None = None
     source: str | None = None
+
+    def place(self, path: Path) -> str:
+        """The ref's place in its file, for messages."""
+        return f"{path.name}: ref {self.ref_id}"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -158,7 +162,7 @@ class _Reading:
             where = f"{self._path.name}: refs[{index}]"
             try:
                 ref = self._decode(row, Ref, where, _REF_KEYS)
-                where = _place(self._path, ref)
+                where = ref.place(self._path)
                 if not ref.split:
                     raise DataError("the ref has no split", where=where)
                 self._check_source(ref, where)
@@ -245,7 +249,7 @@ def read_refer(
         problems: see `read_referred_records`.
     """
     assert isinstance(settings, ReferSettings)
-    return read_referred_records(files, settings, _single_annotation, dataset=dataset, problems=problems)
+    return read_referred_records(files, settings, single_annotation, dataset=dataset, problems=problems)
 
 
 def read_referred_records(
@@ -256,26 +260,46 @@ def read_referred_records(
     dataset: str,
     problems: Problems,
 ) -> Iterator[RawRecord]:
-    """Join refs with their annotations and images.
+    """Read refs and join them with their annotations and images; see `join_refs`.
 
     Args:
         files: `refs` and `instances`.
+        settings: the text form and the origin of the images.
+        annotations_of: see `join_refs`.
+        dataset: prefix for images and annotations that are not COCO's.
+        problems: collects those of `read_refs` and `join_refs`.
+    """
+    refs = read_refs(files["refs"], text=settings.text, problems=problems)
+    return join_refs(refs, files, settings, annotations_of, dataset=dataset, problems=problems)
+
+
+def join_refs(
+    refs: Sequence[Ref],
+    files: Mapping[str, Path],
+    settings: ReferSettings,
+    annotations_of: Callable[[Ref, str], tuple[Id, ...]],
+    *,
+    dataset: str,
+    problems: Problems,
+) -> Iterator[RawRecord]:
+    """Join refs with their annotations and images.
+
+    Args:
+        refs: with usable sentences.
+        files: `refs`, the file of the refs, and `instances`.
         settings: the text form and the origin of the images.
         annotations_of: called with a ref and its place; returns the ids of its annotations, none for no target.
         dataset: prefix for images and annotations that are not COCO's.
         problems: collects the refs that are left out: `ref_without_sentences`, `unknown_annotation`, `unknown_image`
             (not in `instances`), `unusable_image_name`; and `crowd_region`, a group under one mask, which is kept; and
-            the problems of `read_refs` and `read_instances`.
+            the problems of `read_instances`.
 
     Raises:
         DataError: a ref and its annotation name different images, or the two files have nothing in common.
     """
     path = files["refs"]
-    refs = read_refs(path, text=settings.text, problems=problems)
     present = [ref.expressions(settings.text, present=True) for ref in refs]
-    referred = [
-        annotations_of(ref, _place(path, ref)) if texts else () for ref, texts in zip(refs, present, strict=True)
-    ]
+    referred = [annotations_of(ref, ref.place(path)) if texts else () for ref, texts in zip(refs, present, strict=True)]
     instances = read_instances(
         files["instances"],
         image_ids={comparable_id(ref.image_id) for ref in refs},
@@ -305,7 +329,7 @@ class _Join:
 
     def records(self, ref: Ref, texts: tuple[RawExpression, ...], ann_ids: tuple[Id, ...]) -> Iterator[RawRecord]:
         """The records of a ref, whose sentences with a target are `texts`, in each of its splits."""
-        where = _place(self.files["refs"], ref)
+        where = ref.place(self.files["refs"])
         absent = ref.expressions(self.settings.text, present=False)
         if not texts and not absent:
             self.problems.add("ref_without_sentences", where)
@@ -376,21 +400,22 @@ def sniff_refer(path: Path) -> bool:
     return sniff_refs(path) == "one"
 
 
-def refs_names(stem: str) -> tuple[str, ...]:
+def refs_names(stem: str, authors: Sequence[str] = SPLIT_AUTHORS) -> tuple[str, ...]:
     """The usual names of a refs file: "refs(unc).p", "refs_unc.json.gz" and so on for the stem "refs"."""
     return tuple(
         f"{stem}{form.format(author)}{suffix}"
-        for author in SPLIT_AUTHORS
+        for author in authors
         for form in ("({})", "_{}")
         for suffix in (".p", ".json", ".p.gz", ".json.gz")
     )
 
 
-def _place(path: Path, ref: Ref) -> str:
-    return f"{path.name}: ref {ref.ref_id}"
+def single_annotation(ref: Ref, where: str) -> tuple[Id, ...]:
+    """The id of the annotation of a ref that has exactly one.
 
-
-def _single_annotation(ref: Ref, where: str) -> tuple[Id, ...]:
+    Raises:
+        DataError: the ref has a list of them.
+    """
     if isinstance(ref.ann_id, list):
         raise DataError(
             "the ref has a list of annotations, as in gRefCOCO", where=where, hint="read it with --format grefcoco"

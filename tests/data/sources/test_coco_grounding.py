@@ -181,6 +181,21 @@ def test_a_requested_unit_takes_precedence(tmp_path):
     assert texts(read(noun, unit="phrase")) == ["dog"]
 
 
+def test_phrases_of_a_caption_without_a_data_set_name_are_divided_by_their_words(tmp_path):
+    image = {"id": 1, "file_name": "0001.jpg", "width": 640, "height": 480, "caption": "a red cup on a plate"}
+    rows = [
+        box(1, [0, 0, 50, 50], tokens_positive=[[0, 9]], query="a red cup"),
+        box(1, [100, 0, 50, 50], id=2, tokens_positive=[[13, 20]], query="a plate"),
+    ]
+    problems = Problems()
+    records = read(write(tmp_path, "instances_test.json", [image], rows), problems)
+    assert [(texts([one]), [region.box_xyxy for region in one.regions]) for one in records] == [
+        (["a red cup"], [(0, 0, 50, 50)]),
+        (["a plate"], [(100, 0, 150, 50)]),
+    ]
+    assert problems.counts == {"caption_read_as_phrases": 1}
+
+
 def mixed_image(number: int, name: str, source: str, caption: str) -> dict:
     return {
         "id": number,

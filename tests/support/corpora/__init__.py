@@ -14,6 +14,7 @@ from scipy.io import savemat
 
 from corpora.corpus import DATASET, HEIGHT, WIDTH, Box, Corpus, Truth
 from corpora.json_sets import JSON_SETS
+from corpora.refer_sets import REFER_SETS
 
 
 def _coco_name(number: int) -> str:
@@ -266,5 +267,6 @@ CORPORA: dict[str, Corpus] = {
         truth=Truth("tiny/test/1", "test", "the red cup", "tiny:a.jpg", ((10.0, 20.0, 50.0, 50.0),), (40 * 30 / 2,)),
     ),
     **JSON_SETS,
+    **REFER_SETS,
 }
 """Row of the table of sources -> its corpus."""

@@ -135,6 +135,8 @@ def read_coco(
 def sniff_coco(path: Path) -> bool:
     """Whether a file starts as a COCO file does, with or without expressions."""
     start = text_start(path)
+    if b'"original_dataset"' in start:  # aRefCOCO
+        return False
     return _FIRST_KEY.match(start) is not None and _LIST_OF_ROWS.search(start) is not None
 
 

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from corpora import Box
-from corpora.json_sets import LEFT, RIGHT, write_gseval, write_humanref, write_openref, write_reasonseg
+from corpora.json_sets import (
+    LEFT,
+    RIGHT,
+    write_gseval,
+    write_humanref,
+    write_mmr,
+    write_openref,
+    write_reasonseg,
+    write_sk_vg,
+)
 from release import ExpectedExample, Release
 
 
@@ -30,6 +39,19 @@ def _write_openref(raw: Path) -> None:
 def _write_reasonseg(raw: Path) -> None:
     for split in ("train", "val", "test"):
         write_reasonseg(raw / "ReasonSeg" / split)
+
+
+def _write_sk_vg(raw: Path) -> None:
+    for split in ("train", "val", "test"):
+        write_sk_vg(raw / "SK-VG" / "annotations" / f"{split}.json")
+
+
+MMR_SPLITS = ("train", "val", "test_mixed", "test_obj_only", "test_part_only")
+
+
+def _write_mmr(raw: Path) -> None:
+    for split in MMR_SPLITS:
+        write_mmr(raw / "MMR" / f"MMR_{split}.json")
 
 
 JSON_SET_RELEASES: dict[str, Release] = {
@@ -71,6 +93,21 @@ JSON_SET_RELEASES: dict[str, Release] = {
         ),
         sizes={"train": 4, "val": 4, "test": 4},
         problems={"broken_file": 3},
+    ),
+    "sk_vg": Release(
+        _write_sk_vg,
+        expected=(_example("val", "sk_vg/1", "her cup", [LEFT], None),),
+        sizes={"train": 3, "val": 3, "test": 3},
+        problems={"broken_row": 3},
+    ),
+    "mmr": Release(
+        _write_mmr,
+        expected=(
+            _example("test_part_only", "mmr/1/0", "What can be held?", [LEFT, RIGHT], None),
+            _example("test_mixed", "mmr/1/1", "Where is it warm?", [RIGHT], None),
+        ),
+        sizes=dict.fromkeys(MMR_SPLITS, 3),
+        problems={"question_without_answer": 5},
     ),
 }
 """Name of the data set -> its release."""

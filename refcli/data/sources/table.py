@@ -14,6 +14,8 @@ SOURCES: dict[str, str] = {
     "humanref": "refcli.data.sources.humanref:SOURCE",
     "openref": "refcli.data.sources.openref:SOURCE",
     "reasonseg": "refcli.data.sources.reasonseg:SOURCE",
+    "sk_vg": "refcli.data.sources.sk_vg:SOURCE",
+    "mmr": "refcli.data.sources.mmr:SOURCE",
 }
 """Formats read from files: each row is a `Source`."""
 

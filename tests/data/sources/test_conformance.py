@@ -191,7 +191,7 @@ def test_the_example_worked_out_by_hand_is_in_the_store(main_file, corpus, tmp_p
     split = store.split(f"{DATASET}:{truth.split}")
     (example,) = [split[index] for index in range(len(split)) if split[index].id == truth.id]
     assert (example.expression, example.image_id) == (truth.expression, truth.image_id)
-    assert (example.width, example.height) == (WIDTH, HEIGHT)
+    assert (example.width, example.height) == truth.size
     assert tuple(region.box_xyxy for region in example.regions) == truth.boxes_xyxy
     for region, area in zip(example.regions, truth.mask_areas, strict=True):
         if area is None:

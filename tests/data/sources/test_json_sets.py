@@ -1,4 +1,4 @@
-"""What is particular to GSEval, HumanRef and OpenRef: run lengths as lists, rejections, boxes in percent."""
+"""What is particular to data sets of JSON lines and lists: run lengths as lists, rejections, boxes in percent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from corpora.json_sets import LEFT, RIGHT, gseval_row, list_mask, percent, text_mask
 
 from refcli.data.preparation.finish import region_mask
-from refcli.data.sources import gseval, humanref, openref
+from refcli.data.sources import gseval, humanref, mmr, openref, sk_vg
 from refcli.data.sources.record import Problems
 from refcli.errors import DataError
 from refcli.geometry.masks import mask_box
@@ -17,11 +17,11 @@ PERSON = {"id": 7, "image_name": "a.jpg", "domain": "position", "sub_domain": "x
 CUP = {"image": "a.jpg", "relation_type": "single", "positive": "the cup", "negative": "the fork", "bbox_num": 1}
 
 
-def read(module, path, *rows, problems=None):
+def read(module, path, *rows, problems=None, **settings):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     problems = Problems() if problems is None else problems
     source = module.SOURCE
-    return list(source.read({"test": path}, source.settings(), dataset="mine", problems=problems))
+    return list(source.read({"test": path}, source.settings(**settings), dataset="mine", problems=problems))
 
 
 def test_the_extent_of_a_mask_is_its_box_whether_its_run_lengths_are_a_list_or_a_text(tmp_path):
@@ -94,3 +94,27 @@ def test_the_classes_of_gseval_keep_their_numbers_as_kinds(tmp_path):
     assert [record.kind for record in records] == ["class_4", "class_2"]
     assert [record.image.names[0] for record in records] == [f"unlabeled2017/{one:012d}.jpg" for one in (1, 2)]
     assert not problems.counts
+
+
+@pytest.mark.parametrize(("knowledge", "text"), [(False, "her cup"), (True, "her cup Ann drinks tea.")])
+def test_the_knowledge_of_sk_vg_follows_the_expression_only_if_it_is_wanted(tmp_path, knowledge, text):
+    box = {"x": 10.5, "y": 20, "width": 20, "height": 40}
+    row = {"image_name": "a.jpg", "knowledge": "Ann drinks tea.", "ref_exp": "her cup", "bbox": box}
+
+    (record,) = read(sk_vg, tmp_path / "a.json", row, knowledge=knowledge)
+
+    assert record.expressions[0].text == text
+    assert record.regions[0].box_xyxy == (10.5, 20.0, 30.5, 60.0)
+
+
+def test_a_question_of_mmr_with_an_answer_without_a_mask_is_left_out_and_reported(tmp_path):
+    whole, lost = {"segmentation": list_mask(LEFT), "bbox": LEFT}, {"segmentation": None, "bbox": RIGHT}
+    row = {"file_name": "000000000007.jpg", "height": 80, "width": 100, "questions": ["one", "two"], "annotations": []}
+    problems = Problems()
+
+    (record,) = read(mmr, tmp_path / "a.json", row | {"answers": [[whole, lost], [whole]]}, problems=problems)
+
+    assert record.expressions[0].text == "two"
+    assert problems.counts == {"broken_answer": 1}
+    with pytest.raises(DataError, match="2 questions and 1 answers"):
+        read(mmr, tmp_path / "b.json", row | {"answers": [[whole]]})

@@ -23,6 +23,8 @@ class Truth(NamedTuple):
     boxes_xyxy: tuple[Box, ...]
     mask_areas: tuple[float | None, ...]
     """Pixels; None where a region has no mask."""
+    size: tuple[int, int] = (WIDTH, HEIGHT)
+    """Of the image; (0, 0) if the format does not state it."""
 
 
 class Corpus(NamedTuple):

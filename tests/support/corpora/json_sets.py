@@ -135,6 +135,37 @@ def write_reasonseg(folder: Path) -> Path:
     return folder
 
 
+def write_sk_vg(path: Path) -> Path:
+    rows = (
+        ("her cup", LEFT),
+        ("the guest's plate", RIGHT),
+        ("the table", LEFT),
+        ("a box in fractions", (0, 0, 0.5, 1)),
+    )
+    return _write_list(
+        path,
+        *(
+            {"image_name": f"{number}.jpg", "knowledge": "Ann has a guest.", "ref_exp": text}
+            | {"bbox": {"x": box[0], "y": box[1], "width": box[2] - box[0], "height": box[3] - box[1]}}
+            for number, (text, box) in enumerate(rows)
+        ),
+    )
+
+
+def write_mmr(path: Path) -> Path:
+    left, right = (
+        {"segmentation": mask, "category_name": "cup:handle"} for mask in (list_mask(LEFT), text_mask(RIGHT))
+    )
+    image = {"height": HEIGHT, "width": WIDTH, "image_id": 7, "text_answers": []}
+    return _write_list(
+        path,
+        {"file_name": "000000000007.jpg", "questions": ["What can be held?", "Where is it warm?", "What is nothing?"]}
+        | {"annotations": [left, right], "answers": [[left, right], [right], []], **image},
+        {"file_name": "000000000008.jpg", "questions": ["What is old?"], "annotations": [left], "answers": [[left]]}
+        | image,
+    )
+
+
 JSON_SETS: dict[str, Corpus] = {
     "gseval": Corpus(
         lambda folder: write_gseval(folder / "GroundingSuite_test.jsonl"),
@@ -165,6 +196,20 @@ JSON_SETS: dict[str, Corpus] = {
         truth=Truth(
             "tiny/a/1", "val", "where one eats", "tiny:val/a.jpg", ((20.0, 20.0, 61.0, 61.0),), (41**2 - 16**2 + 5**2,)
         ),
+    ),
+    "sk_vg": Corpus(
+        lambda folder: write_sk_vg(folder / "train.json"),
+        num_expressions=3,
+        families=frozenset({"tiny"}),
+        problems={"broken_row": 1},
+        truth=Truth("tiny/2", "train", "the guest's plate", "tiny:1.jpg", (RIGHT,), (None,), size=(0, 0)),
+    ),
+    "mmr": Corpus(
+        lambda folder: write_mmr(folder / "MMR_val.json"),
+        num_expressions=3,
+        families=frozenset({"coco"}),
+        problems={"question_without_answer": 1},
+        truth=Truth("tiny/1/0", "val", "What can be held?", "coco:7", (LEFT, RIGHT), (20 * 40, 40 * 40)),
     ),
 }
 """Row of the table of sources -> its corpus."""

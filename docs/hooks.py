@@ -7,13 +7,16 @@ import html
 import inspect
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import typer.main
 from pydantic import BaseModel
 
+from refcli.answers.table import WRITERS
 from refcli.cli.app import app
+from refcli.cli.predict import LINE_FORMATS
 from refcli.config.presets import headline, list_presets, preset_groups, preset_path
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
@@ -211,6 +214,87 @@ def _count(number: int | None) -> str:
     return NONE_KNOWN if number is None else f"{number:,}"
 
 
+def formats_page() -> str:
+    """All formats that are read and written, each with a command."""
+    return "\n\n".join([
+        "# Formats",
+        "Generated from the tables of the program. The command of each format is tested on a small file.",
+        "## Annotations",
+        "`refcli prepare-data` reads them; `--format auto`, the default, recognises each by its content. Files beside "
+        "the main one are found by their names or given with `--with ROLE=FILE`. Every file may be gzipped.",
+        _table(("Format", "Reads", "Files beside the main one"), list(_sources())),
+        _commands(prepare_command(name) for name in SOURCES),
+        "Formats with labelled boxes also take `--expressions`: "
+        + _listed(name for name in SOURCES if is_labelled(name))
+        + ". [Your own data](../guides/own-data.md) explains it, [Settings](settings.md#sources) all other options.",
+        "## Public data sets",
+        "`refcli prepare-data` reads them as their authors publish them. [Data sets](data-sets.md) has files, splits "
+        "and counts. Not verified: no real record was seen when the specification was written; the command says so.",
+        _table(("Data set", "Format", "Expressions", "Verified", "Licence"), list(_data_sets())),
+        _commands(["refcli prepare-data DATASET --raw DIR --images DIR --out store"]),
+        "## Files for other tools",
+        "`refcli predict --format` and `refcli convert-answers --to` write them. "
+        "[Predict in bulk](../guides/predict.md#files-for-other-tools) explains the options.",
+        _table(("Format", "Content"), [(f"`{name}`", _purpose(writer)) for name, writer in WRITERS.items()]),
+        _commands(convert_command(name) for name in WRITERS),
+        f"`refcli predict` takes the same names, besides {_listed(LINE_FORMATS)} for stdout:",
+        _commands(['refcli predict photos/ -e "the cup" --out answers --format coco']),
+    ]) + "\n"  # fmt: skip
+
+
+def prepare_command(source: str) -> str:
+    """The command that reads a file of a format."""
+    return f"refcli prepare-data --from FILE --format {source} --name mine --out store"
+
+
+def convert_command(answers_format: str) -> str:
+    """The command that writes a prediction file in a format."""
+    return f"refcli convert-answers predictions.jsonl --to {answers_format} --out {answers_format}"
+
+
+def is_labelled(source: str) -> bool:
+    """Whether a format has labelled boxes, of which expressions can be made."""
+    return "expressions" in lookup(SOURCES, source, what="source").settings.model_fields
+
+
+def _sources() -> Iterator[tuple[str, ...]]:
+    for name in SOURCES:
+        source: Source = lookup(SOURCES, name, what="source")
+        beside = [role for role in source.files if role != "*"][0 if source.has_file_per_split else 1 :]
+        optional = dict.fromkeys(source.optional, " (optional)")
+        yield (
+            f"`{name}`",
+            _escape(source.description),
+            ", ".join(f"`{role}`{optional.get(role, '')}" for role in beside),
+        )
+
+
+def _data_sets() -> Iterator[tuple[str, ...]]:
+    for name in list_specs():
+        spec = load_spec(name)
+        counts = [split.expressions for split in spec.splits.values()]
+        total = None if not counts or None in counts else sum(filter(None, counts))
+        known = f"`{spec.source}`" if spec.source else "mixture"
+        link = f"[`{name}`](data-sets.md#{name})"
+        verified = ("yes" if spec.verified else "no") if spec.files else ""
+        yield link, known, _count(total), verified, _escape(spec.licence)
+
+
+def _purpose(writer: str) -> str:
+    """The first paragraph of a writer's docstring, without its verb."""
+    module, function = writer.split(":")
+    first = _paragraphs(inspect.getdoc(getattr(import_module(module), function)) or "")[0]
+    return _escape(first.removeprefix("Write "))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _commands(lines: Iterable[str]) -> str:
+    return "\n".join(["```bash", *lines, "```"])
+
+
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in lines)
@@ -236,5 +320,6 @@ PAGES = {
     "reference/settings.md": settings_page,
     "reference/presets.md": presets_page,
     "reference/data-sets.md": data_sets_page,
+    "reference/formats.md": formats_page,
 }
 """Address of a generated page -> the function that writes it."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ast
 import pydoc
 import re
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from documentation import DOCS, NAMES, ROOT, blocks_of, code_spans, prose_of
+from documentation import DOCS, NAMES, ROOT, blocks_of, code_spans, prose_of, site_hooks
 
 from refcli.answers import answer_to_json
 from refcli.contracts.example import RLE
@@ -27,12 +26,7 @@ HEADING = re.compile(r"^#{1,6} (.+)$", re.M)
 @pytest.fixture(scope="module")
 def generated():
     """Addresses of the pages that the site generates, with their contents."""
-    sys.path.insert(0, str(DOCS))
-    try:
-        import hooks
-    finally:
-        sys.path.remove(str(DOCS))
-    return {(DOCS / address).resolve(): write() for address, write in hooks.PAGES.items()}
+    return {(DOCS / address).resolve(): write() for address, write in site_hooks().PAGES.items()}
 
 
 def test_the_readme_fits_on_one_screen_and_a_half():
@@ -59,7 +53,7 @@ def anchors_of(page: Path, generated: dict[Path, str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "table", ["commands", "settings", "presets", "data-sets"], ids=lambda name: f"reference of {name}"
+    "table", ["commands", "settings", "presets", "data-sets", "formats"], ids=lambda name: f"reference of {name}"
 )
 def test_the_generated_tables_are_whole(table, generated):
     """Every line of a table has as many cells as its head."""

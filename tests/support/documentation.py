@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import dropwhile
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -40,6 +43,13 @@ class Block:
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT).as_posix()}:{self.line}"
+
+
+def site_hooks() -> ModuleType:
+    """`docs/hooks.py`, which generates pages of the site."""
+    if str(DOCS) not in sys.path:
+        sys.path.append(str(DOCS))
+    return import_module("hooks")
 
 
 def blocks_of(page: Path) -> list[Block]:

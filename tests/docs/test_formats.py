@@ -1,0 +1,61 @@
+"""The generated page of formats: every row of every table is on it, and its commands run on small files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from corpora import CORPORA
+from documentation import site_hooks
+
+from refcli.answers import answer_line
+from refcli.answers.table import WRITERS
+from refcli.contracts.prediction import Answer, Target
+from refcli.data.sources.table import SOURCES
+from refcli.data.spec import list_specs
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return site_hooks().formats_page()
+
+
+def commands(page: str, name: str) -> dict[str, list[str]]:
+    """Format -> the words after `refcli` of its command, of all commands with this name."""
+    lines = [shlex.split(line) for line in page.splitlines() if line.startswith(f"refcli {name} ")]
+    option = {"prepare-data": "--format", "convert-answers": "--to"}[name]
+    return {words[words.index(option) + 1]: words[1:] for words in lines if option in words}
+
+
+def test_the_page_has_every_row_of_every_table(page):
+    rows = set(re.findall(r"^\| \[?`([^`]+)`", page, re.M))
+
+    assert rows == {*SOURCES, *list_specs(), *WRITERS}
+    assert commands(page, "prepare-data").keys() == SOURCES.keys()
+    assert commands(page, "convert-answers").keys() == WRITERS.keys()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_command_of_a_format_reads_its_corpus(name, page, refcli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = commands(page, "prepare-data")[name]
+    (tmp_path / "raw").mkdir()
+    main_file = CORPORA[name].write(tmp_path / "raw")
+
+    code, _, err = refcli(*(str(main_file) if word == "FILE" else word for word in words))
+
+    assert code == 0, err
+    assert list((tmp_path / "store" / "mine").glob("*.parquet"))
+
+
+def test_the_commands_that_write_files_run(page, refcli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = Answer("1", "a.jpg", "the cup", 20, 10, (Target((1, 2, 5, 6), 0.5),), False, None, "demo")
+    Path("predictions.jsonl").write_text(answer_line(answer))
+
+    for name, words in commands(page, "convert-answers").items():
+        code, _, err = refcli(*words)
+        assert code == 0, err
+        assert any(path.is_file() for path in (tmp_path / name).rglob("*"))

@@ -13,6 +13,7 @@ from corpora.refer_sets import (
     ref,
     sentence,
     write_arefcoco,
+    write_cris,
     write_instances,
     write_json,
     write_pickle,
@@ -63,6 +64,11 @@ def _write_ref_zom(raw: Path) -> None:
 
 def _write_arefcoco(raw: Path) -> None:
     write_arefcoco(raw, "arefcoco/arefcoco.json")
+
+
+def _write_refcocom(raw: Path) -> None:
+    for split in ("val", "testA", "testB"):
+        write_cris(raw, f"anns/refcocom/{split}.json", "masks/refcocom")
 
 
 def _mdetr_image(number: int, caption: str, file_name: str, **fields: object) -> Row:
@@ -147,6 +153,16 @@ REFER_RELEASES: dict[str, Release] = {
         ),
         sizes={"train": 2, "test": 2},
         problems={"unknown_ref": 1},
+    ),
+    "refcocom": Release(
+        _write_refcocom,
+        expected=(
+            ExpectedExample("val", "refcocom/1/11", "left", (LEFT,)),
+            ExpectedExample("testB", "refcocom/2/20", "the right thing", ((60.0, 20.0, 90.0, 70.0),)),
+            ExpectedExample("testA", "refcocom/3/30", "the edge", ((20.0, 30.0, 60.0, 31.0),)),
+        ),
+        sizes={"val": 4, "testA": 4, "testB": 4},
+        problems={"box_without_extent": 3, "broken_row": 3},
     ),
     "refdrone": Release(
         _write_refdrone,

@@ -4,6 +4,7 @@ SOURCES: dict[str, str] = {
     "refer": "refcli.data.sources.refcoco:SOURCE",
     "grefcoco": "refcli.data.sources.grefcoco:SOURCE",
     "arefcoco": "refcli.data.sources.arefcoco:SOURCE",
+    "cris": "refcli.data.sources.cris:SOURCE",
     "referit": "refcli.data.sources.referit:SOURCE",
     "flickr": "refcli.data.sources.flickr:SOURCE",
     "pth": "refcli.data.sources.pth.reader:SOURCE",

@@ -7,6 +7,9 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from corpora.corpus import HEIGHT, WIDTH, Box, Corpus, Truth
 
 LEFT: Box = (5.0, 10.0, 35.0, 50.0)
@@ -73,6 +76,38 @@ def write_arefcoco(folder: Path, main: str = "arefcoco.json") -> Path:
     return write_json(folder / main, {"annotations": entities})
 
 
+def write_mask(path: Path, box: Box) -> Path:
+    """Write the mask of a whole box as a grey image of 0 and 255."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    left, top, right, bottom = map(int, box)
+    pixels[top:bottom, left:right] = 255
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def cris_entry(number: int, box: Box, *texts: str, image: int = 1, **fields: object) -> Row:
+    """An entry of CRIS's lists, with a truncated box."""
+    sentences = [{"idx": k, "sent_id": 10 * number + k, "sent": text} for k, text in enumerate(texts)]
+    row = {"bbox": [int(side) for side in box], "cat": 3, "segment_id": number, "sentences": sentences}
+    return {**row, "img_name": f"COCO_train2014_{image:012d}.jpg", "sentences_num": len(texts), **fields}
+
+
+def write_cris(folder: Path, main: str = "val.json", masks: str = "masks") -> Path:
+    """Two entries of one image and a flat box of another, whose mask is a line of one pixel."""
+    line: Box = (20.0, 30.0, 60.0, 31.0)
+    for number, box in enumerate((LEFT, RIGHT, line), start=1):
+        write_mask(folder / masks / f"{number}.png", box)
+    flat: Box = (20.0, 30.0, 60.0, 30.9)
+    entries = [
+        cris_entry(1, LEFT, "the left thing", "left"),
+        cris_entry(2, RIGHT, "the right thing"),
+        cris_entry(3, flat, "the edge", image=2),
+        cris_entry(4, LEFT, "lost", image=2, sentences_num=2),
+    ]
+    return write_json(folder / main, entries)
+
+
 REFER_SETS: dict[str, Corpus] = {
     "arefcoco": Corpus(
         write_arefcoco,
@@ -80,6 +115,13 @@ REFER_SETS: dict[str, Corpus] = {
         families=frozenset({"coco"}),
         problems={"unknown_ref": 1},
         truth=Truth("tiny/1/0", "train", "It is Right", "coco:2", (RIGHT,), (None,)),
+    ),
+    "cris": Corpus(
+        write_cris,
+        num_expressions=4,
+        families=frozenset({"coco"}),
+        problems={"box_without_extent": 1, "broken_row": 1},
+        truth=Truth("tiny/3/30", "val", "the edge", "coco:2", ((20.0, 30.0, 60.0, 31.0),), (40.0,)),
     ),
 }
 """Row of the table of sources -> its corpus."""

@@ -1,4 +1,4 @@
-"""Expressions: tokenisation, position words, subject and object."""
+"""Expressions: tokenisation, position words, subject and object; boxes in the texts of other models."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from refcli.answers.vlm_text import TEXT_FORMATS, AnswerTextError, ImageSizes, parse_answer, smart_resize
+from refcli.text.vlm_text import TEXT_FORMATS, AnswerTextError, ImageSizes, parse_answer, smart_resize
 
 SIZES = ImageSizes(1000, 500, 500, 250)
 

@@ -1,4 +1,4 @@
-"""Public names of packages that are imported on first use."""
+"""Names that are imported on first use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
+
+
+def imported(address: str) -> Any:  # noqa: ANN401 - any object
+    """The object at an address "package.module:name"."""
+    module, name = address.split(":")
+    return getattr(import_module(module), name)
 
 
 def lazy_exports(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from importlib import import_module
 from typing import Any
 
 from refcli.errors import ConfigError
+from refcli.exports import imported
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -44,5 +44,4 @@ def lookup(table: Mapping[str, str], name: str, *, what: str) -> Any:  # noqa: A
     """
     if name not in table:
         raise ConfigError(f"there is no {what} called {name!r}", where=what, hint=did_you_mean(name, sorted(table)))
-    module, attribute = table[name].split(":")
-    return getattr(import_module(module), attribute)
+    return imported(table[name])

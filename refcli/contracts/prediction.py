@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from refcli.contracts.example import RLE, Example
+from refcli.exports import imported
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from pathlib import Path
+
+    import numpy as np
+    from jaxtyping import Bool, Float
+    from PIL.Image import Image
     from torch import Tensor
 
+    ImageInput: TypeAlias = str | Path | bytes | np.ndarray | Image
+
 PREDICTION_SCHEMA = "refcli.prediction/1"
+VIEWS = {
+    "masks": "refcli.inference.notebook:answer_masks",
+    "draw": "refcli.inference.notebook:answer_drawing",
+    "to_supervision": "refcli.inference.notebook:answer_detections",
+    "png": "refcli.inference.notebook:answer_png",
+    "html": "refcli.inference.notebook:answer_html",
+}
+"""View of an answer -> the function of a higher layer that makes it, imported on first use."""
 NoTargetSource: TypeAlias = Literal["existence", "mask", "min_score"]
 """The reason for "no target": the system's existence score, an empty mask, or no target with the requested score."""
 
@@ -106,6 +121,48 @@ class Answer:
             None,
             weights,
         )
+
+    def masks(self) -> Bool[np.ndarray, "targets height width"]:
+        """The masks of the targets, in their order and in pixels of the image.
+
+        Raises:
+            UsageError: a target has no mask.
+        """
+        masks: np.ndarray = imported(VIEWS["masks"])(self)
+        return masks
+
+    def draw(self, image: ImageInput | None = None) -> Image:
+        """Draw the answer as `predict --out` does: masks, boxes and scores, and the expression below.
+
+        Args:
+            image: a path, the bytes of a file, RGB uint8 pixels [height, width, 3], or a Pillow image; None: the file
+                `self.image`. An answer about an array or a Pillow image does not keep it.
+
+        Returns:
+            An RGB image; small images are enlarged, and a caption is added below.
+
+        Raises:
+            UsageError: no image is given, and there is no such file.
+            RefcliError: the image cannot be read, or has another size.
+        """
+        drawing: Image = imported(VIEWS["draw"])(self, image)
+        return drawing
+
+    def to_supervision(self) -> Any:  # noqa: ANN401 - supervision is optional
+        """The targets as `supervision.Detections`: boxes, scores, masks if all have one, the expression as class name.
+
+        Raises:
+            UsageError: supervision is not installed.
+        """
+        return imported(VIEWS["to_supervision"])(self)
+
+    def _repr_png_(self) -> bytes | None:
+        png: bytes | None = imported(VIEWS["png"])(self)
+        return png
+
+    def _repr_html_(self) -> str | None:
+        html: str | None = imported(VIEWS["html"])(self)
+        return html
 
     @property
     def proposals(self) -> tuple[Target, ...]:

@@ -63,7 +63,7 @@ def draw_answer(
     texts = [(readable(answer.expression, stand_in), WHITE)]
     if answer.error is not None:
         texts.append((readable(answer.error, stand_in), GREY))
-    return _with_caption(image, texts, _verdict(answer, is_truth=is_truth), measures)
+    return _with_caption(image, texts, verdict(answer, is_truth=is_truth), measures)
 
 
 def resize_for_drawing(pixels: np.ndarray) -> np.ndarray:
@@ -174,8 +174,8 @@ def _draw_score(image: Image.Image, box_xyxy: list[float], score: float, colour:
     draw.text((left + pad - x0, top + pad - y0), text, font=font, fill=ink_on(colour))
 
 
-def _verdict(answer: Answer, *, is_truth: bool) -> tuple[str, Colour]:
-    """Text and colour of the caption's label."""
+def verdict(answer: Answer, *, is_truth: bool = False) -> tuple[str, Colour]:
+    """The outcome in one or two words, and the colour of its label in a caption."""
     if answer.error is not None:
         return "error", RED
     if answer.no_target:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,8 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "config": frozenset({"torch", "timm", "numpy"}),
     "errors": frozenset({"torch", "numpy", "pydantic"}),
 }
+UPWARD_VIEWS = frozenset({"refcli.inference.notebook"})
+"""Modules that a lower layer names as an address "package.module:name": the methods of `Answer` import them on use."""
 TERMINAL = frozenset({"typer", "rich", "click"})
 """Only `cli` imports them."""
 EMPTY_WORDS = frozenset({"utils", "util", "helpers", "helper", "common", "misc"})
@@ -88,6 +91,17 @@ def test_imports_point_down_only():
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {here} imports {there}")
 
     assert wrong == []
+
+
+def test_an_address_in_a_table_of_names_does_not_point_up_either():
+    upward = {
+        module
+        for path in modules()
+        for module in re.findall(r"\"(refcli(?:\.\w+)+):\w+\"", path.read_text(encoding="utf-8"))
+        if (here := layer_of(path)) in LEVEL and LEVEL[module.split(".")[1]] < LEVEL[here]
+    }
+
+    assert upward == UPWARD_VIEWS
 
 
 @pytest.mark.parametrize("layer", sorted(FORBIDDEN))

@@ -14,6 +14,7 @@ from corpora.refer_sets import (
     sentence,
     write_arefcoco,
     write_cris,
+    write_d_cube,
     write_instances,
     write_json,
     write_pickle,
@@ -69,6 +70,10 @@ def _write_arefcoco(raw: Path) -> None:
 def _write_refcocom(raw: Path) -> None:
     for split in ("val", "testA", "testB"):
         write_cris(raw, f"anns/refcocom/{split}.json", "masks/refcocom")
+
+
+def _write_d_cube(raw: Path) -> None:
+    write_d_cube(raw / "d3_pkl")
 
 
 def _mdetr_image(number: int, caption: str, file_name: str, **fields: object) -> Row:
@@ -163,6 +168,17 @@ REFER_RELEASES: dict[str, Release] = {
         ),
         sizes={"val": 4, "testA": 4, "testB": 4},
         problems={"box_without_extent": 3, "broken_row": 3},
+    ),
+    "d_cube": Release(
+        _write_d_cube,
+        expected=(
+            ExpectedExample("test", "d_cube/0/1", "a thing on a table", (LEFT, RIGHT), "presence"),
+            ExpectedExample("test", "d_cube/0/2", "a thing without a lid", (), "absence"),
+            ExpectedExample("test", "d_cube/1/3", "a blue thing", (), "presence"),
+            ExpectedExample("test", "d_cube/1/4", "a thing that is not red", (LEFT,), "absence"),
+        ),
+        sizes={"test": 4},
+        problems={"image_without_truth": 1},
     ),
     "refdrone": Release(
         _write_refdrone,

@@ -1,4 +1,4 @@
-"""Pickles and torch-saved lists of plain data; every global is forbidden, so that nothing can be executed."""
+"""Pickles and torch-saved lists of plain data; nothing of what they name is imported or called."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import BinaryIO, NoReturn
 
 from refcli.data.reading.archives import ZIP_MAGICS, Archive, archive_of
 from refcli.data.reading.pickle_machine import PickleMachine, PickleRefusedError, Value
+from refcli.data.reading.pickled_arrays import BYTES_PER_BYTE, GLOBALS
 from refcli.data.reading.streams import open_binary
 from refcli.errors import DataError
 
@@ -18,6 +19,8 @@ _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 """First pickle of the container that torch wrote before 1.6."""
 _TORCH_PROTOCOL = 1001
 _START_BYTES = 32
+_MAX_NAME = 64
+"""Maximum bytes of the name of a module or global that is compared with the allowed ones."""
 _LIST_START = re.compile(rb"\x80.(?:\x95.{8})?\]|\(l", re.DOTALL)
 """PROTO, optionally FRAME, EMPTY_LIST; in protocol 0, MARK and LIST."""
 _HINT = "re-save as JSON, or as a pickle of plain lists, dicts, strings and numbers"
@@ -58,7 +61,7 @@ class _PlainUnpickler(pickle.Unpickler):
         super().__init__(stream, encoding="latin1")
         self._where = where
 
-    def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
+    def find_class(self, module_name: str, global_name: str, /) -> object:
         if module_name.split(".")[0] == "numpy":
             raise DataError(
                 f"the pickle holds numpy values ({module_name}.{global_name})",
@@ -79,7 +82,15 @@ class _PlainUnpickler(pickle.Unpickler):
         )
 
 
-def read_pickle(path: Path, *, limits: PlainPickleLimits = PLAIN_LIMITS) -> object:
+class _ArrayUnpickler(_PlainUnpickler):
+    """Builds lists in the place of numpy's arrays too."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> object:
+        found = GLOBALS.get((module_name, global_name))
+        return super().find_class(module_name, global_name) if found is None else found
+
+
+def read_pickle(path: Path, *, limits: PlainPickleLimits = PLAIN_LIMITS, arrays: bool = False) -> object:
     """Unpickle plain data, protocols 0 to 5, without importing or calling anything.
 
     Byte strings of Python 2 become text as Latin-1, which never fails and from which UTF-8 can be recovered.
@@ -87,12 +98,13 @@ def read_pickle(path: Path, *, limits: PlainPickleLimits = PLAIN_LIMITS) -> obje
     Args:
         path: the file, plain or gzip.
         limits: the largest pickle allowed.
+        arrays: whether to read numpy's numbers, and its arrays of one or two dimensions as lists, from protocol 3 on.
 
     Raises:
-        DataError: the pickle refers to a global or a persistent id, is truncated or broken, or is too large.
+        DataError: the pickle refers to another global or a persistent id, is truncated or broken, or is too large.
     """
     with open_binary(path, max_bytes=limits.num_bytes) as stream:
-        return _load(stream, path, limits)
+        return _load(stream, path, limits, arrays=arrays)
 
 
 def read_torch_list(path: Path, *, limits: PlainPickleLimits = PLAIN_LIMITS) -> object:
@@ -152,14 +164,16 @@ def _load_zip(stream: BinaryIO, path: Path, limits: PlainPickleLimits) -> object
     return _load(io.BytesIO(content), path, limits)
 
 
-def _load(stream: BinaryIO, path: Path, limits: PlainPickleLimits) -> object:
+def _load(stream: BinaryIO, path: Path, limits: PlainPickleLimits, *, arrays: bool = False) -> object:
     """Unpickle one pickle after a check of its opcodes; leaves the stream at the pickle's end."""
     start, where = stream.tell(), str(path)
-    end = start + _check_opcodes(stream, limits, num_stored=path.stat().st_size, where=where)
+    machine = (_ArrayMachine if arrays else _DataMachine)(stream, limits, path.stat().st_size)
+    end = start + _check_opcodes(machine, where=where)
     stream.seek(start)
     try:
-        content: object = _PlainUnpickler(stream, where).load()
-    except DataError:
+        content: object = (_ArrayUnpickler if arrays else _PlainUnpickler)(stream, where).load()
+    except DataError as error:
+        error.where = error.where or where
         raise
     except Exception as error:  # hostile bytes can make the unpickler raise any exception
         raise _broken(error, where) from error
@@ -167,16 +181,14 @@ def _load(stream: BinaryIO, path: Path, limits: PlainPickleLimits) -> object:
     return content
 
 
-def _check_opcodes(stream: BinaryIO, limits: PlainPickleLimits, *, num_stored: int, where: str) -> int:
+def _check_opcodes(machine: _DataMachine, *, where: str) -> int:
     """Make sure that Python's unpickler, allowed no global, needs time and memory in proportion to the pickle.
 
     Follows the pickle to its end, or to the first opcode that refers to a global or an external object, where such an
     unpickler stops.
 
     Args:
-        stream: the pickle.
-        limits: its limits.
-        num_stored: size of the file, in which the pickle may be compressed.
+        machine: analyses the pickle.
         where: for the errors.
 
     Returns:
@@ -185,7 +197,6 @@ def _check_opcodes(stream: BinaryIO, limits: PlainPickleLimits, *, num_stored: i
     Raises:
         DataError: the pickle is broken, or expands to far more than its size.
     """
-    machine = _DataMachine(stream, limits, num_stored)
     try:
         machine.run()
     except PickleRefusedError as refusal:
@@ -241,3 +252,40 @@ class _DataMachine(PickleMachine):
         self.is_done = True
 
     _global = _stack_global = _inst = _persid = _binpersid = _forbidden
+
+
+class _ArrayMachine(_DataMachine):
+    """Analyses plain data and numpy's arrays: a call or a state is part of the value that it makes or fills."""
+
+    def _counted(self, kind: str, length: int) -> None:
+        size = self.unsigned(length)
+        weight = self.text_of(size).weight
+        name = self.take(size).decode("latin-1") if size <= _MAX_NAME else ""
+        if not name:
+            self.skip(size)
+        self.push(Value(kind, weight, largest=size, name=name))
+
+    def _named(self, module: str, name: str) -> None:
+        if (module, name) not in GLOBALS:
+            raise PickleRefusedError(f"it refers to the global {module}.{name}; only plain data and arrays are read")
+        self.push(Value("GLOBAL", name=name))
+
+    def _global(self) -> None:
+        module, name = self.line(), self.line()
+        self._named(module.decode("latin-1"), name.decode("latin-1"))
+
+    def _stack_global(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self._named(module.name, name.name)
+
+    def _reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.expect(function, "GLOBAL")
+        self.expect(arguments, "TUPLE")
+        self.make("ARRAY", [arguments], BYTES_PER_BYTE * (1 + arguments.largest))
+
+    def _build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        self.expect(target, "ARRAY")
+        self.add(target, [state])
+        self.memory += BYTES_PER_BYTE * (1 + state.largest)

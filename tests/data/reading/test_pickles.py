@@ -53,6 +53,59 @@ def test_plain_data_survives_in_the_protocols_of_python_2(tmp_path: Path, protoc
     assert read_pickle(tmp_path / "a.p") == ROWS[:1]
 
 
+@pytest.mark.parametrize("protocol", range(3, 6))
+def test_numpys_numbers_and_arrays_become_plain_numbers_and_lists_on_request(tmp_path: Path, protocol: int):
+    values = {
+        "box": np.array([[1.5, 2, 3, 4]]),
+        "area": np.array([7], np.uint32),
+        "columns": np.asfortranarray([[1, 2], [3, 4]], ">i2"),
+        "number": np.int64(-5),
+        "flags": np.array([True, False]),
+    }
+    path = tmp_path / "a.p"
+    path.write_bytes(pickle.dumps([values, values], protocol))
+    truth = {key: value.tolist() for key, value in values.items()}
+    assert read_pickle(path, arrays=True) == [truth, truth]
+    with pytest.raises(DataError, match="numpy values"):
+        read_pickle(path)
+
+
+ODD_ARRAYS = {
+    "objects": np.array([{}], object),
+    "texts": np.array(["a"]),
+    "three dimensions": np.zeros((1, 1, 1)),
+    "no numbers": np.zeros((10**9, 0)),
+    "complex numbers": np.array([1j]),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ARRAYS)
+def test_other_arrays_are_refused(tmp_path: Path, name: str):
+    path = tmp_path / "a.p"
+    path.write_bytes(pickle.dumps(ODD_ARRAYS[name], 4))
+    with pytest.raises(DataError):
+        read_pickle(path, arrays=True)
+
+
+def test_a_pickle_with_arrays_runs_nothing_and_cannot_hide_a_bomb_behind_them(tmp_path: Path):
+    path = tmp_path / "a.p"
+    path.write_bytes(pickle.dumps([np.zeros(2), Runs(os.mkdir, str(tmp_path / "made"))], 4))
+    with pytest.raises(DataError, match=r"refers to the global posix\.mkdir|refers to the global nt\.mkdir"):
+        read_pickle(path, arrays=True)
+    assert not (tmp_path / "made").exists()
+
+    doubling = b"".join(b"2" + b"\x86" for _ in range(40))  # DUP, TUPLE2: 2**40 values at 80 opcodes
+    hidden = b"\x80\x04Vnumpy\nVdtype\n\x93" + b"0" + b"K\x01" + doubling + b"."
+    path.write_bytes(hidden)
+    with pytest.raises(DataError):
+        read_pickle(path, arrays=True)
+
+    many = pickle.dumps([np.zeros(1 << 20, np.uint8) for _ in range(100)], 4)
+    path.write_bytes(gzip.compress(many))
+    with pytest.raises(DataError, match="expands"):
+        read_pickle(path, arrays=True)
+
+
 def test_byte_strings_of_python_2_become_latin1_text_that_can_be_recovered(tmp_path: Path):
     path = tmp_path / "python2.p"
     path.write_bytes(b"(lp0\nS'caf\\xc3\\xa9'\np1\na.")  # what Python 2 writes for ['caf\xc3\xa9'], protocol 0

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools.mask import encode
 
-from corpora.corpus import HEIGHT, WIDTH, Box, Corpus, Truth
+from corpora.corpus import DATASET, HEIGHT, WIDTH, Box, Corpus, Truth
 
 LEFT: Box = (5.0, 10.0, 35.0, 50.0)
 RIGHT: Box = (60.5, 20.0, 90.0, 70.0)
@@ -30,10 +31,10 @@ def write_json(path: Path, content: object) -> Path:
     return path
 
 
-def write_pickle(path: Path, content: object) -> Path:
+def write_pickle(path: Path, content: object, protocol: int = 2) -> Path:
     """Write a pickle and the folders that it is in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(content, protocol=2))
+    path.write_bytes(pickle.dumps(content, protocol))
     return path
 
 
@@ -108,6 +109,51 @@ def write_cris(folder: Path, main: str = "val.json", masks: str = "masks") -> Pa
     return write_json(folder / main, entries)
 
 
+def d_cube_rows() -> dict[str, dict[int, Row]]:
+    """Two groups of two sentences; boxes and areas are arrays, as in the published pickles.
+
+    Image 0 has two objects of sentence 1, one of them also of sentence 3, which is of the other group; image 1 has one
+    of sentence 4; image 2 names an annotation that does not exist.
+    """
+    texts = {1: "a thing on a table", 2: "a thing without a lid", 3: "a blue thing", 4: "a thing that is not red"}
+    objects = {7: (0, LEFT, [1]), 8: (0, RIGHT, [1, 3]), 9: (1, LEFT, [4])}
+    sentences = {
+        one: {"id": one, "anno_id": [], "group_id": [1], "is_negative": one % 2 == 0, "raw_sent": text}
+        | {"raw_sent_zh": f"\u4e1c\u897f {one}"}
+        for one, text in texts.items()
+    }
+    annotations = {
+        number: {"id": number, "sent_id": sent_ids, "area": np.array([1], np.uint32), "iscrowd": 0, "image_id": image}
+        | {"bbox": np.array([xywh(box)]), "segmentation": [_run_lengths(box)], "group_id": 1}
+        for number, (image, box, sent_ids) in objects.items()
+    }
+    images = {
+        number: {"id": number, "file_name": f"group/{number}.jpg", "height": HEIGHT, "width": WIDTH}
+        | {"anno_id": anno_ids, "group_id": 2 if number == 1 else 1, "flickr_url": "", "license": ""}
+        for number, anno_ids in {0: [7, 8], 1: [9], 2: [99]}.items()
+    }
+    groups = {
+        number: {"id": number, "pos_sent_id": [], "inner_sent_id": inner, "outer_sent_id": [], "img_id": []}
+        | {"scene": ["indoor"], "group_name": "things"}
+        for number, inner in {1: [1, 2], 2: [3, 4]}.items()
+    }
+    return {"sentences": sentences, "annotations": annotations, "images": images, "groups": groups}
+
+
+def _run_lengths(box: Box) -> Row:
+    pixels = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+    left, top, right, bottom = map(int, box)
+    pixels[top:bottom, left:right] = 1
+    return dict(encode(pixels))
+
+
+def write_d_cube(folder: Path) -> Path:
+    """The four pickles, in the protocol of Python 3.8 and later."""
+    for name, rows in d_cube_rows().items():
+        write_pickle(folder / f"{name}.pkl", rows, protocol=4)
+    return folder / "sentences.pkl"
+
+
 REFER_SETS: dict[str, Corpus] = {
     "arefcoco": Corpus(
         write_arefcoco,
@@ -122,6 +168,15 @@ REFER_SETS: dict[str, Corpus] = {
         families=frozenset({"coco"}),
         problems={"box_without_extent": 1, "broken_row": 1},
         truth=Truth("tiny/3/30", "val", "the edge", "coco:2", ((20.0, 30.0, 60.0, 31.0),), (40.0,)),
+    ),
+    "d_cube": Corpus(
+        write_d_cube,
+        num_expressions=4,
+        families=frozenset({DATASET}),
+        problems={"image_without_truth": 1},
+        truth=Truth(
+            "tiny/0/1", "test", "a thing on a table", "tiny:group/0.jpg", (LEFT, RIGHT), (30.0 * 40, 30.0 * 50)
+        ),
     ),
 }
 """Row of the table of sources -> its corpus."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
+from itertools import takewhile
 from typing import Any
 
 from refcli.errors import ConfigError
@@ -12,8 +13,14 @@ from refcli.exports import imported
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most similar to `name`, or None if none is similar."""
-    matches = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    matches = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return max(matches, key=lambda one: _likeness(one, name), default=None)
+
+
+def _likeness(one: str, name: str) -> tuple[float, int]:
+    """The similarity of two names; of equally similar names, that with more letters in common at its start wins."""
+    start = takewhile(lambda pair: pair[0] == pair[1], zip(one, name, strict=False))
+    return SequenceMatcher(None, one, name).ratio(), len(list(start))
 
 
 def did_you_mean(name: str, known: Iterable[str], *, rest: str | None = None) -> str:

@@ -78,7 +78,7 @@ def command(
         typer.Option(
             "--convention",
             help="Also score by another convention: oneref384, lavt480, cgformer, cris, rela480, rela480-text, gsva, "
-            "all.",
+            "ref-l4, first-box, groundingme, all.",
             metavar="NAME",
         ),
     ] = None,

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from refcli.contracts.example import RLE
 from refcli.data.training.transforms import nearest_indices
 from refcli.geometry.frame import Frame
-from refcli.geometry.masks import decode_mask, rle_area, rle_intersection
+from refcli.geometry.masks import decode_mask, rle_area, rle_intersection, subtract_masks
 
 _POSITION_DECIMALS = 9
 """Positions among cells are rounded to this, so that no pixel reads a cell of weight 0 because of rounding errors."""
@@ -55,10 +55,22 @@ class MaskFrame:
     keeps_aspect: bool
     cells: int | None = None
 
-    def overlap(self, truth: RLE | None, found: RLE | None, model_masks: Sequence[ModelMask] = ()) -> MaskOverlap:
-        """Compare two masks of one image; None is an empty mask. `model_masks` is `found` as the model gave it."""
+    def overlap(
+        self,
+        truth: RLE | None,
+        found: RLE | None,
+        model_masks: Sequence[ModelMask] = (),
+        ignored: RLE | None = None,
+    ) -> MaskOverlap:
+        """Compare two masks of one image; None is an empty mask.
+
+        `model_masks` is `found` as the model gave it; `ignored` is resized like the truth and taken out of both.
+        """
         true = self._resized(truth) if truth is not None else None
         drawn = self._answer_in_frame(found, model_masks) if found is not None else None
+        if ignored is not None:
+            counts = ~self._resized(ignored)
+            true, drawn = (None if mask is None else mask & counts for mask in (true, drawn))
         true_area = 0 if true is None else int(np.count_nonzero(true))
         drawn_area = 0 if drawn is None else int(np.count_nonzero(drawn))
         intersection = 0 if true is None or drawn is None else int(np.count_nonzero(true & drawn))
@@ -139,7 +151,13 @@ FRAMES: Mapping[str, MaskFrame | None] = {
 }
 
 
-def overlap_in(frame: str, truth: RLE | None, found: RLE | None, model_masks: Sequence[ModelMask] = ()) -> MaskOverlap:
+def overlap_in(
+    frame: str,
+    truth: RLE | None,
+    found: RLE | None,
+    model_masks: Sequence[ModelMask] = (),
+    ignored: RLE | None = None,
+) -> MaskOverlap:
     """Pixel counts of two masks of one image in a row of `FRAMES`; None is an empty mask.
 
     Args:
@@ -147,10 +165,13 @@ def overlap_in(frame: str, truth: RLE | None, found: RLE | None, model_masks: Se
         truth: the true mask.
         found: the answered one.
         model_masks: the parts of `found` as the model gave them; empty: unknown.
+        ignored: pixels that count in neither mask.
     """
     resized = FRAMES[frame]
     if resized is not None:
-        return resized.overlap(truth, found, model_masks)
+        return resized.overlap(truth, found, model_masks, ignored)
+    if ignored is not None:
+        truth, found = (None if mask is None else subtract_masks(mask, ignored) for mask in (truth, found))
     true_area = 0 if truth is None else rle_area(truth)
     found_area = 0 if found is None else rle_area(found)
     intersection = 0 if truth is None or found is None else rle_intersection(truth, found)

@@ -22,6 +22,7 @@ from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL, frames_
 from refcli.evaluation.sample_columns import (
     ROW,
     TYPES,
+    UNKNOWN_EARLIER,
     ScoreColumns,
     ScoreTable,
     check_table,
@@ -307,6 +308,9 @@ def _with_added(table: pa.Table, precision: str | None) -> pa.Table:
         is_empty = pc.and_(pc.equal(table["num_found"], 0), pc.greater(table["num_targets"], 0))
         is_gated = pc.and_(pc.and_(is_answered, says_none), pc.and_(is_empty, precision is None))
         table = table.append_column("is_gated", is_gated)
+    for name in UNKNOWN_EARLIER:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), TYPES[name]))
     return table
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from refcli.evaluation.box_matches import TEN_THRESHOLDS
 from refcli.evaluation.mask_frames import IMAGE, MaskOverlap
 from refcli.evaluation.sample_score import SampleScore
 
@@ -22,6 +24,8 @@ TYPES: Mapping[str, pa.DataType] = {
     "num_words": pa.int32(),
     "num_targets": pa.int32(),
     "box_share": pa.float64(),
+    "box_side": pa.float64(),
+    "expression": pa.int64(),
     "error": pa.string(),
     "counts": pa.bool_(),
     "says_none": pa.bool_(),
@@ -35,18 +39,43 @@ TYPES: Mapping[str, pa.DataType] = {
     "is_gated": pa.bool_(),
     "box_iou": pa.float64(),
     "box_iou_oneref384": pa.float64(),
+    "box_iou_first": pa.float64(),
+    "hits_centre": pa.bool_(),
     "kept": pa.int32(),
     "matched_iou": pa.int32(),
     "matched_giou": pa.int32(),
+    "matched_in_order50": pa.int32(),
+    "matched_in_order": pa.int32(),
+    "matched_best50": pa.int32(),
+    "matched_best": pa.int32(),
+    "matched_masks": pa.int32(),
+    "best_score": pa.float64(),
+    "box_scores": pa.list_(pa.float64()),
+    "box_hits": pa.list_(pa.int16()),
     "rank_any": pa.int32(),
     "rank_union": pa.int32(),
     "truth_has_masks": pa.bool_(),
     "mask_iou": pa.float64(),
 }
 """Columns that are fields of `SampleScore`."""
-ADDED = ("states_none", "num_framed", "is_gated")
+UNKNOWN_EARLIER = (
+    "box_side",
+    "expression",
+    "box_iou_first",
+    "hits_centre",
+    "matched_in_order50",
+    "matched_in_order",
+    "matched_best50",
+    "matched_best",
+    "matched_masks",
+    "best_score",
+    "box_scores",
+    "box_hits",
+)
+"""Columns that files of earlier versions do not have; they are null there, and their metrics are not measured."""
+ADDED = ("states_none", "num_framed", "is_gated", *UNKNOWN_EARLIER)
 """Columns that files of earlier versions do not have."""
-MAY_BE_NULL = ("error", "states_none")
+MAY_BE_NULL = ("error", "states_none", *UNKNOWN_EARLIER)
 ROW = "row"
 """Index of the sample in its split."""
 
@@ -75,9 +104,11 @@ def check_table(table: pa.Table, frames: Sequence[str]) -> pa.Table:
         if pa.types.is_integer(kind) and (pc.min(column).as_py() or 0) < 0:
             raise ValueError(f"the column {name!r} has numbers below 0")
         columns[name] = column
-    for name in ("box_iou", "box_iou_oneref384"):
-        if not np.all(np.isnan(columns[name]) | (np.abs(columns[name].to_numpy() - 0.5) <= 0.5 + _ROUNDING)):
+    for name in ("box_iou", "box_iou_oneref384", "box_iou_first"):
+        iou = columns[name].to_numpy() if name in columns else np.empty(0)
+        if not np.all(np.isnan(iou) | (np.abs(iou - 0.5) <= 0.5 + _ROUNDING)):
             raise ValueError(f"the column {name!r} has numbers beyond 0..1")
+    _check_detections(columns)
     for frame in frames:
         intersection, union, truth = (columns[name].to_numpy() for name in overlap_columns(frame))
         if (intersection > truth).any() or (truth > union).any() or (union > _MOST_PIXELS).any():
@@ -87,6 +118,18 @@ def check_table(table: pa.Table, frames: Sequence[str]) -> pa.Table:
     return checked
 
 
+def _check_detections(columns: Mapping[str, pa.ChunkedArray]) -> None:
+    """Check that boxes have a score and hits each, and hits are bits of the ten thresholds."""
+    if not {"box_scores", "box_hits"} <= columns.keys():
+        return
+    lengths = [pc.list_value_length(columns[name]).fill_null(0) for name in ("box_scores", "box_hits")]
+    if not lengths[0].equals(lengths[1]):
+        raise ValueError("the columns 'box_scores' and 'box_hits' have different numbers of boxes")
+    hits = pc.list_flatten(columns["box_hits"])
+    if hits.null_count or not np.all((hits.to_numpy() >= 0) & (hits.to_numpy() < 1 << len(TEN_THRESHOLDS))):
+        raise ValueError("the column 'box_hits' has hits at unknown thresholds")
+
+
 def gated_table(table: pa.Table) -> pa.Table:
     """The same samples after the gate: a wrong "no target" discards boxes and masks."""
     is_wrong_none = _existence(table)[0] & (table["num_targets"].to_numpy() > 0) & table["error"].is_null().to_numpy()
@@ -94,9 +137,12 @@ def gated_table(table: pa.Table) -> pa.Table:
     columns["is_gated"] = pa.array(is_wrong_none)
     for name in ("rank_any", "rank_union", *(name for name in columns if name.startswith("intersection"))):
         columns[name] = pc.if_else(is_wrong_none, pa.scalar(0, TYPES.get(name, pa.int64())), columns[name])
-    for name in ("box_iou", "box_iou_oneref384"):
-        iou = columns[name].to_numpy()
-        columns[name] = pa.array(np.where(is_wrong_none & ~np.isnan(iou), 0.0, iou))
+    for name in ("box_iou", "box_iou_oneref384", "box_iou_first"):
+        iou = columns[name]
+        columns[name] = pc.if_else(pc.and_(is_wrong_none, pc.invert(pc.is_nan(iou))), 0.0, iou)
+    columns["hits_centre"] = pc.and_(columns["hits_centre"], pc.invert(is_wrong_none))
+    for name in ("box_scores", "box_hits"):
+        columns[name] = pc.if_else(is_wrong_none, pa.scalar([], TYPES[name]), columns[name])
     for name in filter(_is_union, list(columns)):
         columns[name] = pc.if_else(is_wrong_none, columns[name.replace("union", "truth")], columns[name])
     return pa.table(columns).select(table.column_names)
@@ -153,8 +199,50 @@ class MaskOverlaps:
 
 
 @dataclass(frozen=True)
+class Detections:
+    """The answered boxes of some samples."""
+
+    first: np.ndarray
+    """Of each sample: the place of its first box among those of all samples."""
+    count: np.ndarray
+    """Of each sample: its number of boxes."""
+    scores: np.ndarray
+    hits: np.ndarray
+    """Of all boxes; see `SampleScore.box_scores` and `SampleScore.box_hits`."""
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Detections | None:
+        """The boxes of a table; None if it is of an earlier version."""
+        if any(table[name].null_count for name in ("box_scores", "box_hits")):
+            return None
+        count = pc.list_value_length(table["box_scores"]).to_numpy().astype(np.int64)
+        scores, hits = (pc.list_flatten(table[name]).to_numpy() for name in ("box_scores", "box_hits"))
+        return cls(np.cumsum(count) - count, count, scores, hits)
+
+    def __getitem__(self, rows: np.ndarray) -> Detections:
+        """The boxes of some samples."""
+        return Detections(self.first[rows], self.count[rows], self.scores, self.hits)
+
+    def by_box(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(place of the sample among the samples, score, hits) of each box, in the order of the samples."""
+        sample = np.repeat(np.arange(len(self.count)), self.count)
+        place = np.arange(len(sample)) - np.repeat(np.cumsum(self.count) - self.count, self.count)
+        place += self.first[sample]
+        return sample, self.scores[place], self.hits[place]
+
+
+ROBUST_DATASETS = frozenset({"rrefcoco", "rrefcoco_plus", "rrefcocog"})
+"""Data sets whose ids are `dataset/ref/sentence`, with sentences without a target about the object of a ref."""
+IMAGES_PER_DESCRIPTION = 10
+"""Expressions that are asked about this many images on average are descriptions of classes (D-cube has 100)."""
+
+
+@dataclass(frozen=True)
 class ScoreColumns:
-    """The samples that count, as numpy arrays; `SampleScore` describes the fields."""
+    """The samples that count, as numpy arrays; `SampleScore` describes the fields.
+
+    Columns that a file of an earlier version does not have are None.
+    """
 
     image: np.ndarray
     """int64: samples of the same image have the same number."""
@@ -162,6 +250,12 @@ class ScoreColumns:
     num_words: np.ndarray
     num_targets: np.ndarray
     box_share: np.ndarray
+    box_side: np.ndarray | None
+    expression: np.ndarray | None
+    is_answered: np.ndarray
+    """False for a missing answer that counts as wrong."""
+    no_target_score: np.ndarray
+    best_score: np.ndarray | None
     says_none: np.ndarray
     """Whether each answer is "no target"; an answer without any target counts as one. A system that states "no target"
     for any sample of the split, or gives a probability, thereby states for the others that there is a target, even if
@@ -170,9 +264,16 @@ class ScoreColumns:
     """Whether the system judges existence; see `says_none`."""
     box_iou: np.ndarray
     box_iou_oneref384: np.ndarray
+    box_iou_first: np.ndarray | None
+    hits_centre: np.ndarray | None
     kept: np.ndarray
     matched_iou: np.ndarray
     matched_giou: np.ndarray
+    matched_in_order50: np.ndarray | None
+    matched_in_order: np.ndarray | None
+    matched_best50: np.ndarray | None
+    matched_best: np.ndarray | None
+    matched_masks: np.ndarray | None
     rank_any: np.ndarray
     rank_union: np.ndarray
     mask_is_known: np.ndarray
@@ -181,6 +282,13 @@ class ScoreColumns:
     from a system that draws masks is an empty one."""
     overlaps: Mapping[str, MaskOverlaps]
     """By frame."""
+    detections: Detections | None
+    ref: np.ndarray
+    """int64: sentences about the same object have the same number, in data sets of `ROBUST_DATASETS`; else -1."""
+    has_sets: bool
+    """Whether any sample of the split has several targets or several boxes with enough score."""
+    has_descriptions: bool
+    """Whether the expressions of the split are descriptions of classes, see `IMAGES_PER_DESCRIPTION`."""
 
     @classmethod
     def of(cls, samples: Iterable[SampleScore]) -> ScoreColumns:
@@ -197,7 +305,7 @@ class ScoreColumns:
         table = table.filter(table["counts"])
         says_none, knows_existence = _existence(table)
         columns = {
-            name: table[name].to_numpy()
+            name: None if name in UNKNOWN_EARLIER and table[name].null_count else table[name].to_numpy()
             for name, kind in TYPES.items()
             if name in cls.__dataclass_fields__ and not pa.types.is_string(kind)
         } | {"says_none": says_none, "knows_existence": knows_existence}
@@ -207,7 +315,12 @@ class ScoreColumns:
         return cls(
             image=_numbered(table["image"].to_pylist()),
             kind=np.array(table["kind"].to_pylist(), dtype=np.object_),
+            is_answered=table["error"].is_null().to_numpy(),
             mask_is_known=_masks_known(table),
+            detections=Detections.of(table),
+            ref=_refs(table["id"].to_pylist()),
+            has_sets=bool(((columns["num_targets"] > 1) | (columns["kept"] > 1)).any()),
+            has_descriptions=_has_descriptions(columns["expression"]),
             overlaps={
                 frame: MaskOverlaps(*(table[name].to_numpy() for name in overlap_columns(frame))) for frame in frames
             },
@@ -224,7 +337,10 @@ class ScoreColumns:
 
     def __getitem__(self, rows: np.ndarray) -> ScoreColumns:
         """The samples of a boolean mask or a list of row numbers."""
-        columns = {name: getattr(self, name)[rows] for name in self.__dataclass_fields__ if name != "overlaps"}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "overlaps"}
+        columns: dict[str, Any] = {
+            name: value[rows] if isinstance(value, np.ndarray | Detections) else value for name, value in fields.items()
+        }
         overlaps = {
             frame: MaskOverlaps(part.intersection[rows], part.union[rows], part.truth[rows])
             for frame, part in self.overlaps.items()
@@ -236,6 +352,19 @@ def _numbered(names: list[str]) -> np.ndarray:
     """A number for each name, in the order of the names."""
     number = {name: at for at, name in enumerate(sorted(set(names)))}
     return np.array([number[name] for name in names], dtype=np.int64)
+
+
+def _refs(ids: list[str]) -> np.ndarray:
+    """The number of each sentence's ref; -1 in data sets without refs."""
+    if not ids or ids[0].partition("/")[0] not in ROBUST_DATASETS:
+        return np.full(len(ids), -1, dtype=np.int64)
+    return _numbered([ident.rpartition("/")[0] for ident in ids])
+
+
+def _has_descriptions(expressions: np.ndarray | None) -> bool:
+    if expressions is None or not len(expressions):
+        return False
+    return bool(len(expressions) >= IMAGES_PER_DESCRIPTION * len(np.unique(expressions)))
 
 
 def _existence(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

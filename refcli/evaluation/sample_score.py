@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from refcli.contracts.example import RLE, Example
 from refcli.contracts.prediction import Answer, FramedTarget, Target
 from refcli.errors import DataError
+from refcli.evaluation.box_matches import (
+    NO_MATCHES,
+    Matches,
+    best_matches,
+    first_hit,
+    greedy_matches,
+    hits_by_rank,
+    matches_in_order,
+)
 from refcli.evaluation.mask_frames import IMAGE, MaskOverlap, ModelMask, overlap_in
 from refcli.geometry.boxes import BoxXYXY, box_area, box_iou, enclosing_box, is_finite, overlap_matrices
 from refcli.geometry.frame import Frame
-from refcli.geometry.masks import union_masks
+from refcli.geometry.masks import mask_iou_matrix, subtract_masks, union_masks
 
 SCORE_THRESHOLD = 0.7
 """Lowest score of the boxes that GREC counts (the published gRefCOCO evaluator)."""
-MATCH_OVERLAP = 0.5
-"""A box is found if its IoU (GIoU) is at least this (every paper of the field)."""
+MOST_DETECTIONS = 100
+"""Boxes of a sample that COCO counts, the best scores first."""
 ONEREF_SIDE = 384
 NO_OVERLAP = MaskOverlap(0, 0, 0)
 
@@ -43,6 +53,10 @@ class SampleScore:
     """Regions that the expression refers to; 0 without a target."""
     box_share: float
     """Share of the image that the true enclosing box covers; NaN without a target, or if the size is unknown."""
+    box_side: float
+    """Square root of the area of the true enclosing box, in pixels; NaN without a target."""
+    expression: int
+    """Hash of the expression: equal texts have equal numbers."""
     error: str | None = None
     """Why there is no answer."""
     counts: bool = True
@@ -69,11 +83,29 @@ class SampleScore:
     box_iou_oneref384: float
     """The same as OneRef's evaluation counts it (see `refcli.evaluation.metrics.conventions`); NaN also if the size of
     the image is unknown."""
+    box_iou_first: float
+    """IoU of the answer's first box alone with the true enclosing box; NaN without a target."""
+    hits_centre: bool = False
+    """Whether the centre of the answered enclosing box lies in the true one, its edges included."""
     kept: int
     """Boxes of GREC: those with a sufficient score, none after "no target"."""
     matched_iou: int = 0
     matched_giou: int = 0
     """Kept boxes that greedy matching pairs with a region at 0.5."""
+    matched_in_order50: int = 0
+    matched_in_order: int = 0
+    """Kept boxes that `matches_in_order` pairs with a region: at IoU 0.5, and at ten thresholds together."""
+    matched_best50: int = 0
+    matched_best: int = 0
+    """The same of `best_matches`."""
+    matched_masks: int = 0
+    """Kept targets whose masks `best_matches` pairs with that of a region, at ten thresholds together."""
+    best_score: float = 0.0
+    """The highest score of a box; 0 without one."""
+    box_scores: tuple[float, ...] = ()
+    """Of at most 100 boxes, the highest first (COCO)."""
+    box_hits: tuple[int, ...] = ()
+    """Of the same boxes: the thresholds at which each is right, see `hits_by_rank`."""
     rank_any: int = 0
     rank_union: int = 0
     """Rank by score, from 1, of the first box that hits any region, or the box around all; 0: none does."""
@@ -135,9 +167,10 @@ def score_sample(
     finite = [box for box in boxes if is_finite(box)]
     drawn = [target.mask for target in proposed if target.mask is not None]
     none = says_none(answer)
-    kept = [] if none else [t.box_xyxy for t in answer.targets if t.score >= score_threshold]
-    matched_iou, matched_giou = _matches(kept, example)
-    rank_any, rank_union = _ranks(proposed, example)
+    overlaps = _BoxOverlaps.of(proposed, example)
+    kept = [] if none else [place for place, t in enumerate(answer.targets) if t.score >= score_threshold]
+    of_kept = overlaps if answer.candidates is None else _BoxOverlaps.of(answer.targets, example)
+    around, true_box = enclosing_box(finite), _truth_box(example)
     framed = [target.frame for target in proposed if target.frame is not None]
     in_frame = framed if len(framed) == len(proposed) else []
     return SampleScore(
@@ -147,6 +180,8 @@ def score_sample(
         num_words=len(example.expression.split()),
         num_targets=len(example.regions),
         box_share=_box_share(example, width, height),
+        box_side=_box_side(example),
+        expression=expression_number(example.expression),
         says_none=none,
         states_none=_states_none(answer),
         knows_existence=answer.no_target_score is not None,
@@ -156,13 +191,14 @@ def score_sample(
         num_from_mask=sum(target.box_is_from_mask for target in proposed),
         num_framed=len(framed),
         is_gated=bool(example.regions) and answer.no_target and not answer.targets and answer.candidates is None,
-        box_iou=_box_iou(example, enclosing_box(finite)),
-        box_iou_oneref384=_box_iou_oneref384(example, enclosing_box(finite), in_frame, width, height),
+        box_iou=_box_iou(example, around),
+        box_iou_oneref384=_box_iou_oneref384(example, around, in_frame, width, height),
+        box_iou_first=float("nan") if true_box is None else overlaps.first_iou,
+        hits_centre=around is not None and true_box is not None and _holds_centre(true_box, around),
         kept=len(kept),
-        matched_iou=matched_iou,
-        matched_giou=matched_giou,
-        rank_any=rank_any,
-        rank_union=rank_union,
+        **of_kept.matches(kept),
+        matched_masks=_mask_matches(example, [answer.targets[place].mask for place in kept]).at_ten,
+        **overlaps.ranks(proposed),
         truth_has_masks=_truth_has_masks(example),
         overlaps=_overlaps(example, drawn, frames, in_frame),
     )
@@ -194,13 +230,19 @@ def score_unanswered(example: Example, error: str, *, counts: bool, frames: tupl
         num_words=len(example.expression.split()),
         num_targets=len(example.regions),
         box_share=_box_share(example, example.width, example.height),
+        box_side=_box_side(example),
+        expression=expression_number(example.expression),
         error=error,
         counts=counts,
         says_none=bool(example.regions),
         knows_existence=True,
         box_iou=missed,
         box_iou_oneref384=missed,
+        box_iou_first=missed,
         kept=int(not example.regions),
+        best_score=float(not example.regions),
+        box_scores=() if example.regions else (1.0,),
+        box_hits=() if example.regions else (0,),
         truth_has_masks=_truth_has_masks(example),
         overlaps=_overlaps(example, [], frames),
     )
@@ -251,6 +293,22 @@ def _box_share(example: Example, width: int, height: int) -> float:
     return float("nan") if box is None or width <= 0 or height <= 0 else box_area(box) / (width * height)
 
 
+def _box_side(example: Example) -> float:
+    box = _truth_box(example)
+    return float("nan") if box is None else math.sqrt(box_area(box))
+
+
+def expression_number(expression: str) -> int:
+    """A number of 63 bits for a text, the same in every process."""
+    digest = hashlib.blake2b(expression.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _holds_centre(truth: BoxXYXY, found: BoxXYXY) -> bool:
+    x, y = (found[0] + found[2]) / 2, (found[1] + found[3]) / 2
+    return truth[0] <= x <= truth[2] and truth[1] <= y <= truth[3]
+
+
 def _box_iou(example: Example, found: BoxXYXY | None) -> float:
     truth = _truth_box(example)
     if truth is None:
@@ -289,42 +347,67 @@ def _box_around_image(in_frame: Sequence[FramedTarget], width: int, height: int)
     return enclosing_box(boxes)
 
 
-def greedy_matches(overlaps: Float[np.ndarray, "found truth"]) -> int:
-    """The number of pairs that are matched by taking the largest overlap of at least 0.5 repeatedly.
+class _BoxOverlaps(NamedTuple):
+    """The overlaps of some boxes with the true ones, and (last column) with the box around all true ones."""
 
-    The published GREC evaluator (gRefCOCO) matches this way. A maximum matching can find more pairs in a crowd.
-    """
-    left = overlaps.copy()
-    num_pairs = 0
-    while left.size and left.max() >= MATCH_OVERLAP:
-        found, truth = np.unravel_index(left.argmax(), left.shape)
-        left[found, :] = left[:, truth] = -np.inf
-        num_pairs += 1
-    return num_pairs
+    iou: np.ndarray
+    giou: np.ndarray
+
+    @classmethod
+    def of(cls, targets: Sequence[Target], example: Example) -> _BoxOverlaps:
+        together = _truth_box(example)
+        if together is None or not targets:
+            nothing = np.zeros((len(targets), 1 if together is None else len(example.regions) + 1))
+            return cls(nothing, nothing)
+        truth = [*(region.box_xyxy for region in example.regions), together]
+        return cls(*overlap_matrices([target.box_xyxy for target in targets], truth))
+
+    @property
+    def first_iou(self) -> float:
+        """With the box around all, of the first box; 0 without a box."""
+        return float(self.iou[0, -1]) if len(self.iou) else 0.0
+
+    def matches(self, kept: Sequence[int]) -> dict[str, Any]:
+        """The matches of some of the boxes, as fields of `SampleScore`."""
+        iou, giou = self.iou[kept, :-1], self.giou[kept, :-1]
+        if not iou.size:
+            return {}
+        in_order, best = matches_in_order(iou), best_matches(iou)
+        return {
+            "matched_iou": greedy_matches(iou),
+            "matched_giou": greedy_matches(giou),
+            "matched_in_order50": in_order.at_half,
+            "matched_in_order": in_order.at_ten,
+            "matched_best50": best.at_half,
+            "matched_best": best.at_ten,
+        }
+
+    def ranks(self, targets: Sequence[Target]) -> dict[str, Any]:
+        """What depends on the order of the scores, as fields of `SampleScore`; equal scores keep their order."""
+        if not targets:
+            return {}
+        scores = np.array([target.score for target in targets])
+        order = np.argsort(-scores, kind="stable")  # NaN comes last
+        iou, scores = self.iou[order], np.where(np.isnan(scores), -np.inf, scores)[order]
+        counted = slice(MOST_DETECTIONS)
+        return {
+            "rank_any": first_hit(iou[:, :-1]),
+            "rank_union": first_hit(iou[:, -1:]),
+            "best_score": max(float(scores[0]), 0.0),
+            "box_scores": tuple(scores[counted].tolist()),
+            "box_hits": hits_by_rank(iou[counted, :-1]),
+        }
 
 
-def first_hit(ious_by_rank: Float[np.ndarray, "found truth"]) -> int:
-    """The rank (from 1) of the first box with an IoU of at least 0.5 with any true box; 0 if there is none."""
-    hits = np.flatnonzero((ious_by_rank >= MATCH_OVERLAP).any(axis=1))
-    return int(hits[0]) + 1 if len(hits) else 0
-
-
-def _matches(kept: list[BoxXYXY], example: Example) -> tuple[int, int]:
-    if not kept or not example.regions:
-        return 0, 0
-    iou, giou = overlap_matrices(kept, [region.box_xyxy for region in example.regions])
-    return greedy_matches(iou), greedy_matches(giou)
-
-
-def _ranks(targets: tuple[Target, ...], example: Example) -> tuple[int, int]:
-    """Ranks of the first hits; targets of equal score keep their order."""
-    together = _truth_box(example)
-    if not targets or together is None:
-        return 0, 0
-    order = np.argsort([-target.score for target in targets], kind="stable")  # NaN comes last
-    boxes = [targets[place].box_xyxy for place in order]
-    iou, _ = overlap_matrices(boxes, [*(region.box_xyxy for region in example.regions), together])
-    return first_hit(iou[:, :-1]), first_hit(iou[:, -1:])
+def _mask_matches(example: Example, masks: Sequence[RLE | None]) -> Matches:
+    """Matches of masks with those of the regions, without ignored pixels; a missing mask is an empty one."""
+    drawn = [mask for mask in masks if mask is not None]
+    truth = [region.mask for region in example.regions if region.mask is not None]
+    if not drawn or not truth or len(truth) < len(example.regions):
+        return NO_MATCHES
+    if example.ignored is not None:
+        drawn, truth = ([subtract_masks(mask, example.ignored) for mask in part] for part in (drawn, truth))
+    return best_matches(mask_iou_matrix(drawn, truth))
 
 
 def _overlaps(
@@ -337,7 +420,7 @@ def _overlaps(
     try:
         truth = union_masks(masks) if masks else None
         found = union_masks(drawn) if drawn else None
-        return {frame: overlap_in(frame, truth, found, model_masks) for frame in frames}
+        return {frame: overlap_in(frame, truth, found, model_masks, example.ignored) for frame in frames}
     except DataError as error:  # of a mask of the store: answers are checked when they are read
         error.where = error.where or f"{example.dataset}:{example.split}: {example.id}"
         raise

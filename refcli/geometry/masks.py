@@ -8,7 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from pycocotools import mask as coco
 
 from refcli.contracts.example import RLE
@@ -191,6 +191,28 @@ def rle_intersection(a: RLE, b: RLE) -> int:
     """Number of pixels in both masks."""
     _check_same_size((a, b))
     return int(coco.area(coco.merge([_coco(a), _coco(b)], intersect=True)))
+
+
+def subtract_masks(mask: RLE, taken: RLE) -> RLE:
+    """The pixels of a mask that are not in another one.
+
+    Raises:
+        DataError: masks of different sizes, or run lengths that do not fill a mask.
+    """
+    _check_same_size((mask, taken))
+    return encode_mask(decode_mask(mask) & ~decode_mask(taken))
+
+
+def mask_iou_matrix(found: Sequence[RLE], truth: Sequence[RLE]) -> Float[np.ndarray, "found truth"]:
+    """The IoU of every found mask with every true one; 0 where both are empty.
+
+    Raises:
+        DataError: masks of different sizes, or run lengths that do not fill a mask.
+    """
+    _check_same_size((*found, *truth))
+    ious = coco.iou([_coco(mask) for mask in found], [_coco(mask) for mask in truth], [False] * len(truth))
+    matrix: Float[np.ndarray, "found truth"] = np.nan_to_num(np.asarray(ious, dtype=np.float64))
+    return matrix.reshape(len(found), len(truth))
 
 
 def mask_box(rle: RLE) -> tuple[float, float, float, float]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from refcli.evaluation.box_matches import TEN_THRESHOLDS
 from refcli.evaluation.metrics.conventions import Convention
 from refcli.evaluation.metrics.ratios import Ratio, share
 from refcli.evaluation.sample_columns import ScoreColumns
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+BOX_THRESHOLDS = (*THRESHOLDS, 0.75)
 RECALL_AT = (1, 5, 10)
 """Places of phrase grounding (MDETR, Flickr30k Entities)."""
 
@@ -20,19 +22,52 @@ def box_ratios(scores: ScoreColumns, convention: Convention) -> dict[str, Ratio]
 
     - `acc50` ... `acc90`: share with IoU >= 0.5 ... 0.9. The classical metric of RefCOCO: the box counts
       regardless of the model's existence gate.
-    - `acc50_gated`: the same, but a wrong "no target" is a miss, as for a user.
+    - `macc`: mean of the shares with IoU >= 0.50, 0.55, ..., 0.95 (mAcc of Ref-L4, GroundingME).
+    - `acc50_gated`: as `acc50`, but a wrong "no target" is a miss, as for a user.
     - `box_miou`: mean IoU of the box before the gate.
+    - `center_acc`: share whose box has its centre in the true box, edges included (`Center_ACC` of lmms-eval;
+      pointing accuracy).
+    - `acc50_kind_mean`, `macc_kind_mean`: mean over the kinds of expressions of `acc50` and `macc`, each kind with
+      the same weight; where the kinds are the classes of the targets, the class average of Ref-L4. Absent with fewer
+      than two kinds.
 
     An answer without a box, or whose boxes are not finite, has IoU 0; so do empty boxes. Samples of images of unknown
-    size are left out by conventions that need the size.
+    size are left out by conventions that need the size. `Convention.box_counts_none` includes samples without a target.
     """
-    column = scores.box_iou if convention.box_column == "box_iou" else scores.box_iou_oneref384
-    among = scores.has_target & ~np.isnan(column)
-    iou = np.nan_to_num(column)
-    ratios = {f"acc{round(threshold * 100)}": share(iou >= threshold, among) for threshold in THRESHOLDS}
+    column = getattr(scores, convention.box_column)
+    if column is None:
+        return {}
+    is_measured = ~np.isnan(column)
+    among = scores.has_target & is_measured
+    iou = np.where(is_measured, column, 0.0)
+    if convention.box_counts_none:
+        among = is_measured | ~scores.has_target
+        iou = np.where(scores.says_none, np.where(scores.has_target, 0.0, 1.0), iou)
+    reaches = np.greater if convention.box_is_strict else np.greater_equal
+    hits = {f"acc{round(threshold * 100)}": reaches(iou, threshold) for threshold in BOX_THRESHOLDS}
+    num_reached = np.sum([reaches(iou, threshold) for threshold in TEN_THRESHOLDS], axis=0)
+    ratios = {name: share(hit, among) for name, hit in hits.items()}
+    ratios["macc"] = Ratio(np.where(among, num_reached, 0), among * len(TEN_THRESHOLDS))
     ratios["acc50_gated"] = share((iou >= THRESHOLDS[0]) & ~scores.says_none, among)
     ratios["box_miou"] = share(iou, among)
+    if scores.hits_centre is not None:
+        ratios["center_acc"] = share(scores.hits_centre, among)
+    weight = _weight_of_kinds(scores.kind, among)
+    if weight is not None:
+        ratios["acc50_kind_mean"] = Ratio(hits["acc50"] * weight, weight)
+        ratios["macc_kind_mean"] = Ratio(num_reached * weight, weight * len(TEN_THRESHOLDS))
     return ratios
+
+
+def _weight_of_kinds(kinds: np.ndarray, among: np.ndarray) -> np.ndarray | None:
+    """The weights of samples that give each kind the same weight; None with fewer than two kinds."""
+    names, kind = np.unique(kinds, return_inverse=True)
+    among = among & (kinds != "")
+    counts = np.bincount(kind[among], minlength=len(names))
+    if np.count_nonzero(counts) < 2:
+        return None
+    weights: np.ndarray = among / np.maximum(counts, 1)[kind]
+    return weights
 
 
 def recall_ratios(scores: ScoreColumns) -> dict[str, Ratio]:

@@ -13,6 +13,7 @@ from refcli.evaluation.mask_frames import IMAGE
 from refcli.tables import did_you_mean
 
 BOXES = ("acc50", "acc60", "acc70", "acc80", "acc90", "box_miou")
+BENCHMARK_BOXES = ("acc50", "acc75", "acc90", "macc", "box_miou")
 MASKS = ("mask_miou", "mask_oiou", "pr50", "pr60", "pr70", "pr80", "pr90")
 GENERALISED = ("giou", "ciou", "n_acc", "t_acc")
 
@@ -33,7 +34,12 @@ class Convention:
     """The metrics that it reports."""
     frame: str = IMAGE
     """Row of `refcli.evaluation.mask_frames.FRAMES`."""
-    box_column: Literal["box_iou", "box_iou_oneref384"] = "box_iou"
+    box_column: Literal["box_iou", "box_iou_oneref384", "box_iou_first"] = "box_iou"
+    box_is_strict: bool = False
+    """Acc@X counts IoU > X, else IoU >= X."""
+    box_counts_none: bool = False
+    """Box metrics are over all samples: "no target" has IoU 1 if there is none and 0 if there is one, and any other
+    answer about no target has IoU 0. Else they are over samples with a target, before the gate."""
     pr_is_strict: bool = False
     """Pr@X counts IoU > X, else IoU >= X."""
     pr_is_gated: bool = False
@@ -123,6 +129,26 @@ CONVENTIONS: Mapping[str, Convention] = {
         metrics=GENERALISED,
         added_to_union=1e-8,
         wrong_none="kept",
+    ),
+    "ref-l4": Convention(
+        source="Ref-L4 (2024), published evaluator",
+        differs="Acc@X counts IoU > X.",
+        metrics=(*BENCHMARK_BOXES, "acc50_kind_mean", "macc_kind_mean"),
+        box_is_strict=True,
+    ),
+    "first-box": Convention(
+        source="Ref-Adv-s (ICLR 2026), published protocol",
+        differs="Only the first box of an answer counts, whatever its score; else the box around all of them.",
+        metrics=BENCHMARK_BOXES,
+        box_column="box_iou_first",
+    ),
+    "groundingme": Convention(
+        source="GroundingME (CVPR 2026), published evaluator, with one declared reading of the coordinates",
+        differs='Box metrics are over all samples: "no target" has IoU 1 if there is none, else 0. Only the first box '
+        "counts. There, the better of two readings of the coordinates counts, and unparsable text is a rejection.",
+        metrics=BENCHMARK_BOXES,
+        box_column="box_iou_first",
+        box_counts_none=True,
     ),
 }
 ALL = "all"

@@ -26,7 +26,7 @@ ROW_HEIGHT = 0.26
 MAX_BARS = 30
 LONGEST_LABEL = 28
 NUM_BINS = 20
-BOX, MASK, THIRD, GREY = "#2f7fd6", "#2a9d6f", "#9a6bd0", "#8a93a3"
+BOX, MASK, THIRD, GREY, FIFTH = "#2f7fd6", "#2a9d6f", "#9a6bd0", "#8a93a3", "#c07a1f"
 """Legible on white and on black."""
 INK = "#0a0b0c"
 """A placeholder, which the page replaces with the ink of a colour scheme."""
@@ -127,7 +127,7 @@ def _existence_histogram(table: pa.Table) -> list[Plot]:
 
 def _bars(groups: Mapping[str, Mapping[str, Slice]], metric: str) -> Plot:
     rows: list[tuple[str, float, str]] = []
-    for parts, colour in zip(groups.values(), (THIRD, BOX, MASK, GREY), strict=False):
+    for parts, colour in zip(groups.values(), (THIRD, BOX, MASK, FIFTH, GREY), strict=False):
         measured = {name: part for name, part in parts.items() if metric in part.metrics}
         smallest_shown = sorted((part.count for part in measured.values()), reverse=True)[:MAX_BARS][-1:]
         rows += [

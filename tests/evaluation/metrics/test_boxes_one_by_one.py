@@ -9,9 +9,10 @@ import pytest
 
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
+from refcli.evaluation.box_matches import first_hit, greedy_matches
 from refcli.evaluation.metrics.measure import measure
 from refcli.evaluation.sample_columns import ScoreColumns
-from refcli.evaluation.sample_score import first_hit, greedy_matches, score_sample
+from refcli.evaluation.sample_score import score_sample
 
 LEFT, RIGHT, FAR = (0.0, 0.0, 100.0, 100.0), (200.0, 0.0, 300.0, 100.0), (400.0, 400.0, 500.0, 500.0)
 SHIFTED = (18.0, 0.0, 118.0, 100.0)  # with LEFT: IoU 82 / 118 = 0.69

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refcli.answers.written import AnsweredImage, Written, by_image, json_parts, usable
+from refcli.answers.written import AnsweredImage, Written, by_image, image_file, json_parts, usable
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
 from refcli.files import open_atomically, write_atomically
@@ -25,7 +25,8 @@ FIELD = "predictions"
 def write_fiftyone(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0) -> Written:
     """Write `samples.json` and `metadata.json`: a `Detections` field `predictions` per image.
 
-    Boxes are [x, y, width, height] as fractions of the image; masks are cropped to their boxes.
+    Boxes are [x, y, width, height] as fractions of the image; masks are cropped to their boxes. `filepath` is absolute
+    if the image is found from the current folder: FiftyOne searches for relative paths in the folder of its files.
 
     Args:
         answers: in any order; those with an error are left out.
@@ -36,14 +37,14 @@ def write_fiftyone(answers: Iterable[Answer], out: Path, *, min_score: float = 0
     images = by_image(usable(answers, written, min_score=min_score))
     with open_atomically(out / SAMPLES) as file:
         file.writelines(json_parts({"samples": map(_sample, images)}))
-    write_atomically(out / METADATA, json.dumps({"media_type": "image", "sample_fields": [], "info": {}}).encode())
+    write_atomically(out / METADATA, json.dumps({"media_type": "image", "info": {}}).encode())
     return written
 
 
 def _sample(image: AnsweredImage) -> dict[str, Any]:
     detections = [_detection(answer, target) for answer, target in image.found]
     return {
-        "filepath": image.image,
+        "filepath": str(image_file(image.image) or image.image),
         "metadata": {"_cls": "ImageMetadata", "width": image.width, "height": image.height},
         FIELD: {"_cls": "Detections", "detections": detections},
         "expressions_without_target": [answer.expression for answer in image.answers if not answer.targets],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from refcli.answers.written import AnsweredImage, Written, by_image, file_names, usable
+from refcli.answers.written import AnsweredImage, Written, by_image, file_names, image_file, usable
 from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
 from refcli.files import write_atomically
@@ -25,7 +26,8 @@ def write_labelme(answers: Iterable[Answer], out: Path, *, min_score: float = 0.
     """Write `<image>.json` per image: a rectangle per target, and a mask per target that has one.
 
     A mask is a shape of type `mask`: a PNG cropped to its extent. The `description` of a shape is its score; `group_id`
-    joins the rectangle and the mask of one target.
+    joins the rectangle and the mask of one target. `imagePath` is relative to the files, as labelme reads it, if the
+    image is found from the current folder.
 
     Args:
         answers: in any order; those with an error are left out.
@@ -35,12 +37,24 @@ def write_labelme(answers: Iterable[Answer], out: Path, *, min_score: float = 0.
     written = Written()
     images = by_image(usable(answers, written, min_score=min_score))
     for image, name in zip(images, file_names(images, ".json"), strict=True):
-        write_atomically(out / name, json.dumps(labelme_document(image), indent=1).encode())
+        write_atomically(
+            out / name, json.dumps(labelme_document(image, _image_path(image.image, out)), indent=1).encode()
+        )
         written.files.append(name)
     return written
 
 
-def labelme_document(image: AnsweredImage) -> dict[str, Any]:
+def _image_path(image: str, out: Path) -> str:
+    file = image_file(image)
+    if file is None:
+        return image
+    try:
+        return Path(os.path.relpath(file, out.absolute())).as_posix()
+    except ValueError:  # another drive of Windows
+        return str(file)
+
+
+def labelme_document(image: AnsweredImage, image_path: str) -> dict[str, Any]:
     """The document of one image; the image itself is not embedded."""
     shapes = [
         shape for number, (answer, target) in enumerate(image.found, 1) for shape in _shapes(number, answer, target)
@@ -49,7 +63,7 @@ def labelme_document(image: AnsweredImage) -> dict[str, Any]:
         "version": VERSION,
         "flags": {},
         "shapes": shapes,
-        "imagePath": image.image,
+        "imagePath": image_path,
         "imageData": None,
         "imageHeight": image.height,
         "imageWidth": image.width,

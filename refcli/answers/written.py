@@ -10,8 +10,9 @@ import weakref
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import msgspec
 
@@ -175,6 +176,14 @@ def file_names(images: Iterable[AnsweredImage], suffix: str) -> list[str]:
         taken.add(name.lower())
         names.append(name + suffix)
     return names
+
+
+def image_file(image: str) -> Path | None:
+    """The absolute path of an image that is named relative to the current folder; None if there is no such file."""
+    with suppress(OSError, ValueError):
+        path = Path(image)
+        return path.absolute() if path.is_file() else None
+    return None
 
 
 def xml_text(text: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 
 from refcli.answers.written import AnsweredImage, Written, by_image, categories, file_names, usable
 from refcli.contracts.example import RLE
@@ -15,11 +16,13 @@ from refcli.files import write_atomically
 from refcli.geometry.masks import decode_mask
 
 LABELS = "labels"
-CLASSES = "classes.txt"
+CLASSES, DATA = "classes.txt", "data.yaml"
 
 
 def write_yolo(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0, outlines: bool = False) -> Written:
-    """Write `classes.txt` (one expression per line) and `labels/<image>.txt`.
+    """Write `classes.txt` (one expression per line), `data.yaml` and `labels/<image>.txt`.
+
+    With the images in a folder `images` beside `labels`, `data.yaml` is a data set of ultralytics.
 
     A line is `class cx cy w h`, or with `outlines` `class x y x y ...`: the largest outline of the mask; its holes and
     further parts are lost. Numbers are fractions of the image, clipped to it. The file of an image without a target
@@ -31,11 +34,13 @@ def write_yolo(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0, 
         min_score: minimum score of the written targets.
         outlines: masks instead of boxes, where a target has one.
     """
-    written = Written([CLASSES])
+    written = Written([CLASSES, DATA])
     images = by_image(usable(answers, written, min_score=min_score))
     names = categories(images)
     lines = [" ".join(name.split()) for name in names]
     write_atomically(out / CLASSES, "".join(f"{line}\n" for line in lines).encode())
+    data = {"train": "images", "val": "images", "names": dict(enumerate(lines))}
+    write_atomically(out / DATA, yaml.safe_dump(data, sort_keys=False, allow_unicode=True).encode())
     (out / LABELS).mkdir(exist_ok=True)
     for image, name in zip(images, file_names(images, ".txt"), strict=True):
         write_atomically(out / LABELS / name, _label_file(image, names, outlines=outlines).encode())

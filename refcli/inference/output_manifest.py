@@ -27,7 +27,7 @@ LABELS = "labels"
 SUBFOLDERS = (DRAWINGS, MASKS, SCENES, f"yolo/{LABELS}", *WRITERS)
 """A folder follows the folders in it."""
 OWN_FILE = re.compile(
-    rf"{re.escape(PREDICTIONS)}(\.partial)?|{re.escape(SHEET)}|({'|'.join(WRITERS)})/({LABELS}/)?[^/\\]{{1,255}}"
+    rf"{re.escape(PREDICTIONS)}(\.partial)?|{re.escape(SHEET)}|({'|'.join(WRITERS)})/({LABELS}/)?[^/\\]{{1,250}}\.(csv|jsonl?|txt|xml|yaml)"
     rf"|({DRAWINGS}|{MASKS})/\d{{5,}}-[a-z0-9-]{{1,200}}\.(png|jpg)|{SCENES}/scene-\d{{3,}}\.png",
     re.ASCII,
 )

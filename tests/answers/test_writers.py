@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
+import yaml
 from pycocotools.coco import COCO
 
 from refcli.answers.label_studio import brush_run_lengths
@@ -103,6 +104,29 @@ def test_yolo_boxes_are_fractions_of_the_image_and_equal_stems_have_files_of_the
     assert [row[0] for row in rows] == ["0", "0"]
     np.testing.assert_allclose(np.array(rows[0][1:], float), [10.5 / 60, 10.5 / 40, 11 / 60, 11 / 40], atol=1e-6)
     assert len((tmp_path / "labels" / "x-2.txt").read_text().splitlines()) == 1
+
+
+def test_yolo_data_names_the_classes_for_ultralytics(write, tmp_path):
+    write("yolo")
+
+    data = yaml.safe_load((tmp_path / "data.yaml").read_text(encoding="utf-8"))
+    assert data == {"train": "images", "val": "images", "names": {0: "both cups", 1: "the fork", 2: HOSTILE}}
+
+
+@pytest.mark.parametrize("given", ["a b/x.png", "{folder}/a b/x.png"])
+def test_labelme_and_fiftyone_find_an_image_from_the_folder_of_their_files(given, answers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b/x.png").touch()
+    answers[:] = [replace(answers[0], image=given.format(folder=tmp_path))]
+    out = tmp_path / "out/files"
+    out.mkdir(parents=True)
+    for name in ("labelme", "fiftyone"):
+        lookup(WRITERS, name, what="answer format")(answers, out)
+
+    assert json.loads((out / "x.json").read_text())["imagePath"] == "../../a b/x.png"
+    (sample,) = json.loads((out / "samples.json").read_text())["samples"]
+    assert sample["filepath"] == str(tmp_path / "a b/x.png")
 
 
 def test_yolo_outlines_cover_a_mask_without_holes(write, bitmaps, tmp_path):

@@ -125,12 +125,12 @@ def test_files_of_another_tool_are_those_of_convert_answers_also_after_resume_an
     code, out, err = refcli("predict", "broken.jpg", "a.png", *shared, "--format", "yolo")
     assert code == 3
     assert [answer["error"] is None for answer in records(out)] == [False, True]
-    assert "(answers: 1, targets: 1, files: 2)" in err and "left out" not in err
+    assert "(answers: 1, targets: 1, files: 3)" in err and "left out" not in err
     code, out, _ = refcli("predict", "broken.jpg", "a.png", "b.jpg", *shared, "--format", "yolo", "--resume")
     assert (code, len(records(out))) == (3, 1)
     refcli("convert-answers", "o/predictions.jsonl", "--to", "yolo", "--out", "c")
     assert files_in(images / "o/yolo") == files_in(images / "c")
-    assert {"classes.txt", "labels/a.txt", "labels/b.txt"} == files_in(images / "c").keys()
+    assert {"classes.txt", "data.yaml", "labels/a.txt", "labels/b.txt"} == files_in(images / "c").keys()
     code, _, _ = refcli("predict", "a.png", *shared, "--force")
     assert code == 0
     assert not (images / "o/yolo").exists()

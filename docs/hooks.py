@@ -9,7 +9,7 @@ import json
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import typer.main
 from pydantic import BaseModel
@@ -243,8 +243,12 @@ def formats_page() -> str:
 
 
 def prepare_command(source: str) -> str:
-    """The command that reads a file of a format."""
-    return f"refcli prepare-data --from FILE --format {source} --name mine --out store"
+    """The command that reads a file of a format, with an example of each setting that has no default."""
+    fields = lookup(SOURCES, source, what="source").settings.model_fields
+    needed = "".join(
+        f" --set {name}={get_args(one.annotation)[0]}" for name, one in fields.items() if one.is_required()
+    )
+    return f"refcli prepare-data --from FILE --format {source} --name mine{needed} --out store"
 
 
 def convert_command(answers_format: str) -> str:

@@ -204,8 +204,18 @@ def _validate(kind: type[S], values: Mapping[str, Any], *, origin: Callable[[str
                 hint = hint or _hint(kind, location)
             else:
                 reason = problem["msg"].removeprefix("Value error, ")
+                if problem["type"] == "missing":
+                    reason, hint = "it has no default and must be given", hint or _choices(kind, location)
                 messages.append(f"{'.'.join(map(str, location)) or 'settings'}: {reason}")
         raise ConfigError("; ".join(messages), where=", ".join(places), hint=hint) from error
+
+
+def _choices(kind: type[BaseModel], location: tuple[int | str, ...]) -> str | None:
+    """The values of a setting that has a fixed number of them."""
+    field = kind.model_fields.get(str(location[0]))
+    choices = get_args(field.annotation) if field is not None and len(location) == 1 else ()
+    names = [str(choice) for choice in choices if isinstance(choice, str)]
+    return f"{location[0]} is one of: {', '.join(names)}" if names else None
 
 
 def _hint(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:

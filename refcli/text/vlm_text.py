@@ -251,8 +251,9 @@ def _padded_square(sizes: ImageSizes) -> Placing:
     return lambda x, y: (x * side - left, y * side - top)
 
 
+PIXELS = "pixels"
 COORDINATES: Mapping[str, Callable[[ImageSizes], Placing]] = {
-    "pixels": _pixels,
+    PIXELS: _pixels,
     "input-pixels": _input_pixels,
     "unit": _of_range(1),
     "unit-padded": _padded_square,

@@ -8,7 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from refcli.errors import DataError, ImageError, RefcliError
 from refcli.files import is_plain_name
 from refcli.geometry.boxes import BoxXYXY
 from refcli.geometry.masks import check_run_lengths, mask_box, polygons_to_rle, rle_area, runs_to_rle, union_masks
+from refcli.text.vlm_text import COORDINATES, PIXELS, ImageSizes
 
 REPLACEMENT_CHARACTER = "\ufffd"
 """The replacement character, which programs write for a character that they cannot decode."""
@@ -64,7 +65,15 @@ class _OtherSizeError(DataError):
     """An image of another size than its annotation states."""
 
 
-_KINDS: dict[type[RefcliError], str] = {_RotatedImageError: "rotated_picture", _OtherSizeError: OTHER_SIZE}
+class _UnknownSizeError(DataError):
+    """An image of unknown size whose boxes are not in pixels."""
+
+
+_KINDS: dict[type[RefcliError], str] = {
+    _RotatedImageError: "rotated_picture",
+    _OtherSizeError: OTHER_SIZE,
+    _UnknownSizeError: "box_in_image_of_unknown_size",
+}
 
 
 def finish(
@@ -88,6 +97,7 @@ def finish(
             continue
         try:
             width, height = _size(record.image, place, settings)
+            record = _in_pixels(record, width, height)
         except (ImageError, DataError) as error:
             kind = _KINDS.get(type(error), UNREADABLE)
             for _ in texts:
@@ -148,6 +158,26 @@ def _size(image: RawImage, place: Place, settings: FinishSettings) -> tuple[int,
             f"the image is {found.width} x {found.height}, its annotation says {stated[0]} x {stated[1]}"
         )
     return found.size
+
+
+def _in_pixels(record: RawRecord, width: int, height: int) -> RawRecord:
+    """The record with boxes in pixels of its image, not clipped."""
+    if record.coordinates == PIXELS or not record.regions:
+        return record
+    if not width:
+        raise _UnknownSizeError(
+            f"its boxes are in the space {record.coordinates}, which needs the size of the image: give width and "
+            "height, or the images with --images"
+        )
+    to_pixels = COORDINATES[record.coordinates](ImageSizes(width, height))
+
+    def placed(region: RawRegion) -> RawRegion:
+        if region.box_xyxy is None:
+            return region
+        x1, y1, x2, y2 = region.box_xyxy
+        return replace(region, box_xyxy=(*to_pixels(x1, y1), *to_pixels(x2, y2)))
+
+    return replace(record, regions=tuple(map(placed, record.regions)), coordinates=PIXELS)
 
 
 def _regions(

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 from refcli.config.schema import Settings
 from refcli.contracts.example import RLE
 from refcli.geometry.boxes import BoxXYXY
+from refcli.text.vlm_text import PIXELS
 
 MAX_LISTED = 50
 """Places listed for each kind of problem; every occurrence is counted."""
@@ -37,7 +38,8 @@ class RawImage:
 
 @dataclass(frozen=True, slots=True)
 class RawRegion:
-    """One referred region as annotated, in continuous, 0-based, half-open pixels; neither clipped nor checked."""
+    """One referred region as annotated, in continuous, 0-based, half-open pixels (see also `RawRecord.coordinates`);
+    neither clipped nor checked."""
 
     box_xyxy: BoxXYXY | None
     """None: use the extent of the mask."""
@@ -74,6 +76,9 @@ class RawRecord:
     kind: str | None = None
     ignored: bytes | RLE | LazyMask | None = None
     """Pixels that no mask metric counts, in the forms of `RawRegion.segmentation`."""
+    coordinates: str = PIXELS
+    """The space of the boxes: a name of `refcli.text.vlm_text.COORDINATES`, of which all but pixels depend on the size
+    of the image."""
     needs_expressions: bool = False
     """Whether this is an image with all its labelled objects as `regions`, without `expressions`: they are written from
     categories and boxes when the record is finished."""

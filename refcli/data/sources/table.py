@@ -18,6 +18,7 @@ SOURCES: dict[str, str] = {
     "reasonseg": "refcli.data.sources.reasonseg:SOURCE",
     "sk_vg": "refcli.data.sources.sk_vg:SOURCE",
     "mmr": "refcli.data.sources.mmr:SOURCE",
+    "llava": "refcli.data.sources.llava:SOURCE",
 }
 """Formats read from files: each row is a `Source`."""
 

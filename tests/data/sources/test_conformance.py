@@ -63,9 +63,14 @@ def main_file(corpus, tmp_path):
     return corpus.write(tmp_path / "raw")
 
 
+def plan_of(file):
+    """The plan for the main file of a corpus."""
+    return plan_file(file, name=DATASET, overrides=CORPORA[detect_format(file)].settings)
+
+
 def read(file):
     """All records, masks read, and the problems."""
-    plan = plan_file(file, name=DATASET)
+    plan = plan_of(file)
     problems = Problems()
     records = list(plan.source.read(plan.files, plan.settings, dataset=DATASET, problems=problems))
     return [with_masks(record) for record in records], problems
@@ -168,7 +173,7 @@ def test_reading_twice_gives_the_same_records(main_file):
 
 
 def test_records_can_be_sent_to_another_process(main_file):
-    plan = plan_file(main_file, name=DATASET)
+    plan = plan_of(main_file)
     for record in plan.source.read(plan.files, plan.settings, dataset=DATASET, problems=Problems()):
         assert with_masks(pickle.loads(pickle.dumps(record))) == with_masks(record)
 
@@ -182,7 +187,7 @@ def test_a_source_recognises_its_own_files_plain_and_packed_and_no_others(name, 
 
 
 def test_the_example_worked_out_by_hand_is_in_the_store(main_file, corpus, tmp_path):
-    report = prepare(plan_file(main_file, name=DATASET), Preparation(out=tmp_path / "store"))
+    report = prepare(plan_of(main_file), Preparation(out=tmp_path / "store"))
     truth = corpus.truth
     store = Store(tmp_path / "store")
     assert sum(len(store.split(split)) for split in store.names()) == corpus.num_expressions

@@ -38,3 +38,5 @@ class Corpus(NamedTuple):
     problems: Mapping[str, int]
     """The problems that the reader should report."""
     truth: Truth
+    settings: Mapping[str, str] = {}
+    """Settings of the source that have no default."""

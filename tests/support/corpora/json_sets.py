@@ -166,6 +166,26 @@ def write_mmr(path: Path) -> Path:
     )
 
 
+def conversation(image: str, *values: str, **fields: Any) -> dict[str, Any]:
+    """A training line; the human speaks first."""
+    turns = [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
+    return {"id": "x", "image": image, "width": WIDTH, "height": HEIGHT, "conversations": turns, **fields}
+
+
+def write_llava(path: Path) -> Path:
+    question = "<image>\nWhat is there?"
+    return _write_list(
+        path,
+        conversation(
+            "coco/train2014/COCO_train2014_000000000007.jpg",
+            question,
+            "<ref>a cup</ref><box>[[10, 20, 30, 60]]</box>, <ref>a plate</ref><box>[[50, 20, 90, 60]]</box>, "
+            "<ref>light</ref>.",
+        ),
+        conversation("b.jpg", question, "<p>both cups</p> [10, 20, 30, 60] [50, 20, 90, 60]"),
+    )
+
+
 JSON_SETS: dict[str, Corpus] = {
     "gseval": Corpus(
         lambda folder: write_gseval(folder / "GroundingSuite_test.jsonl"),
@@ -210,6 +230,14 @@ JSON_SETS: dict[str, Corpus] = {
         families=frozenset({"coco"}),
         problems={"question_without_answer": 1},
         truth=Truth("tiny/1/0", "val", "What can be held?", "coco:7", (LEFT, RIGHT), (20 * 40, 40 * 40)),
+    ),
+    "llava": Corpus(
+        lambda folder: write_llava(folder / "mine_train.json"),
+        num_expressions=3,
+        families=frozenset({"coco", "tiny"}),
+        problems={"phrase_without_box": 1},
+        truth=Truth("tiny/2/0", "train", "both cups", "tiny:b.jpg", (LEFT, RIGHT), (None, None)),
+        settings={"coordinates": "pixels"},
     ),
 }
 """Row of the table of sources -> its corpus."""

@@ -32,7 +32,7 @@ from refcli.weights.catalog import Catalog
 every_page = pytest.mark.parametrize("name", NAMES)
 PLACEHOLDER = re.compile(r"[A-Z]+([:/][A-Z]+)*")
 SETTING = re.compile(r"((?:model|data|optim|train|mrefm)(?:\.[a-z_]+)+)(?:=(.*))?")
-FILE_SUFFIXES = (".safetensors", ".txt")
+FILE_SUFFIXES = (".safetensors", ".txt", ".yaml")
 OPTIONS_OF_OTHERS = {"--index-url", "--nproc-per-node", "--dist"}
 """Of pip, torchrun and pytest."""
 HOME_OF_PRESETS = {"finetune": load_finetune, "pretrain": load_pretrain}

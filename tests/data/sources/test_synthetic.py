@@ -12,6 +12,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pydantic import ValidationError
 
+from refcli.data.language.dice import generator
 from refcli.data.sources.synthetic import (
     SyntheticSettings,
     iterate_expressions,
@@ -20,7 +21,6 @@ from refcli.data.sources.synthetic import (
     vocabulary,
     write_synthetic,
 )
-from refcli.data.sources.synthetic.dice import generator
 from refcli.data.sources.synthetic.palette import COLOURS
 from refcli.data.sources.synthetic.render import render
 from refcli.data.sources.synthetic.scene import Scene, SceneObject, draw_scene

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from refcli.data.language.dice import generator
 from refcli.data.sources.synthetic import RenderedScene, SyntheticSettings, render_scene
-from refcli.data.sources.synthetic.dice import generator
 from refcli.data.sources.synthetic.render import render
 
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "black", "white", "gray")

@@ -9,7 +9,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from refcli.data.sources.synthetic.dice import Dice
+from refcli.data.language.dice import Dice
 
 PATTERNS = ("plain", "gradient", "clouds", "checker", "bands", "speckle")
 GRAIN_SIDE = 512

@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from refcli.contracts.example import RLE, Example, Region
-from refcli.data.sources.synthetic.dice import Dice, generator
+from refcli.data.language.dice import Dice, generator
 from refcli.data.sources.synthetic.graph import graph_of
 from refcli.data.sources.synthetic.language import SceneExpression, describe
 from refcli.data.sources.synthetic.render import RenderedImage, render

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
 
+from refcli.data.language.terms import SIDES, Denotation, ObjectDescription, members
 from refcli.data.sources.synthetic.scene import Scene, SceneObject
 
-SIDES = ("left", "right", "top", "bottom")
 CLEAR_RANK = 0.08
 """Least distance of centres, as a share of the short side, for an order to be clear."""
 CLEAR_RELATION = 0.10
@@ -16,27 +15,6 @@ VAGUE_RELATION = -0.03
 """Loosely left of: by at least this share, which includes level with and slightly right of."""
 CLEAR_SIZE = 1.25
 """Least ratio of the biggest object's size to the next."""
-
-
-class ObjectDescription(NamedTuple):
-    """Attributes by which objects are described; None leaves one open."""
-
-    size: str | None = None
-    fill: str | None = None
-    colour: str | None = None
-    shape: str | None = None
-
-
-class Denotation(NamedTuple):
-    """The objects that a term refers to, as bits: the certain ones, and those that a generous reader might accept."""
-
-    strict: int
-    loose: int
-
-
-def members(bits: int) -> list[int]:
-    """The object numbers of a set, ascending."""
-    return [number for number in range(bits.bit_length()) if bits >> number & 1]
 
 
 class Graph:
@@ -59,10 +37,6 @@ class Graph:
         """All attributes of an object."""
         item = self.objects[number]
         return ObjectDescription(item.size_class, item.fill, item.colour, item.shape)
-
-    def having(self, word: str) -> int:
-        """The objects with this attribute value."""
-        return self._bits.get(word, 0)
 
     def matching(self, description: ObjectDescription) -> int:
         """The objects that fit a description. A size word fits none if the sizes do not form two clear classes."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from refcli.data.sources.synthetic.dice import Dice, generator
-from refcli.data.sources.synthetic.graph import Graph, graph_of, members
+from refcli.data.language.dice import Dice, generator
+from refcli.data.language.terms import Term, certain_targets, members
+from refcli.data.language.wording import sentence
+from refcli.data.sources.synthetic.graph import Graph, graph_of
 from refcli.data.sources.synthetic.proposals import PROPOSALS, propose_absent
 from refcli.data.sources.synthetic.scene import draw_scene
 from refcli.data.sources.synthetic.settings import SyntheticSettings
-from refcli.data.sources.synthetic.terms import Term, certain_targets
-from refcli.data.sources.synthetic.wording import sentence
+from refcli.data.sources.synthetic.wording import PHRASEBOOK
 
 TRIES_PER_KIND = 14
 """Proposals of one kind before another kind is tried."""
@@ -48,7 +49,7 @@ def _draw_present(graph: Graph, kind: str, dice: Dice) -> SceneExpression | None
     for _ in range(TRIES_PER_KIND):
         term = PROPOSALS[kind](graph, graph.everything, dice)
         if term is not None and (targets := certain_targets(term, graph)):
-            return SceneExpression(sentence(term, dice), kind, tuple(members(targets)), term)
+            return SceneExpression(sentence(term, dice, PHRASEBOOK), kind, tuple(members(targets)), term)
     return None
 
 
@@ -58,7 +59,7 @@ def _draw_absent(graph: Graph, settings: SyntheticSettings, dice: Dice) -> Scene
         present = dict.fromkeys(PROPOSALS, 1.0)
     kind = dice.weighted(list(present), list(present.values()))
     term = propose_absent(graph, kind, dice)
-    return SceneExpression(sentence(term, dice), "no_target", (), term) if term else None
+    return SceneExpression(sentence(term, dice, PHRASEBOOK), "no_target", (), term) if term else None
 
 
 def iterate_expressions(settings: SyntheticSettings, count: int) -> Iterator[str]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from refcli.data.sources.synthetic.dice import Dice
-from refcli.data.sources.synthetic.graph import SIDES, Graph, ObjectDescription, members
-from refcli.data.sources.synthetic.palette import FILLS
-from refcli.data.sources.synthetic.scene import FILL_WEIGHTS, SceneObject, allowed_fills
-from refcli.data.sources.synthetic.shapes import SHAPES
-from refcli.data.sources.synthetic.terms import (
+from refcli.data.language.dice import Dice
+from refcli.data.language.terms import (
+    DIRECTIONS,
+    SIDES,
     Extreme,
     Many,
     Nth,
+    ObjectDescription,
     Pair,
     Plain,
     Related,
@@ -21,9 +20,13 @@ from refcli.data.sources.synthetic.terms import (
     Without,
     certain_targets,
     denote,
+    members,
 )
+from refcli.data.sources.synthetic.graph import Graph
+from refcli.data.sources.synthetic.palette import FILLS
+from refcli.data.sources.synthetic.scene import FILL_WEIGHTS, SceneObject, allowed_fills
+from refcli.data.sources.synthetic.shapes import SHAPES
 
-DIRECTIONS = ("left", "right", "above", "below")
 SUBSETS = tuple(
     tuple(name for bit, name in enumerate(("shape", "colour", "fill", "size")) if number >> bit & 1)
     for number in range(16)

@@ -8,8 +8,8 @@ from math import hypot
 
 import numpy as np
 
+from refcli.data.language.dice import Dice
 from refcli.data.sources.synthetic.background import Backdrop, draw_backdrop
-from refcli.data.sources.synthetic.dice import Dice
 from refcli.data.sources.synthetic.palette import FILLS, contrasting
 from refcli.data.sources.synthetic.settings import SyntheticSettings
 from refcli.data.sources.synthetic.shapes import SHAPES, rotate, shape_table

@@ -15,12 +15,17 @@ BLOCK = 192
 
 
 def generator(seed: int, split: str, index: int, attempt: int, purpose: str) -> np.random.Generator:
-    """The independent random stream of one purpose in one scene.
+    """The independent random stream of one purpose in one synthetic scene.
 
     The purposes are "layout", "language" and "picture"; they are part of the seed and must not change.
     """
     entropy = [seed, crc32(split.encode()), index, attempt, crc32(purpose.encode())]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+
+
+def stream(seed: int, name: str) -> np.random.Generator:
+    """The independent random stream of a name, such as an image's key."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, crc32(name.encode())])))
 
 
 class Dice:

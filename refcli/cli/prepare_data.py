@@ -12,6 +12,7 @@ import typer
 
 from refcli.cli.options import Set
 from refcli.cli.output import log, log_table, write_line
+from refcli.data.sources.table import SOURCES
 from refcli.errors import DataError, ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def command(
         Path | None, typer.Option("--from", help="A custom file instead of a NAME.", metavar="FILE")
     ] = None,
     format_: Annotated[
-        str, typer.Option("--format", help="auto, refer, grefcoco, referit, flickr, pth, coco, odvg or jsonl.")
+        str, typer.Option("--format", help=f"auto, or the format of --from: {', '.join(SOURCES)}.", metavar="FORMAT")
     ] = "auto",
     name: Annotated[str | None, typer.Option("--name", help="Name of the data set of --from.")] = None,
     with_: Annotated[

@@ -5,6 +5,7 @@ SOURCES: dict[str, str] = {
     "grefcoco": "refcli.data.sources.grefcoco:SOURCE",
     "arefcoco": "refcli.data.sources.arefcoco:SOURCE",
     "cris": "refcli.data.sources.cris:SOURCE",
+    "vlm_r1": "refcli.data.sources.vlm_r1:SOURCE",
     "d_cube": "refcli.data.sources.d_cube:SOURCE",
     "referit": "refcli.data.sources.referit:SOURCE",
     "flickr": "refcli.data.sources.flickr:SOURCE",

@@ -154,6 +154,20 @@ def write_d_cube(folder: Path) -> Path:
     return folder / "sentences.pkl"
 
 
+def write_vlm_r1(folder: Path) -> Path:
+    """Boxes in `bbox_list`; `solution` has their far edges moved out by a pixel, except in row 2; row 3 has no box."""
+    size = {"width": WIDTH, "height": HEIGHT, "dataset_name": "refcoco", "iscrowd": 0, "text_type": "caption"}
+    rows = [
+        {"id": 7, "image": "train2014/COCO_train2014_000000000001.jpg", "original_id": 11, "normal_caption": "left one"}
+        | {"problem": "Find left one", "bbox_list": [LEFT], "solution": [5.0, 10.0, 36.0, 51.0]},
+        {"id": 8, "image": "train2014/COCO_train2014_000000000001.jpg", "original_id": 12, "normal_caption": "right"}
+        | {"bbox_list": [RIGHT], "normalized_solution": [605, 250, 900, 875]},
+        {"id": 9, "image": "own/2.jpg", "normal_caption": "moved", "bbox_list": [LEFT], "solution": RIGHT},
+        {"id": 10, "image": "own/2.jpg", "normal_caption": "no box", "bbox_list": [], "solution": LEFT},
+    ]
+    return write_json(folder / "refcoco_val.json", [{**size, **row} for row in rows])
+
+
 REFER_SETS: dict[str, Corpus] = {
     "arefcoco": Corpus(
         write_arefcoco,
@@ -168,6 +182,13 @@ REFER_SETS: dict[str, Corpus] = {
         families=frozenset({"coco"}),
         problems={"box_without_extent": 1, "broken_row": 1},
         truth=Truth("tiny/3/30", "val", "the edge", "coco:2", ((20.0, 30.0, 60.0, 31.0),), (40.0,)),
+    ),
+    "vlm_r1": Corpus(
+        write_vlm_r1,
+        num_expressions=3,
+        families=frozenset({"coco", DATASET}),
+        problems={"solution_differs_from_box": 1, "broken_row": 1},
+        truth=Truth("tiny/7", "val", "left one", "coco:1", (LEFT,), (None,)),
     ),
     "d_cube": Corpus(
         write_d_cube,

@@ -189,7 +189,7 @@ def prepare_files(plan: FilePlan, preparation: Preparation, *, progress: Progres
     report_path = out / plan.dataset / _report_name(preparation)
     _check_place(plan, out, report_path)
     for path in plan.files.values():
-        refuse_foreign(path)
+        refuse_foreign(path, plan.source_name)
     origin = describe_origin(
         source=plan.source_name,
         settings=plan.settings,
@@ -279,20 +279,29 @@ def _is_free_for_report(path: Path) -> bool:
 
 
 def _find_images(plan: FilePlan, preparation: Preparation) -> DatasetImages:
+    extract_to = preparation.out / plan.dataset / "images"
     if not preparation.images:
-        return DatasetImages.not_searched()
-    selected = SelectedRecords(_read(plan, Problems()), preparation.splits, preparation.shard)
+        return DatasetImages.not_searched(extract_to=extract_to)
+    selected = SelectedRecords(_read_names(plan), preparation.splits, preparation.shard)
     return DatasetImages.below(
         preparation.images,
         (record.image for record in selected),
-        extract_to=preparation.out / plan.dataset / "images",
-        file_names=FileNames(lambda: (record.image for record in _read(plan, Problems()))),
+        extract_to=extract_to,
+        file_names=FileNames(lambda: (record.image for record in _read_names(plan))),
+        are_in_annotations=plan.source.read_names is not None,
     )
 
 
 def _read(plan: FilePlan, problems: Problems) -> Iterable[RawRecord]:
     records = plan.source.read(plan.files, plan.settings, dataset=plan.dataset, problems=problems)
     return storable(records, problems)
+
+
+def _read_names(plan: FilePlan) -> Iterable[RawRecord]:
+    """The records for the names of their images: without those whose images are in the files of annotations."""
+    read = plan.source.read_names or plan.source.read
+    problems = Problems()
+    return storable(read(plan.files, plan.settings, dataset=plan.dataset, problems=problems), problems)
 
 
 def _check_counts(plan: FilePlan, splits: UnpublishedSplits, preparation: Preparation) -> tuple[CountCheck, ...]:

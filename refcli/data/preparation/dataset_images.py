@@ -1,4 +1,5 @@
-"""The images of a data set: found below the given roots, or extracted from archives into the store."""
+"""The images of a data set: found below the given roots, or extracted into the store from archives and from the files
+of annotations."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ from typing import NamedTuple
 
 from refcli.data.preparation.image_roots import MISSING, UNREADABLE, FoundImage, ImageRoots, comparable_name
 from refcli.data.reading.archives import open_archive
-from refcli.data.sources.record import RawImage
+from refcli.data.reading.images import probe
+from refcli.data.sources.record import LazyBytes, RawImage
+from refcli.errors import DataError, ImageError
 from refcli.files import write_atomically
 
 MAX_MEMBER_BYTES = 200_000_000
-"""Limit on the size of an archived image; images of known data sets are far smaller."""
+"""Limit on the size of an extracted image; images of known data sets are far smaller."""
 MAX_STEM = 120
 """Characters of a file name, well below the limit of any file system."""
 MAX_SUFFIX = 8
@@ -72,23 +75,32 @@ class DatasetImages:
     extracted: dict[str, Path]
     """Key of an image -> its file, extracted from an archive."""
     file_names: FileNames
+    extract_to: Path
+    """Folder for the images that the files of annotations hold; see `RawImage.content`."""
 
     @classmethod
-    def not_searched(cls) -> DatasetImages:
-        """Images that are not searched for."""
-        return cls(None, None, {}, FileNames(tuple))
+    def not_searched(cls, *, extract_to: Path) -> DatasetImages:
+        """Images that are not searched for; `extract_to` is a folder in `<store>/<data set>`."""
+        return cls(None, None, {}, FileNames(tuple), extract_to.resolve())
 
     @classmethod
     def below(
-        cls, roots: Sequence[Path], images: Iterable[RawImage], *, extract_to: Path, file_names: FileNames
+        cls,
+        roots: Sequence[Path],
+        images: Iterable[RawImage],
+        *,
+        extract_to: Path,
+        file_names: FileNames,
+        are_in_annotations: bool = False,
     ) -> DatasetImages:
         """Index directories and archives; images in archives are extracted first.
 
         Args:
             roots: directories, zips or tars.
             images: the wanted images; iterated only if there are archives.
-            extract_to: folder for images from archives.
+            extract_to: folder for images from archives and from files of annotations.
             file_names: file names of all images of the data set, wanted or not.
+            are_in_annotations: whether the files of annotations may hold images.
         """
         roots = [root.resolve() for root in roots]
         index = ImageRoots.open(roots)
@@ -97,9 +109,9 @@ class DatasetImages:
             wanted = {image.key: (image, found) for image in images if (found := index.find(image)) and found.archive}
             extracted = extract_images(wanted.values(), extract_to.resolve())
         places = [root for root in roots if root.is_dir()]
-        if index.has_archives or not places:
+        if index.has_archives or are_in_annotations or not places:
             places.append(extract_to.resolve())
-        return cls(index, Path(os.path.commonpath(places)), extracted, file_names)
+        return cls(index, Path(os.path.commonpath(places)), extracted, file_names, extract_to.resolve())
 
     @property
     def unreadable(self) -> Mapping[Path, str]:
@@ -107,7 +119,13 @@ class DatasetImages:
         return self.roots.unreadable if self.roots else {}
 
     def place(self, image: RawImage) -> Place | None:
-        """The place of an image; None if it is missing or its path is not UTF-8."""
+        """The place of an image; None if it is missing, unreadable, or its path is not UTF-8."""
+        if image.content is not None:
+            try:
+                file = extract_content(image, image.content, self.extract_to)
+            except (DataError, ImageError):
+                return None
+            return Place(file.relative_to(self.base or self.extract_to.parent).as_posix(), file)
         if self.roots is None or self.base is None:
             return Place(image.names[0], None)
         path = self.extracted.get(image.key)
@@ -123,6 +141,11 @@ class DatasetImages:
 
     def why_missing(self, image: RawImage) -> tuple[str, str]:
         """The reason why `place` found nothing: the kind of problem, and details."""
+        if image.content is not None:
+            try:
+                extract_content(image, image.content, self.extract_to)
+            except (DataError, ImageError) as error:
+                return UNREADABLE, error.message
         if self.roots is None:
             return MISSING, image.names[0]
         found = self.extracted.get(image.key)
@@ -172,6 +195,43 @@ def extract_images(
                     _write(path, content)
                     extracted[image.key] = path
     return extracted
+
+
+def extract_content(image: RawImage, content: LazyBytes, out: Path, *, max_bytes: int = MAX_MEMBER_BYTES) -> Path:
+    """Write an image that the file of annotations holds; the file appears atomically.
+
+    An existing file is never replaced: it is kept if it has the same bytes; otherwise the new name has a digest of the
+    bytes, since records may refer to the other one.
+
+    Args:
+        image: the image.
+        content: its bytes.
+        out: the folder, created if missing; see `safe_path` for the names in it.
+        max_bytes: limit on the size of an image.
+
+    Raises:
+        DataError: the bytes cannot be read, or are too many.
+        ImageError: they are not an image.
+    """
+    found = content()
+    if len(found) > max_bytes:
+        raise DataError(f"the image has {len(found):,} bytes", hint=f"the limit is {max_bytes:,}")
+    path = out / safe_path(image)
+    if _has_content(path, found):
+        return path
+    probe(found, name=image.names[0])
+    if path.exists() or path.is_symlink():
+        path = path.with_name(f"{path.stem}-{hashlib.sha256(found).hexdigest()[:12]}{path.suffix}")
+        if _has_content(path, found):
+            return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, found)
+    return path
+
+
+def _has_content(path: Path, content: bytes) -> bool:
+    is_alike = path.is_file() and not path.is_symlink() and path.stat().st_size == len(content)
+    return is_alike and path.read_bytes() == content
 
 
 def safe_path(image: RawImage) -> Path:

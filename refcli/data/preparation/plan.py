@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any, Literal
 
 from refcli.config.load import validate
 from refcli.config.schema import Settings
-from refcli.data.reading.streams import stem
 from refcli.data.sources.detect import detect_format
 from refcli.data.sources.record import Source
 from refcli.data.sources.rows import some_line_has
+from refcli.data.sources.split_names import split_in
 from refcli.data.sources.synthetic import SyntheticSettings
 from refcli.data.sources.table import GENERATORS, SOURCES
 from refcli.data.spec import DatasetSpec, find_files, load_spec
@@ -22,10 +21,6 @@ from refcli.tables import lookup
 
 DEFAULT_SIZE = 2000
 """Number of images in the training split of a generated data set."""
-_SPLITS_BY_WORD = {
-    word.casefold(): word for word in ("train", "trainval", "val", "test", "testA", "testB", "testC", "minival")
-} | dict.fromkeys(("valid", "validation", "dev"), "val")
-"""Word of a file name, without the year that may follow it -> split."""
 
 Origin = Literal["published", "mixture", "generated"]
 """The origin of a known data set: published files, splits of the store, or a generator."""
@@ -181,7 +176,7 @@ def plan_file(
     main = next(iter(source.files))
     notes: tuple[str, ...] = ()
     if source.has_file_per_split:
-        found = split or _split_in(file)
+        found = split or split_in(file)
         main = found or "train"
         names_split = form == "jsonl" and some_line_has(file, b"split")
         notes = () if found or names_split else (f"{file.name}: read as the split train; --split names another",)
@@ -206,11 +201,6 @@ def plan_file(
                 hint=f"put {' or '.join(source.files[role])} beside it, or give --with {role}=FILE",
             )
     return FilePlan(name, form, source, settings, files, notes=notes)
-
-
-def _split_in(file: Path) -> str | None:
-    words = (word.casefold().rstrip("0123456789") for word in reversed(re.split("[._-]", stem(file))))
-    return next((_SPLITS_BY_WORD[word] for word in words if word in _SPLITS_BY_WORD), None)
 
 
 def _first_of(folder: Path, names: Iterable[str]) -> Path | None:

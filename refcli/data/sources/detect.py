@@ -38,13 +38,13 @@ def detect_format(path: Path, *, table: Mapping[str, str] = SOURCES) -> str:
     )
 
 
-def refuse_foreign(path: Path) -> None:
-    """Refuse a file whose first bytes show that it holds no annotations in any format.
+def refuse_foreign(path: Path, form: str) -> None:
+    """Refuse a file whose first bytes show that it holds no annotations in a format.
 
     Raises:
         DataError: it is text of another encoding than UTF-8, a web page, an image, a Git LFS pointer, ...
     """
-    if not path.is_file():
+    if not path.is_file() or (form == "parquet" and first_bytes(path).startswith(_PARQUET_MAGIC)):
         return
     what, advice = _match_first_bytes(first_bytes(path), path.name, _FOREIGN)
     if what:
@@ -77,9 +77,14 @@ def _match_first_bytes(start: bytes, name: str, rows: Sequence[_Row]) -> tuple[s
 
 _Row = tuple[tuple[bytes, ...], str, str]
 """First bytes, kind of file, advice."""
+_PARQUET_MAGIC = b"PAR1"
 _FOREIGN: tuple[_Row, ...] = (
     ((b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd"), "a compressed archive", "unpack it"),
-    ((b"PAR1",), "a Parquet file", "Parquet is not read; export JSON lines"),
+    (
+        (_PARQUET_MAGIC,),
+        "a Parquet file",
+        "unpack it if it is in gzip; if it is truncated, download it again; choose parquet",
+    ),
     ((b"%PDF",), "a PDF document", "name the annotation file"),
     ((b"\x89PNG", b"\xff\xd8\xff", b"GIF8"), "an image", "name the annotation file; images go with --images"),
     ((b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"), "a web page", "download the file itself"),

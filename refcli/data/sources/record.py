@@ -22,6 +22,9 @@ CATEGORY = "category"
 LazyMask = Callable[[], RLE | None]
 """A picklable function that reads a mask when it is needed, such as a `functools.partial` of a reader."""
 
+LazyBytes = Callable[[], bytes]
+"""A picklable function that reads the bytes of an image file when they are needed; raises DataError."""
+
 
 @dataclass(frozen=True, slots=True)
 class RawImage:
@@ -34,6 +37,8 @@ class RawImage:
     """File names to search for, best first: with or without folders, with forward slashes."""
     width: int | None = None
     height: int | None = None
+    content: LazyBytes | None = field(default=None, compare=False)
+    """The image itself, if the file of annotations holds it; it is then written into the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,9 @@ class Source:
     """Whether a file is of this format, judged by its first bytes or records; never raises on foreign files."""
     optional: frozenset[str] = frozenset()
     """Roles that may be absent."""
+    read_names: Reader | None = None
+    """For files that may hold images: as `read`, without the records whose images are inside, and without reading
+    images; for passes that only need the names of files."""
 
     @property
     def has_file_per_split(self) -> bool:

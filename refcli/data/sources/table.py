@@ -13,6 +13,7 @@ SOURCES: dict[str, str] = {
     "coco": "refcli.data.sources.coco.grounding:SOURCE",
     "odvg": "refcli.data.sources.odvg:SOURCE",
     "jsonl": "refcli.data.sources.jsonl:SOURCE",
+    "parquet": "refcli.data.sources.parquet.reader:SOURCE",
     "gseval": "refcli.data.sources.gseval:SOURCE",
     "humanref": "refcli.data.sources.humanref:SOURCE",
     "openref": "refcli.data.sources.openref:SOURCE",

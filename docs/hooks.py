@@ -221,7 +221,7 @@ def formats_page() -> str:
         "Generated from the tables of the program. The command of each format is tested on a small file.",
         "## Annotations",
         "`refcli prepare-data` reads them; `--format auto`, the default, recognises each by its content. Files beside "
-        "the main one are found by their names or given with `--with ROLE=FILE`. Every file may be gzipped.",
+        "the main one are found by their names or given with `--with ROLE=FILE`. All but Parquet may be gzipped.",
         _table(("Format", "Reads", "Files beside the main one"), list(_sources())),
         _commands(prepare_command(name) for name in SOURCES),
         "Formats with labelled boxes also take `--expressions`: "

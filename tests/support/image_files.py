@@ -19,6 +19,12 @@ def write_image(path, size=(8, 6), file_format=None, **options):
     return path
 
 
+def png_bytes(size, colour="red"):
+    content = io.BytesIO()
+    Image.new("RGB", size, colour).save(content, "PNG")
+    return content.getvalue()
+
+
 def zipped(path, members):
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():

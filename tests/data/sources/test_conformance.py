@@ -31,6 +31,8 @@ LEAST_EXPRESSIONS = 3
 KINDS = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 KEYS = re.compile(rf"(coco|saiapr|flickr30k):[0-9]+|{DATASET}:\S+")
 PLACES = re.compile(r"\S.*\.[a-z]+(\.gz)?: \S.*")
+PACKED = (".zip", ".parquet")
+"""Suffixes of files that are compressed already."""
 AREA_TOLERANCE = 0.06
 """Share of a mask's area: polygons are rasterised by whole pixels."""
 
@@ -105,7 +107,7 @@ def packed(main_file, folder):
         )
     shutil.copytree(main_file.parent, folder)
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix != ".zip":
+        if path.is_file() and path.suffix not in PACKED:
             path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
             path.unlink()
     plain = folder / main_file.name
@@ -165,7 +167,7 @@ def test_files_in_gzip_give_the_same_records(main_file, tmp_path):
     records, problems = read(in_gzip)
     assert [replace(record, where="") for record in records] == [replace(record, where="") for record in plain_records]
     assert problems.counts == plain_problems.counts
-    assert in_gzip.suffix == ".zip" or any(path.suffix == ".gz" for path in (tmp_path / "packed").iterdir())
+    assert in_gzip.suffix in PACKED or any(path.suffix == ".gz" for path in (tmp_path / "packed").iterdir())
 
 
 def test_reading_twice_gives_the_same_records(main_file):

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from image_files import png_bytes
 from scipy.io import savemat
 
 from corpora.corpus import DATASET, HEIGHT, WIDTH, Box, Corpus, Truth
@@ -189,6 +192,24 @@ def _write_jsonl(folder: Path) -> Path:
     return folder / "mine_test.jsonl"
 
 
+def _write_parquet(folder: Path) -> Path:
+    def row(number: int, box_xywh: list[float], *answers: str) -> dict[str, Any]:
+        image = {"bytes": png_bytes((WIDTH, HEIGHT)), "path": None}
+        name = f"COCO_train2014_{number:012d}_1.jpg"
+        return {"question_id": str(number), "image": image, "question": "?", "answer": list(answers)} | {
+            "bbox": box_xywh, "segmentation": _triangle([10.0, 20.0, 40.0, 30.0]), "file_name": name
+        }  # fmt: skip
+
+    rows = [
+        row(1, [10.0, 20.0, 40.0, 30.0], "the red cup", "cup"),
+        row(2, [10.0, 20.0, 40.0, 30.0], "another cup"),
+        row(4, [10.0, 20.0, 40.0, 30.0], "a third cup"),
+        row(3, [10.0, 20.0, 40.0], "a row whose box has three numbers"),
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "val-00000-of-00001.parquet")
+    return folder / "val-00000-of-00001.parquet"
+
+
 LEFT_OF_1: Box = (2.0, 5.0, 32.0, 25.0)
 RIGHT_OF_1: Box = (50.5, 40.0, 71.5, 70.0)
 RIGHT_OF_2: Box = (50.5, 40.0, 72.5, 70.0)
@@ -265,6 +286,13 @@ CORPORA: dict[str, Corpus] = {
         families=frozenset({"coco", DATASET}),
         problems={"broken_line": 1},
         truth=Truth("tiny/test/1", "test", "the red cup", "tiny:a.jpg", ((10.0, 20.0, 50.0, 50.0),), (40 * 30 / 2,)),
+    ),
+    "parquet": Corpus(
+        _write_parquet,
+        num_expressions=4,
+        families=frozenset({"coco"}),
+        problems={"broken_row": 1},
+        truth=Truth("tiny/1/0", "val", "the red cup", "coco:1", ((10.0, 20.0, 50.0, 50.0),), (40 * 30 / 2,)),
     ),
     **JSON_SETS,
     **REFER_SETS,

@@ -36,6 +36,8 @@ TOLERATED = frozenset(
         "clipped_box",
         "crowd_region",
         "repeated_annotation",
+        "no_target_with_annotations",
+        "box_without_extent",
         "mask_disagrees_with_box",
         "known_missing_image",
         "region_without_expression",

@@ -22,7 +22,6 @@ from refcli.data.sources.refcoco import (
     Sentence,
     join_refs,
     read_refs,
-    refs_names,
     single_annotation,
 )
 from refcli.data.sources.rows import Id, Rejections, comparable_id, decode_row
@@ -197,10 +196,10 @@ SOURCE = Source(
     settings=ArefcocoSettings,
     files={
         "annotations": ("arefcoco.json",),
-        "refcoco": _beside("refcoco", refs_names("refs", ("unc",))),
-        "refcocog": _beside("refcocog", refs_names("refs", ("umd",))),
-        "refcoco_instances": _beside("refcoco", INSTANCES_NAMES),
-        "refcocog_instances": _beside("refcocog", INSTANCES_NAMES),
+        "refcoco": _beside("refcoco", ("refs(unc).p", "refs(unc).json")),
+        "refcocog": _beside("refcocog", ("refs(umd).p", "refs(umd).json")),
+        "refcoco_instances": _beside("refcoco", ("instances.json",)),
+        "refcocog_instances": _beside("refcocog", ("instances.json",)),
     },
     sniff=sniff_arefcoco,
     optional=frozenset({"refcoco_instances", "refcocog_instances"}),

@@ -13,7 +13,8 @@ from refcli.data.sources.refcoco import (
     Ref,
     ReferSettings,
     TextField,
-    read_referred_records,
+    join_refs,
+    read_refs,
     refs_names,
     sniff_refs,
 )
@@ -40,10 +41,11 @@ def read_grefcoco(
         files: `refs` and `instances`.
         settings: a `GrefcocoSettings`.
         dataset: prefix for images and annotations that are not COCO's.
-        problems: `repeated_annotation` (kept once), and those of `read_referred_records`.
+        problems: `repeated_annotation` (kept once), and those of `read_refs` and `join_refs`.
 
     Raises:
-        DataError: a ref states that it has a target and that it has none; or as `read_referred_records`.
+        DataError: a ref states that it has a target and that it has none; or as `read_refs` and
+            `join_refs`.
     """
     assert isinstance(settings, GrefcocoSettings)
 
@@ -60,7 +62,8 @@ def read_grefcoco(
             )
         return named
 
-    return read_referred_records(files, settings, annotations_of, dataset=dataset, problems=problems)
+    refs = read_refs(files["refs"], text=settings.text, problems=problems)
+    return join_refs(refs, files, settings, annotations_of, dataset=dataset, problems=problems)
 
 
 def sniff_grefcoco(path: Path) -> bool:

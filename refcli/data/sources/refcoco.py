@@ -246,31 +246,11 @@ def read_refer(
         files: `refs` and `instances`; the latter may be COCO's own file for all of train2014.
         settings: a `ReferSettings`.
         dataset: prefix for images and annotations that are not COCO's.
-        problems: see `read_referred_records`.
+        problems: see `read_refs` and `join_refs`.
     """
     assert isinstance(settings, ReferSettings)
-    return read_referred_records(files, settings, single_annotation, dataset=dataset, problems=problems)
-
-
-def read_referred_records(
-    files: Mapping[str, Path],
-    settings: ReferSettings,
-    annotations_of: Callable[[Ref, str], tuple[Id, ...]],
-    *,
-    dataset: str,
-    problems: Problems,
-) -> Iterator[RawRecord]:
-    """Read refs and join them with their annotations and images; see `join_refs`.
-
-    Args:
-        files: `refs` and `instances`.
-        settings: the text form and the origin of the images.
-        annotations_of: see `join_refs`.
-        dataset: prefix for images and annotations that are not COCO's.
-        problems: collects those of `read_refs` and `join_refs`.
-    """
     refs = read_refs(files["refs"], text=settings.text, problems=problems)
-    return join_refs(refs, files, settings, annotations_of, dataset=dataset, problems=problems)
+    return join_refs(refs, files, settings, single_annotation, dataset=dataset, problems=problems)
 
 
 def join_refs(
@@ -400,11 +380,11 @@ def sniff_refer(path: Path) -> bool:
     return sniff_refs(path) == "one"
 
 
-def refs_names(stem: str, authors: Sequence[str] = SPLIT_AUTHORS) -> tuple[str, ...]:
+def refs_names(stem: str) -> tuple[str, ...]:
     """The usual names of a refs file: "refs(unc).p", "refs_unc.json.gz" and so on for the stem "refs"."""
     return tuple(
         f"{stem}{form.format(author)}{suffix}"
-        for author in authors
+        for author in SPLIT_AUTHORS
         for form in ("({})", "_{}")
         for suffix in (".p", ".json", ".p.gz", ".json.gz")
     )

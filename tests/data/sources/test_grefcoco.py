@@ -92,6 +92,27 @@ def test_a_ref_with_and_without_a_target_is_an_error_that_names_it(tmp_path, obj
     assert caught.value.where == "grefs(unc).json: ref 17"
 
 
+def test_the_source_of_ref_zom_decides_and_its_images_of_val2014_are_cocos(tmp_path):
+    images = [{"id": 42, "file_name": "COCO_val2014_000000000042.jpg", "width": 640, "height": 480}]
+    boxes = [{"id": 70, "image_id": 42, "category_id": 1, "bbox": [1, 2, 3, 4], "iscrowd": 0}]
+    objects = tmp_path / "instances.json"
+    objects.write_text(json.dumps({"images": images, "annotations": boxes, "categories": []}))
+    rows = [
+        ref(1, [70], "a dog", image_id=42, source="one"),
+        ref(2, [], "a cat", image_id=42, source="zero"),
+        ref(3, [70], "a cow", image_id=42, source="zero"),
+        ref(4, [], "a hen", image_id=42, source="many"),
+    ]
+    records, problems = read(write(tmp_path, rows), objects)
+    assert [(one.expressions[0].text, ids(one)) for one in records] == [
+        ("a dog", ["coco:70"]),
+        ("a cat", []),
+        ("a cow", []),
+    ]
+    assert {one.image.key for one in records} == {"coco:42"}
+    assert problems.counts == {"no_target_with_annotations": 1, "broken_ref": 1}
+
+
 def test_an_annotation_named_twice_is_one_region(tmp_path, objects):
     (record,), problems = read(write(tmp_path, [ref(1, [70, 71, 70], "both")]), objects)
     assert ids(record) == ["coco:70", "coco:71"]

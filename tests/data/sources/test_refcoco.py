@@ -211,6 +211,19 @@ def test_an_id_that_occurs_twice_is_an_error(tmp_path, objects):
         read(path, objects)
 
 
+def test_a_negative_sentence_with_the_id_of_another_gets_its_position_and_stays_in_the_group_of_its_ref(
+    tmp_path, objects
+):
+    path = tmp_path / "refs(unc).json"
+    sentences = [sentence(0, "bus"), sentence(1, "red bus", raw="Red bus") | {"exist": True}]
+    negatives = [sentence(0, "cat") | {"exist": False}, sentence(0, "dog") | {"exist": False}]
+    path.write_bytes(as_json([ref(1, 70, 9, [*sentences, *negatives])]))
+    present, absent = read(path, objects, text="raw")[0]
+    assert [one.id for one in present.expressions] == ["1/0", "1/1"]
+    assert [(one.id, one.text) for one in absent.expressions] == [("1/0-2", "cat"), ("1/0-3", "dog")]
+    assert (len(present.regions), absent.regions) == (1, ())
+
+
 def test_sentences_without_ids_are_numbered_and_without_the_wanted_text_refused(tmp_path, objects):
     path = tmp_path / "refs.json"
     path.write_bytes(as_json([ref(1, "70", 9, []) | {"sentences": [{"raw": "A bus"}, {"raw": "A bus"}]}]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -144,7 +144,8 @@ def command(
     All metrics are in pixels of the original images. Acc@0.5, box mIoU, mask mIoU and oIoU are over expressions with
     a target, before the system's "no target" if its answers have candidates; "gated" counts a wrong "no target" as a
     miss; N-acc (T-acc) is the share of expressions without (with) a target whose existence is judged correctly. --json
-    has all metrics: Pr@X, gIoU, cIoU, GREC, Recall@k, groups by words, size and number of targets, and the conventions.
+    has all metrics: Pr@X, gIoU, cIoU, GREC, sets of boxes, Recall@k, groups by words, size and number of targets, and
+    the conventions.
     Exit code 3: samples have no answer, or lines were rejected (all are counted); 4: a --fail-under gate is not met.
     """
     import json
@@ -243,6 +244,7 @@ HEADINGS = ("samples", "Acc@0.5", "gated", "box mIoU", "mask mIoU", "oIoU", "N-a
 BEFORE_THE_GATE = frozenset({"Acc@0.5", "box mIoU", "mask mIoU", "oIoU"})
 """Columns that are marked "gated" if they count a wrong "no target" as a miss."""
 CONVENTION_METRICS = ("acc50", "mask_miou", "mask_oiou", "pr50", "pr70", "pr90", "giou", "ciou", "n_acc", "t_acc")
+BENCHMARK_METRICS = ("acc75", "macc")
 NAME_WIDTH = len("no_target")
 NOTABLE = 0.05
 """Differences with a p-value below this are marked."""
@@ -261,7 +263,7 @@ def _write_tables(reports: Sequence[RunReport], *, other: str | None) -> None:
 
 def split_text(report: SplitReport, *, weights: str) -> str:
     """All tables of one split of one system."""
-    from refcli.evaluation.report.document import TABLE, notes, percent, table_rows
+    from refcli.evaluation.report.document import TABLE, more_figures, notes, percent, table_rows
 
     speed = report.num_samples / report.seconds if report.seconds else 0.0
     title = f"{report.name}  weights {weights}  {report.seconds:.1f} s, {speed:.1f} samples/s"
@@ -271,13 +273,16 @@ def split_text(report: SplitReport, *, weights: str) -> str:
     if known:
         shown = ", ".join(f"{name} {percent(low)}..{percent(high)}" for name, (low, high) in known)
         lines.append(f"95 % intervals (whole images resampled): {shown}")
+    for group, figures in more_figures(report).items():
+        lines.append(f"{group}: " + ", ".join(f"{name} {percent(value)}" for name, value in figures.items()))
     lines += notes(report)
     if len(report.conventions) > 1:
+        columns = _convention_columns(report.conventions)
         rows = [
-            [name, *(percent(part.metrics.get(metric)) for metric in CONVENTION_METRICS)]
+            [name, *(percent(part.metrics.get(metric)) for metric in columns)]
             for name, part in report.conventions.items()
         ]
-        lines += ["", *aligned([("convention", *CONVENTION_METRICS), *rows])]
+        lines += ["", *aligned([("convention", *columns), *rows])]
     return "\n".join([*lines, *_published_lines(report)]) + "\n"
 
 
@@ -321,16 +326,25 @@ def systems_text(reports: Sequence[RunReport]) -> str:
     ]
     rows = [[name, *slice_row(system, split.overall)] for name, system, split in results]
     lines = aligned([("split", "system", *HEADINGS), *rows], num_names=2)
+    columns = _convention_columns({name for *_, split in results for name in split.conventions})
     by_convention = [
-        [name, system, convention, *(percent(part.metrics.get(metric)) for metric in CONVENTION_METRICS)]
+        [name, system, convention, *(percent(part.metrics.get(metric)) for metric in columns)]
         for name, system, split in results
         if len(split.conventions) > 1
         for convention, part in split.conventions.items()
     ]
     if by_convention:
-        headings = ("split", "system", "convention", *CONVENTION_METRICS)
+        headings = ("split", "system", "convention", *columns)
         lines += ["", *aligned([headings, *by_convention], num_names=3)]
     return "\n".join(lines) + "\n"
+
+
+def _convention_columns(names: Collection[str]) -> tuple[str, ...]:
+    """The columns of the table of conventions: those of box benchmarks only beside one of their conventions."""
+    from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
+
+    reported = {metric for name in names if name != ORIGINAL for metric in CONVENTIONS[name].metrics}
+    return (*CONVENTION_METRICS, *(metric for metric in BENCHMARK_METRICS if metric in reported))
 
 
 def _marked(name: str, is_gated: bool) -> str:

@@ -18,6 +18,13 @@ EVALUATION_SCHEMA = "refcli.evaluation/1"
 SEVERAL_SCHEMA = "refcli.evaluations/1"
 TABLE = ("acc50", "acc50_gated", "box_miou", "mask_miou", "mask_oiou", "n_acc", "t_acc")
 """The columns of the short table."""
+MORE_FIGURES: Mapping[str, tuple[str, ...]] = {
+    "boxes": ("acc75", "acc90", "macc", "center_acc", "acc50_kind_mean", "macc_kind_mean"),
+    "existence": ("mcc", "auroc", "riou", "mrr"),
+    "sets": ("set_precision50", "set_recall50", "density_f1_50", "density_f1", "set_f1_50", "pmf1_box", "cgf1_box"),
+    "ranked boxes": ("coco_map",),
+}
+"""Metrics that are printed below it, a line for each group."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +227,15 @@ def table_rows(report: SplitReport) -> list[list[str]]:
 def slice_row(name: str, part: Slice) -> list[str]:
     """One row of the short table."""
     return [name, str(part.count), *(percent(part.metrics.get(metric)) for metric in TABLE)]
+
+
+def more_figures(report: SplitReport) -> dict[str, dict[str, float]]:
+    """The measured metrics of `MORE_FIGURES` by group; groups without any are left out."""
+    measured = report.overall.metrics
+    groups = {
+        group: {name: measured[name] for name in names if name in measured} for group, names in MORE_FIGURES.items()
+    }
+    return {group: figures for group, figures in groups.items() if figures}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from refcli.drawing.cases import case_jpeg
 from refcli.errors import ImageError
 from refcli.evaluation.comparison import Comparison
 from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
-from refcli.evaluation.metrics.measure import METRICS, Slice, metric_ratios
+from refcli.evaluation.metrics.measure import METRIC_GROUPS, Slice, metric_ratios
 from refcli.evaluation.metrics.ratios import intervals
 from refcli.evaluation.report.cases import Case, Cases
 from refcli.evaluation.report.document import TABLE, RunReport, SplitReport, metric_key, notes, percent, result_rows
@@ -141,9 +141,7 @@ def _section(
         "report": report,
         "notes": notes(report),
         "plots": [_plot(plot) for plot in draw_plots(split, report)],
-        "metric_names": [
-            metric for metric in METRICS if any(metric in part.metrics for part in report.conventions.values())
-        ],
+        "metric_groups": _measured_groups(report),
         "intervals": {
             name: report.intervals if name == ORIGINAL else intervals(metric_ratios(scores, name), scores.image)
             for name in report.conventions
@@ -156,6 +154,13 @@ def _section(
         "comparison": comparison,
         "galleries": galleries,
     }
+
+
+def _measured_groups(report: SplitReport) -> dict[str, list[str]]:
+    """The metrics by group that any convention has; groups without any are left out."""
+    measured = {metric for part in report.conventions.values() for metric in part.metrics}
+    groups = {group: [name for name in names if name in measured] for group, names in METRIC_GROUPS.items()}
+    return {group: names for group, names in groups.items() if names}
 
 
 def _plot(plot: Plot) -> dict[str, str]:

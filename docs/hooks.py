@@ -200,6 +200,8 @@ def data_sets_page() -> str:
 def _facts(spec: DatasetSpec) -> Iterator[tuple[str, str]]:
     yield "Origin", _escape(spec.origin)
     yield "Licence", _escape(spec.licence)
+    if not spec.verified:
+        yield "Verified", "no: no real record was seen when the specification was written"
     if spec.citation:
         yield "Citation", _escape(spec.citation)
     if spec.homepage:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 
 import msgspec
 
+from refcli.answers.jsonl import as_written
 from refcli.contracts.prediction import Answer, Target
 from refcli.files import is_plain_name
 from refcli.geometry.boxes import is_finite
@@ -113,7 +114,11 @@ class AnsweredImages:
         """Image -> the places of its answers in the file, each followed by the length."""
         encoder, place = msgspec.msgpack.Encoder(), 0
         for answer in answers:
-            record = encoder.encode(answer)
+            try:
+                record = encoder.encode(answer)
+            except UnicodeEncodeError:  # a file name that is not UTF-8
+                answer = as_written(answer)
+                record = encoder.encode(answer)
             self._file.write(record)
             self._places.setdefault(answer.image, array("Q")).extend((place, len(record)))
             place += len(record)

@@ -348,6 +348,13 @@ def test_a_yolo_box_beyond_the_image_is_cut_at_its_edge(answers, write, tmp_path
     np.testing.assert_allclose(numbers, [15 / WIDTH, 25 / HEIGHT, 30 / WIDTH, 30 / HEIGHT], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_name_that_is_no_unicode_ends_no_writer(name, answers, write):
+    answers[:] = [replace(answers[0], image="a\udcff.png", expression="the \ud800 cup")]
+
+    assert write(name).num_targets == 2
+
+
 @pytest.mark.parametrize(("name", "file"), [("label-studio", "label_studio.xml"), ("cvat", "annotations.xml")])
 def test_characters_that_xml_cannot_hold_become_spaces(name, file, answers, write, tmp_path):
     answers[:] = [replace(answers[0], expression="the\x01 cup\x1b[31m")]

@@ -191,14 +191,15 @@ def plan_file(
         )
     files = {main: file}
     for role in others:
-        named = beside.get(role) or _first_of(file.parent, source.files[role])
+        names = tuple(name.format(stem=file.name.partition(".")[0]) for name in source.files[role])
+        named = beside.get(role) or _first_of(file.parent, names)
         if named is not None:
             files[role] = named
         elif role not in source.optional:
             raise DataError(
                 f"the format {form} also needs its {role}",
                 where=str(file.parent),
-                hint=f"put {' or '.join(source.files[role])} beside it, or give --with {role}=FILE",
+                hint=f"put {' or '.join(names)} beside it, or give --with {role}=FILE",
             )
     return FilePlan(name, form, source, settings, files, notes=notes)
 

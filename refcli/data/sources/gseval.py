@@ -1,8 +1,8 @@
 """GSEval, the benchmark of GroundingSuite: JSON lines with one box and one mask each (Hu et al., ICCV 2025).
 
 A line is `{"idx", "image_path", "class_id", "label", "caption", "box": [x1, y1, x2, y2], "segmentation": {"size",
-"counts"}}`; the caption is the expression and the images are COCO's unlabeled2017. The file does not state which of the
-classes 1 to 4 is stuff, part, multi or single, so the kinds are `class_1` to `class_4`.
+"counts"}}`; the caption is the expression and the images are COCO's unlabeled2017. The file does not name the
+classes, so the kinds are `class_1` to `class_4`; by their labels they are stuff, parts, several objects and one object.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ def read_rows(
     keys: KnownKeys,
     records_of: Callable[[Row, RowPlace], Collection[RawRecord]],
     problems: Problems,
+    *,
+    are_lists_by_split: bool = False,
 ) -> Iterator[RawRecord]:
     """Yield the records of all rows, in file order.
 
@@ -45,9 +47,10 @@ def read_rows(
         records_of: the records of a row; raises DataError for a row that cannot be used.
         problems: collects `broken_line` or `broken_row` (also for an id that an earlier row of the file has), and
             `unused_key`.
+        are_lists_by_split: a file may also be one JSON object of lists, of which that of its split is read.
 
     Raises:
-        DataError: a file is damaged, or none of its rows can be used.
+        DataError: a file is damaged, has no list of the split, or none of its rows can be used.
     """
     for split, path in files.items():
         log = KeyLog(path.name, problems)
@@ -66,7 +69,8 @@ def read_rows(
             ids.update(own)
             return found
 
-        for found in read_json_rows(path, records, problems):
+        member = split if are_lists_by_split else None
+        for found in read_json_rows(path, records, problems, member=member):
             yield from found
         log.finish()
 

@@ -17,7 +17,7 @@ from refcli.data.sources.image_names import named_image
 from refcli.data.sources.json_records import RowPlace, read_rows
 from refcli.data.sources.known_keys import KeyLog, KnownKeys
 from refcli.data.sources.record import Problems, RawExpression, RawRecord, RawRegion, Source
-from refcli.data.sources.rows import decode_row, first_record_has, valid_side
+from refcli.data.sources.rows import Rejections, decode_row, first_record_has, valid_side
 from refcli.errors import DataError
 
 
@@ -33,11 +33,16 @@ class _Row(msgspec.Struct):
     answers: list[list[msgspec.Raw]]
 
 
-_KEYS = KnownKeys("record", frozenset(_Row.__struct_fields__), frozenset({"image_id", "annotations", "text_answers"}))
+_KEYS = KnownKeys(
+    "record",
+    frozenset(_Row.__struct_fields__),
+    frozenset({"image_id", "annotations", "text_answers", "raw_answers", "coco_url", "neg_category_ids",
+               "not_exhaustive_category_ids"}),
+)  # fmt: skip
 _ANSWER_KEYS = KnownKeys(
     "answer",
     frozenset(_Answer.__struct_fields__),
-    frozenset({"id", "image_id", "bbox", "area", "iscrowd", "category_id", "category_name"}),
+    frozenset({"id", "image_id", "bbox", "area", "iscrowd", "category_id", "category_name", "sorted_category_id"}),
     has_box=True,
 )
 
@@ -48,6 +53,7 @@ def read_mmr(files: Mapping[str, Path], settings: Settings, *, dataset: str, pro
     A question with no answer, or with one that has no mask, is left out (`question_without_answer`, `broken_answer`).
     """
     log = KeyLog(", ".join(path.name for path in files.values()), problems)
+    rejected = Rejections(problems, "broken_answer")
 
     def records(row: _Row, place: RowPlace) -> list[RawRecord]:
         if len(row.questions) != len(row.answers):
@@ -64,7 +70,7 @@ def read_mmr(files: Mapping[str, Path], settings: Settings, *, dataset: str, pro
             try:
                 regions = _regions(answer, where, log)
             except DataError as error:
-                problems.add("broken_answer", where, error.message)
+                rejected.add(error, where)
                 continue
             expression = RawExpression(f"{place.number}/{number}", question)
             found.append(RawRecord(place.split, image, (expression,), regions, where))

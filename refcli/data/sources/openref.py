@@ -3,7 +3,7 @@
 A record is `{"image", "relation_type": "single" | "multi" | "none", "positive", "negative", "bbox_num", "proposal":
 [{"x", "y", "width", "height", "original_width", "original_height"}, ...]}`, as Label Studio writes it: numbers are 0 to
 100, `original_width` and `original_height` are pixels. The boxes are the target of the positive expression, which has
-none if the relation type is `none`; the negative expression never has a target.
+none if the relation type is `none`; the negative expression never has a target. Either may be missing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Proposal(msgspec.Struct):
 class _Row(msgspec.Struct):
     image: str
     relation_type: str
-    positive: str
+    positive: str | None = None
     negative: str | None = None
     bbox_num: int | None = None
     proposal: list[msgspec.Raw] = []
@@ -52,7 +52,7 @@ _PROPOSAL_KEYS = KnownKeys("proposal", frozenset(_Proposal.__struct_fields__), h
 def read_openref(
     files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems
 ) -> Iterator[RawRecord]:
-    """Yield two records per row, the second for its negative expression if it has one; see `Reader`.
+    """Yield one record for each of the two expressions of a row; see `Reader`.
 
     The kind of the positive expression is its relation type, that of the negative one `<relation type>_negative`.
     `files`: split -> file. A row that contradicts itself is a `broken_row`: boxes with the relation type `none`, none
@@ -70,18 +70,23 @@ def read_openref(
         width, height = sides.pop() if sides else (None, None)
         image = named_image(row.image, dataset=dataset, width=valid_side(width), height=valid_side(height))
         regions = tuple(_region(one, place.where) for one in proposals)
-        positive = RawExpression(f"{place.number}/positive", row.positive)
-        found = [RawRecord(place.split, image, (positive,), regions, place.where, row.relation_type)]
-        if row.negative:
-            negative = RawExpression(f"{place.number}/negative", row.negative)
-            found.append(RawRecord(place.split, image, (negative,), (), place.where, f"{row.relation_type}_negative"))
-        return found
+        expressions = (
+            ("positive", row.positive, regions, row.relation_type),
+            ("negative", row.negative, (), f"{row.relation_type}_negative"),
+        )
+        return [
+            RawRecord(place.split, image, (RawExpression(f"{place.number}/{name}", text),), targets, place.where, kind)
+            for name, text, targets, kind in expressions
+            if text
+        ]
 
     yield from read_rows(files, _Row, _KEYS, records, problems)
     log.finish()
 
 
 def _check(row: _Row, proposals: Sequence[_Proposal], where: str) -> None:
+    if not row.positive and not row.negative:
+        raise DataError("there is neither a positive nor a negative expression", where=where)
     if row.relation_type not in RELATION_TYPES:
         raise DataError(
             f"the relation_type is {row.relation_type!r}", where=where, hint="it is " + ", ".join(RELATION_TYPES)

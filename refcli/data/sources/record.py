@@ -139,8 +139,9 @@ class Source:
     read: Reader
     settings: type[Settings]
     files: Mapping[str, tuple[str, ...]]
-    """Role -> file names searched for beside the main file, which has the first role. A source with one file per split
-    has the single role "*": its roles are the split names."""
+    """Role -> file names searched for beside the main file, which has the first role; `{stem}` in a name
+    stands for the main file's name up to its first dot. A source with one file per split has the role "*": the split
+    names are roles."""
     sniff: Callable[[Path], bool]
     """Whether a file is of this format, judged by its first bytes or records; never raises on foreign files."""
     optional: frozenset[str] = frozenset()

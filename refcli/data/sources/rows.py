@@ -27,6 +27,8 @@ MAX_LINE_BYTES = 16 << 20
 """Maximum bytes of one line; its records may take many times that in memory."""
 _MAX_DIGITS = 18
 _SHOWN_LETTERS = 60
+_LIST = re.compile(rb"\[\s*\{")
+_LISTS_BY_NAME = re.compile(rb'\{\s*"[^"\\]*"\s*:\s*\[\s*\{')
 _INTEGRAL = re.compile(r"[+-]?[0-9]{1,18}(?:\.0*)?")
 
 Id = int | str
@@ -111,12 +113,29 @@ def read_json_lines(path: Path, parse: Callable[[bytes, int, str], T], problems:
     )
 
 
-def read_json_rows(path: Path, parse: Callable[[bytes, int, str], T], problems: Problems) -> Iterator[T]:
-    """As `read_json_lines`, also for a file that is one JSON list, whose unusable records are each a `broken_row`."""
-    if not text_start(path).startswith(b"["):
+def read_json_rows(
+    path: Path, parse: Callable[[bytes, int, str], T], problems: Problems, *, member: str | None = None
+) -> Iterator[T]:
+    """As `read_json_lines`, also for a file that is one JSON list, whose unusable records are each a `broken_row`.
+
+    Args:
+        path, parse, problems: as for `read_json_lines`.
+        member: if the file may also be a JSON object of such lists, the name of the list that is read.
+
+    Raises:
+        DataError: as `read_json_lines`, or there is no list of that name.
+    """
+    start = text_start(path)
+    if start.startswith(b"["):
+        rows = read_json(path, list[msgspec.Raw])
+    elif member is not None and _LISTS_BY_NAME.match(start):
+        lists = read_json(path, dict[str, list[msgspec.Raw]])
+        if member not in lists:
+            raise DataError(f"there is no list {member!r}", where=str(path), hint=f"it has: {', '.join(lists)}")
+        rows = lists[member]
+    else:
         yield from read_json_lines(path, parse, problems)
         return
-    rows = read_json(path, list[msgspec.Raw])
     rejected = Rejections(problems)
     num_good = 0
     for number, row in enumerate(rows, 1):
@@ -134,12 +153,12 @@ def read_json_rows(path: Path, parse: Callable[[bytes, int, str], T], problems: 
 
 
 def first_record_has(path: Path, *keys: bytes) -> bool:
-    """Whether a file starts as JSON lines or as a list of objects do, with all these keys, at any depth, in a line or,
-    of a list, in the first 64 KiB."""
+    """Whether a file starts as JSON lines, as a list of objects or as an object of such lists, with all these keys, at
+    any depth: of lines, in one line, otherwise in the first 64 KiB."""
     start = text_start(path)
-    if not start.startswith(b"["):
-        return some_line_has(path, *keys)
-    return start[1:].lstrip().startswith(b"{") and all(pattern.search(start) for pattern in _patterns(keys))
+    if _LIST.match(start) or _LISTS_BY_NAME.match(start):
+        return all(pattern.search(start) for pattern in _patterns(keys))
+    return some_line_has(path, *keys)
 
 
 def some_line_has(path: Path, *keys: bytes) -> bool:

@@ -21,6 +21,7 @@ SOURCES: dict[str, str] = {
     "sk_vg": "refcli.data.sources.sk_vg:SOURCE",
     "mmr": "refcli.data.sources.mmr:SOURCE",
     "llava": "refcli.data.sources.llava:SOURCE",
+    "rex_tsv": "refcli.data.sources.rex_tsv:SOURCE",
 }
 """Formats read from files: each row is a `Source`."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from corpora.json_sets import LEFT, RIGHT, gseval_row, list_mask, percent, text_mask
+from corpora.json_sets import LEFT, RIGHT, centred, gseval_row, list_mask, percent, text_mask
 
 from refcli.data.preparation.finish import region_mask
 from refcli.data.sources import gseval, humanref, mmr, openref, sk_vg
@@ -96,15 +96,36 @@ def test_the_classes_of_gseval_keep_their_numbers_as_kinds(tmp_path):
     assert not problems.counts
 
 
-@pytest.mark.parametrize(("knowledge", "text"), [(False, "her cup"), (True, "her cup Ann drinks tea.")])
+@pytest.mark.parametrize(("knowledge", "text"), [(False, "her cup"), (True, "her cup. Ann drinks tea.")])
 def test_the_knowledge_of_sk_vg_follows_the_expression_only_if_it_is_wanted(tmp_path, knowledge, text):
-    box = {"x": 10.5, "y": 20, "width": 20, "height": 40}
-    row = {"image_name": "a.jpg", "knowledge": "Ann drinks tea.", "ref_exp": "her cup", "bbox": box}
+    row = {"image_name": "a.jpg", "knowledge": "Ann drinks tea.", "ref_exp": "her cup", "bbox": centred(LEFT)}
 
     (record,) = read(sk_vg, tmp_path / "a.json", row, knowledge=knowledge)
 
     assert record.expressions[0].text == text
-    assert record.regions[0].box_xyxy == (10.5, 20.0, 30.5, 60.0)
+
+
+def test_the_box_of_sk_vg_is_given_by_its_centre_and_a_file_may_hold_all_splits(tmp_path):
+    box = {"x": 50, "y": 40, "width": 20, "height": 10}
+    row = {"image_name": "a.jpg", "knowledge": "", "ref_exp": "her cup", "bbox": box}
+    path = tmp_path / "annotations.json"
+
+    (record,) = read(sk_vg, path, {"train": [row | {"ref_exp": "x"}], "test": [row]})
+
+    assert record.expressions[0].text == "her cup"
+    assert record.regions[0].box_xyxy == (40.0, 35.0, 60.0, 45.0)
+    with pytest.raises(DataError, match="no list 'test'"):
+        read(sk_vg, path, {"train": [row]})
+
+
+def test_an_expression_of_openref_may_be_missing_but_not_both(tmp_path):
+    row = {"image": "a.jpg", "relation_type": "none", "negative": "the fork"}
+
+    (record,) = read(openref, tmp_path / "a.json", row)
+
+    assert (record.expressions[0].text, record.kind, record.regions) == ("the fork", "none_negative", ())
+    with pytest.raises(DataError, match="neither a positive nor a negative"):
+        read(openref, tmp_path / "a.json", row | {"negative": ""})
 
 
 def test_a_question_of_mmr_with_an_answer_without_a_mask_is_left_out_and_reported(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,12 @@ def percent(box: Box) -> dict[str, Any]:
         "width": 100 * (right - left) / WIDTH, "height": 100 * (bottom - top) / HEIGHT,
         "original_width": WIDTH, "original_height": HEIGHT,
     }  # fmt: skip
+
+
+def centred(box: Box) -> dict[str, float]:
+    """A box as SK-VG writes it."""
+    left, top, right, bottom = box
+    return {"x": (left + right) / 2, "y": (top + bottom) / 2, "width": right - left, "height": bottom - top}
 
 
 def square(left: int, top: int, side: int) -> list[list[float]]:
@@ -145,8 +152,7 @@ def write_sk_vg(path: Path) -> Path:
     return _write_list(
         path,
         *(
-            {"image_name": f"{number}.jpg", "knowledge": "Ann has a guest.", "ref_exp": text}
-            | {"bbox": {"x": box[0], "y": box[1], "width": box[2] - box[0], "height": box[3] - box[1]}}
+            {"image_name": f"{number}.jpg", "knowledge": "Ann has a guest.", "ref_exp": text} | {"bbox": centred(box)}
             for number, (text, box) in enumerate(rows)
         ),
     )
@@ -184,6 +190,23 @@ def write_llava(path: Path) -> Path:
         ),
         conversation("b.jpg", question, "<p>both cups</p> [10, 20, 30, 60] [50, 20, 90, 60]"),
     )
+
+
+def write_rex_tsv(folder: Path) -> Path:
+    """Two images, the second annotated first; the first has a phrase twice."""
+    encoded = base64.b64encode(write_image(folder / "any.png", (WIDTH, HEIGHT)).read_bytes())
+    (folder / "any.png").unlink()
+    lines = [b"a.png\t" + encoded + b"\n", b"b.png\t" + encoded + b"\n"]
+    (folder / "mine_train.images.tsv").write_bytes(b"".join(lines))
+    rows = (
+        (len(lines[0]), [{"bbox": LEFT, "phrase": "lamp"}]),
+        (0, [{"bbox": LEFT, "phrase": "cup"}, {"bbox": RIGHT, "phrase": "plate"}, {"bbox": RIGHT, "phrase": "Cup"}]),
+        (5, [{"bbox": LEFT, "phrase": "an offset inside of a line"}]),
+    )
+    path = folder / "mine_train.annotations.tsv"
+    path.write_text("".join(f"{offset}\t{json.dumps({'boxes': boxes})}\n" for offset, boxes in rows))
+    (folder / "mine_train.annotations.tsv.lineidx").write_text("0\n")
+    return path
 
 
 JSON_SETS: dict[str, Corpus] = {
@@ -238,6 +261,13 @@ JSON_SETS: dict[str, Corpus] = {
         problems={"phrase_without_box": 1},
         truth=Truth("tiny/2/0", "train", "both cups", "tiny:b.jpg", (LEFT, RIGHT), (None, None)),
         settings={"coordinates": "pixels"},
+    ),
+    "rex_tsv": Corpus(
+        write_rex_tsv,
+        num_expressions=3,
+        families=frozenset({"tiny"}),
+        problems={"broken_line": 1},
+        truth=Truth("tiny/2/0", "train", "cup", "tiny:a.png", (LEFT, RIGHT), (None, None)),
     ),
 }
 """Row of the table of sources -> its corpus."""

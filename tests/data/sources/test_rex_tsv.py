@@ -1,0 +1,66 @@
+"""Rex-Omni's tables: offsets lead to whole images, boxes share phrases, and damaged lines are listed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+from corpora.json_sets import LEFT, RIGHT, write_rex_tsv
+
+from refcli.data.sources.record import Problems
+from refcli.data.sources.rex_tsv import SOURCE
+from refcli.errors import DataError
+
+
+def read(folder, *rows, problems=None):
+    """The records of a release with other annotations, each an offset and its boxes."""
+    main = write_rex_tsv(folder)
+    if rows:
+        main.write_text("".join(f"{offset}\t{json.dumps({'boxes': boxes})}\n" for offset, boxes in rows))
+    files = {"train": main, "images": folder / "mine_train.images.tsv"}
+    problems = Problems() if problems is None else problems
+    return list(SOURCE.read(files, SOURCE.settings(), dataset="mine", problems=problems))
+
+
+def test_every_record_carries_the_image_at_its_offset_also_in_another_process(tmp_path):
+    records = read(tmp_path)
+
+    assert [record.image.key for record in records] == ["mine:b.png", "mine:a.png", "mine:a.png"]
+    for record in records:
+        assert record.image.content().startswith(b"\x89PNG")
+        assert pickle.loads(pickle.dumps(record)).image.content() == record.image.content()
+
+
+@pytest.mark.parametrize(
+    ("offset", "message"),
+    [("x", "start with a byte offset"), (-1, "byte offset"), (7, "no image"), (10**9, "no image")],
+)
+def test_an_offset_that_is_not_the_start_of_an_image_is_refused(tmp_path, offset, message):
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, (offset, [{"bbox": LEFT, "phrase": "cup"}]))
+
+
+def test_a_phrase_with_an_unusable_box_is_left_out_with_all_its_boxes(tmp_path):
+    problems = Problems()
+    boxes = [{"bbox": LEFT, "phrase": "cup"}, {"bbox": [1, 2, 3], "phrase": "Cup "}, {"bbox": RIGHT, "phrase": "plate"}]
+    rotated = {"bbox": LEFT, "phrase": "lamp", "angle": 30}
+
+    records = read(tmp_path, (0, [*boxes, rotated]), (0, []), problems=problems)
+
+    assert [record.expressions[0].text for record in records] == ["plate"]
+    assert problems.counts == {"broken_box": 1, "rotated_box": 1, "image_without_phrase": 1, "unused_key": 1}
+
+
+def test_boxes_in_fractions_are_refused(tmp_path):
+    with pytest.raises(DataError, match="fractions"):
+        read(tmp_path, (0, [{"bbox": [0, 0, 0.5, 1], "phrase": "cup"}]))
+
+
+def test_an_image_that_is_not_base64_is_named_when_it_is_read(tmp_path):
+    (record,) = read(tmp_path, (0, [{"bbox": LEFT, "phrase": "cup"}]))
+    (tmp_path / "mine_train.images.tsv").write_bytes(b"a.png\t????\n")
+    record = pickle.loads(pickle.dumps(record))
+
+    with pytest.raises(DataError, match="not base64"):
+        record.image.content()

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from pycocotools.coco import COCO
 
+from refcli.answers import written
 from refcli.answers.label_studio import brush_run_lengths
 from refcli.answers.table import WRITERS
 from refcli.contracts.prediction import Answer, Target
@@ -346,6 +347,18 @@ def test_a_yolo_box_beyond_the_image_is_cut_at_its_edge(answers, write, tmp_path
 
     numbers = np.array((tmp_path / "labels" / "x.txt").read_text().split()[1:], float)
     np.testing.assert_allclose(numbers, [15 / WIDTH, 25 / HEIGHT, 30 / WIDTH, 30 / HEIGHT], atol=1e-6)
+
+
+def test_answers_that_wait_on_disk_come_back_by_image(answers, monkeypatch):
+    monkeypatch.setattr(written, "MOST_BYTES_IN_MEMORY", 1)
+
+    images = written.by_image(iter(answers))
+
+    for _ in range(2):
+        assert [image.answers for image in images] == [[answers[0], *answers[2:]], [answers[1]]]
+    assert [(image.image, image.width, image.height) for image in images] == [
+        ("a/x.png", WIDTH, HEIGHT), ("b/x.png", WIDTH, HEIGHT),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -116,7 +116,8 @@ def read_d_cube(
         settings: a `DCubeSettings`.
         dataset: prefix of the keys of images and of the ids of regions.
         problems: collects omitted rows, `broken_row`; images that are left out because an annotation, the group or a
-            sentence of theirs cannot be used, `image_without_truth`; and `crowd_region`, which is kept.
+            sentence of theirs cannot be used, `image_without_truth`; `unlisted_annotation`, which no image lists; and
+            `crowd_region`, which is kept.
 
     Raises:
         DataError: a file is not such a pickle, or none of its rows can be used.
@@ -131,7 +132,12 @@ def read_d_cube(
         annotations=_read_rows(files["annotations"], DCubeAnnotation, _ANNOTATION, problems),
         groups=_read_rows(files["groups"], DCubeGroup, _GROUP, problems),
     )
-    for image in _read_rows(files["images"], DCubeImage, _IMAGE, problems).values():
+    images = _read_rows(files["images"], DCubeImage, _IMAGE, problems)
+    listed = {comparable_id(number) for image in images.values() for number in image.anno_id}
+    for number in reading.annotations:
+        if number not in listed:
+            problems.add("unlisted_annotation", f"{files['annotations'].name}: annotation {number}", "no image has it")
+    for image in images.values():
         yield from reading.records(image)
 
 

@@ -81,6 +81,22 @@ def test_the_dummy_annotation_of_grefcoco_marks_no_target(tmp_path, mark):
     assert record.regions == ()
 
 
+def test_the_type_of_a_negative_marks_no_target_beside_a_box_and_an_unclear_type_leaves_the_caption_out(tmp_path):
+    images = [refcoco_image(number, text) for number, text in enumerate(("a dog", "a cat", "a cow"), start=1)]
+    rows = [
+        box(1, [1, 1, 5, 5], negative_type="attribute", level=2),
+        box(2, [1, 1, 5, 5], id=2, negative_type=None, level=3),
+        box(3, [1, 1, 5, 5], id=3, negative_type="none"),
+    ]
+    problems = Problems()
+    records = read(write(tmp_path, "f.json", images, rows), problems, kind="level")
+    assert [(one.expressions[0].text, len(one.regions), one.kind) for one in records] == [
+        ("a dog", 0, "level_2"),
+        ("a cat", 1, "level_3"),
+    ]
+    assert problems.counts == {"broken_row": 1, "target_of_broken_row": 1}
+
+
 def test_category_minus_one_with_a_real_box_is_a_target(tmp_path):
     file = write(tmp_path, "f.json", [refcoco_image(1, "a dog")], [box(1, [1, 1, 5, 5], category_id=-1)])
     assert len(read(file)[0].regions) == 1

@@ -29,15 +29,16 @@ def test_the_descriptions_are_chinese_on_request(tmp_path):
     assert records[0].expressions[0].text == "\u4e1c\u897f 1"
 
 
-def test_an_image_is_left_out_if_an_object_of_it_is_of_another_image_or_has_no_extent(tmp_path):
+def test_an_image_is_left_out_if_an_object_of_it_is_of_another_image_or_has_no_box(tmp_path):
     file = write_d_cube(tmp_path)
     rows = d_cube_rows()["annotations"]
     rows[7]["image_id"] = 1
     rows[9] |= {"bbox": [1, 2, 3], "segmentation": None}
+    rows[10] = {**rows[8], "id": 10}
     write_pickle(tmp_path / "annotations.pkl", rows, protocol=4)
     records, problems = read(file)
     assert records == []
-    assert problems.counts == {"image_without_truth": 3}
+    assert problems.counts == {"image_without_truth": 3, "unlisted_annotation": 1}
 
 
 def test_a_pickle_without_a_usable_row_is_refused(tmp_path):

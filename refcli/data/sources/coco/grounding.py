@@ -181,7 +181,7 @@ def _read_file(path: Path, problems: Problems) -> _File:
                 needed=_NEEDED,
                 keys=(ANNOTATION_KEYS, keys),
             )
-            row.check_spans()
+            row.check()
             if row.has_sentences:
                 _check_sentences(raw, keys, where)
             annotations.append(row)

@@ -19,6 +19,9 @@ EXPRESSION_KEYS = ("expression", "expressions", "referring", "sentences", "capti
 _Id = int | str
 
 
+_NO_TYPE = frozenset({"", "0", "none", "null", "false", "no", "positive"})
+
+
 class _Sentence(msgspec.Struct):
     """A text in REFER's form."""
 
@@ -80,12 +83,15 @@ class AnnotationRow(msgspec.Struct):
     sentences: _Texts = None
     caption: _Texts = None
 
-    def check_spans(self) -> None:
-        """Check that `tokens_positive` is a list of spans or a single span.
+    def check(self) -> None:
+        """Check the values that could be read in two ways.
 
         Raises:
-            DataError: it is neither.
+            DataError: `tokens_positive` is neither a list of spans nor a single span, or `negative_type` may stand for
+                an expression with a target.
         """
+        if self.negative_type is not None and str(self.negative_type).casefold() in _NO_TYPE:
+            raise DataError(f"negative_type is {self.negative_type!r}: it does not say whether there is a target")
         numbers = [one for one in self.tokens_positive or () if isinstance(one, int)]
         if numbers and (len(numbers) != len(self.tokens_positive or ()) or len(numbers) != len(("begin", "end"))):
             raise DataError("tokens_positive is not a list of [begin, end]")

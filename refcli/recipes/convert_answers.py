@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from refcli.answers.table import WRITERS
 from refcli.answers.written import Written
 from refcli.errors import DataError, ExitCode, UsageError
-from refcli.evaluation.predictions import RejectionLog, read_lines
+from refcli.evaluation.predictions import Line, RejectionLog, read_lines
 from refcli.evaluation.run import RejectedLines
 from refcli.files import explain_write_errors
 from refcli.inference.image_folders import is_empty_folder
@@ -76,13 +77,15 @@ def convert_answers(
     if out.is_dir() and not is_empty_folder(out):
         raise UsageError("the output folder is not empty", where=f"--out {out}", hint="choose another --out")
     problems = RejectionLog(file.name)
-    if next(read_lines(file, problems), None) is None:
+    lines = read_lines(file, problems)
+    first_line = next(lines, None)
+    if first_line is None:
         found = problems.listed().values()
         first = next((problem.first[0] for problem in found if problem.first), "the file is empty")
         raise DataError("no line of the file is a prediction", where=str(file), hint=first)
     with explain_write_errors("the answers", out):
         out.mkdir(parents=True, exist_ok=True)
-        return convert_lines(file, partial(write, min_score=min_score), out)
+        return _convert(chain([first_line], lines), problems, partial(write, min_score=min_score), out)
 
 
 def convert_lines(file: Path, write: Writer, folder: Path) -> Conversion:
@@ -97,7 +100,11 @@ def convert_lines(file: Path, write: Writer, folder: Path) -> Conversion:
         DataError: the file cannot be read.
     """
     problems = RejectionLog(file.name)
-    written = write((line.answer for line in read_lines(file, problems)), folder)
+    return _convert(read_lines(file, problems), problems, write, folder)
+
+
+def _convert(lines: Iterable[Line], problems: RejectionLog, write: Writer, folder: Path) -> Conversion:
+    written = write((line.answer for line in lines), folder)
     return Conversion(written, problems.listed())
 
 

@@ -29,8 +29,9 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
     Boxes are absolute pixels of the original image (EXIF orientation applied), xyxy, half-open, to 0.01 pixel; masks
     are compressed COCO run lengths with `counts` as text. With "no target" there are also `candidates` (the targets
     proposed before that decision) and `no_target_source`. `unknown_words` and `unread_text` appear if the model could
-    not read the whole expression. The `frame` of a target is the same target in pixels of the model's letterbox,
-    including the padding. `evaluate` measures the numbers written here.
+    not read the whole expression, `parse_failure` if the answer's text could not be parsed (`error` says why). The
+    `frame` of a target is the same target in pixels of the model's letterbox, including the padding. `evaluate`
+    measures the numbers written here.
     """
     record: dict[str, Any] = {
         "schema": PREDICTION_SCHEMA,
@@ -51,6 +52,8 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
         record["unknown_words"] = list(answer.unknown_words)
     if answer.unread_text:
         record["unread_text"] = answer.unread_text
+    if answer.parse_failure:
+        record["parse_failure"] = True
     return record | {"weights": answer.weights, "error": answer.error}
 
 
@@ -110,6 +113,7 @@ def answer_from_json(record: Mapping[str, Any]) -> Answer:
             no_target_source="mask" if states_none is None and not targets else _source(record),
             unknown_words=tuple(map(_text, _kind_of({"unknown_words": [], **record}, "unknown_words", list))),
             unread_text=_text(_kind_of({"unread_text": "", **record}, "unread_text", str)),
+            parse_failure=_parse_failure(record),
         )
     except KeyError as error:
         raise DataError(f"the prediction record has no {error.args[0]!r}", where=_place(record)) from error
@@ -162,6 +166,13 @@ def _source(record: Mapping[str, Any]) -> NoTargetSource | None:
     if value is not None and value not in get_args(NoTargetSource):
         raise ValueError(f"no_target_source is {str(value)[:80]!r}")
     return value
+
+
+def _parse_failure(record: Mapping[str, Any]) -> bool:
+    failed: bool = _kind_of({"parse_failure": False, **record}, "parse_failure", bool)
+    if failed and record["error"] is None:
+        raise ValueError("parse_failure is true, but error is null")
+    return failed
 
 
 def _target_to_json(target: Target) -> dict[str, Any]:

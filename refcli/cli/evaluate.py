@@ -231,6 +231,8 @@ def _log_failures(report: RunReport) -> None:
             log(f"failed: {sample}: {error}")
         if split.failures:
             log(f"{len(split.failures)} of {split.num_samples} samples of {split.name} failed and are in no metric")
+        for sample, error in split.parse_failures[:MAX_FAILURES_LISTED]:
+            log(f"parse failure: {sample}: {error}")
         if split.num_wrong:
             log(f"{split.num_wrong} of {split.num_samples} samples of {split.name} have no answer and count as wrong")
     for file, kinds in report.problems.items():
@@ -325,7 +327,12 @@ def systems_text(reports: Sequence[RunReport]) -> str:
         if split.name == name
     ]
     rows = [[name, *slice_row(system, split.overall)] for name, system, split in results]
-    lines = aligned([("split", "system", *HEADINGS), *rows], num_names=2)
+    headings = ["split", "system", *HEADINGS]
+    if any(split.parse_failures for _, _, split in results):
+        headings.append("parse failures")
+        for row, (_, _, split) in zip(rows, results, strict=True):
+            row.append(f"{len(split.parse_failures)} ({percent(split.parse_failure_share)} %)")
+    lines = aligned([headings, *rows], num_names=2)
     columns = _convention_columns({name for *_, split in results for name in split.conventions})
     by_convention = [
         [name, system, convention, *(percent(part.metrics.get(metric)) for metric in columns)]
@@ -334,8 +341,7 @@ def systems_text(reports: Sequence[RunReport]) -> str:
         for convention, part in split.conventions.items()
     ]
     if by_convention:
-        headings = ("split", "system", "convention", *columns)
-        lines += ["", *aligned([headings, *by_convention], num_names=3)]
+        lines += ["", *aligned([("split", "system", "convention", *columns), *by_convention], num_names=3)]
     return "\n".join(lines) + "\n"
 
 

@@ -99,6 +99,9 @@ class Answer:
     """Words of the expression that the model does not know, as written."""
     unread_text: str = ""
     """The end of an expression that is too long for the model."""
+    parse_failure: bool = False
+    """The system answered, but its text holds neither a box nor a "no target" (`error` says why): wrong in every
+    metric, and never a missing answer."""
 
     @classmethod
     def to(cls, example: Example, targets: Iterable[Target], *, weights: str = "") -> Answer:

@@ -117,11 +117,17 @@ def _score_as_written(example: Example, answer: Answer, scoring: Scoring) -> Sam
 
 
 def score(example: Example, answer: Answer, scoring: Scoring) -> SampleScore:
-    """The score of a sample; an answer with an error counts as missing.
+    """The score of a sample; an answer with an error counts as missing, or as wrong if it could not be parsed.
 
     Raises:
         DataError: see `score_sample`.
     """
     if answer.error is not None:
-        return score_unanswered(example, str(answer.error), counts=scoring.missing == "wrong", frames=scoring.frames)
+        return score_unanswered(
+            example,
+            str(answer.error),
+            counts=scoring.missing == "wrong",
+            is_parse_failure=answer.parse_failure,
+            frames=scoring.frames,
+        )
     return score_sample(example, answer, frames=scoring.frames, score_threshold=scoring.score_threshold)

@@ -124,13 +124,18 @@ class SplitScores:
         return self._with_error(counts=False)
 
     @property
+    def parse_failures(self) -> tuple[tuple[str, str], ...]:
+        """(sample id, error) of samples whose answer could not be parsed; they count as wrong."""
+        return self._with_error(counts=True, is_parse_failure=True)
+
+    @property
     def wrong(self) -> tuple[tuple[str, str], ...]:
         """(sample id, error) of samples without an answer that count as wrong."""
         return self._with_error(counts=True)
 
-    def _with_error(self, *, counts: bool) -> tuple[tuple[str, str], ...]:
+    def _with_error(self, *, counts: bool, is_parse_failure: bool = False) -> tuple[tuple[str, str], ...]:
         is_one = pc.and_(pc.is_valid(self.table["error"]), pc.equal(self.table["counts"], counts))
-        rows = self.table.filter(is_one)
+        rows = self.table.filter(pc.and_(is_one, pc.equal(self.table["is_parse_failure"], is_parse_failure)))
         return tuple(zip(rows["id"].to_pylist(), rows["error"].to_pylist(), strict=True))
 
 
@@ -302,6 +307,8 @@ def _with_added(table: pa.Table, precision: str | None) -> pa.Table:
     if "states_none" not in table.column_names:
         stated = pc.and_(is_answered, pc.or_(says_none, table["knows_existence"]))
         table = table.append_column("states_none", pc.if_else(stated, says_none, pa.scalar(None, pa.bool_())))
+    if "is_parse_failure" not in table.column_names:
+        table = table.append_column("is_parse_failure", pa.array([False] * len(table)))
     if "num_framed" not in table.column_names:
         table = table.append_column("num_framed", pa.array([0] * len(table), pa.int32()))
     if "is_gated" not in table.column_names:

@@ -28,6 +28,7 @@ TYPES: Mapping[str, pa.DataType] = {
     "expression": pa.int64(),
     "error": pa.string(),
     "counts": pa.bool_(),
+    "is_parse_failure": pa.bool_(),
     "says_none": pa.bool_(),
     "states_none": pa.bool_(),
     "knows_existence": pa.bool_(),
@@ -73,7 +74,7 @@ UNKNOWN_EARLIER = (
     "box_hits",
 )
 """Columns that files of earlier versions do not have; they are null there, and their metrics are not measured."""
-ADDED = ("states_none", "num_framed", "is_gated", *UNKNOWN_EARLIER)
+ADDED = ("is_parse_failure", "states_none", "num_framed", "is_gated", *UNKNOWN_EARLIER)
 """Columns that files of earlier versions do not have."""
 MAY_BE_NULL = ("error", "states_none", *UNKNOWN_EARLIER)
 ROW = "row"

@@ -61,6 +61,8 @@ class SampleScore:
     """Why there is no answer."""
     counts: bool = True
     """Whether the sample is in the metrics."""
+    is_parse_failure: bool = False
+    """The text of the answer could not be parsed, which `error` explains; the sample counts as wrong."""
     says_none: bool
     """The answer is "no target" or, if the system states nothing about existence, has no target."""
     states_none: bool | None = None
@@ -217,10 +219,24 @@ def _states_none(answer: Answer) -> bool | None:
     return None if answer.no_target_score is None or not answer.proposals else False
 
 
-def score_unanswered(example: Example, error: str, *, counts: bool, frames: tuple[str, ...] = (IMAGE,)) -> SampleScore:
-    """The score of a sample without a usable answer: excluded from the metrics, or (`counts`) wrong in all of them.
+def score_unanswered(
+    example: Example,
+    error: str,
+    *,
+    counts: bool,
+    is_parse_failure: bool = False,
+    frames: tuple[str, ...] = (IMAGE,),
+) -> SampleScore:
+    """The score of a sample without a usable answer: excluded from the metrics, or wrong in all of them.
 
     Wrong means: no box and an empty mask if there is a target; a target if there is none.
+
+    Args:
+        example: the truth.
+        error: why there is no answer.
+        counts: whether the sample counts, as wrong.
+        is_parse_failure: the text of the answer could not be parsed; the sample counts in any case.
+        frames: where masks are compared.
     """
     missed = float("nan") if not example.regions else 0.0
     return SampleScore(
@@ -233,7 +249,8 @@ def score_unanswered(example: Example, error: str, *, counts: bool, frames: tupl
         box_side=_box_side(example),
         expression=expression_number(example.expression),
         error=error,
-        counts=counts,
+        counts=counts or is_parse_failure,
+        is_parse_failure=is_parse_failure,
         says_none=bool(example.regions),
         knows_existence=True,
         box_iou=missed,

@@ -224,3 +224,27 @@ def test_memory_does_not_grow_with_the_masks(make_store, write_lines):
         return highest
 
     assert peak(400) < peak(100) + 500_000
+
+
+def test_a_parse_failure_is_wrong_in_every_metric_and_counted_on_its_own(store, examples, truth_of, write_lines):
+    """It counts whatever `missing` is, and survives the file of the run."""
+    first = next(at for at, example in enumerate(examples) if example.regions)
+    absent = next(at for at, example in enumerate(examples) if not example.regions)
+    answers = [truth_of(example) for example in examples]
+    for at in (first, absent):
+        answers[at] = replace(answers[at], targets=(), no_target=False, error="no box", parse_failure=True)
+    run = score(write_lines(answers), store)
+    report = report_split(run.splits[0])
+    targeted = sum(bool(example.regions) for example in examples)
+    assert (len(report.parse_failures), report.num_wrong, report.failures) == (2, 0, ())
+    assert report.parse_failure_share == 2 / len(examples)
+    metrics = report.overall.metrics
+    assert metrics["acc50"] == metrics["t_acc"] == pytest.approx(1 - 1 / targeted)
+    assert metrics["n_acc"] == metrics["grec_n_acc"] == pytest.approx(1 - 1 / (len(examples) - targeted))
+
+
+def test_a_line_that_marks_a_parse_failure_needs_its_reason(store, examples, truth_of, write_lines):
+    line = answer_to_json(truth_of(examples[0])) | {"parse_failure": True}
+    run = score(write_lines([json.dumps(line)]), store)
+    (problem,) = run.problems["predictions.jsonl"].values()
+    assert "parse_failure is true, but error is null" in problem.first[0]

@@ -12,7 +12,7 @@ from refcli.evaluation.metrics.conventions import CONVENTIONS, ONEREF384, ORIGIN
 from refcli.evaluation.metrics.measure import Slice, break_down, by_kind, measure, metric_ratios
 from refcli.evaluation.metrics.ratios import intervals
 from refcli.evaluation.report.published import published_on
-from refcli.evaluation.run import RejectedLines, Run, SplitScores
+from refcli.evaluation.run import MOST_LISTED, RejectedLines, Run, SplitScores
 
 EVALUATION_SCHEMA = "refcli.evaluation/1"
 SEVERAL_SCHEMA = "refcli.evaluations/1"
@@ -46,6 +46,8 @@ class SplitReport:
     """(sample id, error) of samples without an answer, which are in no metric."""
     num_wrong: int
     """Samples without an answer that count as wrong."""
+    parse_failures: tuple[tuple[str, str], ...]
+    """(sample id, error) of samples whose answer could not be parsed, which count as wrong too."""
     size: int
     """Samples to score in all parts of the run together."""
     total: int
@@ -68,6 +70,11 @@ class SplitReport:
     def num_samples(self) -> int:
         """Samples of this run, including those in no metric."""
         return self.overall.count + len(self.failures)
+
+    @property
+    def parse_failure_share(self) -> float:
+        """The share of the samples whose answer could not be parsed, 0..1."""
+        return len(self.parse_failures) / self.num_samples if self.num_samples else 0.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,7 @@ def report_split(result: SplitScores, conventions: Sequence[str] = (ORIGINAL,)) 
         intervals=intervals(metric_ratios(scores), scores.image),
         failures=result.failures,
         num_wrong=len(result.wrong),
+        parse_failures=result.parse_failures,
         size=result.size,
         total=result.total,
         seconds=result.seconds,
@@ -186,6 +194,11 @@ def _split_document(split: SplitReport) -> dict[str, object]:
         "published": [vars(figure) for figure in published_on(split.name)],
         "failures": [{"id": sample, "error": error} for sample, error in split.failures],
         "counted_as_wrong": split.num_wrong,
+        "parse_failures": {
+            "count": len(split.parse_failures),
+            "share": split.parse_failure_share,
+            "first": [{"id": sample, "error": error} for sample, error in split.parse_failures[:MOST_LISTED]],
+        },
         "boxes_from_masks": split.from_masks,
         "gated": split.is_gated,
         "gated_answers": split.num_gated,
@@ -270,6 +283,11 @@ def result_rows(report: SplitReport) -> list[ResultRow]:
 def notes(report: SplitReport) -> list[str]:
     """Restrictions that a reader of the metrics must know, as sentences without a capital or a full stop."""
     found = []
+    if report.parse_failures:
+        found.append(
+            f"parse failures: {len(report.parse_failures)} of {report.num_samples} answers "
+            f"({percent(report.parse_failure_share)} %) could not be parsed and are wrong in all metrics"
+        )
     if report.is_gated:
         found.append(
             f'gated: {report.num_gated} wrong "no target" count as misses in all metrics, since they have no '

@@ -151,6 +151,7 @@ def _section(
         "sources": _sources(report.name),
         "published_size": published_size(report.name) if published_on(report.name) else None,
         "failures": [f"{sample}: {error}" for sample, error in report.failures],
+        "parse_failures": [f"{sample}: {error}" for sample, error in report.parse_failures],
         "comparison": comparison,
         "galleries": galleries,
     }

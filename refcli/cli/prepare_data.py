@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,14 +31,16 @@ class PrepareOptions:
     """The options of the command."""
 
     names: tuple[str, ...]
-    file: Path | None
+    file: str | None
+    """A path, or an hf:// address; as is `raw`."""
     format: str
     dataset: str | None
     beside: tuple[str, ...]
     """Further files of a custom data set, as ROLE=FILE."""
     overrides: tuple[str, ...]
     expressions: str | None
-    raw: Path | None
+    raw: str | None
+    download: bool
     out: Path | None
     images: tuple[Path, ...]
     splits: tuple[str, ...]
@@ -61,7 +63,10 @@ def command(
         typer.Argument(help="Data sets, e.g. refcoco_unc; see --list.", metavar="[NAME]..."),
     ] = None,
     raw: Annotated[
-        Path | None, typer.Option("--raw", "-r", help="Folder with the files as published.", metavar="DIR")
+        str | None,
+        typer.Option(
+            "--raw", "-r", help="Folder with the files as published, or hf://datasets/ORG/NAME.", metavar="DIR|hf://..."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The store to write to or add to.", metavar="STORE")
@@ -76,8 +81,16 @@ def command(
         list[str] | None, typer.Option("--split", help="Only this split; may be given several times.")
     ] = None,
     from_: Annotated[
-        Path | None, typer.Option("--from", help="A custom file instead of a NAME.", metavar="FILE")
+        str | None,
+        typer.Option(
+            "--from",
+            help="A custom file instead of a NAME; a folder or hf://datasets/ORG/NAME[@REV][/FOLDER] of Parquet.",
+            metavar="FILE|hf://...",
+        ),
     ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download what an hf:// address names and this machine lacks.")
+    ] = False,
     format_: Annotated[
         str, typer.Option("--format", help=f"auto, or the format of --from: {', '.join(SOURCES)}.", metavar="FORMAT")
     ] = "auto",
@@ -131,13 +144,14 @@ def command(
     _prepare(
         PrepareOptions(
             names=tuple(names or ()),
-            file=from_,
+            file=None if from_ is None else str(from_),
             format=format_,
             dataset=name,
             beside=tuple(with_ or ()),
             overrides=tuple(set_ or ()),
             expressions=expressions,
-            raw=raw,
+            raw=None if raw is None else str(raw),
+            download=download,
             out=out,
             images=tuple(images or ()),
             splits=tuple(split or ()),
@@ -259,7 +273,7 @@ def _refuse_unused(options: PrepareOptions) -> None:
         (options.expressions is not None, "--expressions", {"published", "file"}),
         (bool(options.overrides), "--set", {"published", "file", "generated"}),
         (options.dataset is not None, "--name", {"file"}),
-        (bool(options.beside), "--with", {"file"}),
+        (bool(options.beside), "--with", {"published", "file"}),
         (options.format != "auto", "--format", {"file"}),
         (options.keep_leaks, "--reproduce-paper", {"mixture"}),
         (options.allow_missing, "--allow-missing", {"mixture"}),
@@ -268,14 +282,31 @@ def _refuse_unused(options: PrepareOptions) -> None:
             raise UsageError(
                 f"{option} has no effect here", where=option, hint=f"it is for {' and '.join(sorted(users))} data sets"
             )
-    if options.check_images and not options.images and origins & {"published", "file"}:
+    if options.download and not any(str(place).startswith("hf:") for place in (options.file, options.raw)):
+        raise UsageError("--download has no effect here", where="--download", hint="it is for hf:// addresses")
+    if (
+        options.check_images
+        and not options.images
+        and not _may_hold_images(options)
+        and origins & {"published", "file"}
+    ):
         raise UsageError("there are no images to check", where="--check-images", hint="add --images DIR")
+
+
+def _may_hold_images(options: PrepareOptions) -> bool:
+    """Whether images may be inside the files of annotations."""
+    from refcli.data.sources.parquet.files import is_parquet
+    from refcli.data.spec import load_spec
+
+    specs = map(load_spec, options.names)
+    is_custom = options.file is not None and (options.file.startswith("hf:") or is_parquet(Path(options.file)))
+    return is_custom or any(spec.source == "parquet" for spec in specs)
 
 
 def _plans(options: PrepareOptions) -> Iterator[Plan]:
     """The plans, in order; each is made when its turn comes, so that an error stops only later data sets."""
     from refcli.config.load import apply_overrides
-    from refcli.data.preparation.plan import plan_file, plan_named
+    from refcli.data.preparation.plan import FilePlan, plan_file, plan_named, with_files
 
     overrides = apply_overrides({}, list(options.overrides))
     if options.expressions is not None:
@@ -283,18 +314,21 @@ def _plans(options: PrepareOptions) -> Iterator[Plan]:
     if options.file is not None:
         if not options.dataset:
             raise UsageError("the data set of --from has no name", where="--name", hint="add --name my_set")
-        yield plan_file(
-            options.file,
+        file, hub = _located(options.file, options)
+        found = plan_file(
+            file,
             name=options.dataset,
             form=options.format,
             split=options.splits[0] if options.splits else None,
             beside=_roles(options.beside),
             overrides=overrides,
         )
+        yield replace(found, hub=hub)
+    raw, hub = (None, None) if options.raw is None else _located(options.raw, options)
     for name in options.names:
-        yield plan_named(
+        plan = plan_named(
             name,
-            raw=options.raw,
+            raw=raw,
             splits=options.splits or None,
             overrides=overrides,
             size=options.size,
@@ -302,6 +336,17 @@ def _plans(options: PrepareOptions) -> Iterator[Plan]:
             keep_leaks=options.keep_leaks,
             allow_missing=options.allow_missing,
         )
+        yield replace(with_files(plan, _roles(options.beside)), hub=hub) if isinstance(plan, FilePlan) else plan
+
+
+def _located(place: str, options: PrepareOptions) -> tuple[Path, dict[str, str | None] | None]:
+    """The path of --from or --raw, and the origin of a data set on the Hub."""
+    from refcli.recipes.hub_datasets import SCHEME, fetch_dataset
+
+    if not place.startswith(SCHEME.partition("//")[0]):
+        return Path(place), None
+    found = fetch_dataset(place, names=options.names, download=options.download, report=log)
+    return found.path, found.origin()
 
 
 def _expressions(what: str) -> str:

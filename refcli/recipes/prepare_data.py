@@ -199,6 +199,7 @@ def prepare_files(plan: FilePlan, preparation: Preparation, *, progress: Progres
         images=preparation.images,
         check_images=preparation.check_images,
         splits=preparation.splits,
+        hub=plan.hub,
     )
     is_done = not preparation.force and is_unchanged(out, plan.dataset, origin, part=shard, strict=preparation.strict)
     if is_done:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 
@@ -102,15 +103,10 @@ def fetch(
         DownloadError: no access, no connection, an interrupted download, or no room for it.
         WeightsError: the checksum differs, or the server sends names that a Hub never uses.
     """
-    _prepare_environment()
-    try:
-        from huggingface_hub import constants, hf_hub_download
-        from huggingface_hub.file_download import repo_folder_name
-    except ValueError as problem:  # huggingface_hub parses the variable when it is imported
-        raise DownloadError(
-            f"HF_ENDPOINT is not an address: {problem}", where=os.environ.get("HF_ENDPOINT")
-        ) from problem
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # where it was imported before the variable was set
+    prepare_library()
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.file_download import repo_folder_name
+
     downloaded: str | None = None
     with explain_download_errors(uri):
         found = hf_hub_download(uri.repo, uri.file, revision=uri.revision, dry_run=True)
@@ -132,11 +128,22 @@ def fetch(
     return HubFile(slot.link, uri.repo, found.commit_hash, digest, slot.link.stat().st_size)
 
 
-def _prepare_environment() -> None:
-    """Set the variables that huggingface_hub reads when it is imported."""
+def prepare_library() -> None:
+    """Import huggingface_hub with the variables that it reads when it is imported: no telemetry, and a cache folder.
+
+    Raises:
+        DownloadError: HF_ENDPOINT is not an address.
+    """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if os.path.expanduser("~") == "~" and "XDG_CACHE_HOME" not in os.environ:  # noqa: PTH111
         os.environ.setdefault("HF_HOME", str(home() / "huggingface"))  # otherwise it creates a folder called ~
+    try:
+        from huggingface_hub import constants
+    except ValueError as problem:  # huggingface_hub parses the variable when it is imported
+        raise DownloadError(
+            f"HF_ENDPOINT is not an address: {problem}", where=os.environ.get("HF_ENDPOINT")
+        ) from problem
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # where it was imported before the variable was set
 
 
 def _download(
@@ -238,8 +245,28 @@ def _other_file(uri: HubUri, found: str, wanted: str) -> WeightsError:
     )
 
 
+class HubAddress(Protocol):
+    """A place in a repository on the Hub; its text is its hf:// address."""
+
+    @property
+    def repo(self) -> str:
+        """ORGANISATION/REPOSITORY."""
+
+    @property
+    def revision(self) -> str | None:
+        """A branch, tag or commit; None for the default branch."""
+
+    @property
+    def file(self) -> str:
+        """The file or folder in the repository."""
+
+    @property
+    def page(self) -> str:
+        """Its repository below the address of the Hub, such as `datasets/ORGANISATION/REPOSITORY`."""
+
+
 @contextmanager
-def explain_download_errors(uri: HubUri) -> Iterator[None]:
+def explain_download_errors(uri: HubAddress) -> Iterator[None]:
     """Turn every failure between this machine and the Hub into a DownloadError with a hint."""
     try:
         yield
@@ -250,10 +277,10 @@ def explain_download_errors(uri: HubUri) -> Iterator[None]:
         raise _explained(problem, uri) from problem
 
 
-def _explained(problem: Exception, uri: HubUri) -> DownloadError:
+def _explained(problem: Exception, uri: HubAddress) -> DownloadError:
     from huggingface_hub import constants, errors
 
-    where, page = str(uri), f"{constants.ENDPOINT}/{uri.repo}"
+    where, page = str(uri), f"{constants.ENDPOINT}/{uri.page}"
     if isinstance(problem, errors.LocalEntryNotFoundError) and isinstance(problem.__cause__, Exception):
         problem = problem.__cause__
     status = problem.response.status_code if isinstance(problem, errors.HfHubHTTPError) else None

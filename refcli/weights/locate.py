@@ -49,6 +49,11 @@ class HubUri:
             if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name or "\0" in name:
                 raise UsageError(f"{name!r} leaves its repository", where=str(self), hint=URI_FORM)
 
+    @property
+    def page(self) -> str:
+        """The repository below the address of the Hub."""
+        return self.repo
+
     @classmethod
     def parse(cls, text: str) -> HubUri:
         """Read `hf://org/repo@rev/file#member`, percent-encoded or not.

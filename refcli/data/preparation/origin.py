@@ -30,9 +30,13 @@ def describe_origin(
     images: Sequence[Path],
     check_images: bool,
     splits: Sequence[str] | None,
+    hub: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
-    """Everything that a preparation depends on: equal descriptions give equal splits."""
-    return {
+    """Everything that a preparation depends on: equal descriptions give equal splits.
+
+    `hub` is the repository, revision and commit of files of the Hugging Face Hub.
+    """
+    origin = {
         "source": source,
         "settings": settings.model_dump(mode="json"),
         "inputs": {role: {"path": str(path.resolve()), "sha256": tree_sha256(path)} for role, path in files.items()},
@@ -41,6 +45,7 @@ def describe_origin(
         "splits": sorted(splits) if splits else None,
         "refcli": refcli.__version__,
     }
+    return origin if hub is None else origin | {"hub": dict(hub)}
 
 
 def tree_sha256(path: Path) -> str:

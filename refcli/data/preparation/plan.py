@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,8 @@ class FilePlan:
     spec: DatasetSpec | None = None
     notes: tuple[str, ...] = ()
     """Assumptions to report to the user."""
+    hub: Mapping[str, str | None] | None = None
+    """Repository, revision and commit, for files of the Hugging Face Hub."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the report of a dry run."""
@@ -137,6 +139,17 @@ def plan_named(
     return FilePlan(name, spec.source or "", source, settings, files, spec, notes)
 
 
+def with_files(plan: FilePlan, beside: Mapping[str, Path]) -> FilePlan:
+    """The plan for a known data set with optional files, by role, that are not in the folder of raw data.
+
+    Raises:
+        UsageError: the data set has no such role.
+    """
+    roles = sorted(plan.source.optional & plan.spec.files.keys()) if plan.spec else []
+    _refuse_unknown_roles(beside, roles, f"the data set {plan.dataset}")
+    return replace(plan, files={**plan.files, **beside})
+
+
 def _unverified(name: str, spec: DatasetSpec) -> str:
     return (
         f"{name}: this reader follows the documentation of the data set and was never run on its files; compare some "
@@ -182,13 +195,7 @@ def plan_file(
         notes = () if found or names_split else (f"{file.name}: read as the split train; --split names another",)
     beside = beside or {}
     others = [role for role in source.files if role not in ("*", main)]
-    unknown = sorted(set(beside) - set(others))
-    if unknown:
-        raise UsageError(
-            f"the format {form} has no file called {unknown[0]!r}",
-            where=f"--with {unknown[0]}=...",
-            hint="it has: " + (", ".join(others) or "none beside the main one"),
-        )
+    _refuse_unknown_roles(beside, others, f"the format {form}")
     files = {main: file}
     for role in others:
         names = tuple(name.format(stem=file.name.partition(".")[0]) for name in source.files[role])
@@ -202,6 +209,16 @@ def plan_file(
                 hint=f"put {' or '.join(names)} beside it, or give --with {role}=FILE",
             )
     return FilePlan(name, form, source, settings, files, notes=notes)
+
+
+def _refuse_unknown_roles(beside: Iterable[str], roles: Collection[str], owner: str) -> None:
+    unknown = sorted(set(beside) - set(roles))
+    if unknown:
+        raise UsageError(
+            f"{owner} has no file called {unknown[0]!r}",
+            where=f"--with {unknown[0]}=...",
+            hint="it has: " + (", ".join(roles) or "none beside the main one"),
+        )
 
 
 def _first_of(folder: Path, names: Iterable[str]) -> Path | None:

@@ -225,19 +225,15 @@ class _HubHandler(_Handler):
     name = "hub"
 
     def answer(self, token: str | None) -> None:
-        parts = unquote(self.path.partition("?")[0]).strip("/").split("/", 4)
+        path = unquote(self.path.partition("?")[0]).strip("/")
+        if path.startswith("api/datasets/"):
+            return self.describe(path.removeprefix("api/datasets/").split("/"), token)
+        parts = path.removeprefix("datasets/").split("/", 4)
         if len(parts) != 5 or parts[2] != "resolve":
             return self.send(404, {"X-Error-Code": "NotFound"})
-        repository = self.hub.repositories.get("/".join(parts[:2]))
-        if token == "wrong":
-            return self.send(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
-        if repository is None:
-            return self.send(401 if token is None else 404, {"X-Error-Code": "RepoNotFound"})
-        if repository.gated_to is not None and token != repository.gated_to:
-            return self.send(401 if token is None else 403, {"X-Error-Code": "GatedRepo"})
-        found = repository.commit_of(parts[3])
+        found = self.find("/".join(parts[:2]), parts[3], token)
         if found is None:
-            return self.send(404, {"X-Error-Code": "RevisionNotFound"})
+            return None
         commit, tree = found
         if parts[4] not in tree:
             return self.send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
@@ -255,6 +251,32 @@ class _HubHandler(_Handler):
                 "Location": f"{self.hub.storage_url}/{digest}",
             },
         )
+
+    def find(self, repo: str, revision: str, token: str | None) -> tuple[str, dict[str, bytes]] | None:
+        """A commit; None if the request was refused."""
+        repository = self.hub.repositories.get(repo)
+        if token == "wrong":
+            return self.send(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+        if repository is None:
+            return self.send(401 if token is None else 404, {"X-Error-Code": "RepoNotFound"})
+        if repository.gated_to is not None and token != repository.gated_to:
+            return self.send(401 if token is None else 403, {"X-Error-Code": "GatedRepo"})
+        found = repository.commit_of(revision)
+        return self.send(404, {"X-Error-Code": "RevisionNotFound"}) if found is None else found
+
+    def describe(self, parts: list[str], token: str | None) -> None:
+        """A data set: `ORG/NAME[/revision/REVISION]`, or the list of its files: `ORG/NAME/tree/REVISION`."""
+        found = self.find("/".join(parts[:2]), parts[3] if len(parts) > 3 else DEFAULT_BRANCH, token)
+        if found is None:
+            return
+        commit, tree = found
+        files = [
+            {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            for name, content in tree.items()
+        ]
+        answer = json.dumps(files if "tree" in parts else {"id": "/".join(parts[:2]), "sha": commit}).encode()
+        self.send(200, {"Content-Length": str(len(answer)), "Content-Type": "application/json"})
+        self.wfile.write(answer)
 
 
 class _StorageHandler(_Handler):

@@ -9,13 +9,10 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-import numpy as np
-
 from refcli.answers.written import AnsweredImage, Written, by_image, categories, json_parts, usable, xml_text
-from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, Target
 from refcli.files import open_atomically, write_atomically
-from refcli.geometry.masks import decode_mask
+from refcli.geometry.brush_masks import brush_run_lengths
 
 FILE = "label_studio.json"
 CONFIG_FILE = "label_studio.xml"
@@ -34,9 +31,6 @@ LABELLING_CONFIG = """<View>
   </BrushLabels>
 </View>
 """
-CHANNELS = 4
-"""A brush mask is run-length encoded as RGBA."""
-LONGEST_RUN = 1 << 16
 
 
 def write_label_studio(
@@ -125,30 +119,3 @@ def _results(number: int, answer: Answer, target: Target) -> list[dict[str, Any]
         brush = {"format": "rle", "rle": brush_run_lengths(target.mask), "brushlabels": label}
         results.append(shared | {"id": f"mask-{number}", "from_name": MASKS, "type": "brushlabels", "value": brush})
     return results
-
-
-def brush_run_lengths(mask: RLE) -> list[int]:
-    """A mask in the run lengths of Label Studio's brush, as a list of bytes.
-
-    The format is `rle-pack` of thi.ng/umbrella: 32 bits for the number of values, 5 for the word size less one, four
-    times 4 for the sizes of run lengths less one; then runs: a bit 1, two bits for which of the sizes follows, the
-    length less one, the value. The values are those of an RGBA image, row by row.
-    """
-    pixels = decode_mask(mask).ravel(order="C")
-    edges = np.flatnonzero(np.diff(pixels)) + 1
-    starts = np.concatenate(([0], edges))
-    lengths = CHANNELS * np.diff(np.concatenate((starts, [pixels.size])))
-    values = np.where(pixels[starts], 255, 0)
-    pieces = -(-lengths // LONGEST_RUN)
-    values, whole = np.repeat(values, pieces), np.full(int(pieces.sum()), LONGEST_RUN)
-    whole[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * LONGEST_RUN
-    header = _bits(np.array([CHANNELS * pixels.size]), 32), _bits(np.array([7]), 5), _bits(np.array([2, 3, 7, 15]), 4)
-    # every run: 1, size 3 (16 bits), length - 1, value
-    runs = np.concatenate([_bits(np.full(len(whole), 0b111), 3), _bits(whole - 1, 16), _bits(values, 8)], axis=1)
-    bits = np.concatenate([*(part.ravel() for part in header), runs.ravel()])
-    return [int(byte) for byte in np.packbits(bits)]
-
-
-def _bits(numbers: np.ndarray, count: int) -> np.ndarray:
-    """(numbers, count) bits, the highest first."""
-    return ((numbers[:, None] >> np.arange(count - 1, -1, -1)) & 1).astype(np.uint8)

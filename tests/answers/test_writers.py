@@ -17,11 +17,11 @@ import yaml
 from pycocotools.coco import COCO
 
 from refcli.answers import written
-from refcli.answers.label_studio import brush_run_lengths
 from refcli.answers.table import WRITERS
 from refcli.contracts.prediction import Answer, Target
 from refcli.data.sources.record import Problems
 from refcli.data.sources.table import SOURCES
+from refcli.geometry.brush_masks import brush_run_lengths
 from refcli.geometry.masks import box_pixels, encode_mask, mask_box
 from refcli.tables import lookup
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import msgspec
 from pydantic import Field
 
 from refcli.config.schema import Settings
-from refcli.data.sources.record import CATEGORY, RawExpression, RawImage, RawRecord, RawRegion
+from refcli.data.sources.record import CATEGORY, Problems, RawExpression, RawImage, RawRecord, RawRegion
+from refcli.data.sources.rows import Rejections
+from refcli.errors import DataError
+
+_LEAST_POINTS = 3
 
 
 class LabelSettings(Settings):
@@ -59,3 +66,104 @@ def labelled_records(
     for number, (category, targets) in enumerate(members.items()):
         expression = RawExpression(f"{image_id}/{number}", category)
         yield RawRecord(split, image, (expression,), tuple(targets), where, kind)
+
+
+@dataclass
+class LabelledImage:
+    """An image of a labelling tool, while its objects are collected."""
+
+    image: RawImage
+    image_id: str
+    split: str
+    where: str
+    """File and image, for messages."""
+    objects: list[tuple[RawRegion, str | None]] = field(default_factory=list)
+    """Each with its group, see `records`."""
+    broken: set[str | None] = field(default_factory=set)
+    """The labels of objects that cannot be used; None stands for an unknown label."""
+
+    def add(
+        self,
+        parse: Callable[[], RawRegion],
+        label: str | None,
+        rejected: Rejections,
+        where: str,
+        *,
+        group: str | None = None,
+    ) -> None:
+        """Add an object, or report it if it cannot be used.
+
+        Args:
+            parse: raises DataError if it cannot be used.
+            label: its category; None or empty if it has none.
+            rejected: collects it if it cannot be used.
+            where: file and object, for messages.
+            group: of the shapes that the tool states to belong together.
+        """
+        label = (label or "").strip() or None
+        try:
+            if label is None:
+                raise DataError("it has no label", where=where)
+            self.objects.append((replace(parse(), category=label), group))
+        except DataError as error:
+            rejected.add(error, where)
+            self.broken.add(label)
+
+    def records(
+        self, settings: LabelSettings, problems: Problems, *, absent: Sequence[str] = ()
+    ) -> Iterator[RawRecord]:
+        """The records of the image, see `labelled_records`.
+
+        A box and a mask (or polygon) of one label that are alone in their group are one object.
+
+        Args:
+            settings: of the source.
+            problems: collects what is left out because of a broken object: its category
+                (`target_of_broken_object`), or the image if the category is unknown or every object is needed
+                (`image_of_broken_object`).
+            absent: expressions without a target; only `given` expressions use them.
+        """
+        if None in self.broken or (self.broken and settings.expressions == "template"):
+            problems.add("image_of_broken_object", self.where)
+            return
+        for label in sorted(filter(None, self.broken)):
+            problems.add("target_of_broken_object", self.where, label)
+        objects = [one for one in _joined(self.objects) if one.category not in self.broken]
+        number = 0
+        for record in labelled_records(
+            self.image, objects, settings, split=self.split, image_id=self.image_id, where=self.where
+        ):
+            number += 1
+            yield record
+        for text in absent if settings.expressions == "given" else ():
+            yield RawRecord(self.split, self.image, (RawExpression(f"{self.image_id}/{number}", text),), (), self.where)
+            number += 1
+
+
+def _joined(objects: Sequence[tuple[RawRegion, str | None]]) -> list[RawRegion]:
+    """The objects, in the order of their first shapes."""
+    groups: defaultdict[tuple[str | None, str | None], list[RawRegion]] = defaultdict(list)
+    for number, (one, group) in enumerate(objects):
+        groups[(None, str(number)) if group is None else (one.category, group)].append(one)
+    joined: list[RawRegion] = []
+    for members in groups.values():
+        boxes = [one for one in members if one.segmentation is None]
+        masks = [one for one in members if one.segmentation is not None]
+        if len(boxes) == len(masks) == 1:
+            joined.append(replace(boxes[0], segmentation=masks[0].segmentation))
+        else:
+            joined += members
+    return joined
+
+
+def outlined_region(points: Sequence[tuple[float, float]], where: str) -> RawRegion:
+    """The region in a polygon of at least three points in pixels, with the extent of the points as its box.
+
+    Raises:
+        DataError: it has fewer points.
+    """
+    if len(points) < _LEAST_POINTS:
+        raise DataError(f"its polygon has {len(points)} points", where=where)
+    xs, ys = zip(*points, strict=True)
+    flat = [number for point in points for number in point]
+    return RawRegion((min(xs), min(ys), max(xs), max(ys)), msgspec.json.encode([flat]))

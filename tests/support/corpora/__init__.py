@@ -17,6 +17,7 @@ from scipy.io import savemat
 
 from corpora.corpus import DATASET, HEIGHT, WIDTH, Box, Corpus, Truth
 from corpora.json_sets import JSON_SETS
+from corpora.label_tools import LABEL_TOOLS
 from corpora.refer_sets import REFER_SETS
 
 
@@ -295,6 +296,7 @@ CORPORA: dict[str, Corpus] = {
         truth=Truth("tiny/1/0", "val", "the red cup", "coco:1", ((10.0, 20.0, 50.0, 50.0),), (40 * 30 / 2,)),
     ),
     **JSON_SETS,
+    **LABEL_TOOLS,
     **REFER_SETS,
 }
 """Row of the table of sources -> its corpus."""

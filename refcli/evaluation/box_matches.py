@@ -84,6 +84,9 @@ def first_hit(ious_by_rank: Float[np.ndarray, "found truth"]) -> int:
 
 def _taken_in_order(ious: Float[np.ndarray, "rows columns"]) -> Bool[np.ndarray, "rows thresholds"]:
     """Whether each row, in its order, gets a column: the best that is left, of equal ones the first."""
+    if len(ious) == 1 and ious.size:
+        only: np.ndarray = ious.max() >= TEN_THRESHOLDS
+        return only[None]
     taken = np.zeros((len(ious), len(TEN_THRESHOLDS)), dtype=np.bool_)
     if not ious.size:
         return taken

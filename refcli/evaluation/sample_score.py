@@ -175,6 +175,7 @@ def score_sample(
     around, true_box = enclosing_box(finite), _truth_box(example)
     framed = [target.frame for target in proposed if target.frame is not None]
     in_frame = framed if len(framed) == len(proposed) else []
+    pixels = _overlaps(example, drawn, frames, in_frame)
     return SampleScore(
         id=example.id,
         image=example.image,
@@ -199,10 +200,10 @@ def score_sample(
         hits_centre=around is not None and true_box is not None and _holds_centre(true_box, around),
         kept=len(kept),
         **of_kept.matches(kept),
-        matched_masks=_mask_matches(example, [answer.targets[place].mask for place in kept]).at_ten,
+        matched_masks=_mask_matches(example, [answer.targets[at] for at in kept], proposed, pixels[IMAGE]).at_ten,
         **overlaps.ranks(proposed),
         truth_has_masks=_truth_has_masks(example),
-        overlaps=_overlaps(example, drawn, frames, in_frame),
+        overlaps=pixels,
     )
 
 
@@ -416,12 +417,21 @@ class _BoxOverlaps(NamedTuple):
         }
 
 
-def _mask_matches(example: Example, masks: Sequence[RLE | None]) -> Matches:
-    """Matches of masks with those of the regions, without ignored pixels; a missing mask is an empty one."""
-    drawn = [mask for mask in masks if mask is not None]
+def _mask_matches(example: Example, kept: Sequence[Target], proposed: Sequence[Target], pixels: MaskOverlap) -> Matches:
+    """Matches of masks with those of the regions, without ignored pixels; a missing mask is an empty one.
+
+    Args:
+        example: the truth.
+        kept: the targets to match.
+        proposed: all targets, of which `pixels` are counted together.
+        pixels: of the original image.
+    """
+    drawn = [target.mask for target in kept if target.mask is not None]
     truth = [region.mask for region in example.regions if region.mask is not None]
     if not drawn or not truth or len(truth) < len(example.regions):
         return NO_MATCHES
+    if len(proposed) == len(truth) == 1:
+        return best_matches(np.array([[pixels.intersection / max(pixels.union, 1)]]))
     if example.ignored is not None:
         drawn, truth = ([subtract_masks(mask, example.ignored) for mask in part] for part in (drawn, truth))
     return best_matches(mask_iou_matrix(drawn, truth))

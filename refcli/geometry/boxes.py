@@ -60,7 +60,7 @@ def _areas(top_left: np.ndarray, bottom_right: np.ndarray) -> np.ndarray:
 
 def enclosing_box(boxes: Sequence[BoxXYXY]) -> BoxXYXY | None:
     """The smallest box around all boxes; None where there are none."""
-    if not boxes:
-        return None
+    if len(boxes) <= 1:
+        return boxes[0] if boxes else None
     left, top, right, bottom = zip(*boxes, strict=True)
     return min(left), min(top), max(right), max(bottom)

@@ -37,10 +37,19 @@ _LARGEST = {"unit": 1, "unit-padded": 1, "thousand": 1000, "bins-999": 999, "bin
 _TOLERANCE = 0.01
 """Share of the largest number by which rounded boxes may leave the image."""
 _HUMAN, _MODEL = frozenset({"human", "user"}), frozenset({"gpt", "assistant"})
-_IMAGE_MARK = re.compile(r"<image>\s*|\s*<image>")
+_IMAGE_MARK = "<image>"
 _SLOT = re.compile(r"\{(expression|box)\}")
+_PHRASE_TEXT = "([^<]{1,1000})"
 _PHRASE = re.compile(
-    r"<ref>(.*?)</ref>|<\|ref\|>(.*?)<\|/ref\|>|<\|object_ref_start\|>(.*?)<\|object_ref_end\|>|<p>(.*?)</p>", re.DOTALL
+    "|".join(
+        f"{re.escape(start)}{_PHRASE_TEXT}{re.escape(end)}"
+        for start, end in (
+            ("<ref>", "</ref>"),
+            ("<|ref|>", "<|/ref|>"),
+            ("<|object_ref_start|>", "<|object_ref_end|>"),
+            ("<p>", "</p>"),
+        )
+    )
 )
 _AS_WRITTEN = ImageSizes(1, 1)
 
@@ -170,7 +179,7 @@ def _prompted(
     for asked, answered in pairwise(turns):
         if asked.speaker not in _HUMAN or answered.speaker not in _MODEL:
             continue
-        question = " ".join(_IMAGE_MARK.sub("", asked.value).split())
+        question = " ".join(asked.value.replace(_IMAGE_MARK, " ").split())
         matches = ((prompt, prompt.pattern.fullmatch(question)) for prompt in prompts)
         prompt, match = next(((prompt, match) for prompt, match in matches if match), (None, None))
         if prompt is None or match is None:
@@ -197,9 +206,9 @@ def _tagged(
         if turn.speaker not in _MODEL:
             continue
         phrases = list(_PHRASE.finditer(turn.value))
-        ends = [phrase.start() for phrase in phrases[1:]] + [len(turn.value)]
         merged: dict[str, _Boxes] = {}
-        for phrase, end in zip(phrases, ends, strict=True):
+        for index, phrase in enumerate(phrases, 1):
+            end = phrases[index].start() if index < len(phrases) else len(turn.value)
             text = next(filter(None, phrase.groups()), "").strip()
             try:
                 boxes = _boxes(turn.value[phrase.end() : end], settings)

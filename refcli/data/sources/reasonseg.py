@@ -32,6 +32,8 @@ MAX_ANNOTATION_BYTES = 64 << 20
 MAX_IMAGE_BYTES = 200_000_000
 TARGET, IGNORED = 1, 255
 """Values of a label map; 0 is the background."""
+_MAX_SHAPES = 1_000
+"""Of one image; each is drawn twice at the image's full size."""
 _FLAG = "flag"
 """The label of polygons without meaning."""
 _REACH = 10
@@ -171,6 +173,8 @@ class _Reading:
         self, shapes: Sequence[msgspec.Raw], height: int, width: int, where: str
     ) -> Iterator[tuple[int, Int32[np.ndarray, "points 2"]]]:
         """The value and the points of every polygon but flags."""
+        if len(shapes) > _MAX_SHAPES:
+            raise DataError(f"there are {len(shapes):,} shapes, more than {_MAX_SHAPES:,}", where=where)
         for number, raw in enumerate(shapes, 1):
             place = f"{where}, shape {number}"
             shape = decode_row(

@@ -101,6 +101,16 @@ def test_mentions_of_a_phrase_share_their_boxes_and_other_notations_are_not_trie
         read(tmp_path / "a.json", row, coordinates="pixels", notation="internvl")
 
 
+def test_answers_without_a_phrase_are_reported(tmp_path):
+    problems = Problems()
+    rows = [conversation("a.jpg", "?", "Two cups."), conversation("a.jpg", "?", "<p>the cup</p> [1, 2, 3, 4]")]
+
+    records = read(tmp_path / "a.json", *rows, problems=problems, coordinates="pixels")
+
+    assert [record.expressions[0].text for record in records] == ["the cup"]
+    assert problems.counts == {"line_without_phrase": 1}
+
+
 @pytest.mark.parametrize("image", [[], ["a.jpg", "b.jpg"], None])
 def test_a_line_without_exactly_one_image_is_refused(tmp_path, image):
     with pytest.raises(DataError, match="images"):

@@ -1,8 +1,9 @@
 """The tables of Rex-Omni: images as base64 in one file, and their boxes with phrases in another.
 
-A line of `*.images.tsv` is `key TAB base64`. A line of `*.annotations.tsv` is `offset TAB {"boxes": [{"bbox": [x1, y1,
-x2, y2], "phrase"}, ...]}`, with the byte offset of its image's line in the first file, and boxes in pixels. All boxes
-of a phrase are its targets. The index `*.lineidx` is not needed.
+A line of `*.images.tsv` is `key TAB base64`; the key is usually the line's byte offset. A line of `*.annotations.tsv`
+is `offset TAB {"boxes": [{"bbox": [x1, y1, x2, y2], "phrase"}, ...]}`, with the byte offset of its image's line in the
+first file, and boxes in pixels. All boxes of a phrase are its targets; a phrase whose `bbox` is null has no target in
+the image. The index `*.lineidx` is not needed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,8 +20,8 @@ import msgspec
 
 from refcli.config.schema import Settings
 from refcli.data.reading.streams import MAX_STREAM_BYTES, invalid_utf8, open_binary, text_start
-from refcli.data.sources.image_names import named_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys
+from refcli.data.sources.parquet.images import stored_image
 from refcli.data.sources.record import Problems, RawExpression, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import Rejections, are_fractions, decode_row, read_json_lines, whole_number
 from refcli.errors import DataError
@@ -29,13 +30,15 @@ from refcli.geometry.boxes import BoxXYXY
 IMAGES = "images"
 _MAX_KEY_BYTES = 4096
 _MAX_IMAGE_BYTES = 200_000_000
+_WRAPPING = b"b'", b"'"
+"""Around the base64 of files whose writer printed Python's bytes."""
 _MAX_LINE_BYTES = _MAX_KEY_BYTES + _MAX_IMAGE_BYTES // 3 * 4 + 8
 """Of a key and an image in base64."""
 _FIRST_LINE = re.compile(rb'\d+\t\{[^\n]*"boxes"\s*:')
 
 
 class _Box(msgspec.Struct):
-    bbox: BoxXYXY
+    bbox: BoxXYXY | None
     phrase: str
 
 
@@ -78,8 +81,9 @@ class TsvImages:
             line = self._at(offset).readline(_MAX_LINE_BYTES + 1)
             if len(line) > _MAX_LINE_BYTES:
                 raise DataError(f"the image at byte {offset:,} is too large", where=str(self.file))
+            encoded = line.partition(b"\t")[2].strip().removeprefix(_WRAPPING[0]).removesuffix(_WRAPPING[1])
             try:
-                self._last = offset, base64.b64decode(line.partition(b"\t")[2].strip(), validate=True)
+                self._last = offset, base64.b64decode(encoded, validate=True)
             except binascii.Error as error:
                 raise DataError(f"the image at byte {offset:,} is not base64: {error}", where=str(self.file)) from error
         return self._last[1]
@@ -116,8 +120,8 @@ def read_rex_tsv(
         files: split -> annotations, and `images`.
         settings: none.
         dataset: prefix of the keys of images that are not COCO's.
-        problems: collects `broken_line`, `broken_box` (all boxes of its phrase are left out), `image_without_phrase`,
-            `unused_key`.
+        problems: collects `broken_line`, `broken_box` (all boxes of its phrase are left out), `contradictory_phrase`
+            (with boxes and with null), `image_without_phrase`, `unused_key`.
     """
     images = TsvImages(files[IMAGES])
     for split, path in files.items():
@@ -131,14 +135,15 @@ def read_rex_tsv(
             if offset is None:
                 raise DataError("the line does not start with a byte offset and a tab", where=where)
             row = decode_row(text, _Line, where=where, problems=problems, needed=(), keys=(_LINE_KEYS, log))
-            image = named_image(images.key(offset), dataset=dataset)
+            key = images.key(offset)
+            image = stored_image(TsvImage(images, offset), key if "." in key else None, dataset=dataset)
             phrases = _phrases(row, where, log)
             if not phrases:
                 problems.add("image_without_phrase", where, image.names[0])
             return [
                 RawRecord(
                     split=split,
-                    image=replace(image, content=TsvImage(images, offset)),
+                    image=image,
                     expressions=(RawExpression(f"{number}/{index}", phrase),),
                     regions=tuple(map(RawRegion, boxes)),
                     where=where,
@@ -158,7 +163,8 @@ def _phrases(row: _Line, where: str, log: KeyLog) -> list[tuple[str, list[BoxXYX
         DataError: the boxes are in fractions of the image.
     """
     merged: dict[str, tuple[str, list[BoxXYXY]]] = {}
-    broken: set[str] = set()
+    absent: set[str] = set()
+    left_out: set[str] = set()
     rejected = Rejections(log.problems, "broken_box")
     for number, raw in enumerate(row.boxes, 1):
         place = f"{where}, box {number}"
@@ -166,12 +172,19 @@ def _phrases(row: _Line, where: str, log: KeyLog) -> list[tuple[str, list[BoxXYX
             one = decode_row(raw, _Box, where=place, problems=log.problems, needed=(), keys=(_BOX_KEYS, log))
         except DataError as error:
             rejected.add(error, place)
-            broken.add(_comparable(_phrase_of(raw)))
+            left_out.add(_comparable(_phrase_of(raw)))
             continue
-        merged.setdefault(_comparable(one.phrase), (one.phrase, []))[1].append(one.bbox)
+        _, boxes = merged.setdefault(_comparable(one.phrase), (one.phrase, []))
+        if one.bbox is None:
+            absent.add(_comparable(one.phrase))
+        else:
+            boxes.append(one.bbox)
     if are_fractions([box for _, boxes in merged.values() for box in boxes]):
         raise DataError("the boxes are in fractions of the image", where=where, hint="give them in pixels")
-    return [named for key, named in merged.items() if key not in broken]
+    for key in absent & {key for key, (_, boxes) in merged.items() if boxes}:
+        log.problems.add("contradictory_phrase", where, merged[key][0])
+        left_out.add(key)
+    return [named for key, named in merged.items() if key not in left_out]
 
 
 def _phrase_of(raw: msgspec.Raw) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
 
 import pytest
-from corpora.json_sets import LEFT, RIGHT, write_rex_tsv
+from corpora.json_sets import LEFT, RIGHT, png, write_rex_tsv
 
 from refcli.data.sources.record import Problems
 from refcli.data.sources.rex_tsv import SOURCE
@@ -14,8 +15,13 @@ from refcli.errors import DataError
 
 
 def read(folder, *rows, problems=None):
-    """The records of a release with other annotations, each an offset and its boxes."""
-    main = write_rex_tsv(folder)
+    """The records of a release, with other annotations if rows are given: each is an offset and its boxes."""
+    write_rex_tsv(folder)
+    return records_of(folder, *rows, problems=problems)
+
+
+def records_of(folder, *rows, problems=None):
+    main = folder / "mine_train.annotations.tsv"
     if rows:
         main.write_text("".join(f"{offset}\t{json.dumps({'boxes': boxes})}\n" for offset, boxes in rows))
     files = {"train": main, "images": folder / "mine_train.images.tsv"}
@@ -26,10 +32,33 @@ def read(folder, *rows, problems=None):
 def test_every_record_carries_the_image_at_its_offset_also_in_another_process(tmp_path):
     records = read(tmp_path)
 
-    assert [record.image.key for record in records] == ["mine:b.png", "mine:a.png", "mine:a.png"]
+    assert [record.image.content() for record in records] == [png("blue"), png("red"), png("red")]
+    assert [record.image.names[0] for record in records] == ["b.png", "a.png", "a.png"]
+    assert len({record.image.key for record in records}) == 2
     for record in records:
-        assert record.image.content().startswith(b"\x89PNG")
         assert pickle.loads(pickle.dumps(record)).image.content() == record.image.content()
+
+
+def test_a_key_that_is_an_offset_names_no_file_and_base64_may_be_printed_bytes(tmp_path):
+    read(tmp_path)
+    path = tmp_path / "mine_train.images.tsv"
+    path.write_bytes(b"0\tb'" + base64.b64encode(png("red")) + b"'\n")
+
+    (record,) = records_of(tmp_path, (0, [{"bbox": LEFT, "phrase": "cup"}]))
+
+    assert record.image.content() == png("red")
+    assert record.image.names == (f"{record.image.key.removeprefix('mine:')}",)
+    assert record.image.names[0].endswith(".png")
+
+
+def test_a_phrase_without_a_box_has_no_target_unless_it_also_has_one(tmp_path):
+    problems = Problems()
+    boxes = [{"bbox": None, "phrase": "fork"}, {"bbox": LEFT, "phrase": "cup"}, {"bbox": None, "phrase": "cup"}]
+
+    (record,) = read(tmp_path, (0, boxes), problems=problems)
+
+    assert (record.expressions[0].text, record.regions) == ("fork", ())
+    assert problems.counts == {"contradictory_phrase": 1}
 
 
 @pytest.mark.parametrize(
@@ -57,10 +86,9 @@ def test_boxes_in_fractions_are_refused(tmp_path):
         read(tmp_path, (0, [{"bbox": [0, 0, 0.5, 1], "phrase": "cup"}]))
 
 
-def test_an_image_that_is_not_base64_is_named_when_it_is_read(tmp_path):
-    (record,) = read(tmp_path, (0, [{"bbox": LEFT, "phrase": "cup"}]))
+def test_an_image_that_is_not_base64_is_refused(tmp_path):
+    read(tmp_path)
     (tmp_path / "mine_train.images.tsv").write_bytes(b"a.png\t????\n")
-    record = pickle.loads(pickle.dumps(record))
 
     with pytest.raises(DataError, match="not base64"):
-        record.image.content()
+        records_of(tmp_path, (0, [{"bbox": LEFT, "phrase": "cup"}]))

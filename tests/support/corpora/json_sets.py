@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from image_files import write_image
+from PIL import Image
 from pycocotools import mask as coco
 
 from corpora.corpus import HEIGHT, WIDTH, Box, Corpus, Truth
@@ -192,15 +195,23 @@ def write_llava(path: Path) -> Path:
     )
 
 
+def png(colour: str) -> bytes:
+    """An image file of one colour."""
+    content = io.BytesIO()
+    Image.new("RGB", (WIDTH, HEIGHT), colour).save(content, "PNG")
+    return content.getvalue()
+
+
 def write_rex_tsv(folder: Path) -> Path:
-    """Two images, the second annotated first; the first has a phrase twice."""
-    encoded = base64.b64encode(write_image(folder / "any.png", (WIDTH, HEIGHT)).read_bytes())
-    (folder / "any.png").unlink()
-    lines = [b"a.png\t" + encoded + b"\n", b"b.png\t" + encoded + b"\n"]
+    """Two images, the second annotated first; the first has a phrase twice, and one that has no target."""
+    lines = [
+        name.encode() + b"\t" + base64.b64encode(png(colour)) + b"\n"
+        for name, colour in (("a.png", "red"), ("b.png", "blue"))
+    ]
     (folder / "mine_train.images.tsv").write_bytes(b"".join(lines))
     rows = (
         (len(lines[0]), [{"bbox": LEFT, "phrase": "lamp"}]),
-        (0, [{"bbox": LEFT, "phrase": "cup"}, {"bbox": RIGHT, "phrase": "plate"}, {"bbox": RIGHT, "phrase": "Cup"}]),
+        (0, [{"bbox": LEFT, "phrase": "cup"}, {"bbox": None, "phrase": "fork"}, {"bbox": RIGHT, "phrase": "Cup"}]),
         (5, [{"bbox": LEFT, "phrase": "an offset inside of a line"}]),
     )
     path = folder / "mine_train.annotations.tsv"
@@ -267,7 +278,9 @@ JSON_SETS: dict[str, Corpus] = {
         num_expressions=3,
         families=frozenset({"tiny"}),
         problems={"broken_line": 1},
-        truth=Truth("tiny/2/0", "train", "cup", "tiny:a.png", (LEFT, RIGHT), (None, None)),
+        truth=Truth(
+            "tiny/2/0", "train", "cup", f"tiny:{sha256(png('red')).hexdigest()[:32]}/a.png", (LEFT, RIGHT), (None, None)
+        ),
     ),
 }
 """Row of the table of sources -> its corpus."""

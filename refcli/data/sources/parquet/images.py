@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from refcli.data.sources.image_names import ImageOrigin, coco_id, coco_image, named_image, normalise_name
 from refcli.data.sources.parquet.files import ParquetFile
-from refcli.data.sources.record import RawImage
+from refcli.data.sources.record import LazyBytes, RawImage
 from refcli.errors import DataError
 
 MAX_IMAGE_BYTES = 200_000_000
@@ -149,7 +149,7 @@ class RowImage:
 
 
 def stored_image(
-    content: RowImage,
+    content: LazyBytes,
     name: str | None,
     *,
     dataset: str,
@@ -157,7 +157,7 @@ def stored_image(
     height: int | None = None,
     origin: ImageOrigin = "auto",
 ) -> RawImage:
-    """The image of a row that holds its bytes.
+    """The image whose bytes are in a file of annotations.
 
     Its identity is COCO's number if its name shows one (see `coco_id`), else its content: equal bytes are one image, in
     however many rows, and equal names (`image.png`) with different bytes are several.

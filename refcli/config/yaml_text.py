@@ -20,10 +20,12 @@ MAX_BITS = 64
 _TAGS = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")
 )
-_TEXT, _TIMESTAMP, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "timestamp", "merge"))
+_TEXT, _WHOLE, _TIMESTAMP, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "int", "timestamp", "merge"))
 
 
-def parse_yaml(text: str, *, what: str, where: str, error: type[RefcliError] = ConfigError) -> Any:  # noqa: ANN401
+def parse_yaml(
+    text: str, *, what: str, where: str, error: type[RefcliError] = ConfigError, numbered_keys: bool = False
+) -> Any:  # noqa: ANN401
     """The plain value of a YAML text: mappings with text as keys, lists, text, numbers of 64 bits, booleans and null.
 
     `1e-4` is a number, and dates are text.
@@ -31,6 +33,7 @@ def parse_yaml(text: str, *, what: str, where: str, error: type[RefcliError] = C
     Args:
         what: the subject of the error message, such as "the settings file".
         error: the class of the error.
+        numbered_keys: also read whole numbers as keys, as text.
 
     Raises:
         RefcliError: not YAML, a value of another kind, a repeated key, or more values than any settings have.
@@ -39,7 +42,7 @@ def parse_yaml(text: str, *, what: str, where: str, error: type[RefcliError] = C
         raise error(f"{what} has {len(text):,} characters, and at most {MAX_CHARACTERS:,} are read", where=where)
     loader = None
     try:
-        loader = _Loader(text)
+        loader = _Loader(text, numbered_keys=numbered_keys)
         return loader.get_single_data()
     except Exception as problem:  # PyYAML's constructors raise whatever the values lead them to
         reason = " ".join(str(problem).split()) or type(problem).__name__
@@ -76,8 +79,9 @@ def read_mapping(
 class _Loader(yaml.SafeLoader):
     """Composes at most as much as the limits allow and constructs only plain values."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, numbered_keys: bool = False) -> None:
         super().__init__(text)
+        self.key_tags = frozenset({_TEXT, _WHOLE} if numbered_keys else {_TEXT})
         self._depth = self._num_values = 0
         self._sizes: dict[str, int] = {}
         """The number of values behind each complete anchor."""
@@ -116,7 +120,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     for key_node, _ in node.value:
         if key_node.tag == _MERGE:
             continue
-        if key_node.tag != _TEXT or not isinstance(key_node, yaml.ScalarNode):
+        if key_node.tag not in loader.key_tags or not isinstance(key_node, yaml.ScalarNode):
             shown = f"{key_node.value[:80]!r}" if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
             raise yaml.constructor.ConstructorError(
                 None, None, f"keys must be text, and {shown} is not: put it in quotes", key_node.start_mark

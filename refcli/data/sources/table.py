@@ -19,6 +19,7 @@ SOURCES: dict[str, str] = {
     "openref": "refcli.data.sources.openref:SOURCE",
     "reasonseg": "refcli.data.sources.reasonseg:SOURCE",
     "sk_vg": "refcli.data.sources.sk_vg:SOURCE",
+    "yolo": "refcli.data.sources.yolo:SOURCE",
     "label_studio": "refcli.data.sources.label_studio:SOURCE",
     "mmr": "refcli.data.sources.mmr:SOURCE",
     "llava": "refcli.data.sources.llava:SOURCE",

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+from image_files import write_image
 from pycocotools import mask as coco
 
 from corpora.corpus import HEIGHT, WIDTH, Box, Corpus, Truth
@@ -73,6 +75,39 @@ def _write_label_studio(folder: Path) -> Path:
     return write_studio(folder / "export_val.json", tasks)
 
 
+def write_yolo(folder: Path, data: dict[str, Any], labels: dict[str, str]) -> Path:
+    """A `data.yaml`, an image for every label file, and the label files by their path without suffix."""
+    for name, text in labels.items():
+        write_image(folder / "images" / f"{name}.jpg", (WIDTH, HEIGHT))
+        file = folder / "labels" / f"{name}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    folder.mkdir(exist_ok=True)
+    (folder / "data.yaml").write_text(yaml.safe_dump(data))
+    return folder / "data.yaml"
+
+
+def yolo_box(category: int, box: Box) -> str:
+    left, top, right, bottom = box
+    middle = (left + right) / 2 / WIDTH, (top + bottom) / 2 / HEIGHT
+    return " ".join(map(str, (category, *middle, (right - left) / WIDTH, (bottom - top) / HEIGHT))) + "\n"
+
+
+def yolo_polygon(category: int, *points: tuple[float, float]) -> str:
+    return " ".join([str(category), *(f"{x / WIDTH} {y / HEIGHT}" for x, y in points)]) + "\n"
+
+
+def _write_yolo(folder: Path) -> Path:
+    triangle = yolo_polygon(1, (10, 20), (50, 20), (10, 60))
+    data = {"path": ".", "train": "images/train", "val": ["images/val"], "names": {0: "cup", 1: "the plate"}, "nc": 2}
+    labels = {
+        "train/a": yolo_box(0, LEFT) + triangle + yolo_box(0, RIGHT),
+        "train/b": "",
+        "val/c": yolo_box(0, RIGHT) + yolo_box(0, RIGHT),
+    }
+    return write_yolo(folder, data, labels)
+
+
 LABEL_TOOLS: dict[str, Corpus] = {
     "label_studio": Corpus(
         _write_label_studio,
@@ -80,6 +115,20 @@ LABEL_TOOLS: dict[str, Corpus] = {
         families=frozenset({"tiny"}),
         problems={"task_without_annotation": 1},
         truth=Truth("tiny/7/0", "val", "cup", "tiny:photos/7.jpg", (LEFT, RIGHT), (20 * 40, 40 * 40)),
+    ),
+    "yolo": Corpus(
+        _write_yolo,
+        num_expressions=3,
+        families=frozenset({"tiny"}),
+        problems={"repeated_object": 1},
+        truth=Truth(
+            "tiny/images/train/a.jpg/1",
+            "train",
+            "the plate",
+            "tiny:images/train/a.jpg",
+            ((10.0, 20.0, 50.0, 60.0),),
+            (40 * 40 / 2,),
+        ),
     ),
 }
 """Row of the table of sources -> its corpus."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from refcli.data.reading.xml_files import parse_xml
+from refcli.data.reading.xml_files import iterate_xml, parse_xml
 from refcli.errors import DataError
 
 
@@ -46,3 +46,22 @@ def test_a_document_above_the_limit_is_refused():
     with pytest.raises(DataError, match="more than 3 bytes"):
         parse_xml(b"<a/>", where="1.xml", max_bytes=3)
     assert parse_xml(b"<a/>", where="1.xml", max_bytes=4).tag == "a"
+
+
+def test_children_of_the_root_are_read_one_by_one_and_a_truncated_document_is_refused(tmp_path: Path):
+    path = tmp_path / "a.xml"
+    path.write_text("<a><meta><image>no child of the root</image></meta><image n='1'><box/></image><image n='2'/></a>")
+
+    found = [(one.get("n"), len(one)) for one in iterate_xml(path, ("image",))]
+
+    assert found == [("1", 1), ("2", 0)]
+    path.write_text("<a><image n='1'/><image")
+    with pytest.raises(DataError, match="not valid XML"):
+        list(iterate_xml(path, ("image",)))
+
+
+def test_a_document_that_is_read_in_parts_may_not_declare_entities(tmp_path: Path):
+    path = tmp_path / "a.xml"
+    path.write_text('<!DOCTYPE a [<!ENTITY l "ha">]><a><image>&l;</image></a>')
+    with pytest.raises(DataError, match="document type or entities"):
+        list(iterate_xml(path, ("image",)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,43 @@ def _write_yolo(folder: Path) -> Path:
     return write_yolo(folder, data, labels)
 
 
+def cvat_box(box: Box, label: str, **fields: str) -> str:
+    """A box of CVAT's XML."""
+    attributes = dict(zip(("xtl", "ytl", "xbr", "ybr"), map(str, box), strict=True)) | fields
+    return f'<box label="{label}" occluded="0" {_written(attributes)}><attribute name="colour">red</attribute></box>'
+
+
+def cvat_mask(box: Box, label: str, **fields: str) -> str:
+    """A mask of CVAT's XML that covers a whole box but its first pixel."""
+    left, top, right, bottom = map(int, box)
+    wide, tall = right - left, bottom - top
+    place = {"left": left, "top": top, "width": wide, "height": tall} | fields
+    return f'<mask label="{label}" rle="1, {wide * tall - 1}" {_written(place)}></mask>'
+
+
+def _written(attributes: Mapping[str, object]) -> str:
+    return " ".join(f'{key}="{value}"' for key, value in attributes.items())
+
+
+def write_cvat(path: Path, images: Sequence[tuple[str, str]]) -> Path:
+    """A file with images: attributes and shapes of each."""
+    parts = (
+        f'<image id="{number}" name="{number}.jpg" width="{WIDTH}" height="{HEIGHT}" {attributes}>{shapes}</image>'
+        for number, (attributes, shapes) in enumerate(images)
+    )
+    head = '<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version><meta/>'
+    path.write_text(head + "".join(parts) + "</annotations>")
+    return path
+
+
+def _write_cvat(folder: Path) -> Path:
+    pair = cvat_box(LEFT, "cup", group_id="3") + cvat_mask(LEFT, "cup", group_id="3")
+    polygon = '<polygon label="the plate" points="10,20;50,20;10,60"></polygon>'
+    ellipse = '<ellipse label="a fork" cx="1" cy="1" rx="1" ry="1"></ellipse>'
+    images = [("", pair + polygon), ('subset="Validation"', cvat_box(RIGHT, "cup") + ellipse), ("", "")]
+    return write_cvat(folder / "annotations.xml", images)
+
+
 LABEL_TOOLS: dict[str, Corpus] = {
     "label_studio": Corpus(
         _write_label_studio,
@@ -129,6 +166,13 @@ LABEL_TOOLS: dict[str, Corpus] = {
             ((10.0, 20.0, 50.0, 60.0),),
             (40 * 40 / 2,),
         ),
+    ),
+    "cvat": Corpus(
+        _write_cvat,
+        num_expressions=3,
+        families=frozenset({"tiny"}),
+        problems={"broken_shape": 1, "target_of_broken_object": 1, "unused_key": 1},
+        truth=Truth("tiny/0/0", "train", "cup", "tiny:0.jpg", (LEFT,), (20 * 40 - 1,)),
     ),
 }
 """Row of the table of sources -> its corpus."""

@@ -28,8 +28,7 @@ def box_ratios(scores: ScoreColumns, convention: Convention) -> dict[str, Ratio]
     - `center_acc`: share whose box has its centre in the true box, edges included (`Center_ACC` of lmms-eval;
       pointing accuracy).
     - `acc50_kind_mean`, `macc_kind_mean`: mean over the kinds of expressions of `acc50` and `macc`, each kind with
-      the same weight; where the kinds are the classes of the targets, the class average of Ref-L4. Absent with fewer
-      than two kinds.
+      the same weight: a class average if the kinds are classes (those of Ref-L4 are not). Absent with fewer than two.
 
     An answer without a box, or whose boxes are not finite, has IoU 0; so do empty boxes. Samples of images of unknown
     size are left out by conventions that need the size. `Convention.box_counts_none` includes samples without a target.

@@ -133,7 +133,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     "ref-l4": Convention(
         source="Ref-L4 (2024), published evaluator",
         differs="Acc@X counts IoU > X.",
-        metrics=(*BENCHMARK_BOXES, "acc50_kind_mean", "macc_kind_mean"),
+        metrics=BENCHMARK_BOXES,
         box_is_strict=True,
     ),
     "first-box": Convention(

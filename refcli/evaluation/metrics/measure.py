@@ -41,7 +41,7 @@ METRIC_GROUPS: Mapping[str, tuple[str, ...]] = {
     "sets": (
         *("grec_pr_iou", "grec_pr_giou", "grec_n_acc", "grec_t_acc"),
         *("set_recall50", "set_precision50", "set_recall", "set_precision"),
-        *("density_f1_50", "density_f1", "set_f1_50"),
+        *("density_f1_50", "density_f1", "set_f1_50", "set_f1", "set_f1_mask"),
         *("pmf1_box", "pmf1_mask", "cgf1_box", "cgf1_mask"),
     ),
     "ranked boxes": (*(f"recall{k}_{protocol}" for protocol in ("any", "union") for k in RECALL_AT), "coco_map"),

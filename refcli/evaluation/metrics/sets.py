@@ -19,16 +19,18 @@ def set_ratios(scores: ScoreColumns) -> dict[str, Ratio]:
       `50`, the mean over IoU 0.50, 0.55, ..., 0.95 (HumanRef, RexSeek 2025). Its rejection score is `grec_n_acc`.
     - `density_f1_50`, `density_f1`: F1 times min(1, n / m), as the published code computes it; its README divides by
       the number of people in the image.
-    - `set_f1_50`: 2 k / (n + m) at IoU 0.5 of the assignment with the largest sum of IoUs (OpenRef 2026).
+    - `set_f1_50`: 2 k / (n + m) at IoU 0.5 of the assignment with the largest sum of IoUs (OpenRef 2026); `set_f1`:
+      its mean over the ten thresholds; `set_f1_mask`: the same of masks (PBench, Falcon Perception 2026).
     """
     in_order50, in_order, best50 = scores.matched_in_order50, scores.matched_in_order, scores.matched_best50
-    if not scores.has_sets or in_order50 is None or in_order is None or best50 is None:
+    best, masks = scores.matched_best, scores.matched_masks
+    if not scores.has_sets or in_order50 is None or in_order is None or best50 is None or best is None or masks is None:
         return {}
     among, truth, kept = scores.has_target, scores.num_targets, scores.kept
     some_kept = np.maximum(kept, 1)
     f1_of_match = 2 / np.maximum(truth + kept, 1)
     penalty = np.minimum(1.0, truth / some_kept)
-    mean = in_order / len(TEN_THRESHOLDS)
+    mean, mean_best, mean_masks = (matches / len(TEN_THRESHOLDS) for matches in (in_order, best, masks))
     return {
         "set_recall50": share(in_order50 / np.maximum(truth, 1), among),
         "set_precision50": share(in_order50 / some_kept, among),
@@ -37,6 +39,8 @@ def set_ratios(scores: ScoreColumns) -> dict[str, Ratio]:
         "density_f1_50": share(in_order50 * f1_of_match * penalty, among),
         "density_f1": share(mean * f1_of_match * penalty, among),
         "set_f1_50": share(best50 * f1_of_match, among),
+        "set_f1": share(mean_best * f1_of_match, among),
+        "set_f1_mask": share(mean_masks * f1_of_match, among & scores.mask_is_known),
     }
 
 

@@ -146,7 +146,7 @@ def test_a_missing_answer_that_counts_as_wrong_is_wrong_in_every_figure():
     failed = replace(answer(), error="no idea")
     ones = [example(LEFT, RIGHT), example(LEFT), example()]
     pairs = [(ones[0], answer(LEFT, RIGHT)), (ones[1], failed), (ones[2], failed)]
-    found = measure(ScoreColumns.of(score(one, said, scoring) for one, said in pairs)).metrics
+    found = measure(ScoreColumns.of(score(one, given, scoring) for one, given in pairs)).metrics
     assert (found["set_recall50"], found["density_f1"], found["center_acc"]) == (0.5, 0.5, 0.5)
     assert (found["mcc"], found["grec_n_acc"]) == (-0.5, 0)
 
@@ -154,7 +154,7 @@ def test_a_missing_answer_that_counts_as_wrong_is_wrong_in_every_figure():
 def test_refs_are_those_of_robust_data_sets_only():
     pairs = [(example(LEFT, ident="rrefcoco/7/1"), answer(LEFT)), (example(ident="rrefcoco/7/2"), answer())]
     assert figures(*pairs)["mrr"] == 1.0
-    elsewhere = [(replace(one, id=one.id.replace("rrefcoco", "scenes")), said) for one, said in pairs]
+    elsewhere = [(replace(one, id=one.id.replace("rrefcoco", "scenes")), given) for one, given in pairs]
     assert not {"mrr", "riou"} & figures(*elsewhere).keys()
 
 
@@ -189,8 +189,8 @@ def saved(tmp_path, run: Run) -> Run:
 
 def a_run(*pairs: tuple[Example, Answer]) -> Run:
     table = Scoring().table()
-    for row, (one, said) in enumerate(pairs):
-        table.add(row, score_sample(one, said))
+    for row, (one, given) in enumerate(pairs):
+        table.add(row, score_sample(one, given))
     return Run("w", None, Scoring(), (SplitScores("d:s", table.finish(), len(pairs), len(pairs), 1.0),))
 
 

@@ -24,6 +24,7 @@ from refcli.errors import DataError
 from refcli.geometry.masks import encode_mask
 
 _IMAGE, _TRACK, _TAG = "image", "track", "tag"
+_SHAPES = _BOX, _POLYGON, _MASK = "box", "polygon", "mask"
 _START = re.compile(rb"(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<annotations\s*>", re.DOTALL)
 _NO_GROUP = "0"
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
@@ -43,7 +44,7 @@ _IMAGE_KEYS = KnownKeys(
 _SHAPE_KEYS = KnownKeys(
     "shape",
     frozenset({"label", "xtl", "ytl", "xbr", "ybr", "points", "rle", "left", "top", "width", "height", "group_id",
-               "rotation"}),
+               "rotation", ATTRIBUTES}),
     frozenset({"occluded", "source", "z_order", "score"}),
     has_box=True,
 )  # fmt: skip
@@ -134,19 +135,19 @@ def _region(shape: Element, labelled: LabelledImage, log: KeyLog, where: str) ->
     Raises:
         DataError: it is rotated, of another kind, or incomplete.
     """
+    if shape.tag not in _SHAPES:
+        raise DataError(
+            f"a shape {excerpt(str(shape.tag))!r} is not read", where=where, hint="use " + ", ".join(_SHAPES)
+        )
     attributes = {one.get("name", ""): one.text for one in shape.findall("attribute")}
     log.check(_SHAPE_KEYS, {**shape.attrib, ATTRIBUTES: attributes}, where)
     check_meaning("rotation", shape.get("rotation", "0"), _SHAPE_KEYS, where)
-    if shape.tag == "box":
+    if shape.tag == _BOX:
         left, top, right, bottom = (_number(shape.get(side), where) for side in ("xtl", "ytl", "xbr", "ybr"))
         return RawRegion((left, top, right, bottom))
-    if shape.tag == "polygon":
+    if shape.tag == _POLYGON:
         return outlined_region(_points(shape.get("points", ""), where), where)
-    if shape.tag == "mask":
-        return RawRegion(None, _mask(shape, labelled, where))
-    raise DataError(
-        f"a shape {excerpt(str(shape.tag))!r} is not read", where=where, hint="use boxes, polygons or masks"
-    )
+    return RawRegion(None, _mask(shape, labelled, where))
 
 
 def _number(text: str | None, where: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -124,7 +125,7 @@ def runs_to_rle(runs: Sequence[object], height: int, width: int) -> RLE:
 def _outline(polygon: Sequence[float]) -> float:
     """The length of an outline as pycocotools measures edges: along the longer of the two axes."""
     points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+    return float(np.abs(points[1:] - points[:-1]).max(axis=1).sum() + np.abs(points[0] - points[-1]).max())
 
 
 def _is_finite(numbers: Sequence[float]) -> bool:
@@ -145,8 +146,9 @@ def check_run_lengths(rle: RLE) -> None:
     _runs(rle)
 
 
+@lru_cache(maxsize=4)
 def _runs(rle: RLE) -> np.ndarray:
-    """The checked run lengths of a mask."""
+    """The checked run lengths of a mask, read-only; kept for the next questions about the same mask."""
     height, width = rle.size
     _check_size(height, width)
     digits = np.frombuffer(rle.counts, dtype=np.uint8).astype(np.int64) - _FIRST_DIGIT
@@ -173,6 +175,7 @@ def _runs(rle: RLE) -> np.ndarray:
         total = int(runs.sum())
     if total != height * width:
         raise DataError(f"the run lengths add up to {total} pixels in a mask of {height} x {width}")
+    runs.flags.writeable = False
     return runs
 
 

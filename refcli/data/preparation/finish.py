@@ -39,6 +39,7 @@ _MAX_PART_BYTES = 255
 _CONTROL = re.compile("[\0-\x1f\x7f]")
 _MIN_POLYGON_NUMBERS = 6
 _decode = msgspec.json.Decoder().decode
+_NUMBERS = frozenset({int, float})
 _BLANKS = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Categories of characters that become a blank: controls, lone surrogates, line and paragraph separators."""
 _WINDOWS = {code: bytes([code]).decode("cp1252", errors="ignore") or " " for code in range(0x80, 0xA0)}
@@ -336,18 +337,19 @@ def _from_value(value: object, height: int, width: int) -> RLE | None:
         raise DataError(f"the segmentation cannot be read: neither polygons nor run lengths but {excerpt(value)}")
     if value and all(isinstance(part, dict) for part in value):
         return union_masks([_from_run_lengths(one, height, width) for one in value])
-    parts = [value] if value and all(_is_number(part) for part in value) else value
+    parts = [value] if value and _are_numbers(value) else value
     polygons: list[list[float]] = []
     for part in parts:
-        if not isinstance(part, list) or not all(_is_number(number) for number in part):
+        if not isinstance(part, list) or not _are_numbers(part):
             raise DataError(f"the segmentation cannot be read: a polygon is not a list of numbers but {excerpt(part)}")
         if len(part) >= _MIN_POLYGON_NUMBERS and not len(part) % 2:
             polygons.append(part)
     return polygons_to_rle(polygons, height, width) if polygons else None
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _are_numbers(values: list[object]) -> bool:
+    """Whether all values that were decoded from JSON are numbers; true and false are not."""
+    return set(map(type, values)) <= _NUMBERS
 
 
 def _from_run_lengths(value: Mapping[str, object], height: int, width: int) -> RLE:

@@ -19,6 +19,8 @@ from refcli.data.spec import DatasetSpec, find_files, load_spec
 from refcli.errors import DataError, UsageError
 from refcli.tables import lookup
 
+IMAGE_SETS = "sets"
+"""The role of lists of the images of each split."""
 DEFAULT_SIZE = 2000
 """Number of images in the training split of a generated data set."""
 
@@ -192,14 +194,15 @@ def plan_file(
         found = split or split_in(file)
         main = found or "train"
         names_split = form == "jsonl" and some_line_has(file, b"split")
-        notes = () if found or names_split else (f"{file.name}: read as the split train; --split names another",)
+        if not (found or names_split):
+            notes = (f"{file.name}: read as the split train; --split names another",)
     beside = beside or {}
     others = [role for role in source.files if role not in ("*", main)]
     _refuse_unknown_roles(beside, others, f"the format {form}")
     files = {main: file}
     for role in others:
         names = tuple(name.format(stem=file.name.partition(".")[0]) for name in source.files[role])
-        named = beside.get(role) or _first_of(file.parent, names)
+        named = beside.get(role) or _first_of(file.parent, names) or (_first_of(file, names) if file.is_dir() else None)
         if named is not None:
             files[role] = named
         elif role not in source.optional:
@@ -208,7 +211,7 @@ def plan_file(
                 where=str(file.parent),
                 hint=f"put {' or '.join(names)} beside it, or give --with {role}=FILE",
             )
-    return FilePlan(name, form, source, settings, files, notes=notes)
+    return FilePlan(name, form, source, settings, files, notes=() if IMAGE_SETS in files else notes)
 
 
 def _refuse_unknown_roles(beside: Iterable[str], roles: Collection[str], owner: str) -> None:

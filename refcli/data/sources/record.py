@@ -57,7 +57,8 @@ class RawRegion:
     category: str | None = None
     """The class of a labelled object; see `RawRecord.needs_expressions`."""
     is_crowd: bool = False
-    """Whether the region is a group of objects of its category that are not labelled one by one."""
+    """Whether the region is a group of objects of its category that are not labelled one by one, or so hard to
+    recognise that others like it may be unlabelled."""
 
 
 class RawExpression(NamedTuple):

@@ -20,6 +20,7 @@ SOURCES: dict[str, str] = {
     "reasonseg": "refcli.data.sources.reasonseg:SOURCE",
     "sk_vg": "refcli.data.sources.sk_vg:SOURCE",
     "yolo": "refcli.data.sources.yolo:SOURCE",
+    "voc": "refcli.data.sources.voc:SOURCE",
     "cvat": "refcli.data.sources.cvat:SOURCE",
     "label_studio": "refcli.data.sources.label_studio:SOURCE",
     "mmr": "refcli.data.sources.mmr:SOURCE",

@@ -145,6 +145,33 @@ def _write_cvat(folder: Path) -> Path:
     return write_cvat(folder / "annotations.xml", images)
 
 
+def voc_object(box: Box, name: str, more: str = "") -> str:
+    """An object of Pascal VOC, by its first and last pixels."""
+    left, top, right, bottom = map(int, box)
+    sides = {"xmin": left + 1, "ymin": top + 1, "xmax": right, "ymax": bottom}
+    written = "".join(f"<{side}>{number}</{side}>" for side, number in sides.items())
+    return f"<object><name>{name}</name>{more}<bndbox>{written}</bndbox></object>"
+
+
+def write_voc(folder: Path, objects: Mapping[str, str]) -> Path:
+    """The folder `Annotations` with a file per image."""
+    (folder / "Annotations").mkdir(parents=True)
+    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
+    for name, text in objects.items():
+        content = f"<annotation><filename>{name}.jpg</filename>{size}{text}</annotation>"
+        (folder / "Annotations" / f"{name}.xml").write_text(content)
+    return folder / "Annotations"
+
+
+def _write_voc(folder: Path) -> Path:
+    objects = {
+        "a": voc_object(LEFT, "cup") + voc_object(RIGHT, "cup", "<difficult>1</difficult>") + voc_object(LEFT, "plate"),
+        "b": voc_object(RIGHT, "cup"),
+        "c": voc_object(RIGHT, "cup", "<angle>0.5</angle>"),
+    }
+    return write_voc(folder, objects)
+
+
 LABEL_TOOLS: dict[str, Corpus] = {
     "label_studio": Corpus(
         _write_label_studio,
@@ -173,6 +200,13 @@ LABEL_TOOLS: dict[str, Corpus] = {
         families=frozenset({"tiny"}),
         problems={"broken_shape": 1, "target_of_broken_object": 1, "unused_key": 1},
         truth=Truth("tiny/0/0", "train", "cup", "tiny:0.jpg", (LEFT,), (20 * 40 - 1,)),
+    ),
+    "voc": Corpus(
+        _write_voc,
+        num_expressions=3,
+        families=frozenset({"tiny"}),
+        problems={"rotated_box": 1, "target_of_broken_object": 1, "unused_key": 1},
+        truth=Truth("tiny/a/0", "train", "cup", "tiny:a.jpg", (LEFT, RIGHT), (None, None)),
     ),
 }
 """Row of the table of sources -> its corpus."""

@@ -16,6 +16,7 @@ from refcli.contracts.example import RLE
 from refcli.contracts.prediction import Answer, FramedTarget, Target
 from refcli.data.sources.jsonl import KEYS
 from refcli.errors import ExitCode
+from refcli.evaluation.report.document import MORE_FIGURES
 
 MAX_README_LINES = 150
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -126,6 +127,11 @@ def test_the_page_of_the_prediction_format_explains_every_field():
 
 def test_the_guide_to_own_data_explains_every_key():
     assert set(KEYS) <= set(code_spans(DOCS / "guides" / "own-data.md"))
+
+
+def test_the_guide_to_evaluation_explains_every_figure_below_the_short_table():
+    names = {name for names in MORE_FIGURES.values() for name in names}
+    assert names <= set(code_spans(DOCS / "guides" / "evaluate.md"))
 
 
 def test_the_site_builds_without_a_warning(tmp_path, monkeypatch, caplog):

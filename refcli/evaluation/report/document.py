@@ -21,7 +21,7 @@ TABLE = ("acc50", "acc50_gated", "box_miou", "mask_miou", "mask_oiou", "n_acc", 
 MORE_FIGURES: Mapping[str, tuple[str, ...]] = {
     "boxes": ("acc75", "acc90", "macc", "center_acc", "acc50_kind_mean", "macc_kind_mean"),
     "existence": ("mcc", "auroc", "riou", "mrr"),
-    "sets": ("set_precision50", "set_recall50", "density_f1_50", "density_f1", "set_f1_50", "pmf1_box", "cgf1_box"),
+    "sets": ("set_precision50", "set_recall50", "density_f1", "set_f1_50", "set_f1_mask", "pmf1_box", "cgf1_box"),
     "ranked boxes": ("coco_map",),
 }
 """Metrics that are printed below it, a line for each group."""

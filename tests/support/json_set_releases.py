@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from corpora import Box
 from corpora.json_sets import (
     LEFT,
     RIGHT,
+    png,
     write_gseval,
     write_humanref,
     write_mmr,
@@ -52,6 +55,16 @@ MMR_SPLITS = ("train", "val", "test_mixed", "test_obj_only", "test_part_only")
 def _write_mmr(raw: Path) -> None:
     for split in MMR_SPLITS:
         write_mmr(raw / "MMR" / f"MMR_{split}.json")
+
+
+def _write_humanref_cot(raw: Path) -> None:
+    image = f"0\t{base64.b64encode(png('red')).decode()}\n"
+    boxes = [[10, 20, 20, 40], [50, 20, 40, 40]]
+    lines = [{"everyone": [0, 1]}, {"the man on the left": [0]}, {"a dog": []}, {"the fourth person": [3]}]
+    (raw / "humanref_cot.images.tsv").write_text(image)
+    (raw / "humanref_cot.annotations.tsv").write_text(
+        "".join(f"0\t{json.dumps({'gt_boxes': boxes, 'region_map': line, 'think': ''})}\n" for line in lines)
+    )
 
 
 JSON_SET_RELEASES: dict[str, Release] = {
@@ -108,6 +121,15 @@ JSON_SET_RELEASES: dict[str, Release] = {
         ),
         sizes=dict.fromkeys(MMR_SPLITS, 3),
         problems={"question_without_answer": 5},
+    ),
+    "humanref_cot": Release(
+        _write_humanref_cot,
+        expected=(
+            _example("train", "humanref_cot/1/0", "everyone", [LEFT, RIGHT], None),
+            _example("train", "humanref_cot/3/0", "a dog", [], None),
+        ),
+        sizes={"train": 3},
+        problems={"broken_line": 1},
     ),
 }
 """Name of the data set -> its release."""

@@ -1,9 +1,10 @@
-"""The tables of Rex-Omni: images as base64 in one file, and their boxes with phrases in another.
+"""The tables of Rex-Omni and HumanRef-CoT: images as base64 in one file, and their boxes with phrases in another.
 
 A line of `*.images.tsv` is `key TAB base64`; the key is usually the line's byte offset. A line of `*.annotations.tsv`
 is `offset TAB {"boxes": [{"bbox": [x1, y1, x2, y2], "phrase"}, ...]}`, with the byte offset of its image's line in the
 first file, and boxes in pixels. All boxes of a phrase are its targets; a phrase whose `bbox` is null has no target in
-the image. The index `*.lineidx` is not needed.
+the image. In HumanRef-CoT a line is `offset TAB {"gt_boxes": [[x, y, width, height], ...], "region_map": {phrase:
+[number of a box, ...]}, "think"}`. The index `*.lineidx` is not needed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import BinaryIO
 import msgspec
 
 from refcli.config.schema import Settings
+from refcli.data.reading.json_files import parse_json
 from refcli.data.reading.streams import MAX_STREAM_BYTES, invalid_utf8, open_binary, text_start
+from refcli.data.sources.coco.instances import BoxXYWH, xywh_to_xyxy
 from refcli.data.sources.known_keys import KeyLog, KnownKeys
 from refcli.data.sources.parquet.images import stored_image
 from refcli.data.sources.record import Problems, RawExpression, RawRecord, RawRegion, Source
@@ -34,7 +37,9 @@ _WRAPPING = b"b'", b"'"
 """Around the base64 of files whose writer printed Python's bytes."""
 _MAX_LINE_BYTES = _MAX_KEY_BYTES + _MAX_IMAGE_BYTES // 3 * 4 + 8
 """Of a key and an image in base64."""
-_FIRST_LINE = re.compile(rb'\d+\t\{[^\n]*"boxes"\s*:')
+_FIRST_LINE = re.compile(rb'\d+\t\{[^\n]*"(boxes|region_map)"\s*:')
+_Phrases = list[tuple[str, list[BoxXYXY]]]
+"""Phrases with their boxes; none: no target."""
 
 
 class _Box(msgspec.Struct):
@@ -46,7 +51,13 @@ class _Line(msgspec.Struct):
     boxes: list[msgspec.Raw]
 
 
+class _MappedLine(msgspec.Struct):
+    gt_boxes: list[BoxXYWH]
+    region_map: dict[str, list[int]]
+
+
 _LINE_KEYS = KnownKeys("line", frozenset(_Line.__struct_fields__), has_corners=True)
+_MAPPED_KEYS = KnownKeys("line", frozenset(_MappedLine.__struct_fields__), frozenset({"think"}))
 _BOX_KEYS = KnownKeys("box", frozenset(_Box.__struct_fields__), has_box=True, has_corners=True)
 
 
@@ -134,10 +145,9 @@ def read_rex_tsv(
             offset = whole_number(start.decode("ascii", "replace"))
             if offset is None:
                 raise DataError("the line does not start with a byte offset and a tab", where=where)
-            row = decode_row(text, _Line, where=where, problems=problems, needed=(), keys=(_LINE_KEYS, log))
+            phrases = _phrases(text, where, log)
             key = images.key(offset)
             image = stored_image(TsvImage(images, offset), key if "." in key else None, dataset=dataset)
-            phrases = _phrases(row, where, log)
             if not phrases:
                 problems.add("image_without_phrase", where, image.names[0])
             return [
@@ -156,12 +166,42 @@ def read_rex_tsv(
         log.finish()
 
 
-def _phrases(row: _Line, where: str, log: KeyLog) -> list[tuple[str, list[BoxXYXY]]]:
-    """The phrases of a line with their boxes, without those one of whose boxes cannot be used.
+def _phrases(text: bytes, where: str, log: KeyLog) -> _Phrases:
+    """The phrases of a line in either form.
 
     Raises:
-        DataError: the boxes are in fractions of the image.
+        DataError: the line cannot be used.
     """
+    if "region_map" in parse_json(text, dict[str, msgspec.Raw], where=where):
+        keys = (_MAPPED_KEYS, log)
+        phrases = _mapped(
+            decode_row(text, _MappedLine, where=where, problems=log.problems, needed=(), keys=keys), where
+        )
+    else:
+        line = decode_row(text, _Line, where=where, problems=log.problems, needed=(), keys=(_LINE_KEYS, log))
+        phrases = _merged(line, where, log)
+    if are_fractions([box for _, boxes in phrases for box in boxes]):
+        raise DataError("the boxes are in fractions of the image", where=where, hint="give them in pixels")
+    return phrases
+
+
+def _mapped(row: _MappedLine, where: str) -> _Phrases:
+    """The phrases that refer to boxes by their numbers.
+
+    Raises:
+        DataError: there is no box of that number.
+    """
+    for phrase, numbers in row.region_map.items():
+        if any(not 0 <= number < len(row.gt_boxes) for number in numbers):
+            raise DataError(f"{phrase!r} refers to box {max(numbers)} of {len(row.gt_boxes)}", where=where)
+    return [
+        (phrase, [xywh_to_xyxy(row.gt_boxes[number]) for number in dict.fromkeys(numbers)])
+        for phrase, numbers in row.region_map.items()
+    ]
+
+
+def _merged(row: _Line, where: str, log: KeyLog) -> _Phrases:
+    """The distinct phrases of boxes, without those one of whose boxes cannot be used."""
     merged: dict[str, tuple[str, list[BoxXYXY]]] = {}
     absent: set[str] = set()
     left_out: set[str] = set()
@@ -179,8 +219,6 @@ def _phrases(row: _Line, where: str, log: KeyLog) -> list[tuple[str, list[BoxXYX
             absent.add(_comparable(one.phrase))
         else:
             boxes.append(one.bbox)
-    if are_fractions([box for _, boxes in merged.values() for box in boxes]):
-        raise DataError("the boxes are in fractions of the image", where=where, hint="give them in pixels")
     for key in absent & {key for key, (_, boxes) in merged.items() if boxes}:
         log.problems.add("contradictory_phrase", where, merged[key][0])
         left_out.add(key)
@@ -216,7 +254,7 @@ def sniff_rex_tsv(path: Path) -> bool:
 
 
 SOURCE = Source(
-    description="Rex-Omni: *.annotations.tsv (byte offset, boxes with phrases) beside *.images.tsv (key, base64)",
+    description="Rex-Omni and HumanRef-CoT: *.annotations.tsv (offset, boxes with phrases), *.images.tsv (key, base64)",
     read=read_rex_tsv,
     settings=Settings,
     files={"*": (), IMAGES: ("{stem}.images.tsv", "images.tsv")},

@@ -81,6 +81,21 @@ def test_a_phrase_with_an_unusable_box_is_left_out_with_all_its_boxes(tmp_path):
     assert problems.counts == {"broken_box": 1, "rotated_box": 1, "image_without_phrase": 1, "unused_key": 1}
 
 
+def test_the_phrases_of_humanref_cot_refer_to_boxes_with_width_and_height_by_number(tmp_path):
+    read(tmp_path)
+    main = tmp_path / "mine_train.annotations.tsv"
+    boxes, regions = [[10, 20, 20, 40], [50, 20, 40, 40]], {"the women": [1, 0], "a man": []}
+    main.write_text(f"0\t{json.dumps({'gt_boxes': boxes, 'region_map': regions, 'think': 'Person 1 ...'})}\n")
+
+    women, man = records_of(tmp_path)
+
+    assert [region.box_xyxy for region in women.regions] == [RIGHT, LEFT]
+    assert (man.expressions[0].text, man.regions) == ("a man", ())
+    main.write_text(f"0\t{json.dumps({'gt_boxes': boxes, 'region_map': {'the women': [2]}})}\n")
+    with pytest.raises(DataError, match="refers to box 2 of 2"):
+        records_of(tmp_path)
+
+
 def test_boxes_in_fractions_are_refused(tmp_path):
     with pytest.raises(DataError, match="fractions"):
         read(tmp_path, (0, [{"bbox": [0, 0, 0.5, 1], "phrase": "cup"}]))

@@ -11,19 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refcli.cli.options import Set
-from refcli.cli.output import log, log_table, write_line
+from refcli.cli.output import log, write_line
 from refcli.data.sources.table import SOURCES
 from refcli.errors import DataError, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from refcli.data.preparation.counts import CountCheck
     from refcli.data.preparation.plan import FilePlan, GeneratedPlan, MixturePlan, Plan
-    from refcli.data.store.write import SplitSummary
-    from refcli.data.training.mixtures import MixtureReport
-    from refcli.recipes.prepare_data import DatasetReport, Preparation, Report
-
-SHOWN_PLACES = 3
-"""Places to show for each kind of problem; the report file has more."""
+    from refcli.recipes.prepare_data import Preparation
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,7 @@ class PrepareOptions:
     """Further files of a custom data set, as ROLE=FILE."""
     overrides: tuple[str, ...]
     expressions: str | None
+    not_exhaustive: bool
     raw: str | None
     download: bool
     out: Path | None
@@ -51,7 +46,7 @@ class PrepareOptions:
     workers: int
     shard: str | None
     size: int
-    seed: int
+    seed: int | None
     force: bool
     dry_run: bool
     as_json: bool
@@ -102,8 +97,16 @@ def command(
     set_: Set = None,
     expressions: Annotated[
         str | None,
-        typer.Option("--expressions", help="category: class names are the expressions (coco, odvg).", metavar="WHAT"),
+        typer.Option(
+            "--expressions",
+            help="Of labelled boxes. category: class names; template: refcli writes them.",
+            metavar="WHAT",
+        ),
     ] = None,
+    not_exhaustive: Annotated[
+        bool,
+        typer.Option("--not-exhaustive", help="template: some objects of the classes may be unlabelled."),
+    ] = False,
     check_images: Annotated[bool, typer.Option("--check-images", help="Decode every image, compare sizes.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail, writing nothing, if anything is missing, broken or miscounted.")
@@ -120,7 +123,9 @@ def command(
         str | None, typer.Option("--shard", help="Prepare only part I of N; the parts form one split.", metavar="I/N")
     ] = None,
     size: Annotated[int, typer.Option("--size", help="synthetic: images in each --split, or in train.", min=1)] = 2000,
-    seed: Annotated[int, typer.Option("--seed", help="synthetic: seed of the images.", min=0)] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="synthetic, template: another seed, other expressions.", min=0)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Repeat unchanged work.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the files and splits that would be read and written.")
@@ -150,6 +155,7 @@ def command(
             beside=tuple(with_ or ()),
             overrides=tuple(set_ or ()),
             expressions=expressions,
+            not_exhaustive=not_exhaustive,
             raw=None if raw is None else str(raw),
             download=download,
             out=out,
@@ -196,6 +202,7 @@ def _verify(store: Path) -> None:
 
 def _prepare(options: PrepareOptions) -> None:
     from refcli.cli.audit import show_overlaps
+    from refcli.cli.preparation_report import show_report
     from refcli.cli.progress import ProgressBars
     from refcli.data.preparation.plan import FilePlan
     from refcli.recipes.audit import audit
@@ -214,7 +221,7 @@ def _prepare(options: PrepareOptions) -> None:
             log(note)
         with ProgressBars() as bars:
             reports.append(prepare(plan, preparation, progress=bars.show))
-        _show_report(reports[-1])
+        show_report(reports[-1])
     datasets = {report.dataset for report in reports}
     found = audit(preparation.out, only=datasets, check_images=options.check_images, workers=options.workers)
     show_overlaps(found, datasets)
@@ -305,12 +312,9 @@ def _may_hold_images(options: PrepareOptions) -> bool:
 
 def _plans(options: PrepareOptions) -> Iterator[Plan]:
     """The plans, in order; each is made when its turn comes, so that an error stops only later data sets."""
-    from refcli.config.load import apply_overrides
     from refcli.data.preparation.plan import FilePlan, plan_file, plan_named, with_files
 
-    overrides = apply_overrides({}, list(options.overrides))
-    if options.expressions is not None:
-        overrides["expressions"] = _expressions(options.expressions)
+    overrides = _overrides(options)
     if options.file is not None:
         if not options.dataset:
             raise UsageError("the data set of --from has no name", where="--name", hint="add --name my_set")
@@ -332,7 +336,7 @@ def _plans(options: PrepareOptions) -> Iterator[Plan]:
             splits=options.splits or None,
             overrides=overrides,
             size=options.size,
-            seed=options.seed,
+            seed=options.seed or 0,
             keep_leaks=options.keep_leaks,
             allow_missing=options.allow_missing,
         )
@@ -349,10 +353,38 @@ def _located(place: str, options: PrepareOptions) -> tuple[Path, dict[str, str |
     return found.path, found.origin()
 
 
+def _overrides(options: PrepareOptions) -> dict[str, Any]:
+    """The settings of the source that options change.
+
+    Raises:
+        UsageError: an option has an impossible value, or no effect without others.
+    """
+    from refcli.config.load import apply_overrides
+    from refcli.data.preparation.plan import origin_of
+
+    overrides = apply_overrides({}, list(options.overrides))
+    if options.expressions is not None:
+        overrides["expressions"] = _expressions(options.expressions)
+    is_template = overrides.get("expressions") == "template"
+    is_generated = any(origin_of(name) == "generated" for name in options.names)
+    for is_given, option, is_used in (
+        (options.not_exhaustive, "--not-exhaustive", is_template),
+        (options.seed is not None, "--seed", is_template or is_generated),
+    ):
+        if is_given and not is_used:
+            raise UsageError(f"{option} has no effect here", where=option, hint="add --expressions template")
+    if options.not_exhaustive:
+        overrides["exhaustive"] = False
+    if is_template and options.seed is not None:
+        overrides["seed"] = options.seed
+    return overrides
+
+
 def _expressions(what: str) -> str:
-    if what not in ("given", "category"):
+    if what not in ("given", "category", "template"):
         raise UsageError(
-            "expressions are the texts in the file (given) or the names of classes (category)",
+            "expressions are the texts in the file (given), the names of classes (category), or written from classes, "
+            "positions, sizes and colours (template)",
             where=f"--expressions {what}",
             hint="--expressions category",
         )
@@ -402,70 +434,3 @@ def _show_mixture_plan(plan: MixturePlan) -> None:
 def _show_generated_plan(plan: GeneratedPlan, preparation: Preparation) -> None:
     splits = ", ".join(preparation.splits or ("train", "val", "test"))
     log(f"{plan.dataset}: would generate {plan.size} images with seed {plan.settings.seed} for {splits}")
-
-
-def _show_report(report: Report) -> None:
-    from refcli.data.training.mixtures import MixtureReport
-    from refcli.recipes.prepare_data import DatasetReport
-
-    if not isinstance(report, MixtureReport | DatasetReport):
-        _show_splits(report.splits)
-    elif report.status == "unchanged":
-        log(f"{report.dataset}: unchanged, nothing to do (--force repeats it)")
-    elif isinstance(report, DatasetReport):
-        _show_dataset_report(report)
-    else:
-        _show_mixture_report(report)
-
-
-def _show_dataset_report(report: DatasetReport) -> None:
-    name = report.dataset
-    _show_splits(report.splits)
-    _show_counts(name, report.counts)
-    for split, lost in report.lost.items():
-        log(f"{name}:{split}: left out {lost:,} of the expressions that were read")
-    for split, lost_masks in report.lost_masks.items():
-        log(f"warning: {name}:{split}: {lost_masks:,} masks cannot be read and are not in the store")
-    for kind, count in report.problems.counts.most_common():
-        log(f"  {kind.replace('_', ' ')}: {count:,}")
-        for place in report.problems.places[kind][:SHOWN_PLACES]:
-            log(f"    {place}")
-    log(f"{name}: {report.seconds:.1f} s")
-
-
-def _show_mixture_report(report: MixtureReport) -> None:
-    name = report.dataset
-    _show_splits(report.summaries)
-    _show_counts(name, report.counts)
-    verb = "kept" if report.keep_leaks else "left out"
-    for member in report.members:
-        log(
-            f"{name}:{member.split} from {member.member}: {member.rows:,} expressions; {member.leaking_rows:,} on "
-            f"{member.leaking_images:,} images of evaluation splits {verb}"
-        )
-    for missing in report.missing_evaluation:
-        log(f"warning: {missing} is not in the store: its images may be in {name}'s training splits")
-
-
-def _show_counts(dataset: str, counts: Sequence[CountCheck]) -> None:
-    for split in dict.fromkeys(check.split for check in counts if not check.agrees):
-        wrong = [check for check in counts if check.split == split and not check.agrees]
-        found = ", ".join(f"{check.found:,} {check.what}" for check in wrong)
-        known = ", ".join(f"{check.expected:,}" for check in wrong)
-        certainty = "are expected" if wrong[0].is_certain else "are expected, but not verified"
-        log(f"warning: {dataset}:{split} has {found}; {known} {certainty}")
-    if counts:
-        log(f"{dataset}: {sum(check.agrees for check in counts)} of {len(counts)} known counts agree")
-
-
-def _show_splits(splits: Sequence[SplitSummary]) -> None:
-    headings = ("split", "images", "examples", "regions", "masks", "no target", "MB")
-    rows = [
-        (
-            f"{split.dataset}:{split.split}",
-            *(split.images, split.examples, split.regions, split.masks, split.no_target),
-            f"{split.bytes / 1e6:.1f}",
-        )
-        for split in splits
-    ]
-    log_table(headings, rows)

@@ -14,12 +14,20 @@ from typing import Any, Literal
 from refcli.data.preparation.counts import CountCheck, check_counts, count_error
 from refcli.data.preparation.dataset_images import DatasetImages, FileNames
 from refcli.data.preparation.finish import FinishSettings, storable
+from refcli.data.preparation.labels import (
+    CLASS_WITHOUT_NOUN,
+    NO_CERTAIN_EXPRESSION,
+    NO_LABELS,
+    LabelSurvey,
+    survey_labels,
+)
 from refcli.data.preparation.origin import describe_origin, is_unchanged
 from refcli.data.preparation.plan import FilePlan, GeneratedPlan, MixturePlan, Plan
 from refcli.data.preparation.run import Progress, SelectedRecords, UnpublishedSplits, paused_collector, write_splits
 from refcli.data.reading.json_files import parse_json
 from refcli.data.shard import Shard
 from refcli.data.sources.detect import refuse_foreign
+from refcli.data.sources.labels import TEMPLATE, LabelSettings
 from refcli.data.sources.record import Problems, RawRecord
 from refcli.data.sources.table import GENERATORS
 from refcli.data.store.layout import MANIFEST, read_manifest
@@ -53,6 +61,9 @@ TOLERATED = frozenset(
         "unused_key",
         "caption_read_as_phrases",
         "caption_not_utf8",
+        CLASS_WITHOUT_NOUN,
+        NO_CERTAIN_EXPRESSION,
+        NO_LABELS,
     }
 )
 """Problems that occur in sound releases; any other ends a strict preparation."""
@@ -113,6 +124,10 @@ class DatasetReport:
     seconds: float = 0.0
     lost_masks: Mapping[str, int] = field(default_factory=dict)
     """Splits that lost most of their masks -> number of lost masks."""
+    labelled_images: int | None = None
+    """Images about which expressions were to be written; None: the files have expressions."""
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    """Number of the written expressions by kind."""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -121,6 +136,7 @@ class DatasetReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the report file and `--json`."""
+        written = {"labelled_images": self.labelled_images, "kinds": dict(self.kinds)}
         return {
             "dataset": self.dataset,
             "status": self.status,
@@ -131,7 +147,7 @@ class DatasetReport:
             "problems": dict(self.problems.counts),
             "places": self.problems.places,
             "seconds": round(self.seconds, 3),
-        }
+        } | ({} if self.labelled_images is None else written)
 
 
 @dataclass(frozen=True)
@@ -207,11 +223,12 @@ def prepare_files(plan: FilePlan, preparation: Preparation, *, progress: Progres
     out.mkdir(parents=True, exist_ok=True)
     images = _find_images(plan, preparation)
     problems = Problems()
+    survey = _survey(plan, problems)
     with ExitStack() as stack, paused_collector():
         splits = write_splits(
             SelectedRecords(_read(plan, problems), preparation.splits, shard),
             images,
-            FinishSettings(plan.dataset, preparation.check_images),
+            FinishSettings(plan.dataset, preparation.check_images, survey),
             out=out,
             stack=stack,
             problems=problems,
@@ -239,10 +256,20 @@ def prepare_files(plan: FilePlan, preparation: Preparation, *, progress: Progres
         problems=splits.problems,
         seconds=time.perf_counter() - start,
         lost_masks=lost_masks,
+        labelled_images=None if survey is None else sum(len(one.images) for one in splits.intake.values()),
+        kinds=dict(splits.kinds.most_common()),
     )
     text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
     write_atomically(report_path, text.encode("utf-8", "backslashreplace"))
     return report
+
+
+def _survey(plan: FilePlan, problems: Problems) -> LabelSurvey | None:
+    """What is known of all labels, if refcli writes the expressions."""
+    settings = plan.settings
+    if not isinstance(settings, LabelSettings) or settings.expressions != TEMPLATE:
+        return None
+    return survey_labels(_read(plan, Problems()), settings, problems, where=", ".join(map(str, plan.files.values())))
 
 
 def _check_place(plan: FilePlan, out: Path, report_path: Path) -> None:

@@ -16,8 +16,10 @@ _SAME = frozenset(
      "hovercraft", "series", "species", "offspring"}
 )  # fmt: skip
 """Nouns whose plural is the singular."""
-_PLURAL = frozenset({"people", "cattle", "police", "clothes", "men", "women", "children", "feet", "teeth", "mice"})
-"""Plural nouns that do not end with s."""
+_PLURAL = frozenset(
+    {"people", "cattle", "police", "clothes", "men", "women", "children", "feet", "teeth", "mice", "skis", "taxis"}
+)
+"""Plural nouns that their ending does not show."""
 _SINGULAR_WITH_S = frozenset(
     {"bus", "gas", "lens", "canvas", "atlas", "christmas", "texas", "alias", "pancreas", "asbestos", "rhinoceros",
      "cosmos", "tennis", "chess", "news", "bias", "pampas", "chaos"}

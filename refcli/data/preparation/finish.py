@@ -18,9 +18,10 @@ from refcli.contracts.example import RLE, Example, Region
 from refcli.data.preparation.box_evidence import CLIP_TOLERANCE, BoxEvidence
 from refcli.data.preparation.dataset_images import Place
 from refcli.data.preparation.image_roots import OTHER_SIZE, UNREADABLE, must_fit
-from refcli.data.reading.images import ImageFacts, probe, verify
+from refcli.data.preparation.labels import LabelSurvey, ShownImage, labelled_examples
+from refcli.data.reading.images import ImageFacts, probe, read_image, verify
 from refcli.data.sources.known_keys import excerpt
-from refcli.data.sources.record import Problems, RawImage, RawRecord, RawRegion
+from refcli.data.sources.record import Problems, RawRecord, RawRegion
 from refcli.data.sources.rows import MAX_SIDE
 from refcli.errors import DataError, ImageError, RefcliError
 from refcli.files import is_plain_name
@@ -56,6 +57,8 @@ class FinishSettings:
     dataset: str
     check_images: bool = False
     """Decode every image completely and compare its size with the annotation's."""
+    survey: LabelSurvey | None = None
+    """For data of labelled images, about which expressions are written."""
 
 
 class _RotatedImageError(DataError):
@@ -86,27 +89,33 @@ def finish(
     """Yield the examples of records, in order.
 
     Left out and reported to `problems`: empty expressions; records whose image is broken, has another size, or is
-    annotated before its EXIF rotation (only for images that are opened: all if `check_images`, else those that
-    `must_fit`); records with a region whose box is inverted, degenerate, not finite or outside the image. Reported and
-    kept: clipped boxes, masks that are unreadable or disagree with their box, repaired text. `evidence` counts how
-    boxes and masks agree, by split.
+    annotated before its EXIF rotation (only for images that are opened: all if `check_images`, else labelled images
+    and those that `must_fit`); records with a region whose box is inverted, degenerate, not finite or outside the
+    image; labelled images about which no expression is certain. Reported and kept: clipped boxes, masks that are
+    unreadable or disagree with their box, repaired text. `evidence` counts how boxes and masks agree, by split.
     """
     evidence = defaultdict(BoxEvidence) if evidence is None else evidence
     for record, place in placed:
         texts = list(_texts(record, problems))
-        if not texts:
+        if not texts and not record.needs_expressions:
             continue
         try:
-            width, height = _size(record.image, place, settings)
+            width, height = _size(record, place, settings)
             record = _in_pixels(record, width, height)
+            pixels = read_image(place.path) if record.needs_expressions and place.path is not None else None
         except (ImageError, DataError) as error:
             kind = _KINDS.get(type(error), UNREADABLE)
-            for _ in texts:
+            for _ in texts or (record,):
                 problems.add(kind, record.where, f"{place.image}: {error.message}")
             continue
         regions = _regions(record, width, height, problems, evidence[record.split])
         if regions is None:
             problems.add("dropped_record", record.where, f"its {len(texts)} expressions are left out")
+            continue
+        if record.needs_expressions:
+            assert settings.survey is not None  # made for every source of labelled images
+            image = ShownImage(place.image, width, height, pixels)
+            yield from labelled_examples(record, image, regions, settings.dataset, settings.survey, problems)
             continue
         ignored = _ignored(record, width, height, problems)
         for identity, text in texts:
@@ -143,10 +152,12 @@ def _image_facts(path: Path, is_decoded: bool) -> ImageFacts:
     return verify(path) if is_decoded else probe(path)
 
 
-def _size(image: RawImage, place: Place, settings: FinishSettings) -> tuple[int, int]:
+def _size(record: RawRecord, place: Place, settings: FinishSettings) -> tuple[int, int]:
     """(width, height): the annotation's, else the image's, else (0, 0) for unknown."""
+    image = record.image
     stated = (image.width or 0, image.height or 0)
-    if place.path is None or (all(stated) and not settings.check_images and not must_fit(image)):
+    is_opened = settings.check_images or record.needs_expressions or must_fit(image)
+    if place.path is None or (all(stated) and not is_opened):
         return stated if all(stated) else (0, 0)
     found = _image_facts(place.path, settings.check_images)
     if all(stated) and found.orientation != 1 and stated == found.raw_size:

@@ -58,6 +58,8 @@ class UnpublishedSplits:
     """Omitted expressions, by split."""
     evidence: Mapping[str, BoxEvidence] = field(default_factory=dict)
     """Agreement of boxes and masks, by split."""
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Number of the expressions that refcli has written, by kind."""
 
 
 class SelectedRecords:
@@ -110,13 +112,15 @@ def write_splits(
     writers: dict[str, SplitWriter] = {}
     done = 0
     lost: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     evidence: defaultdict[str, BoxEvidence] = defaultdict(BoxEvidence)
     for chunk, finished in _finish_all(_place(selected, images, problems, lost), settings, workers):
         problems.merge(finished.problems)
+        kinds.update(finished.kinds)
         for split, found in finished.evidence.items():
             evidence[split].merge(found)
         for record, _ in chunk:
-            done += len(record.expressions)
+            done += len(record.expressions) or int(record.needs_expressions)
             lost[record.split] += len(record.expressions)
         for split, table in finished.tables.items():
             lost[split] -= len(table)
@@ -131,7 +135,9 @@ def write_splits(
     for path, reason in images.unreadable.items():
         problems.add("unreadable_folder_or_archive", str(path), reason)
     summaries = tuple(writer.finish() for writer in writers.values())
-    return UnpublishedSplits(summaries, tuple(writers.values()), selected.intake, problems, +lost, dict(evidence))
+    return UnpublishedSplits(
+        summaries, tuple(writers.values()), selected.intake, problems, +lost, dict(evidence), kinds
+    )
 
 
 @contextmanager
@@ -170,6 +176,8 @@ class FinishedChunk(NamedTuple):
     tables: dict[str, pa.Table]
     problems: Problems
     evidence: dict[str, BoxEvidence]
+    kinds: Counter[str]
+    """Number of the expressions that refcli has written, by kind."""
 
 
 def finish_chunk(chunk: list[PlacedRecord], settings: FinishSettings) -> FinishedChunk:
@@ -179,7 +187,8 @@ def finish_chunk(chunk: list[PlacedRecord], settings: FinishSettings) -> Finishe
     examples = list(finish(chunk, settings, problems, evidence))
     splits = dict.fromkeys(example.split for example in examples)
     tables = {split: examples_to_table([one for one in examples if one.split == split]) for split in splits}
-    return FinishedChunk(tables, problems, dict(evidence))
+    kinds = Counter(example.kind or "" for example in examples if settings.survey is not None)
+    return FinishedChunk(tables, problems, dict(evidence), kinds)
 
 
 def _finish_all(

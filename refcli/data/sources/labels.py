@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from refcli.config.schema import Settings
 from refcli.data.sources.record import CATEGORY, Problems, RawExpression, RawImage, RawRecord, RawRegion
@@ -16,6 +16,10 @@ from refcli.data.sources.rows import Rejections
 from refcli.errors import DataError
 
 _LEAST_POINTS = 3
+
+TEMPLATE = "template"
+"""The value of `LabelSettings.expressions` for expressions that refcli writes."""
+_OF_TEMPLATE = ("exhaustive", "seed", "expressions_per_image")
 
 
 class LabelSettings(Settings):
@@ -31,6 +35,14 @@ class LabelSettings(Settings):
     """Of `template`: another seed gives other expressions."""
     expressions_per_image: int = Field(6, ge=1, le=100)
     """Of `template`: the largest number of expressions about one image."""
+
+    @model_validator(mode="after")
+    def _used(self) -> LabelSettings:
+        fields = type(self).model_fields
+        changed = [name for name in _OF_TEMPLATE if getattr(self, name) != fields[name].default]
+        if changed and self.expressions != TEMPLATE:
+            raise ValueError(f"{changed[0]} has no effect without expressions=template")
+        return self
 
 
 def labelled_records(
@@ -56,7 +68,7 @@ def labelled_records(
         image_id: the image's id in the file; the beginning of the ids of its expressions.
         where: file and record, for messages.
     """
-    if settings.expressions == "template":
+    if settings.expressions == TEMPLATE:
         yield RawRecord(split, image, (), tuple(objects), where, needs_expressions=True)
         return
     members: dict[str, list[RawRegion]] = {}

@@ -11,9 +11,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -37,8 +36,10 @@ from refcli.data.sources.coco.rows import (
     Span,
     join_words,
 )
+from refcli.data.sources.coco.settings import CocoSettings, Unit
 from refcli.data.sources.image_names import ImageOrigin, coco_id, coco_image, named_flickr_image, named_image
 from refcli.data.sources.known_keys import KeyLog, WholeFileError
+from refcli.data.sources.labels import TEMPLATE, labelled_records
 from refcli.data.sources.record import CATEGORY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import (
     UNREADABLE_VALUE,
@@ -52,7 +53,6 @@ from refcli.data.sources.rows import (
 from refcli.errors import DataError
 
 INSTANCES = "instances"
-Unit = Literal["caption", "phrase", "annotation"]
 _PUBLISHED = "final_"
 """Prefix of the names of MDETR's and GLIP's files of several kinds."""
 _PHRASE_FAMILIES = ("flickr", "mixed", "gqa")
@@ -62,33 +62,11 @@ _FIRST_KEY = re.compile(rb'\{\s*"(?:info|licenses|type|images|annotations|catego
 _LIST_OF_ROWS = re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')
 
 
-class CocoSettings(Settings):
-    """Options of the COCO-style JSON reader."""
-
-    unit: Literal["auto", "caption", "phrase", "annotation"] = "auto"
-    """What an expression is: a whole caption, a phrase of a caption, or the text of an annotation. `auto`, for each
-    image row: annotation if one of its annotations has a text or there is no caption; else phrase if `dataset_name`
-    (without one, a file name that starts with final_) contains flickr, mixed or gqa, or if the annotations mark
-    different words of the caption (unless `dataset_name` contains refcoco); else caption."""
-    expressions: Literal["given", "category"] = "given"
-    """`category`: no text of the file is read; the name of a category is an expression that refers to all its
-    annotations in an image."""
-    kind: Literal["none", "level"] = "none"
-    """The kind of the expressions, by which reports divide their figures. `level`: "level_1" and so on, from the key
-    `level` of the annotations (FineCops-Ref)."""
-    images: ImageOrigin = "auto"
-    """Where the images come from. `auto`: COCO where the file shows it by a name COCO_train2014_..., by a COCO URL
-    (coco_url), or by `original_id` with a `data_source` or `dataset_name` of COCO; `own`: the data set itself."""
-    flickr_boxes: Literal["auto", "correct", "keep"] = "auto"
-    """The boxes of MDETR's Flickr30k files are those of the XML: counted from 1, with a width and height one pixel
-    short. `auto` corrects them where `dataset_name` (without one, a file name that starts with final_) contains flickr;
-    `keep` takes the numbers as MDETR and its evaluator do."""
-
-
 def read_coco(
     files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems
 ) -> Iterator[RawRecord]:
-    """Yield one record per caption, per phrase with all its boxes, per annotation, or per category; see `Reader`.
+    """Yield one record per caption, per phrase with all its boxes, per annotation, per category, or per image with all
+    its labelled objects; see `Reader`.
 
     An annotation with `iscrowd` 1 is a target like any other; as part of a category it is reported too.
 
@@ -120,14 +98,16 @@ def read_coco(
     for split, file in parsed:
         reading = _Reading(split, paths[split], dataset, settings, instances, problems, file)
         seen: set[str] = set()
+        has_records = False
         for record in reading.records():
+            has_records = True
             for expression in record.expressions:
                 if expression.id in seen:
                     raise DataError(f"the id {expression.id} occurs twice", where=record.where)
                 seen.add(expression.id)
             yield record
-        if not seen:
-            if settings.expressions == CATEGORY or file.has_texts or not file.annotations:
+        if not (seen or (settings.expressions == TEMPLATE and has_records)):
+            if settings.expressions != "given" or file.has_texts or not file.annotations:
                 file.rejected.raise_first()
             raise _no_expressions(paths[split], file, settings, problems)
 
@@ -230,7 +210,7 @@ def _target_of(raw: msgspec.Raw) -> tuple[Id | None, Id | None]:
 
 def _no_expressions(path: Path, file: _File, settings: CocoSettings, problems: Problems) -> DataError:
     """The error for a file without a usable expression."""
-    if settings.expressions == CATEGORY:
+    if settings.expressions != "given":
         return DataError(
             "no annotation has a category with a name",
             where=str(path),
@@ -243,7 +223,8 @@ def _no_expressions(path: Path, file: _File, settings: CocoSettings, problems: P
     if file.annotations and names:
         ways.append(
             f"--expressions category takes the names of its {len(names)} categories ({', '.join(names[:3])}, ...) as "
-            "expressions; each refers to all objects of that category in an image"
+            "expressions; each refers to all objects of that category in an image; --expressions template writes "
+            "expressions from categories, positions, sizes and colours"
         )
     return DataError("there is no expression with a target in it", where=str(path), hint="\n".join(ways))
 
@@ -289,6 +270,9 @@ class _Reading:
         if self.settings.expressions == CATEGORY:
             yield from self._records_of_categories(image, raw_image, rows, where)
             return
+        if self.settings.expressions == TEMPLATE:
+            yield from self._record_of_labels(image, raw_image, rows, where)
+            return
         unit = self._unit(image, rows)
         if unit == "annotation":
             yield from self._records_of_annotations(image, raw_image, rows)
@@ -333,13 +317,8 @@ class _Reading:
         broken = self.file.broken_targets.get(comparable_id(image.id), frozenset())
         members: dict[Id, list[AnnotationRow]] = {}
         for row in rows:
-            category = None if row.category_id is None else comparable_id(row.category_id)
-            if category is None or not self.file.category_names.get(category, "").strip():
-                self.problems.add(
-                    "annotation_without_category", f"{self.path.name}: annotation {row.id}", f"{category}"
-                )
-            else:
-                members.setdefault(category, []).append(row)
+            if self._category_name(row) and row.category_id is not None:
+                members.setdefault(comparable_id(row.category_id), []).append(row)
         for category, targets in members.items():
             name = self.file.category_names[category]
             if category in broken or None in broken:
@@ -350,6 +329,35 @@ class _Reading:
                 yield from self._record(
                     image, raw_image, [(f"{image.id}/{category}", name)], targets, where, kind=CATEGORY
                 )
+
+    def _record_of_labels(
+        self, image: ImageRow, raw_image: RawImage, rows: Sequence[AnnotationRow], where: str
+    ) -> Iterator[RawRecord]:
+        """The record of an image with all its objects, unless one of them cannot be read."""
+        if comparable_id(image.id) in self.file.broken_targets:
+            self.problems.add("target_of_broken_row", where, "an object of the image is unknown")
+            return
+        objects = []
+        try:
+            for row in (row for row in rows if not row.marks_no_target(where)):
+                region = self._region(image, raw_image, row)
+                if region is None:
+                    return
+                objects.append(replace(region, category=self._category_name(row) or None, is_crowd=row.iscrowd == 1))
+        except DataError as error:
+            self.file.rejected.add(error, where)
+            return
+        yield from labelled_records(
+            raw_image, objects, self.settings, split=self.split, image_id=str(image.id), where=where
+        )
+
+    def _category_name(self, row: AnnotationRow) -> str:
+        """The name of an annotation's category; empty, and reported, if it has none."""
+        category = None if row.category_id is None else comparable_id(row.category_id)
+        name = "" if category is None else self.file.category_names.get(category, "")
+        if not name.strip():
+            self.problems.add("annotation_without_category", f"{self.path.name}: annotation {row.id}", f"{category}")
+        return name.strip()
 
     def _record(
         self,

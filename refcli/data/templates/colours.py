@@ -1,0 +1,153 @@
+"""The colours of labelled objects in their pixels: the certain one, and those that a reader might see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from refcli.data.language.english import head, is_person
+from refcli.data.templates.names import is_animal
+from refcli.geometry.boxes import BoxXYXY
+
+CERTAIN_SHARE = 0.55
+"""Least share of an object's pixels that are clearly of its colour."""
+OTHER_SHARE = 0.15
+"""Share of pixels clearly of a second colour from which no colour is certain."""
+POSSIBLE_SHARE = 0.08
+"""Share of pixels roughly of a colour from which a reader might see it."""
+SHADED_SHARE = 0.75
+"""As `CERTAIN_SHARE`, of white and black, which may be light and shadow, and of the central part of a box without a
+mask."""
+SURROUNDING_SHARE = 0.3
+"""Share of a colour in the whole image, or around a box without a mask, from which it may be that of the light or of
+the background."""
+MIN_PIXELS = 400
+
+
+class _Tone(NamedTuple):
+    """A range of OpenCV's HSV: hue 0..179 (a range may pass 179), saturation and value 0..255, all inclusive."""
+
+    hue: tuple[int, int] = (0, 179)
+    saturation: tuple[int, int] = (0, 255)
+    value: tuple[int, int] = (0, 255)
+
+    def covers(self, hsv: np.ndarray) -> Bool[np.ndarray, ...]:
+        """The pixels within the range."""
+        hue, saturation, value = hsv[..., 0], hsv[..., 1], hsv[..., 2]
+        first, last = self.hue
+        in_hue = (hue >= first) & (hue <= last) if first <= last else (hue >= first) | (hue <= last)
+        in_saturation = (saturation >= self.saturation[0]) & (saturation <= self.saturation[1])
+        covered: np.ndarray = in_hue & in_saturation & (value >= self.value[0]) & (value <= self.value[1])
+        return covered
+
+
+TONES: Mapping[str, tuple[_Tone, _Tone]] = {
+    "red": (_Tone((174, 6), (140, 255), (90, 255)), _Tone((160, 16), (70, 255), (50, 255))),
+    "yellow": (_Tone((23, 32), (130, 255), (140, 255)), _Tone((16, 38), (60, 255), (80, 255))),
+    "green": (_Tone((45, 80), (90, 255), (60, 255)), _Tone((34, 95), (45, 255), (40, 255))),
+    "blue": (_Tone((102, 125), (120, 255), (70, 255)), _Tone((85, 140), (45, 255), (40, 255))),
+    "white": (_Tone(saturation=(0, 32), value=(200, 255)), _Tone(saturation=(0, 70), value=(135, 255))),
+    "black": (_Tone(value=(0, 45)), _Tone(value=(0, 95))),
+}
+"""Colour -> the pixels that are clearly of it, and those that are roughly of it."""
+_NO_COLOUR = frozenset(
+    {"tv", "television", "monitor", "screen", "display", "laptop", "computer", "tablet", "phone", "mirror", "window",
+     "light", "lamp", "painting", "photo", "poster", "image", "hand", "face", "arm", "leg", "head", "hair", "finger",
+     "body", "glass", "bottle", "jar", "vase", "water", "sky", "shadow", "reflection", "fire", "smoke"}
+)  # fmt: skip
+"""Things whose pixels show another thing, a state or a person."""
+
+
+class Colours(NamedTuple):
+    """The colours of one object."""
+
+    certain: str | None
+    possible: frozenset[str] | None
+    """None: any."""
+
+
+UNKNOWN = Colours(None, None)
+
+
+def has_colour(noun: str) -> bool:
+    """Whether colour words are used with a noun.
+
+    They are not for people and animals, for screens, lights and transparent things, and where the noun contains a
+    colour word ("orange", "blackboard").
+    """
+    if is_person(noun) or is_animal(noun) or head(noun) in _NO_COLOUR:
+        return False
+    return not any(colour in noun for colour in (*TONES, "orange", "pink", "brown", "purple", "gray", "grey"))
+
+
+class ColourMeter:
+    """Measures the objects of one image."""
+
+    def __init__(self, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+        self._hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
+        small = self._hsv[:: max(1, len(self._hsv) // 200), :: max(1, self._hsv.shape[1] // 200)].reshape(-1, 3)
+        self._common = {name for name in TONES if _shares(small)[name][1] > 2 * SURROUNDING_SHARE}
+
+    def measure(
+        self, box_xyxy: BoxXYXY, mask: Bool[np.ndarray, "height width"] | None, others: Sequence[BoxXYXY]
+    ) -> Colours:
+        """The colours of an object.
+
+        Args:
+            box_xyxy: its box, inside the image.
+            mask: its pixels; None: the central part of the box is taken.
+            others: the boxes of other objects; one that reaches into the central part makes all colours possible.
+        """
+        if mask is not None:
+            return self._colours(self._hsv[mask], self._hsv[mask], CERTAIN_SHARE, frozenset())
+        left, top, right, bottom = box_xyxy
+        x, y = (right - left) / 4, (bottom - top) / 4
+        centre = (left + x, top + y, right - x, bottom - y)
+        if any(_meet(centre, other) for other in others):
+            return UNKNOWN
+        around = self._cut((left - x / 2, top - y / 2, right + x / 2, bottom + y / 2))
+        inside = self._cut(box_xyxy)
+        num_outside = max(1, len(around) - len(inside))
+        background = {
+            name
+            for name in TONES
+            if (_shares(around)[name][1] * len(around) - _shares(inside)[name][1] * len(inside)) / num_outside
+            > SURROUNDING_SHARE
+        }
+        return self._colours(self._cut(centre), inside, SHADED_SHARE, frozenset(background))
+
+    def _colours(self, sure: np.ndarray, whole: np.ndarray, least: float, doubtful: frozenset[str]) -> Colours:
+        if len(sure) < MIN_PIXELS:
+            return UNKNOWN
+        shares = _shares(sure)
+        possible = frozenset(name for name, (_, rough) in _shares(whole).items() if rough >= POSSIBLE_SHARE)
+        first, second = sorted(shares, key=lambda name: -shares[name][0])[:2]
+        is_certain = (
+            shares[first][0] >= (SHADED_SHARE if first in ("white", "black") else least)
+            and shares[second][0] < OTHER_SHARE
+            and first not in self._common | doubtful
+            and first in possible
+        )
+        return Colours(first if is_certain else None, possible)
+
+    def _cut(self, box_xyxy: BoxXYXY) -> np.ndarray:
+        left, top, right, bottom = (round(max(edge, 0)) for edge in box_xyxy)
+        pixels: np.ndarray = self._hsv[top:bottom, left:right].reshape(-1, 3)
+        return pixels
+
+
+def _meet(one: BoxXYXY, other: BoxXYXY) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _shares(hsv: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Colour -> the shares of pixels clearly and roughly of it."""
+    if not len(hsv):
+        return dict.fromkeys(TONES, (0.0, 0.0))
+    return {
+        name: (float(sure.covers(hsv).mean()), float(rough.covers(hsv).mean())) for name, (sure, rough) in TONES.items()
+    }

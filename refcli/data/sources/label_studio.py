@@ -39,6 +39,8 @@ _NO_SHAPES = frozenset(
 """Types of results that mark no region of an image."""
 _UPLOAD = re.compile(r"data/upload/(?:[0-9]+/)?[0-9a-f]{8}-(.+)")
 """Label Studio's name of an uploaded file: eight letters before its own name."""
+_MINIMAL = b"annotation_id", b"annotator", b"lead_time"
+"""Keys of a row of the export as JSON-MIN."""
 _PAIRED = re.compile(r"(?:box|mask)-([0-9]+)")
 """The ids of the box and the mask of one target in tasks that refcli wrote."""
 
@@ -178,6 +180,12 @@ class _Reading:
         self._ids: set[str] = set()
 
     def records(self) -> Iterator[RawRecord]:
+        if first_record_has(self._path, *_MINIMAL):
+            raise DataError(
+                "this is an export as JSON-MIN, which does not show what was cancelled",
+                where=str(self._path),
+                hint="export it from Label Studio as JSON",
+            )
         tasks = list(read_json_rows(self._path, self._task, self._problems))
         originals = Counter(filter(None, map(_name_before_upload, tasks)))
         num_annotated = num_used = num_predictions = 0
@@ -248,7 +256,9 @@ class _Reading:
             return None
         number = max(range(len(done)), key=lambda at: (done[at].ground_truth, done[at].updated_at or "", at))
         if len(done) > 1:
-            self._problems.add("several_annotations", task.where, f"read {done[number].id} of {len(done)}")
+            self._problems.add(
+                "several_annotations", task.where, f"the one with id {done[number].id} is read, of {len(done)}"
+            )
         return done[number]
 
     def _records_of(
@@ -431,10 +441,9 @@ def _brush(value: _Value, width: int, height: int, where: str) -> partial[RLE]:
 
 
 def sniff_label_studio(path: Path) -> bool:
-    """Whether a file starts with a task, as exported or as imported with predictions."""
-    return first_record_has(path, b"annotations", b"result") or first_record_has(
-        path, b"data", b"predictions", b"result"
-    )
+    """Whether a file starts with a task, as exported, as imported with predictions, or as JSON-MIN."""
+    keys = ((b"annotations", b"result"), (b"data", b"predictions", b"result"), _MINIMAL)
+    return any(first_record_has(path, *each) for each in keys)
 
 
 SOURCE = Source(

@@ -143,6 +143,14 @@ def test_predictions_are_not_annotations(tmp_path):
         read(tmp_path, task)
 
 
+def test_the_minimal_export_is_refused_with_the_export_to_use(tmp_path):
+    row = {"image": "a.jpg", "box": [], "annotator": 1, "annotation_id": 2, "lead_time": 3.5}
+
+    assert SOURCE.sniff(write_studio(tmp_path / "minimal.json", [row]))
+    with pytest.raises(DataError, match="JSON-MIN"):
+        read(tmp_path, row)
+
+
 def test_brush_masks_are_read_as_they_were_written_also_with_values_that_do_not_repeat():
     bitmap = np.random.default_rng(0).random((37, 53)) > 0.5
     written = bytes(brush_run_lengths(encode_mask(bitmap)))

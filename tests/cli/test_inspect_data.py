@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import typer
 from PIL import Image
@@ -14,6 +15,7 @@ from refcli.cli.output import MAX_FAILURES_LISTED
 from refcli.contracts.example import Example, Region
 from refcli.data.store.write import write_manifest, write_split
 from refcli.errors import ExitCode, UsageError
+from refcli.geometry.masks import encode_mask
 
 EXAMPLE = Example(
     id="",
@@ -77,6 +79,12 @@ def test_images_of_unknown_size_are_mentioned(tmp_path, capsys):
 
     assert "size is unknown: 1 expressions" in report
     assert "box area" not in report
+
+
+def test_ignored_pixels_are_mentioned_where_an_expression_has_some(tmp_path, capsys):
+    mask = encode_mask(np.ones((20, 30), dtype=bool))
+    command(store_of(tmp_path, {}, {"ignored": mask}))
+    assert "with pixels that no mask metric counts: 1 expressions" in capsys.readouterr().out
 
 
 def test_rare_kinds_are_counted_together(tmp_path, capsys):

@@ -118,15 +118,18 @@ def read_llava(
         files: split -> file.
         settings: a `LlavaSettings`.
         dataset: prefix of the keys of images that are not COCO's.
-        problems: collects `broken_line` or `broken_row` (no image or several, boxes of another space);
-            `turn_without_prompt` (a human turn that matches none of the prompts), `turn_without_box`,
-            `phrase_without_box`, `line_without_phrase`.
+        problems: collects `broken_line` or `broken_row` (several images, boxes of another space);
+            `line_without_image`, `line_without_phrase`, `phrase_without_box`, `turn_without_box`, and
+            `turn_without_prompt` (a human turn that matches none of the prompts).
     """
     assert isinstance(settings, LlavaSettings)
     prompts = [_compiled(prompt) for prompt in settings.prompts]
 
     def records(row: _Row, place: RowPlace) -> list[RawRecord]:
         names = [row.image] if isinstance(row.image, str) else row.image or []
+        if not names:
+            problems.add("line_without_image", place.where)
+            return []
         if len(names) != 1:
             raise DataError(f"the line has {len(names)} images", where=place.where, hint="lines of one image are read")
         image = named_image(

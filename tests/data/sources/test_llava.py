@@ -111,15 +111,28 @@ def test_answers_without_a_phrase_are_reported(tmp_path):
     assert problems.counts == {"line_without_phrase": 1}
 
 
-@pytest.mark.parametrize("image", [[], ["a.jpg", "b.jpg"], None])
-def test_a_line_without_exactly_one_image_is_refused(tmp_path, image):
-    with pytest.raises(DataError, match="images"):
-        read(tmp_path / "a.json", conversation(image, "?", "<p>the cup</p> [1, 2, 3, 4]"), coordinates="pixels")
+def test_lines_without_an_image_are_left_out_and_lines_of_several_are_refused(tmp_path):
+    problems = Problems()
+    answer = "<p>the cup</p> [1, 2, 3, 4]"
+    rows = [conversation(image, "?", answer) for image in (["a.jpg"], [], None, ["a.jpg", "b.jpg"])]
+
+    records = read(tmp_path / "a.json", *rows, problems=problems, coordinates="pixels")
+
+    assert [record.image.key for record in records] == ["mine:a.jpg"]
+    assert problems.counts == {"line_without_image": 2, "broken_row": 1}
+    assert "the line has 2 images" in problems.places["broken_row"][0]
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"coordinates": "pixels", "notation": "x"}, {"coordinates": "unit", "prompts": ["Where?"]}]
+    ("settings", "message"),
+    [
+        ({}, "coordinates is one of: pixels, unit,"),
+        ({"coordinates": "pixels", "notation": "x"}, "'x' is none of"),
+        ({"coordinates": "unit", "prompts": ["Where?"]}, "needs either {expression} or {box}"),
+    ],
 )
-def test_the_space_is_declared_and_the_other_settings_are_checked(settings):
-    with pytest.raises(ConfigError):
+def test_the_space_is_declared_and_the_other_settings_are_checked(settings, message):
+    with pytest.raises(ConfigError) as caught:
         validate(LlavaSettings, settings, where="settings")
+
+    assert message in str(caught.value)

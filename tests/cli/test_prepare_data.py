@@ -8,7 +8,7 @@ from refcli.cli.prepare_data import command
 from refcli.data.reading.images import read_image
 from refcli.data.spec import list_specs
 from refcli.data.store.read import Store
-from refcli.errors import ConfigError, UsageError
+from refcli.errors import ConfigError, DataError, UsageError
 
 
 def test_the_summary_as_json_equals_the_store(tmp_path, capsys):
@@ -66,3 +66,30 @@ def test_missing_or_impossible_options_are_usage_errors(tmp_path):
         with pytest.raises(UsageError) as caught:
             command(**arguments)
         assert where in caught.value.where
+
+
+def test_expressions_about_labelled_boxes_are_counted_by_kind_and_their_options_need_them(tmp_path, capsys):
+    file, out = tmp_path / "instances_val.json", tmp_path / "store"
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": 100, "height": 80} for n in (1, 2)]
+    cups = [{"id": n, "image_id": 1, "category_id": 1, "bbox": [60 * n, 20, 30, 30]} for n in (0, 1)]
+    categories = [{"id": 1, "name": "cup"}]
+    file.write_text(json.dumps({"images": images, "annotations": cups, "categories": categories}))
+    given = {"from_": str(file), "name": "mine", "out": out}
+    command(**given, expressions="template", dry_run=True, seed=5, set_=["expressions_per_image=3"])
+    shown = capsys.readouterr().err
+    assert "'exhaustive': True, 'seed': 5, 'expressions_per_image': 3" in shown
+    command(**given, expressions="template", seed=5)
+    captured = capsys.readouterr()
+    rows = list(Store(out).split("mine:val"))
+    assert "mine: expressions about 2 of 2 labelled images" in captured.err
+    assert f"no_target {sum(not row.regions for row in rows)}" in captured.err
+    with pytest.raises(DataError, match="no certain expression, 1 times"):
+        command(**given, expressions="template", not_exhaustive=True)
+    for options, where in [
+        ({"seed": 5}, "--seed"),
+        ({"expressions": "category", "not_exhaustive": True}, "--not-exhaustive"),
+        ({"expressions": "sentences"}, "--expressions sentences"),
+    ]:
+        with pytest.raises(UsageError) as caught:
+            command(**given, **options)
+        assert caught.value.where == where

@@ -197,7 +197,17 @@ def _prompted(
         if not boxes and not prompt.asks_for_box:
             problems.add("turn_without_box", where, excerpt(box_text))
             continue
-        yield text, boxes
+        yield _untagged(text), boxes
+
+
+def _untagged(text: str) -> str:
+    """The text without the tags around it, if it is a tagged phrase."""
+    phrase = _PHRASE.fullmatch(text.strip())
+    return _text_of(phrase) if phrase else text
+
+
+def _text_of(phrase: re.Match[str]) -> str:
+    return next(filter(None, phrase.groups()), "").strip()
 
 
 def _tagged(
@@ -212,7 +222,7 @@ def _tagged(
         merged: dict[str, _Boxes] = {}
         for index, phrase in enumerate(phrases, 1):
             end = phrases[index].start() if index < len(phrases) else len(turn.value)
-            text = next(filter(None, phrase.groups()), "").strip()
+            text = _text_of(phrase)
             try:
                 boxes = _boxes(turn.value[phrase.end() : end], settings)
             except AnswerTextError:

@@ -87,7 +87,10 @@ def read_reasonseg(
                 if name not in images:
                     raise DataError(f"there is no {name}.jpg beside it", where=where)
                 record = reading.record(file, images[name], where)
-            except (DataError, ImageError) as error:
+            except DataError as error:
+                rejected.add(error, where)
+                continue
+            except ImageError as error:
                 rejected.add(DataError(error.message, where=where, hint=error.hint), where)
                 continue
             num_good += 1

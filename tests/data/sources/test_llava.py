@@ -38,7 +38,7 @@ def test_a_prompt_asks_for_the_boxes_of_an_expression_or_for_the_expression_of_a
         "[0.1, 0.25, 0.3, 0.75]",
         WHAT.format(box="[0.5, 0.25, 0.9, 0.75]"),
         "the right cup",
-        WHERE.format(expression="the fork"),
+        WHERE.format(expression="<ref>the fork</ref>"),
         "There is no such object.",
         "How many cups are there?",
         "Two.",

@@ -104,3 +104,15 @@ def test_an_unknown_label_counts_as_target_and_is_reported(tmp_path):
 
     assert decode_mask(records[1].regions[0].segmentation).sum() == 6**2
     assert problems.counts["unknown_label"] == 1
+
+
+def test_a_key_that_changes_the_meaning_of_an_annotation_is_reported_by_its_kind(tmp_path):
+    folder = write_reasonseg(tmp_path / "val")
+    shapes = [{"label": "target", "points": square(1, 1, 5)}]
+    (folder / "b.json").write_text(json.dumps({"text": ["x"], "is_sentence": True, "shapes": shapes, "exist": False}))
+    problems = Problems()
+
+    records = read(folder, problems)
+
+    assert [record.where for record in records] == ["val/a.json: annotation", "val/c.json: annotation"]
+    assert problems.counts["unread_meaning"] == 1

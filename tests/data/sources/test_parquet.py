@@ -70,6 +70,25 @@ def test_columns_are_named_in_the_settings(tmp_path):
     assert problems.counts == {"broken_row": 2}
 
 
+def test_rows_without_ids_are_numbered_over_all_files_of_their_split(tmp_path):
+    for part in range(2):
+        write_parquet(tmp_path / "raw" / f"val-0000{part}-of-00002.parquet", [own_row(), own_row(text="a cup")])
+
+    prepare(plan_file(tmp_path / "raw", name="mine", overrides=OWN), Preparation(out=tmp_path / "store"))
+
+    ids = Store(tmp_path / "store").split("mine:val").column("id").to_pylist()
+    assert ids == ["mine/val/1", "mine/val/2", "mine/val/3", "mine/val/4"]
+
+
+def test_an_id_that_a_row_repeats_gets_the_number_of_the_row(tmp_path):
+    rows = [lmms_row(number, LEFT, "a", coco=number) for number in (5, 5, 200_000_000, 200_000_000)]
+
+    examples, _, problems = store_of(tmp_path, rows, settings={}, file="val.parquet")
+
+    assert [one.id for one in examples] == ["mine/5/0", "mine/5/0-2", "mine/200000000/0", "mine/200000000/0-4"]
+    assert problems.counts == {"repeated_id": 2}
+
+
 def test_several_boxes_and_masks_of_a_row_are_its_regions_in_order(tmp_path):
     columns = {"image": "image", "expression": "text", "box": "boxes", "mask": "masks"}
     row = {"image": image(), "text": "both", "boxes": [list(LEFT), list(RIGHT)]}

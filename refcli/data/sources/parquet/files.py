@@ -75,6 +75,11 @@ class ParquetFile:
             raise DataError(f"two columns have the name {repeated[0]!r}", where=str(self.path))
         return schema
 
+    @property
+    def num_rows(self) -> int:
+        """The rows of all row groups."""
+        return int(self._metadata.num_rows)
+
     def has_nulls(self, leaf: str) -> bool:
         """Whether a column may hold nulls; `leaf` is its path, such as `image.bytes`."""
         for chunks in map(self._metadata.row_group, range(self._metadata.num_row_groups)):

@@ -32,8 +32,8 @@ class Layout(NamedTuple):
     """The records of a row; raises DataError for one that cannot be used."""
     image: str | None = IMAGE
     """The column of images; None: the layout has none."""
-    has_ids: bool = True
-    """Whether the ids of expressions come from a column, so that rows may repeat one."""
+    id: str | None = None
+    """The column whose values the ids of expressions begin with, so that rows may repeat one."""
     fields: Mapping[str, str] | None = None
     """Field of the row -> its column; None: they have the same names."""
 
@@ -291,6 +291,7 @@ LAYOUTS: tuple[Layout, ...] = (
         _LmmsRow,
         _keys(_LmmsRow, "question", "iscrowd", has_box=True),
         _lmms,
+        id="question_id",
     ),
     Layout(
         "jxu124/refcoco",
@@ -301,6 +302,7 @@ LAYOUTS: tuple[Layout, ...] = (
             "global_image_id", "anns_id",
         ),
         _ref,
+        id="ref_id",
         image=None,
     ),
     Layout(
@@ -316,6 +318,7 @@ LAYOUTS: tuple[Layout, ...] = (
         _CleanedRow,
         _keys(_CleanedRow),
         _cleaned,
+        id="image_id",
     ),
     Layout(
         "JierunChen/Ref-L4",
@@ -323,6 +326,7 @@ LAYOUTS: tuple[Layout, ...] = (
         _RefL4Row,
         _keys(_RefL4Row, "bbox_area", "ori_category_id", "is_rewrite", has_box=True),
         _ref_l4,
+        id="id",
         image=None,
     ),
     Layout(
@@ -331,14 +335,23 @@ LAYOUTS: tuple[Layout, ...] = (
         _RefAdvRow,
         _keys(_RefAdvRow, "human_authored", has_box=True, has_corners=True),
         _ref_adv,
+        id="row_idx",
     ),
-    Layout("tiiuae/PBench", frozenset({"expression", "masks", "count", IMAGE}), _PBenchRow, _keys(_PBenchRow), _pbench),
+    Layout(
+        "tiiuae/PBench",
+        frozenset({"expression", "masks", "count", IMAGE}),
+        _PBenchRow,
+        _keys(_PBenchRow),
+        _pbench,
+        id="id",
+    ),
     Layout(
         "lirang04/GroundingME",
         frozenset({"description", "bbox", "subtask_l1", IMAGE}),
         _GroundingMeRow,
         _keys(_GroundingMeRow, has_box=True, has_corners=True),
         _grounding_me,
+        id="id",
     ),
 )  # fmt: skip
 """Published layouts; no file has the columns of two."""

@@ -68,7 +68,7 @@ def mapped_layout(settings: ParquetSettings, columns: Sequence[str], where: str)
         ),
         _records,
         image=names.get("image"),
-        has_ids="id" in names,
+        id=names.get("id"),
         fields={field: name for field, name in names.items() if field in _MappedRow.__struct_fields__},
     )
 

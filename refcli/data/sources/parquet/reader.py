@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from refcli.config.schema import Settings
-from refcli.data.sources.known_keys import KeyLog
+from refcli.data.sources.known_keys import KeyLog, excerpt
 from refcli.data.sources.parquet.files import ParquetFile, RowBatch, is_parquet, list_parquet, split_of
 from refcli.data.sources.parquet.images import ImageColumn, RowImage, StoredImages
 from refcli.data.sources.parquet.layouts import LAYOUTS, STORE_COLUMNS, Layout
 from refcli.data.sources.parquet.mapping import EXAMPLE, mapped_layout
 from refcli.data.sources.parquet.membership import INSTANCES, REFS, Members
 from refcli.data.sources.parquet.row import ParquetSettings, RowContext
+from refcli.data.sources.parquet.seen import SeenIds
 from refcli.data.sources.record import Problems, RawExpression, RawRecord, Source
 from refcli.data.sources.rows import Rejections, convert_row
 from refcli.data.sources.split_names import split_in
@@ -132,8 +134,10 @@ class _Reading:
     problems: Problems
     members: Members | None
     reads_images: bool = True
-    ids: dict[str, set[int]] = field(default_factory=dict)
-    """Split -> the ids so far, as hashes; only for layouts whose ids come from a column."""
+    ids: defaultdict[str, SeenIds] = field(default_factory=lambda: defaultdict(SeenIds))
+    """Split -> the ids of its rows."""
+    num_rows: Counter[str] = field(default_factory=Counter)
+    """Split -> the rows of its files so far."""
 
     def records(self, files: Mapping[str, Path]) -> Iterator[RawRecord]:
         renamed: set[str] = set()
@@ -165,12 +169,14 @@ class _Reading:
                     if content is not None and not self.reads_images:
                         num_good += 1
                         continue
-                    found = list(self._row(row, columns, content, batch.number + index, split, where, keys))
+                    number = self.num_rows[split] + batch.number + index
+                    found = list(self._row(row, columns, content, number, split, where, keys))
                 except DataError as error:
                     rejected.add(error, where)
                     continue
                 num_good += 1
                 yield from found
+        self.num_rows[split] += columns.file.num_rows
         keys.finish()
         if not num_good:
             rejected.raise_first()
@@ -206,8 +212,13 @@ class _Reading:
         stated = self._stated_split(row, layout) or split
         name = self.settings.splits.get(stated) or _USUAL_NAMES.get(stated, stated)
         context = RowContext(self.dataset, name, number, where, self.settings, self.problems, keys, content, path)
-        for record in layout.records(values, context):
-            yield self._with_new_ids(record, number) if layout.has_ids else record
+        records = list(layout.records(values, context))
+        own_id = row.get(layout.id) if layout.id is not None else None
+        if own_id is not None and not self.ids[name].add(own_id):
+            self.problems.add("repeated_id", where, f"{layout.id} {excerpt(own_id)}")
+            records = [_with_row_number(record, number) for record in records]
+        for record in records:
+            yield record
             if self.members is not None and stated in self.settings.splits:
                 member = self.members.find(record, stated)
                 if member is not None:
@@ -221,17 +232,11 @@ class _Reading:
         value = row.get(column) if column else None
         return value if isinstance(value, str) and value else None
 
-    def _with_new_ids(self, record: RawRecord, number: int) -> RawRecord:
-        """The record; an id that an earlier row of the split has is followed by the number of the row."""
-        seen = self.ids.setdefault(record.split, set())
-        own = [hash(one.id) for one in record.expressions]
-        if seen.isdisjoint(own):
-            seen.update(own)
-            return record
-        self.problems.add("repeated_id", record.where, record.expressions[0].id)
-        return replace(
-            record, expressions=tuple(RawExpression(f"{one.id}-{number}", one.text) for one in record.expressions)
-        )
+
+def _with_row_number(record: RawRecord, number: int) -> RawRecord:
+    """The record with the number of its row in the ids of its expressions, which an earlier row of the split has."""
+    expressions = tuple(RawExpression(f"{one.id}-{number}", one.text) for one in record.expressions)
+    return replace(record, expressions=expressions)
 
 
 SOURCE = Source(

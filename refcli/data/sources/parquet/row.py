@@ -43,7 +43,7 @@ class ColumnNames(Settings):
     height: str | None = None
     """In pixels; read from the images if they are not given."""
     id: str | None = None
-    """Default: the split and the number of the row."""
+    """Default: the split and the number of the row in its files."""
     split: str | None = None
     """Default: the split in the name of the file, else train."""
     kind: str | None = None
@@ -85,7 +85,7 @@ class RowContext:
     dataset: str
     split: str
     number: int
-    """Within the file, from 1."""
+    """Within all files of the split, from 1."""
     where: str
     settings: ParquetSettings
     problems: Problems

@@ -3,8 +3,9 @@
     python benchmarks/parquet.py [ROWS ...]
 
 Writes refs in the layout of jxu124/refcoco (no images, polygons of 20 to 60 points) into a temporary folder, and
-prepares them on one core: 100,000 and 1,000,000 rows unless others are given. Then writes 2,000 JPEGs of 640 x 480 into
-one Parquet file in row groups of 100, extracts them, and reads 500 at random: as files, and by their row.
+prepares them on one core: 100,000 and 1,000,000 rows unless others are given. Then the same with 100,000 long
+expressions with a box each, in the layout of Ref-L4. Then writes 2,000 JPEGs of 640 x 480 into one Parquet file in row
+groups of 100, extracts them, and reads 500 at random: as files, and by their row.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -81,18 +83,30 @@ def ref_rows(numbers: range) -> Iterator[dict[str, Any]]:
 
 
 def write_refs(folder: Path, num_rows: int) -> None:
-    """Write the rows into as many files as the Hub would have."""
+    """Write the rows into as many files as the Hub would have; the files differ in their ids only."""
     total = math.ceil(num_rows / ROWS_PER_FILE)
+    rows = pa.Table.from_pylist(list(ref_rows(range(min(num_rows, ROWS_PER_FILE)))))
     for part in range(total):
-        numbers = range(part * ROWS_PER_FILE, min((part + 1) * ROWS_PER_FILE, num_rows))
-        with pq.ParquetWriter(folder / f"train-{part:05d}-of-{total:05d}.parquet", _schema()) as writer:
-            for start in range(numbers.start, numbers.stop, ROWS_PER_GROUP):
-                rows = list(ref_rows(range(start, min(start + ROWS_PER_GROUP, numbers.stop))))
-                writer.write_table(pa.Table.from_pylist(rows, _schema()))
+        table = rows.slice(0, num_rows - part * ROWS_PER_FILE)
+        for column in ("ref_id", "image_id"):
+            index = table.schema.get_field_index(column)
+            table = table.set_column(index, column, pc.add(table[column], part * ROWS_PER_FILE))
+        pq.write_table(table, folder / f"train-{part:05d}-of-{total:05d}.parquet", row_group_size=ROWS_PER_GROUP)
 
 
-def _schema() -> pa.Schema:
-    return pa.Table.from_pylist(list(ref_rows(range(1)))).schema
+def write_long_expressions(folder: Path, num_rows: int) -> None:
+    """Write rows in the layout of Ref-L4: one expression of 24 words, and a box without a mask."""
+    dice = random.Random(0)
+    rows = [
+        {
+            "id": number, "caption": " ".join(dice.choices(WORDS, k=24)), "bbox": [10.0, 20.0, 300.5, 200.25],
+            "bbox_area": 60175.1, "bbox_id": f"coco_{number}", "ori_category_id": "refcoco_1", "height": 480,
+            "image_id": f"coco_{number // 4}", "width": 640, "file_name": f"COCO_train2014_{number // 4:012d}.jpg",
+            "is_rewrite": 0, "split": "val",
+        }
+        for number in range(num_rows)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), folder / "ref-l4-val.parquet")
 
 
 class Cost(NamedTuple):
@@ -143,20 +157,31 @@ def compare_images(folder: Path) -> None:
         print(f"read at random {name}: {1e3 * (time.perf_counter() - start) / NUM_READ:.2f} ms")
 
 
+def in_new_process(function: Callable[..., Any], *arguments: object) -> Any:
+    """The result of a function in a process of its own: a process counts the memory of the one that starts it."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def measure(what: str, write: Callable[[Path, int], None], num_rows: int, num_expressions: int) -> None:
+    """Print the cost of preparing the rows that a function writes, in a process of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "raw").mkdir()
+        in_new_process(write, folder / "raw", num_rows)
+        cost = in_new_process(prepare_refs, folder)
+    print(
+        f"{what}, {num_rows:,} rows, {num_expressions:,} expressions: {num_expressions / cost.seconds:,.0f}/s, "
+        f"{num_expressions / cost.cpu_seconds:,.0f} per CPU second, peak {cost.peak_mb:,.0f} MB",
+        flush=True,
+    )
+
+
 def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     for num_rows in [int(word) for word in sys.argv[1:]] or ROWS:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            (folder / "raw").mkdir()
-            write_refs(folder / "raw", num_rows)
-            with get_context("spawn").Pool(1) as pool:
-                cost = pool.apply(prepare_refs, (folder,))
-            expressions = SENTENCES * num_rows
-            print(
-                f"{num_rows:,} rows, {expressions:,} expressions: {expressions / cost.seconds:,.0f}/s, "
-                f"{expressions / cost.cpu_seconds:,.0f} per CPU second, peak {cost.peak_mb:,.0f} MB"
-            )
+        measure("refs with polygons", write_refs, num_rows, SENTENCES * num_rows)
+    measure("long expressions with boxes", write_long_expressions, ROWS[0], ROWS[0])
     with tempfile.TemporaryDirectory() as name:
         compare_images(Path(name))
 

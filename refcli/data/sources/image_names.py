@@ -1,13 +1,14 @@
-"""File names and numbers -> images: of COCO, SAIAPR, Flickr30k, or of one data set only."""
+"""File names, numbers and bytes -> images: of COCO, SAIAPR, Flickr30k, or of one data set only."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Literal
 
-from refcli.data.sources.record import RawImage
+from refcli.data.sources.record import LazyBytes, RawImage
 from refcli.errors import DataError
 
 ImageOrigin = Literal["auto", "coco", "own"]
@@ -18,6 +19,16 @@ _BARE_NAME = re.compile(r"([0-9]{12})\.jpg")
 """COCO's names of 2017; other data sets number their files in the same way."""
 _COCO_OBJECT_NAME = re.compile(r"COCO_(?:train|val)2014_([0-9]{12})_[0-9]+\.jpg")
 """A name that ends with the number of an object; no file has it."""
+_DIGEST_DIGITS = 32
+_SUFFIXES = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG": ".png",
+    b"GIF8": ".gif",
+    b"BM": ".bmp",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+}
+"""First bytes of an image -> the usual suffix of its file."""
 
 
 def coco_id(file_name: str, *, origin: ImageOrigin = "auto") -> int | None:
@@ -109,6 +120,39 @@ def named_flickr_image(file_name: str, *, width: int | None, height: int | None)
     name = PurePosixPath(normalise_name(file_name)).name
     _check_inside(PurePosixPath(name).parts, file_name)
     return RawImage(f"flickr30k:{PurePosixPath(name).stem}", (name,), width, height)
+
+
+def stored_image(
+    content: LazyBytes,
+    name: str | None,
+    *,
+    dataset: str,
+    width: int | None = None,
+    height: int | None = None,
+    origin: ImageOrigin = "auto",
+) -> RawImage:
+    """The image whose bytes are in a file of annotations.
+
+    Its identity is COCO's number if its name shows one (see `coco_id`), else its content: equal bytes are one image, in
+    however many rows, and equal names (`image.png`) with different bytes are several.
+
+    Args:
+        content: the bytes.
+        name: its file name, if known.
+        dataset: prefix of the keys of images that are not COCO's.
+        width, height: in pixels, if known.
+        origin: see `ImageOrigin`.
+    """
+    number = coco_id(name, origin=origin) if name else None
+    if number is not None:
+        return replace(coco_image(number, width=width, height=height), content=content)
+    found = content()
+    digest = hashlib.sha256(found).hexdigest()[:_DIGEST_DIGITS]
+    base = normalise_name(name).rpartition("/")[2] if name else ""
+    if base in ("", ".", ".."):
+        base = digest + next((suffix for start, suffix in _SUFFIXES.items() if found.startswith(start)), "")
+        return RawImage(f"{dataset}:{base}", (base,), width, height, content)
+    return RawImage(f"{dataset}:{digest}/{base}", (base,), width, height, content)
 
 
 def normalise_name(file_name: str) -> str:

@@ -23,8 +23,8 @@ from refcli.config.schema import Settings
 from refcli.data.reading.json_files import parse_json
 from refcli.data.reading.streams import MAX_STREAM_BYTES, invalid_utf8, open_binary, text_start
 from refcli.data.sources.coco.instances import BoxXYWH, xywh_to_xyxy
+from refcli.data.sources.image_names import stored_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys
-from refcli.data.sources.parquet.images import stored_image
 from refcli.data.sources.record import Problems, RawExpression, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import Rejections, are_fractions, decode_row, read_json_lines, whole_number
 from refcli.errors import DataError

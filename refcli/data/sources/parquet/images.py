@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
-from refcli.data.sources.image_names import ImageOrigin, coco_id, coco_image, named_image, normalise_name
+from refcli.data.sources.image_names import ImageOrigin, named_image
 from refcli.data.sources.parquet.files import ParquetFile
-from refcli.data.sources.record import LazyBytes, RawImage
+from refcli.data.sources.record import RawImage
 from refcli.errors import DataError
 
 MAX_IMAGE_BYTES = 200_000_000
@@ -19,16 +18,6 @@ IMAGES_AT_A_TIME = 16
 """Images in memory at the same time."""
 _BYTES, _PATH = "bytes", "path"
 """The fields of an image as the Hugging Face library `datasets` writes it."""
-_DIGEST_DIGITS = 32
-_SUFFIXES = {
-    b"\xff\xd8\xff": ".jpg",
-    b"\x89PNG": ".png",
-    b"GIF8": ".gif",
-    b"BM": ".bmp",
-    b"II*\0": ".tif",
-    b"MM\0*": ".tif",
-}
-"""First bytes of an image -> the usual suffix of its file."""
 
 
 @dataclass(frozen=True)
@@ -146,39 +135,6 @@ class RowImage:
         if content is None:
             raise DataError("the row has no image", where=str(self.images.file))
         return content
-
-
-def stored_image(
-    content: LazyBytes,
-    name: str | None,
-    *,
-    dataset: str,
-    width: int | None = None,
-    height: int | None = None,
-    origin: ImageOrigin = "auto",
-) -> RawImage:
-    """The image whose bytes are in a file of annotations.
-
-    Its identity is COCO's number if its name shows one (see `coco_id`), else its content: equal bytes are one image, in
-    however many rows, and equal names (`image.png`) with different bytes are several.
-
-    Args:
-        content: the bytes.
-        name: its file name, if known.
-        dataset: prefix of the keys of images that are not COCO's.
-        width, height: in pixels, if known.
-        origin: see `ImageOrigin`.
-    """
-    number = coco_id(name, origin=origin) if name else None
-    if number is not None:
-        return replace(coco_image(number, width=width, height=height), content=content)
-    found = content()
-    digest = hashlib.sha256(found).hexdigest()[:_DIGEST_DIGITS]
-    base = normalise_name(name).rpartition("/")[2] if name else ""
-    if base in ("", ".", ".."):
-        base = digest + next((suffix for start, suffix in _SUFFIXES.items() if found.startswith(start)), "")
-        return RawImage(f"{dataset}:{base}", (base,), width, height, content)
-    return RawImage(f"{dataset}:{digest}/{base}", (base,), width, height, content)
 
 
 def image_beside(

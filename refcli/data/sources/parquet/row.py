@@ -12,9 +12,9 @@ from pydantic import Field
 from refcli.config.schema import Settings
 from refcli.contracts.example import RLE
 from refcli.data.sources.coco.instances import xywh_to_xyxy
-from refcli.data.sources.image_names import ImageOrigin, coco_id, coco_image
+from refcli.data.sources.image_names import ImageOrigin, coco_id, coco_image, stored_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, excerpt
-from refcli.data.sources.parquet.images import RowImage, image_beside, stored_image
+from refcli.data.sources.parquet.images import RowImage, image_beside
 from refcli.data.sources.record import Problems, RawExpression, RawImage, RawRecord, RawRegion
 from refcli.data.sources.refcoco import TextField
 from refcli.data.sources.rows import NUMBERS_OF_A_BOX, Row, are_fractions, convert_row, valid_side

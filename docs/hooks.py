@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import typer.main
 from pydantic import BaseModel
 
+from refcli.answers.formats import ANSWER_FORMATS, REFCLI
 from refcli.answers.table import WRITERS
 from refcli.cli.app import app
 from refcli.cli.predict import LINE_FORMATS
@@ -26,6 +27,7 @@ from refcli.data.sources.table import SOURCES
 from refcli.data.spec import DatasetSpec, list_specs, load_spec
 from refcli.heads.table import HEADS, head_class
 from refcli.tables import lookup
+from refcli.text.vlm_text import INPUT_PIXELS
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -234,6 +236,12 @@ def formats_page() -> str:
         "and counts. Not verified: no real record was seen when the specification was written; the command says so.",
         _table(("Data set", "Format", "Expressions", "Verified", "Licence"), list(_data_sets())),
         _commands(["refcli prepare-data DATASET --raw DIR --images DIR --out store"]),
+        "## Prediction files",
+        "`refcli evaluate --predictions FILE --answers-format NAME` reads them; "
+        "[Evaluate](../guides/evaluate.md#answers-of-other-systems) explains how. `--coordinates` declares another "
+        "space of the boxes where the table lists one in brackets.",
+        _table(("Format", "Content", "A line or entry", "Boxes"), list(_answer_formats())),
+        _commands(evaluate_command(name) for name in ANSWER_FORMATS),
         "## Files for other tools",
         "`refcli predict --format` and `refcli convert-answers --to` write them. "
         "[Predict in bulk](../guides/predict.md#files-for-other-tools) explains the options.",
@@ -258,6 +266,14 @@ def convert_command(answers_format: str) -> str:
     return f"refcli convert-answers predictions.jsonl --to {answers_format} --out {answers_format}"
 
 
+def evaluate_command(answers_format: str) -> str:
+    """The command that scores a prediction file of a format."""
+    row = ANSWER_FORMATS[answers_format]
+    size = " --input-size qwen2.5-vl" if row.coordinates == INPUT_PIXELS else ""
+    declared = "" if answers_format == REFCLI else f" --answers-format {answers_format}{size}"
+    return f"refcli evaluate --predictions FILE{declared} --data store --split DATASET:SPLIT"
+
+
 def is_labelled(source: str) -> bool:
     """Whether a format has labelled boxes, of which expressions can be made."""
     return "expressions" in lookup(SOURCES, source, what="source").settings.model_fields
@@ -273,6 +289,12 @@ def _sources() -> Iterator[tuple[str, ...]]:
             _escape(source.description),
             ", ".join(f"`{role}`{optional.get(role, '')}" for role in beside),
         )
+
+
+def _answer_formats() -> Iterator[tuple[str, ...]]:
+    for name, row in ANSWER_FORMATS.items():
+        space = f"(`{row.coordinates}`)" if row.has_spaces else f"`{row.coordinates}`"
+        yield f"`{name}`", _escape(row.about), _code(row.example), space
 
 
 def _data_sets() -> Iterator[tuple[str, ...]]:

@@ -208,7 +208,7 @@ def _target_from_json(record: object) -> Target:
     return Target(
         _box_from_json(record["box"]),
         _number(record["score"]),
-        None if record["mask"] is None else _mask_from_json(record["mask"]),
+        None if record["mask"] is None else mask_from_json(record["mask"]),
         from_mask,
         None if frame is None else _frame_from_json(frame),
     )
@@ -220,7 +220,7 @@ def _frame_from_json(record: object) -> FramedTarget:
     return FramedTarget(
         _size_from_json(record["size"], MAX_FRAME_PIXELS),
         None if box is None else _box_from_json(box),
-        None if mask is None else _mask_from_json(mask, MAX_FRAME_PIXELS),
+        None if mask is None else mask_from_json(mask, MAX_FRAME_PIXELS),
     )
 
 
@@ -233,7 +233,7 @@ def _box_from_json(values: object) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
-def _mask_from_json(record: object, max_pixels: int = MAX_PIXELS) -> RLE:
+def mask_from_json(record: object, max_pixels: int = MAX_PIXELS) -> RLE:
     record = _object(record, "a mask")
     counts = record["counts"]
     if not isinstance(counts, str):

@@ -9,27 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refcli.answers.formats import ANSWER_FORMATS, INPUT_RULE, REFCLI, AnswerNotation
+from refcli.cli.evaluate_options import ANSWER_OPTIONS, given_options, refuse_scoring, refuse_unused
 from refcli.cli.options import WEIGHTS_METAVAR, WEIGHTS_NAMES, BatchSize, Data, Device, Precision, PrecisionChoice
 from refcli.cli.output import MAX_FAILURES_LISTED, log, printable, write_line
+from refcli.errors import UsageError
+from refcli.text.vlm_text import COORDINATES, INPUT_PIXELS
 
 if TYPE_CHECKING:
     from refcli.evaluation.comparison import Comparison
     from refcli.evaluation.report.document import RunReport, SplitReport
-
-SYSTEM_OPTIONS = {
-    "data": "--data",
-    "splits": "--split",
-    "weights": "--weights",
-    "predictions": "--predictions",
-    "shard": "--shard",
-    "limit": "--limit",
-    "conventions": "--convention",
-}
-"""Parameter -> option: the systems and samples to evaluate."""
-MODEL_OPTIONS = {"device": "--device", "precision": "--precision", "batch_size": "--batch-size"}
-"""Parameter -> option: how to run a model."""
-SCORING_OPTIONS = {"missing": "--missing", "score_threshold": "--score-threshold", "gated": "--gated"}
-"""Parameter -> option: how to score answers."""
+    from refcli.evaluation.run import RejectedLines
 
 
 class MissingChoice(str, Enum):
@@ -62,8 +52,44 @@ def command(
         list[Path] | None,
         typer.Option(
             "--predictions",
-            help="Score a prediction file (.jsonl, also gzipped) of any system instead of running a model.",
+            help="Score a prediction file (also gzipped) of any system instead of running a model.",
             metavar="FILE",
+        ),
+    ] = None,
+    answers_format: Annotated[
+        str,
+        typer.Option(
+            "--answers-format",
+            help="The format of the prediction files: " + ", ".join(ANSWER_FORMATS) + ".",
+            metavar="NAME",
+        ),
+    ] = REFCLI,
+    coordinates: Annotated[
+        str | None,
+        typer.Option(
+            "--coordinates",
+            help="The numbers of the boxes, if not those of the format: " + ", ".join(COORDINATES) + ".",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
+    input_size: Annotated[
+        str | None,
+        typer.Option(
+            "--input-size",
+            help=f"With {INPUT_PIXELS}: the size of the model's input where a line does not state it, or a rule for "
+            f"it: {INPUT_RULE}.",
+            metavar=f"WxH|{INPUT_RULE}",
+            show_default=False,
+        ),
+    ] = None,
+    convert_only: Annotated[
+        Path | None,
+        typer.Option(
+            "--convert-only",
+            help="Do not score: write the answers of the prediction file as prediction lines of refcli.",
+            metavar="FILE",
+            show_default=False,
         ),
     ] = None,
     missing: Annotated[
@@ -114,7 +140,9 @@ def command(
         Path | None,
         typer.Option("--out", "-o", help="Write summary.json and per_sample.parquet here.", metavar="DIR"),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier evaluation in --out.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier evaluation in --out, or the file of --convert-only.")
+    ] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Also write OUT/report.html: one page with plots and drawn cases.")
     ] = False,
@@ -139,7 +167,8 @@ def command(
 ) -> None:
     """Score models or prediction files on splits of a store.
 
-    A prediction file may come from any system.
+    A prediction file may come from any system: it has prediction lines of refcli, or is of the declared
+    --answers-format.
 
     All metrics are in pixels of the original images. Acc@0.5, box mIoU, mask mIoU and oIoU are over expressions with
     a target, before the system's "no target" if its answers have candidates; "gated" counts a wrong "no target" as a
@@ -161,7 +190,14 @@ def command(
     from refcli.recipes.evaluate import EvaluationSettings, ModelSelection, SplitSelection, evaluate
 
     models = weights or ([] if predictions or merge else ["builtin"])
-    _refuse_unused(context, parts or [], merges=merge, has_model=bool(models))
+    refuse_unused(context, parts or [], merges=merge, has_model=bool(models))
+    notation = AnswerNotation.declare(answers_format, coordinates=coordinates, input_size=input_size)
+    if convert_only is not None:
+        refuse_scoring(context, num_files=len(predictions or ()))
+        _convert((predictions or [])[0], data, splits or [], convert_only, notation, force=force)
+        return
+    if not predictions and (given := given_options(context, ANSWER_OPTIONS)):
+        raise UsageError("this has no effect without --predictions", where=", ".join(given))
     scoring = Scoring(choose_conventions(conventions or []), score_threshold, missing.value, gated)
     gates = parse_gates(fail_under or [], conventions=() if merge else scoring.conventions)
     part = Shard() if shard is None else Shard.parse(shard)
@@ -171,6 +207,7 @@ def command(
             *(ModelSelection(name, device or "auto", precision.value, batch_size) for name in models),
             *(predictions or ()),
         ),
+        notation=notation,
         merges=merge,
         parts=tuple(parts or ()),
         scoring=scoring,
@@ -200,26 +237,25 @@ def command(
         raise typer.Exit(int(code))
 
 
-def _refuse_unused(context: typer.Context, parts: Sequence[Path], *, merges: bool, has_model: bool) -> None:
-    """Refuse options that would have no effect.
+def _convert(
+    predictions: Path, data: Path | None, splits: Sequence[str], out: Path, notation: AnswerNotation, *, force: bool
+) -> None:
+    """Write prediction lines; exit with code 3 if lines were rejected."""
+    from refcli.errors import ExitCode
+    from refcli.recipes.evaluate import SplitSelection, convert_predictions
 
-    Raises:
-        UsageError: one is given.
-    """
-    from refcli.errors import UsageError
-
-    def given(options: Mapping[str, str]) -> list[str]:
-        sources = {name: context.get_parameter_source(name) for name in options}
-        return [options[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"]
-
-    if merges and given(SYSTEM_OPTIONS):
-        raise UsageError("--merge only joins scored parts", where="--merge", hint="give only folders and --out")
-    if parts and not merges:
-        raise UsageError(f"unexpected argument {str(parts[0])!r}", where="arguments", hint="folders are for --merge")
-    unused = [*given({} if has_model else MODEL_OPTIONS), *given(SCORING_OPTIONS if merges else {})]
-    if unused:
-        hint = "the parts are scored already" if merges else "no model runs: --weights adds one"
-        raise UsageError("this has no effect here", where=", ".join(unused), hint=hint)
+    if data is None:
+        raise UsageError("no store is given", where="--data")
+    done = convert_predictions(predictions, SplitSelection(data, tuple(splits)), out, notation=notation, force=force)
+    for warning in done.warnings:
+        log(f"warning: {warning}")
+    _log_problems({predictions.name: done.problems})
+    counts = (
+        f"answers: {done.num_answers:,}, targets: {done.num_targets:,}, parse failures: {done.num_parse_failures:,}"
+    )
+    log(f"wrote {out} ({counts})")
+    if done.exit_code is not ExitCode.OK:
+        raise typer.Exit(int(done.exit_code))
 
 
 def _log_failures(report: RunReport) -> None:
@@ -235,7 +271,11 @@ def _log_failures(report: RunReport) -> None:
             log(f"parse failure: {sample}: {error}")
         if split.num_wrong:
             log(f"{split.num_wrong} of {split.num_samples} samples of {split.name} have no answer and count as wrong")
-    for file, kinds in report.problems.items():
+    _log_problems(report.problems)
+
+
+def _log_problems(problems: Mapping[str, Mapping[str, RejectedLines]]) -> None:
+    for file, kinds in problems.items():
         for kind, lines in kinds.items():
             for line in lines.first[:MAX_FAILURES_LISTED]:
                 log(f"{kind}: {line}")

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 from refcli.answers.table import WRITERS
 from refcli.answers.written import Written
 from refcli.errors import DataError, ExitCode, UsageError
-from refcli.evaluation.predictions import Line, RejectionLog, read_lines
+from refcli.evaluation.answer_lines import Line, RejectionLog, read_lines
 from refcli.evaluation.run import RejectedLines
 from refcli.files import explain_write_errors
 from refcli.inference.image_folders import is_empty_folder

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from refcli.answers.formats import ANSWER_FORMATS, REFCLI, AnswerNotation
 from refcli.data.shard import Shard
 from refcli.data.store.read import Store, StoreSplit
 from refcli.engine.device import keep_freed_pages
 from refcli.errors import DataError, UsageError
+from refcli.evaluation.answer_lines import REFCLI_LINES
 from refcli.evaluation.comparison import check_comparable
+from refcli.evaluation.conversion import LinesWritten, write_as_lines
 from refcli.evaluation.evaluate import evaluate_split
 from refcli.evaluation.predictions import score_file
 from refcli.evaluation.report.cases import NUM_CASES, Cases, answer_cases, choose_cases, find_answers, make_cases
@@ -25,6 +28,7 @@ from refcli.inference.predictor import Predictor
 from refcli.inference.unread_text import UnreadText
 from refcli.weights.locate import BUILTIN, RUN_WEIGHTS, resolve
 
+CONVERT_OPTION = "--convert-only"
 GROUPS_KEPT = 4
 """Row groups of a split in memory at a time; a store has at most 10,000 examples in each."""
 OnSample = Callable[[str, int, int], None]
@@ -64,6 +68,8 @@ class EvaluationSettings:
     """None if parts are merged."""
     systems: tuple[ModelSelection | Path, ...] = ()
     """Models and prediction files to score."""
+    notation: AnswerNotation = REFCLI_LINES
+    """The declared notation of the prediction files."""
     merges: bool = False
     """Whether to merge parts, instead of scoring systems."""
     parts: tuple[Path, ...] = ()
@@ -131,7 +137,9 @@ def _evaluate_system(
     num_cases = (NUM_CASES if settings.num_cases is None else settings.num_cases) if settings.writes_page else 0
     if isinstance(system, Path):
         on_sample = progress(system.name) if progress else None
-        return evaluate_file(system, data, scoring=scoring, num_cases=num_cases, on_sample=on_sample)
+        return evaluate_file(
+            system, data, notation=settings.notation, scoring=scoring, num_cases=num_cases, on_sample=on_sample
+        )
     on_sample = progress(system_name(system.weights)) if progress else None
     return evaluate_model(data, system, scoring=scoring, num_cases=num_cases, on_sample=on_sample)
 
@@ -195,28 +203,32 @@ def evaluate_file(
     predictions: Path,
     data: SplitSelection,
     *,
+    notation: AnswerNotation = REFCLI_LINES,
     scoring: Scoring | None = None,
     num_cases: int = 0,
     on_sample: OnSample | None = None,
 ) -> Evaluation:
-    """Score a prediction file (`refcli.prediction/1`, plain or gzipped) of any system on splits of a store.
+    """Score a prediction file (plain or gzipped) of any system on splits of a store.
 
     Args:
         predictions: the file; for rejected lines see `score_file`.
         data: the samples.
+        notation: the declared notation of the file.
         scoring: conventions and thresholds; None: the defaults.
         num_cases: number of worst samples, and of random ones, to keep with their answers.
         on_sample: receives the progress.
 
     Raises:
-        UsageError: no split, or one that is named twice.
+        UsageError: no split, or one that is named twice; or several, with ids that are unique in one only.
         DataError: no such store or split, or a file that cannot be read.
     """
+    _check_ids(notation, data.splits)
     parts = _open_parts(data)
     splits = {part.name: part.split for part in parts}
     run = score_file(
         predictions,
         splits,
+        notation=notation,
         rows={part.name: part.rows for part in parts},
         sizes={part.name: part.size for part in parts},
         scoring=scoring,
@@ -225,11 +237,55 @@ def evaluate_file(
     cases = {}
     if num_cases:
         choices = {scores.name: choose_cases(scores, num_cases) for scores in run.splits}
-        answers = find_answers(predictions, splits, choices)
+        answers = find_answers(predictions, splits, choices, notation)
         for scores in run.splits:
             name = scores.name
             cases[name] = make_cases(scores, splits[name], choices[name], answers[name])
     return _evaluation(run, cases)
+
+
+def convert_predictions(
+    predictions: Path, data: SplitSelection, out: Path, *, notation: AnswerNotation, force: bool = False
+) -> LinesWritten:
+    """Write the answers of a prediction file as lines of `refcli.prediction/1`, which score as the file itself does.
+
+    Args:
+        predictions: the file; for rejected lines see `score_file`.
+        data: the samples that it answers.
+        out: the file to write.
+        notation: the declared notation of the file.
+        force: replace `out` if it exists.
+
+    Raises:
+        UsageError: as `evaluate_file`; `out` exists; the file has prediction lines already.
+        DataError: as `evaluate_file`, or the file holds no usable answer.
+        RefcliError: the lines cannot be written.
+    """
+    where = f"{CONVERT_OPTION} {out}"
+    if notation.name == REFCLI:
+        others = ", ".join(name for name in ANSWER_FORMATS if name != REFCLI)
+        raise UsageError("the file is to be read as prediction lines", where=where, hint=f"--answers-format: {others}")
+    if out.is_dir() or (out.exists() and not force):
+        hint = "choose another file" + ("" if out.is_dir() else ", or replace it with --force")
+        raise UsageError("it is a folder" if out.is_dir() else "the file exists", where=where, hint=hint)
+    _check_ids(notation, data.splits)
+    _find(predictions)
+    splits = {part.name: part.split for part in _open_parts(data)}
+    with explain_write_errors("the lines", out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return write_as_lines(predictions, splits, out, notation)
+
+
+def _check_ids(notation: AnswerNotation, splits: Sequence[str]) -> None:
+    """Refuse several splits for ids that are unique in one only, since an answer would count in each of them.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if notation.format.has_own_ids and len(splits) > 1:
+        raise UsageError(
+            f"the ids of {notation.name} are unique in one split only", where="--split", hint="name one split"
+        )
 
 
 def merge_evaluations(parts: Sequence[Path]) -> Evaluation:

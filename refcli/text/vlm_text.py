@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -39,12 +39,14 @@ class TextFormat:
     """The notation for boxes of one family of models.
 
     Args:
+        models: the models that write it.
         parse: text -> numbers of every box, in the order of the text; no box where the text is a refusal.
         coordinates: the space that the numbers are in unless the user declares another one (a key of `COORDINATES`).
         order: which axis comes first.
         example: an answer in this format.
     """
 
+    models: str
     parse: Callable[[str], list[Numbers]]
     coordinates: str
     order: Order
@@ -113,14 +115,33 @@ def parse_answer(
         KeyError: there is no such format or space.
     """
     declared = TEXT_FORMATS[text_format]
-    to_pixels = COORDINATES[coordinates or declared.coordinates](sizes)
+    boxes = stated_boxes(text, declared, order=order)
+    return boxes_in_image(boxes, coordinates or declared.coordinates, sizes)
+
+
+def stated_boxes(text: str, declared: TextFormat, *, order: Order | None = None) -> tuple[Box, ...]:
+    """The boxes that a text answer states, as `parse_answer`, but xyxy in the numbers of the text.
+
+    Raises:
+        AnswerTextError: the text holds neither a box nor a refusal.
+    """
     is_y_first = (order or declared.order) == "yxyx"
     boxes = []
     for numbers in declared.parse(_final_answer(text)):
         first, second = (numbers[:2], numbers[-2:]) if len(numbers) == 4 else (numbers, numbers)
         (x1, y1), (x2, y2) = (first[::-1], second[::-1]) if is_y_first else (first, second)
-        boxes.append((*to_pixels(x1, y1), *to_pixels(x2, y2)))
+        boxes.append((x1, y1, x2, y2))
     return tuple(boxes)
+
+
+def boxes_in_image(boxes_xyxy: Iterable[Box], coordinates: str, sizes: ImageSizes) -> tuple[Box, ...]:
+    """Boxes of a space (a name in `COORDINATES`) in pixels of the image.
+
+    Raises:
+        AnswerTextError: the size of the model's input is needed and unknown.
+    """
+    to_pixels = COORDINATES[coordinates](sizes)
+    return tuple((*to_pixels(x1, y1), *to_pixels(x2, y2)) for x1, y1, x2, y2 in boxes_xyxy)
 
 
 def _final_answer(text: str) -> str:
@@ -263,41 +284,87 @@ COORDINATES: Mapping[str, Callable[[ImageSizes], Placing]] = {
 }
 """The spaces that models write boxes in: pixels of the image, pixels of the resized input, 0..1 of the image, 0..1 of
 the image padded to a square, 0..1000, 0..999 and 0..1024 of the image."""
+LARGEST_NUMBER: Mapping[str, float] = {
+    "unit": 1,
+    "unit-padded": 1,
+    "thousand": 1000,
+    "bins-999": 999,
+    "bins-1024": 1024,
+}
+"""The largest number of each space that does not depend on the size of the image."""
+INPUT_PIXELS = "input-pixels"
+"""The space that needs the size of the model's input."""
 
 TEXT_FORMATS: Mapping[str, TextFormat] = {
     "qwen3-vl": TextFormat(
-        _json_boxes, "thousand", "xyxy", '```json\n[{"bbox_2d": [10, 20, 300, 400], "label": "cup"}]\n```'
+        "Qwen3-VL, Qwen3.5",
+        _json_boxes,
+        "thousand",
+        "xyxy",
+        '```json\n[{"bbox_2d": [10, 20, 300, 400], "label": "cup"}]\n```',
     ),
-    "qwen2.5-vl": TextFormat(_json_boxes, "input-pixels", "xyxy", '[{"bbox_2d": [10, 20, 300, 400], "label": "cup"}]'),
-    "qwen2-vl": TextFormat(_corner_pairs, "thousand", "xyxy", "<|box_start|>(10,20),(300,400)<|box_end|>"),
-    "qwen-vl": TextFormat(_corner_pairs, "thousand", "xyxy", "<ref>cup</ref><box>(10,20),(300,400)</box>"),
+    "qwen2.5-vl": TextFormat(
+        "Qwen2.5-VL", _json_boxes, "input-pixels", "xyxy", '[{"bbox_2d": [10, 20, 300, 400], "label": "cup"}]'
+    ),
+    "qwen2-vl": TextFormat("Qwen2-VL", _corner_pairs, "thousand", "xyxy", "<|box_start|>(10,20),(300,400)<|box_end|>"),
+    "qwen-vl": TextFormat("Qwen-VL", _corner_pairs, "thousand", "xyxy", "<ref>cup</ref><box>(10,20),(300,400)</box>"),
     "internvl": TextFormat(
-        _boxes_within(BOX_TAGS), "thousand", "xyxy", "<ref>cup</ref><box>[[10, 20, 300, 400]]</box>"
+        "InternVL", _boxes_within(BOX_TAGS), "thousand", "xyxy", "<ref>cup</ref><box>[[10, 20, 300, 400]]</box>"
     ),
     "deepseek-vl2": TextFormat(
-        _boxes_within(DETECTIONS), "bins-999", "xyxy", "<|ref|>cup<|/ref|><|det|>[[10, 20, 300, 400]]<|/det|>"
+        "DeepSeek-VL2",
+        _boxes_within(DETECTIONS),
+        "bins-999",
+        "xyxy",
+        "<|ref|>cup<|/ref|><|det|>[[10, 20, 300, 400]]<|/det|>",
     ),
-    "cogvlm": TextFormat(_list_boxes, "thousand", "xyxy", "[[010,020,300,400]]"),
-    "ferret": TextFormat(_list_boxes, "thousand", "xyxy", "The cup [10, 20, 300, 400]."),
-    "shikra": TextFormat(_list_boxes, "unit-padded", "xyxy", "[0.010, 0.020, 0.300, 0.400]"),
-    "kosmos-2": TextFormat(_kosmos_boxes, "unit", "xyxy", "<patch_index_0044><patch_index_0863>"),
-    "paligemma": TextFormat(_location_tokens, "bins-1024", "yxyx", "<loc0020><loc0010><loc0400><loc0300> cup"),
-    "florence-2": TextFormat(_florence_boxes, "unit", "xyxy", "cup<loc_10><loc_20><loc_300><loc_400>"),
-    "gemini": TextFormat(_json_boxes, "thousand", "yxyx", '[{"box_2d": [20, 10, 400, 300], "label": "cup"}]'),
+    "cogvlm": TextFormat("CogVLM, CogCoM", _list_boxes, "thousand", "xyxy", "[[010,020,300,400]]"),
+    "ferret": TextFormat("Ferret", _list_boxes, "thousand", "xyxy", "The cup [10, 20, 300, 400]."),
+    "shikra": TextFormat("Shikra, LLaVA", _list_boxes, "unit-padded", "xyxy", "[0.010, 0.020, 0.300, 0.400]"),
+    "kosmos-2": TextFormat("Kosmos-2", _kosmos_boxes, "unit", "xyxy", "<patch_index_0044><patch_index_0863>"),
+    "paligemma": TextFormat(
+        "PaliGemma", _location_tokens, "bins-1024", "yxyx", "<loc0020><loc0010><loc0400><loc0300> cup"
+    ),
+    "florence-2": TextFormat(
+        "Florence-2, the tokens", _florence_boxes, "unit", "xyxy", "cup<loc_10><loc_20><loc_300><loc_400>"
+    ),
+    "florence-2-dict": TextFormat(
+        "Florence-2, the dictionary of its processor",
+        _json_boxes,
+        "pixels",
+        "xyxy",
+        '{"<OPEN_VOCABULARY_DETECTION>": {"bboxes": [[10, 20, 60, 70]], "labels": ["cup"]}}',
+    ),
+    "gemini": TextFormat(
+        "Gemini 2", _json_boxes, "thousand", "yxyx", '[{"box_2d": [20, 10, 400, 300], "label": "cup"}]'
+    ),
     "moondream": TextFormat(
-        _moondream_boxes, "unit", "xyxy", '{"objects": [{"x_min": 0.1, "y_min": 0.2, "x_max": 0.3, "y_max": 0.4}]}'
+        "Moondream",
+        _moondream_boxes,
+        "unit",
+        "xyxy",
+        '{"objects": [{"x_min": 0.1, "y_min": 0.2, "x_max": 0.3, "y_max": 0.4}]}',
     ),
     "rex-omni": TextFormat(
+        "Rex-Omni",
         _rex_boxes,
         "bins-999",
         "xyxy",
         "<|object_ref_start|>cup<|object_ref_end|><|box_start|><10><20><300><400><|box_end|>",
     ),
     "xiaomi-lens": TextFormat(
-        _boxes_within(BOX_TAGS), "thousand", "xyxy", "<bbox>[10, 20, 300, 400]</bbox><mask><|mask|></mask>"
+        "Xiaomi Lens",
+        _boxes_within(BOX_TAGS),
+        "thousand",
+        "xyxy",
+        "<bbox>[10, 20, 300, 400]</bbox><mask><|mask|></mask>",
     ),
     "vlm-r1": TextFormat(
-        _json_boxes, "input-pixels", "xyxy", '<think>...</think><answer>{"bbox_2d": [10, 20, 300, 400]}</answer>'
+        "VLM-R1",
+        _json_boxes,
+        "input-pixels",
+        "xyxy",
+        '<think>...</think><answer>{"bbox_2d": [10, 20, 300, 400]}</answer>',
     ),
 }
 """The text formats by name; each has the coordinate space that its models use."""

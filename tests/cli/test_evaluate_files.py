@@ -228,3 +228,45 @@ def test_published_results_are_beside_a_run_on_the_same_split(refcli, tmp_path, 
     rows = [line.split() for line in out.splitlines()]
     assert ["acc50", "OneRef-B", "single", "oneref384", "88.75"] in rows
     assert ["acc50", "this", "run", "original", "0.00"] in rows
+
+
+@pytest.fixture
+def texts(store, tmp_path) -> Path:
+    """Text answers in the format of Qwen3-VL, of which the first cannot be parsed."""
+    path = tmp_path / "texts.jsonl"
+    rows = Store(store).split(SPLIT)
+    answers = ["It is there.", *['[{"bbox_2d": [0, 0, 500, 500]}]'] * (len(rows) - 1)]
+    records = [{"id": rows[at].id, "text": text} for at, text in enumerate(answers)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_text_answers_are_scored_and_converted_to_lines_that_score_alike(evaluate, texts, tmp_path):
+    out = tmp_path / "lines.jsonl"
+    declared = ("--predictions", texts, "--answers-format", "qwen3-vl")
+    code, printed, err = evaluate(*declared)
+    assert (code, "parse failures: 1 of" in printed, "parse failure: synthetic/test/" in err) == (0, True, True)
+    metrics = json.loads(evaluate(*declared, "--json")[1])["metrics"]
+    assert evaluate(*declared, "--convert-only", out)[0] == 0
+    converted = json.loads(evaluate("--predictions", out, "--json")[1])
+    assert converted["metrics"] == metrics
+    assert converted["splits"][SPLIT]["parse_failures"]["count"] == 1
+    assert evaluate(*declared, "--convert-only", out)[0] == 2, "the file exists"
+    with texts.open("a") as file:
+        file.write('{"id": "another", "text": "[]"}\n')
+    assert evaluate(*declared, "--convert-only", out, "--force")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (("--answers-format", "qwen3-vl"), "--answers-format"),
+        (("--answers-format", "qwen3-vl", "--convert-only", "x.jsonl"), "--convert-only"),
+        (("--predictions", "texts", "--answers-format", "qwen3-vl", "--convert-only", "x", "--limit", "3"), "--limit"),
+        (("--predictions", "texts", "--convert-only", "x.jsonl"), "--convert-only"),
+        (("--predictions", "texts", "--answers-format", "humanref", "--split", "other:test"), "--split"),
+    ],
+)
+def test_options_without_effect_on_the_answers_are_refused(evaluate, texts, arguments, place):
+    code, _, err = evaluate(*(texts if argument == "texts" else argument for argument in arguments))
+    assert (code, f"where: {place}" in err) == (2, True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from refcli.answers.formats import AnswerNotation
 from refcli.contracts.example import Example
 from refcli.contracts.prediction import Answer
+from refcli.errors import DataError
+from refcli.evaluation.answer_lines import REFCLI_LINES, AnswerLines, RejectionLog
 from refcli.evaluation.evaluate import RawPredictor, Split
 from refcli.evaluation.mask_frames import IMAGE
 from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
-from refcli.evaluation.predictions import RejectionLog, read_lines
 from refcli.evaluation.run import SplitScores
 from refcli.evaluation.sample_columns import ROW, ScoreColumns
 from refcli.geometry.boxes import box_area
@@ -103,7 +106,10 @@ def answer_cases(predictor: RawPredictor, split: Split, choice: Choice) -> dict[
 
 
 def find_answers(
-    path: Path, splits: Mapping[str, Split], choices: Mapping[str, Choice]
+    path: Path,
+    splits: Mapping[str, Split],
+    choices: Mapping[str, Choice],
+    notation: AnswerNotation = REFCLI_LINES,
 ) -> dict[str, dict[int, Answer]]:
     """Find the answers to the chosen samples in a prediction file, by split and row, in one more pass over it.
 
@@ -111,14 +117,16 @@ def find_answers(
         DataError: the file cannot be read.
     """
     wanted: dict[str, list[tuple[str, int]]] = {}
+    file = AnswerLines(path, RejectionLog(path.name), notation)
     for name, choice in choices.items():
         for row in choice.rows:
-            wanted.setdefault(splits[name][row].id, []).append((name, row))
+            wanted.setdefault(file.key_of(splits[name][row].id), []).append((name, row))
     answers: dict[str, dict[int, Answer]] = {name: {} for name in choices}
-    lines = read_lines(path, RejectionLog(path.name))
+    lines = iter(file)
     while wanted and (line := next(lines, None)) is not None:
-        for name, row in wanted.pop(line.answer.id, []):  # the first line of an id counts
-            answers[name][row] = _before_gate(line.answer)
+        for name, row in wanted.pop(line.key, []):  # the first line of an id counts
+            with suppress(DataError):  # of a wrong size, which is reported where it is scored
+                answers[name][row] = _before_gate(line.answer_to(splits[name][row]))
     return answers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,10 +12,13 @@ from corpora import CORPORA
 from documentation import site_hooks
 
 from refcli.answers import answer_line
+from refcli.answers.formats import ANSWER_FORMATS, REFCLI
 from refcli.answers.table import WRITERS
+from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
 from refcli.data.sources.table import SOURCES
 from refcli.data.spec import list_specs
+from refcli.data.store.write import write_manifest, write_split
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +29,17 @@ def page() -> str:
 def commands(page: str, name: str) -> dict[str, list[str]]:
     """Format -> the words after `refcli` of its command, of all commands with this name."""
     lines = [shlex.split(line) for line in page.splitlines() if line.startswith(f"refcli {name} ")]
-    option = {"prepare-data": "--format", "convert-answers": "--to"}[name]
+    option = {"prepare-data": "--format", "convert-answers": "--to", "evaluate": "--answers-format"}[name]
     return {words[words.index(option) + 1]: words[1:] for words in lines if option in words}
 
 
 def test_the_page_has_every_row_of_every_table(page):
     rows = set(re.findall(r"^\| \[?`([^`]+)`", page, re.M))
 
-    assert rows == {*SOURCES, *list_specs(), *WRITERS}
+    assert rows == {*SOURCES, *list_specs(), *ANSWER_FORMATS, *WRITERS}
     assert commands(page, "prepare-data").keys() == SOURCES.keys()
     assert commands(page, "convert-answers").keys() == WRITERS.keys()
+    assert commands(page, "evaluate").keys() == ANSWER_FORMATS.keys() - {REFCLI}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -59,3 +64,19 @@ def test_the_commands_that_write_files_run(page, refcli, tmp_path, monkeypatch):
         code, _, err = refcli(*words)
         assert code == 0, err
         assert any(path.is_file() for path in (tmp_path / name).rglob("*"))
+
+
+def test_the_commands_that_score_answers_read_the_examples(page, refcli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ids = [f"refcoco_unc/{own}" for own in ("3/7", "7", "7/3")]
+    examples = [
+        Example(one, "refcoco_unc", "val", "a.jpg", "a", 100, 80, "the cup", (Region((10, 20, 60, 60)),)) for one in ids
+    ]
+    write_manifest(tmp_path / "store", [write_split(tmp_path / "store", "refcoco_unc", "val", examples)])
+
+    for name, words in commands(page, "evaluate").items():
+        Path("FILE").write_text(ANSWER_FORMATS[name].example)
+        code, out, err = refcli(*(word.replace("DATASET:SPLIT", "refcoco_unc:val") for word in words), "--json")
+        document = json.loads(out)
+        assert (code, document["problems"]) == (0 if ANSWER_FORMATS[name].lists_boxes else 3, {}), err
+        assert document["splits"]["refcoco_unc:val"]["parse_failures"]["count"] == 0

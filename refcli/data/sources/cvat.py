@@ -44,8 +44,8 @@ _IMAGE_KEYS = KnownKeys(
 _SHAPE_KEYS = KnownKeys(
     "shape",
     frozenset({"label", "xtl", "ytl", "xbr", "ybr", "points", "rle", "left", "top", "width", "height", "group_id",
-               "rotation", ATTRIBUTES}),
-    frozenset({"occluded", "source", "z_order", "score"}),
+               "rotation", "outside", ATTRIBUTES}),
+    frozenset({"keyframe", "occluded", "source", "z_order", "score"}),
     has_box=True,
 )  # fmt: skip
 
@@ -141,7 +141,8 @@ def _region(shape: Element, labelled: LabelledImage, log: KeyLog, where: str) ->
         )
     attributes = {one.get("name", ""): one.text for one in shape.findall("attribute")}
     log.check(_SHAPE_KEYS, {**shape.attrib, ATTRIBUTES: attributes}, where)
-    check_meaning("rotation", shape.get("rotation", "0"), _SHAPE_KEYS, where)
+    for key in ("rotation", "outside"):
+        check_meaning(key, shape.get(key, "0"), _SHAPE_KEYS, where)
     if shape.tag == _BOX:
         left, top, right, bottom = (_number(shape.get(side), where) for side in ("xtl", "ytl", "xbr", "ybr"))
         return RawRegion((left, top, right, bottom))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,10 @@ from refcli.contracts.prediction import Answer, Target
 from refcli.data.store.read import Store
 from refcli.geometry.masks import mask_box, polygons_to_rle
 
+PHOTOGRAPHS = Path(os.environ.get("REFCLI_REALDATA") or "nowhere").resolve() / "coco128"
+NOUNS = ("person", "car", "cup")
+LEAST_GAIN = 0.1
+"""Gain of box accuracy on the images that were trained on."""
 WIDTH, HEIGHT = 100, 80
 LEFT, MIDDLE, RIGHT = (10.0, 20.0, 30.0, 60.0), (32.0, 8.0, 48.0, 72.0), (50.0, 20.0, 90.0, 60.0)
 
@@ -96,6 +102,7 @@ def test_corrections_made_in_label_studio_are_in_the_store_exactly(predictions, 
         ("refcli-data", "data.jsonl", True, True),
         ("odvg", "odvg.jsonl", False, False),
         ("cvat", "annotations.xml", True, False),
+        ("labelme", "", True, False),
         ("yolo", "data.yaml", False, False),
     ],
 )
@@ -121,3 +128,76 @@ def test_pseudo_labels_come_back_equal(form, file, has_masks, has_no_target, pre
     for key, wanted in kept.items():
         assert [box for box, _ in found[key]] == [pytest.approx(box, abs=1e-4) for box, _ in wanted]
         assert [mask for _, mask in found[key]] == [mask if has_masks else None for _, mask in wanted]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="REFCLI_REALDATA is not set")
+def test_a_model_that_is_trained_on_corrections_answers_better(refcli, tmp_path, monkeypatch):
+    """The whole trip with 100 photographs of COCO: the annotator gives the largest object of each class."""
+    monkeypatch.chdir(tmp_path)
+    truth = largest_objects(PHOTOGRAPHS / "annotations/instances_train2017.json")
+    names = sorted(truth)[:100]
+    (tmp_path / "photos").mkdir()
+    for name in names:
+        (tmp_path / "photos" / name).write_bytes((PHOTOGRAPHS / "train2017" / name).read_bytes())
+    asked = [argument for noun in NOUNS for argument in ("-e", f"the largest {noun}")]
+    code, lines, err = refcli("predict", "photos", *asked)
+    assert code == 0, err
+    Path("predictions.jsonl").write_text(lines)
+    code, _, err = refcli("convert-answers", "predictions.jsonl", "--to", "label-studio", "--out", "tasks")
+    assert code == 0, err
+
+    drawn = {f"photos/{name}": [drawn_box(*one) for one in truth[name].items()] for name in names}
+    corrections = {image: (lambda _, results=results: results) for image, results in drawn.items()}
+    write_export(tmp_path / "tasks/label_studio.json", tmp_path / "export.json", corrections)
+    code, _, err = refcli("prepare-data", "--from", "export.json", "--name", "back", "--images", ".", "--out", "store")
+    assert code == 0, err
+    assert {key: [box for box, _ in found] for key, found in stored(tmp_path / "store").items()} == {
+        (f"photos/{name}", f"the largest {noun}"): [pytest.approx(truth[name][noun][0])] if noun in truth[name] else []
+        for name in names
+        for noun in NOUNS
+    }
+
+    before = measured(refcli, "builtin")
+    code, _, err = refcli(
+        "finetune", "--preset", "synthetic_small_count", "--init", "builtin", "--data", "store", "--out", "run",
+        "--set", "data.train=back:train", "--set", "data.validation=back:train", "--set", "train.steps=200",
+        "--set", "train.batch_size=16", "--set", "train.validate_every=200", "--set", "train.save_every=200",
+        "--set", "optim.warmup_steps=20", "--set", "train.ema_decay=0.98",
+    )  # fmt: skip
+    assert code == 0, err
+    after = measured(refcli, "run/weights")
+
+    print(f"before {before}, after {after}")
+    assert after["acc50"] > before["acc50"] + LEAST_GAIN
+
+
+def largest_objects(instances: Path) -> dict[str, dict[str, tuple]]:
+    """Image -> noun -> its largest object of that class: box, and size of the image."""
+    document = json.loads(instances.read_text())
+    nouns = {one["id"]: one["name"] for one in document["categories"] if one["name"] in NOUNS}
+    images = {one["id"]: one for one in document["images"]}
+    found: dict[str, dict[str, tuple]] = {one["file_name"]: {} for one in images.values()}
+    for one in sorted(document["annotations"], key=lambda one: one["area"]):
+        if one["category_id"] in nouns:
+            image, (x, y, width, height) = images[one["image_id"]], one["bbox"]
+            box = (x, y, x + width, y + height)
+            found[image["file_name"]][nouns[one["category_id"]]] = (box, (image["width"], image["height"]))
+    return found
+
+
+def drawn_box(noun: str, place: tuple) -> dict:
+    """The rectangle that an annotator draws."""
+    (left, top, right, bottom), (width, height) = place
+    value = {
+        "x": 100 * left / width, "y": 100 * top / height, "width": 100 * (right - left) / width,
+        "height": 100 * (bottom - top) / height, "rotation": 0, "rectanglelabels": [f"the largest {noun}"],
+    }  # fmt: skip
+    shared = {"to_name": "image", "original_width": width, "original_height": height, "image_rotation": 0}
+    return {"id": f"drawn-{noun}", "from_name": "box", "type": "rectanglelabels", "value": value, **shared}
+
+
+def measured(refcli, weights: str) -> dict[str, float]:
+    code, out, err = refcli("evaluate", "--weights", weights, "--data", "store", "--split", "back:train", "--json")
+    assert code == 0, err
+    return {name: json.loads(out)[name] for name in ("acc50", "n_acc")}

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
 
 from refcli.contracts.example import RLE
 from refcli.data.reading.archives import list_files, read_file
@@ -46,8 +47,15 @@ def read_mask_image(source: Path, name: str) -> RLE:
     Raises:
         DataError: the file is missing, damaged or too large, has transparent pixels or more than two colours.
     """
-    where = f"{source}: {name}"
-    data = read_file(source, name, max_bytes=MAX_MASK_FILE_BYTES)
+    return encode_mask(mask_pixels(read_file(source, name, max_bytes=MAX_MASK_FILE_BYTES), f"{source}: {name}"))
+
+
+def mask_pixels(data: bytes, where: str) -> Bool[np.ndarray, "height width"]:
+    """The pixels of the region in a PNG, see `read_mask_image`; `where` names it in errors.
+
+    Raises:
+        DataError: it is damaged, has transparent pixels or more than two colours.
+    """
     _size(data, where)
     if data[_COLOUR_TYPE] in _WITH_ALPHA or b"tRNS" in data[: data.find(b"IDAT")]:
         raise DataError("the mask has transparent pixels", where=where, hint="save it as a grey image of 0 and 255")
@@ -56,11 +64,11 @@ def read_mask_image(source: Path, name: str) -> RLE:
     except ImageError as error:
         raise DataError(error.message, where=where, hint=error.hint) from error
     red, green, blue = np.moveaxis(pixels, 2, 0)
-    is_region = (red | green | blue) != 0  # a reduction over the short axis is far slower
-    colours = pixels[is_region]
+    is_region: np.ndarray = (red | green | blue) != 0  # a reduction over the short axis is far slower
+    colours: np.ndarray = pixels[is_region]
     if len(colours) and (colours != colours[0]).any():
         raise DataError("the mask has more than two colours", where=where, hint="save it as a grey image of 0 and 255")
-    return encode_mask(is_region)
+    return is_region
 
 
 def _size(png: bytes, where: str) -> tuple[int, int]:

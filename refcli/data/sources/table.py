@@ -22,6 +22,7 @@ SOURCES: dict[str, str] = {
     "yolo": "refcli.data.sources.yolo:SOURCE",
     "voc": "refcli.data.sources.voc:SOURCE",
     "cvat": "refcli.data.sources.cvat:SOURCE",
+    "labelme": "refcli.data.sources.labelme:SOURCE",
     "label_studio": "refcli.data.sources.label_studio:SOURCE",
     "mmr": "refcli.data.sources.mmr:SOURCE",
     "llava": "refcli.data.sources.llava:SOURCE",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from image_files import write_image
+from PIL import Image
 from pycocotools import mask as coco
 
 from corpora.corpus import HEIGHT, WIDTH, Box, Corpus, Truth
@@ -172,6 +176,42 @@ def _write_voc(folder: Path) -> Path:
     return write_voc(folder, objects)
 
 
+def labelme_shape(label: str, kind: str, *points: tuple[float, float], **fields: Any) -> dict[str, Any]:
+    """A shape of labelme."""
+    return {"label": label, "shape_type": kind, "points": points, "group_id": None, "flags": {}, **fields}
+
+
+def labelme_mask(box: Box, label: str, **fields: Any) -> dict[str, Any]:
+    """A mask of labelme that covers a whole box but its first pixel."""
+    left, top, right, bottom = map(int, box)
+    pixels = np.full((bottom - top, right - left), 255, dtype=np.uint8)
+    pixels[0, 0] = 0
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    png = base64.b64encode(content.getvalue()).decode()
+    return labelme_shape(label, "mask", (left, top), (right - 1, bottom - 1), mask=png, **fields)
+
+
+def write_labelme(folder: Path, files: Mapping[str, Sequence[dict[str, Any]]]) -> Path:
+    folder.mkdir()
+    for name, shapes in files.items():
+        size = {"imageHeight": HEIGHT, "imageWidth": WIDTH, "imageData": None}
+        document = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": f"../photos/{name}.jpg", **size}
+        (folder / f"{name}.json").write_text(json.dumps(document))
+    return folder
+
+
+def _write_labelme(folder: Path) -> Path:
+    corners = (LEFT[2], LEFT[3]), (LEFT[0], LEFT[1])
+    pair = labelme_shape("cup", "rectangle", *corners, group_id=1), labelme_mask(LEFT, "cup", group_id=1)
+    triangle = labelme_shape("the plate", "polygon", (10, 20), (50, 20), (10, 60))
+    files = {
+        "a": [*pair, triangle],
+        "b": [labelme_shape("cup", "rectangle", *corners), labelme_shape("fork", "circle", (9, 9), (9, 5))],
+    }
+    return write_labelme(folder / "val", files)
+
+
 LABEL_TOOLS: dict[str, Corpus] = {
     "label_studio": Corpus(
         _write_label_studio,
@@ -207,6 +247,13 @@ LABEL_TOOLS: dict[str, Corpus] = {
         families=frozenset({"tiny"}),
         problems={"rotated_box": 1, "target_of_broken_object": 1, "unused_key": 1},
         truth=Truth("tiny/a/0", "train", "cup", "tiny:a.jpg", (LEFT, RIGHT), (None, None)),
+    ),
+    "labelme": Corpus(
+        _write_labelme,
+        num_expressions=3,
+        families=frozenset({"tiny"}),
+        problems={"broken_shape": 1, "target_of_broken_object": 1},
+        truth=Truth("tiny/a/0", "val", "cup", "tiny:photos/a.jpg", (LEFT,), (20 * 40 - 1,)),
     ),
 }
 """Row of the table of sources -> its corpus."""

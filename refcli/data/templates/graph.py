@@ -7,6 +7,7 @@ expression uncertain that depends on them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ MIN_ALIGNED = 0.0
 """... and side by side: they share at least this part of the lower one's height."""
 MIN_ALIGNED_ABOVE = 0.5
 """As `MIN_ALIGNED`, of the narrower one's width, for above and below."""
+MAX_GAP_ABOVE = 0.1
+"""Above and below: at most this share of the short side is between the boxes; further up is often further away."""
 VAGUE_RELATION = 0.04
 """Loosely left of: the centre, or the left edge, is further left, or further right by less than this share."""
 TINY_SIDE = 0.035
@@ -201,7 +204,7 @@ class LabelGraph:
         )
 
     def _is_beside(self, direction: str, number: int, anchor: int) -> bool:
-        side, across, min_aligned = _RELATIONS[direction]
+        side, across, min_aligned, max_gap = _RELATIONS[direction]
         near, far = self._span(number, side)
         anchor_near, anchor_far = self._span(anchor, side)
         distance = (anchor_near + anchor_far - near - far) / 2
@@ -212,7 +215,7 @@ class LabelGraph:
         return (
             distance >= CLEAR_RELATION * min(self.width, self.height)
             and distance >= abs(sideways)
-            and far - anchor_near <= MAX_INTRUSION * narrow
+            and -max_gap * min(self.width, self.height) <= far - anchor_near <= MAX_INTRUSION * narrow
             and shared >= min_aligned * min(first[1] - first[0], second[1] - second[0])
         )
 
@@ -228,9 +231,10 @@ def _longer_side(box: BoxXYXY) -> float:
 
 
 _RELATIONS = {
-    "left": ("left", "top", MIN_ALIGNED),
-    "right": ("right", "top", MIN_ALIGNED),
-    "above": ("top", "left", MIN_ALIGNED_ABOVE),
-    "below": ("bottom", "left", MIN_ALIGNED_ABOVE),
+    "left": ("left", "top", MIN_ALIGNED, math.inf),
+    "right": ("right", "top", MIN_ALIGNED, math.inf),
+    "above": ("top", "left", MIN_ALIGNED_ABOVE, MAX_GAP_ABOVE),
+    "below": ("bottom", "left", MIN_ALIGNED_ABOVE, MAX_GAP_ABOVE),
 }
-"""Relation -> the side that the object is nearer to, a side across, and the part that both must share there."""
+"""Relation -> the side that the object is nearer to, a side across, the part that both must share there, and the
+largest gap."""

@@ -23,9 +23,12 @@ SHADED_SHARE = 0.75
 """As `CERTAIN_SHARE`, of white and black, which may be light and shadow, and of the central part of a box without a
 mask."""
 SURROUNDING_SHARE = 0.3
-"""Share of a colour in the whole image, or around a box without a mask, from which it may be that of the light or of
-the background."""
+"""Share of a colour around a box without a mask from which it may be the background's."""
+COMMON_SHARE = 0.6
+"""Share of a colour in the whole image from which it may be the light's."""
 MIN_PIXELS = 400
+MAX_SAMPLE = 10_000
+"""Most pixels that are measured, evenly spread over those of the object."""
 
 
 class _Tone(NamedTuple):
@@ -89,8 +92,8 @@ class ColourMeter:
 
     def __init__(self, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
         self._hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
-        small = self._hsv[:: max(1, len(self._hsv) // 200), :: max(1, self._hsv.shape[1] // 200)].reshape(-1, 3)
-        self._common = {name for name in TONES if _shares(small)[name][1] > 2 * SURROUNDING_SHARE}
+        rough = _shares(self._hsv.reshape(-1, 3)).rough
+        self._common = frozenset(name for name in TONES if rough[name] > COMMON_SHARE)
 
     def measure(
         self, box_xyxy: BoxXYXY, mask: Bool[np.ndarray, "height width"] | None, others: Sequence[BoxXYXY]
@@ -102,52 +105,61 @@ class ColourMeter:
             mask: its pixels; None: the central part of the box is taken.
             others: the boxes of other objects; one that reaches into the central part makes all colours possible.
         """
-        if mask is not None:
-            return self._colours(self._hsv[mask], self._hsv[mask], CERTAIN_SHARE, frozenset())
         left, top, right, bottom = box_xyxy
+        inside = self._cut(box_xyxy)
+        if mask is not None:
+            pixels = inside[mask[_pixels(top, bottom), _pixels(left, right)]]
+            return self._colours(pixels, pixels, CERTAIN_SHARE, self._common)
         x, y = (right - left) / 4, (bottom - top) / 4
         centre = (left + x, top + y, right - x, bottom - y)
         if any(_meet(centre, other) for other in others):
             return UNKNOWN
-        around = self._cut((left - x / 2, top - y / 2, right + x / 2, bottom + y / 2))
-        inside = self._cut(box_xyxy)
-        num_outside = max(1, len(around) - len(inside))
-        background = {
-            name
-            for name in TONES
-            if (_shares(around)[name][1] * len(around) - _shares(inside)[name][1] * len(inside)) / num_outside
-            > SURROUNDING_SHARE
-        }
-        return self._colours(self._cut(centre), inside, SHADED_SHARE, frozenset(background))
+        around = self._cut((left - x / 2, top - y / 2, right + x / 2, bottom + y / 2)).reshape(-1, 3)
+        inside = inside.reshape(-1, 3)
+        wide, narrow = _shares(around).rough, _shares(inside).rough
+        least = SURROUNDING_SHARE * (len(around) - len(inside))
+        behind = {name for name in TONES if wide[name] * len(around) - narrow[name] * len(inside) > least}
+        return self._colours(self._cut(centre).reshape(-1, 3), inside, SHADED_SHARE, self._common | behind)
 
-    def _colours(self, sure: np.ndarray, whole: np.ndarray, least: float, doubtful: frozenset[str]) -> Colours:
-        if len(sure) < MIN_PIXELS:
+    def _colours(self, pixels: np.ndarray, whole: np.ndarray, least: float, doubtful: frozenset[str]) -> Colours:
+        """The colours of the pixels of an object, and those of all pixels that may be its."""
+        if len(pixels) < MIN_PIXELS:
             return UNKNOWN
-        shares = _shares(sure)
-        possible = frozenset(name for name, (_, rough) in _shares(whole).items() if rough >= POSSIBLE_SHARE)
-        first, second = sorted(shares, key=lambda name: -shares[name][0])[:2]
+        clear, rough = _shares(pixels).clear, _shares(whole).rough
+        possible = frozenset(name for name in TONES if rough[name] >= POSSIBLE_SHARE)
+        first, second = sorted(TONES, key=lambda name: -clear[name])[:2]
         is_certain = (
-            shares[first][0] >= (SHADED_SHARE if first in ("white", "black") else least)
-            and shares[second][0] < OTHER_SHARE
-            and first not in self._common | doubtful
-            and first in possible
+            clear[first] >= (SHADED_SHARE if first in ("white", "black") else least)
+            and clear[second] < OTHER_SHARE
+            and first in possible - doubtful
         )
         return Colours(first if is_certain else None, possible)
 
     def _cut(self, box_xyxy: BoxXYXY) -> np.ndarray:
-        left, top, right, bottom = (round(max(edge, 0)) for edge in box_xyxy)
-        pixels: np.ndarray = self._hsv[top:bottom, left:right].reshape(-1, 3)
-        return pixels
+        left, top, right, bottom = box_xyxy
+        return np.asarray(self._hsv[_pixels(top, bottom), _pixels(left, right)])
+
+
+class _Shares(NamedTuple):
+    """Colour -> the share of the pixels that are clearly, or roughly, of it."""
+
+    clear: dict[str, float]
+    rough: dict[str, float]
+
+
+def _shares(hsv: np.ndarray) -> _Shares:
+    sample = hsv[:: len(hsv) // MAX_SAMPLE + 1]
+    clear, rough = (
+        {name: float(tones[which].covers(sample).mean()) if len(sample) else 0.0 for name, tones in TONES.items()}
+        for which in (0, 1)
+    )
+    return _Shares(clear, rough)
+
+
+def _pixels(low: float, high: float) -> slice:
+    """The pixels between two edges."""
+    return slice(round(max(low, 0)), round(max(high, 0)))
 
 
 def _meet(one: BoxXYXY, other: BoxXYXY) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def _shares(hsv: np.ndarray) -> dict[str, tuple[float, float]]:
-    """Colour -> the shares of pixels clearly and roughly of it."""
-    if not len(hsv):
-        return dict.fromkeys(TONES, (0.0, 0.0))
-    return {
-        name: (float(sure.covers(hsv).mean()), float(rough.covers(hsv).mean())) for name, (sure, rough) in TONES.items()
-    }

@@ -124,14 +124,17 @@ def may_be_the_same(one: str, other: str) -> bool:
         return True
     if is_person(one) and is_person(other):
         return True
-    return any(_is_of(one, family) and _is_of(other, family) for family in _FAMILIES)
+    return not _families(one).isdisjoint(_families(other))
 
 
 def is_animal(noun: str) -> bool:
     """Whether a noun names an animal."""
-    return any(_is_of(noun, family) for family in _FAMILIES if "animal" in family)
+    return any("animal" in family for family in _families(noun))
 
 
-def _is_of(noun: str, family: frozenset[str]) -> bool:
+@lru_cache(maxsize=1 << 12)
+def _families(noun: str) -> frozenset[frozenset[str]]:
+    """The families of a noun."""
     word = head(noun)
-    return not family.isdisjoint((word, word.removesuffix("s"), noun.replace(" ", "-"), noun.replace(" ", "")))
+    words = (word, word.removesuffix("s"), noun.replace(" ", "-"), noun.replace(" ", ""))
+    return frozenset(family for family in _FAMILIES if not family.isdisjoint(words))

@@ -329,7 +329,7 @@ def split_text(report: SplitReport, *, weights: str) -> str:
 
 
 def _published_lines(report: SplitReport) -> list[str]:
-    from refcli.evaluation.report.document import percent, result_rows
+    from refcli.evaluation.report.document import percent, result_rows, unscored_conventions
     from refcli.evaluation.report.published import published_size
 
     rows = [
@@ -344,6 +344,8 @@ def _published_lines(report: SplitReport) -> list[str]:
     ]
     if not rows:
         return []
+    unscored = unscored_conventions(report)
+    hint = ["", f"to score this run like them: {' '.join(f'--convention {name}' for name in unscored)}"]
     size = published_size(report.name)
     counted = "" if size is None else f"; the published split has {size}, this run scored {report.overall.count}"
     return [
@@ -351,6 +353,7 @@ def _published_lines(report: SplitReport) -> list[str]:
         f"published on {report.name}{counted} (*: second-hand; sources are in the JSON document)",
         "",
         *aligned([("metric", "system", "training", "convention", "%"), *rows], num_names=4),
+        *(hint if unscored else []),
     ]
 
 

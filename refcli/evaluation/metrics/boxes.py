@@ -10,7 +10,7 @@ from refcli.evaluation.metrics.ratios import Ratio, share
 from refcli.evaluation.sample_columns import ScoreColumns
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-BOX_THRESHOLDS = (*THRESHOLDS, 0.75)
+BOX_THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
 RECALL_AT = (1, 5, 10)
 """Places of phrase grounding (MDETR, Flickr30k Entities)."""
 

@@ -27,7 +27,7 @@ from refcli.evaluation.sample_columns import ScoreColumns
 
 METRIC_GROUPS: Mapping[str, tuple[str, ...]] = {
     "boxes": (
-        *(f"acc{round(threshold * 100)}" for threshold in sorted(BOX_THRESHOLDS)),
+        *(f"acc{round(threshold * 100)}" for threshold in BOX_THRESHOLDS),
         "macc",
         "acc50_gated",
         "box_miou",

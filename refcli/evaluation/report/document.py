@@ -280,6 +280,12 @@ def result_rows(report: SplitReport) -> list[ResultRow]:
     return sorted(rows, key=lambda row: row.metric)
 
 
+def unscored_conventions(report: SplitReport) -> list[str]:
+    """The conventions of published results that this run was not scored by, in the order of the results."""
+    names = dict.fromkeys(one.convention for one in published_on(report.name))
+    return [name for name in names if name not in report.conventions]
+
+
 def notes(report: SplitReport) -> list[str]:
     """Restrictions that a reader of the metrics must know, as sentences without a capital or a full stop."""
     found = []

@@ -18,7 +18,16 @@ from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
 from refcli.evaluation.metrics.measure import METRIC_GROUPS, Slice, metric_ratios
 from refcli.evaluation.metrics.ratios import intervals
 from refcli.evaluation.report.cases import Case, Cases
-from refcli.evaluation.report.document import TABLE, RunReport, SplitReport, metric_key, notes, percent, result_rows
+from refcli.evaluation.report.document import (
+    TABLE,
+    RunReport,
+    SplitReport,
+    metric_key,
+    notes,
+    percent,
+    result_rows,
+    unscored_conventions,
+)
 from refcli.evaluation.report.plots import INK, Plot, draw_plots
 from refcli.evaluation.report.published import published_on, published_size
 from refcli.evaluation.run import Run, SplitScores
@@ -148,6 +157,7 @@ def _section(
         },
         "groups": {name.replace("_", " "): parts for name, parts in groups.items() if parts},
         "results": result_rows(report),
+        "unscored": unscored_conventions(report),
         "sources": _sources(report.name),
         "published_size": published_size(report.name) if published_on(report.name) else None,
         "failures": [f"{sample}: {error}" for sample, error in report.failures],

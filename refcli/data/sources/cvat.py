@@ -15,9 +15,9 @@ from refcli.config.schema import Settings
 from refcli.contracts.example import RLE
 from refcli.data.reading.streams import text_start
 from refcli.data.reading.xml_files import iterate_xml
-from refcli.data.sources.image_names import ImageOrigin, named_image
+from refcli.data.sources.image_names import named_image
 from refcli.data.sources.known_keys import ATTRIBUTES, KeyLog, KnownKeys, check_meaning, excerpt
-from refcli.data.sources.labels import LabelledImage, LabelSettings, outlined_region
+from refcli.data.sources.labels import LabelledImage, LabelToolSettings, outlined_region
 from refcli.data.sources.record import Problems, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import Rejections, valid_side, whole_number
 from refcli.errors import DataError
@@ -29,13 +29,6 @@ _START = re.compile(rb"(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<annotations\s*>", re.D
 _NO_GROUP = "0"
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 _NO_SUBSET = ("", "default")
-
-
-class CvatSettings(LabelSettings):
-    """Options of the reader of CVAT's XML."""
-
-    images: ImageOrigin = "auto"
-    """Where the images come from. `auto`: COCO where a file is named COCO_train2014_...; `own`: the data set itself."""
 
 
 _IMAGE_KEYS = KnownKeys(
@@ -60,7 +53,7 @@ def read_cvat(
 
     Args:
         files: split -> file.
-        settings: a `CvatSettings`.
+        settings: a `LabelToolSettings`.
         dataset: prefix of the keys of images that are not COCO's.
         problems: collects `broken_image`, `broken_shape` (also of a kind that is not read, such as an ellipse) and its
             consequences (see `LabelledImage.records`); `unread_tag` of a whole image; `unused_key`.
@@ -68,11 +61,12 @@ def read_cvat(
     Raises:
         DataError: the XML is broken, is an export of a video, or no image can be used.
     """
-    assert isinstance(settings, CvatSettings)
+    assert isinstance(settings, LabelToolSettings)
     for split, path in files.items():
         log = KeyLog(path.name, problems)
         rejected, shapes = Rejections(problems, "broken_image"), Rejections(problems, "broken_shape")
         num_good = 0
+        ids: set[str] = set()
         for number, element in enumerate(iterate_xml(path, (_IMAGE, _TRACK)), 1):
             where = f"{path.name}: image {element.get('id', number)}"
             if element.tag == _TRACK:
@@ -86,6 +80,9 @@ def read_cvat(
             except DataError as error:
                 rejected.add(error, where)
                 continue
+            if labelled.image_id in ids:  # tasks of one project may each count from 0
+                labelled.image_id = f"{labelled.image_id}-{number}"
+            ids.add(labelled.image_id)
             for index, shape in enumerate(element, 1):
                 _add(labelled, shape, log, shapes, f"{where}, shape {index}")
             num_good += 1
@@ -102,7 +99,7 @@ def sniff_cvat(path: Path) -> bool:
 
 
 def _image(
-    element: Element, split: str, dataset: str, settings: CvatSettings, log: KeyLog, where: str
+    element: Element, split: str, dataset: str, settings: LabelToolSettings, log: KeyLog, where: str
 ) -> LabelledImage:
     log.check(_IMAGE_KEYS, element.attrib, where)
     width, height = (valid_side(whole_number(element.get(side))) for side in ("width", "height"))
@@ -195,7 +192,7 @@ def _decode(lengths: tuple[int, ...], place: tuple[int, int, int, int], width: i
 SOURCE = Source(
     description='CVAT\'s XML "for images 1.1": boxes, polygons and masks',
     read=read_cvat,
-    settings=CvatSettings,
+    settings=LabelToolSettings,
     files={"*": ()},
     sniff=sniff_cvat,
 )

@@ -20,9 +20,9 @@ import msgspec
 
 from refcli.config.schema import Settings
 from refcli.contracts.example import RLE
-from refcli.data.sources.image_names import ImageOrigin, named_image
+from refcli.data.sources.image_names import named_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, check_meaning, decoded
-from refcli.data.sources.labels import LabelledImage, LabelSettings, outlined_region
+from refcli.data.sources.labels import LabelledImage, LabelToolSettings, outlined_region
 from refcli.data.sources.record import Problems, RawImage, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import Rejections, decode_row, first_record_has, read_json_rows, valid_side, whole_number
 from refcli.errors import DataError
@@ -45,13 +45,11 @@ _PAIRED = re.compile(r"(?:box|mask)-([0-9]+)")
 """The ids of the box and the mask of one target in tasks that refcli wrote."""
 
 
-class LabelStudioSettings(LabelSettings):
+class LabelStudioSettings(LabelToolSettings):
     """Options of the reader of Label Studio's export."""
 
     image_key: str | None = None
     """The key of a task's `data` with the image. By default `image_path`, `image`, or the only text there is."""
-    images: ImageOrigin = "auto"
-    """Where the images come from. `auto`: COCO where a file is named COCO_train2014_...; `own`: the data set itself."""
 
 
 class _Task(msgspec.Struct):

@@ -22,9 +22,9 @@ from refcli.contracts.example import RLE
 from refcli.data.reading.archives import list_files, read_file
 from refcli.data.reading.json_files import parse_json
 from refcli.data.reading.mask_images import MAX_MASK_FILE_BYTES, mask_pixels
-from refcli.data.sources.image_names import ImageOrigin, named_image
+from refcli.data.sources.image_names import named_image
 from refcli.data.sources.known_keys import ATTRIBUTES, KeyLog, KnownKeys
-from refcli.data.sources.labels import LabelledImage, LabelSettings
+from refcli.data.sources.labels import LabelledImage, LabelToolSettings
 from refcli.data.sources.record import Problems, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import Rejections, decode_row, valid_side
 from refcli.errors import DataError
@@ -35,13 +35,6 @@ MAX_FILE_BYTES = 256 << 20
 _RECTANGLE, _POLYGON, _MASK = "rectangle", "polygon", "mask"
 _CORNERS = 4
 _LEAST_POINTS = 3
-
-
-class LabelmeSettings(LabelSettings):
-    """Options of the labelme reader."""
-
-    images: ImageOrigin = "auto"
-    """Where the images come from. `auto`: COCO where a file is named COCO_train2014_...; `own`: the data set itself."""
 
 
 class _File(msgspec.Struct, rename="camel"):
@@ -92,7 +85,7 @@ def read_labelme(
 
     Args:
         files: split -> a folder, zip or tar of the files.
-        settings: a `LabelmeSettings`.
+        settings: a `LabelToolSettings`.
         dataset: prefix of the keys of images that are not COCO's.
         problems: collects `broken_file`, `broken_shape` and its consequences (see `LabelledImage.records`), and
             `unused_key`.
@@ -100,7 +93,7 @@ def read_labelme(
     Raises:
         DataError: no file can be used.
     """
-    assert isinstance(settings, LabelmeSettings)
+    assert isinstance(settings, LabelToolSettings)
     for split, folder in files.items():
         log = KeyLog(folder.name, problems)
         rejected, shapes = Rejections(problems, "broken_file"), Rejections(problems, "broken_shape")
@@ -260,7 +253,7 @@ def _file_name(path: str) -> str:
 SOURCE = Source(
     description="labelme's or X-AnyLabeling's JSON files, one per image, in a folder",
     read=read_labelme,
-    settings=LabelmeSettings,
+    settings=LabelToolSettings,
     files={"*": ()},
     sniff=sniff_labelme,
 )

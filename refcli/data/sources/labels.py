@@ -11,6 +11,7 @@ import msgspec
 from pydantic import Field, model_validator
 
 from refcli.config.schema import Settings
+from refcli.data.sources.image_names import ImageOrigin
 from refcli.data.sources.record import CATEGORY, Problems, RawExpression, RawImage, RawRecord, RawRegion
 from refcli.data.sources.rows import Rejections
 from refcli.errors import DataError
@@ -43,6 +44,13 @@ class LabelSettings(Settings):
         if changed and self.expressions != TEMPLATE:
             raise ValueError(f"{changed[0]} has no effect without expressions=template")
         return self
+
+
+class LabelToolSettings(LabelSettings):
+    """Options of the files of labelling tools."""
+
+    images: ImageOrigin = "auto"
+    """Where the images come from. `auto`: COCO where a file is named COCO_train2014_...; `own`: the data set itself."""
 
 
 def labelled_records(

@@ -16,9 +16,9 @@ from refcli.config.schema import Settings
 from refcli.data.reading.archives import is_archive, list_files, open_archive, read_file
 from refcli.data.reading.streams import read_lines
 from refcli.data.reading.xml_files import parse_xml
-from refcli.data.sources.image_names import ImageOrigin, named_image
+from refcli.data.sources.image_names import named_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, excerpt
-from refcli.data.sources.labels import LabelledImage, LabelSettings
+from refcli.data.sources.labels import LabelledImage, LabelToolSettings
 from refcli.data.sources.record import Problems, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import Rejections, valid_side, whole_number
 from refcli.errors import DataError
@@ -35,11 +35,9 @@ _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _FIRST_PIXEL = 1
 
 
-class VocSettings(LabelSettings):
+class VocSettings(LabelToolSettings):
     """Options of the Pascal VOC reader."""
 
-    images: ImageOrigin = "auto"
-    """Where the images come from. `auto`: COCO where a file is named COCO_train2014_...; `own`: the data set itself."""
     boxes: Literal["pixels", "edges"] = "pixels"
     """The meaning of the numbers. `pixels`: the first and last pixel, counted from 1, as the development kit defines;
     `edges`: continuous coordinates from 0, which some tools write."""

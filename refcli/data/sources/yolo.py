@@ -21,9 +21,9 @@ from refcli.config.yaml_text import parse_yaml
 from refcli.data.reading.images import probe
 from refcli.data.reading.json_files import convert
 from refcli.data.reading.streams import first_bytes, read_bytes, read_lines
-from refcli.data.sources.image_names import ImageOrigin, named_image
+from refcli.data.sources.image_names import named_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, excerpt
-from refcli.data.sources.labels import LabelledImage, LabelSettings, outlined_region
+from refcli.data.sources.labels import LabelledImage, LabelToolSettings, outlined_region
 from refcli.data.sources.record import Problems, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import NUMBERS_OF_A_BOX, Rejections, comparable_id
 from refcli.errors import DataError, ImageError
@@ -41,11 +41,9 @@ _HAS_NAMES = re.compile(rb"^names\s*:", re.MULTILINE)
 _HAS_SPLIT = re.compile(rb"^(?:train|val|test)\s*:", re.MULTILINE)
 
 
-class YoloSettings(LabelSettings):
+class YoloSettings(LabelToolSettings):
     """Options of the YOLO reader."""
 
-    images: ImageOrigin = "auto"
-    """Where the images come from. `auto`: COCO where a file is named COCO_train2014_...; `own`: the data set itself."""
     polygons: Literal["masks", "boxes"] = "masks"
     """The meaning of a polygon. `boxes`: only its extent, the box around it, counts; for oriented boxes."""
 

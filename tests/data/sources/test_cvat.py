@@ -50,6 +50,13 @@ def test_a_subset_is_a_split_and_the_default_one_is_the_split_of_the_file(tmp_pa
     assert [record.split for record in read(path)] == ["train", "train", "test", "val", "night"]
 
 
+def test_tasks_of_a_project_may_count_their_images_from_0_each(tmp_path):
+    path = write_cvat(tmp_path / "a.xml", [("", cvat_box(LEFT, "cup"))] * 3)
+    path.write_text(path.read_text().replace('id="1"', 'id="0"').replace('id="2"', 'id="0"'))
+
+    assert [record.expressions[0].id for record in read(path)] == ["0/0", "0-2/0", "0-3/0"]
+
+
 @pytest.mark.parametrize(
     ("shape", "kind"),
     [

@@ -215,7 +215,7 @@ def test_an_image_column_of_another_type_is_refused(tmp_path):
         store_of(tmp_path, [own_row(image=[[1, 2], [3, 4]])])
 
 
-def test_a_truncated_file_a_missing_part_and_a_file_of_a_store_are_refused(tmp_path):
+def test_a_truncated_file_a_missing_part_a_pointer_and_a_file_of_a_store_are_refused(tmp_path):
     whole = write_parquet(tmp_path / "whole.parquet", [own_row()]).read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[:-40])
     with pytest.raises(UsageError, match="it is a Parquet file"):
@@ -226,6 +226,11 @@ def test_a_truncated_file_a_missing_part_and_a_file_of_a_store_are_refused(tmp_p
     write_parquet(tmp_path / "parts" / "val-00001-of-00002.parquet", [lmms_row(1, LEFT, "a")])
     with pytest.raises(DataError, match="1 of its 2 files"):
         prepare(plan_file(tmp_path / "parts", name="mine"), Preparation(out=tmp_path / "store"))
+
+    (tmp_path / "cloned").mkdir()
+    (tmp_path / "cloned" / "val.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1")
+    with pytest.raises(DataError, match="Git LFS pointer"):
+        prepare(plan_file(tmp_path / "cloned", name="mine"), Preparation(out=tmp_path / "store"))
 
     store_of(tmp_path, [own_row()])
     with pytest.raises(DataError, match="already prepared"):

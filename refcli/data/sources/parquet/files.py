@@ -20,7 +20,9 @@ MAGIC = b"PAR1"
 SUFFIX = ".parquet"
 ROWS_AT_A_TIME = 1_000
 MAX_BATCH_BYTES = 1 << 28
-"""Limit on a batch of rows in memory, and aim for the texts of a batch."""
+"""Limit on a batch of rows that are decoded to Python values, which take several times as much."""
+MAX_BINARY_BYTES = 1 << 30
+"""Limit on a batch of rows of which only bytes are used; also bounds the texts that a batch may repeat."""
 MAX_VALUES = 1 << 28
 """Limit on the values of a column in a row group: a few bytes can stand for a list of any length."""
 DAMAGED = (pa.ArrowException, OSError, UnicodeError, ValueError, TypeError, KeyError, IndexError, MemoryError)
@@ -102,13 +104,18 @@ class ParquetFile:
         number = 1
         for group in range(self._metadata.num_row_groups):
             start = 0
-            for batch in self.arrow_batches(group, columns, max_rows=max_rows):
+            for batch in self.arrow_batches(group, columns, max_rows=max_rows, max_bytes=MAX_BATCH_BYTES):
                 yield RowBatch(group, start, number, _decoded(batch, self.path, number))
                 start += len(batch)
                 number += len(batch)
 
     def arrow_batches(
-        self, group: int, columns: Sequence[str], *, max_rows: int = ROWS_AT_A_TIME
+        self,
+        group: int,
+        columns: Sequence[str],
+        *,
+        max_rows: int = ROWS_AT_A_TIME,
+        max_bytes: int = MAX_BINARY_BYTES,
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one row group; see `batches`."""
         where = f"{self.path}, row group {group + 1}"
@@ -116,7 +123,7 @@ class ParquetFile:
             with pq.ParquetFile(self.path, metadata=self._metadata, memory_map=True) as file:
                 rows = min(_rows_that_fit(self._metadata.row_group(group), columns, where), max_rows)
                 for batch in file.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
-                    if batch.nbytes > MAX_BATCH_BYTES:
+                    if batch.nbytes > max_bytes:
                         raise DataError(f"{len(batch)} rows take {batch.nbytes:,} bytes", where=where)
                     yield batch
         except DAMAGED as error:
@@ -133,11 +140,12 @@ def _rows_that_fit(chunks: pq.RowGroupMetaData, columns: Sequence[str], where: s
             raise DataError(f"the column {chunk.path_in_schema} has {chunk.num_values:,} values", where=where)
         if chunk.physical_type == "BYTE_ARRAY":
             largest = max(largest, chunk.total_uncompressed_size)
-    return max(4 * MAX_BATCH_BYTES // largest, 1)
+    return max(MAX_BINARY_BYTES // largest, 1)
 
 
 def _decoded(batch: pa.RecordBatch, path: Path, number: int) -> list[dict[str, Any] | DataError]:
     try:
+        batch.validate(full=True)
         return list(batch.to_pylist())
     except DAMAGED:
         return [_decoded_row(batch.slice(row, 1), f"{path.name}: row {number + row}") for row in range(len(batch))]
@@ -145,6 +153,7 @@ def _decoded(batch: pa.RecordBatch, path: Path, number: int) -> list[dict[str, A
 
 def _decoded_row(row: pa.RecordBatch, where: str) -> dict[str, Any] | DataError:
     try:
+        row.validate(full=True)
         values: dict[str, Any] = row.to_pylist()[0]
     except DAMAGED as error:
         return DataError(f"the row cannot be decoded: {_first_line(error)}", where=where)
@@ -184,10 +193,10 @@ def split_of(file: Path) -> str | None:
 
 
 def is_parquet(place: Path) -> bool:
-    """Whether this is a Parquet file with a beginning and an end, or a folder with one in it or below it."""
+    """Whether this is a Parquet file with a beginning and an end, or a folder with a file of that suffix in it or
+    below it."""
     if place.is_dir():
-        found = (path for path in place.rglob(f"*{SUFFIX}") if not _is_hidden(path.relative_to(place)))
-        return any(map(is_parquet, found))
+        return any(not _is_hidden(path.relative_to(place)) for path in place.rglob(f"*{SUFFIX}"))
     try:
         with place.open("rb") as file:
             start = file.read(2 * len(MAGIC))

@@ -152,5 +152,5 @@ def image_beside(
         DataError: there is no name, or it leads out of the image folder.
     """
     if not name:
-        raise DataError("the row has neither the bytes nor the file name of its image", where=where)
+        raise DataError("the row has neither an image to extract nor the name of an image file", where=where)
     return named_image(name, dataset=dataset, width=width, height=height, origin=origin)

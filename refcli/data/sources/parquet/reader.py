@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from refcli.config.schema import Settings
+from refcli.data.sources.detect import refuse_foreign
 from refcli.data.sources.known_keys import KeyLog, excerpt
 from refcli.data.sources.parquet.files import ParquetFile, RowBatch, is_parquet, list_parquet, split_of
 from refcli.data.sources.parquet.images import ImageColumn, RowImage, StoredImages
@@ -145,6 +146,7 @@ class _Reading:
             if role in (REFS, INSTANCES):
                 continue
             for path in list_parquet(place):
+                refuse_foreign(path, PARQUET)
                 split = self.settings.split or (role if role != PARQUET else split_of(path) or split_in(path))
                 renamed.add(split or "train")
                 yield from self._file(path, split or "train")

@@ -61,6 +61,7 @@ TOLERATED = frozenset(
         "unused_key",
         "caption_read_as_phrases",
         "caption_not_utf8",
+        "read_as_train",
         CLASS_WITHOUT_NOUN,
         NO_CERTAIN_EXPRESSION,
         NO_LABELS,

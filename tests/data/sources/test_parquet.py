@@ -160,6 +160,27 @@ def test_a_broken_image_and_a_path_out_of_the_folder_cost_one_row_each(tmp_path)
     assert not list(tmp_path.rglob("escaped*"))
 
 
+@pytest.mark.parametrize(
+    ("file", "settings", "split", "kinds"),
+    [
+        ("mine_val.parquet", {}, "val", set()),
+        ("focus-00000-of-00001.parquet", {}, "focus", set()),
+        ("validation-00000-of-00001.parquet", {}, "val", set()),
+        ("mine.parquet", {}, "train", {"read_as_train"}),
+        ("mine_val.parquet", {"split": "test"}, "test", set()),
+        ("mine_val.parquet", {"splits": {"val": "val_mixed"}}, "val_mixed", set()),
+        ("mine_val.parquet", {"columns": {**OWN["columns"], "split": "part"}}, "testA", set()),
+    ],
+)
+def test_the_split_is_that_of_the_settings_else_of_a_column_else_of_the_name(tmp_path, file, settings, split, kinds):
+    unused = set() if "columns" in settings else {"unused_key"}
+
+    _, found, problems = store_of(tmp_path, [own_row(part="testA")], settings={**OWN, **settings}, file=file)
+
+    assert found.name == f"mine:{split}"
+    assert set(problems.counts) == kinds | unused
+
+
 def test_images_can_stay_in_their_folder(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(png_bytes((WIDTH, HEIGHT)))

@@ -27,6 +27,8 @@ from refcli.errors import DataError, UsageError
 
 PARQUET = "parquet"
 """The role of a file or folder whose splits are in its columns or file names; other roles are splits."""
+TRAIN = "train"
+"""The split of rows without one."""
 _USUAL_NAMES = {"validation": "val"}
 """Split of the Hub's file names -> the name that all other formats have."""
 _SHOWN_COLUMNS = 20
@@ -42,8 +44,8 @@ def read_parquet(
             that `settings.splits` renames are then also given as `<split>_<author>` where the refs have their object.
         settings: a `ParquetSettings`.
         dataset: prefix of the keys of images that are not COCO's.
-        problems: collects `broken_row`, `unused_key`, `repeated_id` (of a row; its number is appended) and
-            `ref_not_found`.
+        problems: collects `broken_row`, `unused_key`, `repeated_id` (of a row; its number is appended),
+            `read_as_train` (a file without a split) and `ref_not_found`.
 
     Raises:
         DataError: a file is damaged, incomplete, of a store, or none of its rows can be used.
@@ -148,16 +150,19 @@ class _Reading:
             for path in list_parquet(place):
                 refuse_foreign(path, PARQUET)
                 split = self.settings.split or (role if role != PARQUET else split_of(path) or split_in(path))
-                renamed.add(split or "train")
-                yield from self._file(path, split or "train")
+                renamed.add(split or TRAIN)
+                yield from self._file(path, split)
         for split in sorted(renamed & self.settings.splits.keys()):
             if self.members is not None and (num_left := self.members.num_left(split)):
                 self.problems.add("ref_not_found", f"{split}: refs", f"{num_left:,} of them are in no row")
 
-    def _file(self, path: Path, split: str) -> Iterator[RawRecord]:
+    def _file(self, path: Path, found_split: str | None) -> Iterator[RawRecord]:
         keys = KeyLog(path.name, self.problems)
         rejected = Rejections(self.problems)
         columns = _Columns.of(path, self.settings, keys)
+        split = found_split or TRAIN
+        if found_split is None and self._split_column(columns.layout) is None:
+            self.problems.add("read_as_train", path.name, "no column and no name states a split; --set split=NAME does")
         if not self.reads_images and not columns.may_lack_images:
             return
         num_good = 0
@@ -228,11 +233,15 @@ class _Reading:
 
     def _stated_split(self, row: Mapping[str, Any], layout: Layout) -> str | None:
         """The split in a column."""
-        if self.settings.split is not None:
-            return None
-        column = self.settings.columns.split if layout.fields else "split" if "split" in layout.keys.read else None
+        column = self._split_column(layout)
         value = row.get(column) if column else None
         return value if isinstance(value, str) and value else None
+
+    def _split_column(self, layout: Layout) -> str | None:
+        """The column that states the splits of the rows; None if there is none, or if the settings state the split."""
+        if self.settings.split is not None:
+            return None
+        return self.settings.columns.split if layout.fields else "split" if "split" in layout.keys.read else None
 
 
 def _with_row_number(record: RawRecord, number: int) -> RawRecord:

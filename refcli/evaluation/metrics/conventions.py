@@ -131,7 +131,7 @@ CONVENTIONS: Mapping[str, Convention] = {
         wrong_none="kept",
     ),
     "ref-l4": Convention(
-        source="Ref-L4 (2024), published evaluator",
+        source="Ref-L4 (2024), published evaluator; GSEval's counts alike",
         differs="Acc@X counts IoU > X.",
         metrics=BENCHMARK_BOXES,
         box_is_strict=True,

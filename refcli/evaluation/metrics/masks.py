@@ -16,11 +16,12 @@ def mask_ratios(scores: ScoreColumns, convention: Convention) -> dict[str, Ratio
 
     The union of the answered masks is compared with the union of the true ones, before the model's existence gate.
 
-    - `mask_miou`: mean of the IoU per sample (called IoU in CRIS and ETRIS).
-    - `mask_oiou`: sum of intersections / sum of unions (called cIoU in ReLA); large targets weigh more.
+    - `mask_miou`: mean of the IoU per sample (called IoU in CRIS and ETRIS, gIoU in LISA and GSEval).
+    - `mask_oiou`: sum of intersections / sum of unions (called cIoU in ReLA and LISA); large targets weigh more.
     - `pr50` ... `pr90`: share with mask IoU >= 0.5 ... 0.9 (> in some conventions).
 
-    If the system draws masks, an answer without one counts as an empty mask.
+    If the system draws masks, an answer without one counts as an empty mask. Ignored pixels are in no count (LISA adds
+    1e-5 to the unions per sample of ReasonSeg).
     """
     among = scores.has_target & scores.mask_is_known
     counts = scores.overlaps[convention.frame]

@@ -60,6 +60,7 @@ TOLERATED = frozenset(
         "left_out_detection",
         "unused_key",
         "caption_read_as_phrases",
+        "split_of_two_papers",
         "caption_not_utf8",
         "read_as_train",
         CLASS_WITHOUT_NOUN,
@@ -366,6 +367,14 @@ def _check_splits(
     return refused
 
 
+def _hint_at_splits(plan: FilePlan) -> str:
+    if plan.spec is not None:
+        return "it has: " + ", ".join(sorted(plan.spec.splits))
+    if "split" in type(plan.settings).model_fields:
+        return "no row is of that split; --set split=NAME gives all rows one"
+    return "it has: none of that name"
+
+
 def _refuse_empty(plan: FilePlan, splits: UnpublishedSplits, preparation: Preparation) -> None:
     if preparation.shard is not None:
         return
@@ -374,7 +383,7 @@ def _refuse_empty(plan: FilePlan, splits: UnpublishedSplits, preparation: Prepar
         raise UsageError(
             f"{plan.dataset} has no split {missing[0]!r}",
             where="--split",
-            hint="it has: " + (", ".join(sorted(plan.spec.splits)) if plan.spec else "none of that name"),
+            hint=_hint_at_splits(plan),
         )
     written = {summary.split for summary in splits.summaries}
     empty = [split for split in splits.intake if split not in written]
@@ -383,9 +392,10 @@ def _refuse_empty(plan: FilePlan, splits: UnpublishedSplits, preparation: Prepar
     name = f"{plan.dataset}:{empty[0]}" if written else plan.dataset
     problems = splits.problems
     kind = next((kind for kind in problems.counts if kind not in TOLERATED), next(iter(problems.counts), "no_record"))
+    reason = f"{kind.replace('_', ' ')}, {problems.counts[kind]} times" if problems.counts else "there is none"
     places = [place for place in problems.places.get(kind, ()) if kind not in TOLERATED or place]
     raise DataError(
-        f"no record of {name} can be used: {kind.replace('_', ' ')}, {problems.counts[kind]} times",
+        f"no record of {name} can be used: {reason}",
         where=next(iter([*places, *map(str, plan.files.values())])),
         hint=_HINTS.get(kind, "check the files"),
     )

@@ -150,6 +150,8 @@ class _Reading:
             needed=("is_sentence",),
             keys=(_KEYS, self.keys),
         )
+        if not row.text:
+            raise DataError("there is no text", where=where)
         width, height = self._image_size(image_file)
         drawn = label_map(list(self._polygons(row.shapes, height, width, where)), height, width)
         if not (drawn == TARGET).any():

@@ -68,7 +68,7 @@ class Ref(msgspec.Struct):
 
     ref_id: int | str
     image_id: _RawId
-    ann_id: _RawId | list[_RawId]
+    ann_id: _RawId | list[_RawId] | None
     split: str
     sentences: list[Any]
     """Undecoded in the file; `read_refs` replaces them with the usable ones, as `Sentence`s that have a `sent_id`."""
@@ -88,14 +88,19 @@ class Ref(msgspec.Struct):
         return tuple(f"test{letter}" for letter in joint[1]) if joint else (self.split,)
 
     @property
+    def is_zero(self) -> bool:
+        """Whether its `source` states that it has no target (Ref-ZOM)."""
+        return self.source is not None and self.source.strip().casefold() == ZERO
+
+    @property
     def ann_ids(self) -> tuple[Id, ...]:
         """The ids of its annotations; -1 may stand for none."""
         given = self.ann_id if isinstance(self.ann_id, list) else [self.ann_id]
-        return tuple(map(comparable_id, given))
+        return tuple(comparable_id(one) for one in given if one is not None)
 
     def expressions(self, text: TextField, *, present: bool) -> tuple[RawExpression, ...]:
         """The sentences that have a target in the image (`present`), or those that have none."""
-        has_none = self.exist is False or self.source == ZERO
+        has_none = self.exist is False or self.is_zero
         return tuple(
             RawExpression(f"{self.ref_id}/{sentence.sent_id}", getattr(sentence, text))
             for sentence in self.sentences
@@ -187,15 +192,19 @@ class _Reading:
         return refs
 
     def _check_source(self, ref: Ref, where: str) -> None:
-        """Compare the `source` of a ref with its annotations; "zero" takes precedence, as in DMMI's evaluation.
+        """Compare what a ref states about its target with its annotations.
+
+        The source "zero" takes precedence over annotations, as in DMMI's evaluation.
 
         Raises:
             DataError: the ref should have a target and has no annotation.
         """
         named = any(ann_id != NO_ANNOTATION for ann_id in ref.ann_ids)
-        if ref.source == ZERO and named:
+        if ref.ann_id is None and not (ref.is_zero or ref.no_target or ref.exist is False):
+            raise DataError("ann_id is null, and nothing states that the ref has no target", where=where)
+        if ref.is_zero and named:
             self._problems.add("no_target_with_annotations", where, f"annotations {list(ref.ann_ids)}")
-        if ref.source not in (None, ZERO) and not named and ref.no_target is None:
+        if ref.source is not None and not ref.is_zero and not named and ref.no_target is None:
             raise DataError(f"the source is {excerpt(ref.source)}, but the ref has no annotation", where=where)
 
     def _sentences(self, ref: Ref, where: str) -> Iterator[Sentence]:
@@ -394,11 +403,13 @@ def single_annotation(ref: Ref, where: str) -> tuple[Id, ...]:
     """The id of the annotation of a ref that has exactly one.
 
     Raises:
-        DataError: the ref has a list of them.
+        DataError: the ref has a list of them, or states that it has no target.
     """
-    if isinstance(ref.ann_id, list):
+    if isinstance(ref.ann_id, list) or ref.no_target:
         raise DataError(
-            "the ref has a list of annotations, as in gRefCOCO", where=where, hint="read it with --format grefcoco"
+            f"the ref has {'no target' if ref.no_target else 'a list of annotations'}, as in gRefCOCO",
+            where=where,
+            hint="read it with --format grefcoco",
         )
     return ref.ann_ids
 

@@ -82,11 +82,12 @@ def test_the_dummy_annotation_of_grefcoco_marks_no_target(tmp_path, mark):
 
 
 def test_the_type_of_a_negative_marks_no_target_beside_a_box_and_an_unclear_type_leaves_the_caption_out(tmp_path):
-    images = [refcoco_image(number, text) for number, text in enumerate(("a dog", "a cat", "a cow"), start=1)]
+    images = [refcoco_image(number, text) for number, text in enumerate(("a dog", "a cat", "a cow", "a hen"), start=1)]
     rows = [
         box(1, [1, 1, 5, 5], negative_type="attribute", level=2),
         box(2, [1, 1, 5, 5], id=2, negative_type=None, level=3),
         box(3, [1, 1, 5, 5], id=3, negative_type="none"),
+        box(4, [1, 1, 5, 5], id=4, negative_cate="text"),
     ]
     problems = Problems()
     records = read(write(tmp_path, "f.json", images, rows), problems, kind="level")
@@ -94,7 +95,7 @@ def test_the_type_of_a_negative_marks_no_target_beside_a_box_and_an_unclear_type
         ("a dog", 0, "level_2"),
         ("a cat", 1, "level_3"),
     ]
-    assert problems.counts == {"broken_row": 1, "target_of_broken_row": 1}
+    assert problems.counts == {"broken_row": 2, "target_of_broken_row": 2}
 
 
 def test_category_minus_one_with_a_real_box_is_a_target(tmp_path):
@@ -199,17 +200,20 @@ def test_a_requested_unit_takes_precedence(tmp_path):
 
 def test_phrases_of_a_caption_without_a_data_set_name_are_divided_by_their_words(tmp_path):
     image = {"id": 1, "file_name": "0001.jpg", "width": 640, "height": 480, "caption": "a red cup on a plate"}
+    other = {**image, "id": 2, "caption": "a red cup is empty"}
     rows = [
         box(1, [0, 0, 50, 50], tokens_positive=[[0, 9]], query="a red cup"),
         box(1, [100, 0, 50, 50], id=2, tokens_positive=[[13, 20]], query="a plate"),
+        box(2, [9, 0, 50, 50], id=3, tokens_positive=[[0, 9]], query="a red cup"),
     ]
     problems = Problems()
-    records = read(write(tmp_path, "instances_test.json", [image], rows), problems)
+    records = read(write(tmp_path, "instances_test.json", [image, other], rows), problems)
     assert [(texts([one]), [region.box_xyxy for region in one.regions]) for one in records] == [
         (["a red cup"], [(0, 0, 50, 50)]),
         (["a plate"], [(100, 0, 150, 50)]),
+        (["a red cup"], [(9, 0, 59, 50)]),
     ]
-    assert problems.counts == {"caption_read_as_phrases": 1}
+    assert problems.counts == {"caption_read_as_phrases": 2}
 
 
 def mixed_image(number: int, name: str, source: str, caption: str) -> dict:

@@ -102,15 +102,18 @@ def test_the_source_of_ref_zom_decides_and_its_images_of_val2014_are_cocos(tmp_p
         ref(2, [], "a cat", image_id=42, source="zero"),
         ref(3, [70], "a cow", image_id=42, source="zero"),
         ref(4, [], "a hen", image_id=42, source="many"),
+        ref(5, None, "a pig", image_id=42, source="Zero"),
+        ref(6, None, "a cup", image_id=42),
     ]
     records, problems = read(write(tmp_path, rows), objects)
     assert [(one.expressions[0].text, ids(one)) for one in records] == [
         ("a dog", ["coco:70"]),
         ("a cat", []),
         ("a cow", []),
+        ("a pig", []),
     ]
     assert {one.image.key for one in records} == {"coco:42"}
-    assert problems.counts == {"no_target_with_annotations": 1, "broken_ref": 1}
+    assert problems.counts == {"no_target_with_annotations": 1, "broken_ref": 2}
 
 
 def test_an_annotation_named_twice_is_one_region(tmp_path, objects):

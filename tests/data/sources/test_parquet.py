@@ -25,6 +25,7 @@ from parquet_releases import (
 from refcli.data.preparation.plan import plan_file, plan_named, with_files
 from refcli.data.reading.images import read_image
 from refcli.data.sources.parquet.images import StoredImages
+from refcli.data.sources.record import Problems
 from refcli.data.store.read import Store
 from refcli.errors import DataError, UsageError
 from refcli.recipes.prepare_data import Preparation, prepare
@@ -39,7 +40,7 @@ def own_row(number=0, text="the cup", box=LEFT, **fields):
 def store_of(tmp_path, rows, *, settings=OWN, schema=None, images=(), file="mine_test.parquet", **options):
     """Prepare the rows of a file; returns its examples, the store's split, and the problems."""
     path = tmp_path / "raw" / file
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema), path, **options)
     plan = plan_file(path, name="mine", overrides=settings)
     report = prepare(plan, Preparation(out=tmp_path / "store", images=images, force=True))
@@ -83,7 +84,7 @@ def test_rows_without_ids_are_numbered_over_all_files_of_their_split(tmp_path):
 def test_an_id_that_a_row_repeats_gets_the_number_of_the_row(tmp_path):
     rows = [lmms_row(number, LEFT, "a", coco=number) for number in (5, 5, 200_000_000, 200_000_000)]
 
-    examples, _, problems = store_of(tmp_path, rows, settings={}, file="val.parquet")
+    examples, _, problems = store_of(tmp_path, rows, settings={}, file="test.parquet")
 
     assert [one.id for one in examples] == ["mine/5/0", "mine/5/0-2", "mine/200000000/0", "mine/200000000/0-4"]
     assert problems.counts == {"repeated_id": 2}
@@ -261,7 +262,7 @@ def test_a_truncated_file_a_missing_part_a_pointer_and_a_file_of_a_store_are_ref
 def test_a_column_that_changes_the_meaning_costs_its_rows_and_others_are_reported(tmp_path):
     rows = [lmms_row(number, LEFT, "a") | {"exist": number == 1, "note": "x"} for number in (1, 2)]
 
-    examples, _, problems = store_of(tmp_path, rows, settings={}, file="val.parquet")
+    examples, _, problems = store_of(tmp_path, rows, settings={}, file="test.parquet")
 
     assert [one.id for one in examples] == ["mine/1/0"]
     assert problems.counts == {"unread_meaning": 1, "unused_key": 2}
@@ -311,6 +312,28 @@ def test_a_ref_is_read_with_the_box_and_mask_of_its_annotation(tmp_path):
     assert {one.regions[0].box_xyxy for one in examples} == {LEFT}
     assert all(one.regions[0].mask for one in examples)
     assert problems.counts == {"broken_row": 1}
+
+
+def test_rows_whose_split_is_in_a_column_are_numbered_over_all_files(tmp_path):
+    for name in ("train", "val"):
+        write_parquet(tmp_path / "raw" / f"{name}.parquet", [own_row(part="test"), own_row(part="dev")])
+    settings = {**OWN, "columns": {**OWN["columns"], "split": "part"}}
+    plan = plan_file(tmp_path / "raw", name="mine", overrides=settings)
+
+    records = plan.source.read(plan.files, plan.settings, dataset="mine", problems=Problems())
+
+    assert [one.expressions[0].id for one in records] == ["test/1", "dev/2", "test/3", "dev/4"]
+
+
+def test_a_split_of_two_papers_is_reported_unless_it_is_renamed(tmp_path):
+    _, _, problems = store_of(tmp_path, [lmms_row(1, LEFT, "left")], settings={}, file="val.parquet")
+    assert problems.counts == {"split_of_two_papers": 1}
+
+    renamed = {"splits": {"val": "val_mixed"}}
+    _, split, problems = store_of(
+        tmp_path / "renamed", [lmms_row(1, LEFT, "left")], settings=renamed, file="val.parquet"
+    )
+    assert (split[0].split, problems.counts) == ("val_mixed", {})
 
 
 def test_refs_give_the_split_of_one_paper_within_a_mixed_one(tmp_path):

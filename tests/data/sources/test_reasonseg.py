@@ -77,6 +77,16 @@ def test_all_texts_share_the_target_and_the_ignored_region(tmp_path):
     assert "no pixel is in a target polygon" in problems.places["broken_file"][0]
 
 
+def test_an_annotation_without_a_text_is_reported(tmp_path):
+    folder = write_reasonseg(tmp_path / "val")
+    shape = {"label": "target", "points": square(1, 1, 5)}
+    (folder / "b.json").write_text(json.dumps({"text": [], "is_sentence": True, "shapes": [shape]}))
+    problems = Problems()
+
+    assert all(one.expressions for one in read(folder, problems))
+    assert "val/b.json: annotation: there is no text" in problems.places["broken_file"]
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

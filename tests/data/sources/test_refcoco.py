@@ -234,9 +234,10 @@ def test_sentences_without_ids_are_numbered_and_without_the_wanted_text_refused(
     assert "text=raw" in caught.value.hint
 
 
-def test_lists_of_annotations_are_for_grefcoco(tmp_path, objects):
+@pytest.mark.parametrize(("annotation", "fields"), [([70, 71], {}), (70, {"no_target": True})])
+def test_lists_of_annotations_and_refs_without_a_target_are_for_grefcoco(tmp_path, objects, annotation, fields):
     path = tmp_path / "refs.json"
-    path.write_bytes(as_json([ref(1, [70, 71], 9, [sentence(0, "both")])]))
+    path.write_bytes(as_json([{**ref(1, annotation, 9, [sentence(0, "both")]), **fields}]))
     with pytest.raises(DataError) as caught:
         read(path, objects)
     assert "grefcoco" in caught.value.hint

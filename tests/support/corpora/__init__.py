@@ -207,8 +207,8 @@ def _write_parquet(folder: Path) -> Path:
         row(4, [10.0, 20.0, 40.0, 30.0], "a third cup"),
         row(3, [10.0, 20.0, 40.0], "a row whose box has three numbers"),
     ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "val-00000-of-00001.parquet")
-    return folder / "val-00000-of-00001.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), folder / "test-00000-of-00001.parquet")
+    return folder / "test-00000-of-00001.parquet"
 
 
 LEFT_OF_1: Box = (2.0, 5.0, 32.0, 25.0)
@@ -293,7 +293,7 @@ CORPORA: dict[str, Corpus] = {
         num_expressions=4,
         families=frozenset({"coco"}),
         problems={"broken_row": 1},
-        truth=Truth("tiny/1/0", "val", "the red cup", "coco:1", ((10.0, 20.0, 50.0, 50.0),), (40 * 30 / 2,)),
+        truth=Truth("tiny/1/0", "test", "the red cup", "coco:1", ((10.0, 20.0, 50.0, 50.0),), (40 * 30 / 2,)),
     ),
     **JSON_SETS,
     **LABEL_TOOLS,

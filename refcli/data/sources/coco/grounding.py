@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,6 @@ from refcli.data.reading.streams import stem, text_start
 from refcli.data.sources.coco.instances import (
     Instances,
     category_names,
-    id_of,
     is_coco_url,
     read_coco_lists,
     read_instances,
@@ -34,7 +34,9 @@ from refcli.data.sources.coco.rows import (
     AnnotationRow,
     ImageRow,
     Span,
+    have_several_phrases,
     join_words,
+    target_of,
 )
 from refcli.data.sources.coco.settings import CocoSettings, Unit
 from refcli.data.sources.image_names import ImageOrigin, coco_id, coco_image, named_flickr_image, named_image
@@ -167,7 +169,7 @@ def _read_file(path: Path, problems: Problems) -> _File:
             annotations.append(row)
         except DataError as error:
             rejected.add(error, where)
-            image_id, category_id = _target_of(raw)
+            image_id, category_id = target_of(raw)
             if image_id is not None:
                 broken[image_id].add(category_id)
     keys.finish()
@@ -192,20 +194,6 @@ def _check_sentences(raw: msgspec.Raw, keys: KeyLog, where: str) -> None:
         for number, part in enumerate(value if isinstance(value, list) else ()):
             if isinstance(part, dict):
                 keys.check(SENTENCE_KEYS, part, f"{where}, {key}[{number}]")
-
-
-class _Target(msgspec.Struct):
-    image_id: msgspec.Raw = msgspec.Raw(b"null")
-    category_id: msgspec.Raw = msgspec.Raw(b"null")
-
-
-def _target_of(raw: msgspec.Raw) -> tuple[Id | None, Id | None]:
-    """Image and category of a row that cannot be used, as far as they are readable."""
-    try:
-        target = msgspec.json.decode(raw, type=_Target)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None, None
-    return id_of(target.image_id), id_of(target.category_id)
 
 
 def _no_expressions(path: Path, file: _File, settings: CocoSettings, problems: Problems) -> DataError:
@@ -462,7 +450,7 @@ class _Reading:
             return "annotation"
         if self._is_of_phrases(image):
             return "phrase"
-        is_divided = not self._is_referring(image) and self._has_several_phrases(image.caption, rows)
+        is_divided = not self._is_referring(image) and any(row.spans for row in rows) and self._has_phrases
         return "phrase" if is_divided else "caption"
 
     def _is_of_phrases(self, image: ImageRow) -> bool:
@@ -471,10 +459,11 @@ class _Reading:
     def _is_referring(self, image: ImageRow) -> bool:
         return "refcoco" in self._family(image)
 
-    def _has_several_phrases(self, caption: str, rows: Sequence[AnnotationRow]) -> bool:
-        """Whether the annotations of a caption mark different words, so that each has a separate phrase."""
-        marked = {tuple(join_words(row.spans, caption)) for row in rows if row.spans}
-        return len(marked) > 1
+    @cached_property
+    def _has_phrases(self) -> bool:
+        """Whether some caption of the file has several phrases; the captions with one phrase are then divided too."""
+        images = (image for image in self.file.images if not self._is_referring(image))
+        return have_several_phrases(images, self.file.annotations)
 
     def _is_one_based(self, image: ImageRow) -> bool:
         if self.settings.flickr_boxes == "auto":

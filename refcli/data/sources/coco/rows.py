@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
-from refcli.data.sources.coco.instances import ANNOTATION_EXTRAS, IMAGE_EXTRAS, NO_MASK, xywh_to_xyxy
+from refcli.data.sources.coco.instances import ANNOTATION_EXTRAS, IMAGE_EXTRAS, NO_MASK, id_of, xywh_to_xyxy
 from refcli.data.sources.known_keys import KnownKeys
-from refcli.data.sources.rows import NUMBERS_OF_A_BOX
+from refcli.data.sources.rows import NUMBERS_OF_A_BOX, Id, comparable_id
 from refcli.errors import DataError
 from refcli.geometry.boxes import BoxXYXY
 
@@ -70,6 +72,8 @@ class AnnotationRow(msgspec.Struct):
     exist: bool | None = None
     negative_type: int | str | None = None
     """FineCops-Ref: what makes the expression wrong; given only if it has no target."""
+    negative_cate: int | str | None = None
+    """FineCops-Ref: whether the text or the image was edited; given with `negative_type`."""
     level: int | str | None = None
     """FineCops-Ref: the difficulty of the expression, 1 to 3."""
     tokens_positive: list[Span | int] | None = None
@@ -88,8 +92,10 @@ class AnnotationRow(msgspec.Struct):
 
         Raises:
             DataError: `tokens_positive` is neither a list of spans nor a single span, or `negative_type` may stand for
-                an expression with a target.
+                an expression with a target or is missing beside `negative_cate`.
         """
+        if self.negative_type is None and self.negative_cate not in (None, ""):
+            raise DataError(f"negative_cate is {self.negative_cate!r}, and there is no negative_type")
         if self.negative_type is not None and str(self.negative_type).casefold() in _NO_TYPE:
             raise DataError(f"negative_type is {self.negative_type!r}: it does not say whether there is a target")
         numbers = [one for one in self.tokens_positive or () if isinstance(one, int)]
@@ -159,8 +165,8 @@ class AnnotationRow(msgspec.Struct):
 
 
 _FINECOPS_KEYS = frozenset(
-    {"objects_id", "tuple", "tuple_type", "spatial", "attribute", "positive_id", "negative_level", "negative_cate",
-     "shuffle_index", "ori_type"}
+    {"objects_id", "tuple", "tuple_type", "spatial", "attribute", "positive_id", "negative_level", "shuffle_index",
+     "ori_type"}
 )  # fmt: skip
 IMAGE_KEYS = KnownKeys(
     "image",
@@ -193,3 +199,30 @@ def join_words(spans: list[Span], caption: str) -> list[Span]:
         else:
             joined.append((begin, end))
     return list(dict.fromkeys(joined))
+
+
+def have_several_phrases(images: Iterable[ImageRow], rows: Iterable[AnnotationRow]) -> bool:
+    """Whether the annotations of one of the captions mark different words, so that each is of a phrase."""
+    captions = {comparable_id(image.id): image.caption for image in images if image.caption is not None}
+    marked: dict[Id, list[Span]] = {}
+    for row in rows:
+        identity = comparable_id(row.image_id)
+        if identity in captions and row.spans:
+            words = join_words(row.spans, captions[identity])
+            if marked.setdefault(identity, words) != words:
+                return True
+    return False
+
+
+class _Target(msgspec.Struct):
+    image_id: msgspec.Raw = msgspec.Raw(b"null")
+    category_id: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def target_of(raw: msgspec.Raw) -> tuple[Id | None, Id | None]:
+    """Image and category of a row that cannot be used, as far as they are readable."""
+    try:
+        target = msgspec.json.decode(raw, type=_Target)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None, None
+    return id_of(target.image_id), id_of(target.category_id)

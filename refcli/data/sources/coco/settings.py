@@ -16,8 +16,8 @@ class CocoSettings(LabelSettings):
     unit: Literal["auto", "caption", "phrase", "annotation"] = "auto"
     """What an expression is: a whole caption, a phrase of a caption, or the text of an annotation. `auto`, for each
     image row: annotation if one of its annotations has a text or there is no caption; else phrase if `dataset_name`
-    (without one, a file name that starts with final_) contains flickr, mixed or gqa, or if the annotations mark
-    different words of the caption (unless `dataset_name` contains refcoco); else caption."""
+    (without one, a file name that starts with final_) contains flickr, mixed or gqa, or if the annotations of any
+    caption in the file mark different words of it (unless `dataset_name` contains refcoco); else caption."""
     kind: Literal["none", "level"] = "none"
     """The kind of the expressions, by which reports divide their figures. `level`: "level_1" and so on, from the key
     `level` of the annotations (FineCops-Ref)."""

@@ -36,6 +36,8 @@ class Layout(NamedTuple):
     """The column whose values the ids of expressions begin with, so that rows may repeat one."""
     fields: Mapping[str, str] | None = None
     """Field of the row -> its column; None: they have the same names."""
+    mixed: str | None = None
+    """A split that combines those of two papers."""
 
 
 def _keys(row: type[msgspec.Struct], *unused: str, has_box: bool = False, has_corners: bool = False) -> KnownKeys:
@@ -292,6 +294,7 @@ LAYOUTS: tuple[Layout, ...] = (
         _keys(_LmmsRow, "question", "iscrowd", has_box=True),
         _lmms,
         id="question_id",
+        mixed="val",
     ),
     Layout(
         "jxu124/refcoco",

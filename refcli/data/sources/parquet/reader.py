@@ -45,7 +45,8 @@ def read_parquet(
         settings: a `ParquetSettings`.
         dataset: prefix of the keys of images that are not COCO's.
         problems: collects `broken_row`, `unused_key`, `repeated_id` (of a row; its number is appended),
-            `read_as_train` (a file without a split) and `ref_not_found`.
+            `read_as_train` (a file without a split), `split_of_two_papers` (lmms-lab's val, unless `settings.splits`
+            renames it) and `ref_not_found`.
 
     Raises:
         DataError: a file is damaged, incomplete, of a store, or none of its rows can be used.
@@ -140,7 +141,7 @@ class _Reading:
     ids: defaultdict[str, SeenIds] = field(default_factory=lambda: defaultdict(SeenIds))
     """Split -> the ids of its rows."""
     num_rows: Counter[str] = field(default_factory=Counter)
-    """Split -> the rows of its files so far."""
+    """Split -> the rows of its files so far; under "" those of all files whose splits are in a column."""
 
     def records(self, files: Mapping[str, Path]) -> Iterator[RawRecord]:
         renamed: set[str] = set()
@@ -165,6 +166,7 @@ class _Reading:
             self.problems.add("read_as_train", path.name, "no column and no name states a split; --set split=NAME does")
         if not self.reads_images and not columns.may_lack_images:
             return
+        counted = split if self._split_column(columns.layout) is None else ""
         num_good = 0
         for batch in columns.file.batches(columns.read):
             for index, row in enumerate(batch.rows):
@@ -176,17 +178,23 @@ class _Reading:
                     if content is not None and not self.reads_images:
                         num_good += 1
                         continue
-                    number = self.num_rows[split] + batch.number + index
+                    number = self.num_rows[counted] + batch.number + index
                     found = list(self._row(row, columns, content, number, split, where, keys))
                 except DataError as error:
                     rejected.add(error, where)
                     continue
                 num_good += 1
                 yield from found
-        self.num_rows[split] += columns.file.num_rows
+        self.num_rows[counted] += columns.file.num_rows
         keys.finish()
         if not num_good:
             rejected.raise_first()
+        if split == columns.layout.mixed and split not in self.settings.splits:
+            self.problems.add(
+                "split_of_two_papers",
+                path.name,
+                f"no figure of a paper is comparable with {split}; --set splits.{split}={split}_mixed renames it",
+            )
 
     def _content(self, columns: _Columns, batch: RowBatch, index: int) -> RowImage | None:
         """The image inside a row; None if it has none."""

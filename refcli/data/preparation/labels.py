@@ -115,11 +115,11 @@ def labelled_examples(
         problems.add("labels_in_several_records", record.where, record.image.key)
         return
     objects = labelled_objects(record.regions, regions, shown.pixels)
-    image = DescribedImage(record.image.key, shown.width, shown.height, objects)
+    identity = record.image.key.removeprefix(f"{dataset}:")
+    image = DescribedImage(identity, shown.width, shown.height, objects)
     written = write_expressions(image, survey.classes[record.split], survey.settings)
     if not written:
         problems.add(NO_CERTAIN_EXPRESSION if objects else NO_LABELS, record.where, _summary(image))
-    identity = record.image.key.removeprefix(f"{dataset}:")
     for number, expression in enumerate(written):
         yield Example(
             id=f"{dataset}/{identity}/{number}",

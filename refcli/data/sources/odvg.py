@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from refcli.config.schema import Settings
 from refcli.data.sources.image_names import ImageOrigin, named_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, MeaningError, WholeFileError
-from refcli.data.sources.record import CATEGORY, Problems, RawExpression, RawRecord, RawRegion, Source
+from refcli.data.sources.labels import TEMPLATE, LabelSettings, labelled_records
+from refcli.data.sources.record import CATEGORY, Problems, RawExpression, RawImage, RawRecord, RawRegion, Source
 from refcli.data.sources.rows import (
     NUMBERS_OF_A_BOX,
     Row,
@@ -32,13 +32,11 @@ from refcli.errors import DataError
 from refcli.geometry.boxes import BoxXYXY
 
 
-class OdvgSettings(Settings):
-    """Options of the ODVG reader."""
+class OdvgSettings(LabelSettings):
+    """Options of the ODVG reader; with `expressions` other than `given`, phrases are not read."""
 
     detection: bool = False
     """Whether to read detection labels too: the name of a category is an expression for all its instances."""
-    expressions: Literal["given", "category"] = "given"
-    """`category`: only category names are expressions; phrases are not read."""
     images: ImageOrigin = "auto"
     """Where the images come from. `auto`: COCO where a name starts with COCO_train2014_; `coco`: also where it is a
     number of twelve digits; `own`: the data set itself."""
@@ -51,7 +49,7 @@ class OdvgSettings(Settings):
     @property
     def reads_phrases(self) -> bool:
         """Whether phrases are expressions."""
-        return self.expressions != CATEGORY
+        return self.expressions == "given"
 
 
 class _Region(msgspec.Struct):
@@ -114,7 +112,8 @@ def read_odvg(
 ) -> Iterator[RawRecord]:
     """Yield one record per distinct phrase of an image, with the boxes of all regions that have it; see `Reader`.
 
-    Phrases that differ only in case or surrounding blanks are the same; the first spelling is kept.
+    Phrases that differ only in case or surrounding blanks are the same; the first spelling is kept. With templates, one
+    record per line with detection labels; a line with an unreadable one is left out.
 
     Args:
         files: split -> file.
@@ -133,6 +132,8 @@ def read_odvg(
             yield from records
         reading.keys.finish()
         if not num_records:
+            if settings.expressions == TEMPLATE:
+                raise DataError("no line has detection labels that can be used", where=str(path))
             raise DataError(
                 "no line has a phrase with a box",
                 where=str(path),
@@ -184,6 +185,8 @@ class _Reading:
             height=valid_side(row.height),
             origin=self.settings.images,
         )
+        if self.settings.expressions == TEMPLATE:
+            return self._labels(row.detection, image, where, number) if has_detection else []
         phrases: _BoxesByText = {}
         categories: _BoxesByText = {}
         if has_grounding and self.settings.reads_phrases:
@@ -209,6 +212,22 @@ class _Reading:
             )
             for index, (text, boxes, kind) in enumerate(texts)
         ]
+
+    def _labels(self, detection: msgspec.Raw, image: RawImage, where: str, number: int) -> list[RawRecord]:
+        """The record of an image with all its instances.
+
+        Raises:
+            DataError: one of them cannot be read.
+        """
+        objects: list[RawRegion] = []
+        rows = self._decode(detection, _Detection, f"{where}, detection", _DETECTION_KEYS).instances
+        for index, raw in enumerate(rows):
+            place = f"{where}, instance {index}"
+            instance = self._decode(raw, _Instance, place, _INSTANCE_KEYS)
+            objects += [RawRegion(box, category=instance.category or None) for box in _boxes(instance.bbox, place)]
+        return list(
+            labelled_records(image, objects, self.settings, split=self.split, image_id=str(number), where=where)
+        )
 
     def _decode(self, text: bytes | msgspec.Raw, kind: type[Row], where: str, known: KnownKeys) -> Row:
         return decode_row(text, kind, where=where, problems=self.problems, needed=(), keys=(known, self.keys))

@@ -45,7 +45,7 @@ class DescribedImage:
     """An image and all its labelled objects."""
 
     key: str
-    """The image's identity: with the seed, it decides which expressions are drawn."""
+    """The identity of the image in its data set; with the seed, it decides which expressions are drawn."""
     width: int
     height: int
     objects: tuple[LabelledObject, ...]

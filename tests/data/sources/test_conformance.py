@@ -18,6 +18,7 @@ from refcli.contracts.example import RLE
 from refcli.data.preparation.finish import region_mask
 from refcli.data.preparation.plan import plan_file
 from refcli.data.sources.detect import detect_format
+from refcli.data.sources.labels import LabelSettings
 from refcli.data.sources.record import Problems
 from refcli.data.sources.table import SOURCES
 from refcli.data.store.read import Store
@@ -124,6 +125,19 @@ def test_every_expression_is_read_and_has_a_unique_id_in_its_split(main_file, co
     assert len(ids) == corpus.num_expressions >= LEAST_EXPRESSIONS
     assert set(ids.values()) == {1}
     assert all(one.text.strip() for record in records for one in record.expressions)
+
+
+LABELLED = [one for one in SOURCES if issubclass(lookup(SOURCES, one, what="source").settings, LabelSettings)]
+LABELLED.remove("odvg")  # its release has phrases only
+
+
+@pytest.mark.parametrize("labelled", LABELLED)
+def test_labelled_boxes_can_be_read_as_images_whose_expressions_are_still_to_be_written(main_files, labelled):
+    settings = {**CORPORA[labelled].settings, "expressions": "template"}
+    plan = plan_file(main_files[labelled], name=DATASET, overrides=settings)
+    records = list(plan.source.read(plan.files, plan.settings, dataset=DATASET, problems=Problems()))
+    assert records
+    assert all(record.needs_expressions and not record.expressions for record in records)
 
 
 def test_every_record_names_its_file_and_entry(main_file):

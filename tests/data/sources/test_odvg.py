@@ -143,3 +143,14 @@ def test_sniff_recognises_both_kinds_plain_and_gzipped(tmp_path):
             record.regions for record in read(path, detection=True)
         ]
     assert not sniff_odvg(write(tmp_path, {"image": "a.jpg", "expression": "x", "box": [1, 2, 3, 4]}))
+
+
+def test_templates_read_the_detection_labels_of_a_line_or_none_of_them(tmp_path):
+    cup, spoon = {"bbox": [1, 2, 30, 40], "label": 0, "category": "cup"}, {"bbox": [5, 6, 30, 40], "label": 1}
+    whole = detection(cup, spoon)
+    problems = Problems()
+    path = write(tmp_path, grounding({"bbox": [1, 2, 3, 4], "phrase": "sand"}), whole, detection(cup, {"bbox": [1]}))
+    (record,) = read(path, problems, expressions="template")
+    assert record.needs_expressions
+    assert [(one.category, one.box_xyxy) for one in record.regions] == [("cup", (1, 2, 30, 40)), (None, (5, 6, 30, 40))]
+    assert problems.counts["broken_line"] == 1

@@ -21,6 +21,7 @@ from refcli.cli.predict import LINE_FORMATS
 from refcli.config.presets import headline, list_presets, preset_groups, preset_path
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
+from refcli.data.sources.labels import LabelSettings
 from refcli.data.sources.record import Source
 from refcli.data.sources.synthetic.settings import SyntheticSettings
 from refcli.data.sources.table import SOURCES
@@ -228,9 +229,10 @@ def formats_page() -> str:
         "the main one are found by their names or given with `--with ROLE=FILE`. All but Parquet may be gzipped.",
         _table(("Format", "Reads", "Files beside the main one"), list(_sources())),
         _commands(prepare_command(name) for name in SOURCES),
-        "Formats with labelled boxes also take `--expressions`: "
-        + _listed(name for name in SOURCES if is_labelled(name))
-        + ". [Your own data](../guides/own-data.md) explains it, [Settings](settings.md#sources) all other options.",
+        "With labelled boxes, `--expressions template` writes the expressions and `--expressions category` takes the "
+        "names of classes (also of `odvg`). [Your own data](../guides/own-data.md) explains it, "
+        "[Settings](settings.md#sources) all other options.",
+        _commands(f"{prepare_command(name)} --expressions template" for name in SOURCES if is_labelled(name)),
         "## Public data sets",
         "`refcli prepare-data` reads them as their authors publish them. [Data sets](data-sets.md) has files, splits "
         "and counts. Not verified: no real record was seen when the specification was written; the command says so.",
@@ -275,8 +277,8 @@ def evaluate_command(answers_format: str) -> str:
 
 
 def is_labelled(source: str) -> bool:
-    """Whether a format has labelled boxes, of which expressions can be made."""
-    return "expressions" in lookup(SOURCES, source, what="source").settings.model_fields
+    """Whether a format has labelled boxes, about which expressions can be written."""
+    return issubclass(lookup(SOURCES, source, what="source").settings, LabelSettings)
 
 
 def _sources() -> Iterator[tuple[str, ...]]:

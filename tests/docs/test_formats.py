@@ -26,11 +26,18 @@ def page() -> str:
     return site_hooks().formats_page()
 
 
-def commands(page: str, name: str) -> dict[str, list[str]]:
-    """Format -> the words after `refcli` of its command, of all commands with this name."""
+def commands(page: str, name: str, *, of_labels: bool = False) -> dict[str, list[str]]:
+    """Format -> the words after `refcli` of its command, of all commands with this name.
+
+    Args:
+        page: the page.
+        name: of the command.
+        of_labels: those that write expressions about labelled boxes, instead of the others.
+    """
     lines = [shlex.split(line) for line in page.splitlines() if line.startswith(f"refcli {name} ")]
     option = {"prepare-data": "--format", "convert-answers": "--to", "evaluate": "--answers-format"}[name]
-    return {words[words.index(option) + 1]: words[1:] for words in lines if option in words}
+    chosen = [words for words in lines if option in words and ("--expressions" in words) == of_labels]
+    return {words[words.index(option) + 1]: words[1:] for words in chosen}
 
 
 def test_the_page_has_every_row_of_every_table(page):
@@ -53,6 +60,18 @@ def test_the_command_of_a_format_reads_its_corpus(name, page, refcli, tmp_path, 
 
     assert code == 0, err
     assert list((tmp_path / "store" / "mine").glob("*.parquet"))
+
+
+def test_the_commands_that_write_expressions_read_labelled_boxes(page, refcli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, words in commands(page, "prepare-data", of_labels=True).items():
+        (tmp_path / name).mkdir()
+        main_file = CORPORA["refer" if name == "coco" else name].write(tmp_path / name)
+        if name == "coco":
+            main_file = main_file.with_name("instances.json")
+            main_file.write_text(main_file.read_text().replace("thing", "cat"))
+        code, _, err = refcli(*(str(main_file) if word == "FILE" else word for word in words), "--force")
+        assert code == 0 and "expressions about" in err, err
 
 
 def test_the_commands_that_write_files_run(page, refcli, tmp_path, monkeypatch):

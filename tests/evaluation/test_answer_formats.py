@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from releases import RELEASES
 
 from refcli.answers.formats import ANSWER_FORMATS, REFCLI, AnswerNotation
 from refcli.answers.jsonl import answer_to_json
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer
+from refcli.data.preparation.plan import plan_named
 from refcli.data.store.read import Store, StoreSplit
 from refcli.errors import DataError, UsageError
 from refcli.evaluation.conversion import write_as_lines
@@ -19,6 +21,7 @@ from refcli.evaluation.report.cases import choose_cases, find_answers
 from refcli.evaluation.report.document import report_split
 from refcli.evaluation.run import Run
 from refcli.geometry.masks import polygons_to_rle
+from refcli.recipes.prepare_data import Preparation, prepare
 from refcli.text.vlm_text import INPUT_PIXELS
 
 NAME = "refcoco_unc:test"
@@ -256,3 +259,42 @@ def test_options_without_effect_are_refused():
 def test_an_answer_of_a_parse_failure_is_written_with_its_reason():
     answer = Answer("a", "a.jpg", "x", 1, 1, (), False, None, "m", error="no box", parse_failure=True)
     assert answer_to_json(answer)["parse_failure"] is True
+
+
+def entries(name: str, own_id: str, boxes_xyxy: tuple[tuple[float, ...], ...]) -> list[dict[str, object]]:
+    """The right answer to a sample, as its benchmark's file has it."""
+    xywh = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes_xyxy]
+    per_mille = "; ".join(str([10 * x1, 12.5 * y1, 10 * x2, 12.5 * y2]) for x1, y1, x2, y2 in boxes_xyxy)
+    image, _, description = own_id.partition("/")
+    return {
+        "gseval": [{"idx": int(image), "box": list(boxes_xyxy[0])}],
+        "humanref": [{"id": int(image), "extracted_predictions": [list(box) for box in boxes_xyxy]}],
+        "ref-l4": [{"id": int(image), "pred_bbox": xywh[0], "format": "xywh"}],
+        "finecops": [{"image_id": int(image), "text": per_mille}],
+        "d-cube": [{"image_id": int(image), "category_id": description, "bbox": box, "score": 1} for box in xywh],
+        "coco-results": [{"image_id": int(image), "category_id": 1, "bbox": box, "score": 1} for box in xywh],
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("data_set", "name"),
+    [
+        ("gseval", "gseval"),
+        ("humanref", "humanref"),
+        ("ref_l4", "ref-l4"),
+        ("finecops_ref", "finecops"),
+        ("d_cube", "d-cube"),
+        ("refdrone", "coco-results"),
+    ],
+)
+def test_the_ids_of_a_benchmark_meet_those_that_prepare_data_gives(data_set, name, tmp_path, write):
+    release = RELEASES[data_set]
+    (tmp_path / "raw").mkdir()
+    release.write(tmp_path / "raw")
+    prepare(plan_named(data_set, raw=tmp_path / "raw"), Preparation(out=tmp_path / "store"))
+    truth = next(one for one in release.expected if one.boxes_xyxy)
+    split = Store(tmp_path / "store").split(f"{data_set}:{truth.split}")
+    path = write(entries(name, truth.id.partition("/")[2], truth.boxes_xyxy))
+    run = score_file(path, {split.name: split}, notation=AnswerNotation.declare(name))
+    (row,) = (at for at in range(len(split)) if split[at].id == truth.id)
+    assert (run.problems, run.splits[0].table["box_iou"][row].as_py()) == ({}, pytest.approx(1))

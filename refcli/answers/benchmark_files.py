@@ -27,6 +27,8 @@ MAX_LIST_BYTES = 1 << 30
 MOST_TARGETS = 10_000
 """Boxes of one sample."""
 NUMBERS_OF_A_POINT = 2
+UNUSABLE_ENTRY = "an entry about it cannot be used"
+"""The error of a sample of COCO results."""
 _Numbers: TypeAlias = list[float]
 _Id: TypeAlias = int | str
 _Row = TypeVar("_Row", bound=msgspec.Struct)
@@ -58,8 +60,8 @@ class _FineCops(msgspec.Struct):
 class _Result(msgspec.Struct):
     image_id: _Id
     category_id: _Id | None = None
-    bbox: _Numbers | None = None
-    score: float | None = None
+    bbox: Any = None
+    score: Any = None
     segmentation: Any = None
 
 
@@ -159,20 +161,25 @@ def read_category_results(reading: AnswerReading) -> Iterator[StatedAnswer]:
 
 
 def _grouped(reading: AnswerReading, key_of: Callable[[_Result], str]) -> Iterator[StatedAnswer]:
-    """The entries of each sample as one answer, with their boxes in the order of the file."""
-    groups: dict[str, list[tuple[int, int, _Detection]]] = {}
+    """The entries of each sample as one answer, with their boxes in the order of the file.
+
+    A sample with an entry that cannot be used has no answer, since the others are not all that was answered.
+    """
+    groups: dict[str, list[tuple[int, int, _Detection | None]]] = {}
     categories: set[_Id | None] = set()
     num_without_score = 0
     for number, row, num_bytes in _rows(reading, _Result, RESULT):
+        detection = None
         try:
-            key, detection = key_of(row), _Detection.of(row)
-            group = groups.setdefault(key, [])
+            group = groups.setdefault(key_of(row), [])
             if len(group) >= MOST_TARGETS:
                 raise DataError(f"the sample has more than {MOST_TARGETS:,} entries")
+            group.append((number, num_bytes, None))
+            detection = _Detection.of(row)
+            group[-1] = (number, num_bytes, detection)
         except DataError as error:
             reading.reject(NOT_A_PREDICTION, number, error.message)
             continue
-        group.append((number, num_bytes, detection))
         categories.add(row.category_id)
         num_without_score += row.score is None
     if num_without_score:
@@ -182,11 +189,15 @@ def _grouped(reading: AnswerReading, key_of: Callable[[_Result], str]) -> Iterat
             f"the entries have {len(categories):,} different category_id, which are not read; d-cube reads them"
         )
     for key, group in groups.items():
-        found = [detection for *_, detection in group]
+        found = [detection for *_, detection in group if detection is not None]
+        number, total = group[0][0], sum(num_bytes for _, num_bytes, _ in group)
+        if len(found) < len(group):
+            yield StatedAnswer(number, key, total, error=UNUSABLE_ENTRY)
+            continue
         yield StatedAnswer(
-            group[0][0],
+            number,
             key,
-            sum(num_bytes for _, num_bytes, _ in group),
+            total,
             tuple(one.box for one in found),
             tuple(one.score for one in found),
             tuple(one.mask for one in found),
@@ -207,13 +218,14 @@ class _Detection(msgspec.Struct, frozen=True):
         """The detection of an entry.
 
         Raises:
-            DataError: it has neither a box nor a mask, or the mask is not run lengths.
+            DataError: it has neither a box nor a mask, or one that cannot be read; or the score is not a number.
         """
         mask = _mask(row.segmentation) if row.segmentation else None
-        if not row.bbox and mask is None:
-            raise DataError("there is neither a bbox nor a segmentation")
-        box = mask_box(mask) if not row.bbox and mask is not None else xywh_to_xyxy(_box(row.bbox or [], "bbox"))
-        return cls(box, 1.0 if row.score is None else row.score, mask, not row.bbox)
+        numbers = convert(row.bbox or [], _Numbers, where="bbox")
+        score = 1.0 if row.score is None else convert(row.score, float, where="score")
+        if numbers or mask is None:
+            return cls(xywh_to_xyxy(_box(numbers, "bbox")), score, mask, is_from_mask=False)
+        return cls(mask_box(mask), score, mask, is_from_mask=True)
 
 
 def _mask(segmentation: object) -> RLE:
@@ -272,7 +284,10 @@ def _rows(
 
 
 def _texts(reading: AnswerReading) -> Iterator[tuple[int, bytes | msgspec.Raw]]:
-    if text_start(reading.path).startswith(b"["):
+    start = text_start(reading.path)
+    if not start:
+        raise DataError("it is empty")
+    if start.startswith(b"["):
         content = read_bytes(reading.path, max_bytes=MAX_LIST_BYTES)
         yield from enumerate(parse_json(content, list[msgspec.Raw], where=str(reading.path)), 1)
         return

@@ -11,7 +11,7 @@ from refcli.answers.jsonl import answer_line
 from refcli.data.store.read import StoreSplit
 from refcli.errors import DataError, ExitCode
 from refcli.evaluation.answer_lines import AnswerLines, RejectionLog
-from refcli.evaluation.predictions import JoinedLines, SplitJoin, unlisted, unlisted_note
+from refcli.evaluation.predictions import JoinedLines, SplitJoin, unlisted, unlisted_notes
 from refcli.evaluation.run import WRONG_SIZE, RejectedLines
 from refcli.files import open_atomically
 
@@ -77,9 +77,7 @@ def write_as_lines(path: Path, splits: Mapping[str, StoreSplit], out: Path, nota
                     num_unlisted += 1
         if not num_answers + num_unlisted:
             raise _nothing(path, lines.rejected)
-    if num_unlisted:
-        notes.append(unlisted_note(num_unlisted))
-    warnings = tuple(f"{path.name}: {note}" for note in notes)
+    warnings = tuple(f"{path.name}: {note}" for note in (*notes, *unlisted_notes(num_unlisted)))
     return LinesWritten(num_answers + num_unlisted, num_parse_failures, num_targets, lines.rejected.listed(), warnings)
 
 

@@ -106,7 +106,7 @@ class JoinedLines:
         notation = lines.notation
         self._units = BoxUnits(notation.coordinates, can_declare=notation.format.has_spaces)
         self._a_key = next((lines.key_of(split[0].id) for split in splits if len(split)), "none")
-        self._num_known = self._num_unknown = 0
+        self._num_known = 0
 
     def __iter__(self) -> Iterator[tuple[list[AnyLine], dict[int, Example]]]:
         """Yield each batch, and a dictionary that the splits fill: number of a line -> its sample.
@@ -118,7 +118,6 @@ class JoinedLines:
             known: dict[int, Example] = {}
             yield batch, known
             self._num_known += len(known)
-            self._num_unknown += len(batch) - len(known)
             for line in batch:
                 line.count_units(self._units, known.get(line.number))
                 if line.number not in known:
@@ -129,15 +128,12 @@ class JoinedLines:
         """What a user should know about the answers as a whole.
 
         Raises:
-            DataError: the file lists boxes, and none of a sample of the splits.
+            DataError: the file lists boxes, and none of a sample of the splits: that is not "no target".
         """
-        if self._lines.notation.format.lists_boxes and self._num_unknown and not self._num_known:
-            raise DataError(
-                "no entry of the file is about a sample of the split",
-                where=str(self._lines.path),
-                hint=f"the split has ids such as {self._a_key}; they are those of the annotations that it was "
-                "prepared from",
-            )
+        rejected = self._lines.rejected.listed()
+        if self._lines.notation.format.lists_boxes and rejected and not self._num_known:
+            first = next(lines.first[0] for lines in rejected.values())
+            raise DataError("no entry of the file is about a sample of the split", where=first)
         return [*self._units.warnings(), *self._lines.notes]
 
 
@@ -146,9 +142,9 @@ def unlisted(example: Example, notation: AnswerNotation) -> Answer:
     return Answer.to(example, (), weights=notation.name)
 
 
-def unlisted_note(count: int) -> str:
-    """The note about such samples."""
-    return f'{count:,} samples have no entry, which is the answer "no target" in this format'
+def unlisted_notes(count: int) -> list[str]:
+    """The note about such samples, if there are any."""
+    return [f'{count:,} samples have no entry, which is the answer "no target" in this format'] if count else []
 
 
 class SplitScoring:
@@ -176,10 +172,9 @@ class SplitScoring:
         self._table = scoring.table()
         self._num_done = 0
 
-    @property
-    def num_unnamed(self) -> int:
-        """Samples of the part without a line."""
-        return sum(not self._join.is_named[row] for row in self._rows)
+    def num_unnamed(self, size: int) -> int:
+        """Samples without a line, of the first ones of the split."""
+        return int((~self._join.is_named[:size]).sum())
 
     def add(self, batch: Sequence[AnyLine], known: dict[int, Example]) -> None:
         """Score a batch; `known` is updated: number of a line -> its sample in this split."""
@@ -265,9 +260,9 @@ def score_file(
         for part in parts.values():
             part.add(batch, known)
     notes = joined.finish()
-    num_unlisted = sum(part.num_unnamed for part in parts.values()) if notation.format.lists_boxes else 0
-    if num_unlisted:
-        notes.append(unlisted_note(num_unlisted))
+    if notation.format.lists_boxes:
+        scored = sizes or {name: len(rows) for name, rows in chosen.items()}
+        notes += unlisted_notes(sum(part.num_unnamed(scored[name]) for name, part in parts.items()))
     tables = {name: part.finish() for name, part in parts.items()}
     seconds = time.perf_counter() - start
     listed = rejected.listed()

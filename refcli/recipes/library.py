@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from refcli.answers.formats import REFCLI, AnswerNotation
 from refcli.config.load import load_finetune, load_pretrain
 from refcli.config.pretraining import PretrainSettings
 from refcli.config.schema import FinetuneSettings
@@ -107,14 +108,22 @@ def score_predictions(answers: Iterable[Answer], examples: Iterable[Example]) ->
 
 
 def evaluate_predictions(
-    predictions: str | Path, store: str | Path, splits: Sequence[str], *, out: str | Path | None = None
+    predictions: str | Path,
+    store: str | Path,
+    splits: Sequence[str],
+    *,
+    answers_format: str = REFCLI,
+    coordinates: str | None = None,
+    input_size: str | None = None,
+    out: str | Path | None = None,
 ) -> Evaluation:
-    """Score a prediction file (`refcli.prediction/1`) of any system, as `refcli evaluate --predictions` does.
+    """Score a prediction file of any system, as `refcli evaluate --predictions` does.
 
     Args:
-        predictions: JSON lines, plain or gzipped.
+        predictions: the file, plain or gzipped.
         store: a prepared store.
         splits: "dataset:split" names.
+        answers_format, coordinates, input_size: the notation of the file, see `AnswerNotation.declare`.
         out: a folder to write the metrics and every sample's score to.
 
     Returns:
@@ -123,7 +132,9 @@ def evaluate_predictions(
     Raises:
         RefcliError: no such store or split, or a file that cannot be read.
     """
-    scored = evaluation.evaluate_file(Path(predictions), evaluation.SplitSelection(Path(store), splits))
+    notation = AnswerNotation.declare(answers_format, coordinates=coordinates, input_size=input_size)
+    data = evaluation.SplitSelection(Path(store), splits)
+    scored = evaluation.evaluate_file(Path(predictions), data, notation=notation)
     return scored if out is None else scored.write(Path(out))
 
 

@@ -182,7 +182,8 @@ def test_results_are_grouped_by_sample_and_a_sample_without_an_entry_is_no_targe
             {"image_id": 7, "bbox": [0, 0, 5, 5], "score": 0.2},
             {"image_id": "8", "segmentation": counts, "score": 0.9},
             {"image_id": 7, "bbox": [10, 20, 50, 40], "score": 0.8},
-            {"image_id": 7, "bbox": [1, 2, 3]},
+            {"image_id": "7/3", "bbox": [1, 2, 3, 4], "score": 1},
+            {"image_id": "7/3", "bbox": [1, 2, 3]},
             {"image_id": 99, "bbox": [0, 0, 5, 5]},
         ],
         as_list=True,
@@ -192,20 +193,23 @@ def test_results_are_grouped_by_sample_and_a_sample_without_an_entry_is_no_targe
         "not a prediction": 1,
         "unknown id": 1,
     }
-    assert any("3 samples have no entry" in warning for warning in run.warnings)
-    assert run.splits[0].table["says_none"].to_pylist() == [True, False, True, False, True]
+    assert any("2 samples have no entry" in warning for warning in run.warnings)
+    assert run.splits[0].failures == (("refcoco_unc/7/3", "an entry about it cannot be used"),)
+    counted = run.splits[0].scores
+    assert (counted.says_none.tolist(), counted.num_targets.tolist()) == ([True, False, False, True], [1, 1, 1, 0])
     found = answers(path, split, "coco-results")
     assert [target["score"] for target in found["7"]["targets"]] == [0.2, 0.8]
     assert found["8"]["targets"][0]["box_source"] == "mask"
     assert boxes(found["8"]) == [list(PIXELS)]
     choice = {NAME: choose_cases(run.splits[0], 5)}
     drawn = find_answers(path, {NAME: split}, choice, AnswerNotation.declare("coco-results"))[NAME]
-    assert {row: len(answer.targets) for row, answer in drawn.items()} == {1: 2, 3: 1}
+    assert {row: len(answer.targets) for row, answer in drawn.items()} == {0: 0, 1: 2, 3: 1, 4: 0}
 
 
-def test_results_about_other_samples_are_no_file_of_no_targets(split, write):
+@pytest.mark.parametrize("records", [[{"image_id": 77, "bbox": [0, 0, 5, 5]}], [{"annotations": []}]])
+def test_results_about_other_samples_are_no_file_of_no_targets(split, write, records):
     with pytest.raises(DataError, match="no entry of the file is about a sample"):
-        score(write([{"image_id": 77, "bbox": [0, 0, 5, 5]}], as_list=True), split, "grec")
+        score(write(records, as_list=True), split, "grec")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from refcli.evaluation.answer_lines import REFCLI_LINES, AnswerLines, RejectionL
 from refcli.evaluation.evaluate import RawPredictor, Split
 from refcli.evaluation.mask_frames import IMAGE
 from refcli.evaluation.metrics.conventions import CONVENTIONS, ORIGINAL
+from refcli.evaluation.predictions import unlisted
 from refcli.evaluation.run import SplitScores
 from refcli.evaluation.sample_columns import ROW, ScoreColumns
 from refcli.geometry.boxes import box_area
@@ -127,6 +128,8 @@ def find_answers(
         for name, row in wanted.pop(line.key, []):  # the first line of an id counts
             with suppress(DataError):  # of a wrong size, which is reported where it is scored
                 answers[name][row] = _before_gate(line.answer_to(splits[name][row]))
+    for name, row in (place for places in wanted.values() for place in places if notation.format.lists_boxes):
+        answers[name][row] = unlisted(splits[name][row], notation)
     return answers
 
 

@@ -230,7 +230,7 @@ def formats_page() -> str:
         _table(("Format", "Reads", "Files beside the main one"), list(_sources())),
         _commands(prepare_command(name) for name in SOURCES),
         "With labelled boxes, `--expressions template` writes the expressions and `--expressions category` takes the "
-        "names of classes (also of `odvg`). [Your own data](../guides/own-data.md) explains it, "
+        "names of classes. [Your own data](../guides/own-data.md) explains it, "
         "[Settings](settings.md#sources) all other options.",
         _commands(f"{prepare_command(name)} --expressions template" for name in SOURCES if is_labelled(name)),
         "## Public data sets",

@@ -20,6 +20,18 @@ from refcli.data.sources.table import SOURCES
 from refcli.data.spec import list_specs
 from refcli.data.store.write import write_manifest, write_split
 
+_IMAGE = {"width": 100, "height": 80}
+LABELS: dict[str, dict] = {
+    "coco": {
+        "images": [_IMAGE | {"id": 1, "file_name": "a.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 20, 30, 40]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    },
+    "odvg": _IMAGE
+    | {"filename": "a.jpg", "detection": {"instances": [{"bbox": [10, 20, 40, 60], "label": 0, "category": "cat"}]}},
+}
+"""Labelled boxes in the formats whose corpus has expressions."""
+
 
 @pytest.fixture(scope="module")
 def page() -> str:
@@ -66,10 +78,11 @@ def test_the_commands_that_write_expressions_read_labelled_boxes(page, refcli, t
     monkeypatch.chdir(tmp_path)
     for name, words in commands(page, "prepare-data", of_labels=True).items():
         (tmp_path / name).mkdir()
-        main_file = CORPORA["refer" if name == "coco" else name].write(tmp_path / name)
-        if name == "coco":
-            main_file = main_file.with_name("instances.json")
-            main_file.write_text(main_file.read_text().replace("thing", "cat"))
+        main_file = tmp_path / name / "labels.json"
+        if name in LABELS:
+            main_file.write_text(json.dumps(LABELS[name]))
+        else:
+            main_file = CORPORA[name].write(tmp_path / name)
         code, _, err = refcli(*(str(main_file) if word == "FILE" else word for word in words), "--force")
         assert code == 0 and "expressions about" in err, err
 

@@ -17,7 +17,21 @@ _SAME = frozenset(
 )  # fmt: skip
 """Nouns whose plural is the singular."""
 _PLURAL = frozenset(
-    {"people", "cattle", "police", "clothes", "men", "women", "children", "feet", "teeth", "mice", "skis", "taxis"}
+    {
+        "people",
+        "cattle",
+        "police",
+        "clothes",
+        "men",
+        "women",
+        "children",
+        "feet",
+        "teeth",
+        "mice",
+        "dice",
+        "skis",
+        "taxis",
+    }
 )
 """Plural nouns that their ending does not show."""
 _SINGULAR_WITH_S = frozenset(
@@ -32,15 +46,18 @@ _MASS = frozenset(
      "concrete", "asphalt", "gravel", "mud", "dirt", "soil", "smoke", "fire", "fog", "rain", "ice", "trash", "garbage",
      "rubbish", "litter", "debris", "traffic", "vegetation", "foliage", "cloth", "fabric", "leather", "rust", "mold",
      "mould", "poultry", "seafood", "pork", "beef", "bacon", "ham", "cutlery", "tableware", "software", "hardware",
-     "blood", "tissue", "fat", "oil", "honey", "sugar", "salt", "chocolate", "toast", "pepperoni", "spaghetti"}
+     "kitchenware", "footwear", "headwear", "headgear", "underwear", "cabinetry", "machinery", "stationery", "cream",
+     "paper", "spray", "blood", "tissue", "fat", "oil", "honey", "sugar", "salt", "chocolate", "toast",
+     "pepperoni", "spaghetti"}
 )  # fmt: skip
-"""Nouns that are not counted; a compound such as "wine glass" is."""
+"""Words that are not counted, nor are compounds that end with them ("toilet paper")."""
 PEOPLE = frozenset(
     {"person", "people", "man", "woman", "child", "boy", "girl", "baby", "lady", "guy", "kid", "adult", "human",
      "pedestrian", "rider", "cyclist", "bicyclist", "motorcyclist", "driver", "passenger", "player", "skier", "surfer",
      "skater", "skateboarder", "snowboarder", "worker", "officer", "policeman", "policewoman", "fireman", "soldier",
      "nurse", "doctor", "patient", "student", "teacher", "swimmer", "runner", "batter", "pitcher", "catcher", "umpire",
-     "referee", "goalkeeper", "spectator", "customer", "farmer", "chef", "waiter"}
+     "referee", "goalkeeper", "spectator", "customer", "farmer", "chef", "waiter",
+     "infant", "toddler", "teenager", "bride", "groom", "cowboy", "biker", "climber", "dancer", "athlete", "jockey"}
 )  # fmt: skip
 _HEAD_ENDS = re.compile(r" (?:of|with|without|in|on|for|at|from|to|by) ")
 
@@ -58,7 +75,7 @@ def plural(noun_phrase: str) -> str:
 
 
 def _plural_word(word: str) -> str:
-    if word in _SAME:
+    if word in _SAME or word.endswith("fish"):
         return word
     if word in _IRREGULAR:
         return _IRREGULAR[word]
@@ -86,7 +103,7 @@ def is_plural_noun(noun_phrase: str) -> bool:
 
 def is_countable(noun_phrase: str) -> bool:
     """Whether "two ..." can be written: not for mass nouns, and not for plurals, one of which may be a pair."""
-    return not is_plural_noun(noun_phrase) and noun_phrase not in _MASS
+    return not is_plural_noun(noun_phrase) and head(noun_phrase) not in _MASS
 
 
 def is_person(noun_phrase: str) -> bool:

@@ -106,8 +106,9 @@ def labelled_examples(
         regions: the checked regions, in the order of the labels.
         dataset: name of the data set.
         survey: of all labels.
-        problems: collects images without an expression: `image_of_unknown_size`, `labels_in_several_records`,
-            `image_without_labels` and `no_certain_expression`."""
+        problems: collects images without an expression: `image_of_unknown_size`, `labels_in_several_records` and
+            `no_certain_expression`; and all images without labels, which may be unfinished: `image_without_labels`.
+    """
     if not shown.width:
         problems.add("image_of_unknown_size", record.where, "give width and height, or the images with --images")
         return
@@ -118,8 +119,10 @@ def labelled_examples(
     identity = record.image.key.removeprefix(f"{dataset}:")
     image = DescribedImage(identity, shown.width, shown.height, objects)
     written = write_expressions(image, survey.classes[record.split], survey.settings)
-    if not written:
-        problems.add(NO_CERTAIN_EXPRESSION if objects else NO_LABELS, record.where, _summary(image))
+    if not objects:
+        problems.add(NO_LABELS, record.where, "at most a class that is absent is written about it")
+    elif not written:
+        problems.add(NO_CERTAIN_EXPRESSION, record.where, _summary(image))
     for number, expression in enumerate(written):
         yield Example(
             id=f"{dataset}/{identity}/{number}",

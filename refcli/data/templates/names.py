@@ -122,9 +122,13 @@ def may_be_the_same(one: str, other: str) -> bool:
     first, second = head(one), head(other)
     if first == second or first in other.split() or second in one.split():
         return True
-    if is_person(one) and is_person(other):
+    if _is_human(one) and _is_human(other):
         return True
     return not _families(one).isdisjoint(_families(other))
+
+
+def _is_human(noun: str) -> bool:
+    return is_person(noun) or head(noun) in ("body", "figure", "mannequin")
 
 
 def is_animal(noun: str) -> bool:

@@ -26,6 +26,7 @@ from refcli.data.sources.synthetic.shapes import SHAPES
         ("potato", "potatoes"),
         ("cross", "crosses"),
         ("plus", "pluses"),
+        ("jellyfish", "jellyfish"),
     ],
 )
 def test_the_plural_of_a_phrase_is_that_of_its_head(singular, expected):
@@ -37,7 +38,9 @@ def test_shapes_have_regular_plurals_and_are_counted():
     assert all(map(is_countable, SHAPES))
 
 
-@pytest.mark.parametrize("noun", ["scissors", "skis", "people", "street lights", "sunglasses", "broccoli", "grass"])
+@pytest.mark.parametrize(
+    "noun", ["scissors", "skis", "people", "street lights", "sunglasses", "broccoli", "toilet paper"]
+)
 def test_plural_and_mass_nouns_are_not_counted(noun):
     assert not is_countable(noun)
 

@@ -73,7 +73,7 @@ def test_a_crowd_leaves_no_count_and_a_class_without_a_noun_no_expression_at_all
     report, examples = prepared(write_labels(tmp_path))
     assert {one.kind for one in about(examples, 3).values()} <= {"superlative", "ordinal", "no_target"}
     assert about(examples, 4) == {}
-    assert report.problems.counts == {"no_certain_expression": 1, "class_without_noun": 1}
+    assert report.problems.counts == {"no_certain_expression": 1, "class_without_noun": 1, "image_without_labels": 1}
     assert "'class_7', 1 objects" in report.problems.places["class_without_noun"][0]
     assert report.lost == {}
 

@@ -200,4 +200,5 @@ def drawn_box(noun: str, place: tuple) -> dict:
 def measured(refcli, weights: str) -> dict[str, float]:
     code, out, err = refcli("evaluate", "--weights", weights, "--data", "store", "--split", "back:train", "--json")
     assert code == 0, err
-    return {name: json.loads(out)[name] for name in ("acc50", "n_acc")}
+    metrics = json.loads(out)["metrics"]
+    return {name: metrics[f"back/train/{name}"] for name in ("acc50", "n_acc")}

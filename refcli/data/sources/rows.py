@@ -243,7 +243,7 @@ def _read_usable_fields(
             continue
         value = values[name]
         try:
-            kept[name] = (
+            kept[field.name] = (
                 parse_json(value, field.type, where=where)
                 if isinstance(value, msgspec.Raw)
                 else convert(value, field.type, where=where)

@@ -36,6 +36,18 @@ def test_rectangles_have_two_corners_or_four_and_masks_their_place(tmp_path):
     assert not pixels[20, 10] and pixels[20:60, 10:30].sum() == pixels.sum() == 20 * 40 - 1
 
 
+def test_a_value_that_only_python_writes_does_not_spoil_the_file(tmp_path):
+    folder = write_labelme(tmp_path / "a", {"a": [labelme_shape("cup", "rectangle", (10, 20), (30, 60))]})
+    text = (folder / "a.json").read_text()
+    (folder / "a.json").write_text(text.replace('"imageData": null', '"imageData": NaN'))
+    problems = Problems()
+
+    (record,) = read(folder, problems)
+
+    assert (record.image.width, record.regions[0].box_xyxy) == (100, LEFT)
+    assert problems.counts == {}
+
+
 def test_shapes_of_one_group_and_label_are_one_object(tmp_path):
     shapes = [
         labelme_shape("cup", "polygon", *corners((10, 20, 20, 60)), group_id=3),

@@ -33,7 +33,8 @@ from PIL import Image
 
 from refcli.data.preparation.dataset_images import extract_content
 from refcli.data.preparation.plan import plan_file
-from refcli.data.sources.parquet.images import RowImage, StoredImages, stored_image
+from refcli.data.sources.image_names import stored_image
+from refcli.data.sources.parquet.images import RowImage, StoredImages
 from refcli.recipes.prepare_data import Preparation, prepare
 
 ROWS = (100_000, 1_000_000)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from refcli.data.distinct import DistinctCounter
 from refcli.data.preparation.box_evidence import BoxEvidence
 from refcli.data.preparation.dataset_images import DatasetImages
 from refcli.data.preparation.finish import FinishSettings, PlacedRecord, finish
@@ -39,7 +40,7 @@ class Intake:
 
     records: int = 0
     expressions: int = 0
-    images: set[int] = field(default_factory=set)
+    images: DistinctCounter = field(default_factory=DistinctCounter)
 
     def counts(self) -> dict[str, int]:
         """Counts under the names of data specifications."""
@@ -82,7 +83,7 @@ class SelectedRecords:
             intake = self.intake.setdefault(record.split, Intake())
             intake.records += 1
             intake.expressions += len(record.expressions)
-            intake.images.add(hash(record.image.key))
+            intake.images.update((record.image.key,))
             yield record
 
 

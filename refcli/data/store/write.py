@@ -22,6 +22,7 @@ from jaxtyping import Int64
 from typing_extensions import Self
 
 from refcli.contracts.example import Example
+from refcli.data.distinct import DistinctCounter
 from refcli.data.shard import Shard
 from refcli.data.store.checks import check_table
 from refcli.data.store.layout import (
@@ -115,7 +116,7 @@ class SplitWriter:
         self._parquet = pq.ParquetWriter(self._unfinished, SCHEMA, compression="zstd")
         self.is_published = False
         self._ids: list[Int64[np.ndarray, " rows"]] = []
-        self._images: set[int] = set()
+        self._images = DistinctCounter()
         self._waiting: list[pa.Table] = []
         self._num_waiting = self._bytes_waiting = 0
         self._examples = self._regions = self._masks = self._no_target = 0
@@ -141,7 +142,7 @@ class SplitWriter:
         if len(np.unique(ids)) < len(ids):
             self._refuse_repeated_ids(ids, table)
         self._ids.append(ids)
-        self._images.update(map(hash, pc.unique(table["image"]).to_pylist()))
+        self._images.update(pc.unique(table["image"]).to_pylist())
         lists = table["regions"].combine_chunks()
         regions = lists.flatten()
         self._examples += len(table)

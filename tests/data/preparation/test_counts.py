@@ -2,6 +2,7 @@
 
 import pytest
 
+from refcli.data.distinct import DistinctCounter
 from refcli.data.preparation.counts import check_counts
 from refcli.data.preparation.plan import plan_named
 from refcli.data.preparation.run import Intake
@@ -11,7 +12,7 @@ from refcli.data.spec import load_spec
 
 
 def intake(images, refs, expressions):
-    return Intake(refs, expressions, set(range(images)))
+    return Intake(refs, expressions, DistinctCounter(map(str, range(images))))
 
 
 REFERIT = {"train": intake(8994, 44647, 54127), "val": intake(1000, 4866, 5842), "test": intake(9993, 49728, 60103)}
@@ -70,3 +71,13 @@ def test_the_settings_of_a_plan_select_its_counts(tmp_path):
     assert all(
         check.agrees for check in check_counts(plan.spec, REFERIT, settings=plan.settings.model_dump(mode="json"))
     )
+
+
+def test_values_are_counted_once_however_often_and_late_they_come_back():
+    counter = DistinctCounter()
+    for start in (0, 50_000, 0):
+        counter.update(map(str, range(start, start + 100_000)))
+
+    assert len(counter) == 150_000
+    counter.update(["0", "another"])
+    assert len(counter) == 150_001

@@ -53,19 +53,31 @@ class TextFormat:
     example: str
 
 
+_ENDS = r"(?= \s* (?: [.!,;:] | $ | (?:in|on|within|anywhere|here) \b ))"
 REFUSAL = re.compile(
-    r"""\b(?: no \s+ (?:such\s+)? (?:target|object|match|box|bounding\s+box|region|one|thing|person|item)s? \b
-          | none \b
-          | (?:is|are|was|were) \s* (?:not|n't) \s+ (?:\w+\s+)? (?:present|visible|found|shown) \b
-          | (?:is|are) \s* (?:not|n't) \s+ in \s+ the \s+ (?:image|photo) \b
-          | (?:does|do) \s* (?:not|n't) \s+ (?:exist|appear|contain|match|show|depict) \b
-          | (?:can|could) \s* (?:not|n't) \s+ (?:be\s+)? (?:find|found|locate|located|see|detect|detected|identify) \b
+    rf"""\b(?: no \s+ (?:such\s+)? (?:target|object|match|box|bounding\s+box|region|one|thing|person|item)s? \b
+          | (?:is|are|was|were) \s* (?:not|n't) \s+ (?:\w+\s+)? (?:present|visible|found|shown) \b {_ENDS}
+          | (?:is|are) \s* (?:not|n't) \s+ in \s+ the \s+ (?:image|photo|picture) \b
+          | (?:image|photo|picture|scene) \s+ (?:does|do) \s* (?:not|n't) \s+ (?:contain|have|include|show|depict) \b
+          | (?:does|do) \s* (?:not|n't) \s+ (?:exist|appear|match) \b {_ENDS}
+          | (?:can \s* not|can't|could \s* (?:not|n't)) \s+ (?:be\s+)?
+            (?:find|found|locate|located|see|detect|detected|identify) \b
           | there \s+ (?:is|are) \s+ no \b
           | (?:unable|impossible) \s+ to \s+ (?:find|locate|identify) \b
-          | not \s+ (?:present|visible|found|applicable) \b )""",
+          | not \s+ (?:present|visible|found|applicable) \b {_ENDS} )
+        | ^ \W* none (?: \s* [.!]? \s* $ | \s+ (?:of|found|present|visible) \b )
+        | > \s* none \s* <""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""Text without a box that matches this states that there is no target."""
+"""Prose without a box that matches this states that there is no target."""
+ECHO = re.compile(
+    r"<ref>.*?(?:</ref>|$)|<p>.*?(?:</p>|$)|<\|ref\|>.*?(?:<\|/ref\|>|$)|"
+    r'<\|object_ref_start\|>.*?(?:<\|object_ref_end\|>|$)|"[^"]*(?:"|$)',
+    re.DOTALL,
+)
+"""The expression or a label within an answer, which may say what is not there."""
+CUT_OFF_BOX = re.compile(r"[\[(<]\s*[-+.]?\d")
+"""The start of a box."""
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 LIST_OF_NUMBERS = re.compile(rf"[\[(]\s*({NUMBER}(?:\s*,\s*{NUMBER}){{1,3}})\s*[\])]")
 """`[a, b]` to `[a, b, c, d]`, in square or round brackets."""
@@ -160,7 +172,10 @@ def _boxes_or_refusal(boxes: list[Numbers], text: str) -> list[Numbers]:
     if boxes:
         return boxes
     stripped = text.strip()
-    if EMPTY_JSON.fullmatch(stripped) or REFUSAL.search(stripped):
+    if EMPTY_JSON.fullmatch(stripped):
+        return []
+    prose = ECHO.sub(" ", stripped.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+    if not CUT_OFF_BOX.search(prose) and REFUSAL.search(prose):
         return []
     raise AnswerTextError("no box" if stripped else "an empty answer")
 
@@ -183,6 +198,7 @@ def _json_boxes(text: str) -> list[Numbers]:
 
 
 def _list_boxes(text: str) -> list[Numbers]:
+    text = text.replace(";", "],[")  # between CogVLM's boxes
     return _boxes_or_refusal([box for box in _lists_in(text) if len(box) == 4], text)
 
 

@@ -56,6 +56,19 @@ def test_several_boxes_are_several_targets_in_the_order_of_the_text():
     assert len(parse_answer(text, "paligemma", SIZES)) == 2
 
 
+def test_boxes_of_cogvlm_are_divided_by_semicolons():
+    assert parse_answer("[[001,002,003,004;005,006,007,008]]", "cogvlm", ImageSizes(1000, 1000)) == (
+        (1, 2, 3, 4),
+        (5, 6, 7, 8),
+    )
+
+
+def test_rex_omni_refuses_within_its_tags():
+    assert (
+        parse_answer("<|object_ref_start|>cat<|object_ref_end|><|box_start|>None<|box_end|>", "rex-omni", SIZES) == ()
+    )
+
+
 def test_of_an_answer_that_was_cut_off_the_complete_boxes_count():
     text = '```json\n[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6'
 
@@ -74,6 +87,9 @@ def test_of_an_answer_that_was_cut_off_the_complete_boxes_count():
         "The image does not contain a red cup.",
         "None",
         "<think>the box [1, 2, 3, 4]?</think>I could not find it.",
+        "I can’t see a cup.",
+        'The "red cup" is not visible in the image.',
+        "The described object does not exist.",
     ],
 )
 def test_a_refusal_is_no_target(text):
@@ -91,6 +107,12 @@ def test_a_refusal_is_no_target(text):
         '[{"bbox_2d": [10, 20',
         "[1, 2, 3]",
         "<|box_start|>(1,2),(3,4)<|box_end|>",
+        "The man whose legs are not visible is on the left.",
+        "the box that does not contain apples",
+        "<ref>a cup that is not visible</ref><bo",
+        '[{"label": "there is no handle", "bbox_2d": [10, 2',
+        "The lid is not visible, the cup is at (10, 20",
+        "Second to none, the tall one.",
     ],
 )
 def test_text_without_a_box_is_a_failure_and_not_a_refusal(text):

@@ -57,8 +57,8 @@ _ENDS = r"(?= \s* (?: [.!,;:] | $ | (?:in|on|within|anywhere|here) \b ))"
 REFUSAL = re.compile(
     rf"""\b(?: no \s+ (?:such\s+)? (?:target|object|match|box|bounding\s+box|region|one|thing|person|item)s? \b
           | (?:is|are|was|were) \s* (?:not|n't) \s+ (?:\w+\s+)? (?:present|visible|found|shown) \b {_ENDS}
-          | (?:is|are) \s* (?:not|n't) \s+ in \s+ the \s+ (?:image|photo|picture) \b
-          | (?:image|photo|picture|scene) \s+ (?:does|do) \s* (?:not|n't) \s+ (?:contain|have|include|show|depict) \b
+          | (?:is|are) \s* (?:not|n't) \s+ in \s+ the \s+ (?:image|photo|pic\w*) \b
+          | (?:image|photo|pic\w*|scene) \s+ (?:does|do) \s* (?:not|n't) \s+ (?:contain|have|include|show|depict) \b
           | (?:does|do) \s* (?:not|n't) \s+ (?:exist|appear|match) \b {_ENDS}
           | (?:can \s* not|can't|could \s* (?:not|n't)) \s+ (?:be\s+)?
             (?:find|found|locate|located|see|detect|detected|identify) \b

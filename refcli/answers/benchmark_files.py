@@ -139,6 +139,8 @@ def read_finecops(reading: AnswerReading) -> Iterator[StatedAnswer]:
         if boxes and scores is not None and len(scores) != len(boxes):
             raise DataError(f"there are {len(boxes)} boxes and {len(scores)} scores")
         known = tuple(scores) if boxes and scores is not None else None
+        if not all(map(math.isfinite, known or ())):
+            raise DataError(f"a score is not finite: {excerpt(scores)}")
         return StatedAnswer(number, comparable_key(row.image_id), num_bytes, boxes, known)
 
     return _answers(reading, _FineCops, FINECOPS, answer)
@@ -218,11 +220,13 @@ class _Detection(msgspec.Struct, frozen=True):
         """The detection of an entry.
 
         Raises:
-            DataError: it has neither a box nor a mask, or one that cannot be read; or the score is not a number.
+            DataError: it has neither a box nor a mask, or one that cannot be read; or the score is not a finite number.
         """
         mask = _mask(row.segmentation) if row.segmentation else None
         numbers = convert(row.bbox or [], _Numbers, where="bbox")
         score = 1.0 if row.score is None else convert(row.score, float, where="score")
+        if not math.isfinite(score):
+            raise DataError(f"the score is {score}")
         if numbers or mask is None:
             return cls(xywh_to_xyxy(_box(numbers, "bbox")), score, mask, is_from_mask=False)
         return cls(mask_box(mask), score, mask, is_from_mask=True)

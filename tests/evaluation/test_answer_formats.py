@@ -230,7 +230,9 @@ def test_results_about_other_samples_are_no_file_of_no_targets(split, write, rec
             {"image_id": 7, "text": "[0, 0, 9, 9]", "scores_prob_average": [0.5, 0.4]},
             "1 boxes and 2 scores",
         ),
+        ("finecops", {"image_id": 7, "text": "[0, 0, 9, 9]", "scores_prob_average": [float("nan")]}, "not finite"),
         ("d-cube", {"image_id": 7, "bbox": [0, 0, 5, 5], "score": 1}, "no category_id"),
+        ("d-cube", {"image_id": 7, "category_id": 3, "bbox": [0, 0, 5, 5], "score": float("nan")}, "the score is nan"),
     ],
 )
 def test_lines_of_benchmarks(split, write, name, record, expected):

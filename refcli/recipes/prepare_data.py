@@ -214,7 +214,7 @@ def prepare_files(plan: FilePlan, preparation: Preparation, *, progress: Progres
     origin = describe_origin(
         source=plan.source_name,
         settings=plan.settings,
-        files=plan.files,
+        files=plan.inputs,
         images=preparation.images,
         check_images=preparation.check_images,
         splits=preparation.splits,

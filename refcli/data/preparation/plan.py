@@ -43,6 +43,13 @@ class FilePlan:
     hub: Mapping[str, str | None] | None = None
     """Repository, revision and commit, for files of the Hugging Face Hub."""
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """Role -> file or folder of everything that is read; images excepted that only `--images` names."""
+        main = next(iter(self.files.values()))
+        folder = {"folder": main.parent} if self.source.reads_folder and main.is_file() else {}
+        return {**self.files, **folder}
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for the report of a dry run."""
         files = {role: str(path) for role, path in self.files.items()}

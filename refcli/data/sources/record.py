@@ -147,6 +147,8 @@ class Source:
     """Whether a file is of this format, judged by its first bytes or records; never raises on foreign files."""
     optional: frozenset[str] = frozenset()
     """Roles that may be absent."""
+    reads_folder: bool = False
+    """Whether the main file names other files below its folder, so that they are inputs as well."""
     read_names: Reader | None = None
     """For files that may hold images: as `read`, without the records whose images are inside, and without reading
     images; for passes that only need the names of files."""

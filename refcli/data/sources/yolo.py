@@ -283,4 +283,5 @@ SOURCE = Source(
     files={DATA: (DATA_FILE,), ROOT: ()},
     sniff=sniff_yolo,
     optional=frozenset({ROOT}),
+    reads_folder=True,
 )

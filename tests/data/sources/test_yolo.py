@@ -8,9 +8,12 @@ import pytest
 from corpora.json_sets import LEFT, RIGHT
 from corpora.label_tools import write_yolo, yolo_box, yolo_polygon
 
+from refcli.data.preparation.plan import plan_file
 from refcli.data.sources.record import Problems
 from refcli.data.sources.yolo import SOURCE, label_file
+from refcli.data.store.read import Store
 from refcli.errors import DataError
+from refcli.recipes.prepare_data import Preparation, prepare
 
 DATA = {"train": "images", "names": ["cup", "plate"]}
 
@@ -108,6 +111,18 @@ def test_polygons_of_four_corners_are_reported_and_can_be_read_as_boxes_around_o
     assert mask.box_xyxy == box.box_xyxy == pytest.approx((30, 20, 70, 60))
     assert (mask.segmentation is None, box.segmentation) == (False, None)
     assert problems.counts == {"polygons_of_four_corners": 1}
+
+
+def test_a_changed_label_file_is_read_again(tmp_path):
+    path = write_yolo(tmp_path / "set", DATA, {"a": yolo_box(0, LEFT)})
+    plan, preparation = plan_file(path, name="mine"), Preparation(out=tmp_path / "store")
+
+    first, again = prepare(plan, preparation), prepare(plan, preparation)
+    (tmp_path / "set/labels/a.txt").write_text(yolo_box(0, LEFT) + yolo_box(1, RIGHT))
+    changed = prepare(plan, preparation)
+
+    assert (again.status, changed.status) == ("unchanged", first.status)
+    assert len(Store(tmp_path / "store").split("mine:train")) == 2
 
 
 def test_key_points_after_a_box_are_not_taken_for_a_polygon(tmp_path):

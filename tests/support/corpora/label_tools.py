@@ -86,7 +86,7 @@ def write_yolo(folder: Path, data: dict[str, Any], labels: dict[str, str]) -> Pa
         file = folder / "labels" / f"{name}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "data.yaml").write_text(yaml.safe_dump(data))
     return folder / "data.yaml"
 

@@ -14,6 +14,7 @@ from refcli.answers.stated import NOT_A_PREDICTION, AnswerReading, StatedAnswer
 from refcli.answers.text_lines import NO_SCORES, parse_failure
 from refcli.contracts.example import RLE
 from refcli.data.reading.json_files import convert, parse_json
+from refcli.data.reading.pickles import read_object_array
 from refcli.data.reading.streams import foreign_encoding, read_byte_lines, read_bytes, text_start
 from refcli.data.sources.coco.instances import xywh_to_xyxy
 from refcli.data.sources.known_keys import KnownKeys, WholeFileError, excerpt
@@ -57,6 +58,12 @@ class _FineCops(msgspec.Struct):
     scores_prob_average: _Numbers | None = None
 
 
+class _FineCopsArray(msgspec.Struct):
+    img_id: _Id
+    bboxes: list[_Numbers]
+    scores: _Numbers
+
+
 class _Result(msgspec.Struct):
     image_id: _Id
     category_id: _Id | None = None
@@ -80,6 +87,7 @@ HUMANREF = KnownKeys(
     has_corners=True,
 )
 FINECOPS = KnownKeys("line", frozenset(_FineCops.__struct_fields__), frozenset({"expression", "question_id"}))
+FINECOPS_ARRAY = KnownKeys("entry", frozenset(_FineCopsArray.__struct_fields__), has_box=True, has_corners=True)
 RESULT = KnownKeys("entry", frozenset(_Result.__struct_fields__), frozenset({"id", "area", "iscrowd"}), has_box=True)
 
 
@@ -144,6 +152,29 @@ def read_finecops(reading: AnswerReading) -> Iterator[StatedAnswer]:
         return StatedAnswer(number, comparable_key(row.image_id), num_bytes, boxes, known)
 
     return _answers(reading, _FineCops, FINECOPS, answer)
+
+
+def read_finecops_array(reading: AnswerReading) -> Iterator[StatedAnswer]:
+    """Yield the answers of FineCops-Ref's `.npy` list of `{"img_id", "bboxes", "scores"}`, corners in pixels.
+
+    Nothing of the pickle inside is imported or called.
+    """
+    records = convert(read_object_array(reading.path), list[Any], where=str(reading.path))
+    for number, record in enumerate(records, 1):
+        where = f"entry {number}"
+        try:
+            known = convert(record, dict[str, Any], where=where)
+            reading.keys.check(FINECOPS_ARRAY, known, where)
+            row = convert(known, _FineCopsArray, where=where)
+            if len(row.scores) != len(row.bboxes):
+                raise DataError(f"there are {len(row.bboxes)} boxes and {len(row.scores)} scores")
+            boxes = tuple(_box(box, "a box") for box in row.bboxes)
+        except WholeFileError:
+            raise
+        except DataError as error:
+            reading.reject(NOT_A_PREDICTION, number, error.message)
+        else:
+            yield StatedAnswer(number, comparable_key(row.img_id), 0, boxes, tuple(row.scores))
 
 
 def read_results(reading: AnswerReading) -> Iterator[StatedAnswer]:

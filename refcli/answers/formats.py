@@ -109,6 +109,11 @@ ANSWER_FORMATS: Mapping[str, AnswerFormat] = {
         f"{_BENCHMARKS}:read_finecops",
         "thousand",
     ),
+    "finecops-npy": AnswerFormat(
+        "FineCops-Ref's list of boxes and scores, a .npy file",
+        '{"img_id": 7, "bboxes": [[10, 20, 60, 60]], "scores": [0.9]}',
+        f"{_BENCHMARKS}:read_finecops_array",
+    ),
 }
 """Name of `--answers-format` -> the format."""
 

@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from corpora import CORPORA
 from documentation import site_hooks
@@ -110,6 +111,10 @@ def test_the_commands_that_score_answers_read_the_examples(page, refcli, tmp_pat
     for name in one_of_each_reader.values():
         words = commands(page, "evaluate")[name]
         Path("FILE").write_text(ANSWER_FORMATS[name].example)
+        if name == "finecops-npy":
+            record = [json.loads(ANSWER_FORMATS[name].example)]
+            np.save("FILE.npy", np.array(record, dtype=object), allow_pickle=True)
+            Path("FILE.npy").replace("FILE")
         code, out, err = refcli(*(word.replace("DATASET:SPLIT", "refcoco_unc:val") for word in words), "--json")
         document = json.loads(out)
         assert (code, document["problems"]) == (0 if ANSWER_FORMATS[name].lists_boxes else 3, {}), err

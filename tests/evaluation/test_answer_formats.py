@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from releases import RELEASES
 
@@ -36,7 +38,9 @@ BOXES = {
     ),
     **dict.fromkeys(("deepseek-vl2", "rex-omni"), BINS),
     **dict.fromkeys(("qwen2.5-vl", "vlm-r1"), INPUT),
-    **dict.fromkeys(("coco-results", "grec", "d-cube", "ref-l4", "gseval", "humanref", "finecops"), PIXELS),
+    **dict.fromkeys(
+        ("coco-results", "grec", "d-cube", "ref-l4", "gseval", "humanref", "finecops", "finecops-npy"), PIXELS
+    ),
     "shikra": (1, -8, 30, 30),  # 10 pixels of padding above and below the image
     "kosmos-2": (39.06, 3.75, 98.44, 66.25),
     "paligemma": (0.98, 1.56, 29.3, 31.25),
@@ -86,10 +90,19 @@ def boxes(line: dict) -> list[list[float]]:
     return [target["box"] for target in line["targets"]]
 
 
+def npy(records: list[object]) -> bytes:
+    """What numpy.save writes."""
+    file = io.BytesIO()
+    np.save(file, np.array(records, dtype=object), allow_pickle=True)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_example_of_every_format_gives_the_box_that_it_states(name, split, write):
     form = ANSWER_FORMATS[name]
     path = write([json.loads(form.example)], as_list=name in ("coco-results", "grec", "d-cube", "ref-l4"))
+    if name == "finecops-npy":
+        path.write_bytes(npy([json.loads(form.example)]))
     declared = {"input_size": "1000x800"} if form.coordinates == INPUT_PIXELS else {}
     found = [line for line in answers(path, split, name, **declared).values() if line["targets"]]
     assert len(found) == 1
@@ -97,7 +110,7 @@ def test_the_example_of_every_format_gives_the_box_that_it_states(name, split, w
     assert (
         found[0]["id"].partition("/")[2]
         == {"refcoco_unc/3/7": "3/7", 7: "7/3" if name == "d-cube" else "7"}[
-            next(value for key, value in json.loads(form.example).items() if key in ("id", "idx", "image_id"))
+            next(value for key, value in json.loads(form.example).items() if key in ("id", "idx", "image_id", "img_id"))
         ]
     )
 
@@ -247,6 +260,22 @@ def test_lines_of_benchmarks(split, write, name, record, expected):
         return
     run = score(path, split, name)
     assert expected in run.problems["theirs.json"]["not a prediction"].first[0]
+
+
+def test_numpys_lists_of_finecops_are_read_without_unpickling(split, tmp_path):
+    some = {
+        "img_id": 7,
+        "bboxes": np.array([[1.0, 2, 3, 4], [5, 6, 7, 8]], np.float32),
+        "scores": np.array([0.5, 0.25]),
+    }
+    none = {"img_id": 8, "bboxes": np.zeros((0, 4)), "scores": []}
+    path = tmp_path / "theirs.npy"
+    path.write_bytes(npy([some, none, {"img_id": 9, "bboxes": [[1, 2, 3, 4]], "scores": []}]))
+    found = answers(path, split, "finecops-npy")
+    assert (boxes(found["7"]), found["8"]["no_target"], "9" in found) == ([[1, 2, 3, 4], [5, 6, 7, 8]], True, False)
+    path.write_bytes(npy([some, Path]))
+    with pytest.raises(DataError, match=r"refers to the global pathlib"):
+        score(path, split, "finecops-npy")
 
 
 def test_options_without_effect_are_refused():

@@ -12,8 +12,9 @@ from refcli.errors import DataError
 BYTES_PER_BYTE = 80
 """Memory of the lists per byte of an array: at most a list of one small number for every byte."""
 _NUMBER = re.compile(r"[<>|=]?[biuf][1248]")
+_OBJECTS = re.compile(r"O[48]?")
 _MAX_DIMENSIONS = 2
-_FORM = "the pickle holds numpy values other than numbers and arrays of one or two dimensions"
+_FORM = "the pickle holds numpy values other than numbers, arrays of one or two dimensions and lists of plain data"
 
 
 class PickledType:
@@ -61,7 +62,13 @@ def _scalar(kind: object, content: object) -> object:
 
 
 def _numbers(content: object, kind: object, shape: object, order: str) -> list[object]:
+    if isinstance(kind, PickledType) and _OBJECTS.fullmatch(kind.code) and isinstance(content, list):
+        if shape != (len(content),):
+            raise DataError(_FORM)
+        return content
     is_shape = isinstance(shape, tuple) and all(type(side) is int and side > 0 for side in shape)
+    if isinstance(shape, tuple) and shape[:1] == (0,) and content == b"":
+        return []
     if not is_shape or not isinstance(shape, tuple) or not 0 < len(shape) <= _MAX_DIMENSIONS or order not in ("C", "F"):
         raise DataError(_FORM)
     if not isinstance(kind, PickledType):

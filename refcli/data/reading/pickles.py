@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
+
 from refcli.data.reading.archives import ZIP_MAGICS, Archive, archive_of
 from refcli.data.reading.pickle_machine import PickleMachine, PickleRefusedError, Value
 from refcli.data.reading.pickled_arrays import BYTES_PER_BYTE, GLOBALS
@@ -23,6 +25,8 @@ _MAX_NAME = 64
 """Maximum bytes of the name of a module or global that is compared with the allowed ones."""
 _LIST_START = re.compile(rb"\x80.(?:\x95.{8})?\]|\(l", re.DOTALL)
 """PROTO, optionally FRAME, EMPTY_LIST; in protocol 0, MARK and LIST."""
+_HEADERS = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
+"""Version of numpy's file format -> the function that reads the header."""
 _HINT = "re-save as JSON, or as a pickle of plain lists, dicts, strings and numbers"
 
 
@@ -105,6 +109,25 @@ def read_pickle(path: Path, *, limits: PlainPickleLimits = PLAIN_LIMITS, arrays:
     """
     with open_binary(path, max_bytes=limits.num_bytes) as stream:
         return _load(stream, path, limits, arrays=arrays)
+
+
+def read_object_array(path: Path, *, limits: PlainPickleLimits = PLAIN_LIMITS) -> object:
+    """The plain data in a file that `numpy.save` wrote of a list of Python objects, as a list.
+
+    Raises:
+        DataError: the file is no such file or holds an array of numbers; or as `read_pickle`.
+    """
+    with open_binary(path, max_bytes=limits.num_bytes) as stream:
+        try:
+            read_header = _HEADERS[read_magic(stream)]
+            shape, _, kind = read_header(stream)
+        except (KeyError, ValueError) as error:
+            raise DataError(f"this is not a file of numpy.save: {error}", where=str(path)) from error
+        if not kind.hasobject or len(shape) != 1:
+            raise DataError(
+                f"the file holds an array of {kind} of shape {shape}, not a list of records", where=str(path)
+            )
+        return _load(stream, path, limits, arrays=True)
 
 
 def read_torch_list(path: Path, *, limits: PlainPickleLimits = PLAIN_LIMITS) -> object:
@@ -289,3 +312,4 @@ class _ArrayMachine(_DataMachine):
         self.expect(target, "ARRAY")
         self.add(target, [state])
         self.memory += BYTES_PER_BYTE * (1 + state.largest)
+        self.work += state.weight  # an array of objects is copied

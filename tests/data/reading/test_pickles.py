@@ -61,6 +61,8 @@ def test_numpys_numbers_and_arrays_become_plain_numbers_and_lists_on_request(tmp
         "columns": np.asfortranarray([[1, 2], [3, 4]], ">i2"),
         "number": np.int64(-5),
         "flags": np.array([True, False]),
+        "records": np.array([{"a": 1}, {"b": [2]}], object),
+        "no boxes": np.zeros((0, 4)),
     }
     path = tmp_path / "a.p"
     path.write_bytes(pickle.dumps([values, values], protocol))
@@ -70,8 +72,24 @@ def test_numpys_numbers_and_arrays_become_plain_numbers_and_lists_on_request(tmp
         read_pickle(path)
 
 
+def test_a_pickle_cannot_copy_one_list_of_objects_into_many_arrays(tmp_path: Path):
+    """Each array takes 60 bytes of the pickle and copies 200,000 values; all but the last stay on the stack."""
+    count = 200_000
+    head = b"\x80\x04(" + b"N" * count + b"l\x94cnumpy\ndtype\n(VO8\nI00\nI01\ntR\x94"
+    shape = b"I%d\n\x85\x94" % count
+    array = b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01h\x02h\x01I00\nh\x00tb"
+    path = tmp_path / "a.p"
+    for num_arrays, is_read in ((2, True), (2000, False)):
+        path.write_bytes(head + shape + array * num_arrays + b".")
+        if is_read:
+            read_pickle(path, arrays=True)
+            continue
+        with pytest.raises(DataError, match="expands to far more data"):
+            read_pickle(path, arrays=True)
+
+
 ODD_ARRAYS = {
-    "objects": np.array([{}], object),
+    "a table of objects": np.array([[{}]], object),
     "texts": np.array(["a"]),
     "three dimensions": np.zeros((1, 1, 1)),
     "no numbers": np.zeros((10**9, 0)),

@@ -73,7 +73,8 @@ def labelled_records(
         objects: its labelled objects, all with a category.
         settings: of the source.
         split: of the records.
-        image_id: the image's id in the file; the beginning of the ids of its expressions.
+        image_id: the image's id in the file; the beginning of the ids of its expressions, except those of templates,
+            which begin with the image's key.
         where: file and record, for messages.
     """
     if settings.expressions == TEMPLATE:

@@ -60,7 +60,7 @@ class LabelledObject:
     """Whether it is a group that is not labelled one by one, or hard to recognise."""
     colour: str | None = None
     """Its colour, if it is certain."""
-    possible_colours: frozenset[str] | None = frozenset()
+    possible_colours: frozenset[str] | None = None
     """The colours that a reader might see; None: any."""
 
     @property

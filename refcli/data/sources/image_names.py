@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -19,6 +20,8 @@ _BARE_NAME = re.compile(r"([0-9]{12})\.jpg")
 """COCO's names of 2017; other data sets number their files in the same way."""
 _COCO_OBJECT_NAME = re.compile(r"COCO_(?:train|val)2014_([0-9]{12})_[0-9]+\.jpg")
 """A name that ends with the number of an object; no file has it."""
+_KEPT = 4096
+"""Names and images that are kept, because many records in a row have the same."""
 _DIGEST_DIGITS = 32
 _SUFFIXES = {
     b"\xff\xd8\xff": ".jpg",
@@ -31,6 +34,7 @@ _SUFFIXES = {
 """First bytes of an image -> the usual suffix of its file."""
 
 
+@lru_cache(maxsize=_KEPT)
 def coco_id(file_name: str, *, origin: ImageOrigin = "auto") -> int | None:
     """The id in COCO's name of an image, in any folder; None for other names.
 
@@ -78,6 +82,7 @@ def named_image(
     return replace(image, names=tuple(dict.fromkeys((name, *image.names))))
 
 
+@lru_cache(maxsize=_KEPT)
 def own_image(file_name: str, *, dataset: str, width: int | None, height: int | None) -> RawImage:
     """An image that belongs to this data set only.
 
@@ -95,6 +100,7 @@ def own_image(file_name: str, *, dataset: str, width: int | None, height: int | 
     return RawImage(f"{dataset}:{name}", tuple(names), width, height)
 
 
+@lru_cache(maxsize=_KEPT)
 def coco_image(image_id: int, *, width: int | None = None, height: int | None = None) -> RawImage:
     """The COCO image with this id, under its 2014 and 2017 names; sizes in pixels."""
     names = (f"COCO_train2014_{image_id:012d}.jpg", f"{image_id:012d}.jpg", f"COCO_val2014_{image_id:012d}.jpg")
@@ -157,7 +163,10 @@ def stored_image(
 
 def normalise_name(file_name: str) -> str:
     """The name with single forward slashes, relative and without "." parts: one spelling for one path."""
-    return PurePosixPath(file_name.strip().replace("\\", "/").lstrip("/")).as_posix()
+    name = file_name.strip()
+    if "/" not in name and "\\" not in name:
+        return name or "."
+    return PurePosixPath(name.replace("\\", "/").lstrip("/")).as_posix()
 
 
 def _check_inside(parts: tuple[str, ...], file_name: str) -> None:

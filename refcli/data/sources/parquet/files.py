@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from refcli.errors import DataError
@@ -120,30 +121,59 @@ class ParquetFile:
         """Yield the rows of one row group; see `batches`."""
         where = f"{self.path}, row group {group + 1}"
         try:
-            with pq.ParquetFile(self.path, metadata=self._metadata, memory_map=True) as file:
-                rows = min(_rows_that_fit(self._metadata.row_group(group), columns, where), max_rows)
+            texts = [name for name in columns if name in self.schema.names and is_text(self.schema.field(name).type)]
+            rows = min(_rows_that_fit(self._metadata.row_group(group), columns, texts, where), max_rows)
+            with pq.ParquetFile(self.path, memory_map=True, read_dictionary=texts) as file:
                 for batch in file.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
-                    if batch.nbytes > max_bytes:
-                        raise DataError(f"{len(batch)} rows take {batch.nbytes:,} bytes", where=where)
+                    size = batch.nbytes + sum(map(_decoded_bytes, batch.columns))
+                    if size > max_bytes:
+                        raise DataError(f"{len(batch)} rows take {size:,} bytes", where=where)
                     yield batch
         except DAMAGED as error:
             raise _unreadable(error, where) from error
 
 
-def _rows_that_fit(chunks: pq.RowGroupMetaData, columns: Sequence[str], where: str) -> int:
-    """The rows of a batch. A text that many rows refer to is at most as large as its column, but repeated in memory."""
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts, each by itself or as the numbers of a dictionary."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _rows_that_fit(chunks: pq.RowGroupMetaData, columns: Sequence[str], texts: Sequence[str], where: str) -> int:
+    """The rows of a batch.
+
+    A value that many rows refer to is at most as large as its column, but repeated in memory. Columns of texts, which
+    are read as dictionaries, repeat nothing until they are decoded.
+    """
     largest = 1
     for chunk in map(chunks.column, range(chunks.num_columns)):
         if not any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns):
             continue
         if chunk.num_values > MAX_VALUES:
             raise DataError(f"the column {chunk.path_in_schema} has {chunk.num_values:,} values", where=where)
-        if chunk.physical_type == "BYTE_ARRAY":
+        if chunk.physical_type == "BYTE_ARRAY" and chunk.path_in_schema not in texts:
             largest = max(largest, chunk.total_uncompressed_size)
     return max(MAX_BINARY_BYTES // largest, 1)
 
 
+def _decoded_bytes(column: pa.Array) -> int:
+    """The bytes that the texts of a dictionary column take when each row has its own."""
+    if not (pa.types.is_dictionary(column.type) and is_text(column.type)):
+        return 0
+    return pc.sum(pc.take(pc.binary_length(column.dictionary), column.indices)).as_py() or 0
+
+
+def _without_dictionaries(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with every text by itself, which is decoded faster."""
+    columns = [
+        one.dictionary_decode() if pa.types.is_dictionary(one.type) and is_text(one.type) else one
+        for one in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
 def _decoded(batch: pa.RecordBatch, path: Path, number: int) -> list[dict[str, Any] | DataError]:
+    batch = _without_dictionaries(batch)
     try:
         batch.validate(full=True)
         return list(batch.to_pylist())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from refcli.data.sources.image_names import ImageOrigin, named_image
-from refcli.data.sources.parquet.files import ParquetFile
+from refcli.data.sources.parquet.files import ParquetFile, is_text
 from refcli.data.sources.record import RawImage
 from refcli.errors import DataError
 
@@ -40,12 +40,12 @@ class ImageColumn:
         kind = _plain(schema.field(name).type)
         if _is_bytes(kind):
             return cls(name, name, None)
-        if _is_text(kind):
+        if is_text(kind):
             return cls(name, None, name)
         if pa.types.is_struct(kind):
             parts = {part.name: _plain(part.type) for part in kind}
             if _is_bytes(parts.get(_BYTES, pa.null())):
-                has_path = _is_text(parts.get(_PATH, pa.null()))
+                has_path = is_text(parts.get(_PATH, pa.null()))
                 return cls(name, f"{name}.{_BYTES}", f"{name}.{_PATH}" if has_path else None)
         raise DataError(
             f"the column {name!r} holds no images but {kind}",
@@ -65,10 +65,6 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 @dataclass

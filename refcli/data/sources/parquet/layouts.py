@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,7 +11,7 @@ from refcli.data.reading.json_files import parse_json
 from refcli.data.sources.image_names import named_image
 from refcli.data.sources.known_keys import KnownKeys, excerpt
 from refcli.data.sources.parquet.row import RowContext, box_xyxy, segmentation
-from refcli.data.sources.record import RawExpression, RawRecord, RawRegion
+from refcli.data.sources.record import RawExpression, RawImage, RawRecord, RawRegion
 from refcli.data.sources.rows import decode_row
 from refcli.errors import DataError
 
@@ -213,7 +212,8 @@ def _ref_l4(row: _RefL4Row, at: RowContext) -> Iterable[RawRecord]:
     image = named_image(row.file_name, dataset=at.dataset, width=row.width, height=row.height, origin="own")
     if origin == _COCO and number.isdecimal():
         known = at.coco_image(int(number), width=row.width, height=row.height)
-        image = replace(known, names=tuple(dict.fromkeys((*image.names[:1], *known.names))))
+        names = tuple(dict.fromkeys((*image.names[:1], *known.names)))
+        image = RawImage(known.key, names, known.width, known.height)
     source_id = row.bbox_id.replace("_", ":", 1) if row.bbox_id else None
     region = RawRegion(box_xyxy(row.bbox, "xywh", at.where), None, source_id)
     yield at.record(image, [RawExpression(str(row.id), row.caption)], [region], kind=origin)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from refcli.config.schema import Settings
 from refcli.data.sources.detect import refuse_foreign
 from refcli.data.sources.known_keys import KeyLog, excerpt
-from refcli.data.sources.parquet.files import ParquetFile, RowBatch, is_parquet, list_parquet, split_of
+from refcli.data.sources.parquet.files import ParquetFile, RowBatch, is_parquet, is_text, list_parquet, split_of
 from refcli.data.sources.parquet.images import ImageColumn, RowImage, StoredImages
 from refcli.data.sources.parquet.layouts import LAYOUTS, STORE_COLUMNS, Layout
 from refcli.data.sources.parquet.mapping import EXAMPLE, mapped_layout
@@ -105,9 +105,8 @@ class _Columns:
 
 def _is_plain(kind: pa.DataType) -> bool:
     """Whether a column holds numbers, texts or truth values, and not images or lists of any size."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return bool(is_text or pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    is_number = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return bool(is_number or is_text(kind))
 
 
 def _layout(schema: pa.Schema, settings: ParquetSettings, where: str) -> Layout:

@@ -120,7 +120,7 @@ class RowContext:
     def coco_image(self, image_id: int, *, width: int | None = None, height: int | None = None) -> RawImage:
         """COCO's image with an id."""
         image = coco_image(image_id, width=valid_side(width), height=valid_side(height))
-        return replace(image, content=self.content)
+        return image if self.content is None else replace(image, content=self.content)
 
     def part(self, value: object, kind: type[Row], known: KnownKeys) -> Row:
         """Convert a struct inside the row; its keys are checked like those of the row."""

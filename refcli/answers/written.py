@@ -50,7 +50,8 @@ class Written:
         num_targets: boxes that were written.
         num_low_scores: answers left out because all their targets have a low score.
         failed: ids of answers that the formats cannot represent: with an error, without an image or its size, with
-            another size than an earlier answer about the same image, or with numbers or masks that do not fit it.
+            another size than an earlier answer about the same image, or with masks, numbers or inverted boxes that do
+            not fit it.
     """
 
     files: list[str] = field(default_factory=list)
@@ -89,6 +90,8 @@ def _is_representable(answer: Answer) -> bool:
         return False
     return all(
         is_finite(target.box_xyxy)
+        and target.box_xyxy[0] <= target.box_xyxy[2]
+        and target.box_xyxy[1] <= target.box_xyxy[3]
         and math.isfinite(target.score)
         and (target.mask is None or tuple(target.mask.size) == _size(answer))
         for target in answer.targets

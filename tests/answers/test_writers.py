@@ -313,16 +313,18 @@ def test_pseudo_labels_are_read_as_training_data(name, source, file, write, bitm
 def test_an_answer_that_does_not_fit_its_image_is_listed_and_spoils_no_file(name, answers, write):
     fits = answers[0]
     nan = replace(fits.targets[0], box_xyxy=(float("nan"), 0.0, 1.0, 1.0))
+    inverted = replace(fits.targets[0], box_xyxy=(5.0, 0.0, 1.0, 1.0))
     other_mask = replace(fits.targets[0], mask=encode_mask(np.ones((2, 2), dtype=bool)))
     answers += [
         replace(fits, id="no image", image=""),
         replace(fits, id="another size", width=WIDTH + 1, targets=()),
         replace(fits, id="nan", targets=(nan,)),
+        replace(fits, id="inverted", targets=(inverted,)),
         replace(fits, id="mask", targets=(other_mask,)),
     ]
     written = write(name)
 
-    assert written.failed == ["4", "no image", "another size", "nan", "mask"]
+    assert written.failed == ["4", "no image", "another size", "nan", "inverted", "mask"]
     assert (written.num_answers, written.num_targets) == (3, 3)
 
 

@@ -204,7 +204,7 @@ def _facts(spec: DatasetSpec) -> Iterator[tuple[str, str]]:
     yield "Origin", _escape(spec.origin)
     yield "Licence", _escape(spec.licence)
     if not spec.verified:
-        yield "Verified", "no: no real record was seen when the specification was written"
+        yield "Verified", "no: no real record was available to check the reader"
     if spec.citation:
         yield "Citation", _escape(spec.citation)
     if spec.homepage:
@@ -223,25 +223,27 @@ def formats_page() -> str:
     """All formats that are read and written, each with a command."""
     return "\n\n".join([
         "# Formats",
-        "Generated from the tables of the program. The command of each format is tested on a small file.",
+        "Generated from the program. Every command is tested on a small file.",
         "## Annotations",
-        "`refcli prepare-data` reads them; `--format auto`, the default, recognises each by its content. Files beside "
-        "the main one are found by their names or given with `--with ROLE=FILE`. All but Parquet may be gzipped.",
+        "`refcli prepare-data` reads them. `--format auto`, the default, recognises each by its content. Files beside "
+        "the main one are found by name, or given as `--with ROLE=FILE`. All files but Parquet may be gzipped.",
         _table(("Format", "Reads", "Files beside the main one"), list(_sources())),
         _commands(prepare_command(name) for name in SOURCES),
-        "With labelled boxes, `--expressions template` writes the expressions and `--expressions category` takes the "
-        "names of classes. [Your own data](../guides/own-data.md) explains it, "
+        "For labelled boxes, `--expressions template` writes expressions, and `--expressions category` uses the class "
+        "names. [Your own data](../guides/own-data.md) explains it, "
         "[Settings](settings.md#sources) all other options.",
         _commands(f"{prepare_command(name)} --expressions template" for name in SOURCES if is_labelled(name)),
         "## Public data sets",
         "`refcli prepare-data` reads them as their authors publish them. [Data sets](data-sets.md) has files, splits "
-        "and counts. Not verified: no real record was seen when the specification was written; the command says so.",
+        "and counts. 'Verified: no' means that no real record was available to check the reader; the command says so.",
         _table(("Data set", "Format", "Expressions", "Verified", "Licence"), list(_data_sets())),
         _commands(["refcli prepare-data DATASET --raw DIR --images DIR --out store"]),
         "## Prediction files",
         "`refcli evaluate --predictions FILE --answers-format NAME` reads them; "
-        "[Evaluate](../guides/evaluate.md#answers-of-other-systems) explains how. `--coordinates` declares another "
-        "space of the boxes where the table lists one in brackets.",
+        "[Evaluate](../guides/evaluate.md#answers-of-other-systems) explains how. The column Boxes has their coordinate space; "
+        "`--coordinates` replaces a space in brackets by another one: `pixels` of the image, `input-pixels` of the "
+        "model's resized input, fractions of the image (`unit`) or of the image padded to a square (`unit-padded`), "
+        "0 to 1000 (`thousand`), 0 to 999 (`bins-999`) or 0 to 1024 (`bins-1024`) of the image.",
         _table(("Format", "Content", "A line or entry", "Boxes"), list(_answer_formats())),
         _commands(evaluate_command(name) for name in ANSWER_FORMATS),
         "## Files for other tools",
@@ -249,7 +251,7 @@ def formats_page() -> str:
         "[Predict in bulk](../guides/predict.md#files-for-other-tools) explains the options.",
         _table(("Format", "Content"), [(f"`{name}`", _purpose(writer)) for name, writer in WRITERS.items()]),
         _commands(convert_command(name) for name in WRITERS),
-        f"`refcli predict` takes the same names, besides {_listed(LINE_FORMATS)} for stdout:",
+        f"`refcli predict` accepts the same names; {_listed(LINE_FORMATS)} are formats of stdout:",
         _commands(['refcli predict photos/ -e "the cup" --out answers --format coco']),
     ]) + "\n"  # fmt: skip
 

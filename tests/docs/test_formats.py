@@ -20,6 +20,7 @@ from refcli.contracts.prediction import Answer, Target
 from refcli.data.sources.table import SOURCES
 from refcli.data.spec import list_specs
 from refcli.data.store.write import write_manifest, write_split
+from refcli.text.vlm_text import COORDINATES
 
 _IMAGE = {"width": 100, "height": 80}
 LABELS: dict[str, dict] = {
@@ -60,6 +61,7 @@ def test_the_page_has_every_row_of_every_table(page):
     assert commands(page, "prepare-data").keys() == SOURCES.keys()
     assert commands(page, "convert-answers").keys() == WRITERS.keys()
     assert commands(page, "evaluate").keys() == ANSWER_FORMATS.keys() - {REFCLI}
+    assert all(f"`{space}`" in page for space in COORDINATES)
 
 
 @pytest.mark.parametrize("name", SOURCES)

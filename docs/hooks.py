@@ -230,7 +230,7 @@ def formats_page() -> str:
         _table(("Format", "Reads", "Files beside the main one"), list(_sources())),
         _commands(prepare_command(name) for name in SOURCES),
         "For labelled boxes, `--expressions template` writes expressions, and `--expressions category` uses the class "
-        "names. [Your own data](../guides/own-data.md) explains it, "
+        "names. [Your own data](../guides/own-data.md#boxes-without-expressions) explains both, "
         "[Settings](settings.md#sources) all other options.",
         _commands(f"{prepare_command(name)} --expressions template" for name in SOURCES if is_labelled(name)),
         "## Public data sets",
@@ -240,8 +240,8 @@ def formats_page() -> str:
         _commands(["refcli prepare-data DATASET --raw DIR --images DIR --out store"]),
         "## Prediction files",
         "`refcli evaluate --predictions FILE --answers-format NAME` reads them; "
-        "[Evaluate](../guides/evaluate.md#answers-of-other-systems) explains how. The column Boxes has their coordinate space; "
-        "`--coordinates` replaces a space in brackets by another one: `pixels` of the image, `input-pixels` of the "
+        "[Evaluate](../guides/evaluate.md#answers-of-other-systems) explains how. The column Boxes has their coordinate "
+        "space; `--coordinates` replaces a space in brackets by another one: `pixels` of the image, `input-pixels` of the "
         "model's resized input, fractions of the image (`unit`) or of the image padded to a square (`unit-padded`), "
         "0 to 1000 (`thousand`), 0 to 999 (`bins-999`) or 0 to 1024 (`bins-1024`) of the image.",
         _table(("Format", "Content", "A line or entry", "Boxes"), list(_answer_formats())),

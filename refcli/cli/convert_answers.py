@@ -26,7 +26,7 @@ def command(
         float, typer.Option("--min-score", help="Leave out targets with a lower score.", min=0.0, max=1.0)
     ] = 0.0,
     outlines: Annotated[
-        bool, typer.Option("--outlines", help="YOLO: the outline of each mask instead of its box.")
+        bool, typer.Option("--outlines", help="yolo: the outline of each mask instead of its box.")
     ] = False,
     image_url: ImageURL = None,
 ) -> None:

@@ -68,7 +68,7 @@ def command(
         str | None,
         typer.Option(
             "--coordinates",
-            help="The numbers of the boxes, if not those of the format: " + ", ".join(COORDINATES) + ".",
+            help="Space of the boxes, if not that of the format: " + ", ".join(COORDINATES) + ".",
             metavar="NAME",
             show_default=False,
         ),
@@ -77,8 +77,8 @@ def command(
         str | None,
         typer.Option(
             "--input-size",
-            help=f"With {INPUT_PIXELS}: the size of the model's input where a line does not state it, or a rule for "
-            f"it: {INPUT_RULE}.",
+            help=f"With {INPUT_PIXELS}: size of the model's input, for lines without it; {INPUT_RULE}: by the rule of "
+            "its processor.",
             metavar=f"WxH|{INPUT_RULE}",
             show_default=False,
         ),
@@ -87,7 +87,7 @@ def command(
         Path | None,
         typer.Option(
             "--convert-only",
-            help="Do not score: write the answers of the prediction file as prediction lines of refcli.",
+            help="Write the answers as prediction lines of refcli instead of scoring them.",
             metavar="FILE",
             show_default=False,
         ),
@@ -167,7 +167,7 @@ def command(
 ) -> None:
     """Score models or prediction files on splits of a store.
 
-    A prediction file may come from any system: it has prediction lines of refcli, or is of the declared
+    A prediction file may come from any system: it holds prediction lines of refcli, or answers in the declared
     --answers-format.
 
     All metrics are in pixels of the original images. Acc@0.5, box mIoU, mask mIoU and oIoU are over expressions with
@@ -197,7 +197,9 @@ def command(
         _convert((predictions or [])[0], data, splits or [], convert_only, notation, force=force)
         return
     if not predictions and (given := given_options(context, ANSWER_OPTIONS)):
-        raise UsageError("this has no effect without --predictions", where=", ".join(given))
+        raise UsageError(
+            "this has no effect without --predictions", where=", ".join(given), hint="add --predictions FILE"
+        )
     scoring = Scoring(choose_conventions(conventions or []), score_threshold, missing.value, gated)
     gates = parse_gates(fail_under or [], conventions=() if merge else scoring.conventions)
     part = Shard() if shard is None else Shard.parse(shard)
@@ -245,7 +247,7 @@ def _convert(
     from refcli.recipes.evaluate import SplitSelection, convert_predictions
 
     if data is None:
-        raise UsageError("no store is given", where="--data")
+        raise UsageError("no store is given", where="--data", hint="add --data STORE")
     done = convert_predictions(predictions, SplitSelection(data, tuple(splits)), out, notation=notation, force=force)
     for warning in done.warnings:
         log(f"warning: {warning}")
@@ -345,7 +347,7 @@ def _published_lines(report: SplitReport) -> list[str]:
     if not rows:
         return []
     unscored = unscored_conventions(report)
-    hint = ["", f"to score this run like them: {' '.join(f'--convention {name}' for name in unscored)}"]
+    hint = ["", f"to score this run by their conventions: {' '.join(f'--convention {name}' for name in unscored)}"]
     size = published_size(report.name)
     counted = "" if size is None else f"; the published split has {size}, this run scored {report.overall.count}"
     return [

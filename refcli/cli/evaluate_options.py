@@ -1,4 +1,4 @@
-"""Options of `refcli evaluate` that have no effect on what it is asked to do, and are therefore refused."""
+"""Refuse options of `refcli evaluate` that would have no effect."""
 
 from __future__ import annotations
 
@@ -66,18 +66,18 @@ def refuse_unused(context: typer.Context, parts: Sequence[Path], *, merges: bool
 
 
 def given_options(context: typer.Context, options: Mapping[str, str]) -> list[str]:
-    """The options that the user gave, of some."""
+    """Those of some options that the user gave."""
     sources = {name: context.get_parameter_source(name) for name in options}
     return [options[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"]
 
 
 def refuse_scoring(context: typer.Context, *, num_files: int) -> None:
-    """Refuse what has no effect on a conversion.
+    """Refuse options that would have no effect on --convert-only.
 
     Raises:
-        UsageError: there is not exactly one file, or an option of scoring is given.
+        UsageError: there is not exactly one prediction file, or an option for scoring is given.
     """
     if num_files != 1:
-        raise UsageError("one prediction file is needed", where="--convert-only", hint="--predictions FILE")
+        raise UsageError("one prediction file is needed", where="--convert-only", hint="give --predictions FILE once")
     if unused := given_options(context, MODEL_OPTIONS | SCORING_OPTIONS | RESULT_OPTIONS):
         raise UsageError("this has no effect with --convert-only", where=", ".join(unused))

@@ -52,4 +52,4 @@ ImageURL = Annotated[
         metavar="URL",
     ),
 ]
-IMAGE_URL_NOTE = "note: the tasks name the images by their paths; with --image-url, Label Studio can open them"
+IMAGE_URL_NOTE = "note: the tasks give the images as paths; add --image-url so that Label Studio can open them"

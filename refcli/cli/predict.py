@@ -112,7 +112,7 @@ def command(
     """Find the regions that expressions refer to.
 
     Each pair of image and expression gives one JSON line on stdout. Boxes are xyxy pixels of the image; masks are COCO
-    run lengths. The formats of other tools are written in addition, when all requests are answered.
+    run lengths. Files for another tool are written in addition, after the last answer.
     Exit code 3: some requests failed (they have "error" and are listed on stderr); 1: all failed.
     """
     options = PredictOptions(
@@ -192,7 +192,9 @@ def _output(options: PredictOptions) -> Output | None:
         option = "--resume" if options.resume else "--force" if options.force else f"--format {options.format}"
         raise UsageError(f"{option} needs an output folder", hint="give --out DIR")
     if options.image_url is not None and not is_file_format:
-        raise UsageError("only Label Studio opens images by address", where="--image-url")
+        raise UsageError(
+            "only Label Studio opens images by address", where="--image-url", hint="add --format label-studio"
+        )
     chosen = file_format(options.format, image_url=options.image_url) if is_file_format else None
     if options.out is None:
         return None

@@ -79,12 +79,12 @@ def command(
         str | None,
         typer.Option(
             "--from",
-            help="A custom file instead of a NAME; a folder or hf://datasets/ORG/NAME[@REV][/FOLDER] of Parquet.",
+            help="Your own file or folder instead of a NAME, or hf://datasets/ORG/NAME[@REV][/FOLDER] with Parquet.",
             metavar="FILE|hf://...",
         ),
     ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Download what an hf:// address names and this machine lacks.")
+        bool, typer.Option("--download", help="Download the missing files of hf:// addresses.")
     ] = False,
     format_: Annotated[
         str, typer.Option("--format", help=f"auto, or the format of --from: {', '.join(SOURCES)}.", metavar="FORMAT")
@@ -99,13 +99,13 @@ def command(
         str | None,
         typer.Option(
             "--expressions",
-            help="Of labelled boxes. category: class names; template: refcli writes them.",
+            help="For labelled boxes: category (class names) or template (refcli writes them).",
             metavar="WHAT",
         ),
     ] = None,
     not_exhaustive: Annotated[
         bool,
-        typer.Option("--not-exhaustive", help="template: some objects of the classes may be unlabelled."),
+        typer.Option("--not-exhaustive", help="template: not every object of the classes is labelled."),
     ] = False,
     check_images: Annotated[bool, typer.Option("--check-images", help="Decode every image, compare sizes.")] = False,
     strict: Annotated[
@@ -124,7 +124,7 @@ def command(
     ] = None,
     size: Annotated[int, typer.Option("--size", help="synthetic: images in each --split, or in train.", min=1)] = 2000,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="synthetic, template: another seed, other expressions.", min=0)
+        int | None, typer.Option("--seed", help="synthetic, template: seed of the random choices.", min=0)
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Repeat unchanged work.")] = False,
     dry_run: Annotated[
@@ -301,7 +301,7 @@ def _refuse_unused(options: PrepareOptions) -> None:
 
 
 def _may_hold_images(options: PrepareOptions) -> bool:
-    """Whether images may be inside the files of annotations."""
+    """Whether the annotation files may contain images."""
     from refcli.data.sources.parquet.files import is_parquet
     from refcli.data.spec import load_spec
 

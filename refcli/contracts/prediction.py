@@ -100,8 +100,8 @@ class Answer:
     unread_text: str = ""
     """The end of an expression that is too long for the model."""
     parse_failure: bool = False
-    """The system answered, but its text holds neither a box nor a "no target" (`error` says why): wrong in every
-    metric, and never a missing answer."""
+    """The system answered, but its text states neither a box nor "no target" (`error` says why): the answer is wrong in
+    every metric, not missing."""
 
     @classmethod
     def to(cls, example: Example, targets: Iterable[Target], *, weights: str = "") -> Answer:

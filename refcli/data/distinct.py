@@ -1,4 +1,4 @@
-"""Counting different values in eight bytes each, a tenth of what a set of Python's numbers takes."""
+"""A counter of distinct values that keeps eight bytes for each."""
 
 from __future__ import annotations
 

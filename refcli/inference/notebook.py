@@ -20,7 +20,7 @@ from refcli.geometry.masks import decode_mask
 from refcli.inference.image_sources import ImageSource, open_source
 
 SVG_WIDTH = 320
-"""Of the sketch of boxes, in CSS pixels."""
+"""Width of the sketch, in CSS pixels."""
 
 
 def answer_masks(answer: Answer) -> np.ndarray:
@@ -47,7 +47,7 @@ def _opened(answer: Answer, image: ImageSource | None) -> Image.Image:
         raise DataError(
             f"the image is {opened.width} x {opened.height}, the answer is about one of {stated[0]} x {stated[1]}",
             where=answer.image,
-            hint="boxes and masks would not fit",
+            hint="give the image that was asked about: answer.draw(image)",
         )
     return opened.image
 
@@ -66,7 +66,7 @@ def _has_image(answer: Answer) -> bool:
 
 
 def answer_html(answer: Answer) -> str | None:
-    """A table of the targets with a sketch of their boxes; None if there is a drawing: front ends prefer HTML to it."""
+    """A table of the targets with a sketch of their boxes; None if there is a drawing, which front ends would hide."""
     if _has_image(answer):
         return None
     head = f"<b><bdi>{escape(answer.expression)}</bdi></b>: {verdict(answer)[0]}, <bdi>{escape(answer.image)}</bdi>"

@@ -72,7 +72,7 @@ TOLERATED = frozenset(
 _IMAGE_PROBLEMS = ("missing_image", "image_of_another_size", "unusable_picture", "rotated_picture")
 """Problems that can disappear without a change of the data set's files."""
 _HINTS = {
-    NO_CERTAIN_EXPRESSION: "are the objects very small, or the class names no nouns? try --expressions category",
+    NO_CERTAIN_EXPRESSION: "the objects may be very small, or the class names not nouns: try --expressions category",
     "missing_image": "check --images",
     "image_of_another_size": "give the images that the annotations were made on, or annotations of these images",
     "rotated_box": "rotated boxes are not read: give the upright boxes around them",

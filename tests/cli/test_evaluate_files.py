@@ -225,7 +225,7 @@ def test_published_results_are_beside_a_run_on_the_same_split(refcli, tmp_path, 
     arguments = ("--data", tmp_path / "s", "--split", "refcoco_unc:val", "--predictions", tmp_path / "none.jsonl")
     _, out, _ = refcli("evaluate", *arguments, "--missing", "wrong")
     assert "published on refcoco_unc:val; the published split has 10834, this run scored 3" in out
-    assert "to score this run like them: --convention oneref384 " in out
+    assert "to score this run by their conventions: --convention oneref384 " in out
     rows = [line.split() for line in out.splitlines()]
     assert ["acc50", "OneRef-B", "single", "oneref384", "88.75"] in rows
     assert ["acc50", "this", "run", "original", "0.00"] in rows

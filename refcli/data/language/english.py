@@ -50,7 +50,7 @@ _MASS = frozenset(
      "paper", "spray", "blood", "tissue", "fat", "oil", "honey", "sugar", "salt", "chocolate", "toast",
      "pepperoni", "spaghetti"}
 )  # fmt: skip
-"""Words that are not counted, nor are compounds that end with them ("toilet paper")."""
+"""Mass nouns; so are compounds that end with them ("toilet paper")."""
 PEOPLE = frozenset(
     {"person", "people", "man", "woman", "child", "boy", "girl", "baby", "lady", "guy", "kid", "adult", "human",
      "pedestrian", "rider", "cyclist", "bicyclist", "motorcyclist", "driver", "passenger", "player", "skier", "surfer",

@@ -178,8 +178,8 @@ def _in_pixels(record: RawRecord, width: int, height: int) -> RawRecord:
         return record
     if not width:
         raise _UnknownSizeError(
-            f"its boxes are in the space {record.coordinates}, which needs the size of the image: give width and "
-            "height, or the images with --images"
+            f"its boxes are in the space {record.coordinates}, which needs the size of the image: add width and height "
+            "to the record, or give --images"
         )
     to_pixels = COORDINATES[record.coordinates](ImageSizes(width, height))
 

@@ -120,7 +120,7 @@ def labelled_examples(
     image = DescribedImage(identity, shown.width, shown.height, objects)
     written = write_expressions(image, survey.classes[record.split], survey.settings)
     if not objects:
-        problems.add(NO_LABELS, record.where, "at most a class that is absent is written about it")
+        problems.add(NO_LABELS, record.where, "it only gets expressions without a target")
     elif not written:
         problems.add(NO_CERTAIN_EXPRESSION, record.where, _summary(image))
     for number, expression in enumerate(written):

@@ -131,7 +131,7 @@ def read_llava(
             problems.add("line_without_image", place.where)
             return []
         if len(names) != 1:
-            raise DataError(f"the line has {len(names)} images", where=place.where, hint="lines of one image are read")
+            raise DataError(f"the line has {len(names)} images", where=place.where, hint="write one line per image")
         image = named_image(
             names[0],
             dataset=dataset,

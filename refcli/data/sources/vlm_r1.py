@@ -27,7 +27,7 @@ _ROW = KnownKeys(
     has_corners=True,
 )  # fmt: skip
 _FAR_EDGE = 1.0
-"""Pixels by which `solution` exceeds the box at its right and bottom edge: VLM-R1 names the last pixel inclusively."""
+"""Pixels by which `solution` exceeds the box at its right and bottom edge: VLM-R1 gives the last pixel."""
 _TOLERANCE = 1.0
 """Pixels by which a rounded solution may differ."""
 _FIRST_ROW = re.compile(rb"\[\s*\{")
@@ -100,7 +100,7 @@ def sniff_vlm_r1(path: Path) -> bool:
 
 def _record(row: VlmR1Row, split: str, dataset: str, where: str) -> RawRecord:
     if not row.bbox_list:
-        raise DataError("bbox_list is empty", where=where, hint="the format has no mark of no target")
+        raise DataError("bbox_list is empty", where=where, hint="this format cannot state that there is no target")
     image = named_image(row.image, dataset=dataset, width=valid_side(row.width), height=valid_side(row.height))
     number = whole_number(row.original_id)
     is_single = number is not None and len(row.bbox_list) == 1 and image.key.startswith("coco:")

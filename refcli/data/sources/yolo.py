@@ -163,7 +163,7 @@ class _Reading:
 
     def _images(self, entry: str) -> list[Path]:
         """The images of a folder or list."""
-        # Roboflow's paths start one folder too high, and ultralytics reads them so
+        # Roboflow's paths start one folder too high, which ultralytics accepts
         inside = [_below(self._root, one) for one in (entry, entry.removeprefix("../"))]
         found = next((path for path in inside if path is not None and path.exists()), None)
         if found is None:

@@ -16,31 +16,31 @@ from refcli.data.templates.names import may_be_the_same
 from refcli.geometry.boxes import BoxXYXY, box_area, box_iou
 
 CLEAR_RANK = 0.08
-"""Least distance of centres, as a share of the image's side along the axis, for an order to be clear."""
+"""Minimum distance of centres for a clear order, as a share of the image's side along the axis."""
 CLEAR_EDGES = 0.02
-"""Least distance of the left edges, and of the right edges, for an order from left to right to be clear."""
+"""Minimum distance of the left edges, and of the right edges, for a clear order from left to right."""
 CLEAR_AREA = 2.25
-"""Least ratio of the biggest object's area to the next."""
+"""Minimum ratio of the biggest object's area to the next."""
 CLEAR_SIDE = 1.2
-"""Least ratio of the longer sides of the biggest object and the next."""
+"""Minimum ratio of the longer sides of the biggest object and the next."""
 CLEAR_RELATION = 0.05
-"""Strictly left of: the centres are at least this share of the image's short side apart, ..."""
+"""For "left of" and the like: minimum distance of the centres, as a share of the image's short side."""
 MAX_INTRUSION = 0.1
-"""... the boxes overlap in this direction by at most this share of the narrower one, ..."""
+"""Maximum overlap of the boxes in this direction, as a share of the narrower one."""
 MIN_ALIGNED = 0.0
-"""... and side by side: they share at least this part of the lower one's height."""
+"""Minimum overlap in height, as a share of the lower box: the boxes are side by side."""
 MIN_ALIGNED_ABOVE = 0.5
 """As `MIN_ALIGNED`, of the narrower one's width, for above and below."""
 MAX_GAP_ABOVE = 0.1
-"""Above and below: at most this share of the short side is between the boxes; further up is often further away."""
+"""For "above" and "below": maximum gap of the boxes, as a share of the short side. Further up is often further away."""
 VAGUE_RELATION = 0.04
-"""Loosely left of: the centre, or the left edge, is further left, or further right by less than this share."""
+"""A reader might accept "left of" if the centre or left edge is at most this share further right."""
 TINY_SIDE = 0.035
-"""An object is overlooked easily if its shorter side is below this share of the image's short side, ..."""
+"""Objects whose shorter side is below this share of the image's short side are easily overlooked."""
 TINY_AREA = 0.004
-"""... its box is below this share of the image, ..."""
+"""So are objects whose box is below this share of the image."""
 CUT_AREA = 0.02
-"""... or the image's border cuts it and its box is below this share."""
+"""So are objects that the border cuts and whose box is below this share of the image."""
 SAME_BOX = 0.7
 """IoU from which two boxes of classes that may be the same may be one object that is labelled twice."""
 _TOUCH = 1.0

@@ -131,7 +131,7 @@ CONVENTIONS: Mapping[str, Convention] = {
         wrong_none="kept",
     ),
     "ref-l4": Convention(
-        source="Ref-L4 (2024), published evaluator; GSEval's counts alike",
+        source="Ref-L4 (2024), published evaluator; GSEval's counts in the same way",
         differs="Acc@X counts IoU > X.",
         metrics=BENCHMARK_BOXES,
         box_is_strict=True,
@@ -145,7 +145,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     "groundingme": Convention(
         source="GroundingME (CVPR 2026), published evaluator, with one declared reading of the coordinates",
         differs='Box metrics are over all samples: "no target" has IoU 1 if there is none, else 0. Only the first box '
-        "counts. There, the better of two readings of the coordinates counts, and unparsable text is a rejection.",
+        "counts. The evaluator itself takes the better of two readings and counts unparsable text as a rejection.",
         metrics=BENCHMARK_BOXES,
         box_column="box_iou_first",
         box_counts_none=True,

@@ -1,4 +1,4 @@
-"""Anybody's Parquet files: rows mapped to records by the names of columns in the settings."""
+"""Custom Parquet files: rows mapped to records by the column names in the settings."""
 
 from __future__ import annotations
 
@@ -94,11 +94,13 @@ def _regions(row: _MappedRow, at: RowContext) -> list[RawRegion]:
     masks = row.mask or [] if is_list_of_masks else [] if row.mask in (None, "") else [row.mask]
     if row.no_target:
         if boxes or masks:
-            raise DataError("the row is marked as having no target, and has one", where=at.where)
+            raise DataError("the row is marked as having no target, but has a box or mask", where=at.where)
         return []
     if not boxes and not masks:
         raise DataError(
-            "the row has no box and no mask", where=at.where, hint="name a column for no target: columns.no_target"
+            "the row has no box and no mask",
+            where=at.where,
+            hint="for rows without a target: --set columns.no_target=COLUMN",
         )
     if boxes and masks and len(boxes) != len(masks):
         raise DataError(f"there are {len(boxes)} boxes and {len(masks)} masks: {excerpt(row.mask)}", where=at.where)

@@ -17,7 +17,7 @@ from refcli.geometry.boxes import BoxXYXY
 REFS, INSTANCES = "refs", "instances"
 """Roles of the files of a split by membership."""
 _STEP = 0.01
-"""Pixels to which boxes are compared: COCO's have two decimals, and 32-bit numbers hold these only nearly."""
+"""Pixels to which boxes are compared: COCO's have two decimals, which 32-bit numbers hold only approximately."""
 
 _Object = tuple[str, tuple[int, ...]]
 """An image's key, and the box in steps."""

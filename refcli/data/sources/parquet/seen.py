@@ -1,4 +1,4 @@
-"""Ids that were seen before, in little memory: a bit each, where they are whole numbers."""
+"""A compact set of ids: one bit for each whole number."""
 
 from __future__ import annotations
 

@@ -240,8 +240,8 @@ def formats_page() -> str:
         _commands(["refcli prepare-data DATASET --raw DIR --images DIR --out store"]),
         "## Prediction files",
         "`refcli evaluate --predictions FILE --answers-format NAME` reads them; "
-        "[Evaluate](../guides/evaluate.md#answers-of-other-systems) explains how. The column Boxes has their coordinate "
-        "space; `--coordinates` replaces a space in brackets by another one: `pixels` of the image, `input-pixels` of the "
+        "[Evaluate](../guides/evaluate.md#answers-of-other-systems) explains how. The last column has the coordinate "
+        "space. `--coordinates` replaces one in brackets: `pixels` of the image, `input-pixels` of the "
         "model's resized input, fractions of the image (`unit`) or of the image padded to a square (`unit-padded`), "
         "0 to 1000 (`thousand`), 0 to 999 (`bins-999`) or 0 to 1024 (`bins-1024`) of the image.",
         _table(("Format", "Content", "A line or entry", "Boxes"), list(_answer_formats())),

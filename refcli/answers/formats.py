@@ -170,6 +170,13 @@ class AnswerNotation:
             )
         return cls(name, space, None if input_size is None else _input_size(input_size))
 
+    def __str__(self) -> str:
+        """As a note: "qwen2.5-vl in input-pixels, 644x476"; empty for prediction lines."""
+        if self.name == REFCLI:
+            return ""
+        size = "x".join(map(str, self.input_size)) if isinstance(self.input_size, tuple) else self.input_size
+        return f"{self.name} in {self.coordinates}" + (f", {size}" if size else "")
+
     @property
     def format(self) -> AnswerFormat:
         """The row of the format."""

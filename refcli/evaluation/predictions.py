@@ -282,4 +282,5 @@ def score_file(
         ),
         problems={path.name: listed} if listed else {},
         warnings=tuple(f"{path.name}: {note}" for note in notes),
+        notation=str(notation),
     )

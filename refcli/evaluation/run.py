@@ -153,6 +153,8 @@ class Run:
     """Rejected lines by prediction file and kind."""
     warnings: tuple[str, ...] = ()
     """Warnings about the answers as a whole."""
+    notation: str = ""
+    """How the answers of another system were read; empty for models and prediction lines."""
 
 
 def gated_run(run: Run) -> Run:
@@ -172,6 +174,7 @@ def write_run(run: Run, path: Path) -> None:
         "splits": {s.name: {"size": s.size, "total": s.total, "seconds": s.seconds} for s in run.splits},
         "problems": {file: {kind: asdict(one) for kind, one in kinds.items()} for file, kinds in run.problems.items()},
         **({"warnings": run.warnings} if run.warnings else {}),
+        **({"notation": run.notation} if run.notation else {}),
     }
     table = pa.concat_tables(tables).replace_schema_metadata({_FACTS: json.dumps(facts).encode()})
     sink = pa.BufferOutputStream()
@@ -205,6 +208,7 @@ class _Facts(msgspec.Struct):
     splits: dict[str, _SplitFacts]
     problems: dict[str, dict[str, _ProblemFacts]]
     warnings: list[str] = []
+    notation: str = ""
 
 
 def read_run(path: Path) -> Run:
@@ -294,6 +298,7 @@ def _run_of(table: pa.Table, facts: _Facts) -> Run:
             for file, kinds in facts.problems.items()
         },
         warnings=tuple(facts.warnings),
+        notation=facts.notation,
     )
 
 
@@ -332,11 +337,11 @@ def merge_runs(parts: Mapping[str, Run]) -> Run:
     """
     (first_name, first), *others = parts.items()
     for name, other in others:
-        if (other.weights, other.precision, other.scoring) != (first.weights, first.precision, first.scoring):
+        if _identity(other) != _identity(first):
             raise DataError(
                 f"the parts are not of one run: {_describe(first)}, and {_describe(other)}",
                 where=f"{first_name} and {name}",
-                hint="evaluate every part with the same weights (or file), conventions and settings",
+                hint="evaluate every part with the same weights (or file and its format), conventions and settings",
             )
     names = dict.fromkeys(split.name for run in parts.values() for split in run.splits)
     problems: dict[str, dict[str, RejectedLines]] = {}
@@ -363,8 +368,13 @@ def _add_problems(together: dict[str, RejectedLines], part: Mapping[str, Rejecte
             together[kind] = RejectedLines(before.count + lines.count, tuple(first))
 
 
+def _identity(run: Run) -> tuple[object, ...]:
+    return run.weights, run.notation, run.precision, run.scoring
+
+
 def _describe(run: Run) -> str:
-    return f"{run.weights} ({run.precision}, {', '.join(run.scoring.conventions)}, {run.scoring.score_threshold:g})"
+    conventions = ", ".join(run.scoring.conventions)
+    return f"{run.weights} ({run.notation or run.precision}, {conventions}, {run.scoring.score_threshold:g})"
 
 
 def _merge_split(name: str, parts: Mapping[str, Run]) -> SplitScores:

@@ -21,7 +21,7 @@ from refcli.evaluation.conversion import write_as_lines
 from refcli.evaluation.predictions import score_file
 from refcli.evaluation.report.cases import choose_cases, find_answers
 from refcli.evaluation.report.document import report_split
-from refcli.evaluation.run import Run
+from refcli.evaluation.run import Run, merge_runs, read_run, write_run
 from refcli.geometry.masks import polygons_to_rle
 from refcli.recipes.prepare_data import Preparation, prepare
 from refcli.text.vlm_text import INPUT_PIXELS
@@ -289,6 +289,15 @@ def test_options_without_effect_are_refused():
     ):
         with pytest.raises(UsageError):
             AnswerNotation.declare(name, **declared)
+
+
+def test_parts_that_were_read_in_different_notations_are_not_merged(split, write, tmp_path):
+    path = write([text("7", "[1, 2, 3, 4]")])
+    for name, declared in (("a", {}), ("b", {"coordinates": "pixels"})):
+        write_run(score(path, split, "cogvlm", **declared), tmp_path / f"{name}.parquet")
+    parts = {name: read_run(tmp_path / f"{name}.parquet") for name in ("a", "b")}
+    with pytest.raises(DataError, match=r"cogvlm in thousand.*cogvlm in pixels"):
+        merge_runs(parts)
 
 
 def test_an_answer_of_a_parse_failure_is_written_with_its_reason():

@@ -91,6 +91,8 @@ class RunReport:
     """With another run, split by split."""
     warnings: tuple[str, ...] = ()
     """Warnings about the answers as a whole."""
+    notation: str = ""
+    """How the answers of another system were read; empty for models and prediction lines."""
 
 
 def report_split(result: SplitScores, conventions: Sequence[str] = (ORIGINAL,)) -> SplitReport:
@@ -132,6 +134,7 @@ def report_run(run: Run, comparisons: Sequence[Comparison] = ()) -> RunReport:
         problems=run.problems,
         comparisons=tuple(comparisons),
         warnings=run.warnings,
+        notation=run.notation,
     )
 
 
@@ -145,6 +148,7 @@ def report_document(report: RunReport) -> dict[str, object]:
         "schema": EVALUATION_SCHEMA,
         "weights": report.weights,
         "precision": report.precision,
+        "notation": report.notation or None,
         "score_threshold": report.score_threshold,
         "conventions": {
             name: {"source": CONVENTIONS[name].source, "differs": CONVENTIONS[name].differs}

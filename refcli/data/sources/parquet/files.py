@@ -50,8 +50,6 @@ class ParquetFile:
     """One file."""
 
     path: Path
-    columns: tuple[str, ...] | None = None
-    """Top-level columns or parts of them, such as `image.path`; None: all."""
 
     @cached_property
     def _metadata(self) -> pq.FileMetaData:

@@ -143,16 +143,16 @@ class _Reading:
     """Split -> the rows of its files so far; under "" those of all files whose splits are in a column."""
 
     def records(self, files: Mapping[str, Path]) -> Iterator[RawRecord]:
-        renamed: set[str] = set()
+        read: set[str] = set()
         for role, place in files.items():
             if role in (REFS, INSTANCES):
                 continue
             for path in list_parquet(place):
                 refuse_foreign(path, PARQUET)
                 split = self.settings.split or (role if role != PARQUET else split_of(path) or split_in(path))
-                renamed.add(split or TRAIN)
+                read.add(split or TRAIN)
                 yield from self._file(path, split)
-        for split in sorted(renamed & self.settings.splits.keys()):
+        for split in sorted(read & self.settings.splits.keys()):
             if self.members is not None and (num_left := self.members.num_left(split)):
                 self.problems.add("ref_not_found", f"{split}: refs", f"{num_left:,} of them are in no row")
 

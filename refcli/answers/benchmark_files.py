@@ -86,7 +86,9 @@ HUMANREF = KnownKeys(
     frozenset({"image_name", "domain", "sub_domain", "referring", "answer_boxes", "candidate_boxes", "raw_response"}),
     has_corners=True,
 )
-FINECOPS = KnownKeys("line", frozenset(_FineCops.__struct_fields__), frozenset({"expression", "question_id"}))
+FINECOPS = KnownKeys(
+    "line", frozenset(_FineCops.__struct_fields__), frozenset({"expression", "question_id"}), has_corners=True
+)
 FINECOPS_ARRAY = KnownKeys("entry", frozenset(_FineCopsArray.__struct_fields__), has_box=True, has_corners=True)
 RESULT = KnownKeys("entry", frozenset(_Result.__struct_fields__), frozenset({"id", "area", "iscrowd"}), has_box=True)
 

@@ -34,7 +34,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _UNUSED = frozenset({"image", "expression", "prompt", "model"})
-LINE_KEYS = KnownKeys("line", frozenset(_Line.__struct_fields__) - _UNUSED, _UNUSED)
+LINE_KEYS = KnownKeys("line", frozenset(_Line.__struct_fields__) - _UNUSED, _UNUSED, has_corners=True)
 _decode = msgspec.json.Decoder(_Line, strict=False).decode
 
 
@@ -61,7 +61,7 @@ def read_text_lines(reading: AnswerReading) -> Iterator[StatedAnswer]:
         boxes: tuple[Box, ...] = ()
         failure = None
         text = row.text if type(row.text) is str else msgspec.json.encode(row.text).decode()
-        if row.error is None:
+        if not row.error:
             try:
                 boxes = stated_boxes(text, declared)
             except AnswerTextError as error:
@@ -73,7 +73,7 @@ def read_text_lines(reading: AnswerReading) -> Iterator[StatedAnswer]:
             len(line),
             boxes,
             failure=failure,
-            error=None if row.error is None else str(row.error),
+            error=str(row.error) if row.error else None,
             sizes=(_side(row.width), _side(row.height), _side(row.input_width), _side(row.input_height)),
         )
     if has_boxes:
@@ -99,7 +99,7 @@ def _row(line: bytes, number: int, reading: AnswerReading) -> _Line:
         record = parse_json(line, dict[str, Any], where=where)
         reading.keys.check(LINE_KEYS, record, where)
         row = convert({key: record[key] for key in LINE_KEYS.read & record.keys()}, _Line, where=where)
-    if row.text is None and row.error is None:
+    if row.text is None and not row.error:
         raise DataError("the text is null, and no error is given")
     return row
 

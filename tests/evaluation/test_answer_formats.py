@@ -162,13 +162,15 @@ def test_sizes_come_from_the_line_then_from_the_option_or_the_store(split, write
 
 
 def test_unusable_lines_and_unread_keys_are_reported(split, write):
-    bad = [{"text": "[1, 2, 3, 4]"}, text("7", None), [], text("7", "[1, 2, 3, 4]", beams=3)]
+    bad = [{"text": "[1, 2, 3, 4]"}, text("7", None, error=""), [], text("7", "[1, 2, 3, 4]", beams=3, error=False)]
     run = score(write([*bad, text("8", None, error="out of memory")]), split, "cogvlm")
     assert run.problems["theirs.json"]["not a prediction"].count == 3
     assert any("line key 'beams', once" in warning for warning in run.warnings)
-    assert dict(run.splits[0].failures)["refcoco_unc/8"] == "out of memory"
-    with pytest.raises(DataError, match=r"cannot be read: .*normalized"):
-        score(write([text("7", "[1, 2, 3, 4]", normalized=True)]), split, "cogvlm")
+    failures = dict(run.splits[0].failures)
+    assert (failures["refcoco_unc/8"], "refcoco_unc/7" in failures) == ("out of memory", False)
+    for meaning in ({"normalized": True}, {"bbox_format": "xywh"}):
+        with pytest.raises(DataError, match=f"cannot be read: .*{next(iter(meaning))}"):
+            score(write([text("7", "[1, 2, 3, 4]", **meaning)]), split, "cogvlm")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from refcli.data.sources.rows import NUMBERS_OF_A_BOX, Rejections, comparable_id
 from refcli.errors import DataError, ImageError
 
 DATA, ROOT = "data", "root"
-DATA_FILE = "data.yaml"
+DATA_FILE, CLASSES_FILE = "data.yaml", "classes.txt"
 SPLITS = ("train", "val", "test")
 IMAGES, LABELS = "images", "labels"
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -78,8 +78,9 @@ def read_yolo(
     The size of an image is read from its file. Of a pose data set (`kpt_shape`) only the boxes are read.
 
     Args:
-        files: `data`, the file `data.yaml` or its folder; optionally `root`, the folder that its paths start from, by
-            default `path` in it if that is a folder below its own, else its own.
+        files: `data`, the file `data.yaml` or its folder, or a folder with `classes.txt`, `images` and `labels`, as
+            labelling tools write it, which is read as the split train; optionally `root`, the folder that its paths
+            start from, by default `path` in it if that is a folder below its own, else its own.
         settings: a `YoloSettings`.
         dataset: prefix of the keys of images that are not COCO's.
         problems: collects `broken_line` and its consequences (see `LabelledImage.records`), `split_without_images`,
@@ -95,7 +96,9 @@ def read_yolo(
 
 
 def sniff_yolo(path: Path) -> bool:
-    """Whether this is a `data.yaml` with names and splits, or a folder with one."""
+    """Whether this is a `data.yaml` with names and splits, or a folder with one or with `classes.txt`."""
+    if path.is_dir() and not (path / DATA_FILE).exists():
+        return all((path / name).exists() for name in (CLASSES_FILE, IMAGES, LABELS))
     start = first_bytes(path / DATA_FILE if path.is_dir() else path)
     return not start.lstrip().startswith((b"{", b"[", b"<")) and all(
         pattern.search(start) for pattern in (_HAS_NAMES, _HAS_SPLIT)
@@ -107,7 +110,7 @@ class _Reading:
 
     def __init__(self, files: Mapping[str, Path], settings: YoloSettings, dataset: str, problems: Problems) -> None:
         given = files[DATA]
-        self._file = given / DATA_FILE if given.is_dir() else given
+        self._file = next((given / name for name in (DATA_FILE, CLASSES_FILE) if (given / name).is_file()), given)
         self._settings, self._dataset, self._problems = settings, dataset, problems
         self._data = self._read_data()
         names = self._data.names
@@ -144,6 +147,8 @@ class _Reading:
 
     def _read_data(self) -> _Data:
         where = str(self._file)
+        if self._file.name == CLASSES_FILE:
+            return _Data({number - 1: name.strip() for number, name in read_lines(self._file)}, train=IMAGES)
         text = read_bytes(self._file).decode("utf-8", "replace")
         values = parse_yaml(text, what="data.yaml", where=where, error=DataError, numbered_keys=True)
         if not isinstance(values, dict):

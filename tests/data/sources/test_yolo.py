@@ -9,6 +9,7 @@ from corpora.json_sets import LEFT, RIGHT
 from corpora.label_tools import write_yolo, yolo_box, yolo_polygon
 
 from refcli.data.preparation.plan import plan_file
+from refcli.data.sources.detect import detect_format
 from refcli.data.sources.record import Problems
 from refcli.data.sources.yolo import SOURCE, label_file
 from refcli.data.store.read import Store
@@ -123,6 +124,14 @@ def test_a_changed_label_file_is_read_again(tmp_path):
 
     assert (again.status, changed.status) == ("unchanged", first.status)
     assert len(Store(tmp_path / "store").split("mine:train")) == 2
+
+
+def test_a_folder_of_a_labelling_tool_has_a_list_of_classes_instead_of_data(tmp_path):
+    write_yolo(tmp_path, DATA, {"a": yolo_box(2, LEFT)}).unlink()
+    (tmp_path / "classes.txt").write_text("cup\n\nthe plate\n")
+
+    assert detect_format(tmp_path) == "yolo"
+    assert found(read(tmp_path)) == {"the plate": [pytest.approx(LEFT)]}
 
 
 def test_key_points_after_a_box_are_not_taken_for_a_polygon(tmp_path):

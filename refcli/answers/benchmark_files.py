@@ -1,4 +1,4 @@
-"""Prediction files of benchmarks: a list or lines of JSON, each with the id of a sample as the benchmark counts it."""
+"""Prediction files of benchmarks: a JSON list or JSON lines, with the benchmark's own ids of samples."""
 
 from __future__ import annotations
 
@@ -221,7 +221,8 @@ def _grouped(reading: AnswerReading, key_of: Callable[[_Result], str]) -> Iterat
         reading.notes.append(f"{num_without_score:,} boxes have no score, which counts as 1")
     if len(categories) > 1 and not any("/" in key for key in groups):
         reading.notes.append(
-            f"the entries have {len(categories):,} different category_id, which are not read; d-cube reads them"
+            f"the entries have {len(categories):,} different category_id, which are not read; "
+            "--answers-format d-cube reads them"
         )
     for key, group in groups.items():
         found = [detection for *_, detection in group if detection is not None]

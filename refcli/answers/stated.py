@@ -64,7 +64,7 @@ class AnswerReading:
     problems: Problems = field(default_factory=Problems)
     """Unknown keys."""
     notes: list[str] = field(default_factory=list)
-    """What a user should know about the answers as a whole."""
+    """Notes for the user about the whole file."""
 
     def __post_init__(self) -> None:
         self.keys = KeyLog(self.path.name, self.problems)
@@ -122,7 +122,7 @@ def answer_of(stated: StatedAnswer, example: Example, notation: AnswerNotation) 
 
 def _in_pixels(stated: StatedAnswer, width: int, height: int, notation: AnswerNotation) -> tuple[Box, ...]:
     if not (width and height):
-        raise DataError("the size of the image is unknown, which these coordinates need")
+        raise DataError("the size of the image is unknown, but these coordinates need it")
     sizes = ImageSizes(width, height, *_input_sides(stated, width, height, notation))
     try:
         return boxes_in_image(stated.boxes, notation.coordinates, sizes)

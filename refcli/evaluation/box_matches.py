@@ -16,7 +16,7 @@ _BITS = 1 << np.arange(len(TEN_THRESHOLDS))
 
 
 class Matches(NamedTuple):
-    """How many boxes are matched with a true box of their own."""
+    """The number of boxes that are matched one to one with true boxes."""
 
     at_half: int
     """At IoU 0.5."""

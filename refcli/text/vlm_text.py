@@ -163,7 +163,7 @@ def _final_answer(text: str) -> str:
     if thought:
         text = rest
     elif "<think>" in text:
-        return ""  # the model never came to its answer
+        return ""  # cut off before the answer
     start = text.rfind("<answer>")
     return text if start < 0 else text[start + len("<answer>") :].partition("</answer>")[0]
 

@@ -351,7 +351,7 @@ def test_a_yolo_box_beyond_the_image_is_cut_at_its_edge(answers, write, tmp_path
     np.testing.assert_allclose(numbers, [15 / WIDTH, 25 / HEIGHT, 30 / WIDTH, 30 / HEIGHT], atol=1e-6)
 
 
-def test_answers_that_wait_on_disk_come_back_by_image(answers, monkeypatch):
+def test_answers_kept_on_disk_are_read_back_by_image(answers, monkeypatch):
     monkeypatch.setattr(written, "MOST_BYTES_IN_MEMORY", 1)
 
     images = written.by_image(iter(answers))
@@ -364,7 +364,7 @@ def test_answers_that_wait_on_disk_come_back_by_image(answers, monkeypatch):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_name_that_is_no_unicode_ends_no_writer(name, answers, write):
+def test_no_writer_fails_on_a_name_that_is_not_unicode(name, answers, write):
     answers[:] = [replace(answers[0], image="a\udcff.png", expression="the \ud800 cup")]
 
     assert write(name).num_targets == 2

@@ -106,7 +106,7 @@ def test_corrections_made_in_label_studio_are_in_the_store_exactly(predictions, 
         ("yolo", "data.yaml", False, False),
     ],
 )
-def test_pseudo_labels_come_back_equal(form, file, has_masks, has_no_target, predictions, refcli, tmp_path):
+def test_pseudo_labels_survive_the_round_trip(form, file, has_masks, has_no_target, predictions, refcli, tmp_path):
     code, _, err = refcli("convert-answers", predictions, "--to", form, "--out", "out", "--min-score", 0.5)
     assert code == 0, err
     if form == "yolo":

@@ -222,7 +222,7 @@ def test_results_are_grouped_by_sample_and_a_sample_without_an_entry_is_no_targe
 
 
 @pytest.mark.parametrize("records", [[{"image_id": 77, "bbox": [0, 0, 5, 5]}], [{"annotations": []}]])
-def test_results_about_other_samples_are_no_file_of_no_targets(split, write, records):
+def test_results_about_other_samples_are_refused_instead_of_read_as_no_target(split, write, records):
     with pytest.raises(DataError, match="no entry of the file is about a sample"):
         score(write(records, as_list=True), split, "grec")
 
@@ -250,7 +250,7 @@ def test_results_about_other_samples_are_no_file_of_no_targets(split, write, rec
         ("d-cube", {"image_id": 7, "category_id": 3, "bbox": [0, 0, 5, 5], "score": float("nan")}, "the score is nan"),
     ],
 )
-def test_lines_of_benchmarks(split, write, name, record, expected):
+def test_lines_of_benchmarks_give_a_box_no_target_or_a_rejection(split, write, name, record, expected):
     """A box, no target, or a rejected line."""
     good = {"idx": 8, "id": 8, "image_id": 7 if name == "d-cube" else 8, "category_id": 3, "box": PIXELS}
     good |= {"bbox": PIXELS, "pred_bbox": PIXELS, "format": "xyxy", "extracted_predictions": [], "text": "none"}

@@ -15,7 +15,7 @@ _SAME = frozenset(
     {"sheep", "deer", "fish", "moose", "bison", "salmon", "trout", "shrimp", "squid", "aircraft", "spacecraft",
      "hovercraft", "series", "species", "offspring"}
 )  # fmt: skip
-"""Nouns whose plural is the singular."""
+"""Nouns with the same singular and plural."""
 _PLURAL = frozenset(
     {
         "people",
@@ -33,7 +33,7 @@ _PLURAL = frozenset(
         "taxis",
     }
 )
-"""Plural nouns that their ending does not show."""
+"""Plural nouns that their ending does not reveal."""
 _SINGULAR_WITH_S = frozenset(
     {"bus", "gas", "lens", "canvas", "atlas", "christmas", "texas", "alias", "pancreas", "asbestos", "rhinoceros",
      "cosmos", "tennis", "chess", "news", "bias", "pampas", "chaos"}

@@ -1,4 +1,4 @@
-"""Expressions that refcli writes about labelled images: what is known of all labels, and the examples of one image."""
+"""Expressions that refcli writes about labelled images: a survey of all labels, and the examples of one image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASS_WITHOUT_NOUN = "class_without_noun"
 
 @dataclass(frozen=True)
 class LabelSurvey:
-    """What one image does not show: the classes of all images, and the images that are listed more than once."""
+    """What only all records show: the classes of each split, and the images that are listed more than once."""
 
     settings: LabelSettings
     classes: Mapping[str, frozenset[str]]

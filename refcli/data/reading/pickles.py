@@ -1,4 +1,4 @@
-"""Pickles and torch-saved lists of plain data; nothing of what they name is imported or called."""
+"""Pickles and torch-saved lists of plain data; nothing that they name is imported or called."""
 
 from __future__ import annotations
 

@@ -14,21 +14,21 @@ from refcli.data.templates.names import is_animal
 from refcli.geometry.boxes import BoxXYXY
 
 CERTAIN_SHARE = 0.55
-"""Least share of an object's pixels that are clearly of its colour."""
+"""Minimum share of an object's pixels that are clearly of its colour."""
 OTHER_SHARE = 0.15
-"""Share of pixels clearly of a second colour from which no colour is certain."""
+"""With this share of pixels clearly of a second colour, no colour is certain."""
 POSSIBLE_SHARE = 0.08
-"""Share of pixels roughly of a colour from which a reader might see it."""
+"""With this share of pixels roughly of a colour, a reader might see it."""
 SHADED_SHARE = 0.75
-"""As `CERTAIN_SHARE`, of white and black, which may be light and shadow, and of the central part of a box without a
+"""As `CERTAIN_SHARE`, for white and black, which may be light and shadow, and for the central part of a box without a
 mask."""
 SURROUNDING_SHARE = 0.3
-"""Share of a colour around a box without a mask from which it may be the background's."""
+"""With this share around a box without a mask, a colour may be the background's."""
 COMMON_SHARE = 0.6
-"""Share of a colour in the whole image from which it may be the light's."""
+"""With this share of the whole image, a colour may be that of the light."""
 MIN_PIXELS = 400
 MAX_SAMPLE = 10_000
-"""Most pixels that are measured, evenly spread over those of the object."""
+"""Maximum number of pixels to measure, spread evenly over the object."""
 
 
 class _Tone(NamedTuple):
@@ -56,7 +56,7 @@ TONES: Mapping[str, tuple[_Tone, _Tone]] = {
     "white": (_Tone(saturation=(0, 32), value=(200, 255)), _Tone(saturation=(0, 70), value=(135, 255))),
     "black": (_Tone(value=(0, 45)), _Tone(value=(0, 95))),
 }
-"""Colour -> the pixels that are clearly of it, and those that are roughly of it."""
+"""Colour -> the tones that are clearly it, and those that are roughly it."""
 _NO_COLOUR = frozenset(
     {"tv", "television", "monitor", "screen", "display", "laptop", "computer", "tablet", "phone", "mirror", "window",
      "light", "lamp", "painting", "photo", "poster", "image", "hand", "face", "arm", "leg", "head", "hair", "finger",

@@ -86,7 +86,7 @@ _FAMILIES: tuple[frozenset[str], ...] = tuple(
         "pen pencil marker crayon",
     )
 )
-"""Words for things that can be the same object, or that people confuse; a class belongs to the families of its head."""
+"""Words for things that can be the same object, or are confused; a class belongs to the families of its head noun."""
 
 
 def readable_noun(class_name: str) -> str | None:

@@ -26,19 +26,19 @@ from refcli.data.templates.graph import LabelGraph
 from refcli.data.templates.names import may_be_the_same
 
 MAX_RANKED = 8
-"""Most objects of a group in which places are counted."""
+"""Maximum size of a group in which positions are counted."""
 MAX_NUMBER = 6
-"""Largest number that is written for a group."""
+"""Largest number that an expression states."""
 MAX_GROUP = 10
-"""Most objects of a group that an expression refers to."""
+"""Maximum number of objects that an expression refers to."""
 MAX_RANK = 4
 WITHOUT_UNLABELLED = frozenset({"attribute", "relation", "exclusion", "plural"})
 """Kinds that an unlabelled object cannot make false; of "plural", only pairs of single objects."""
 
 Weighted = tuple[Term, float]
-"""A term, and how often it is taken."""
+"""A term and its weight in the draw."""
 REDUNDANT = 0.3
-"""Weight of an expression that says more than is needed."""
+"""Weight of an expression with more words than it needs."""
 
 
 class Proposals:
@@ -57,7 +57,7 @@ class Proposals:
         return tuple(noun for noun in sorted(classes) if not self.graph.named(noun).loose)
 
     def _descriptions(self) -> Iterator[ObjectDescription]:
-        """By the class; where the class is not enough, also by class and colour."""
+        """By class; where the class is ambiguous, also by class and colour."""
         for noun in self.graph.nouns:
             strict, loose = self.graph.named(noun)
             plain = ObjectDescription(shape=noun)

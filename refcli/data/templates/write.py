@@ -36,8 +36,8 @@ PHRASEBOOK = Phrasebook(
         "big": EXTREMES["big"],
     },
 )
-"""The words for photographs: "over" and "under" would claim that objects touch, "on the far left" that they are there,
-"highest" could be the tallest."""
+"""The words for photographs. "over" and "under" would suggest contact, "on the far left" an absolute position, and
+"highest" height."""
 
 
 @dataclass(frozen=True)

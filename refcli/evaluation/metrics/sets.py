@@ -47,8 +47,8 @@ def set_ratios(scores: ScoreColumns) -> dict[str, Ratio]:
 def positive_micro_f1(scores: ScoreColumns) -> dict[str, Ratio]:
     """`pmf1_box`, `pmf1_mask`: 2 TP / (2 TP + FP + FN) over the samples WITH a target, mean of ten IoU thresholds.
 
-    The positive micro F1 of SA-Co (SAM 3, 2025), whose figures are of masks, of targets with enough score. Its
-    threshold is 0.5: give --score-threshold 0.5.
+    The positive micro F1 of SA-Co (SAM 3, 2025), whose figures are of masks; targets with enough score count.
+    SA-Co's threshold is 0.5: give --score-threshold 0.5.
     """
     if not scores.has_sets:
         return {}

@@ -21,7 +21,7 @@ def entity(number, original, **fields):
     return {**row, **fields}
 
 
-def test_refs_of_googles_splits_are_refused_because_they_number_the_refs_otherwise(tmp_path):
+def test_refs_of_googles_splits_are_refused_because_they_number_the_refs_differently(tmp_path):
     file = write_arefcoco(tmp_path)
     google = write_pickle(tmp_path / "refs(google).p", [ref(5, 11, "val", sentence(0, "left"))])
 

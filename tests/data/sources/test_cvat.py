@@ -50,7 +50,7 @@ def test_a_subset_is_a_split_and_the_default_one_is_the_split_of_the_file(tmp_pa
     assert [record.split for record in read(path)] == ["train", "train", "test", "val", "night"]
 
 
-def test_tasks_of_a_project_may_count_their_images_from_0_each(tmp_path):
+def test_each_task_of_a_project_may_count_its_images_from_0(tmp_path):
     path = write_cvat(tmp_path / "a.xml", [("", cvat_box(LEFT, "cup"))] * 3)
     path.write_text(path.read_text().replace('id="1"', 'id="0"').replace('id="2"', 'id="0"'))
 
@@ -68,7 +68,7 @@ def test_tasks_of_a_project_may_count_their_images_from_0_each(tmp_path):
         ('<mask label="cup" rle="1, 3" left="99" top="0" width="2" height="2"></mask>', "broken_shape"),
     ],
 )
-def test_a_shape_that_cannot_be_read_takes_its_label_with_it(tmp_path, shape, kind):
+def test_a_broken_shape_leaves_its_label_out_of_the_image(tmp_path, shape, kind):
     problems = Problems()
     path = write_cvat(tmp_path / "a.xml", [("", cvat_box(RIGHT, "cup") + shape + cvat_box(LEFT, "plate"))])
 

@@ -18,7 +18,7 @@ def boxes(record):
     return [region.box_xyxy for region in record.regions]
 
 
-def test_between_scenarios_every_image_is_asked_for_every_description(tmp_path):
+def test_between_scenarios_every_image_is_paired_with_every_description(tmp_path):
     records, _ = read(write_d_cube(tmp_path), scenario="inter")
     truth = {"0/1": [LEFT, RIGHT], "0/2": [], "0/3": [RIGHT], "0/4": [], "1/1": [], "1/2": [], "1/3": [], "1/4": [LEFT]}
     assert {record.expressions[0].id: boxes(record) for record in records} == truth

@@ -111,7 +111,7 @@ def rotated(result):
         (box_result(LEFT, "plate", id="mask-1"), {"broken_result": 1, "target_of_broken_object": 2}),
     ],
 )
-def test_a_region_that_cannot_be_read_takes_its_expression_with_it(tmp_path, result, expected):
+def test_a_broken_region_leaves_its_expression_out_of_the_image(tmp_path, result, expected):
     problems = Problems()
     others = box_result(RIGHT, "cup", id="box-1"), box_result(RIGHT, "fork")
 
@@ -143,7 +143,7 @@ def test_predictions_are_not_annotations(tmp_path):
         read(tmp_path, task)
 
 
-def test_the_minimal_export_is_refused_with_the_export_to_use(tmp_path):
+def test_the_minimal_export_is_refused_and_the_error_names_the_right_one(tmp_path):
     row = {"image": "a.jpg", "box": [], "annotator": 1, "annotation_id": 2, "lead_time": 3.5}
 
     assert SOURCE.sniff(write_studio(tmp_path / "minimal.json", [row]))

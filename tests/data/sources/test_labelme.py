@@ -36,7 +36,7 @@ def test_rectangles_have_two_corners_or_four_and_masks_their_place(tmp_path):
     assert not pixels[20, 10] and pixels[20:60, 10:30].sum() == pixels.sum() == 20 * 40 - 1
 
 
-def test_a_value_that_only_python_writes_does_not_spoil_the_file(tmp_path):
+def test_a_value_that_only_python_writes_does_not_break_the_file(tmp_path):
     folder = write_labelme(tmp_path / "a", {"a": [labelme_shape("cup", "rectangle", (10, 20), (30, 60))]})
     text = (folder / "a.json").read_text()
     (folder / "a.json").write_text(text.replace('"imageData": null', '"imageData": NaN'))
@@ -71,7 +71,7 @@ def test_shapes_of_one_group_and_label_are_one_object(tmp_path):
         (labelme_shape("cup", "rectangle", (5, 5), (9, 9), flags={"ignore": True}), "ignored_record"),
     ],
 )
-def test_a_shape_that_cannot_be_read_takes_its_label_with_it(tmp_path, shape, kind):
+def test_a_broken_shape_leaves_its_label_out_of_the_image(tmp_path, shape, kind):
     problems = Problems()
     others = [labelme_shape(label, "rectangle", (10, 20), (30, 60)) for label in ("cup", "plate")]
 

@@ -145,7 +145,7 @@ def test_one_name_for_two_images_gives_two_files_and_no_file_is_replaced(tmp_pat
     assert read_image(split.image_path(examples[0]))[0, 0, 0] == 0
 
 
-def test_a_broken_image_and_a_path_out_of_the_folder_cost_one_row_each(tmp_path):
+def test_a_broken_image_and_a_path_out_of_the_folder_leave_out_one_row_each(tmp_path):
     rows = [
         own_row(1, image={"bytes": b"not an image", "path": None}),
         own_row(2, image=image(2, path="../../../escaped.png")),
@@ -259,7 +259,7 @@ def test_a_truncated_file_a_missing_part_a_pointer_and_a_file_of_a_store_are_ref
         prepare(plan_file(tmp_path / "store" / "mine", name="again"), Preparation(out=tmp_path / "other"))
 
 
-def test_a_column_that_changes_the_meaning_costs_its_rows_and_others_are_reported(tmp_path):
+def test_rows_with_a_column_that_changes_their_meaning_are_left_out_and_others_reported(tmp_path):
     rows = [lmms_row(number, LEFT, "a") | {"exist": number == 1, "note": "x"} for number in (1, 2)]
 
     examples, _, problems = store_of(tmp_path, rows, settings={}, file="test.parquet")
@@ -268,7 +268,7 @@ def test_a_column_that_changes_the_meaning_costs_its_rows_and_others_are_reporte
     assert problems.counts == {"unread_meaning": 1, "unused_key": 2}
 
 
-def test_a_row_that_is_not_utf8_costs_only_itself(tmp_path):
+def test_only_the_row_that_is_not_utf8_is_left_out(tmp_path):
     texts = pa.array([b"good", b"\xff\xfe", b"also good"], pa.binary()).view(pa.string())
     images = pa.array([image()] * 3)
     table = pa.table({"image": images, "text": texts, "box": [list(LEFT)] * 3})

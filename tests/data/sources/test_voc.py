@@ -79,7 +79,7 @@ def test_difficult_objects_are_targets_and_make_their_class_uncountable(tmp_path
         (voc_object(LEFT, "cup", "<deleted>1</deleted>"), "ignored_record"),
     ],
 )
-def test_an_object_that_cannot_be_read_takes_its_class_with_it(tmp_path, broken, kind):
+def test_a_broken_object_leaves_its_class_out_of_the_image(tmp_path, broken, kind):
     problems = Problems()
     folder = write_voc(tmp_path, {"a": voc_object(RIGHT, "cup") + broken + voc_object(LEFT, "plate")})
 

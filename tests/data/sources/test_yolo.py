@@ -92,7 +92,7 @@ def test_images_of_two_splits_belong_to_the_first(tmp_path):
         ("2 0.5 0.5 0.1 0.1", "class 2 is not one of the 2 names"),
     ],
 )
-def test_a_line_that_cannot_be_read_takes_its_class_with_it(tmp_path, line, message):
+def test_a_broken_line_leaves_its_class_out_of_the_image(tmp_path, line, message):
     path = write_yolo(tmp_path, DATA, {"a": line + "\n" + yolo_box(0, LEFT) + yolo_box(1, RIGHT)})
     problems = Problems()
 

@@ -39,7 +39,7 @@ def test_a_colour_is_not_certain_where_the_background_or_the_light_has_it():
     assert ColourMeter(pixels).measure(BOX, None, ()).certain is None
 
 
-def test_nothing_is_known_of_a_box_whose_centre_another_box_covers_nor_of_a_few_pixels():
+def test_a_covered_centre_or_a_few_pixels_show_no_colour():
     pixels, mask = painted("red")
     meter = ColourMeter(pixels)
     assert meter.measure(BOX, None, [(50.0, 40.0, 110.0, 90.0)]) == UNKNOWN

@@ -185,7 +185,7 @@ def test_mass_nouns_and_plural_nouns_are_never_counted_and_people_never_coloured
         assert not re.search(r"skis (that|which) is|person (that|which)", text), text
 
 
-def test_a_class_without_a_noun_may_be_anything_and_leaves_nothing_certain_beside_it():
+def test_a_class_without_a_noun_may_be_anything_so_nothing_beside_it_is_certain():
     thing = LabelledObject(None, (200.0, 100.0, 260.0, 180.0), 4800.0)
     dog = LabelledObject("dog", (20.0, 100.0, 90.0, 180.0), 5600.0)
     settings = LabelSettings(expressions="template")

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import HEIGHT, WIDTH
 from corpora.json_sets import text_mask
-from image_files import png_bytes
+from image_files import COCO, png_bytes
 from parquet_releases import (
     LEFT,
     RIGHT,
@@ -22,6 +22,7 @@ from parquet_releases import (
     xywh,
 )
 
+from refcli.data.preparation.dataset_images import extract_content
 from refcli.data.preparation.plan import plan_file, plan_named, with_files
 from refcli.data.reading.images import read_image
 from refcli.data.sources.parquet.images import StoredImages
@@ -361,3 +362,23 @@ def test_refs_give_the_split_of_one_paper_within_a_mixed_one(tmp_path):
     splits = {name: store.split(f"lmms_refcoco:{name}") for name in ("val_mixed", "val_unc")}
     assert {name: len(split) for name, split in splits.items()} == {"val_mixed": 3, "val_unc": 1}
     assert splits["val_unc"][0].id == "lmms_refcoco/1/0"
+
+
+def test_a_small_file_that_stands_for_much_memory_is_refused(tmp_path):
+    num_rows = 1_000
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * num_rows, pa.int32()), pa.array(["x" * 400_000]))
+    table = pa.table({"image": [b""] * num_rows, "text": texts, "box": [list(LEFT)] * num_rows})
+    pq.write_table(table, tmp_path / "test.parquet")
+    assert (tmp_path / "test.parquet").stat().st_size < 100_000
+
+    with pytest.raises(DataError, match=r"1000 rows take 4\d\d,"):
+        prepare(plan_file(tmp_path / "test.parquet", name="mine", overrides=OWN), Preparation(tmp_path / "store"))
+
+
+def test_an_image_beyond_the_limit_is_not_written(tmp_path):
+    content = png_bytes((WIDTH, HEIGHT))
+
+    with pytest.raises(DataError, match="bytes"):
+        extract_content(COCO, lambda: content, tmp_path, max_bytes=len(content) - 1)
+    assert list(tmp_path.iterdir()) == []
+    assert extract_content(COCO, lambda: content, tmp_path, max_bytes=len(content)).read_bytes() == content

@@ -20,7 +20,7 @@ from refcli.config.schema import Settings
 from refcli.config.yaml_text import parse_yaml
 from refcli.data.reading.images import probe
 from refcli.data.reading.json_files import convert
-from refcli.data.reading.streams import first_bytes, read_bytes, read_lines
+from refcli.data.reading.streams import read_bytes, read_lines, text_start
 from refcli.data.sources.image_names import named_image
 from refcli.data.sources.known_keys import KeyLog, KnownKeys, excerpt
 from refcli.data.sources.labels import LabelledImage, LabelToolSettings, outlined_region
@@ -99,8 +99,8 @@ def sniff_yolo(path: Path) -> bool:
     """Whether this is a `data.yaml` with names and splits, or a folder with one or with `classes.txt`."""
     if path.is_dir() and not (path / DATA_FILE).exists():
         return all((path / name).exists() for name in (CLASSES_FILE, IMAGES, LABELS))
-    start = first_bytes(path / DATA_FILE if path.is_dir() else path)
-    return not start.lstrip().startswith((b"{", b"[", b"<")) and all(
+    start = text_start(path / DATA_FILE if path.is_dir() else path)
+    return not start.startswith((b"{", b"[", b"<")) and all(
         pattern.search(start) for pattern in (_HAS_NAMES, _HAS_SPLIT)
     )
 

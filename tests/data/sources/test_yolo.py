@@ -134,6 +134,14 @@ def test_a_folder_of_a_labelling_tool_has_a_list_of_classes_instead_of_data(tmp_
     assert found(read(tmp_path)) == {"the plate": [pytest.approx(LEFT)]}
 
 
+def test_data_may_start_with_a_byte_order_mark(tmp_path):
+    path = write_yolo(tmp_path, DATA, {"a": yolo_box(1, LEFT)})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+    assert detect_format(path) == "yolo"
+    assert found(read(path)) == {"plate": [pytest.approx(LEFT)]}
+
+
 def test_key_points_after_a_box_are_not_taken_for_a_polygon(tmp_path):
     line = yolo_box(0, LEFT).strip() + " 0.1 0.1 2 0.2 0.2 2\n"
     path = write_yolo(tmp_path, DATA | {"kpt_shape": [2, 3]}, {"a": line})

@@ -133,7 +133,11 @@ class JoinedLines:
         rejected = self._lines.rejected.listed()
         if self._lines.notation.format.lists_boxes and rejected and not self._num_known:
             first = next(lines.first[0] for lines in rejected.values())
-            raise DataError("no entry of the file is about a sample of the split", where=first)
+            raise DataError(
+                "no entry of the file is about a sample of the split",
+                where=first,
+                hint="prepare the data from the annotation file whose ids the results have",
+            )
         return [*self._units.warnings(), *self._lines.notes]
 
 

@@ -130,7 +130,9 @@ def _settings(
             nested += _settings(inner, f"{prefix}{name}.", titles=titles)
             continue
         property_ = schema["properties"][name]
-        default = _code(json.dumps(property_["default"], ensure_ascii=False)) if "default" in property_ else ""
+        default = "required" if field.is_required() else ""
+        if "default" in property_:
+            default = _code(json.dumps(property_["default"], ensure_ascii=False))
         rows.append((f"`{prefix}{name}`", _type_of(property_, definitions), default, _escape(meanings.get(name, ""))))
     table = [_table(("Setting", "Type", "Default", "Meaning"), rows)] if rows else []
     return [*table, *nested]

@@ -44,7 +44,7 @@ def read_text_lines(reading: AnswerReading) -> Iterator[StatedAnswer]:
     The text is read in the one format that is declared. A line with an `error` has no answer. Boxes have no scores.
 
     Raises:
-        DataError: the file is no text in UTF-8, or a key declares something that is not read.
+        DataError: the file is not UTF-8 text, or a key declares something that is not read.
     """
     declared = TEXT_FORMATS[reading.notation.name]
     has_boxes = False

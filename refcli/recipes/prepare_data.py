@@ -331,7 +331,7 @@ def _read(plan: FilePlan, problems: Problems) -> Iterable[RawRecord]:
 
 
 def _read_names(plan: FilePlan) -> Iterable[RawRecord]:
-    """The records for the names of their images: without those whose images are in the files of annotations."""
+    """The records for the names of their images: without those whose images are in the annotation files."""
     read = plan.source.read_names or plan.source.read
     problems = Problems()
     return storable(read(plan.files, plan.settings, dataset=plan.dataset, problems=problems), problems)

@@ -1,5 +1,5 @@
-"""The images of a data set: found below the given roots, or extracted into the store from archives and from the files
-of annotations."""
+"""The images of a data set: found below the given roots, or extracted into the store from archives and
+annotation files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class DatasetImages:
     """Key of an image -> its file, extracted from an archive."""
     file_names: FileNames
     extract_to: Path
-    """Folder for the images that the files of annotations hold; see `RawImage.content`."""
+    """Folder for the images that the annotation files contain; see `RawImage.content`."""
 
     @classmethod
     def not_searched(cls, *, extract_to: Path) -> DatasetImages:
@@ -98,9 +98,9 @@ class DatasetImages:
         Args:
             roots: directories, zips or tars.
             images: the wanted images; iterated only if there are archives.
-            extract_to: folder for images from archives and from files of annotations.
+            extract_to: folder for images from archives and from annotation files.
             file_names: file names of all images of the data set, wanted or not.
-            are_in_annotations: whether the files of annotations may hold images.
+            are_in_annotations: whether the annotation files may contain images.
         """
         roots = [root.resolve() for root in roots]
         index = ImageRoots.open(roots)
@@ -198,7 +198,7 @@ def extract_images(
 
 
 def extract_content(image: RawImage, content: LazyBytes, out: Path, *, max_bytes: int = MAX_MEMBER_BYTES) -> Path:
-    """Write an image that the file of annotations holds; the file appears atomically.
+    """Write an image that the annotation file contains; the file appears atomically.
 
     An existing file is never replaced: it is kept if it has the same bytes; otherwise the new name has a digest of the
     bytes, since records may refer to the other one.

@@ -37,9 +37,9 @@ class CrisSettings(Settings):
     """Options of the reader of CRIS's layout."""
 
     masks: bool = True
-    """Whether to read the masks. Without them a region is its box, which the authors truncated to whole pixels."""
+    """Whether to read the masks. If not, regions are boxes only, which the authors truncated to whole pixels."""
     images: ImageOrigin = "auto"
-    """Where the images come from. `auto`: COCO where the name has COCO's form of 2014."""
+    """Where the images come from. `auto`: COCO where a file is named COCO_train2014_...; `own`: the data set itself."""
 
 
 class _CrisSentence(msgspec.Struct):

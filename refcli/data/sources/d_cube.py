@@ -53,9 +53,9 @@ class DCubeSettings(Settings):
     """Options of the D-cube reader."""
 
     scenario: Literal["intra", "inter"] = "intra"
-    """`intra`: an image is asked for the descriptions of its own group, usually four; `inter`: for all descriptions."""
+    """`intra`: each image with the descriptions of its own group, usually four; `inter`: with all descriptions."""
     language: Literal["en", "zh"] = "en"
-    """Of the descriptions: English or Chinese."""
+    """Language of the descriptions: English or Chinese."""
 
 
 class DCubeRow(msgspec.Struct):

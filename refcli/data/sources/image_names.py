@@ -137,7 +137,7 @@ def stored_image(
     height: int | None = None,
     origin: ImageOrigin = "auto",
 ) -> RawImage:
-    """The image whose bytes are in a file of annotations.
+    """The image whose bytes are in an annotation file.
 
     Its identity is COCO's number if its name shows one (see `coco_id`), else its content: equal bytes are one image, in
     however many rows, and equal names (`image.png`) with different bytes are several.

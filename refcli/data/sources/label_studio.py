@@ -49,7 +49,7 @@ class LabelStudioSettings(LabelToolSettings):
     """Options of the reader of Label Studio's export."""
 
     image_key: str | None = None
-    """The key of a task's `data` with the image. By default `image_path`, `image`, or the only text there is."""
+    """The key of a task's `data` that holds the image. Default: `image_path`, `image`, or the only text."""
 
 
 class _Task(msgspec.Struct):

@@ -33,9 +33,9 @@ class LabelSettings(Settings):
     """Whether every object of the classes is labelled. If not, `template` writes no expression that an unlabelled
     object could make wrong: no counts, no "all", no "no target"."""
     seed: int = Field(0, ge=0)
-    """Of `template`: another seed gives other expressions."""
+    """For `template`: seed of the random choices."""
     expressions_per_image: int = Field(6, ge=1, le=100)
-    """Of `template`: the largest number of expressions about one image."""
+    """For `template`: maximum number of expressions about one image."""
 
     @model_validator(mode="after")
     def _used(self) -> LabelSettings:

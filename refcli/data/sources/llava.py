@@ -61,7 +61,7 @@ class LlavaSettings(Settings):
     """The space of the numbers: pixels of the image; 0..1 of the image; 0..1 of the image padded to a square (as LLaVA
     1.5 and Shikra see it); 0..1000, 0..999 or 0..1024 of the image."""
     notation: str = "shikra"
-    """How boxes are written, a name of a text format: shikra is [x1, y1, x2, y2], qwen2-vl is (x1,y1),(x2,y2)."""
+    """The text format of the boxes: shikra is [x1, y1, x2, y2], qwen2-vl is (x1,y1),(x2,y2)."""
     prompts: tuple[str, ...] = ()
     """Human turns with `{expression}` or `{box}`, without <image>. Empty: tagged phrases of answers are read."""
     images: ImageOrigin = "auto"

@@ -38,7 +38,7 @@ class RawImage:
     width: int | None = None
     height: int | None = None
     content: LazyBytes | None = field(default=None, compare=False)
-    """The image itself, if the file of annotations holds it; it is then written into the store."""
+    """The image itself, if the annotation file contains it; it is then written into the store."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ _OBJECT_KEYS = KnownKeys(
 def read_voc(files: Mapping[str, Path], settings: Settings, *, dataset: str, problems: Problems) -> Iterator[RawRecord]:
     """Yield the records of every image, split by split; see `Reader` and `labelled_records`.
 
-    Objects that are `difficult` to recognise are objects, and `is_crowd` of their class: others may be unlabelled.
+    A `difficult` object is a target, but also `is_crowd`: others of its class may be unlabelled.
 
     Args:
         files: split -> a folder (or archive) of XML files, or the folder with `Annotations` in it; optionally `sets`,

@@ -45,7 +45,7 @@ class YoloSettings(LabelToolSettings):
     """Options of the YOLO reader."""
 
     polygons: Literal["masks", "boxes"] = "masks"
-    """The meaning of a polygon. `boxes`: only its extent, the box around it, counts; for oriented boxes."""
+    """How polygons are read. `masks`: as outlines of masks; `boxes`: as the boxes around them, for oriented boxes."""
 
 
 class _Data(msgspec.Struct):
@@ -79,8 +79,8 @@ def read_yolo(
 
     Args:
         files: `data`, the file `data.yaml` or its folder, or a folder with `classes.txt`, `images` and `labels`, as
-            labelling tools write it, which is read as the split train; optionally `root`, the folder that its paths
-            start from, by default `path` in it if that is a folder below its own, else its own.
+            labelling tools write it, which is read as the split train; optionally `root`, the folder that the paths in
+            `data.yaml` start from, by default its `path` if that is below its folder, else its folder.
         settings: a `YoloSettings`.
         dataset: prefix of the keys of images that are not COCO's.
         problems: collects `broken_line` and its consequences (see `LabelledImage.records`), `split_without_images`,

@@ -49,7 +49,7 @@ def read_parquet(
             renames it) and `ref_not_found`.
 
     Raises:
-        DataError: a file is damaged, incomplete, of a store, or none of its rows can be used.
+        DataError: a file is damaged, incomplete or part of a store, or none of its rows can be used.
         UsageError: its columns are of no known layout and are not named in the settings.
     """
     assert isinstance(settings, ParquetSettings)

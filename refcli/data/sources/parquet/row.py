@@ -25,14 +25,14 @@ BoxFormat = Literal["xyxy", "xywh"]
 
 
 class ColumnNames(Settings):
-    """The columns of a Parquet file of no known layout."""
+    """The names of the columns of a Parquet file that has no known layout."""
 
     image: str | None = None
-    """Bytes of images, a struct of `bytes` and `path`, or file names."""
+    """The column of images: their bytes, structs of `bytes` and `path`, or file names."""
     file_name: str | None = None
-    """File names of images, where `image` has only bytes."""
+    """The column of file names, where `image` has only bytes."""
     expression: str | None = None
-    """A text, or a list of texts that refer to the same regions. It selects this mapping instead of a known layout."""
+    """The column of texts, or of lists of texts that refer to the same regions. If given, no known layout is used."""
     box: str | None = None
     """Four numbers, or a list of such boxes; see `box_format`."""
     mask: str | None = None
@@ -40,13 +40,15 @@ class ColumnNames(Settings):
     no_target: str | None = None
     """Whether the image does not contain what the expression describes."""
     width: str | None = None
+    """In pixels; read from the images if not given."""
     height: str | None = None
-    """In pixels; read from the images if they are not given."""
+    """In pixels; read from the images if not given."""
     id: str | None = None
     """Default: the split and the number of the row in its files."""
     split: str | None = None
     """Default: the split in the name of the file, else train."""
     kind: str | None = None
+    """The kind of expression; figures are also reported per kind."""
 
 
 class ParquetSettings(Settings):
@@ -54,11 +56,11 @@ class ParquetSettings(Settings):
 
     columns: ColumnNames = ColumnNames()
     box_format: BoxFormat | None = None
-    """Of `columns.box`, in pixels: `xyxy` two corners, the far one exclusive; `xywh` left, top, width, height."""
+    """Numbers of `columns.box`, in pixels. `xyxy`: two corners, the far one exclusive; `xywh`: left, top and size."""
     images: ImageOrigin = "auto"
-    """Where the images come from. `auto`: COCO where the file name has COCO's form of 2014."""
+    """Where the images come from. `auto`: COCO where a file is named COCO_train2014_...; `own`: the data set itself."""
     text: TextField = "sent"
-    """Of layouts with the sentences of REFER: `sent`, the cleaned one, or `raw`, as typed."""
+    """For layouts with REFER's sentences: `sent`, the cleaned sentence, or `raw`, as typed."""
     extract_images: bool = True
     """Whether to write the images inside the files into the store. If not, `--images` finds them by name."""
     split: str | None = Field(None, min_length=1)

@@ -1,9 +1,9 @@
 """Label Studio's run lengths of brush masks, in both directions.
 
-The format is `rle-pack` of thi.ng/umbrella: 32 bits for the number of values, 5 for the word size less one, four times
-4 for the sizes of run lengths less one; then blocks: a bit (1: one value is repeated, 0: values follow one by one), two
-bits for which of the sizes follows, the number of values less one, the values. The values are those of an RGBA image,
-row by row; the region is where alpha is not 0.
+The format is `rle-pack` of thi.ng/umbrella. The header has 32 bits for the number of values, 5 for the word size less
+one, and four times 4 for the sizes of run lengths less one. Each block has one bit (1: one value is repeated, 0: values
+follow one by one), two that select a size, the number of values less one in that size, and the values. The values are
+those of an RGBA image, row by row; the region is where alpha is not 0.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def check_run_lengths(rle: RLE) -> None:
 
 @lru_cache(maxsize=4)
 def _runs(rle: RLE) -> np.ndarray:
-    """The checked run lengths of a mask, read-only; kept for the next questions about the same mask."""
+    """The checked run lengths of a mask, read-only; cached, because a mask is used several times."""
     height, width = rle.size
     _check_size(height, width)
     digits = np.frombuffer(rle.counts, dtype=np.uint8).astype(np.int64) - _FIRST_DIGIT

@@ -159,7 +159,7 @@ def read_finecops(reading: AnswerReading) -> Iterator[StatedAnswer]:
 def read_finecops_array(reading: AnswerReading) -> Iterator[StatedAnswer]:
     """Yield the answers of FineCops-Ref's `.npy` list of `{"img_id", "bboxes", "scores"}`, corners in pixels.
 
-    Nothing of the pickle inside is imported or called.
+    Nothing that the pickle inside names is imported or called.
     """
     records = convert(read_object_array(reading.path), list[Any], where=str(reading.path))
     for number, record in enumerate(records, 1):

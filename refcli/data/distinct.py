@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 _MOST_WAITING = 1 << 16
-"""New hashes that are collected before they are merged with the others."""
+"""Number of new hashes to collect before merging them with the others."""
 
 
 class DistinctCounter:

@@ -136,7 +136,7 @@ class JoinedLines:
             raise DataError(
                 "no entry of the file is about a sample of the split",
                 where=first,
-                hint="prepare the data from the annotation file whose ids the results have",
+                hint="prepare the data from the annotation file that the ids in the results refer to",
             )
         return [*self._units.warnings(), *self._lines.notes]
 

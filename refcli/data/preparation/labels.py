@@ -107,7 +107,7 @@ def labelled_examples(
         dataset: name of the data set.
         survey: of all labels.
         problems: collects images without an expression: `image_of_unknown_size`, `labels_in_several_records` and
-            `no_certain_expression`; and all images without labels, which may be unfinished: `image_without_labels`.
+            `no_certain_expression`; and all images without labels, which may be missing: `image_without_labels`.
     """
     if not shown.width:
         problems.add("image_of_unknown_size", record.where, "give width and height, or the images with --images")

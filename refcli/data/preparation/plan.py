@@ -45,7 +45,7 @@ class FilePlan:
 
     @property
     def inputs(self) -> dict[str, Path]:
-        """Role -> file or folder of everything that is read; images excepted that only `--images` names."""
+        """Role -> file or folder of everything that is read, except images that only `--images` names."""
         main = next(iter(self.files.values()))
         folder = {"folder": main.parent} if self.source.reads_folder and main.is_file() else {}
         return {**self.files, **folder}

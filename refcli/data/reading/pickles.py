@@ -112,10 +112,10 @@ def read_pickle(path: Path, *, limits: PlainPickleLimits = PLAIN_LIMITS, arrays:
 
 
 def read_object_array(path: Path, *, limits: PlainPickleLimits = PLAIN_LIMITS) -> object:
-    """The plain data in a file that `numpy.save` wrote of a list of Python objects, as a list.
+    """The plain data in a file in which `numpy.save` wrote a list of Python objects, as a list.
 
     Raises:
-        DataError: the file is no such file or holds an array of numbers; or as `read_pickle`.
+        DataError: this is not such a file, or it holds an array of numbers; or as `read_pickle`.
     """
     with open_binary(path, max_bytes=limits.num_bytes) as stream:
         try:

@@ -192,7 +192,7 @@ class _Reading:
             self.problems.add(
                 "split_of_two_papers",
                 path.name,
-                f"no figure of a paper is comparable with {split}; --set splits.{split}={split}_mixed renames it",
+                f"scores on {split} are not comparable with any paper's; --set splits.{split}={split}_mixed renames it",
             )
 
     def _content(self, columns: _Columns, batch: RowBatch, index: int) -> RowImage | None:

@@ -264,7 +264,9 @@ def convert_predictions(
     where = f"{CONVERT_OPTION} {out}"
     if notation.name == REFCLI:
         others = ", ".join(name for name in ANSWER_FORMATS if name != REFCLI)
-        raise UsageError("prediction lines need no conversion", where=where, hint=f"declare --answers-format: {others}")
+        raise UsageError(
+            "prediction lines need no conversion", where=where, hint=f"give another --answers-format: {others}"
+        )
     if out.is_dir() or (out.exists() and not force):
         hint = "choose another file" + ("" if out.is_dir() else ", or replace it with --force")
         raise UsageError("it is a folder" if out.is_dir() else "the file exists", where=where, hint=hint)

@@ -99,7 +99,7 @@ class SampleScore:
     """Kept boxes that `matches_in_order` pairs with a region: at IoU 0.5, and at ten thresholds together."""
     matched_best50: int = 0
     matched_best: int = 0
-    """The same of `best_matches`."""
+    """The same for `best_matches`."""
     matched_masks: int = 0
     """Kept targets whose masks `best_matches` pairs with that of a region, at ten thresholds together."""
     best_score: float = 0.0
@@ -107,7 +107,7 @@ class SampleScore:
     box_scores: tuple[float, ...] = ()
     """Of at most 100 boxes, the highest first (COCO)."""
     box_hits: tuple[int, ...] = ()
-    """Of the same boxes: the thresholds at which each is right, see `hits_by_rank`."""
+    """For each of these boxes: the thresholds at which it is right, see `hits_by_rank`."""
     rank_any: int = 0
     rank_union: int = 0
     """Rank by score, from 1, of the first box that hits any region, or the box around all; 0: none does."""

@@ -1,4 +1,4 @@
-"""ReasonSeg: questions that take reasoning, with polygons and ignored regions (Lai et al., LISA, CVPR 2024).
+"""ReasonSeg: questions that need reasoning, with polygons and ignored regions (Lai et al., LISA, CVPR 2024).
 
 A split is a folder (or archive) of `<name>.jpg` beside `<name>.json`: `{"text": [...], "is_sentence", "shapes":
 [{"label": "target" | "ignore" | "flag", "points": [[x, y], ...]}]}`, in UTF-8 or Windows-1252. All texts refer to the

@@ -8,7 +8,7 @@ from refcli.evaluation.box_matches import TEN_THRESHOLDS
 from refcli.evaluation.sample_columns import ScoreColumns
 
 RECALLS = np.linspace(0, 1, 101)
-"""Where COCO reads the precision."""
+"""The recalls at which COCO samples the precision."""
 
 
 def coco_map(scores: ScoreColumns) -> float | None:

@@ -24,7 +24,7 @@ MORE_FIGURES: Mapping[str, tuple[str, ...]] = {
     "sets": ("set_precision50", "set_recall50", "density_f1", "set_f1_50", "set_f1_mask", "pmf1_box", "cgf1_box"),
     "ranked boxes": ("coco_map",),
 }
-"""Metrics that are printed below it, a line for each group."""
+"""Metrics that are printed below the table, one line per group."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ _WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
 _VOWEL = re.compile("[aeiouy]")
 _ABBREVIATIONS = frozenset({"tv", "dvd", "cd", "pc", "lcd"})
 """Nouns without a vowel."""
+_ARTICLES = frozenset({"the", "a", "an"})
 _MAX_WORDS = 4
 _NOT_A_KIND = frozenset(
     {"class", "category", "cls", "label", "id", "object", "objects", "obj", "item", "items", "thing", "things", "stuff",
@@ -90,13 +91,16 @@ _FAMILIES: tuple[frozenset[str], ...] = tuple(
 
 
 def readable_noun(class_name: str) -> str | None:
-    """A class name as a lower-case English noun phrase: "cell_phone" and "CellPhone" give "cell phone".
+    """A class name as a lower-case English noun phrase without an article: "the cell_phone" and "CellPhone" give
+    "cell phone".
 
     None for names that are no words (with digits, without a vowel, of one letter, not in Latin letters), that name
     several things ("cup/mug"), or that name no kind of thing ("other", "DontCare", "no_helmet").
     """
     spaced = _CAMEL_CASE.sub(" ", _BRACKETS.sub("", class_name)).replace("_", " ")
     words = spaced.lower().split()
+    if len(words) > 1 and words[0] in _ARTICLES:
+        del words[0]
     if not 1 <= len(words) <= _MAX_WORDS or not all(map(_is_word, words)):
         return None
     if not _NOT_A_KIND.isdisjoint(part for word in words for part in word.split("-")):

@@ -10,6 +10,7 @@ from refcli.data.templates.names import may_be_the_same, readable_noun
     [
         ("cell_phone", "cell phone"),
         ("Car", "car"),
+        ("the plate", "plate"),
         ("TrafficLight", "traffic light"),
         ("TV", "tv"),
         ("mouse_(computer_equipment)", "mouse"),

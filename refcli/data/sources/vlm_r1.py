@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -63,11 +64,11 @@ def read_vlm_r1(
         files: split -> file.
         settings: a `VlmR1Settings`.
         dataset: prefix of the keys of images that are not COCO's.
-        problems: collects omitted rows, `broken_row` (also those without a box); and `solution_differs_from_box`,
-            which are kept with their `bbox_list`.
+        problems: collects omitted rows, `broken_row` (also those without a box). Kept are `solution_differs_from_box`,
+            with their `bbox_list`, and `repeated_id`, with the number of the row behind the id.
 
     Raises:
-        DataError: an id occurs twice, or no row can be used.
+        DataError: no row can be used.
     """
     for split, path in files.items():
         keys = KeyLog(path.name, problems)
@@ -83,10 +84,12 @@ def read_vlm_r1(
                 continue
             if row.solution is not None and not _agrees(row.bbox_list[0], row.solution):
                 problems.add("solution_differs_from_box", where, f"{list(row.solution)}, {list(row.bbox_list[0])}")
-            if str(row.id) in seen:
-                raise DataError(f"the id {row.id} occurs twice", where=where)
-            seen.add(str(row.id))
-            yield record
+            (expression,) = record.expressions
+            if expression.id in seen:
+                problems.add("repeated_id", where, expression.id)
+                expression = expression._replace(id=f"{expression.id}-{index}")
+            seen.add(expression.id)
+            yield replace(record, expressions=(expression,))
         keys.finish()
         if not seen:
             rejected.raise_first()

@@ -69,6 +69,14 @@ HEADS: dict[str, dict[str, Any]] = {
         "pixel_ffn_dim": 128,
         "pyramid_channels": PYRAMID,
     },
+    "instances": {
+        "dim": 64,
+        "mask_dim": 48,
+        "heads": 4,
+        "ffn_dim": 256,
+        "mask_upsamples": 2,
+        "loss_weights": {"existence_bce": 1.0},
+    },
 }
 """Settings for a grid of 8 x 8 patches and a tower of width 128 to 192; masks are 64 x 64 (oneref) or 32 x 32."""
 METRICS = {
@@ -79,6 +87,7 @@ METRICS = {
     "ciou": "cIoU",
     "n_acc": "N-acc",
     "t_acc": "T-acc",
+    "grec_pr_iou": "GREC Pr",
 }
 T_ACC, AT_T_ACC = 0.97, "n_acc_at_t_acc"
 """N-acc is also compared at the threshold of one T-acc, since 0.5 is a different trade-off for every head."""

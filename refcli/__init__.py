@@ -20,6 +20,7 @@ __all__ = [
     "Grounder",
     "GroundingDataset",
     "Head",
+    "InstancesHead",
     "LoadedWeights",
     "ModelSettings",
     "OneRefHead",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from refcli.grounder import Grounder
     from refcli.heads.base import Head
     from refcli.heads.cgformer.head import CGFormerHead
+    from refcli.heads.instances.head import InstancesHead
     from refcli.heads.oneref.head import OneRefHead
     from refcli.heads.rela.head import RelaHead
     from refcli.heads.shared_ris.head import SharedRISHead
@@ -101,6 +103,7 @@ else:
             "refcli.grounder": "Grounder",
             "refcli.heads.base": "Head",
             "refcli.heads.cgformer.head": "CGFormerHead",
+            "refcli.heads.instances.head": "InstancesHead",
             "refcli.heads.oneref.head": "OneRefHead",
             "refcli.heads.rela.head": "RelaHead",
             "refcli.heads.shared_ris.head": "SharedRISHead",

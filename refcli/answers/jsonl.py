@@ -28,10 +28,11 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
 
     Boxes are absolute pixels of the original image (EXIF orientation applied), xyxy, half-open, to 0.01 pixel; masks
     are compressed COCO run lengths with `counts` as text. With "no target" there are also `candidates` (the targets
-    proposed before that decision) and `no_target_source`. `unknown_words` and `unread_text` appear if the model could
-    not read the whole expression, `parse_failure` if the answer's text could not be parsed (`error` says why). The
-    `frame` of a target is the same target in pixels of the model's letterbox, including the padding. `evaluate`
-    measures the numbers written here.
+    proposed before that decision) and `no_target_source`. `mask` appears if the system draws one of everything that is
+    referred to beside the targets' own, `unknown_words` and `unread_text` if the model could not read the whole
+    expression, `parse_failure` if the answer's text could not be parsed (`error` says why). The `frame` of a target is
+    the same target in pixels of the model's letterbox, including the padding. `evaluate` measures the numbers written
+    here.
     """
     record: dict[str, Any] = {
         "schema": PREDICTION_SCHEMA,
@@ -44,6 +45,8 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
         "no_target": answer.no_target,
         "no_target_score": None if answer.no_target_score is None else round(answer.no_target_score, SCORE_DECIMALS),
     }
+    if answer.mask is not None:
+        record["mask"] = mask_to_json(answer.mask)
     if answer.candidates is not None:
         record["candidates"] = [_target_to_json(target) for target in answer.candidates]
     if answer.no_target_source is not None:
@@ -114,6 +117,7 @@ def answer_from_json(record: Mapping[str, Any]) -> Answer:
             unknown_words=tuple(map(_text, _kind_of({"unknown_words": [], **record}, "unknown_words", list))),
             unread_text=_text(_kind_of({"unread_text": "", **record}, "unread_text", str)),
             parse_failure=_parse_failure(record),
+            mask=None if record.get("mask") is None else mask_from_json(record["mask"]),
         )
     except KeyError as error:
         raise DataError(f"the prediction record has no {error.args[0]!r}", where=_place(record)) from error

@@ -10,6 +10,30 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Regions:
+    """The referred regions of a batch one by one, in the model frame; padded to the largest number of a sample."""
+
+    boxes_cxcywh: Float[Tensor, "batch regions 4"]
+    """(centre x, centre y, width, height) divided by the model frame's width and height."""
+    masks: Bool[Tensor, "batch regions height width"]
+    is_real: Bool[Tensor, "batch regions"]
+    """False on padding."""
+    mask_is_known: Bool[Tensor, "batch regions"]
+    """False where the data set has only a box; the mask is then the filled box."""
+    are_separate: Bool[Tensor, " batch"]
+    """False where one region may stand for several objects (a union mask, a box around a group): the sample then
+    trains no instance."""
+
+    def to(self, device: str | torch.device) -> Regions:
+        """The regions on another device."""
+        return Regions(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+
+    def first(self, count: int) -> Regions:
+        """The regions of the first samples."""
+        return Regions(*(getattr(self, name)[:count] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
 class Targets:
     """The truth of a batch in the model frame.
 
@@ -24,10 +48,22 @@ class Targets:
     mask_is_known: Bool[Tensor, " batch"]
     """False where the data set has only boxes; the mask is then the filled box."""
     exists: Bool[Tensor, " batch"]
+    regions: Regions | None = None
+    """For heads that distinguish the referents (`Head.reads_regions`)."""
 
     def to(self, device: str | torch.device) -> Targets:
         """The targets on another device."""
-        return Targets(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+        tensors = (self.boxes_cxcywh, self.masks, self.mask_is_known, self.exists)
+        regions = None if self.regions is None else self.regions.to(device)
+        boxes, masks, known, exists = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Targets(boxes, masks, known, exists, regions)
+
+    def first(self, count: int) -> Targets:
+        """The targets of the first samples."""
+        tensors = (self.boxes_cxcywh, self.masks, self.mask_is_known, self.exists)
+        regions = None if self.regions is None else self.regions.first(count)
+        boxes, masks, known, exists = (tensor[:count] for tensor in tensors)
+        return Targets(boxes, masks, known, exists, regions)
 
 
 @dataclass(frozen=True)

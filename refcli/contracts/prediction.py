@@ -49,6 +49,10 @@ class Prediction:
     """Probability that the expression refers to anything at all."""
     existence_threshold: float = 0.5
     """Below this probability the answer is "no target"."""
+    score_threshold: float = 0.0
+    """Targets with a lower score are proposals; the best one is part of the answer in any case."""
+    union_mask_logits: Float[Tensor, "batch mask_height mask_width"] | None = None
+    """Of everything that is referred to, where the head draws it beside the targets' own masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,9 @@ class Answer:
     parse_failure: bool = False
     """The system answered, but its text states neither a box nor "no target" (`error` says why): the answer is wrong in
     every metric, not missing."""
+    mask: RLE | None = None
+    """Everything that the expression refers to, from a system that draws it beside the targets' own masks; None: the
+    union of these."""
 
     @classmethod
     def to(cls, example: Example, targets: Iterable[Target], *, weights: str = "") -> Answer:

@@ -176,6 +176,7 @@ def score_sample(
     framed = [target.frame for target in proposed if target.frame is not None]
     in_frame = framed if len(framed) == len(proposed) else []
     pixels = _overlaps(example, drawn, frames, in_frame)
+    union = pixels if answer.mask is None else _overlaps(example, [answer.mask], frames)
     return SampleScore(
         id=example.id,
         image=example.image,
@@ -203,7 +204,7 @@ def score_sample(
         matched_masks=_mask_matches(example, [answer.targets[at] for at in kept], proposed, pixels[IMAGE]).at_ten,
         **overlaps.ranks(proposed),
         truth_has_masks=_truth_has_masks(example),
-        overlaps=pixels,
+        overlaps=union,
     )
 
 

@@ -9,6 +9,7 @@ from refcli.exports import lazy_exports
 __all__ = [
     "CGFormerHead",
     "Head",
+    "InstancesHead",
     "Learned",
     "OneRefHead",
     "OutputName",
@@ -21,6 +22,7 @@ __all__ = [
 if TYPE_CHECKING:
     from refcli.heads.base import Head, Learned, OutputName
     from refcli.heads.cgformer.head import CGFormerHead
+    from refcli.heads.instances.head import InstancesHead
     from refcli.heads.oneref.head import OneRefHead
     from refcli.heads.rela.head import RelaHead
     from refcli.heads.shared_ris.head import SharedRISHead
@@ -32,6 +34,7 @@ else:
             "refcli.heads.base": "Head Learned OutputName",
             "refcli.heads.cgformer.head": "CGFormerHead",
             "refcli.heads.table": "head_class head_settings",
+            "refcli.heads.instances.head": "InstancesHead",
             "refcli.heads.oneref.head": "OneRefHead",
             "refcli.heads.rela.head": "RelaHead",
             "refcli.heads.shared_ris.head": "SharedRISHead",

@@ -45,6 +45,8 @@ class Head(nn.Module, ABC, Generic[Output]):
     """The settings that the head was built from, a `Config`."""
     OPTIONAL_PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Setting -> the modules that exist only if it is on; weights may lack them, or have them unused."""
+    reads_regions: ClassVar[bool] = False
+    """Whether `losses` needs `Targets.regions`."""
     hidden_layers: tuple[int, ...] = ()
     """Layers of the tower whose tokens before the final norm the head reads in `Features.hidden`; 0: the embedding."""
 

@@ -13,6 +13,7 @@ from refcli.tables import lookup
 
 HEADS: dict[str, str] = {
     "cgformer": "refcli.heads.cgformer.head:CGFormerHead",
+    "instances": "refcli.heads.instances.head:InstancesHead",
     "oneref": "refcli.heads.oneref.head:OneRefHead",
     "rela": "refcli.heads.rela.head:RelaHead",
     "shared_ris": "refcli.heads.shared_ris.head:SharedRISHead",

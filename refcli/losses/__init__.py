@@ -16,11 +16,12 @@ __all__ = [
     "mlm_loss",
     "sigmoid_focal",
     "sts_loss",
+    "sum_per",
     "vts_loss",
 ]
 
 if TYPE_CHECKING:
-    from refcli.losses.averages import mean_over
+    from refcli.losses.averages import mean_over, sum_per
     from refcli.losses.boxes import box_giou, box_l1
     from refcli.losses.contrast import clip_contrast
     from refcli.losses.masks import dice, sigmoid_focal
@@ -29,7 +30,7 @@ else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "refcli.losses.averages": "mean_over",
+            "refcli.losses.averages": "mean_over sum_per",
             "refcli.losses.boxes": "box_giou box_l1",
             "refcli.losses.contrast": "clip_contrast",
             "refcli.losses.masks": "dice sigmoid_focal",

@@ -19,7 +19,12 @@ def mean_over(values: Float[Tensor, " samples"], counts: Bool[Tensor, " samples"
     return torch.where(counts, values, 0).sum() / _divisor(counts)
 
 
-def _divisor(counts: Bool[Tensor, " samples"]) -> Float[Tensor, ""]:
+def sum_per(values: Float[Tensor, " samples"], counts: Bool[Tensor, "*items"]) -> Float[Tensor, ""]:
+    """Sum of the values, divided by the number of items that count (at least one), in a group as in `mean_over`."""
+    return values.sum() / _divisor(counts)
+
+
+def _divisor(counts: Bool[Tensor, "*items"]) -> Float[Tensor, ""]:
     """The number that count in the whole group (at least one), per process."""
     number = counts.sum()
     if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()):

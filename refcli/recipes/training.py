@@ -36,6 +36,7 @@ from refcli.engine.reporting.reporters import LoggingReporter, Reporter, SilentR
 from refcli.engine.reporting.tensorboard import TensorBoard
 from refcli.engine.stopping import StopSignals, failing_together
 from refcli.errors import ConfigError, DataError, ExpressionError
+from refcli.heads.table import head_class
 from refcli.inference.unread_text import UnreadText
 from refcli.recipes.precision import slow_precision
 from refcli.text.roles import RoleFinder
@@ -284,11 +285,24 @@ def open_data(
             where=f"data.{'train' if unknown[0] in data.train else 'validation'}",
             hint=f"--set data.train=NAME --set data.validation=NAME; known: {', '.join(store.names()) or 'none'}",
         )
-    training = GroundingDataset(store, data.train, tower=model.tower, augment=data.augment, kinds=data.kinds)
+    with_regions = head_class(model.head.name).reads_regions
+    training = GroundingDataset(
+        store,
+        data.train,
+        tower=model.tower,
+        augment=data.augment,
+        kinds=data.kinds,
+        with_regions=with_regions,
+    )
     validation = None
     if data.validation:
         validation = GroundingDataset(
-            store, data.validation, tower=model.tower, augment=None, limit=data.validation_samples
+            store,
+            data.validation,
+            tower=model.tower,
+            augment=None,
+            limit=data.validation_samples,
+            with_regions=with_regions,
         )
     return Data(training, validation, Collate(tokenizer, find_roles=find_roles))
 

@@ -17,6 +17,9 @@ from refcli.geometry.masks import decode_mask
 from refcli.grounder import Grounder
 from refcli.heads.cgformer.consecutive_decoder import Decoded
 from refcli.heads.cgformer.head import CGFormerOutput
+from refcli.heads.instances.decoder import QueryStage
+from refcli.heads.instances.head import InstancesOutput
+from refcli.heads.instances.seeds import find_seeds
 from refcli.heads.oneref.head import OneRefOutput
 from refcli.heads.rela.head import RelaOutput
 from refcli.heads.shared_ris.head import SharedRISOutput
@@ -34,6 +37,7 @@ TOWER = TowerSettings(
 PYRAMID = [8, 8, 8, 16]
 SETTINGS = {
     "cgformer": {"dim": 16, "pyramid_channels": PYRAMID, "lite": True, "existence": True},
+    "instances": {"dim": 16, "mask_dim": 8, "heads": 2, "ffn_dim": 16, "queries": 3, "score_threshold": 0.7},
     "oneref": {"res": True, "existence": True, "mask_upsamples": 2},
     "rela": {
         "dim": 16, "heads": 2, "regions": 2, "decoder_layers": 1, "decoder_ffn_dim": 16, "pixel_layers": 0,
@@ -69,6 +73,7 @@ def say(name: str, mask: torch.Tensor, existence: float) -> Prediction:
     nothing = torch.zeros(1, 16)
     outputs = {
         "cgformer": lambda: CGFormerOutput(mask, Decoded(mask[:, None], torch.zeros(1, 1, 1), (), ()), None, exists),
+        "instances": lambda: one_instance(mask, box, exists),
         "oneref": lambda: OneRefOutput(
             nothing, nothing, nothing, nothing, box, mask / 9, mask, exists, (4, 4), (SIDE, SIDE)
         ),
@@ -76,6 +81,16 @@ def say(name: str, mask: torch.Tensor, existence: float) -> Prediction:
         "shared_ris": lambda: SharedRISOutput(mask, exists),
     }
     return make(name)[1].head.predict(outputs[name]())
+
+
+def one_instance(mask: torch.Tensor, box: torch.Tensor, exists: torch.Tensor) -> InstancesOutput:
+    """Three queries; the second is the object, the first has a low score, the third is dead."""
+    seeds = find_seeds(torch.zeros(1, 4, 4), 3)
+    scores = torch.tensor([[-3.0, 18.0, -20.0]])
+    stage = QueryStage(scores, box.expand(1, 3, 4), torch.zeros(1, 3, 8), torch.zeros(1, 3, 16))
+    return InstancesOutput(
+        torch.zeros(1, 4, 4), seeds, (stage,), mask.expand(1, 3, SIDE, SIDE), mask, exists, (4, 4), (SIDE, SIDE)
+    )
 
 
 @every_head

@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from refcli.contracts.batch import Batch, Targets
-from refcli.data.training.dataset import Sample
+from refcli.contracts.batch import Batch, Regions, Targets
+from refcli.data.training.dataset import Sample, SampleRegions
 from refcli.text.roles import RoleFinder
 
 
@@ -51,7 +51,30 @@ class Collate:
                 masks=torch.from_numpy(np.stack([sample.mask for sample in samples])),
                 mask_is_known=torch.tensor([sample.mask_is_known for sample in samples], dtype=torch.bool),
                 exists=torch.tensor([sample.exists for sample in samples], dtype=torch.bool),
+                regions=_padded_regions([sample.regions for sample in samples if sample.regions is not None]),
             ),
             ids=tuple(sample.id for sample in samples),
             word_roles=roles,
         )
+
+
+def _padded_regions(samples: Sequence[SampleRegions]) -> Regions | None:
+    """The regions of every sample, padded to the largest number; None without regions."""
+    if not samples:
+        return None
+    most = max(len(sample.boxes_cxcywh) for sample in samples)
+
+    def padded(name: str) -> torch.Tensor:
+        parts = [getattr(sample, name) for sample in samples]
+        return torch.from_numpy(
+            np.stack([np.pad(part, [(0, most - len(part)), *([(0, 0)] * (part.ndim - 1))]) for part in parts])
+        )
+
+    counts = torch.tensor([len(sample.boxes_cxcywh) for sample in samples])
+    return Regions(
+        boxes_cxcywh=padded("boxes_cxcywh"),
+        masks=padded("masks"),
+        is_real=torch.arange(most) < counts[:, None],
+        mask_is_known=padded("mask_is_known"),
+        are_separate=torch.ones(len(samples), dtype=torch.bool),
+    )

@@ -23,13 +23,24 @@ from refcli.data.training.augmentation import draw_view, jitter_colours
 from refcli.data.training.negatives import BorrowedExpressions, borrowing_generator, without_target
 from refcli.data.training.transforms import View, normalise
 from refcli.errors import ConfigError, DataError, ImageError
-from refcli.geometry.boxes import enclosing_box
+from refcli.geometry.boxes import BoxXYXY, enclosing_box
 from refcli.tables import did_you_mean
 from refcli.text.phrases import swap_left_right
 
 MASKS_OF_REGIONS = "regions.list.element.mask_counts"
 ONE_SIDE_OF_REGIONS = "regions.list.element.x1"
 """The smallest part of the column that suffices to count regions."""
+
+
+@dataclass(frozen=True)
+class SampleRegions:
+    """The regions of a sample, in the model frame."""
+
+    boxes_cxcywh: Float32[np.ndarray, "regions 4"]
+    """In fractions of the model frame."""
+    masks: Bool[np.ndarray, "regions height width"]
+    """A region without a mask fills its box."""
+    mask_is_known: Bool[np.ndarray, " regions"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,8 @@ class Sample:
     mask_is_known: bool
     """Every region has a mask."""
     exists: bool
+    regions: SampleRegions | None = None
+    """The regions one by one; None unless the data set was asked for them."""
 
 
 class GroundingDataset(Dataset[Sample]):
@@ -60,6 +73,7 @@ class GroundingDataset(Dataset[Sample]):
         augment: augmentation of the training samples; None is the evaluation transform.
         kinds: keep only expressions of these kinds; None keeps all.
         limit: maximum number of samples.
+        with_regions: whether samples have their regions one by one, beside the union.
 
     Raises:
         DataError: an unknown split, or no samples remain.
@@ -75,8 +89,10 @@ class GroundingDataset(Dataset[Sample]):
         augment: AugmentSettings | None,
         kinds: Sequence[str] | None = None,
         limit: int | None = None,
+        with_regions: bool = False,
     ) -> None:
         self.tower = tower
+        self.with_regions = with_regions
         self.augment = augment
         self._splits: list[StoreSplit] = [store.split(name) for name in splits]
         self._starts = np.array([0, *accumulate(len(split) for split in self._splits)], dtype=np.int64)
@@ -106,7 +122,14 @@ class GroundingDataset(Dataset[Sample]):
         example = _with_size(example, *image.size, path)
         example = self._maybe_without_target(int(self._rows[index]), example, draw)
         try:
-            return make_sample(image, example, tower=self.tower, augment=self.augment, draw=draw)
+            return make_sample(
+                image,
+                example,
+                tower=self.tower,
+                augment=self.augment,
+                draw=draw,
+                with_regions=self.with_regions,
+            )
         except DataError as error:
             error.where = error.where or f"{split.name}: {example.id}"
             raise
@@ -227,7 +250,13 @@ def _rows_of_kinds(splits: Sequence[StoreSplit], kinds: Sequence[str]) -> Int[np
 
 
 def make_sample(
-    image: Image.Image, example: Example, *, tower: TowerSettings, augment: AugmentSettings | None, draw: int
+    image: Image.Image,
+    example: Example,
+    *,
+    tower: TowerSettings,
+    augment: AugmentSettings | None,
+    draw: int,
+    with_regions: bool = False,
 ) -> Sample:
     """One Sample: by the evaluation transform (OneRef), or augmented.
 
@@ -237,6 +266,7 @@ def make_sample(
         tower: gives the size of the model frame.
         augment: the augmentation; None is the evaluation transform.
         draw: seed of the augmentation.
+        with_regions: whether to make `Sample.regions`.
     """
     if augment is None:
         model_height, model_width = tower.image_size
@@ -256,6 +286,7 @@ def make_sample(
         mask=view.mask(example.regions, example.height, example.width),
         mask_is_known=all(region.mask is not None for region in example.regions),
         exists=bool(example.regions),
+        regions=_regions(example, view) if with_regions else None,
     )
 
 
@@ -263,7 +294,24 @@ def _box_target(example: Example, view: View) -> Float32[np.ndarray, " 4"]:
     enclosing = enclosing_box([region.box_xyxy for region in example.regions])
     if enclosing is None:
         return np.zeros(4, dtype=np.float32)
-    x1, y1, x2, y2 = view.boxes(np.array([enclosing], dtype=np.float64))[0]
+    box: Float32[np.ndarray, " 4"] = _boxes_cxcywh([enclosing], view)[0]
+    return box
+
+
+def _boxes_cxcywh(boxes_xyxy: Sequence[BoxXYXY], view: View) -> Float32[np.ndarray, "n 4"]:
+    """Boxes in image pixels -> (centre x, centre y, width, height) in fractions of the model frame."""
+    x1, y1, x2, y2 = view.boxes(np.array(boxes_xyxy, dtype=np.float64).reshape(-1, 4)).T
     width, height = view.frame.model_width, view.frame.model_height
     parts = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
-    return np.array(parts, dtype=np.float32)
+    boxes: Float32[np.ndarray, "n 4"] = np.stack(parts, axis=1).astype(np.float32)
+    return boxes
+
+
+def _regions(example: Example, view: View) -> SampleRegions:
+    masks = [view.mask([region], example.height, example.width) for region in example.regions]
+    shape = (0, view.frame.model_height, view.frame.model_width)
+    return SampleRegions(
+        boxes_cxcywh=_boxes_cxcywh([region.box_xyxy for region in example.regions], view),
+        masks=np.stack(masks) if masks else np.zeros(shape, dtype=np.bool_),
+        mask_is_known=np.array([region.mask is not None for region in example.regions], dtype=np.bool_),
+    )

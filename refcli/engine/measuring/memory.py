@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from refcli.config.schema import OptimSettings, TrainSettings
-from refcli.contracts.batch import Batch, Targets
+from refcli.contracts.batch import Batch
 from refcli.engine.optimisation.optimizer import build_optimizer, group_parameters
 from refcli.model.encoder import MultiwayEncoder
 
@@ -99,7 +99,7 @@ def estimate_memory(
 
 def first_samples(batch: Batch, count: int) -> Batch:
     """The first samples of a batch, with its padding."""
-    targets = Targets(*(getattr(batch.targets, name)[:count] for name in Targets.__dataclass_fields__))
+    targets = batch.targets.first(count)
     return replace(
         batch,
         images=batch.images[:count],

@@ -17,7 +17,7 @@ from rich.console import Console
 from refcli.cli.progress import ProgressBars
 from refcli.contracts.example import Example, Region
 from refcli.data.store.write import write_manifest, write_split
-from refcli.evaluation.predictions import MOST_LINE_BYTES
+from refcli.evaluation.answer_lines import MOST_LINE_BYTES
 
 SPLIT = "m:val"
 BOX = (10.0, 20.0, 60.0, 70.0)

@@ -105,7 +105,7 @@ def read(file: Path, form: str, settings: Mapping[str, Any] | None = None) -> No
     problems = Problems()
     records = storable(plan.source.read(plan.files, plan.settings, dataset="fuzzed", problems=problems), problems)
     chunk = [(record, Place(record.image.names[0], None)) for record in records]
-    tables, found, evidence = finish_chunk(chunk, FinishSettings("fuzzed"))
+    tables, found, evidence, _ = finish_chunk(chunk, FinishSettings("fuzzed"))
     for split, table in tables.items():
         check_table(table, dataset="fuzzed", split=split)
         evidence[split].contradiction(split, is_strict=True)

@@ -86,6 +86,7 @@ def make_batch(size: int, words: int) -> Batch:
     return Batch(torch.randn(size, 3, SIDE, SIDE), ids, is_pad, truth, names, torch.zeros_like(ids))
 
 
+@pytest.mark.slow
 def test_blocks_with_different_rates_of_drop_path_are_one_program_each_for_training_and_validation():
     tower = OneTower(TowerSettings(**{**TOWER, "layers": 24}, drop_path=0.4))
     counter = CompileCounter()

@@ -250,6 +250,7 @@ def test_two_processes_train_and_only_rank_0_reports(tmp_path, training, launche
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_an_error_of_both_processes_is_reported_once(tmp_path, store, training):
     for image in (store / "synthetic").rglob("*.jpg"):
         image.write_bytes(b"not an image")
@@ -262,6 +263,7 @@ def test_an_error_of_both_processes_is_reported_once(tmp_path, store, training):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in Linux's /proc")
+@pytest.mark.slow
 def test_processes_resume_from_the_last_checkpoint_after_a_crash_and_save_when_stopped(tmp_path, training):
     run = tmp_path / "run"
     process = training(run, "--force", "--set", "train.steps=1000000", "--nproc", "2", "--max-restarts", "1")

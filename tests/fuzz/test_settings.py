@@ -42,6 +42,7 @@ HEAD_SETTINGS: dict[str, dict[str, Any]] = {
     "oneref": {"res": True, "existence": True},
     "rela": {"dim": 8, "heads": 2, "decoder_layers": 1, "pixel_layers": 1, "pyramid_channels": [8, 8, 8, 8]},
     "cgformer": {"dim": 16, "pyramid_channels": [8, 8, 8, 8]},
+    "instances": {"dim": 16, "mask_dim": 8, "heads": 2, "ffn_dim": 16},
     "shared_ris": {"dim": 16, "heads": 2},
 }
 PULLED = {"name": "x", "repo": "a/b", "file": "c", "revision": "d", "sha256": "e", "num_bytes": 5}

@@ -212,6 +212,7 @@ time.sleep(2)  # a process that leaves within a second of wrapping is aborted by
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does_with_both_batches(tmp_path):
     training, batches = new_training(revive_below=0.0), [image_batch(step) for step in range(3)]
     torch.save((training, batches), tmp_path / "start.pt")

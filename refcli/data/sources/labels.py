@@ -30,8 +30,8 @@ class LabelSettings(Settings):
     """Where the expressions come from. `given`: the texts in the file; `category`: the names of classes, each of which
     refers to all its objects in an image; `template`: refcli writes them from classes, positions, sizes and colours."""
     exhaustive: bool = True
-    """Whether every object of the classes is labelled. If not, `template` writes no expression that an unlabelled
-    object could make wrong: no counts, no "all", no "no target"."""
+    """Whether every object of the classes is labelled. If not, `template` writes no counts, no "all", no order, no
+    extreme and no "no target". What remains is true of its target, but an unlabelled object may fit it as well."""
     seed: int = Field(0, ge=0)
     """For `template`: seed of the random choices."""
     expressions_per_image: int = Field(6, ge=1, le=100)

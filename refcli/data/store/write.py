@@ -138,9 +138,9 @@ class SplitWriter:
             return
         table = table.cast(SCHEMA)
         check_table(table, dataset=self._dataset, split=self._split)
-        ids = np.fromiter(map(hash, table["id"].to_pylist()), np.int64, len(table))
+        ids = _hashes_of_ids(table)
         if len(np.unique(ids)) < len(ids):
-            self._refuse_repeated_ids(ids, table)
+            self._refuse_repeated_ids(table)
         self._ids.append(ids)
         self._images.update(pc.unique(table["image"]).to_pylist())
         lists = table["regions"].combine_chunks()
@@ -172,8 +172,10 @@ class SplitWriter:
                 "the split has no examples", where=f"{self._dataset}:{self._split}", hint="check the source files"
             )
         ids = np.concatenate([*self._ids, np.empty(0, np.int64)])
-        if len(np.unique(ids)) < len(ids):
-            self._refuse_repeated_ids(ids, pq.read_table(self._unfinished, columns=["id"]))
+        self._ids.clear()
+        ids.sort()  # in place: a split may have millions of ids
+        if (ids[1:] == ids[:-1]).any():
+            self._refuse_repeated_ids(pq.read_table(self._unfinished, columns=["id"]))
         return SplitSummary(
             dataset=self._dataset,
             split=self._split,
@@ -206,13 +208,18 @@ class SplitWriter:
         self._bytes_waiting = waiting.slice(num_ready).nbytes
         self._waiting = [waiting.slice(num_ready)] if self._num_waiting else []
 
-    def _refuse_repeated_ids(self, ids: Int64[np.ndarray, " rows"], table: pa.Table) -> None:
+    def _refuse_repeated_ids(self, table: pa.Table) -> None:
+        ids = _hashes_of_ids(table)
         order = np.argsort(ids, kind="stable")
         second = int(order[1:][np.diff(ids[order]) == 0][0])
         raise DataError(
             "an example cannot be stored: its id occurs twice",
             where=f"{self._dataset}:{self._split} {table['id'][second].as_py()}",
         )
+
+
+def _hashes_of_ids(table: pa.Table) -> Int64[np.ndarray, " rows"]:
+    return np.fromiter(map(hash, table["id"].to_pylist()), np.int64, len(table))
 
 
 def has_columns_of_store(path: Path) -> bool:

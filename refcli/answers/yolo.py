@@ -22,7 +22,8 @@ CLASSES, DATA = "classes.txt", "data.yaml"
 def write_yolo(answers: Iterable[Answer], out: Path, *, min_score: float = 0.0, outlines: bool = False) -> Written:
     """Write `classes.txt` (one expression per line), `data.yaml` and `labels/<image>.txt`.
 
-    With the images in a folder `images` beside `labels`, `data.yaml` is a data set of ultralytics.
+    With the images in a folder `images` beside `labels`, `data.yaml` is a data set of ultralytics. Images of different
+    folders that share a name have numbered label files (`cup.txt`, `cup-2.txt`): rename their copies likewise.
 
     A line is `class cx cy w h`, or with `outlines` `class x y x y ...`: the largest outline of the mask; its holes and
     further parts are lost. Numbers are fractions of the image, clipped to it. The file of an image without a target

@@ -257,6 +257,9 @@ class FinetuneTrainSettings(TrainSettings):
     """At the end, calibrate the head's `existence_threshold` on the validation samples and store it in the weights: of
     the thresholds that accept at least this share of the samples with a referent (T-acc), the one with the largest sum
     of T-acc and N-acc. None keeps the threshold of the head's settings."""
+    calibrate_scores: bool = True
+    """At the end, calibrate the `score_threshold` of a head with several targets (instances) on the validation samples:
+    the one with which the most samples have exactly the right boxes."""
 
 
 class StageHead(Settings):

@@ -16,9 +16,10 @@ from refcli.engine.distributed.world import World
 from refcli.engine.reporting.reporters import Reporter
 from refcli.engine.validation import SCORE
 from refcli.errors import ConfigError
-from refcli.evaluation.calibration import with_threshold
+from refcli.evaluation.calibration import with_score_threshold, with_threshold
 from refcli.evaluation.validation import validate
 from refcli.grounder import Grounder
+from refcli.heads.instances.head import InstancesHead
 from refcli.heads.table import with_head_defaults
 from refcli.recipes.outputs import check_predicts_regions, resolve_outputs
 from refcli.recipes.precision import resolve_precision
@@ -38,7 +39,7 @@ from refcli.recipes.training import (
     training_session,
     unread_text,
 )
-from refcli.recipes.validation import calibrate, check_floors, check_validation, require_metric
+from refcli.recipes.validation import calibrate, calibrate_score, check_floors, check_validation, require_metric
 from refcli.weights.directory import save_weights
 from refcli.weights.tokenizers import load_tokenizer
 from refcli.weights.transfer import start_from, start_head_from
@@ -173,8 +174,8 @@ def _save(trained: nn.Module, data: Data, stage: Stage, stages: list[Stage], rep
     assert isinstance(trained, Grounder)
     model = stage.settings.model
     meta = training_meta(stage.settings) | {"kept": stage.settings.train.keep}
-    head = stages[0].settings.train.init_head
-    meta |= {"init_head": Path(head).name} if head else {}
+    init_head = stages[0].settings.train.init_head
+    meta |= {"init_head": Path(init_head).name} if init_head else {}
     if stage.name:
         meta |= {"stage": stage.name, "steps_of_stages": {one.name: one.settings.train.steps for one in stages}}
         meta |= {"init_weights": training_meta(stages[0].settings)["init_weights"]}
@@ -185,5 +186,19 @@ def _save(trained: nn.Module, data: Data, stage: Stage, stages: list[Stage], rep
         reporter.noted(
             f"existence_threshold {chosen.threshold:.4f}: on the validation samples T-acc {chosen.t_acc:.4f}, "
             f"N-acc {chosen.n_acc:.4f}"
+        )
+    head = trained.head
+    is_last = stage.name == stages[-1].name
+    if isinstance(head, InstancesHead) and is_last and stage.settings.train.calibrate_scores and data.validation:
+        existence_threshold = float(model.head.settings.get("existence_threshold", head.config.existence_threshold))
+        scores = calibrate_score(trained, stage.settings, data, existence_threshold=existence_threshold)
+        model = with_score_threshold(model, head.score_threshold_of(scores.threshold))
+        meta["score_threshold_from"] = {
+            "splits": list(stage.settings.data.validation),
+            "exact_sets": scores.exact_sets,
+        }
+        reporter.noted(
+            f"score_threshold {model.head.settings['score_threshold']:.4f}: exactly the right boxes for "
+            f"{scores.exact_sets:.4f} of the validation samples"
         )
     save_weights(stage.weights, trained, model, meta=meta)

@@ -14,7 +14,7 @@ from refcli.data.training.dataset import GroundingDataset
 from refcli.engine.checkpointing.run_dir import RunDir
 from refcli.engine.validation import read_validations
 from refcli.errors import ConfigError, DataError, GateError, UsageError
-from refcli.evaluation.calibration import Calibrated, calibrate_grounder
+from refcli.evaluation.calibration import Calibrated, CalibratedScores, calibrate_grounder, calibrate_scores
 from refcli.grounder import Grounder
 from refcli.heads.base import has_existence_output
 from refcli.heads.table import head_class, head_settings
@@ -97,6 +97,15 @@ def calibrate(trained: Grounder, settings: FinetuneSettings, data: Data) -> Cali
     assert min_t_acc is not None
     with closing(validation_batches(settings, data)) as batches:
         return calibrate_grounder(trained, batches, min_t_acc=min_t_acc, bf16=settings.train.precision == "bf16")
+
+
+def calibrate_score(
+    trained: Grounder, settings: FinetuneSettings, data: Data, *, existence_threshold: float
+) -> CalibratedScores:
+    """Choose the score threshold of a trained model on the validation samples."""
+    bf16 = settings.train.precision == "bf16"
+    with closing(validation_batches(settings, data)) as batches:
+        return calibrate_scores(trained, batches, existence_threshold=existence_threshold, bf16=bf16)
 
 
 def parse_floors(texts: Sequence[str]) -> dict[str, float]:

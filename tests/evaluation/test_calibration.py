@@ -1,11 +1,12 @@
-"""The existence threshold is the best of those that enough samples with a target pass."""
+"""The existence threshold is the best of those that enough samples with a target pass, the score threshold of all."""
 
 import numpy as np
 import pytest
 
 from refcli.config.schema import HeadChoice, ModelSettings
 from refcli.errors import DataError
-from refcli.evaluation.calibration import calibrate_existence, with_threshold
+from refcli.evaluation.calibration import best_threshold, calibrate_existence, right_thresholds, with_threshold
+from refcli.geometry.boxes import box_iou
 
 
 def accuracies(threshold, existence, has_target):
@@ -41,3 +42,35 @@ def test_a_new_threshold_changes_nothing_else_of_the_settings():
     assert after.head.settings == {"regions": 4, "existence_threshold": 0.25}
     assert after.tower == before.tower
     assert before.head.settings["existence_threshold"] == 0.5
+
+
+def boxes_and_scores(generator):
+    """Up to four answered boxes with scores, most of them near one of up to three true boxes, and a gate."""
+    true = np.array([[30.0 * k, 0.0, 30.0 * k + 20, 20.0] for k in range(generator.integers(0, 4))]).reshape(-1, 4)
+    found = [[200.0, 0.0, 220.0, 20.0]]
+    for box in true:
+        found += [(box + generator.normal(0, 2, 4)).tolist()] * (generator.random() < 0.8)
+    return np.array(found), generator.random(len(found)), true, bool(generator.random() < 0.1)
+
+
+def is_exact(boxes, scores, true, says_none, threshold):
+    """Whether the boxes with a sufficient score are the true ones, box by box: the true boxes are far apart."""
+    kept = [] if says_none else boxes[scores >= threshold]
+    if len(kept) != len(true):
+        return False
+    return all(max(box_iou(tuple(box), tuple(other)) for other in kept) >= 0.5 for box in true.tolist())
+
+
+def test_the_score_threshold_is_as_good_as_any_of_a_fine_grid():
+    generator = np.random.default_rng(4)
+    samples = [boxes_and_scores(generator) for _ in range(80)]
+    ranges = [right_thresholds(scores, boxes, true, says_none=none) for boxes, scores, true, none in samples]
+    grid = np.linspace(0.0005, 0.9995, 1000)
+    for (low, high), (boxes, scores, true, none) in zip(ranges, samples, strict=True):
+        for threshold in grid[::37]:
+            assert (low < threshold <= high) == is_exact(boxes, scores, true, none, threshold)
+    found = best_threshold(np.array(ranges))
+    shares = [np.mean([low < threshold <= high for low, high in ranges]) for threshold in grid]
+    assert found.exact_sets >= max(shares)
+    exact = np.mean([is_exact(boxes, scores, true, none, found.threshold) for boxes, scores, true, none in samples])
+    assert found.exact_sets == pytest.approx(exact)

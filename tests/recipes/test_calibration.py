@@ -16,6 +16,7 @@ from refcli.recipes.finetune import finetune, preview
 from refcli.weights.directory import load_weights
 
 HEADS = {
+    "instances": {"dim": 16, "mask_dim": 8, "heads": 2, "ffn_dim": 16},
     "oneref": {"res": True, "existence": True, "similarity_scale": 10.0},
     "rela": {
         "dim": 16, "heads": 2, "regions": 2, "decoder_layers": 1, "decoder_ffn_dim": 16, "pixel_layers": 0,
@@ -59,7 +60,7 @@ def test_the_threshold_is_chosen_on_the_validation_samples_and_predict_and_evalu
     answers = list(Predictor(str(weights), precision="fp32").predict_many(requests))
     says_none = existence < threshold
     assert all(answer.no_target for answer, none in zip(answers, says_none, strict=True) if none)
-    if head == "oneref":  # which has a box for everything that it lets through
+    if head != "rela":  # which has a box for everything that it lets through
         assert [answer.no_target for answer in answers] == says_none.tolist()
 
     t_acc = np.mean(~says_none[has_target])  # the decision counts, whatever the mask shows
@@ -72,6 +73,21 @@ def test_the_threshold_is_chosen_on_the_validation_samples_and_predict_and_evalu
     assert story["n_acc"] == pytest.approx(np.mean(says_none[~has_target]))
     assert any("existence_threshold" in note for note in reporter.notes)
     assert "existence_threshold" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_the_scores_of_instances_are_shifted_so_that_the_best_threshold_is_that_of_the_field(
+    tmp_path, half_empty, settings
+):
+    reporter = Noting()
+    asked = changed(settings, "instances", "train.steps=6")
+    weights = finetune(asked, store_path=half_empty, out=tmp_path / "run", reporter=reporter)
+
+    loaded = load_weights(str(weights))
+    assert loaded.settings.head.settings["score_threshold"] != 0.5
+    model = ModelSelection(str(weights), precision="fp32")
+    metrics = evaluate_model(SplitSelection(half_empty, ["squares:val"]), model).document["metrics"]
+    assert metrics["squares/val/grec_pr_iou"] == pytest.approx(loaded.meta["score_threshold_from"]["exact_sets"])
+    assert any(note.startswith("score_threshold") for note in reporter.notes)
 
 
 def test_without_the_setting_the_heads_own_threshold_stays(tmp_path, half_empty, settings):

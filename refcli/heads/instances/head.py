@@ -243,6 +243,11 @@ class InstancesHead(Head[InstancesOutput]):
             raw["existence_bce"] = existence_bce(output.existence_logits, targets.exists)
         return {name: loss * getattr(weights, name) for name, loss in raw.items() if getattr(weights, name)}
 
+    def score_threshold_of(self, score: float) -> float:
+        """The value of the setting `score_threshold` with which this predicted score becomes 0.7."""
+        log_odds = _log_odds(score) - _log_odds(FIELD_THRESHOLD) + _log_odds(self.config.score_threshold)
+        return 1 / (1 + math.exp(-log_odds))
+
     def predict(self, output: InstancesOutput) -> Prediction:
         """All queries as targets with their scores; those below `score_threshold` are candidates only."""
         last = output.stages[-1]

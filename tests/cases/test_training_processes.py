@@ -254,7 +254,15 @@ def test_two_consecutive_runs_of_one_identity_have_different_ids(port):
 ANSWERS = {"silent": None, "a web server": b"HTTP/1.1 400 Bad Request\r\n\r\n", "ssh": b"SSH-2.0-x\r\n", "closes": b""}
 
 
-@pytest.mark.parametrize("kind", [*ANSWERS, "another store"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("a web server", "ssh")),
+        "silent",
+        "closes",
+        "another store",
+    ],
+)
 def test_a_port_that_another_program_uses_is_an_error(kind):
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]

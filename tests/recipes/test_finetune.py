@@ -206,6 +206,7 @@ def test_preview_counts_parameters_and_shows_shapes(store, settings):
     assert "images (5, 3, 32, 32)" in text
 
 
+@pytest.mark.slow
 def test_the_command_trains_prints_the_run_and_resumes_with_the_same_settings(tmp_path, store, settings):
     preset, run = tmp_path / "mine.yaml", tmp_path / "run"
     preset.write_text(explain(settings))

@@ -32,7 +32,7 @@ def equal_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "adamw"])
 def test_two_processes_with_half_of_the_batch_equal_one_process_with_all_of_it(small_runs, tmp_path, optimizer):
     """In fp32 only the order of the sums differs. AdamW divides by the size of the gradient, which magnifies that."""
     common = [*PLAIN, f"optim.name={optimizer}", "optim.lr=0.01"]

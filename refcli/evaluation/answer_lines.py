@@ -222,10 +222,12 @@ def _answer_in(line: bytes) -> Answer:
         if isinstance(record.get(key), list) and len(record[key]) > MOST_TARGETS:
             raise DataError(f"more than {MOST_TARGETS:,} {key}")
     answer = answer_from_json(record)
+    masks = [answer.mask]
     for target in (*answer.targets, *(answer.candidates or ())):
-        for mask in (target.mask, target.frame.mask if target.frame else None):
-            if mask is not None:
-                check_run_lengths(mask)
+        masks += [target.mask, target.frame.mask if target.frame else None]
+    for mask in masks:
+        if mask is not None:
+            check_run_lengths(mask)
     return answer
 
 

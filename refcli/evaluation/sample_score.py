@@ -281,10 +281,10 @@ def _size_of(example: Example, answer: Answer) -> tuple[int, int]:
             hint="prepare the data again from the same images; --check-images lists those of another size",
         )
     width, height = (width, height) if width else (max(answer.width, 0), max(answer.height, 0))
-    for target in answer.proposals:
-        if width and height and target.mask is not None and tuple(target.mask.size) != (height, width):
+    for mask in (answer.mask, *(target.mask for target in answer.proposals)):
+        if width and height and mask is not None and tuple(mask.size) != (height, width):
             raise DataError(
-                f"a mask is {target.mask.size[1]} x {target.mask.size[0]}, but the image {width} x {height}",
+                f"a mask is {mask.size[1]} x {mask.size[0]}, but the image {width} x {height}",
                 where=example.id,
                 hint="masks are in pixels of the original image",
             )

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refcli.answers.jsonl import answer_to_json
+from refcli.answers.jsonl import answer_to_json, mask_to_json
 from refcli.contracts.example import Example, Region
 from refcli.contracts.prediction import Answer, Target
 from refcli.data.store.read import Store
@@ -153,6 +153,19 @@ def test_every_rejected_line_is_counted_and_quoted(store, examples, truth_of, wr
     assert sorted(ident for ident, _ in run.splits[0].failures) == missing
     assert run.splits[0].wrong == wrong
     assert len(run.splits[0].scores) == len(examples) - 2
+
+
+def test_a_mask_of_everything_is_scored_and_checked_like_those_of_the_targets(store, examples, truth_of, write_lines):
+    example = next(one for one in examples if one.regions)
+    record = answer_to_json(shifted(truth_of(example), 3, 4))
+    whole = answer_to_json(truth_of(example))["targets"][0]["mask"]
+    assert len(example.regions) == 1
+    other_size = mask_to_json(encode_mask(np.ones((2, 3), dtype=bool)))
+    right = score(write_lines([json.dumps(record | {"mask": whole})]), store).splits[0].scores
+    assert (right.overlaps["image"].intersection == right.overlaps["image"].truth).all()
+    for mask, sort in (({"size": [5, 5], "counts": "000"}, "not a prediction"), (other_size, "wrong size")):
+        run = score(write_lines([json.dumps(record | {"mask": mask})]), store)
+        assert {name: lines.count for name, lines in run.problems["predictions.jsonl"].items()} == {sort: 1}
 
 
 def test_missing_answers_are_left_out_or_wrong_in_all_metrics(store, examples, truth_of, write_lines):

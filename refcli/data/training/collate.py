@@ -51,16 +51,17 @@ class Collate:
                 masks=torch.from_numpy(np.stack([sample.mask for sample in samples])),
                 mask_is_known=torch.tensor([sample.mask_is_known for sample in samples], dtype=torch.bool),
                 exists=torch.tensor([sample.exists for sample in samples], dtype=torch.bool),
-                regions=_padded_regions([sample.regions for sample in samples if sample.regions is not None]),
+                regions=_padded_regions([sample.regions for sample in samples]),
             ),
             ids=tuple(sample.id for sample in samples),
             word_roles=roles,
         )
 
 
-def _padded_regions(samples: Sequence[SampleRegions]) -> Regions | None:
-    """The regions of every sample, padded to the largest number; None without regions."""
-    if not samples:
+def _padded_regions(of_samples: Sequence[SampleRegions | None]) -> Regions | None:
+    """The regions of every sample, padded to the largest number; None unless all samples have theirs."""
+    samples = [regions for regions in of_samples if regions is not None]
+    if len(samples) < len(of_samples):
         return None
     most = max(len(sample.boxes_cxcywh) for sample in samples)
 

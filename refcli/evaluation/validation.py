@@ -55,7 +55,8 @@ class ValidationScores:
 def validate(grounder: Grounder, batches: Iterable[Batch], *, bf16: bool = False) -> dict[str, float]:
     """Score a grounder (in evaluation mode) on one pass over validation batches.
 
-    The best-scored target is compared with the truth if there is a target; masks only if the data set has masks. The
+    The best-scored target is compared with the truth if there is a target, or the mask of everything if the head draws
+    one; masks only if the data set has masks. The
     official metrics in image pixels are those of `refcli evaluate`; these are close enough to choose a checkpoint.
 
     Returns:
@@ -76,6 +77,7 @@ def _add(scores: ValidationScores, prediction: Prediction, batch: Batch) -> None
     truth = batch.targets
     rows = torch.arange(len(truth.exists), device=truth.exists.device)
     best = prediction.scores.argmax(1)
+    has_union = prediction.union_mask_logits is not None
     if prediction.boxes_xyxy is not None and truth.exists.any():
         height, width = batch.images.shape[2:]
         sides = truth.boxes_cxcywh.new_tensor([width, height, width, height])
@@ -84,11 +86,21 @@ def _add(scores: ValidationScores, prediction: Prediction, batch: Batch) -> None
         scores.box_iou.append(ious[truth.exists].cpu())
     has_mask = truth.exists & truth.mask_is_known
     if prediction.mask_logits is not None and has_mask.any():
-        logits = prediction.mask_logits[rows, best][has_mask].float()
+        logits = (_joined_masks(prediction) if has_union else prediction.mask_logits[rows, best])[has_mask].float()
         scores.mask_iou.append(mask_iou_pairs(logits, truth.masks[has_mask]).cpu())
     if prediction.existence is not None:
         states_target = prediction.existence >= prediction.existence_threshold
         scores.existence.append((states_target == truth.exists).float().cpu())
+
+
+def _joined_masks(prediction: Prediction) -> Float[Tensor, "samples mask_height mask_width"]:
+    """The largest logit of the union mask and of the targets in the answer, as `predict` joins them."""
+    assert prediction.union_mask_logits is not None
+    assert prediction.mask_logits is not None
+    least = prediction.scores.amax(1, keepdim=True).clamp(max=prediction.score_threshold)
+    is_kept = (prediction.scores >= least)[:, :, None, None]
+    of_targets = prediction.mask_logits.masked_fill(~is_kept, -torch.inf).amax(1)
+    return torch.maximum(prediction.union_mask_logits, of_targets)
 
 
 def mask_iou_pairs(

@@ -19,7 +19,7 @@ class FixedGrounder(torch.nn.Module):
     def __init__(self, **parts) -> None:
         super().__init__()
         self.anything = torch.nn.Parameter(torch.zeros(1))
-        samples = next(len(value) for value in parts.values() if value is not None)
+        samples = next(len(value) for value in parts.values() if isinstance(value, torch.Tensor))
         empty = {"boxes_xyxy": None, "mask_logits": None, "existence": None, "scores": torch.ones(samples, 1)}
         self.prediction = Prediction(**{**empty, **parts})
 
@@ -51,6 +51,19 @@ def test_boxes_are_scored_in_pixels_of_the_model_frame():
     scores = validate(FixedGrounder(boxes_xyxy=boxes), [make_batch([[0, 0, 4, 4], [0, 0, 4, 8]])])
 
     assert scores == {"box_iou": 0.625, "box_accuracy": 0.5, "score": 0.625}
+
+
+def test_a_mask_of_everything_is_joined_with_the_targets_that_predict_keeps():
+    masks = torch.full((1, 3, SIDE, SIDE), -1.0)
+    masks[0, 0, :2], masks[0, 1, 2:4], masks[0, 2, 4:6] = 1.0, 1.0, 1.0
+    union = torch.full((1, SIDE, SIDE), -1.0)
+    union[0, 6:] = 1.0
+    truth = torch.ones(1, SIDE, SIDE, dtype=torch.bool)
+    for scores, share in (([0.9, 0.8, 0.1], 6 / 8), ([0.1, 0.2, 0.3], 4 / 8)):
+        parts = {"scores": torch.tensor([scores]), "score_threshold": 0.7, "union_mask_logits": union}
+        found = validate(FixedGrounder(mask_logits=masks, **parts), [make_batch([[0, 0, 8, 8]], masks=truth)])
+
+        assert found["mask_iou"] == share
 
 
 def test_exactly_half_is_a_hit_as_in_the_official_figures():

@@ -28,6 +28,8 @@ VIEWS = {
     "html": "refcli.inference.notebook:answer_html",
 }
 """View of an answer -> the function of a higher layer that makes it, imported on first use."""
+SCORE_THRESHOLD = 0.7
+"""Lowest score of the boxes that GREC counts (the published gRefCOCO evaluator)."""
 NoTargetSource: TypeAlias = Literal["existence", "mask", "min_score"]
 """The reason for "no target": the system's existence score, an empty mask, or no target with the requested score."""
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from refcli.contracts.prediction import SCORE_THRESHOLD
 from refcli.data.reading.json_files import parse_json
 from refcli.errors import DataError
 from refcli.evaluation.mask_frames import FRAMES
@@ -29,7 +30,6 @@ from refcli.evaluation.sample_columns import (
     gated_table,
     overlap_columns,
 )
-from refcli.evaluation.sample_score import SCORE_THRESHOLD
 from refcli.files import write_atomically
 
 PER_SAMPLE = "per_sample.parquet"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refcli.contracts.example import RLE, Example
-from refcli.contracts.prediction import Answer, FramedTarget, Target
+from refcli.contracts.prediction import SCORE_THRESHOLD, Answer, FramedTarget, Target
 from refcli.errors import DataError
 from refcli.evaluation.box_matches import (
     NO_MATCHES,
@@ -27,8 +27,6 @@ from refcli.geometry.boxes import BoxXYXY, box_area, box_iou, enclosing_box, is_
 from refcli.geometry.frame import Frame
 from refcli.geometry.masks import mask_iou_matrix, subtract_masks, union_masks
 
-SCORE_THRESHOLD = 0.7
-"""Lowest score of the boxes that GREC counts (the published gRefCOCO evaluator)."""
 MOST_DETECTIONS = 100
 """Boxes of a sample that COCO counts, the best scores first."""
 ONEREF_SIDE = 384

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from refcli.config.schema import InnerWidth, NumHeads, Settings, TowerSettings, Width
 from refcli.contracts.batch import Targets
-from refcli.contracts.prediction import Prediction
+from refcli.contracts.prediction import SCORE_THRESHOLD, Prediction
 from refcli.errors import ConfigError
 from refcli.geometry.box_tensors import cxcywh_to_xyxy
 from refcli.heads.base import Head, Learned, OutputName
@@ -40,8 +40,6 @@ INITIAL_CENTRE_BIAS = -2.19
 """The centre map starts at a probability of 0.1 everywhere (CenterNet)."""
 LEAST_WEIGHT = 1e-6
 """Keeps weighted means finite where all weights vanish, and logits where a score is 0 or 1."""
-FIELD_THRESHOLD = 0.7
-"""Lowest score of the boxes that GREC counts (the published gRefCOCO evaluator)."""
 
 
 class InstancesLossWeights(Settings):
@@ -245,7 +243,7 @@ class InstancesHead(Head[InstancesOutput]):
 
     def score_threshold_of(self, score: float) -> float:
         """The value of the setting `score_threshold` with which this predicted score becomes 0.7."""
-        log_odds = _log_odds(score) - _log_odds(FIELD_THRESHOLD) + _log_odds(self.config.score_threshold)
+        log_odds = _log_odds(score) - _log_odds(SCORE_THRESHOLD) + _log_odds(self.config.score_threshold)
         return 1 / (1 + math.exp(-log_odds))
 
     def predict(self, output: InstancesOutput) -> Prediction:
@@ -256,14 +254,14 @@ class InstancesHead(Head[InstancesOutput]):
         scores = last.score_logits.sigmoid()
         existence = None if output.existence_logits is None else output.existence_logits.sigmoid()
         scores = scores if existence is None else scores * existence[:, None]
-        shift = _log_odds(FIELD_THRESHOLD) - _log_odds(self.config.score_threshold)
+        shift = _log_odds(SCORE_THRESHOLD) - _log_odds(self.config.score_threshold)
         return Prediction(
             boxes_xyxy=cxcywh_to_xyxy(last.boxes_cxcywh).clamp(0, 1) * scale,
             scores=(torch.logit(scores, eps=LEAST_WEIGHT) + shift).sigmoid(),
             mask_logits=output.mask_logits,
             existence=existence,
             existence_threshold=self.config.existence_threshold,
-            score_threshold=FIELD_THRESHOLD,
+            score_threshold=SCORE_THRESHOLD,
             union_mask_logits=output.union_mask_logits,
         )
 
